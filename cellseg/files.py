@@ -1,0 +1,91 @@
+"""Files that are whole or absent: written beside, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cellseg.errors import InputError
+
+
+@contextlib.contextmanager
+def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a new file that becomes `path` when the block ends without an exception.
+
+    Until then `path` stays what it was, and a killed process leaves it so. Missing
+    parent folders are made. Text is UTF-8.
+
+    Raises
+    ------
+    InputError
+        If the file can't be written: no right to, a full disk, a folder of that name.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # mkstemp makes the file private; give it the rights of any new file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(descriptor, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{path}: can't be written ({reason}); make room or choose another place"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
+    """Write `value` as JSON, whole or not at all. NaN and infinity are refused."""
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    with write_atomic(path) as file:
+        file.write(text + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it is to the user, for the error's text: "annotations", "test list".
+    remedy
+        What to do if it isn't there or isn't JSON.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unreadable or not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, but the {what} should be there; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}), but the {what} should be; {remedy}") from None

@@ -1,0 +1,1 @@
+"""From results and annotations to pictures."""

@@ -1,0 +1,198 @@
+"""COCO run-length encoding of many masks at once.
+
+A COCO RLE is a dict `{"size": [height, width], "counts": str}`. Its counts are the
+lengths of the runs of 0 and 1 in column-major order, beginning with a run of 0, each
+written in base 32 as its difference to the count two before it
+(`pycocotools`, common/maskApi.c, rleToString).
+
+Everything here goes through *runs*: column-major positions `[start, end)` of the
+pixels of each mask. Runs cost what the outlines of the cells cost, not what the
+image costs, and hundreds of masks are encoded in one pass of numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RLE = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The pixels of N masks of one image, as runs in column-major order.
+
+    Attributes
+    ----------
+    size
+        Height and width of the image in pixels.
+    starts, ends
+        int64 arrays `(R,)`: run r covers the positions `[starts[r], ends[r])`, where
+        the pixel in row y and column x stands at `x * height + y`. The runs of one
+        mask stand together, rising, and don't touch one another.
+    offsets
+        int64 array `(N + 1,)`: mask n has the runs `offsets[n]` to `offsets[n + 1]`.
+    """
+
+    size: tuple[int, int]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def runs_of_labels(labels: NDArray[Any]) -> tuple[NDArray[Any], Runs]:
+    """Find the runs of every instance of a label map in one pass.
+
+    Parameters
+    ----------
+    labels
+        `(H, W)` array of any number type; 0 is background, each other value one
+        instance, in however many pieces. NaN counts as a value of its own, pixel by
+        pixel, so that a caller who looks at the values sees it.
+
+    Returns
+    -------
+    values
+        `(N,)` the labels other than 0, rising, with the dtype of `labels`.
+    runs
+        Their N masks.
+    """
+    height, width = labels.shape
+    if labels.size == 0:
+        empty = np.zeros(0, np.int64)
+        return labels.reshape(-1), Runs((height, width), empty, empty, np.zeros(1, np.int64))
+    # A run begins where a pixel differs from the one above it. The first row is left
+    # to itself here: runs that go on from the foot of one column to the head of the
+    # next are joined below, among the few runs instead of over all pixels.
+    border = np.empty((height, width), bool)
+    border[0] = True
+    np.not_equal(labels[1:], labels[:-1], out=border[1:])
+    at = np.flatnonzero(border)
+    rows, columns = np.divmod(at, width)
+    starts = columns * height + rows
+    order = np.argsort(starts)
+    starts = starts[order]
+    values = labels.reshape(-1)[at[order]]
+    ends = np.append(starts[1:], height * width)
+
+    cell = values != 0
+    starts, ends, values = starts[cell], ends[cell], values[cell]
+    order = np.argsort(values, kind="stable")
+    starts, ends, values = starts[order], ends[order], values[order]
+
+    new_mask = np.append(True, values[1:] != values[:-1])[: len(values)]
+    head = new_mask | np.append(True, starts[1:] != ends[:-1])[: len(values)]
+    first = np.flatnonzero(head)
+    last = np.append(first[1:], len(values))[: len(first)] - 1
+    offsets = np.append(np.flatnonzero(new_mask[first]), len(first))
+    unique = values[first][new_mask[first]]
+    return unique, Runs((height, width), starts[first], ends[last], offsets)
+
+
+def encode(runs: Runs) -> list[RLE]:
+    """Encode every mask as a compressed COCO RLE, `counts` a str.
+
+    Equal to `pycocotools.mask.encode` of each full mask, byte for byte.
+    """
+    height, width = runs.size
+    total = height * width
+    n_runs = np.diff(runs.offsets)
+    # Counts of mask n: (gap, run) for each of its runs, then the zeros after the last
+    # run, unless it ends with the image. A mask with no pixel is one run of zeros.
+    last_end = np.zeros(len(runs), np.int64)
+    has_runs = n_runs > 0
+    last_end[has_runs] = runs.ends[runs.offsets[1:][has_runs] - 1]
+    tail = (last_end < total) | ~has_runs
+    n_counts = 2 * n_runs + tail
+    bounds = np.append(0, np.cumsum(n_counts))
+
+    counts = np.empty(bounds[-1], np.int64)
+    previous_end = np.append(0, runs.ends[:-1])[: len(runs.ends)]
+    previous_end[runs.offsets[:-1][has_runs]] = 0
+    place = 2 * np.arange(len(runs.starts)) + np.repeat(bounds[:-1] - 2 * runs.offsets[:-1], n_runs)
+    counts[place] = runs.starts - previous_end
+    counts[place + 1] = runs.ends - runs.starts
+    counts[bounds[1:][tail] - 1] = total - last_end[tail]
+
+    text, ends = _compress(counts, bounds)
+    return [
+        {"size": [height, width], "counts": text[begin:end]}
+        for begin, end in zip(np.append(0, ends[:-1]).tolist(), ends.tolist(), strict=False)
+    ]
+
+
+def _compress(counts: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+    """Write the counts of all masks as one string; also where each mask's part ends."""
+    # From the fourth count of a mask on, the difference to the count two before it.
+    index = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
+    delta = counts.copy()
+    later = np.flatnonzero(index > 2)
+    delta[later] -= counts[later - 2]
+    # Groups of five bits, lowest first, until what is left is the sign of the last one.
+    magnitude = np.where(delta < 0, ~delta, delta)
+    n_chars = np.ones(len(delta), np.int64)
+    bits = 4
+    while (more := magnitude >> bits != 0).any():
+        n_chars += more
+        bits += 5
+    ends = np.cumsum(n_chars)
+    owner = np.repeat(np.arange(len(delta)), n_chars)
+    digit = np.arange(len(owner)) - np.repeat(ends - n_chars, n_chars)
+    chars = (delta[owner] >> (5 * digit)) & 31
+    chars[digit < n_chars[owner] - 1] |= 32
+    text = (chars + 48).astype(np.uint8).tobytes().decode("ascii")
+    return text, np.append(0, ends)[bounds[1:]]
+
+
+def areas(runs: Runs) -> NDArray[np.int64]:
+    """`(N,)` int64: the number of pixels of each mask."""
+    return _sum(runs.ends - runs.starts, runs.offsets)
+
+
+def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    total = np.append(0, np.cumsum(values))
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def boxes_xyxy(runs: Runs) -> NDArray[np.int64]:
+    """`(N, 4)` int64: the tight box of each mask, XYXY in pixels, right and bottom exclusive.
+
+    A mask with no pixel has the box 0, 0, 0, 0.
+    """
+    height = runs.size[0]
+    boxes = np.zeros((len(runs), 4), np.int64)
+    if not len(runs.starts):
+        return boxes
+    left, top = np.divmod(runs.starts, height)
+    right, bottom = np.divmod(runs.ends - 1, height)
+    # A run over several columns holds a column's foot and the next one's head.
+    wraps = left != right
+    top = np.where(wraps, 0, top)
+    bottom = np.where(wraps, height - 1, bottom)
+    some = np.diff(runs.offsets) > 0
+    at = runs.offsets[:-1][some]
+    boxes[some, 0] = np.minimum.reduceat(left, at)
+    boxes[some, 1] = np.minimum.reduceat(top, at)
+    boxes[some, 2] = np.maximum.reduceat(right, at) + 1
+    boxes[some, 3] = np.maximum.reduceat(bottom, at) + 1
+    return boxes
+
+
+def xyxy_to_xywh(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Turn `(N, 4)` boxes from XYXY (exclusive right and bottom) into XYWH, the JSON form."""
+    boxes = np.array(boxes, copy=True)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
+
+
+def xywh_to_xyxy(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Turn `(N, 4)` boxes from XYWH, the JSON form, into XYXY (exclusive right and bottom)."""
+    boxes = np.array(boxes, copy=True)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

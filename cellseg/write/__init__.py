@@ -1,0 +1,1 @@
+"""From `Predictions` to the files that others take."""

@@ -1,0 +1,46 @@
+"""What every command of the project shares: how it starts, how it fails, where things are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cellseg.errors import InputError
+
+PROJECT = Path(__file__).resolve().parent
+DATA = PROJECT / "nycu-hw3-data"
+RUNS = PROJECT / "tensorboard"
+
+
+def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
+    """Run a command's `main` and leave with its exit code.
+
+    What the user can mend (`InputError`) is one line on stderr and exit code 2;
+    Ctrl-C is one line and 130. Anything else is a bug and keeps its traceback.
+    """
+    command = Path(sys.argv[0]).name
+    try:
+        code = main(None)
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"\n{command}: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output went away (`… | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Give a path as short as the user can still type it: relative to here where it lies below."""
+    path = Path(path).absolute()
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
