@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cellseg.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent
 DATA = PROJECT / "nycu-hw3-data"
 RUNS = PROJECT / "tensorboard"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other error of the project.
+
+    `description` says what the command does, `example` shows it at work.
+    """
+
+    def __init__(self, description: str, example: str) -> None:
+        super().__init__(
+            description=description,
+            epilog=f"Example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help explains every flag)")
 
 
 def run_command(main: Callable[[Sequence[str] | None], int]) -> None:

@@ -12,6 +12,7 @@ image costs, and hundreds of masks are encoded in one pass of numpy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,118 @@ def _compress(counts: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[str
     chars[digit < n_chars[owner] - 1] |= 32
     text = (chars + 48).astype(np.uint8).tobytes().decode("ascii")
     return text, np.append(0, ends)[bounds[1:]]
+
+
+def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
+    """Read the compressed COCO RLEs of one image, `counts` a str or bytes.
+
+    Parameters
+    ----------
+    rles
+        N masks.
+    size
+        Height and width of the image; without it, those of the first mask.
+
+    Raises
+    ------
+    ValueError
+        If a mask has another size than the image, or its counts are not those of an
+        RLE of this size. The message begins with the mask's index.
+    """
+    if size is None:
+        size = (int(rles[0]["size"][0]), int(rles[0]["size"][1])) if rles else (0, 0)
+    total = size[0] * size[1]
+    texts = []
+    for index, rle in enumerate(rles):
+        if tuple(rle["size"]) != tuple(size):
+            raise ValueError(f"{index}: size {list(rle['size'])}, expected {list(size)}")
+        counts = rle["counts"]
+        texts.append(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
+    n_chars = np.array([len(text) for text in texts], np.int64)
+    counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars)
+
+    bounds = np.append(0, np.cumsum(n_counts))
+    wrong = np.flatnonzero((_sum(counts, bounds) != total) | (_sum(counts < 0, bounds) > 0))
+    if len(wrong):
+        raise ValueError(f"{wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels")
+    ends = np.cumsum(counts) - np.repeat(total * np.arange(len(rles)), n_counts)
+    odd = (np.arange(len(counts)) - np.repeat(bounds[:-1], n_counts)) % 2 == 1
+    keep = odd & (counts > 0)
+    owner = np.repeat(np.arange(len(rles)), n_counts)[keep]
+    ends = ends[keep]
+    starts = ends - counts[keep]
+    # Other programs may write runs of no zeros; join what touches.
+    first = np.append(True, (starts[1:] != ends[:-1]) | (owner[1:] != owner[:-1]))[: len(owner)]
+    last = np.append(first[1:], True)[: len(owner)]
+    offsets = np.searchsorted(owner[first], np.arange(len(rles) + 1))
+    return Runs((size[0], size[1]), starts[first], ends[last], offsets)
+
+
+def _decompress(
+    chars: NDArray[np.uint8], n_chars: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read the counts of all masks from their joined text; also how many each mask has."""
+    owner_of_char = np.repeat(np.arange(len(n_chars)), n_chars)
+    value = chars.astype(np.int64) - 48
+    last = (value & 32) == 0
+    char_ends = np.cumsum(n_chars)
+    # A text that breaks off within a count, holds a character that isn't one, or has a
+    # count of more than the 12 characters that 60 bits take.
+    digits = np.diff(np.append(-1, np.flatnonzero(last)))
+    bad = (value < 0) | (value > 63)
+    bad[char_ends[n_chars > 0] - 1] |= ~last[char_ends[n_chars > 0] - 1]
+    if bad.any() or (digits > 12).any():
+        at = np.flatnonzero(bad)[0] if bad.any() else np.flatnonzero(last)[digits > 12][0]
+        raise ValueError(f"{owner_of_char[at]}: the counts are not a COCO RLE string")
+    if not len(chars):
+        return np.zeros(0, np.int64), np.zeros(len(n_chars), np.int64)
+
+    count_ends = np.flatnonzero(last) + 1
+    count_starts = count_ends - digits
+    place = np.arange(len(chars)) - np.repeat(count_starts, digits)
+    delta = np.add.reduceat((value & 31) << (5 * place), count_starts)
+    negative = value[count_ends - 1] & 16 != 0
+    delta[negative] -= 1 << (5 * digits[negative])
+
+    owner = owner_of_char[count_starts]
+    n_counts = np.bincount(owner, minlength=len(n_chars))
+    starts = np.cumsum(n_counts) - n_counts
+    index = np.arange(len(delta)) - starts[owner]
+    # Undo the differences: a running sum over every second count, from the second and
+    # the third count of each mask on. The first stands alone.
+    chain = 2 * owner + index % 2
+    order = np.argsort(chain + (index == 0) * -0.5, kind="stable")
+    chained, values = chain[order], delta[order]
+    head = np.append(True, chained[1:] != chained[:-1]) | (index[order] == 2)
+    sums = np.cumsum(values)
+    before = (sums - values)[head]
+    counts = np.empty_like(delta)
+    counts[order] = sums - np.repeat(before, np.diff(np.append(np.flatnonzero(head), len(values))))
+    return counts, n_counts
+
+
+def crop_mask(runs: Runs, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw one mask in its own box.
+
+    Returns
+    -------
+    box
+        `(4,)` int64: its tight box, XYXY in pixels, right and bottom exclusive.
+    mask
+        `(bottom - top, right - left)` bool.
+    """
+    begin, end = runs.offsets[index], runs.offsets[index + 1]
+    one = Runs(runs.size, runs.starts[begin:end], runs.ends[begin:end], np.array([0, end - begin]))
+    box = boxes_xyxy(one)[0]
+    width, height = box[2] - box[0], box[3] - box[1]
+    column, row = np.divmod(one.starts, max(runs.size[0], 1))
+    # A run over several columns only occurs where the box is as high as the image, so
+    # that a run stays in one piece here too.
+    start = (column - box[0]) * height + row - box[1]
+    change = np.zeros(width * height + 1, np.int8)
+    change[start] += 1
+    change[start + one.ends - one.starts] -= 1
+    return box, np.cumsum(change[:-1], dtype=np.int8).astype(bool).reshape(width, height).T
 
 
 def areas(runs: Runs) -> NDArray[np.int64]:
