@@ -1,0 +1,478 @@
+"""Synthetic H&E tissue with its truth, in the homework's layout and formats.
+
+It is for trying the whole way of the data where there is no data, no GPU and no
+network, and for tests; not for learning anything about real tissue. Four kinds of
+cells stand in for the homework's four classes and differ in size, shape and stain:
+
+1. epithelial: large oval nuclei, pale, with clumped chromatin and a dark rim, packed
+   side by side in nests;
+2. lymphocyte: small, round, very dark;
+3. neutrophil: a few small dark lobes, joined or apart, in pink cytoplasm;
+4. macrophage: large pale foamy cells, oval to kidney-shaped, with a nucleus inside.
+
+Pictures are made in optical density: each pixel holds an amount of haematoxylin and
+one of eosin, and light passes through both by the law of Beer and Lambert, with the
+stain vectors of Ruifrok & Johnston (Analytical and Quantitative Cytology and
+Histology 23(4), 2001, 291-299).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cellseg.errors import InputError
+
+Floats = NDArray[np.float32]
+
+# Optical density of one unit of each stain in red, green, blue (Ruifrok & Johnston).
+HAEMATOXYLIN = (0.65, 0.70, 0.29)
+EOSIN = (0.07, 0.99, 0.11)
+
+# Median area in pixels of the homework's cells, class by class.
+MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
+# Part of each class among the cells. In the homework neutrophils and macrophages are
+# two in a hundred each; a small set needs more of them to show anything.
+MIX = (0.35, 0.35, 0.15, 0.15)
+# Chance that a cell is set beside an earlier one of its class.
+_CLUSTERING = (0.6, 0.45, 0.15, 0.2)
+
+# Height, width of the images of a set, in turn.
+SIZES = ((160, 192), (192, 160), (144, 208), (176, 176), (208, 128), (128, 224))
+
+MARKER = "synthetic.json"
+
+
+def draw_tissue(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    cells_per_megapixel: float = 1000,
+    scale: float = 0.6,
+    mix: Sequence[float] = MIX,
+) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
+    """Draw one image of tissue and the truth of its cells.
+
+    Parameters
+    ----------
+    height, width
+        Size in pixels, from 1 x 1.
+    rng
+        Where chance comes from; the same state gives the same picture.
+    cells_per_megapixel
+        Cells for each million pixels. Crowded tissue may get fewer: a cell that finds
+        no room in 40 tries is left out.
+    scale
+        Length of everything relative to the homework's images; areas go with its
+        square. Below 1, a small image holds many cells.
+    mix
+        Relative frequency of each of the four classes. One of 0 doesn't occur.
+
+    Returns
+    -------
+    image
+        `(height, width, 3)` uint8 RGB.
+    labels
+        Four label maps `(height, width)` int32, one a class: 0 is background, each
+        other value one cell. Values run on across the classes (class 1 has 1…n, class
+        2 begins with n + 1). No pixel is in two cells. A cell may be cut by the
+        image's edge, have a hole, or be in several pieces.
+
+    Raises
+    ------
+    ValueError
+        If a size is below 1, a number is negative or `mix` isn't four weights.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"an image of {height} x {width} pixels can't be drawn")
+    if not (scale > 0 and cells_per_megapixel >= 0):
+        raise ValueError(f"{scale=} must be above 0 and {cells_per_megapixel=} not below 0")
+    weights = np.asarray(mix, float)
+    if weights.shape != (4,) or not (weights >= 0).all() or not weights.sum() > 0:
+        raise ValueError(f"{mix=} must be four weights, none below 0 and not all 0")
+
+    tissue = _Tissue(height, width, rng, scale)
+    n_cells = int(cells_per_megapixel * height * width / 1e6 + rng.random())
+    # The largest first, so that there is room for them.
+    wanted = rng.choice(4, n_cells, p=weights / weights.sum())
+    for kind in sorted(wanted.tolist(), key=lambda kind: -MEDIAN_AREAS[kind]):
+        tissue.place(kind)
+    return tissue.photograph(), tissue.label_maps()
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, size: float) -> Floats:
+    """`(height, width)` smooth noise of mean 0 and deviation near 1, with spots of `size` px."""
+    # Blurred white noise on a coarse grid, enlarged: as smooth as a wide blur, far cheaper.
+    step = max(1, round(size / 3))
+    grid = rng.standard_normal((height // step + 4, width // step + 4), np.float32)
+    sigma = max(size / step / 2, 0.5)
+    grid = cv2.GaussianBlur(grid, (0, 0), sigma) * np.float32(2 * sigma * np.sqrt(np.pi))
+    if step > 1:
+        grid = cv2.resize(grid, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
+    begin = step + step // 2
+    return np.ascontiguousarray(grid[begin : begin + height, begin : begin + width])
+
+
+def _ramp(value: Floats, low: float, high: float) -> Floats:
+    """0 below `low`, 1 above `high`, a straight line between."""
+    return np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+class _Tissue:
+    """Two maps of stain and one of cells, filled cell by cell, each in its own box."""
+
+    def __init__(self, height: int, width: int, rng: np.random.Generator, scale: float) -> None:
+        self.rng = rng
+        self.scale = scale
+        self.size = height, width
+        self.cells = np.zeros((height, width), np.int32)
+        self.kinds: list[int] = []
+        # y, x and radius of the cells of each kind, for their neighbours to come.
+        self.placed: list[list[tuple[float, float, float]]] = [[], [], [], []]
+
+        def noise(size: float) -> Floats:
+            return _noise(rng, height, width, size * scale)
+
+        # Where epithelium, stroma and empty glass are, with ragged borders.
+        ragged = 0.12 * noise(14)
+        self.nest = _ramp(noise(150) + ragged, 0.1, 0.3)
+        self.glass = _ramp(noise(110) + ragged, 1.5, 1.7)
+        self.chromatin = noise(5)
+        self.foam = noise(9)
+        mottle = noise(30)
+        fibres = self._fibres(noise(90))
+        grain = noise(4)
+
+        stroma_eosin = 0.2 + 0.09 * fibres + 0.03 * mottle + 0.02 * grain
+        stroma_haematoxylin = 0.09 + 0.03 * fibres + 0.02 * mottle
+        nest_eosin = 0.24 + 0.04 * mottle + 0.03 * self.foam + 0.02 * grain
+        nest_haematoxylin = 0.2 + 0.03 * mottle + 0.03 * self.foam
+        tissue = 1 - self.glass
+        self.eosin = tissue * (stroma_eosin + self.nest * (nest_eosin - stroma_eosin))
+        self.haematoxylin = tissue * (
+            stroma_haematoxylin + self.nest * (nest_haematoxylin - stroma_haematoxylin)
+        )
+        # Tissue is a little denser where it ends.
+        self.eosin += 0.5 * self.glass * tissue
+
+    def _fibres(self, bends: Floats) -> Floats:
+        """Bundles of wavy strands that run one way, `(H, W)`, deviation near 1."""
+        height, width = self.size
+        y = np.arange(height, dtype=np.float32)[:, None] / np.float32(self.scale)
+        x = np.arange(width, dtype=np.float32)[None] / np.float32(self.scale)
+        angle = self.rng.uniform(0, np.pi)
+        across = x * np.float32(-np.sin(angle)) + y * np.float32(np.cos(angle)) + 22 * bends
+        along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)) + 10 * bends
+        strands = _noise(self.rng, 512, 512, 5)
+        return cv2.remap(
+            strands, along / 9, across / np.float32(1.4), cv2.INTER_LINEAR, None, cv2.BORDER_WRAP
+        )
+
+    def place(self, kind: int) -> None:
+        """Add a cell of class `kind` (0…3) where there is room, or none."""
+        rng, (height, width) = self.rng, self.size
+        area = MEDIAN_AREAS[kind] * self.scale**2 * np.exp(rng.normal(0, 0.25))
+        radius = float(np.sqrt(area / np.pi))
+        half, depth = _shape(kind, radius, rng)
+        total = np.count_nonzero(depth > 0)
+        for attempt in range(40):
+            y, x = (
+                rng.uniform(-radius / 2, height + radius / 2),
+                rng.uniform(-radius / 2, width + radius / 2),
+            )
+            neighbours = self.placed[kind]
+            if neighbours and rng.random() < _CLUSTERING[kind]:
+                y, x, other = neighbours[rng.integers(len(neighbours))]
+                angle = rng.uniform(0, 2 * np.pi)
+                distance = (radius + other) * rng.uniform(0.92, 1.08)
+                y, x = y + distance * np.sin(angle), x + distance * np.cos(angle)
+            top, left = round(y) - half, round(x) - half
+            box = (
+                slice(max(top, 0), min(top + depth.shape[0], height)),
+                slice(max(left, 0), min(left + depth.shape[1], width)),
+            )
+            if box[0].start >= box[0].stop or box[1].start >= box[1].stop:
+                continue
+            seen = depth[
+                box[0].start - top : box[0].stop - top, box[1].start - left : box[1].stop - left
+            ]
+            centre = min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)
+            # Epithelial cells keep to the nests and the others out of them, mostly; where
+            # an image has no such place they take what there is.
+            at_home = (self.nest[centre] > 0.5) == (kind == 0) and self.glass[centre] < 0.2
+            if not at_home and attempt < 25 and rng.random() < 0.95:
+                continue
+            inside = seen > 0
+            free = inside & (self.cells[box] == 0)
+            n_inside, n_free = np.count_nonzero(inside), np.count_nonzero(free)
+            if n_inside < 0.12 * total or n_free < 0.88 * n_inside or n_free == 0:
+                continue
+            self._stain(kind, box, seen, radius)
+            self.kinds.append(kind)
+            self.cells[box][free] = len(self.kinds)
+            self.placed[kind].append((y, x, radius))
+            return
+
+    def _stain(self, kind: int, box: tuple[slice, slice], depth: Floats, radius: float) -> None:
+        """Stain a cell whose pixels lie `depth` px within its outline (outside: below 0)."""
+        rng, unit = self.rng, self.scale
+        haematoxylin, eosin = self.haematoxylin[box], self.eosin[box]
+        chromatin = self.chromatin[box]
+        room = self.cells[box] == 0
+        strength = rng.normal(1, 0.08)
+
+        def paint(cover: Floats, h: Any, e: Any) -> None:
+            cover = cover * room
+            haematoxylin[:] += cover * (h - haematoxylin)
+            eosin[:] += cover * (e - eosin)
+
+        body = _ramp(depth, -0.5, 0.5)
+        rim = np.exp(-np.square(depth / np.float32(2.2 * unit)))
+        if kind == 0:
+            clumps = _ramp(chromatin, 0.5, 1.6)
+            h = strength * (0.42 + 0.06 * chromatin + 0.3 * clumps + 0.3 * rim)
+            paint(body, h, 0.18)
+        elif kind == 1:
+            paint(0.5 * _ramp(depth, -3 * unit, 0), 0.12, 0.12)
+            paint(body, strength * (1.15 + 0.12 * chromatin), 0.3)
+        elif kind == 2:
+            paint(0.8 * _ramp(depth, -8 * unit, -5 * unit), 0.06, 0.5)
+            paint(body, strength * (0.9 + 0.1 * chromatin + 0.1 * rim), 0.5)
+        else:
+            paint(0.6 * _ramp(depth, -3 * unit, 0), 0.03, 0.04)
+            vacuoles = _ramp(self.foam[box], 0.1, 0.8)
+            paint(
+                body,
+                0.2 + 0.03 * chromatin - 0.14 * vacuoles + 0.12 * rim,
+                0.17 - 0.12 * vacuoles + 0.06 * rim,
+            )
+            nucleus = _ramp(depth, 0.5 * radius - 0.5, 0.5 * radius + 0.5)
+            paint(nucleus, strength * (0.6 + 0.08 * chromatin), 0.2)
+
+    def photograph(self) -> NDArray[np.uint8]:
+        """Shine light through the stains: `(H, W, 3)` uint8 RGB."""
+        rng = self.rng
+        # Slides differ a little in their dyes and in how long they lay in them.
+        stains = np.array([HAEMATOXYLIN, EOSIN]) * rng.normal(1, 0.04, (2, 3))
+        stains *= rng.normal(1, 0.08, (2, 1))
+        density = np.stack([self.haematoxylin, self.eosin], axis=-1).clip(0) @ stains.astype("f4")
+        # The lens softens; the sensor adds grain.
+        density = cv2.GaussianBlur(density, (0, 0), 0.7).reshape(*self.size, 3)
+        light = 245 * np.exp(-density)
+        light += rng.normal(0, 1.5, light.shape).astype(np.float32)
+        return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+
+    def label_maps(self) -> list[NDArray[np.int32]]:
+        """Number the cells class by class; one `(H, W)` int32 label map for each of the four."""
+        kinds = np.array([-1, *self.kinds])
+        maps = []
+        number = 1
+        for kind in range(4):
+            members = np.flatnonzero(kinds == kind)
+            table = np.zeros(len(kinds), np.int32)
+            table[members] = np.arange(number, number + len(members))
+            number += len(members)
+            maps.append(table[self.cells])
+        return maps
+
+
+def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Floats]:
+    """Shape of a cell with the area of a disc of `radius` px.
+
+    Returns the half-width of its box and a `(2 half + 1, 2 half + 1)` map: about how
+    many pixels a point lies within the outline, below 0 outside.
+    """
+    half = int(np.ceil(2.4 * radius)) + 4
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    y -= np.float32(rng.uniform(-0.5, 0.5))
+    x -= np.float32(rng.uniform(-0.5, 0.5))
+    if kind == 2:
+        return half, _lobes(y, x, radius, rng)
+    elongation, bend, wobble = (
+        (rng.uniform(1.15, 1.7), rng.uniform(0, 0.1), 0.05),
+        (rng.uniform(1.0, 1.15), 0.0, 0.03),
+        (1.0, 0.0, 0.0),
+        (rng.uniform(1.1, 1.6), rng.uniform(0, 0.35), 0.07),
+    )[kind]
+    angle = rng.uniform(0, 2 * np.pi)
+    u = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(elongation)
+    v = (y * np.cos(angle) - x * np.sin(angle)) * np.sqrt(elongation)
+    # Shifting each column bends an oval into a kidney and keeps its area.
+    v = v - bend * (np.square(u) / radius - radius / 4) * elongation
+    theta = np.arctan2(v, u)
+    edge = np.ones_like(u)
+    for waves in (2, 3, 4, 5):
+        edge += rng.normal(0, wobble / np.sqrt(waves)) * np.cos(
+            waves * theta + rng.uniform(0, 2 * np.pi)
+        )
+    depth = (radius * edge - np.hypot(u, v)).astype(np.float32)
+    if kind == 0 and rng.random() < 0.03:
+        depth = np.minimum(depth, np.hypot(u, v) - np.float32(0.3 * radius))
+    return half, depth
+
+
+def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Floats:
+    """Depth map of two to four lobes in a chain that curls, some of them apart."""
+    n_lobes = int(rng.integers(2, 5))
+    lobe = radius / np.sqrt(n_lobes)
+    heading, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
+    centres = [(0.0, 0.0)]
+    for _ in range(n_lobes - 1):
+        step = lobe * rng.uniform(1.5, 2.25)
+        last = centres[-1]
+        centres.append((last[0] + step * np.sin(heading), last[1] + step * np.cos(heading)))
+        heading += turn * rng.uniform(0.9, 1.5)
+    middle = np.mean(centres, axis=0)
+    depths = [
+        np.float32(lobe * rng.uniform(0.9, 1.12)) - np.hypot(y - cy, x - cx)
+        for cy, cx in np.asarray(centres) - middle
+    ]
+    return np.max(depths, axis=0).astype(np.float32)
+
+
+def write_dataset(
+    folder: str | os.PathLike[str],
+    n_train: int = 32,
+    n_test: int = 12,
+    seed: int = 0,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    cells_per_megapixel: float = 1000,
+    scale: float = 0.6,
+    n_empty: int = 0,
+) -> None:
+    """Write a data set in the homework's layout, and the truth of its test images.
+
+    ::
+
+        train/<name>/image.tif          uint8 RGBA, alpha 255, LZW with predictor 2
+        train/<name>/class<K>.tif       float64, uncompressed, if class K (1…4) occurs
+        test_release/<name>.tif         as image.tif
+        test_image_name_to_ids.json     [{"file_name", "id", "height", "width"}, …]
+        test_masks/<name>/class<K>.tif  for scoring; the homework keeps these to itself
+
+    The same arguments give the same bytes. Every third training image lacks class 3
+    or 4, as most of the homework's do. The set is made in a folder beside `folder` and
+    then put in its place; one that was there before goes, with all that lies in it.
+
+    Parameters
+    ----------
+    folder
+        Where the set comes to be: a new or empty folder, or a former set of this function.
+    n_train, n_test
+        Number of images of each part.
+    seed
+        From 0.
+    sizes
+        Height and width in pixels, taken in turn.
+    cells_per_megapixel, scale
+        As for `draw_tissue`.
+    n_empty
+        How many of the training images, the last ones, have no cell at all.
+
+    Raises
+    ------
+    InputError
+        If `folder` holds something else, is a file, or can't be written.
+    """
+    folder = Path(folder).absolute()
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{folder}: a file, but a folder was expected; name another or delete it"
+            )
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+            raise InputError(
+                f"{folder}: holds other files than a synthetic data set (there is no {MARKER}), "
+                "which would be lost; name a new or an empty folder"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            made = Path(beside) / "new"
+            made.mkdir()
+            _write_parts(made, n_train, n_test, seed, sizes, cells_per_megapixel, scale, n_empty)
+            if folder.exists():
+                os.rename(folder, Path(beside) / "former")
+            os.rename(made, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"{folder}: the data set can't be written there ({reason}); "
+            "make room or choose another place"
+        ) from error
+
+
+def _write_parts(
+    folder: Path,
+    n_train: int,
+    n_test: int,
+    seed: int,
+    sizes: Sequence[tuple[int, int]],
+    cells_per_megapixel: float,
+    scale: float,
+    n_empty: int,
+) -> None:
+    listed = []
+    (folder / "train").mkdir()
+    (folder / "test_release").mkdir()
+    parts = [("train", i) for i in range(n_train)] + [("test", i) for i in range(n_test)]
+    for part, i in tqdm(parts, desc="drawing tissue", unit="image", disable=None):
+        # Each image has a stream of chance of its own: more of them don't change the first.
+        rng = np.random.default_rng([seed, part == "test", i])
+        name = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        height, width = sizes[i % len(sizes)]
+        mix = list(MIX)
+        if part == "train" and i % 3 == 2:
+            mix[2 + i // 3 % 2] = 0
+        empty = part == "train" and i >= n_train - n_empty
+        density = 0 if empty else cells_per_megapixel
+        image, labels = draw_tissue(height, width, rng, density, scale, mix)
+        if part == "train":
+            masks = folder / "train" / name
+            masks.mkdir()
+            _write_image(masks / "image.tif", image)
+        else:
+            masks = folder / "test_masks" / name
+            masks.mkdir(parents=True)
+            _write_image(folder / "test_release" / f"{name}.tif", image)
+            listed.append({"file_name": f"{name}.tif", "height": height, "width": width})
+        for number, label_map in enumerate(labels, 1):
+            if label_map.any():
+                tifffile.imwrite(masks / f"class{number}.tif", label_map.astype(np.float64))
+    listed.sort(key=lambda entry: str(entry["file_name"]))
+    test_list = [
+        {"file_name": entry["file_name"], "id": i, **entry} for i, entry in enumerate(listed, 1)
+    ]
+    (folder / "test_image_name_to_ids.json").write_text(json.dumps(test_list, indent=1) + "\n")
+    made_with = {
+        "n_train": n_train,
+        "n_test": n_test,
+        "seed": seed,
+        "sizes": [list(size) for size in sizes],
+        "cells_per_megapixel": cells_per_megapixel,
+        "scale": scale,
+        "n_empty": n_empty,
+    }
+    (folder / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
+
+
+def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
+    rgba = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+    tifffile.imwrite(
+        path,
+        rgba,
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+        compression="lzw",
+        predictor=True,
+    )
