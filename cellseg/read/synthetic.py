@@ -46,7 +46,7 @@ MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
 # two in a hundred each; a small set needs more of them to show anything.
 MIX = (0.35, 0.35, 0.15, 0.15)
 # Chance that a cell is set beside an earlier one of its class.
-_CLUSTERING = (0.6, 0.45, 0.15, 0.2)
+_CLUSTERING = (0.6, 0.45, 0.05, 0.2)
 
 # Height, width of the images of a set, in turn.
 SIZES = ((160, 192), (192, 160), (144, 208), (176, 176), (208, 128), (128, 224))
@@ -148,16 +148,18 @@ class _Tissue:
         ragged = 0.12 * noise(14)
         self.nest = _ramp(noise(150) + ragged, 0.1, 0.3)
         self.glass = _ramp(noise(110) + ragged, 1.5, 1.7)
-        self.chromatin = noise(5)
-        self.foam = noise(9)
+        self.chromatin = noise(4)
+        self.foam = noise(7)
         mottle = noise(30)
-        fibres = self._fibres(noise(90))
-        grain = noise(4)
+        self.bends = noise(90)
+        self.direction = rng.uniform(0, np.pi)
+        fibres = self._fibres()
+        grain = noise(2.5)
 
-        stroma_eosin = 0.2 + 0.09 * fibres + 0.03 * mottle + 0.02 * grain
-        stroma_haematoxylin = 0.09 + 0.03 * fibres + 0.02 * mottle
-        nest_eosin = 0.24 + 0.04 * mottle + 0.03 * self.foam + 0.02 * grain
-        nest_haematoxylin = 0.2 + 0.03 * mottle + 0.03 * self.foam
+        stroma_eosin = 0.19 + 0.06 * fibres + 0.03 * mottle + 0.03 * grain
+        stroma_haematoxylin = 0.1 + 0.03 * fibres + 0.02 * mottle + 0.01 * grain
+        nest_eosin = 0.22 + 0.03 * mottle + 0.03 * self.foam + 0.03 * grain
+        nest_haematoxylin = 0.15 + 0.02 * mottle + 0.03 * self.foam + 0.02 * grain
         tissue = 1 - self.glass
         self.eosin = tissue * (stroma_eosin + self.nest * (nest_eosin - stroma_eosin))
         self.haematoxylin = tissue * (
@@ -166,17 +168,21 @@ class _Tissue:
         # Tissue is a little denser where it ends.
         self.eosin += 0.5 * self.glass * tissue
 
-    def _fibres(self, bends: Floats) -> Floats:
+    def _fibres(self) -> Floats:
         """Bundles of wavy strands that run one way, `(H, W)`, deviation near 1."""
         height, width = self.size
         y = np.arange(height, dtype=np.float32)[:, None] / np.float32(self.scale)
         x = np.arange(width, dtype=np.float32)[None] / np.float32(self.scale)
-        angle = self.rng.uniform(0, np.pi)
-        across = x * np.float32(-np.sin(angle)) + y * np.float32(np.cos(angle)) + 22 * bends
-        along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)) + 10 * bends
-        strands = _noise(self.rng, 512, 512, 5)
+        sine, cosine = np.float32(np.sin(self.direction)), np.float32(np.cos(self.direction))
+        across = y * cosine - x * sine + 22 * self.bends
+        along = x * cosine + y * sine + 10 * self.bends
+        strands = _noise(self.rng, 512, 512, 4) + _noise(self.rng, 512, 512, 9)
         return cv2.remap(
-            strands, along / 9, across / np.float32(1.4), cv2.INTER_LINEAR, None, cv2.BORDER_WRAP
+            strands / np.float32(np.sqrt(2)),
+            along / 8,
+            across,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_WRAP,
         )
 
     def place(self, kind: int) -> None:
@@ -184,7 +190,7 @@ class _Tissue:
         rng, (height, width) = self.rng, self.size
         area = MEDIAN_AREAS[kind] * self.scale**2 * np.exp(rng.normal(0, 0.25))
         radius = float(np.sqrt(area / np.pi))
-        half, depth = _shape(kind, radius, rng)
+        half, depth, core = _shape(kind, radius, rng)
         total = np.count_nonzero(depth > 0)
         for attempt in range(40):
             y, x = (
@@ -204,28 +210,30 @@ class _Tissue:
             )
             if box[0].start >= box[0].stop or box[1].start >= box[1].stop:
                 continue
-            seen = depth[
-                box[0].start - top : box[0].stop - top, box[1].start - left : box[1].stop - left
-            ]
+            window = (
+                slice(box[0].start - top, box[0].stop - top),
+                slice(box[1].start - left, box[1].stop - left),
+            )
             centre = min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)
             # Epithelial cells keep to the nests and the others out of them, mostly; where
             # an image has no such place they take what there is.
             at_home = (self.nest[centre] > 0.5) == (kind == 0) and self.glass[centre] < 0.2
             if not at_home and attempt < 25 and rng.random() < 0.95:
                 continue
-            inside = seen > 0
+            inside = depth[window] > 0
             free = inside & (self.cells[box] == 0)
             n_inside, n_free = np.count_nonzero(inside), np.count_nonzero(free)
             if n_inside < 0.12 * total or n_free < 0.88 * n_inside or n_free == 0:
                 continue
-            self._stain(kind, box, seen, radius)
+            self._stain(kind, box, depth[window], core[window])
             self.kinds.append(kind)
             self.cells[box][free] = len(self.kinds)
             self.placed[kind].append((y, x, radius))
             return
 
-    def _stain(self, kind: int, box: tuple[slice, slice], depth: Floats, radius: float) -> None:
-        """Stain a cell whose pixels lie `depth` px within its outline (outside: below 0)."""
+    def _stain(self, kind: int, box: tuple[slice, slice], depth: Floats, core: Floats) -> None:
+        """Stain a cell whose pixels lie `depth` px within its outline and `core` px within
+        its nucleus (outside: below 0)."""
         rng, unit = self.rng, self.scale
         haematoxylin, eosin = self.haematoxylin[box], self.eosin[box]
         chromatin = self.chromatin[box]
@@ -245,7 +253,7 @@ class _Tissue:
             paint(body, h, 0.18)
         elif kind == 1:
             paint(0.5 * _ramp(depth, -3 * unit, 0), 0.12, 0.12)
-            paint(body, strength * (1.15 + 0.12 * chromatin), 0.3)
+            paint(body, strength * (1.2 + 0.15 * chromatin), 0.3)
         elif kind == 2:
             paint(0.8 * _ramp(depth, -8 * unit, -5 * unit), 0.06, 0.5)
             paint(body, strength * (0.9 + 0.1 * chromatin + 0.1 * rim), 0.5)
@@ -257,8 +265,8 @@ class _Tissue:
                 0.2 + 0.03 * chromatin - 0.14 * vacuoles + 0.12 * rim,
                 0.17 - 0.12 * vacuoles + 0.06 * rim,
             )
-            nucleus = _ramp(depth, 0.5 * radius - 0.5, 0.5 * radius + 0.5)
-            paint(nucleus, strength * (0.6 + 0.08 * chromatin), 0.2)
+            nucleus = strength * (0.6 + 0.1 * chromatin + 0.15 * np.exp(-np.abs(core) / unit))
+            paint(_ramp(core, -0.5, 0.5), nucleus, 0.2)
 
     def photograph(self) -> NDArray[np.uint8]:
         """Shine light through the stains: `(H, W, 3)` uint8 RGB."""
@@ -270,7 +278,7 @@ class _Tissue:
         # The lens softens; the sensor adds grain.
         density = cv2.GaussianBlur(density, (0, 0), 0.7).reshape(*self.size, 3)
         light = 245 * np.exp(-density)
-        light += rng.normal(0, 1.5, light.shape).astype(np.float32)
+        light += np.float32(1.5) * rng.standard_normal(light.shape, np.float32)
         return np.clip(np.rint(light), 0, 255).astype(np.uint8)
 
     def label_maps(self) -> list[NDArray[np.int32]]:
@@ -287,39 +295,49 @@ class _Tissue:
         return maps
 
 
-def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Floats]:
+def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Floats, Floats]:
     """Shape of a cell with the area of a disc of `radius` px.
 
-    Returns the half-width of its box and a `(2 half + 1, 2 half + 1)` map: about how
-    many pixels a point lies within the outline, below 0 outside.
+    Returns the half-width of its box and two `(2 half + 1, 2 half + 1)` maps: about how
+    many pixels a point lies within the outline, and within the nucleus, below 0 outside.
     """
     half = int(np.ceil(2.4 * radius)) + 4
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     y -= np.float32(rng.uniform(-0.5, 0.5))
     x -= np.float32(rng.uniform(-0.5, 0.5))
+    # No outline is a clean curve.
+    ragged = _noise(rng, len(y), len(y), 0.9 * radius) * np.float32(0.06 * radius)
     if kind == 2:
-        return half, _lobes(y, x, radius, rng)
-    elongation, bend, wobble = (
-        (rng.uniform(1.15, 1.7), rng.uniform(0, 0.1), 0.05),
-        (rng.uniform(1.0, 1.15), 0.0, 0.03),
-        (1.0, 0.0, 0.0),
-        (rng.uniform(1.1, 1.6), rng.uniform(0, 0.35), 0.07),
-    )[kind]
+        depth = _lobes(y, x, radius, rng) + ragged
+        return half, depth, depth
+    if kind == 0:
+        depth = _oval(y, x, radius, rng.uniform(1.15, 1.8), rng.uniform(0, 0.12), rng)
+        if rng.random() < 0.03:
+            depth = np.minimum(depth, np.hypot(y, x) - np.float32(0.35 * radius))
+        return half, depth + ragged, depth
+    if kind == 1:
+        depth = _oval(y, x, radius, rng.uniform(1.0, 1.25), 0, rng)
+        return half, depth + ragged, depth
+    depth = _oval(y, x, radius, rng.uniform(1.1, 1.6), rng.uniform(0, 0.35), rng)
+    # The nucleus lies to one side.
+    away, angle = radius * rng.uniform(0.1, 0.35), rng.uniform(0, 2 * np.pi)
+    y, x = y - np.float32(away * np.sin(angle)), x - np.float32(away * np.cos(angle))
+    core = _oval(y, x, 0.45 * radius, rng.uniform(1.1, 1.5), rng.uniform(0, 0.4), rng)
+    return half, depth + ragged, np.minimum(core + ragged / 2, depth - np.float32(0.1 * radius))
+
+
+def _oval(
+    y: Floats, x: Floats, radius: float, elongation: float, bend: float, rng: np.random.Generator
+) -> Floats:
+    """Depth map of an oval of any heading, `elongation` times as long as wide, bent by `bend`."""
     angle = rng.uniform(0, 2 * np.pi)
-    u = (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(elongation)
-    v = (y * np.cos(angle) - x * np.sin(angle)) * np.sqrt(elongation)
+    sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    stretch = np.float32(np.sqrt(elongation))
+    u = (x * cosine + y * sine) / stretch
+    v = (y * cosine - x * sine) * stretch
     # Shifting each column bends an oval into a kidney and keeps its area.
-    v = v - bend * (np.square(u) / radius - radius / 4) * elongation
-    theta = np.arctan2(v, u)
-    edge = np.ones_like(u)
-    for waves in (2, 3, 4, 5):
-        edge += rng.normal(0, wobble / np.sqrt(waves)) * np.cos(
-            waves * theta + rng.uniform(0, 2 * np.pi)
-        )
-    depth = (radius * edge - np.hypot(u, v)).astype(np.float32)
-    if kind == 0 and rng.random() < 0.03:
-        depth = np.minimum(depth, np.hypot(u, v) - np.float32(0.3 * radius))
-    return half, depth
+    v = v - np.float32(bend * elongation) * (np.square(u) - np.float32(radius**2 / 4)) / radius
+    return np.float32(radius) - np.hypot(u, v)
 
 
 def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Floats:
@@ -329,16 +347,23 @@ def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Flo
     heading, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
     centres = [(0.0, 0.0)]
     for _ in range(n_lobes - 1):
-        step = lobe * rng.uniform(1.5, 2.25)
+        step = lobe * rng.uniform(1.4, 2.2)
         last = centres[-1]
         centres.append((last[0] + step * np.sin(heading), last[1] + step * np.cos(heading)))
         heading += turn * rng.uniform(0.9, 1.5)
     middle = np.mean(centres, axis=0)
-    depths = [
-        np.float32(lobe * rng.uniform(0.9, 1.12)) - np.hypot(y - cy, x - cx)
-        for cy, cx in np.asarray(centres) - middle
-    ]
-    return np.max(depths, axis=0).astype(np.float32)
+    depth = np.full_like(y, -np.inf)
+    for cy, cx in np.asarray(centres) - middle:
+        part = _oval(
+            y - np.float32(cy),
+            x - np.float32(cx),
+            lobe * rng.uniform(0.95, 1.15),
+            rng.uniform(1, 1.4),
+            0,
+            rng,
+        )
+        depth = np.maximum(depth, part)
+    return depth
 
 
 def write_dataset(
@@ -402,8 +427,8 @@ def write_dataset(
             made.mkdir()
             _write_parts(made, n_train, n_test, seed, sizes, cells_per_megapixel, scale, n_empty)
             if folder.exists():
-                os.rename(folder, Path(beside) / "former")
-            os.rename(made, folder)
+                folder.rename(Path(beside) / "former")
+            made.rename(folder)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
