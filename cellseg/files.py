@@ -29,11 +29,12 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        made, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         # mkstemp makes the file private; give it the rights of any new file.
         os.chmod(temporary, 0o666 & ~_umask())
         encoding = None if "b" in mode else "utf-8"
-        with os.fdopen(descriptor, mode, encoding=encoding) as file:
+        # Through an opener, so that the file knows its name: tifffile asks for it.
+        with open(temporary, mode, encoding=encoding, opener=lambda *_: made) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

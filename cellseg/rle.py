@@ -128,7 +128,9 @@ def encode(runs: Runs) -> list[RLE]:
     ]
 
 
-def _compress(counts: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+def _compress(
+    counts: NDArray[np.int64], bounds: NDArray[np.int64]
+) -> tuple[str, NDArray[np.int64]]:
     """Write the counts of all masks as one string; also where each mask's part ends."""
     # From the fourth count of a mask on, the difference to the count two before it.
     index = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
@@ -180,7 +182,9 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
     counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars)
 
     bounds = np.append(0, np.cumsum(n_counts))
-    wrong = np.flatnonzero((_sum(counts, bounds) != total) | (_sum(counts < 0, bounds) > 0))
+    wrong = np.flatnonzero(
+        (_sum(counts, bounds) != total) | (_sum((counts < 0).astype(np.int64), bounds) > 0)
+    )
     if len(wrong):
         raise ValueError(f"{wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels")
     ends = np.cumsum(counts) - np.repeat(total * np.arange(len(rles)), n_counts)
@@ -261,6 +265,27 @@ def crop_mask(runs: Runs, index: int) -> tuple[NDArray[np.int64], NDArray[np.boo
     change[start] += 1
     change[start + one.ends - one.starts] -= 1
     return box, np.cumsum(change[:-1], dtype=np.int8).astype(bool).reshape(width, height).T
+
+
+def cut_at_columns(runs: Runs) -> tuple[NDArray[np.int64], ...]:
+    """Cut runs where they go on from the foot of one column to the head of the next.
+
+    Returns
+    -------
+    mask, column, top, bottom
+        `(P,)` int64 each: piece p covers the rows `[top[p], bottom[p])` of a column, in
+        the order of `runs`. Pieces of a mask in one column don't touch.
+    """
+    height = max(runs.size[0], 1)
+    mask = np.repeat(np.arange(len(runs)), np.diff(runs.offsets))
+    column, top = np.divmod(runs.starts, height)
+    n_columns = (runs.ends - 1) // height - column + 1
+    owner = np.repeat(np.arange(len(mask)), n_columns)
+    column = column[owner] + np.arange(len(owner))
+    column -= np.repeat(np.cumsum(n_columns) - n_columns, n_columns)
+    top = np.maximum(runs.starts[owner] - column * height, 0)
+    bottom = np.minimum(runs.ends[owner] - column * height, height)
+    return mask[owner], column, top, bottom
 
 
 def areas(runs: Runs) -> NDArray[np.int64]:
