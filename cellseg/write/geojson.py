@@ -1,0 +1,115 @@
+"""Cells as GeoJSON that QuPath opens (File > Import objects from file).
+
+One feature a cell, in pixels of the image: the outline along the pixels' edges, the
+class with its colour, the score as a measurement. The form is QuPath's own
+(qupath.readthedocs.io, "Exporting annotations": `objectType`, `classification`,
+`measurements`), within RFC 7946 but for the coordinates, which are pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from cellseg.files import write_atomic
+from cellseg.rle import RLE, decode
+from cellseg.write.outline import trace
+
+Feature = dict[str, Any]
+Colour = tuple[int, int, int]
+
+# Cells traced at once: enough for numpy to pay, few enough to hold as Python lists.
+_BLOCK = 2048
+
+
+def cell_features(
+    image: str,
+    size: tuple[int, int],
+    masks: Sequence[RLE],
+    classes: NDArray[Any],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    scores: NDArray[Any] | None = None,
+    object_type: Literal["detection", "annotation"] = "detection",
+) -> Iterator[Feature]:
+    """Make a GeoJSON feature of each cell of an image, block by block.
+
+    Parameters
+    ----------
+    image
+        The image's name. With the cell's place in `masks` it makes the feature's id, a
+        UUID, so that the same cells give the same file.
+    size
+        Height and width of the image in pixels.
+    masks
+        N compressed RLEs. A mask with no pixel has no outline and gives no feature.
+    classes
+        `(N,)` integers, 0…K−1.
+    names, colours
+        K class names, and K colours as red, green, blue of 0…255.
+    scores
+        `(N,)` in 0…1, the measurement "score"; None for cells that have none.
+    object_type
+        What QuPath makes of the cells: detections are light, annotations can be edited.
+
+    Yields
+    ------
+    Features whose geometry is a Polygon, or a MultiPolygon where a cell is in several
+    pieces: integer x, y in pixels, origin at the image's top left corner, y downwards.
+
+    Raises
+    ------
+    ValueError
+        If a mask isn't an RLE of this size.
+    """
+    classifications = [
+        {"name": name, "color": list(colour)} for name, colour in zip(names, colours, strict=True)
+    ]
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, image)
+    for begin in range(0, len(masks), _BLOCK):
+        outlines = trace(decode(masks[begin : begin + _BLOCK], size))
+        for index, polygons in enumerate(outlines, start=begin):
+            if not polygons:
+                continue
+            properties: dict[str, Any] = {
+                "objectType": object_type,
+                "classification": classifications[classes[index]],
+            }
+            if scores is not None:
+                properties["measurements"] = {"score": round(float(scores[index]), 6)}
+            coordinates = [[ring.tolist() for ring in polygon] for polygon in polygons]
+            geometry = (
+                {"type": "Polygon", "coordinates": coordinates[0]}
+                if len(coordinates) == 1
+                else {"type": "MultiPolygon", "coordinates": coordinates}
+            )
+            yield {
+                "type": "Feature",
+                "id": str(uuid.uuid5(namespace, str(index))),
+                "geometry": geometry,
+                "properties": properties,
+            }
+
+
+def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> int:
+    """Write features as a FeatureCollection, one a line, as they come. Returns their number.
+
+    Raises
+    ------
+    InputError
+        If the file can't be written.
+    """
+    count = 0
+    with write_atomic(path) as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for feature in features:
+            text = json.dumps(feature, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            file.write(("," if count else "") + "\n" + text)
+            count += 1
+        file.write("\n]}\n")
+    return count

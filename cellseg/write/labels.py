@@ -1,0 +1,188 @@
+"""Cells as label TIFFs: `class<K>.tif`, in the layout that `annotation.py` reads.
+
+Int32, zlib, ids running on across the classes of an image, no file for a class that
+does not occur. Painted strip by strip from runs, so that memory follows the cells, not
+the pixels.
+
+A pixel of a label file can belong to one cell alone. Where cells of one class overlap,
+the one with the higher score keeps the pixel, or, at equal scores and without scores,
+the earlier. Cells of different classes stand in different files and don't compete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.files import write_atomic
+from cellseg.rle import RLE, Runs, cut_at_columns, decode
+
+# Pixels of a strip: 4 MB painted at a time.
+_STRIP = 1 << 20
+_CLASS_FILE = re.compile(r"class\d+\.tif", re.IGNORECASE)
+
+
+def write_labels(
+    folder: str | os.PathLike[str],
+    size: tuple[int, int],
+    masks: Sequence[RLE],
+    classes: NDArray[Any],
+    scores: NDArray[Any] | None = None,
+) -> int:
+    """Write the cells of one image as `class<K>.tif` in `folder`.
+
+    Class files of an earlier export that have no cell any more are removed.
+
+    Parameters
+    ----------
+    folder
+        Made if it isn't there.
+    size
+        Height and width of the image in pixels.
+    masks
+        N compressed RLEs.
+    classes
+        `(N,)` integers, 0…K−1; class k goes to `class<k + 1>.tif`. Ids begin with 1 and
+        run in the order of class, then of `masks`.
+    scores
+        `(N,)`: who keeps a contested pixel.
+
+    Returns
+    -------
+    The number of cells that have no pixel of their own left.
+
+    Raises
+    ------
+    InputError
+        If a file can't be written, or the folder holds an image: then it is a data set,
+        whose masks are not to be overwritten.
+    ValueError
+        If a mask isn't an RLE of this size.
+    """
+    folder = Path(folder)
+    for image in (folder / "image.tif", folder / "image.tiff"):
+        if image.exists():
+            raise InputError(
+                f"{folder}: holds {image.name}, so its class files belong to a data set; "
+                "choose another --output"
+            )
+    classes = np.asarray(classes)
+    lost = 0
+    first_id = 1
+    written = set()
+    for k in np.unique(classes).tolist():
+        members = np.flatnonzero(classes == k)
+        runs = decode([masks[n] for n in members], size)
+        rank = np.zeros(len(members)) if scores is None else -np.asarray(scores)[members]
+        best_first = np.argsort(rank, kind="stable")
+        path = folder / f"class{k + 1}.tif"
+        lost += len(members) - _write_tiff(path, runs, best_first, first_id)
+        first_id += len(members)
+        written.add(path.name)
+    _remove_others(folder, written)
+    return lost
+
+
+def _remove_others(folder: Path, written: set[str]) -> None:
+    try:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _CLASS_FILE.fullmatch(path.name) and path.name not in written:
+                path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: a class file of an earlier export can't be removed "
+            f"({error.strerror}); choose another --output"
+        ) from error
+
+
+def _write_tiff(path: Path, runs: Runs, best_first: NDArray[np.int64], first_id: int) -> int:
+    """Write one label map; returns how many of the masks have a pixel in it."""
+    height, width = runs.size
+    rows = max(1, min(height, _STRIP // width))
+    seen = np.zeros(len(runs) + 1, bool)
+
+    def compressed() -> Iterator[bytes]:
+        for strip in paint_strips(runs, best_first, rows):
+            seen[strip] = True
+            strip[strip > 0] += first_id - 1
+            yield imagecodecs.zlib_encode(strip.tobytes(), level=6)
+
+    with (
+        write_atomic(path, "wb") as file,
+        # A classic TIFF ends at 4 GB; what compression will leave isn't known before.
+        tifffile.TiffWriter(file, bigtiff=height * width * 4 >= 1 << 32) as tiff,
+    ):
+        tiff.write(
+            compressed(),
+            shape=(height, width),
+            dtype=np.int32,
+            compression="zlib",
+            rowsperstrip=rows,
+            photometric="minisblack",
+            metadata=None,
+        )
+    return int(seen[1:].sum())
+
+
+def paint_strips(
+    runs: Runs, best_first: NDArray[np.int64], rows: int
+) -> Iterator[NDArray[np.int32]]:
+    """Draw masks as a label map, a strip of rows at a time.
+
+    Parameters
+    ----------
+    runs
+        N masks.
+    best_first
+        `(N,)` the masks in the order in which they keep contested pixels.
+    rows
+        Height of a strip in pixels.
+
+    Yields
+    ------
+    `(rows, W)` int32, the last one lower if need be: 0 is background, n + 1 is mask n.
+    """
+    height, width = runs.size
+    # The worst first: of several assignments to one pixel, numpy keeps the last.
+    order = best_first[::-1]
+    rank = np.empty(len(runs), np.int64)
+    rank[order] = np.arange(len(runs))
+    strip, column, top, bottom, mask = _cut(runs, rows)
+    by_strip = np.lexsort((rank[mask], strip))
+    bounds = np.searchsorted(strip[by_strip], np.arange(-(-height // rows) + 1))
+    for number in range(len(bounds) - 1):
+        begin = number * rows
+        labels = np.zeros((min(rows, height - begin), width), np.int32)
+        pieces = by_strip[bounds[number] : bounds[number + 1]]
+        # In parts of about a strip's pixels, however many masks lie on one another.
+        length = bottom[pieces] - top[pieces]
+        part = np.cumsum(length) // _STRIP
+        for some in np.split(pieces, np.flatnonzero(np.diff(part)) + 1):
+            length = bottom[some] - top[some]
+            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+            at = (np.repeat(top[some] - begin, length) + within) * width
+            at += np.repeat(column[some], length)
+            labels.reshape(-1)[at] = np.repeat(mask[some] + 1, length)
+        yield labels
+
+
+def _cut(runs: Runs, rows: int) -> tuple[NDArray[np.int64], ...]:
+    """Cut runs at the ends of columns and strips: strip, column, top, bottom, mask of each."""
+    mask, column, top, bottom = cut_at_columns(runs)
+    first = top // rows
+    n_strips = (bottom - 1) // rows - first + 1
+    owner = np.repeat(np.arange(len(mask)), n_strips)
+    strip = first[owner] + np.arange(len(owner))
+    strip -= np.repeat(np.cumsum(n_strips) - n_strips, n_strips)
+    top = np.maximum(top[owner], strip * rows)
+    bottom = np.minimum(bottom[owner], (strip + 1) * rows)
+    return strip, column[owner], top, bottom, mask[owner]
