@@ -1,0 +1,275 @@
+"""Reading microscope images and label maps from files, whole or not at all.
+
+What comes out depends on the file alone: the same pixels for training and for
+prediction, whatever the format they were stored in. A file that is damaged is refused,
+also where its decoder would fill the gap with zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import tifffile
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+
+# tifffile writes what it finds odd to its log and goes on. What matters of it is checked
+# here and raised, so its lines are kept off the user's screen.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_MAGIC = b"\x89PNG"
+_JPEG_MAGIC = b"\xff\xd8"
+_BMP_MAGIC = b"BM"
+
+# 65535 -> 255, v -> round(v / 257): a rule that knows nothing of the image, so that two
+# windows of one image, or two images of one slide, keep their brightness to each other.
+_TO_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read an image as 8-bit RGB.
+
+    TIFF, PNG, JPEG and BMP, told apart by their content. An alpha channel is dropped,
+    grey is repeated in the three channels. 16 bits become 8 by a fixed rule,
+    `round(v / 257)`, never by the image's own range. JPEGs are turned as their EXIF
+    orientation says; TIFFs are taken as they are stored.
+
+    Returns
+    -------
+    `(H, W, 3)` uint8, C-contiguous, the top row first.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, is damaged, holds several images of one size, or
+        pixels that are neither 8- nor 16-bit grey or RGB.
+    """
+    path = Path(path)
+    magic = _magic(path)
+    if magic in _TIFF_MAGIC:
+        with _tiff_page(path) as page:
+            _check_image(path, page)
+            pixels = page.asarray(maxworkers=1)
+            if page.planarconfig == 2 and page.samplesperpixel > 1:
+                pixels = np.moveaxis(pixels, 0, -1)
+            if page.photometric == 0:  # white is zero
+                pixels = np.iinfo(pixels.dtype).max - pixels
+    elif magic == _PNG_MAGIC:
+        # Pillow would cut colour of 16 bits to the high byte.
+        with _damage(path):
+            pixels = imagecodecs.png_decode(path.read_bytes())
+    else:
+        with _pillow(path, magic) as picture, _damage(path):
+            pixels = np.asarray(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    # Grey, or grey and alpha; RGB, or RGB and what follows it.
+    pixels = pixels[:, :, :1] if pixels.shape[2] < 3 else pixels[:, :, :3]
+    if pixels.dtype == np.uint16:
+        pixels = _TO_8_BIT[pixels]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read the height and the width of an image, in pixels, from its header alone.
+
+    They are those of what `read_image` returns.
+
+    Raises
+    ------
+    InputError
+        If the header can't be read, or says that `read_image` would refuse the file.
+    """
+    path = Path(path)
+    magic = _magic(path)
+    if magic in _TIFF_MAGIC:
+        with _tiff_page(path) as page:
+            _check_image(path, page)
+            return page.imagelength, page.imagewidth
+    with _pillow(path, magic) as picture, _damage(path):
+        width, height = picture.size
+        # EXIF orientations 5 to 8 lie on their side.
+        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274, 1) >= 5
+    return (width, height) if sideways else (height, width)
+
+
+def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Read a label map from a TIFF.
+
+    Returns
+    -------
+    `(H, W)` array with the values and the type that the file has: any integer or float
+    type. 0 is background, each other value one instance. The values are not checked.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, is damaged, or doesn't hold one number a pixel.
+    """
+    path = Path(path)
+    if _magic(path) not in _TIFF_MAGIC:
+        raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one number a pixel")
+    with _tiff_page(path) as page:
+        if page.samplesperpixel != 1:
+            raise InputError(
+                f"{path}: {page.samplesperpixel} channels, but a label map has one number a "
+                "pixel (0 for background, one value a cell); save it so"
+            )
+        if page.dtype.kind == "c":
+            raise InputError(f"{path}: complex numbers, but labels are whole numbers; save it so")
+        labels: NDArray[Any] = page.asarray(maxworkers=1)
+    return labels.view(np.uint8) if labels.dtype == bool else labels
+
+
+def _magic(path: Path) -> bytes:
+    """Tell the format by the file's first bytes, cut to what they are compared with."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the name") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, but an image file should be there") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); check its rights") from None
+    if not head:
+        raise InputError(f"{path}: an empty file; copy or export it again")
+    for magic in (*_TIFF_MAGIC, _PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC):
+        if head.startswith(magic):
+            return magic
+    raise InputError(f"{path}: not a TIFF, PNG, JPEG or BMP image; save it as one of them")
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder trips over into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: too large for the memory; cut it into smaller images") from None
+    except Exception as error:  # noqa: BLE001 (a damaged file can trip a decoder anywhere)
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"{path}: damaged or of an unknown kind ({reason}); copy or export it again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
+    kind = {_PNG_MAGIC: "PNG", _JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
+    with _damage(path):
+        picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[kind])
+    with picture:
+        yield picture
+
+
+@contextlib.contextmanager
+def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
+    """Open the one image of a TIFF, with all of its pixels surely in the file."""
+    with _damage(path), tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        last = tiff.pages[-1]
+        _, following = _directory(tiff, page)
+        for other in tiff.pages[1:]:
+            # Thumbnails and the coarser levels of a pyramid are fine.
+            if not other.is_reduced and other.shape == page.shape:
+                raise InputError(
+                    f"{path}: a stack of {len(tiff.pages)} images, but one is expected; "
+                    "save the one you mean as a file of its own"
+                )
+        _check_directory(tiff, page)
+        if last is not page:
+            _, following = _directory(tiff, last)
+        if following:
+            raise ValueError("the list of its pages is cut off")
+        yield page
+
+
+def _directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:
+    """Read a page's list of tags: their codes, and where the next page's list begins."""
+    form, file = tiff.tiff, tiff.filehandle
+    file.seek(page.offset)
+    (n_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    table = file.read(n_tags * form.tagsize)
+    codes = {
+        struct.unpack_from(form.byteorder + "H", table, at)[0]
+        for at in range(0, n_tags * form.tagsize, form.tagsize)
+    }
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    return codes, following
+
+
+# The tags that say how the pixels are stored.
+_PIXEL_TAGS = frozenset(
+    [256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339]
+)
+
+
+def _check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    """Raise if a page's description is broken or its pixels are not all in the file.
+
+    tifffile logs such damage, if that, and fills what is missing with zeros.
+    """
+    codes, _ = _directory(tiff, page)
+    lost = sorted(code for code in codes & _PIXEL_TAGS if code not in page.tags)
+    if lost:
+        raise ValueError(f"the tag {lost[0]} can't be read")
+    if page.dtype is None:
+        raise ValueError(f"{page.bitspersample}-bit numbers of format {page.sampleformat}")
+    if page.imagelength < 1 or page.imagewidth < 1 or page.samplesperpixel < 1:
+        raise ValueError(f"no pixels: {page.imagewidth} x {page.imagelength}")
+    if page.imagedepth != 1:
+        raise ValueError("a volume, but a flat image is expected")
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    if page.is_tiled:
+        down = math.ceil(page.imagelength / page.tilelength)
+        segments = planes * down * math.ceil(page.imagewidth / page.tilewidth)
+    else:
+        segments = planes * math.ceil(page.imagelength / page.rowsperstrip)
+    if not segments == len(page.dataoffsets) == len(page.databytecounts):
+        raise ValueError(f"{len(page.dataoffsets)} pieces of pixels in place of {segments}")
+    end = tiff.filehandle.size
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if offset < 1 or count < 1:
+            raise ValueError("a piece of its pixels was never written")
+        if offset + count > end:
+            raise ValueError(f"cut off: {end} bytes of at least {offset + count}")
+
+
+def _check_image(path: Path, page: tifffile.TiffPage) -> None:
+    """Raise if the pixels are not 8- or 16-bit grey or RGB."""
+    photometric, samples = page.photometric, page.samplesperpixel
+    grey = photometric in (0, 1) and samples in (1, 2)
+    # Of the grey ones with three channels the writer forgot to say that they are colours.
+    # JPEG's YCbCr comes out of the decoder as RGB.
+    colour = (photometric == 2 and samples >= 3) or (photometric in (1, 6) and samples == 3)
+    if not (grey or colour):
+        name = getattr(photometric, "name", photometric)
+        raise InputError(
+            f"{path}: colours of the kind {name} with {samples} channels, but RGB or grey is "
+            "expected; save it as RGB"
+        )
+    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
+        raise InputError(
+            f"{path}: {page.bitspersample}-bit {page.dtype} pixels, but unsigned numbers of 8 "
+            "or 16 bits are expected; save it as 8-bit RGB"
+        )
