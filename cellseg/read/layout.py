@@ -1,0 +1,249 @@
+"""Where things lie in a data folder, in the layout of the homework.
+
+train/<image>/image.tif
+train/<image>/class<K>.tif        a label map per class that occurs, K from 1
+test/<image>.tif                  or test_release/
+test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cellseg.errors import InputError
+from cellseg.files import read_json
+from cellseg.read.tiff import SUFFIXES
+
+TRAIN = "train"
+TEST = ("test", "test_release")
+TEST_LIST = "test_image_name_to_ids.json"
+
+_IMAGE_FILE = re.compile(r"image\.tiff?", re.IGNORECASE)
+_CLASS_FILE = re.compile(r"class([^.]*)\.tiff?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TrainImage:
+    """One image of the training part and its label maps.
+
+    Attributes
+    ----------
+    name
+        The name of its folder.
+    path
+        The image.
+    class_files
+        The label map of each class that occurs, by class, 1…K, rising.
+    ignored
+        The names of the other files there, sorted.
+    """
+
+    name: str
+    path: Path
+    class_files: dict[int, Path]
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One line of the test list: the id to submit, and the size that the list tells."""
+
+    __test__ = False  # not a test of pytest's
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    path: Path
+
+
+def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
+    """List the folders of the training images, `train/<image>/`, by name. Hidden ones are left out.
+
+    Raises
+    ------
+    InputError
+        If there is no data folder, no `train` in it, or no folder in that.
+    """
+    train = Path(data) / TRAIN
+    if not Path(data).exists():
+        raise InputError(f"{data}: no such data folder; check the name, or say where with --data")
+    folders = [path for path in _entries(train, _LAYOUT) if path.is_dir()]
+    if not folders:
+        raise InputError(f"{train}: no training image in it; {_LAYOUT}")
+    return folders
+
+
+_LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
+
+
+def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
+    """Say what a training image's folder holds.
+
+    Names may be in capitals and end in `.tif` or `.tiff`.
+
+    Raises
+    ------
+    InputError
+        If the image is missing or there twice, or a class file stands for no class of
+        1…`n_classes`, or for one that another file stands for.
+    """
+    folder = Path(folder)
+    images: list[Path] = []
+    class_files: dict[int, Path] = {}
+    ignored: list[str] = []
+    for path in _entries(folder, _LAYOUT):
+        if _IMAGE_FILE.fullmatch(path.name):
+            images.append(path)
+        elif match := _CLASS_FILE.fullmatch(path.name):
+            number = match[1]
+            if not re.fullmatch("[1-9][0-9]{0,8}", number) or int(number) > n_classes:
+                raise InputError(
+                    f"{path}: no class stands for it, there are class1.tif to "
+                    f"class{n_classes}.tif; rename it, or name as many classes as there are "
+                    "with --class_names"
+                )
+            if int(number) in class_files:
+                raise InputError(
+                    f"{path}: {class_files[int(number)].name} stands for the same class; "
+                    "remove one of them"
+                )
+            class_files[int(number)] = path
+        elif re.match(r"class[0-9]+\.", path.name, re.IGNORECASE):
+            # It looks like a mask: passing it over would make its cells background.
+            raise InputError(f"{path}: a label map must be a TIFF; save it as {path.stem}.tif")
+        else:
+            ignored.append(path.name)
+    if len(images) != 1:
+        found = "no image.tif in it" if not images else f"{images[0].name} and {images[1].name}"
+        raise InputError(f"{folder}: {found}, but one image.tif is expected; {_LAYOUT}")
+    return TrainImage(folder.name, images[0], dict(sorted(class_files.items())), tuple(ignored))
+
+
+def find_test_folder(data: str | os.PathLike[str]) -> Path:
+    """Find the folder of the test images: `test/` or `test_release/`.
+
+    Raises
+    ------
+    InputError
+        If neither is there, or both are with different files.
+    """
+    found = [path for name in TEST if (path := Path(data) / name).is_dir()]
+    if not found:
+        raise InputError(
+            f"{data}: neither test/ nor test_release/ in it; put the test images into one of them"
+        )
+    contents = [
+        {(p.name, p.stat().st_size) for p in _entries(path, "") if p.is_file()} for path in found
+    ]
+    if len(found) == 2 and all(contents) and contents[0] != contents[1]:
+        raise InputError(
+            f"{data}: test/ and test_release/ hold different files, so it is not clear which are "
+            "the test images; remove one of the folders"
+        )
+    return found[0] if contents[0] else found[-1]
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the image files of a folder by name, told by their endings. Hidden ones are left out.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or no image in it.
+    """
+    endings = ", ".join(SUFFIXES)
+    entries = _entries(Path(folder), f"name a folder with images ({endings})")
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if not images:
+        raise InputError(f"{folder}: no image in it; images end in {endings}")
+    return images
+
+
+def read_test_list(data: str | os.PathLike[str]) -> list[TestImage]:
+    """Read `test_image_name_to_ids.json`, in its order.
+
+    The sizes are those that the list tells; whoever reads the images compares.
+
+    Raises
+    ------
+    InputError
+        If the list is missing or broken, an id or a file stands in it twice, or a file
+        is not in the test folder.
+    """
+    path = Path(data) / TEST_LIST
+    remedy = "take it as the data was handed out"
+    entries = read_json(path, "test list", remedy)
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: not a list of test images; {remedy}")
+    folder = find_test_folder(data)
+    images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
+    for key in ("id", "file_name"):
+        seen: set[Any] = set()
+        for image in images:
+            value = getattr(image, key)
+            if value in seen:
+                raise InputError(
+                    f"{path}: the {key} {value} is there twice, but each image has its own; "
+                    f"{remedy}"
+                )
+            seen.add(value)
+    missing = [image for image in images if not image.path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{path}: lists {missing[0].file_name}{more}, but {folder} has no such file; put it "
+            "there, or take it off the list"
+        )
+    return images
+
+
+def _test_image(path: Path, folder: Path, entry: Any, number: int) -> TestImage:
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{path}: entry {number} is not an object with file_name, id, height and width; "
+            "take it as the data was handed out"
+        )
+    name = entry.get("file_name")
+    if not isinstance(name, str) or name in ("", ".", "..") or not _is_plain(name):
+        raise InputError(
+            f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
+            f"{folder.name}/; write the bare name"
+        )
+    for key, least in (("id", 0), ("height", 1), ("width", 1)):
+        value = entry.get(key)
+        if type(value) is not int or value < least:
+            raise InputError(
+                f"{path}: {key} {value!r} of {name} is not a whole number of {least} or more; "
+                "mend the entry"
+            )
+    return TestImage(entry["id"], name, entry["height"], entry["width"], folder / name)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name has no folder in it, on any system."""
+    return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
+
+
+def _entries(folder: Path, remedy: str) -> list[Path]:
+    """List what is in a folder, by name, without what is hidden."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no such folder; {remedy}") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder}: not a folder; {remedy}") from None
+    except OSError as error:
+        raise InputError(
+            f"{folder}: can't be listed ({error.strerror}); check its rights"
+        ) from None
+    for path in entries:
+        if not path.name.isprintable():
+            raise InputError(
+                f"{folder}: {path.name!r} in it is a name that can't be printed; rename that file"
+            )
+    return entries
