@@ -188,16 +188,36 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
     if len(wrong):
         raise ValueError(f"{wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels")
     ends = np.cumsum(counts) - np.repeat(total * np.arange(len(rles)), n_counts)
-    odd = (np.arange(len(counts)) - np.repeat(bounds[:-1], n_counts)) % 2 == 1
-    keep = odd & (counts > 0)
-    owner = np.repeat(np.arange(len(rles)), n_counts)[keep]
-    ends = ends[keep]
-    starts = ends - counts[keep]
-    # Other programs may write runs of no zeros; join what touches.
+    owner = np.repeat(np.arange(len(rles)), n_counts)
+    odd = (np.arange(len(counts)) - bounds[:-1][owner]) % 2 == 1
+    return join_runs(size, len(rles), owner[odd], (ends - counts)[odd], ends[odd])
+
+
+def join_runs(
+    size: tuple[int, int],
+    n_masks: int,
+    owner: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> Runs:
+    """Make `Runs` of pieces that may touch or be empty.
+
+    Parameters
+    ----------
+    size
+        Height and width of the image in pixels.
+    n_masks
+        How many masks there are.
+    owner, starts, ends
+        int64 arrays `(R,)`: piece r covers the column-major positions
+        `[starts[r], ends[r])` of mask `owner[r]`; sorted by mask, then position.
+    """
+    some = ends > starts
+    owner, starts, ends = owner[some], starts[some], ends[some]
     first = np.append(True, (starts[1:] != ends[:-1]) | (owner[1:] != owner[:-1]))[: len(owner)]
     last = np.append(first[1:], True)[: len(owner)]
-    offsets = np.searchsorted(owner[first], np.arange(len(rles) + 1))
-    return Runs((size[0], size[1]), starts[first], ends[last], offsets)
+    offsets = np.searchsorted(owner[first], np.arange(n_masks + 1))
+    return Runs((int(size[0]), int(size[1])), starts[first], ends[last], offsets)
 
 
 def _decompress(
