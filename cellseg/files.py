@@ -31,7 +31,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         path.parent.mkdir(parents=True, exist_ok=True)
         made, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         # mkstemp makes the file private; give it the rights of any new file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        Path(temporary).chmod(0o666 & ~_umask())
         encoding = None if "b" in mode else "utf-8"
         # Through an opener, so that the file knows its name: tifffile asks for it.
         with open(temporary, mode, encoding=encoding, opener=lambda *_: made) as file:
@@ -85,8 +85,12 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, but the {what} should be there; {remedy}") from None
+        raise InputError(
+            f"{path}: no such file, but the {what} should be there; {remedy}"
+        ) from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}), but the {what} should be; {remedy}") from None
+        raise InputError(
+            f"{path}: not JSON ({error}), but the {what} should be; {remedy}"
+        ) from None
