@@ -1,0 +1,266 @@
+"""Pictures of an image with the outlines of its cells, one colour a class."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cellseg.files import write_atomic
+from cellseg.rle import RLE, crop_mask, decode
+
+# Okabe & Ito's colours, which people with any kind of colour vision tell apart
+# (https://jfly.uni-koeln.de/color/), without the purple that tissue has itself, in an
+# order that puts a light one on dark lymphocytes and a strong one on pale macrophages.
+CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
+    (0, 158, 115),  # bluish green
+    (240, 228, 66),  # yellow
+    (86, 180, 233),  # sky blue
+    (213, 94, 0),  # vermilion
+    (230, 159, 0),  # orange
+    (0, 114, 178),  # blue
+    (0, 0, 0),  # black
+)
+
+_LONG_SIDE = 800  # px that a small image is enlarged to, or a little over
+_MOST_ZOOM = 8
+_TEXT = 16  # px, height of the letters' line is _LINE
+_LINE = 24
+_MARGIN = 8
+_LEAST_WIDTH = 240  # px, so that a legend has room beside the smallest image
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """RGB 0…255 of class `index` (0…K−1), for any K."""
+    if index < len(CLASS_COLOURS):
+        return CLASS_COLOURS[index]
+    # Golden steps round the colour circle never come back to the same hue.
+    hue = (index * 0.618033988749895) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 0.9 if index % 2 else 0.6)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_outlines(
+    image: NDArray[np.uint8],
+    masks: Sequence[RLE],
+    classes: NDArray[np.int64],
+    scores: NDArray[np.float32] | None = None,
+    zoom: int = 1,
+) -> NDArray[np.uint8]:
+    """Draw the outline of each cell on the image, enlarged `zoom` times.
+
+    An outline is made of the cell's own pixels along its border, the image's edge
+    among it, so that touching cells have each their own. It is 1 px wide, or half a
+    pixel of the image where that is more.
+
+    Parameters
+    ----------
+    image
+        `(H, W, 3)` uint8 RGB; it is not changed.
+    masks
+        N compressed RLEs of the image's size.
+    classes
+        `(N,)` 0…K−1.
+    scores
+        `(N,)`; with them, where cells overlap the better lies on top.
+    zoom
+        From 1.
+
+    Returns
+    -------
+    `(zoom * H, zoom * W, 3)` uint8 RGB.
+
+    Raises
+    ------
+    ValueError
+        If the image is of another type, the lengths differ, or a mask is of another
+        size than the image or not an RLE.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+    if len(classes) != len(masks) or (scores is not None and len(scores) != len(masks)):
+        raise ValueError(f"{len(masks)} masks, but another number of classes or scores")
+    height, width = image.shape[:2]
+    canvas = image.copy()
+    if zoom > 1:
+        canvas = cv2.resize(image, (width * zoom, height * zoom), interpolation=cv2.INTER_CUBIC)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    runs = decode(masks, (height, width))
+    order = range(len(masks)) if scores is None else np.argsort(scores, kind="stable").tolist()
+    for index in order:
+        box, mask = crop_mask(runs, index)
+        if not mask.size:
+            continue
+        left, top, right, bottom = (box * zoom).tolist()
+        inside = mask.repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.uint8)
+        core = cv2.erode(
+            inside,
+            cross,
+            iterations=max(1, zoom // 2),
+            borderType=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        )
+        canvas[top:bottom, left:right][inside > core] = class_colour(int(classes[index]))
+    return canvas
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    masks: Sequence[RLE],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    scores: NDArray[np.float32] | None = None,
+    zoom: int | None = None,
+) -> NDArray[np.uint8]:
+    """Draw an image with its cells outlined, and below it what the colours mean.
+
+    Parameters
+    ----------
+    image, masks, classes, scores
+        As for `draw_outlines`.
+    names
+        The K classes' names. The legend gives each with its number of cells.
+    zoom
+        How many times to enlarge; without it, a small image is enlarged up to about
+        800 px or a little over, at most 8 times.
+
+    Returns
+    -------
+    `(H', W', 3)` uint8 RGB: the picture at the top left, the legend under it.
+
+    Raises
+    ------
+    ValueError
+        As `draw_outlines`, or if a class has no name.
+    """
+    counts = _count(classes, names)
+    zoom = zoom or _zoom_for(image)
+    picture = draw_outlines(image, masks, classes, scores, zoom)
+    width = max(picture.shape[1], _LEAST_WIDTH)
+    entries = [f"{name}  {n}" for name, n in zip(names, counts, strict=True)]
+    return np.vstack([_widen(picture, width), _legend(entries, width)])
+
+
+def draw_comparison(
+    image: NDArray[np.uint8],
+    truth_masks: Sequence[RLE],
+    truth_classes: NDArray[np.int64],
+    masks: Sequence[RLE],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    scores: NDArray[np.float32] | None = None,
+    zoom: int | None = None,
+) -> NDArray[np.uint8]:
+    """Draw the truth on the left, the prediction on the right, and a legend for both.
+
+    Parameters, result and errors are those of `draw_overlay`; the legend gives for
+    each class the number of cells of the truth and of the prediction.
+    """
+    counts = zip(_count(truth_classes, names), _count(classes, names), strict=True)
+    zoom = zoom or _zoom_for(image)
+    panels = []
+    for title, panel in (
+        ("truth", draw_outlines(image, truth_masks, truth_classes, None, zoom)),
+        ("prediction", draw_outlines(image, masks, classes, scores, zoom)),
+    ):
+        width = max(panel.shape[1], _LEAST_WIDTH // 2)
+        panels.append(np.vstack([_text_lines([[(0, title, None)]], width), _widen(panel, width)]))
+    gap = np.full((panels[0].shape[0], _MARGIN, 3), 255, np.uint8)
+    both = np.hstack([panels[0], gap, panels[1]])
+    entries = [f"{name}  {a} | {b}" for name, (a, b) in zip(names, counts, strict=True)]
+    return np.vstack([both, _legend(entries, both.shape[1])])
+
+
+def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
+    """Write an `(H, W, 3)` uint8 RGB picture as PNG, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the file can't be written.
+    """
+    _, data = cv2.imencode(".png", image[..., ::-1])
+    with write_atomic(path, "wb") as file:
+        file.write(data.tobytes())
+
+
+def _zoom_for(image: NDArray[np.uint8]) -> int:
+    return min(-(-_LONG_SIDE // max(*image.shape[:2], 1)), _MOST_ZOOM)
+
+
+def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:
+    classes = np.asarray(classes, np.int64)
+    if len(classes) and not set(classes.tolist()) <= set(range(len(names))):
+        raise ValueError(
+            f"classes run from {classes.min()} to {classes.max()}, but there are {len(names)} names"
+        )
+    return np.bincount(classes, minlength=len(names)).tolist()
+
+
+def _widen(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    missing = width - picture.shape[1]
+    return np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont:
+    # It comes with matplotlib, and has the letters of most alphabets.
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _TEXT
+    )
+
+
+def _legend(entries: Sequence[str], width: int) -> NDArray[np.uint8]:
+    """Give each class's entry beside a patch of its colour, in as many lines as it takes."""
+    patch = _TEXT + _MARGIN
+    lines: list[list[tuple[int, str, int | None]]] = [[]]
+    x = 0
+    for index, entry in enumerate(entries):
+        text = _shorten(" ".join(entry.split()), width - patch - 2 * _MARGIN)
+        needed = patch + int(_font().getlength(text)) + 2 * _MARGIN
+        if x and x + needed > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((x, text, index))
+        x += needed
+    return _text_lines(lines, width)
+
+
+def _shorten(text: str, width: int) -> str:
+    """Leave out the middle of a text that is longer than `width` px; its end is the count."""
+    if _font().getlength(text) <= width:
+        return text
+    keep = len(text)
+    while keep > 2 and _font().getlength(shorter := _without_middle(text, keep)) > width:
+        keep -= 1
+    return shorter
+
+
+def _without_middle(text: str, keep: int) -> str:
+    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
+
+
+def _text_lines(
+    lines: Sequence[Sequence[tuple[int, str, int | None]]], width: int
+) -> NDArray[np.uint8]:
+    """Write lines of (x, text, class whose colour stands before it) on white."""
+    paper = Image.new("RGB", (width, _LINE * len(lines) + _MARGIN), "white")
+    draw = ImageDraw.Draw(paper)
+    for number, line in enumerate(lines):
+        middle = _MARGIN // 2 + number * _LINE + _LINE // 2
+        for x, text, index in line:
+            x += _MARGIN
+            if index is not None:
+                top = middle - _TEXT // 2
+                draw.rectangle((x, top, x + _TEXT - 1, top + _TEXT - 1), class_colour(index))
+                x += _TEXT + _MARGIN
+            draw.text((x, middle), text, fill="black", font=_font(), anchor="lm")
+    return np.asarray(paper)
