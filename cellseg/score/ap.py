@@ -1,0 +1,247 @@
+"""Average precision of masks, as COCO defines it.
+
+T.-Y. Lin et al., "Microsoft COCO", ECCV 2014; the reference is
+`pycocotools.cocoeval.COCOeval`, whose numbers these are. Matches are found once, image
+by image; precision and recall then take a weight for each image, so that resampling
+the images (`cellseg.score.bootstrap`) costs no new match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg import rle
+from cellseg.score.match import (
+    Candidates,
+    Scene,
+    candidates,
+    class_names,
+    match_greedily,
+    side_by_side,
+)
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The D detections of one class in all images, best score first.
+
+    Attributes
+    ----------
+    images
+        `(D,)` int64: the place of each one's image among the scenes.
+    scores
+        `(D,)` float64.
+    ranks
+        `(D,)` int64: the place among the detections of its image and class, from 0.
+    hits, ignored
+        `(T, D)` bool, for each IoU threshold: found a cell; neither right nor wrong.
+    n_truths
+        `(I,)` int64: the true cells of each image that count.
+    """
+
+    images: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    n_truths: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """AP with at most `max_detections` of each image and class; NaN where there is no truth.
+
+    Attributes
+    ----------
+    max_detections
+        None for all.
+    ap, ap50, ap75
+        Mean over the classes that have truth: over the IoU thresholds 0.5, 0.55 … 0.95,
+        at 0.5, at 0.75.
+    class_ap, class_ap50, class_ap75
+        `(K,)` float64: the same for each class.
+    """
+
+    max_detections: int | None
+    ap: float
+    ap50: float
+    ap75: float
+    class_ap: NDArray[np.float64]
+    class_ap50: NDArray[np.float64]
+    class_ap75: NDArray[np.float64]
+
+
+def mask_ap(
+    truth: dict[str, Any],
+    results: Sequence[Any],
+    max_detections: Sequence[int | None] = (100, None),
+) -> dict[int | None, AveragePrecision]:
+    """AP of masks for each cap on the detections of an image and class.
+
+    Parameters
+    ----------
+    truth
+        A COCO dict as `cellseg.read.coco` gives it.
+    results
+        Detections in COCO's result form. Images without any count as missed.
+    max_detections
+        The caps; None for no cap.
+
+    Raises
+    ------
+    InputError
+        If the results don't fit the truth.
+    """
+    scenes = side_by_side(truth, results)
+    rankings = rank(scenes, find_candidates(scenes, len(class_names(truth))))
+    return {cap: average_precision(rankings, cap) for cap in max_detections}
+
+
+def find_candidates(scenes: Sequence[Scene], n_classes: int) -> list[list[Candidates]]:
+    """`K` lists of the candidates of every scene: the slow part, needed once."""
+    return [
+        [candidates(scene, k, float(THRESHOLDS[0])) for scene in scenes] for k in range(n_classes)
+    ]
+
+
+def rank(
+    scenes: Sequence[Scene],
+    found: Sequence[Sequence[Candidates]],
+    area_range: tuple[float, float] = (0, np.inf),
+) -> list[Ranking]:
+    """Match and rank the detections of each class.
+
+    Parameters
+    ----------
+    scenes, found
+        The images and what `find_candidates` says of them.
+    area_range
+        Least and greatest area in pixels, both inclusive, of the cells that count.
+        Cells outside are ignored, and so are detections outside that match none.
+    """
+    low, high = area_range
+    outside = [
+        tuple((areas < low) | (areas > high) for areas in (rle.areas(runs) for runs in both))
+        for both in ((scene.truth_runs, scene.runs) for scene in scenes)
+    ]
+    rankings = []
+    for of_class in found:
+        images, scores, ranks, n_truths = [], [], [], []
+        hits, ignored = [], []
+        for i, (scene, pair) in enumerate(zip(scenes, of_class, strict=True)):
+            truth_outside, outside_here = outside[i]
+            crowd = scene.crowd[pair.truths]
+            truth_ignored = crowd | truth_outside[pair.truths]
+            n = len(pair.detections)
+            matched = match_greedily(pair.pairs, n, truth_ignored, crowd, THRESHOLDS)
+            # The cell −1, "none", is ignored if the detection itself is.
+            is_ignored = np.append(truth_ignored, False)[matched]
+            is_ignored |= (matched < 0) & outside_here[pair.detections]
+            images.append(np.full(n, i))
+            scores.append(scene.scores[pair.detections])
+            ranks.append(np.arange(n))
+            hits.append((matched >= 0) & ~is_ignored)
+            ignored.append(is_ignored)
+            n_truths.append(np.count_nonzero(~truth_ignored))
+        all_scores = np.concatenate([np.zeros(0), *scores])
+        order = np.argsort(-all_scores, kind="stable")
+        none = np.zeros((len(THRESHOLDS), 0), bool)
+        rankings.append(
+            Ranking(
+                images=np.concatenate([np.zeros(0, np.int64), *images])[order],
+                scores=all_scores[order],
+                ranks=np.concatenate([np.zeros(0, np.int64), *ranks])[order],
+                hits=np.concatenate([none, *hits], axis=1)[:, order],
+                ignored=np.concatenate([none, *ignored], axis=1)[:, order],
+                n_truths=np.array(n_truths, np.int64),
+            )
+        )
+    return rankings
+
+
+def capped(ranking: Ranking, max_detections: int | None) -> Ranking:
+    """Keep the best detections of each image alone."""
+    if max_detections is None or not (ranking.ranks >= max_detections).any():
+        return ranking
+    keep = ranking.ranks < max_detections
+    return Ranking(
+        ranking.images[keep],
+        ranking.scores[keep],
+        ranking.ranks[keep],
+        ranking.hits[:, keep],
+        ranking.ignored[:, keep],
+        ranking.n_truths,
+    )
+
+
+def precisions(ranking: Ranking, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """Precision of one class at the 101 recalls 0, 0.01 … 1, for each IoU threshold.
+
+    Parameters
+    ----------
+    ranking
+        The class's detections.
+    weights
+        `(I,)` integers: how often each image is in the set; once each if None.
+
+    Returns
+    -------
+    `(T, 101)` float64, falling along the recall: the greatest precision at this recall
+    or a greater one, 0 where the recall is not reached. NaN throughout without truth.
+    """
+    n_thresholds = len(ranking.hits)
+    result = np.zeros((n_thresholds, len(RECALLS)))
+    if weights is None:
+        weights = np.ones(len(ranking.n_truths), np.int64)
+    n_truths = int(weights @ ranking.n_truths)
+    if n_truths == 0:
+        result[:] = np.nan
+        return result
+    weight = weights[ranking.images]
+    shared = None if ranking.ignored.any() else np.cumsum(weight)
+    for t in range(n_thresholds):
+        # Precision falls from one hit to the next, so that its maxima are at the hits.
+        at = np.flatnonzero(ranking.hits[t])
+        n_seen = (np.cumsum(weight * ~ranking.ignored[t]) if shared is None else shared)[at]
+        n_hits = np.cumsum(weight[at])
+        precision = n_hits / (n_seen + np.spacing(1))
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        first = np.searchsorted(n_hits / n_truths, RECALLS, side="left")
+        reached = first < len(at)
+        result[t, reached] = precision[first[reached]]
+    return result
+
+
+def average_precision(
+    rankings: Sequence[Ranking],
+    max_detections: int | None = None,
+    weights: NDArray[np.int64] | None = None,
+) -> AveragePrecision:
+    """AP of K classes; `weights` as in `precisions`."""
+    by_class = np.full((len(rankings), len(THRESHOLDS)), np.nan)
+    for k, ranking in enumerate(rankings):
+        by_class[k] = precisions(capped(ranking, max_detections), weights).mean(axis=1)
+    class_ap, class_ap50, class_ap75 = by_class.mean(axis=1), by_class[:, 0], by_class[:, 5]
+    return AveragePrecision(
+        max_detections,
+        nan_mean(class_ap),
+        nan_mean(class_ap50),
+        nan_mean(class_ap75),
+        class_ap,
+        class_ap50,
+        class_ap75,
+    )
+
+
+def nan_mean(values: NDArray[np.float64]) -> float:
+    """Mean of what is a number; NaN, in silence, if nothing is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,94 @@
+"""Small cases for the tests of scoring: masks as arrays first, RLEs made by pycocotools."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycocotools.mask
+
+
+def rle(mask):
+    coded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": [int(n) for n in coded["size"]], "counts": coded["counts"].decode()}
+
+
+def truth_of(images, names=("a", "b", "c")):
+    """Make a COCO dict of `{image id: (size, [(class, mask, iscrowd)])}`."""
+    annotations = []
+    for image_id, (_, cells) in images.items():
+        for class_id, mask, crowd in cells:
+            coded = rle(mask)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": class_id,
+                    "segmentation": coded,
+                    "area": int(np.count_nonzero(mask)),
+                    "bbox": pycocotools.mask.toBbox(coded).tolist(),
+                    "iscrowd": int(crowd),
+                }
+            )
+    return {
+        "images": [
+            {"id": id, "file_name": f"{id}.tif", "height": size[0], "width": size[1]}
+            for id, (size, _) in images.items()
+        ],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)],
+        "annotations": annotations,
+    }
+
+
+def entry(image_id, class_id, mask, score):
+    return {
+        "image_id": image_id,
+        "category_id": class_id,
+        "segmentation": rle(mask),
+        "score": score,
+        "bbox": pycocotools.mask.toBbox(rle(mask)).tolist(),
+    }
+
+
+def rectangle(size, top, left, bottom, right):
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def random_case(
+    rng, *, n_images=4, n_classes=3, n_truths=6, n_results=10, crowds=True, ties=True, largest=14
+):
+    """Truth and results with everything odd: crowds, ties, masks with no pixel, overlaps,
+    images and classes that one side or both lack, ids that are not 1…n."""
+    images = {}
+    results = []
+    ids = rng.permutation(np.arange(3, 3 + 2 * n_images))[:n_images].tolist()
+    truth_classes = rng.choice(n_classes, rng.integers(0, n_classes + 1), replace=False) + 1
+    result_classes = rng.choice(n_classes, rng.integers(0, n_classes + 1), replace=False) + 1
+
+    def box(size):
+        top, left = rng.integers(0, size[0]), rng.integers(0, size[1])
+        return top, left, top + rng.integers(0, 8), left + rng.integers(0, 8)
+
+    for id in ids:
+        size = (int(rng.integers(1, largest)), int(rng.integers(1, largest)))
+        cells = []
+        if len(truth_classes):
+            for _ in range(rng.integers(0, n_truths + 1)):
+                crowd = crowds and rng.random() < 0.15
+                cells.append((int(rng.choice(truth_classes)), rectangle(size, *box(size)), crowd))
+        images[id] = (size, cells)
+        if len(result_classes):
+            for _ in range(rng.integers(0, n_results + 1)):
+                if cells and rng.random() < 0.7:  # a cell, moved and cut a little
+                    class_id, mask, _ = cells[rng.integers(len(cells))]
+                    mask = np.roll(mask, rng.integers(-1, 2), axis=int(rng.integers(2)))
+                    if class_id not in result_classes or rng.random() < 0.2:
+                        class_id = int(rng.choice(result_classes))
+                else:
+                    mask, class_id = rectangle(size, *box(size)), int(rng.choice(result_classes))
+                score = float(rng.integers(0, 6) / 5) if ties else float(rng.random())
+                results.append(entry(id, class_id, mask, score))
+    order = rng.permutation(len(results))
+    return truth_of(images, [f"class{k + 1}" for k in range(n_classes)]), [
+        results[i] for i in order
+    ]

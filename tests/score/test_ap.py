@@ -1,0 +1,141 @@
+"""AP against pycocotools, on cases of every kind, and against numbers worked out by hand."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from cellseg.score import ap
+from cellseg.score.match import match_greedily, side_by_side
+from scoring_cases import entry, random_case, rectangle, truth_of
+
+
+def coco_precision(truth, results, max_detections, area_range=None):
+    """`(T, 101, K)` of pycocotools, −1 where there is no truth."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = {**truth, "info": {}}
+        reference.createIndex()
+        # Without a box, pycocotools takes a detection's area from its mask.
+        plain = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        if plain:
+            found = reference.loadRes(plain)
+        else:
+            found = COCO()
+            found.dataset = {**truth, "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(reference, found, "segm")
+        evaluation.params.maxDets = [max_detections or 10**6]
+        if area_range:
+            evaluation.params.areaRng = [area_range]
+            evaluation.params.areaRngLbl = ["some"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def coco_mean(precision):
+    precision = precision[precision > -1]
+    return precision.mean() if precision.size else np.nan
+
+
+def assert_same(ours, precision):
+    for mine, theirs in [
+        (ours.ap, precision),
+        (ours.ap50, precision[0]),
+        (ours.ap75, precision[5]),
+    ]:
+        np.testing.assert_allclose(mine, coco_mean(theirs), rtol=0, atol=1e-9)
+    for k in range(precision.shape[2]):
+        of_class = precision[:, :, k]
+        np.testing.assert_allclose(ours.class_ap[k], coco_mean(of_class), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(ours.class_ap50[k], coco_mean(of_class[0]), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(ours.class_ap75[k], coco_mean(of_class[5]), rtol=0, atol=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_equals_pycocotools(seed, ties):
+    truth, results = random_case(np.random.default_rng(seed), ties=ties)
+    ours = ap.mask_ap(truth, results, max_detections=(3, 100, None))
+    for cap, of_cap in ours.items():
+        assert of_cap.max_detections == cap
+        assert_same(of_cap, coco_precision(truth, results, cap))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.integers(0, 40))
+def test_equals_pycocotools_by_size(seed, low, span):
+    truth, results = random_case(np.random.default_rng(seed))
+    scenes = side_by_side(truth, results)
+    found = ap.find_candidates(scenes, 3)
+    rankings = ap.rank(scenes, found, (low, low + span))
+    precision = coco_precision(truth, results, None, [low, low + span])
+    assert_same(ap.average_precision(rankings), precision)
+
+
+def test_more_than_a_hundred_detections():
+    # 150 cells in a row, found in the order of falling scores: the cap costs a third.
+    size = (1, 450)
+    cells = [(1, rectangle(size, 0, 3 * i, 1, 3 * i + 2), False) for i in range(150)]
+    truth = truth_of({1: (size, cells)}, ["a"])
+    results = [entry(1, 1, mask, 1 - i / 1000) for i, (_, mask, _) in enumerate(cells)]
+    ours = ap.mask_ap(truth, results)
+    assert ours[None].ap == pytest.approx(1)
+    # Recall reaches 2/3: precision is 1 at the 67 recalls 0 … 0.66, 0 at the 34 others.
+    assert ours[100].ap50 == pytest.approx(67 / 101)
+    assert_same(ours[100], coco_precision(truth, results, 100))
+
+
+def test_by_hand():
+    # Two cells. The best detection is wrong, the second finds one cell at IoU 6/10.
+    size = (10, 10)
+    truth = truth_of(
+        {1: (size, [(1, rectangle(size, 0, 0, 2, 5), 0), (1, rectangle(size, 8, 8, 9, 9), 0)])},
+        ["a"],
+    )
+    results = [
+        entry(1, 1, rectangle(size, 5, 0, 6, 3), 0.9),
+        entry(1, 1, rectangle(size, 0, 0, 2, 3), 0.8),
+    ]
+    ours = ap.mask_ap(truth, results)[None]
+    # Precision is 1/2 at the 51 recalls 0 … 0.5; the three thresholds 0.5, 0.55, 0.6.
+    assert ours.ap50 == pytest.approx(0.5 * 51 / 101)
+    assert ours.ap75 == 0
+    assert ours.ap == pytest.approx(0.3 * 0.5 * 51 / 101)
+
+
+def test_nothing_found_is_zero_and_no_truth_is_nan():
+    size = (4, 4)
+    truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 2, 2), 0)]), 2: (size, [])})
+    ours = ap.mask_ap(truth, [])[100]
+    assert ours.ap == ours.ap50 == ours.ap75 == 0
+    np.testing.assert_array_equal(ours.class_ap, [0, np.nan, np.nan])
+    only_false = ap.mask_ap(truth_of({1: (size, [])}), [entry(1, 2, np.ones(size), 0.5)])[100]
+    assert np.isnan(only_false.ap)
+    assert np.isnan(only_false.class_ap50).all()
+    assert np.isnan(ap.mask_ap({"images": [], "categories": [], "annotations": []}, [])[None].ap)
+
+
+def test_is_silent(capfd):
+    truth, results = random_case(np.random.default_rng(5))
+    ap.mask_ap(truth, results)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_cell_is_given_once():
+    # Two detections of one cell: the better score takes it at every threshold it reaches.
+    pairs = [(0, 0, 0.6), (1, 0, 0.9)]
+    matched = match_greedily(pairs, 2, [False], [False], [0.5, 0.8])
+    assert matched.tolist() == [[0, -1], [-1, 0]]
+
+
+def test_a_crowd_takes_any_number_but_only_what_nothing_else_takes():
+    pairs = [(0, 0, 1.0), (0, 1, 0.7), (1, 0, 0.9), (2, 0, 0.8), (2, 1, 0.6)]
+    matched = match_greedily(pairs, 3, [True, False], [True, False], [0.5])
+    assert matched.tolist() == [[1, 0, 0]]
