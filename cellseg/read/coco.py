@@ -1,0 +1,252 @@
+"""The annotation file: COCO's instance format, one image after the other.
+
+`images` have `file_name` relative to the data folder, `categories` the ids of the
+classes, `annotations` a compressed RLE (`counts` a str), `area` in pixels, `bbox` XYWH
+and `iscrowd`. https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pycocotools.mask
+
+from cellseg.errors import InputError
+from cellseg.files import read_json
+from cellseg.rle import Runs, areas, boxes_xyxy, decode, encode, xyxy_to_xywh
+
+if TYPE_CHECKING:
+    from cellseg.read.annotate import AnnotatedImage
+
+COCO = dict[str, Any]
+
+# pycocotools counts pixels in 32 bits.
+_MAX_SIDE = 65535
+
+_REMEDY = "make it with annotation.py, or export it as COCO instance segmentation"
+
+
+def build_coco(images: Iterable[AnnotatedImage], class_names: Sequence[str]) -> COCO:
+    """Put the annotated images into one COCO dict.
+
+    Images have the ids 1…n in the order given; annotations 1…m, by image, class, label;
+    categories 1…K in the order of `class_names`. The same input gives the same dict.
+    """
+    coco: COCO = {
+        "info": {"description": "Cells by class, one annotation a cell (annotation.py)"},
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(class_names, 1)],
+    }
+    for image_id, image in enumerate(images, 1):
+        height, width = image.size
+        coco["images"].append(
+            {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
+        )
+        for category, runs in image.cells.items():
+            described = zip(encode(runs), *_area_and_bbox(runs), strict=True)
+            for rle, area, bbox in described:
+                coco["annotations"].append(
+                    {
+                        "id": len(coco["annotations"]) + 1,
+                        "image_id": image_id,
+                        "category_id": category,
+                        "segmentation": rle,
+                        "area": area,
+                        "bbox": bbox,
+                        "iscrowd": 0,
+                    }
+                )
+    return coco
+
+
+def _area_and_bbox(runs: Runs) -> tuple[list[int], list[list[int]]]:
+    return areas(runs).tolist(), xyxy_to_xywh(boxes_xyxy(runs)).tolist()
+
+
+def contiguous_classes(coco: COCO) -> dict[int, int]:
+    """Map each category id to a class 0…K−1, in the order of the ids.
+
+    Other people's files may number their categories as they like.
+    """
+    return {id_: n for n, id_ in enumerate(sorted(c["id"] for c in coco["categories"]))}
+
+
+def class_names(coco: COCO) -> list[str]:
+    """Name the K classes, in the order of `contiguous_classes`."""
+    return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
+
+
+def load_coco(path: str | os.PathLike[str]) -> COCO:
+    """Read an annotation file and check all that training and scoring rely on.
+
+    Files of other programs are welcome: masks may be polygons, RLEs with their counts
+    as a list, or compressed ones; category ids any whole numbers.
+
+    Returns
+    -------
+    The COCO dict of the file. Every `segmentation` is a compressed RLE of its image's
+    size, `counts` a str; `area` and `bbox` (XYWH) are those of that mask, whatever the
+    file said; `iscrowd` is there. Images, annotations and other keys stand as in the file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, not JSON or not COCO; ids occur twice; an annotation
+        names an image or a category that isn't there; its mask has another size than
+        the image, no pixel, or broken counts.
+    """
+    coco = read_json(path, "annotations", _REMEDY)
+    if not isinstance(coco, dict):
+        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at its top); {_REMEDY}")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(coco.get(key), list):
+            raise InputError(f'{path}: not COCO (no list "{key}"); {_REMEDY}')
+        _check_ids(path, key, coco[key])
+    for key in ("images", "categories"):
+        if not coco[key]:
+            raise InputError(f'{path}: "{key}" is empty, but at least one is needed; {_REMEDY}')
+
+    for image in coco["images"]:
+        where = f"{path}: image {image['id']}"
+        _check(where, image, "file_name", _is_text, "a file's name")
+        for key in ("height", "width"):
+            _check(where, image, key, _is_side, f"a whole number of pixels, 1 to {_MAX_SIDE}")
+    _check_twice(path, "file_name", [image["file_name"] for image in coco["images"]])
+    for category in coco["categories"]:
+        _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")
+    _check_twice(path, "category name", [category["name"] for category in coco["categories"]])
+
+    images = {image["id"]: image for image in coco["images"]}
+    categories = {category["id"] for category in coco["categories"]}
+    of_image: dict[int, list[dict[str, Any]]] = {id_: [] for id_ in images}
+    for annotation in coco["annotations"]:
+        where = f"{path}: annotation {annotation['id']}"
+        for key, known in (("image_id", images), ("category_id", categories)):
+            value = annotation.get(key)
+            if type(value) is not int or value not in known:
+                raise InputError(
+                    f"{where}: {key} {value!r} is not in the file; add it or remove the annotation"
+                )
+        _check_optional(where, annotation)
+        of_image[annotation["image_id"]].append(annotation)
+    for image_id, its_annotations in of_image.items():
+        _normalise(path, images[image_id], its_annotations)
+    return coco
+
+
+def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> None:
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int:
+            raise InputError(
+                f'{path}: entry {number} of "{key}" is not an object with a whole number as id; '
+                f"{_REMEDY}"
+            )
+    _check_twice(path, f"id in {key}", [entry["id"] for entry in entries])
+
+
+def _check_twice(path: str | os.PathLike[str], what: str, values: list[Any]) -> None:
+    if len(set(values)) < len(values):
+        seen: set[Any] = set()
+        twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
+        raise InputError(f"{path}: the {what} {twice!r} is there twice; give each its own")
+
+
+def _check(where: str, entry: dict[str, Any], key: str, good: Any, expected: str) -> None:
+    if not good(entry.get(key)):
+        raise InputError(f"{where}: {key} {entry.get(key)!r} is not {expected}; mend it")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_SIDE
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_optional(where: str, annotation: dict[str, Any]) -> None:
+    """Check what is derived from the mask anyway, and what may be absent."""
+    bbox = annotation.get("bbox")
+    if bbox is not None and not (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(map(_is_number, bbox))
+        and min(bbox[2:]) >= 0
+    ):
+        raise InputError(
+            f"{where}: bbox {str(bbox)[:60]} is not [left, top, width, height] in pixels; mend it"
+        )
+    area = annotation.get("area")
+    if area is not None and not (_is_number(area) and area >= 0):
+        raise InputError(f"{where}: area {str(area)[:60]} is not a number of pixels; mend it")
+    if type(annotation.setdefault("iscrowd", 0)) is not int or annotation["iscrowd"] not in (0, 1):
+        raise InputError(f"{where}: iscrowd {annotation['iscrowd']!r} is not 0 or 1; mend it")
+
+
+def _normalise(
+    path: str | os.PathLike[str], image: dict[str, Any], annotations: list[dict[str, Any]]
+) -> None:
+    """Give all annotations of an image compressed RLEs, and the area and box of these."""
+    size = (image["height"], image["width"])
+    for annotation in annotations:
+        annotation["segmentation"] = _compressed(
+            f"{path}: annotation {annotation['id']}", annotation.get("segmentation"), size
+        )
+    try:
+        runs = decode([annotation["segmentation"] for annotation in annotations], size)
+    except ValueError as error:
+        index, _, reason = str(error).partition(": ")
+        raise InputError(
+            f"{path}: annotation {annotations[int(index)]['id']}: broken mask ({reason}); {_REMEDY}"
+        ) from None
+    for annotation, area, bbox in zip(annotations, *_area_and_bbox(runs), strict=True):
+        if not area:
+            raise InputError(
+                f"{path}: annotation {annotation['id']}: its mask has no pixel; remove it"
+            )
+        annotation["area"], annotation["bbox"] = area, bbox
+
+
+def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Turn polygons and lists of counts into a compressed RLE with `counts` a str."""
+    if isinstance(mask, dict):
+        if mask.get("size") != list(size):
+            raise InputError(
+                f"{where}: a mask of size {mask.get('size')!r} in an image of {list(size)} "
+                "(height, width); draw it on that image"
+            )
+        counts = mask.get("counts")
+        if isinstance(counts, str):
+            return {"size": list(size), "counts": counts}
+        if isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts):
+            if sum(counts) != size[0] * size[1]:
+                raise InputError(
+                    f"{where}: counts of {sum(counts)} pixels in an image of {list(size)} "
+                    "(height, width); draw the mask on that image"
+                )
+            rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+            return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+    elif isinstance(mask, list) and mask and all(_is_polygon(part, size) for part in mask):
+        parts = pycocotools.mask.frPyObjects(mask, *size)
+        rle = pycocotools.mask.merge(parts)
+        return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+    raise InputError(
+        f"{where}: segmentation {str(mask)[:60]} is neither an RLE with size and counts nor a list "
+        "of polygons [x1, y1, x2, y2, x3, y3, …] on the image; mend it"
+    )
+
+
+def _is_polygon(value: Any, size: tuple[int, int]) -> bool:
+    if not (isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0):
+        return False
+    # pycocotools walks a polygon's whole outline, so that one far off would take all memory.
+    reach = 2 * max(size)
+    return all(_is_number(number) and abs(number) <= reach for number in value)
