@@ -18,6 +18,9 @@ from cellseg.rle import Runs, areas, runs_of_labels
 SMALL = 10
 """Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
 
+DARK = 16
+"""Of 255: what the 12 bits of a camera come to in a file of 16 bits that nobody scaled."""
+
 
 @dataclass(frozen=True)
 class AnnotatedImage:
@@ -51,9 +54,11 @@ def annotate_image(image: TrainImage) -> AnnotatedImage:
         If a file can't be read, a label map has another size than the image, or labels
         are not whole numbers from 0 on.
     """
-    size = read_image(image.path).shape[:2]
+    pixels = read_image(image.path)
+    size = pixels.shape[0], pixels.shape[1]
     cells: dict[int, Runs] = {}
     odd: Counter[str] = Counter()
+    odd[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
     seen: set[int | float] = set()
     for number, path in image.class_files.items():
         labels = read_labels(path)

@@ -1,0 +1,196 @@
+"""Turn the training part's label maps into one COCO annotation file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cellseg.errors import InputError
+from cellseg.files import write_json
+from cellseg.read.annotate import AnnotatedImage, annotate_image
+from cellseg.read.coco import build_coco
+from cellseg.read.layout import TEST_LIST, list_train_folders, read_test_list, train_image
+from utils import DATA, run_command, shown
+
+OUTPUT = "train__annot.json"
+
+DESCRIPTION = """\
+Read every training image and its label maps, check them, and write them as one COCO
+file with a run-length encoded mask a cell. Run it once, before training.
+
+The data folder holds train/<image>/image.tif (8- or 16-bit, grey, RGB or RGBA) and
+beside it class1.tif, class2.tif, ...: a label map for each class that occurs, of any
+integer or float type, with 0 for background and one value for each cell.
+"""
+
+EXAMPLES = """\
+examples:
+  python annotation.py
+  python annotation.py --data ~/tissue --output annotations.json --skip-bad
+  python annotation.py --data ~/lymph --class_names lymphocyte other
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=DATA,
+        metavar="DIR",
+        help="the data folder (default: nycu-hw3-data beside this script)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"the annotation file to write (default: {OUTPUT} in the data folder)",
+    )
+    parser.add_argument(
+        "--class_names",
+        "--class-names",
+        nargs="+",
+        default=["class1", "class2", "class3", "class4"],
+        metavar="NAME",
+        help="the classes, the first for class1.tif, the second for class2.tif and so on; from "
+        "here on the annotation file says which there are (default: class1 class2 class3 class4)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=_cores(),
+        metavar="N",
+        help="images to read at the same time, 1 or more (default: the cores there are, "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        "--skip_bad",
+        action="store_true",
+        help="go on without the images that can't be used, and list them (default: stop at the "
+        "first and write nothing)",
+    )
+    return parser
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _cores() -> int:
+    # What this process may use can be less than what the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def annotate(
+    folders: Sequence[Path], n_classes: int, jobs: int, skip_bad: bool
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """Read the images of `folders`, `jobs` at a time, in their order.
+
+    Returns
+    -------
+    The images, and a line for each that can't be used.
+
+    Raises
+    ------
+    InputError
+        Without `skip_bad`, for the first image that can't be used.
+    """
+
+    def read(folder: Path) -> AnnotatedImage | InputError:
+        try:
+            return annotate_image(train_image(folder, n_classes))
+        except InputError as error:
+            return error
+
+    images: list[AnnotatedImage] = []
+    refused: list[str] = []
+    # Threads do: decoding and numpy's passes leave the interpreter to the others.
+    executor = ThreadPoolExecutor(jobs)
+    try:
+        results = executor.map(read, folders)
+        for result in tqdm(results, "reading", len(folders), unit="image", disable=None):
+            if isinstance(result, AnnotatedImage):
+                images.append(result)
+            elif skip_bad:
+                refused.append(str(result))
+            else:
+                raise InputError(f"{result} (--skip-bad goes on without the image)")
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return images, refused
+
+
+def summary(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
+    """Tell how many images and cells each class has, and what looks odd in which images."""
+    per_class = [
+        [len(image.cells[number]) for image in images if image.cells.get(number)]
+        for number in range(1, len(class_names) + 1)
+    ]
+    rows = [
+        (f"{number} {name}", len(cells), sum(cells))
+        for number, (name, cells) in enumerate(zip(class_names, per_class, strict=True), 1)
+    ]
+    rows.append(("all", len(images), sum(cells for _, _, cells in rows)))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'class':{width}}  images  instances"]
+    lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
+    odd: Counter[str] = sum((image.odd for image in images), Counter())
+    for what, count in sorted(odd.items()):
+        where = [image.file_name.split("/")[1] for image in images if image.odd[what]]
+        more = ", …" if len(where) > 3 else ""
+        lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    names = args.class_names
+    if not all(name.strip() for name in names) or len(set(names)) < len(names):
+        parser.error("argument --class_names: give each class a name of its own")
+
+    folders = list_train_folders(args.data)
+    refused = []
+    if (args.data / TEST_LIST).exists():
+        try:
+            read_test_list(args.data)
+        except InputError as error:
+            if not args.skip_bad:
+                raise
+            refused.append(str(error))
+    images, bad_images = annotate(folders, len(names), args.jobs, args.skip_bad)
+    refused += bad_images
+    if not images:
+        raise InputError(
+            f"{args.data}: none of its {len(folders)} training images can be used; "
+            f"the first: {bad_images[0]}"
+        )
+    output = args.output or args.data / OUTPUT
+    write_json(output, build_coco(images, names))
+
+    print(summary(images, names))
+    for line in refused:
+        print(f"left out: {line}")
+    print(f"wrote {shown(output)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
