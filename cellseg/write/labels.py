@@ -93,8 +93,15 @@ def write_labels(
 
 
 def _remove_others(folder: Path, written: set[str]) -> None:
+    """Remove other class files; an image without cells has the empty folder."""
     try:
-        for path in folder.iterdir() if folder.is_dir() else ():
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: can't be written ({error.strerror}); choose another --output"
+        ) from error
+    try:
+        for path in folder.iterdir():
             if _CLASS_FILE.fullmatch(path.name) and path.name not in written:
                 path.unlink()
     except OSError as error:

@@ -95,7 +95,13 @@ def test_a_hole_below_another_finds_the_outer_ring_through_it():
 
 def test_a_mask_with_no_pixel_has_no_piece():
     runs = Runs((4, 5), np.array([6, 7]), np.array([7, 9]), np.array([0, 0, 1, 1, 2, 2]))
-    assert [len(polygons) for polygons in trace(runs)] == [0, 1, 0, 2, 0]  # 7 and 8: a column's foot, the next one's head
+    assert [len(polygons) for polygons in trace(runs)] == [
+        0,
+        1,
+        0,
+        2,
+        0,
+    ]  # 7 and 8: a column's foot, the next one's head
     empty = np.zeros(0, np.int64)
     assert trace(Runs((4, 5), empty, empty, np.zeros(1, np.int64))) == []
     assert trace(Runs((4, 5), empty, empty, np.zeros(4, np.int64))) == [[], [], []]

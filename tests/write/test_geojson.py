@@ -1,0 +1,146 @@
+"""GeoJSON: the form that QuPath reads, and that the polygons give the masks back."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+import shapely
+import shapely.geometry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+import cellseg.write.geojson
+from cellseg.errors import InputError
+from cellseg.rle import encode, runs_of_labels
+from cellseg.write.geojson import cell_features, write_geojson
+
+NAMES = ["epithelial", "Zellkern – 細胞"]
+COLOURS = [(0, 158, 115), (240, 228, 66)]
+
+
+def features_of(labels, classes=None, **more):
+    _, runs = runs_of_labels(np.asarray(labels))
+    masks = encode(runs)
+    if classes is None:
+        classes = np.zeros(len(masks), np.int64)
+    size = (len(labels), len(labels[0]))
+    return list(cell_features("a.tif", size, masks, classes, NAMES, COLOURS, **more))
+
+
+def drawn(shape, size):
+    """The mask of a shape: the pixels whose centres it holds."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return shapely.contains_xy(shape, columns + 0.5, rows + 0.5)
+
+
+def test_a_detection_as_qupath_takes_it():
+    (feature,) = features_of([[0, 3]], np.array([1]), scores=np.array([0.75], np.float32))
+    assert uuid.UUID(feature.pop("id")).version == 5
+    assert feature == {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]],
+        },
+        "properties": {
+            "objectType": "detection",
+            "classification": {"name": "Zellkern – 細胞", "color": [240, 228, 66]},
+            "measurements": {"score": 0.75},
+        },
+    }
+
+
+def test_an_annotation_has_no_score():
+    (feature,) = features_of([[1]], object_type="annotation")
+    assert feature["properties"]["objectType"] == "annotation"
+    assert "measurements" not in feature["properties"]
+
+
+def test_pieces_and_holes_are_kept():
+    (feature,) = features_of([[1, 1, 1, 0, 1], [1, 0, 1, 0, 0], [1, 1, 1, 0, 0]])
+    assert feature["geometry"]["type"] == "MultiPolygon"
+    assert [len(polygon) for polygon in feature["geometry"]["coordinates"]] == [2, 1]
+
+
+def test_ids_differ_within_an_image_and_between_images_but_not_between_runs():
+    first, second = features_of([[1, 2]]), features_of([[1, 2]])
+    assert first == second
+    _, runs = runs_of_labels(np.array([[1, 2]]))
+    other = cell_features("b.tif", (1, 2), encode(runs), np.zeros(2, int), NAMES, COLOURS)
+    assert len({f["id"] for f in [*first, *other]}) == 4
+
+
+def test_a_mask_with_no_pixel_gives_no_feature():
+    masks = [{"size": [1, 2], "counts": "2"}, {"size": [1, 2], "counts": "02"}]
+    features = list(cell_features("a", (1, 2), masks, np.array([0, 1]), NAMES, COLOURS))
+    assert [f["properties"]["classification"]["name"] for f in features] == [NAMES[1]]
+
+
+def test_blocks_join_without_a_seam(monkeypatch):
+    labels = np.arange(1, 24).reshape(1, 23)
+    whole = features_of(labels)
+    monkeypatch.setattr(cellseg.write.geojson, "_BLOCK", 5)
+    assert features_of(labels) == whole
+
+
+def test_a_mask_of_another_size_is_refused():
+    masks = [{"size": [2, 2], "counts": "4"}]
+    with pytest.raises(ValueError, match="size"):
+        list(cell_features("a", (1, 2), masks, np.array([0]), NAMES, COLOURS))
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3))
+)
+def test_round_trip_through_the_polygons(labels):
+    values = np.unique(labels[labels > 0])
+    features = json.loads(json.dumps(features_of(labels)))
+    assert len(features) == len(values)
+    for value, feature in zip(values, features, strict=True):
+        shape = shapely.geometry.shape(feature["geometry"])
+        assert shape.is_valid
+        assert shape.area == (labels == value).sum()
+        np.testing.assert_array_equal(drawn(shape, labels.shape), labels == value)
+
+
+def test_the_file_is_a_collection(tmp_path):
+    path = tmp_path / "made" / "a.geojson"
+    features = features_of([[1, 2, 2]])
+    assert write_geojson(path, iter(features)) == 2
+    assert json.loads(path.read_text("utf-8")) == {
+        "type": "FeatureCollection",
+        "features": features,
+    }
+    # One feature a line: a file of 200,000 cells can be looked at and compared.
+    assert len(path.read_text("utf-8").splitlines()) == 4
+
+
+def test_an_image_without_cells_is_an_empty_collection(tmp_path):
+    path = tmp_path / "a.geojson"
+    assert write_geojson(path, []) == 0
+    assert json.loads(path.read_text("utf-8")) == {"type": "FeatureCollection", "features": []}
+
+
+def test_a_failure_half_way_leaves_the_former_file(tmp_path):
+    path = tmp_path / "a.geojson"
+    path.write_text("former")
+
+    def broken():
+        yield {"type": "Feature"}
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError):
+        write_geojson(path, broken())
+    assert path.read_text() == "former"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.geojson"]
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"a\.geojson: can't be written"):
+        write_geojson(tmp_path / "file" / "a.geojson", [])
