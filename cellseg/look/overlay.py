@@ -58,8 +58,8 @@ def draw_outlines(
     """Draw the outline of each cell on the image, enlarged `zoom` times.
 
     An outline is made of the cell's own pixels along its border, the image's edge
-    among it, so that touching cells have each their own. It is 1 px wide, or half a
-    pixel of the image where that is more.
+    among it, so that touching cells have each their own. It is 1 px wide, 2 px where
+    the image is enlarged, half a pixel of the image where that is more.
 
     Parameters
     ----------
@@ -92,6 +92,7 @@ def draw_outlines(
     canvas = image.copy()
     if zoom > 1:
         canvas = cv2.resize(image, (width * zoom, height * zoom), interpolation=cv2.INTER_CUBIC)
+    thickness = 1 if zoom == 1 else max(2, zoom // 2)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     runs = decode(masks, (height, width))
     order = range(len(masks)) if scores is None else np.argsort(scores, kind="stable").tolist()
@@ -104,7 +105,7 @@ def draw_outlines(
         core = cv2.erode(
             inside,
             cross,
-            iterations=max(1, zoom // 2),
+            iterations=thickness,
             borderType=cv2.BORDER_CONSTANT,
             borderValue=0,
         )
