@@ -40,6 +40,7 @@ Floats = NDArray[np.float32]
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 
+EPITHELIAL, LYMPHOCYTE, NEUTROPHIL, MACROPHAGE = range(4)
 # Median area in pixels of the homework's cells, class by class.
 MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
 # Part of each class among the cells. In the homework neutrophils and macrophages are
@@ -217,7 +218,7 @@ class _Tissue:
             centre = min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)
             # Epithelial cells keep to the nests and the others out of them, mostly; where
             # an image has no such place they take what there is.
-            at_home = (self.nest[centre] > 0.5) == (kind == 0) and self.glass[centre] < 0.2
+            at_home = (self.nest[centre] > 0.5) == (kind == EPITHELIAL) and self.glass[centre] < 0.2
             if not at_home and attempt < 25 and rng.random() < 0.95:
                 continue
             inside = depth[window] > 0
@@ -247,14 +248,14 @@ class _Tissue:
 
         body = _ramp(depth, -0.5, 0.5)
         rim = np.exp(-np.square(depth / np.float32(2.2 * unit)))
-        if kind == 0:
+        if kind == EPITHELIAL:
             clumps = _ramp(chromatin, 0.5, 1.6)
             h = strength * (0.42 + 0.06 * chromatin + 0.3 * clumps + 0.3 * rim)
             paint(body, h, 0.18)
-        elif kind == 1:
+        elif kind == LYMPHOCYTE:
             paint(0.5 * _ramp(depth, -3 * unit, 0), 0.12, 0.12)
             paint(body, strength * (1.2 + 0.15 * chromatin), 0.3)
-        elif kind == 2:
+        elif kind == NEUTROPHIL:
             paint(0.8 * _ramp(depth, -8 * unit, -5 * unit), 0.06, 0.5)
             paint(body, strength * (0.9 + 0.1 * chromatin + 0.1 * rim), 0.5)
         else:
@@ -307,15 +308,15 @@ def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Flo
     x -= np.float32(rng.uniform(-0.5, 0.5))
     # No outline is a clean curve.
     ragged = _noise(rng, len(y), len(y), 0.9 * radius) * np.float32(0.06 * radius)
-    if kind == 2:
+    if kind == NEUTROPHIL:
         depth = _lobes(y, x, radius, rng) + ragged
         return half, depth, depth
-    if kind == 0:
+    if kind == EPITHELIAL:
         depth = _oval(y, x, radius, rng.uniform(1.15, 1.8), rng.uniform(0, 0.12), rng)
         if rng.random() < 0.03:
             depth = np.minimum(depth, np.hypot(y, x) - np.float32(0.35 * radius))
         return half, depth + ragged, depth
-    if kind == 1:
+    if kind == LYMPHOCYTE:
         depth = _oval(y, x, radius, rng.uniform(1.0, 1.25), 0, rng)
         return half, depth + ragged, depth
     depth = _oval(y, x, radius, rng.uniform(1.1, 1.6), rng.uniform(0, 0.35), rng)
@@ -458,7 +459,7 @@ def _write_parts(
         height, width = sizes[i % len(sizes)]
         mix = list(MIX)
         if part == "train" and i % 3 == 2:
-            mix[2 + i // 3 % 2] = 0
+            mix[(NEUTROPHIL, MACROPHAGE)[i // 3 % 2]] = 0
         empty = part == "train" and i >= n_train - n_empty
         density = 0 if empty else cells_per_megapixel
         image, labels = draw_tissue(height, width, rng, density, scale, mix)
