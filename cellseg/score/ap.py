@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
+from cellseg.read.coco import COCO
 from cellseg.score.match import (
     Candidates,
     Scene,
     candidates,
-    class_names,
     match_greedily,
     side_by_side,
 )
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
+THRESHOLDS = np.linspace(0.5, 0.95, 10).astype(np.float64)
+RECALLS = np.linspace(0, 1, 101).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ class AveragePrecision:
 
 
 def mask_ap(
-    truth: dict[str, Any],
+    truth: COCO,
     results: Sequence[Any],
     max_detections: Sequence[int | None] = (100, None),
+    source: object = "results",
 ) -> dict[int | None, AveragePrecision]:
     """AP of masks for each cap on the detections of an image and class.
 
@@ -94,14 +95,16 @@ def mask_ap(
         Detections in COCO's result form. Images without any count as missed.
     max_detections
         The caps; None for no cap.
+    source
+        The results' file, for the errors' text.
 
     Raises
     ------
     InputError
         If the results don't fit the truth.
     """
-    scenes = side_by_side(truth, results)
-    rankings = rank(scenes, find_candidates(scenes, len(class_names(truth))))
+    scenes = side_by_side(truth, results, source)
+    rankings = rank(scenes, find_candidates(scenes, len(truth["categories"])))
     return {cap: average_precision(rankings, cap) for cap in max_detections}
 
 

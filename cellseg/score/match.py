@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cellseg import rle
 from cellseg.errors import InputError
+from cellseg.read.coco import COCO, contiguous_classes
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,7 @@ class Scene:
     entries: NDArray[np.int64]
 
 
-def class_names(truth: dict[str, Any]) -> list[str]:
-    """The K class names of a COCO dict, by rising category id."""
-    return [str(c["name"]) for c in sorted(truth["categories"], key=lambda c: c["id"])]
-
-
-def side_by_side(
-    truth: dict[str, Any], results: Sequence[Any], source: object = "results"
-) -> list[Scene]:
+def side_by_side(truth: COCO, results: Sequence[Any], source: object = "results") -> list[Scene]:
     """Sort truth and results by image.
 
     Parameters
@@ -85,7 +79,7 @@ def side_by_side(
     images = sorted(truth["images"], key=lambda image: image["id"])
     place = {image["id"]: i for i, image in enumerate(images)}
     sizes = [(int(image["height"]), int(image["width"])) for image in images]
-    classes = {id: k for k, id in enumerate(sorted(c["id"] for c in truth["categories"]))}
+    classes = contiguous_classes(truth)
 
     annotations: list[list[dict[str, Any]]] = [[] for _ in images]
     for annotation in truth["annotations"]:

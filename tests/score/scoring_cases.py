@@ -13,7 +13,7 @@ def rle(mask):
 
 def truth_of(images, names=("a", "b", "c")):
     """Make a COCO dict of `{image id: (size, [(class, mask, iscrowd)])}`."""
-    annotations = []
+    annotations: list[dict] = []
     for image_id, (_, cells) in images.items():
         for class_id, mask, crowd in cells:
             coded = rle(mask)
