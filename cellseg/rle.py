@@ -171,26 +171,48 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
     """
     if size is None:
         size = (int(rles[0]["size"][0]), int(rles[0]["size"][1])) if rles else (0, 0)
-    total = size[0] * size[1]
     texts = []
     for index, rle in enumerate(rles):
         if tuple(rle["size"]) != tuple(size):
             raise ValueError(f"{index}: size {list(rle['size'])}, expected {list(size)}")
         counts = rle["counts"]
         texts.append(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
+    # In blocks, since the arrays on the way hold many times what the runs do.
+    blocks = [
+        _decode_block(texts[first : first + _BLOCK], size, first)
+        for first in range(0, len(texts), _BLOCK)
+    ]
+    empty = np.zeros(0, np.int64)
+    n_runs = np.concatenate([empty, *(np.diff(block.offsets) for block in blocks)])
+    return Runs(
+        (size[0], size[1]),
+        np.concatenate([empty, *(block.starts for block in blocks)]),
+        np.concatenate([empty, *(block.ends for block in blocks)]),
+        np.append(0, np.cumsum(n_runs)),
+    )
+
+
+_BLOCK = 4096  # masks
+
+
+def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> Runs:
+    """Read the counts of some masks, of which `first` is the index of the first."""
+    total = size[0] * size[1]
     n_chars = np.array([len(text) for text in texts], np.int64)
-    counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars)
+    counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars, first)
 
     bounds = np.append(0, np.cumsum(n_counts))
     wrong = np.flatnonzero(
         (_sum(counts, bounds) != total) | (_sum((counts < 0).astype(np.int64), bounds) > 0)
     )
     if len(wrong):
-        raise ValueError(f"{wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels")
-    ends = np.cumsum(counts) - np.repeat(total * np.arange(len(rles)), n_counts)
-    owner = np.repeat(np.arange(len(rles)), n_counts)
+        raise ValueError(
+            f"{first + wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels"
+        )
+    ends = np.cumsum(counts) - np.repeat(total * np.arange(len(texts)), n_counts)
+    owner = np.repeat(np.arange(len(texts)), n_counts)
     odd = (np.arange(len(counts)) - bounds[:-1][owner]) % 2 == 1
-    return join_runs(size, len(rles), owner[odd], (ends - counts)[odd], ends[odd])
+    return join_runs(size, len(texts), owner[odd], (ends - counts)[odd], ends[odd])
 
 
 def join_runs(
@@ -221,7 +243,7 @@ def join_runs(
 
 
 def _decompress(
-    chars: NDArray[np.uint8], n_chars: NDArray[np.int64]
+    chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Read the counts of all masks from their joined text; also how many each mask has."""
     owner_of_char = np.repeat(np.arange(len(n_chars)), n_chars)
@@ -235,7 +257,7 @@ def _decompress(
     bad[char_ends[n_chars > 0] - 1] |= ~last[char_ends[n_chars > 0] - 1]
     if bad.any() or (digits > 12).any():
         at = np.flatnonzero(bad)[0] if bad.any() else np.flatnonzero(last)[digits > 12][0]
-        raise ValueError(f"{owner_of_char[at]}: the counts are not a COCO RLE string")
+        raise ValueError(f"{first + owner_of_char[at]}: the counts are not a COCO RLE string")
     if not len(chars):
         return np.zeros(0, np.int64), np.zeros(len(n_chars), np.int64)
 
