@@ -176,7 +176,7 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
         if tuple(rle["size"]) != tuple(size):
             raise ValueError(f"{index}: size {list(rle['size'])}, expected {list(size)}")
         counts = rle["counts"]
-        texts.append(counts.encode("ascii", "replace") if isinstance(counts, str) else counts)
+        texts.append(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
     # In blocks, since the arrays on the way hold many times what the runs do.
     blocks = [
         _decode_block(texts[first : first + _BLOCK], size, first)

@@ -1,0 +1,220 @@
+"""RLE against pycocotools: what it encodes, what it decodes, areas and boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycocotools.mask
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cellseg.rle import (
+    Runs,
+    areas,
+    boxes_xyxy,
+    crop_mask,
+    cut_at_columns,
+    decode,
+    encode,
+    runs_of_labels,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
+
+# pycocotools 2.0.11 says so of itself when it decodes.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
+MAPS = SHAPES.flatmap(lambda shape: arrays(np.int16, shape, elements=st.integers(0, 4)))
+
+
+def coco_rle(mask):
+    rle = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def runs_of_masks(masks, size):
+    """The runs of any masks, overlapping or empty, from their definition."""
+    starts, ends, offsets = [], [], [0]
+    for mask in masks:
+        line = np.concatenate([[0], mask.T.reshape(-1).astype(int), [0]])
+        starts.append(np.flatnonzero(np.diff(line) == 1))
+        ends.append(np.flatnonzero(np.diff(line) == -1))
+        offsets.append(offsets[-1] + len(starts[-1]))
+    empty = [np.zeros(0, np.int64)]
+    return Runs(
+        size, np.concatenate(starts + empty), np.concatenate(ends + empty), np.array(offsets)
+    )
+
+
+def same_runs(a, b):
+    return a.size == b.size and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("starts", "ends", "offsets")
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(MAPS)
+@example(np.zeros((1, 1), np.int16))
+@example(np.ones((1, 1), np.int16))
+@example(np.ones((1, 7), np.int16))
+@example(np.ones((7, 1), np.int16))
+@example(np.full((5, 4), 3, np.int16))
+def test_a_label_map_gives_what_pycocotools_gives_for_each_full_mask(labels):
+    values, runs = runs_of_labels(labels)
+    expected = [value for value in np.unique(labels) if value != 0]
+    assert values.tolist() == expected
+    assert values.dtype == labels.dtype
+    masks = [labels == value for value in expected]
+    assert same_runs(runs, runs_of_masks(masks, labels.shape))
+    rles = encode(runs)
+    assert rles == [coco_rle(mask) for mask in masks]
+    assert areas(runs).tolist() == [mask.sum() for mask in masks]
+    boxes = [pycocotools.mask.toBbox(rle).tolist() for rle in rles]
+    assert xyxy_to_xywh(boxes_xyxy(runs)).tolist() == boxes
+
+
+@pytest.mark.parametrize("scale", [40, 400, 4000, 100_000])
+def test_counts_of_any_length_are_written_as_pycocotools_writes_them(scale):
+    # Differences of both signs, of one to four characters.
+    rng = np.random.default_rng(scale)
+    height, width = 997, 3 * scale // 997 + 2
+    line = np.zeros(height * width, np.uint8)
+    at = 0
+    while at < line.size:
+        gap, run = rng.integers(1, scale, 2)
+        line[at + gap : at + gap + run] = 1
+        at += gap + run
+    mask = line.reshape(width, height).T
+    assert encode(runs_of_labels(mask)[1]) == [coco_rle(mask)]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("order", ["C", "F", ">"])
+def test_every_number_type_and_memory_order_gives_the_same_masks(dtype, order):
+    labels = np.array([[0, 5, 5, 1], [5, 5, 0, 1], [0, 0, 7, 7]])
+    expected = [coco_rle(labels == value) for value in (1, 5, 7)]
+    if order == ">":
+        labels = labels.astype(np.dtype(dtype).newbyteorder(">"))
+    else:
+        labels = np.array(labels, dtype, order=order)
+    values, runs = runs_of_labels(labels)
+    assert values.tolist() == [1, 5, 7]
+    assert encode(runs) == expected
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels_has_no_instance(shape):
+    values, runs = runs_of_labels(np.zeros(shape, np.uint8))
+    assert len(values) == len(runs) == 0
+    assert encode(runs) == []
+    assert boxes_xyxy(runs).shape == (0, 4)
+
+
+def test_nan_is_seen_among_the_values():
+    labels = np.zeros((4, 4))
+    labels[1, 2] = labels[3, 3] = np.nan
+    values, runs = runs_of_labels(labels)
+    assert np.isnan(values).tolist() == [True, True]
+    assert areas(runs).tolist() == [1, 1]
+
+
+def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next():
+    labels = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0]])
+    runs = runs_of_labels(labels)[1]
+    assert (runs.starts.tolist(), runs.ends.tolist()) == ([2], [5])
+    # Columns 0 and 1, rows 0 to 2: the exclusive edges are 2 and 3.
+    assert boxes_xyxy(runs).tolist() == [[0, 0, 2, 3]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES.flatmap(lambda s: st.lists(arrays(bool, s), max_size=5).map(lambda m: (s, m))))
+def test_masks_that_overlap_or_are_empty_go_to_rle_and_back(case):
+    size, masks = case
+    runs = runs_of_masks(masks, size)
+    rles = encode(runs)
+    assert rles == [coco_rle(mask) for mask in masks]
+    assert same_runs(decode(rles, size), runs)
+    as_bytes = [{"size": rle["size"], "counts": rle["counts"].encode()} for rle in rles]
+    assert same_runs(decode(as_bytes, size), runs)
+    boxes = boxes_xyxy(runs)
+    for n, mask in enumerate(masks):
+        box, crop = crop_mask(runs, n)
+        assert box.tolist() == boxes[n].tolist()
+        left, top, right, bottom = box
+        assert np.array_equal(crop, mask[top:bottom, left:right])
+        assert crop.sum() == mask.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(MAPS)
+def test_pieces_of_columns_paint_the_mask(labels):
+    values, runs = runs_of_labels(labels)
+    painted = np.zeros(labels.shape, int)
+    for mask, column, top, bottom in zip(*cut_at_columns(runs), strict=True):
+        assert 0 <= top < bottom <= labels.shape[0]
+        painted[top:bottom, column] += values[mask]
+    assert np.array_equal(painted, labels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 9))
+def test_counts_of_other_programs_are_read_with_runs_of_no_pixel(counts, height):
+    # pycocotools keeps runs of length 0 that it is given; they stand for nothing.
+    counts.append(-sum(counts) % height or height)
+    width = sum(counts) // height
+    rle = pycocotools.mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T
+    assert np.array_equal(pycocotools.mask.decode(rle), mask)
+    assert same_runs(decode([rle]), runs_of_masks([mask], (height, width)))
+
+
+@pytest.mark.parametrize(
+    ("rle", "message"),
+    [
+        ({"size": [3, 3], "counts": "54"}, "1: size [3, 3], expected [2, 2]"),
+        ({"size": [2, 2], "counts": ""}, "1: the counts don't add up to 2 x 2 pixels"),
+        ({"size": [2, 2], "counts": "5"}, "1: the counts don't add up to 2 x 2 pixels"),
+        ({"size": [2, 2], "counts": "3"}, "1: the counts don't add up to 2 x 2 pixels"),
+        ({"size": [2, 2], "counts": "6N"}, "1: the counts don't add up to 2 x 2 pixels"),
+        ({"size": [2, 2], "counts": "4P"}, "1: the counts are not a COCO RLE string"),
+        ({"size": [2, 2], "counts": "4 "}, "1: the counts are not a COCO RLE string"),
+        ({"size": [2, 2], "counts": "4é"}, "1: the counts are not a COCO RLE string"),
+        ({"size": [2, 2], "counts": "o" * 30 + "4"}, "1: the counts are not a COCO RLE string"),
+    ],
+)
+def test_a_broken_rle_is_refused_with_its_index(rle, message):
+    with pytest.raises(ValueError) as caught:
+        decode([{"size": [2, 2], "counts": "4"}, rle], (2, 2))
+    assert str(caught.value) == message
+
+
+def test_many_masks_are_read_in_blocks_and_the_broken_one_is_named():
+    labels = np.arange(1, 3001).reshape(60, 50)
+    runs = runs_of_labels(labels)[1]
+    rles = encode(runs)
+    assert same_runs(decode(rles), runs)
+    rles[2900]["counts"] = "5"
+    with pytest.raises(ValueError, match=r"^2900: the counts don't add up"):
+        decode(rles)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=130), max_size=12))
+def test_any_text_is_read_within_the_image_or_refused(text):
+    try:
+        runs = decode([{"size": [5, 7], "counts": text}])
+    except ValueError:
+        return
+    assert ((runs.starts >= 0) & (runs.starts < runs.ends) & (runs.ends <= 35)).all()
+    assert (runs.starts[1:] > runs.ends[:-1]).all()
+    rle = {"size": [5, 7], "counts": text.encode()}
+    assert areas(runs).tolist() == [int(pycocotools.mask.decode(rle).sum())]
+
+
+def test_boxes_turn_into_the_json_form_and_back_without_touching_the_given_ones():
+    boxes = np.array([[1, 2, 4, 9], [0, 0, 0, 0]])
+    assert xyxy_to_xywh(boxes).tolist() == [[1, 2, 3, 7], [0, 0, 0, 0]]
+    assert xywh_to_xyxy(xyxy_to_xywh(boxes)).tolist() == boxes.tolist()
+    assert boxes.tolist() == [[1, 2, 4, 9], [0, 0, 0, 0]]
