@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +16,7 @@ from cellseg.errors import InputError
 PROJECT = Path(__file__).resolve().parent
 DATA = PROJECT / "nycu-hw3-data"
 RUNS = PROJECT / "tensorboard"
+ANNOTATIONS = "train__annot.json"  # in the data folder
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -64,3 +67,50 @@ def shown(path: str | os.PathLike[str]) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str = "cuda") -> str:
+    """Choose where the network runs, and say so when it is not a GPU.
+
+    Parameters
+    ----------
+    wanted
+        What the user said with `--device`, or None.
+    options
+        KEY VALUE pairs of the command line, where `MODEL.DEVICE` may stand too.
+    recipe
+        What the config says; "cpu" there means that the recipe is made for one.
+
+    Raises
+    ------
+    InputError
+        If there is no such device here.
+    """
+    import torch
+
+    pairs = dict(zip(options[::2], options[1::2], strict=False))
+    wanted = wanted or pairs.get("MODEL.DEVICE")
+    if wanted is None and recipe == "cpu":
+        return recipe
+    if wanted is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        print("no CUDA GPU here: using the CPU, which is much slower")
+        return "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--device {wanted}: not to be had here ({reason}); make doctor says what is missing, "
+            "--device cpu always works"
+        ) from None
+    return str(device)
+
+
+def quiet_libraries() -> None:
+    """Silence the remarks that libraries make about their own insides."""
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)

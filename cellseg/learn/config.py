@@ -153,6 +153,9 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     InputError
         If a key has no value, is unknown, or its value has the wrong type.
     """
+    flag = next((option for option in options if option.startswith("--")), None)
+    if flag:
+        raise InputError(f"{flag}: flags must stand before the KEY VALUE pairs; move it there")
     if len(options) % 2:
         raise InputError(
             f"{options[-1]}: KEY VALUE pairs are expected at the end, but this has no value"

@@ -21,6 +21,8 @@ from cellseg.read.tiff import SUFFIXES
 TRAIN = "train"
 TEST = ("test", "test_release")
 TEST_LIST = "test_image_name_to_ids.json"
+CLASS_NAMES = ("class1", "class2", "class3", "class4")
+"""The homework's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
 _IMAGE_FILE = re.compile(r"image\.tiff?", re.IGNORECASE)
 _CLASS_FILE = re.compile(r"class([^.]*)\.tiff?", re.IGNORECASE)

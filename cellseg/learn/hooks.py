@@ -1,0 +1,203 @@
+"""What happens between the steps of a training: scoring, saving, telling, stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from tqdm import tqdm
+
+from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.runs import BEST, FINAL
+from cellseg.score.ap import AveragePrecision
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A training that was asked to stop and has saved where it was."""
+
+
+class Validation(HookBase):
+    """Scores the held-out images every `period` steps and at the end; keeps the best weights.
+
+    The best score stands in the file of the best weights, so that a resumed run knows it.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[], AveragePrecision],
+        checkpointer: Callable[[], RunCheckpointer],
+        class_names: list[str],
+        period: int,
+    ) -> None:
+        self.score = score
+        self.checkpointer = checkpointer
+        self.class_names = class_names
+        self.period = period
+        self.best = -math.inf
+
+    def before_train(self) -> None:
+        path = Path(self.checkpointer().save_dir) / BEST
+        if self.trainer.start_iter and path.is_file():
+            self.best = torch.load(path, map_location="cpu", weights_only=True)["AP50"]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period and done % self.period == 0):
+            self._validate(done)
+
+    def _validate(self, done: int) -> None:
+        result = self.score()
+        values = {"AP": result.ap, "AP50": result.ap50, "AP75": result.ap75}
+        values |= {
+            f"AP50 {name}": float(value)
+            for name, value in zip(self.class_names, result.class_ap50, strict=True)
+        }
+        # A class that the held-out images don't have has no AP.
+        values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
+        self.trainer.storage.put_scalars(
+            **{f"validation/{name}": value for name, value in values.items()},
+            smoothing_hint=False,
+        )
+        ap50 = values.get("AP50", 0.0)
+        better = ap50 > self.best
+        if better:
+            self.best = ap50
+            self.checkpointer().save_weights(BEST, iteration=done, AP50=ap50)
+        tqdm.write(
+            f"iteration {done}: held-out images AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
+            + (", the best so far" if better else f" (best {self.best:.1f})"),
+            file=sys.stdout,
+        )
+
+
+class Checkpoints(HookBase):
+    """Saves a resumable checkpoint every `period` steps, and the final weights at the end."""
+
+    def __init__(self, checkpointer: Callable[[], RunCheckpointer], period: int) -> None:
+        self.checkpointer = checkpointer
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self.checkpointer().save_last()
+        if done == self.trainer.max_iter:
+            self.checkpointer().save_weights(FINAL, iteration=done)
+
+
+class Progress(HookBase):
+    """Shows how far the training is: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        self.seconds = seconds
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            unit="it",
+            desc="training",
+            disable=None,
+        )
+        self._began = self._told = time.monotonic()
+
+    def after_step(self) -> None:
+        loss = self.trainer.storage.latest().get("total_loss", (math.nan, 0))[0]
+        done = self.trainer.iter + 1
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told > self.seconds or done == self.trainer.max_iter):
+            pace = (now - self._began) / (done - self.trainer.start_iter)
+            left = round(pace * (self.trainer.max_iter - done))
+            print(
+                f"iteration {done}/{self.trainer.max_iter}  loss {loss:.3f}  {pace:.2f} s/it  "
+                f"{left // 60}:{left % 60:02d} min left",
+                flush=True,
+            )
+            self._told = now
+
+    def after_train(self) -> None:
+        self._bar.close()
+
+
+class StopOnSignal(HookBase):
+    """On Ctrl-C or SIGTERM, ends after the running step with a checkpoint.
+
+    A second signal ends at once; what was saved before stays whole.
+    """
+
+    def __init__(self, checkpointer: Callable[[], RunCheckpointer]) -> None:
+        self.checkpointer = checkpointer
+        self._asked = False
+
+    def before_train(self) -> None:
+        self._process = os.getpid()
+        self._former = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data loading worker, which ends with this process
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        tqdm.write("stopping after this iteration; once more to stop at once", file=sys.stderr)
+
+    def after_step(self) -> None:
+        if self._asked and self.trainer.iter + 1 < self.trainer.max_iter:
+            self.checkpointer().save_last()
+            raise TrainingStopped(self.trainer.iter + 1)
+
+    def after_train(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def log_to_file(path: Path) -> Callable[[], None]:
+    """Send what Detectron2 and the project log to a file, and warnings to the terminal too.
+
+    Returns
+    -------
+    A function that ends it.
+    """
+    # Its own handlers would print every layer of the network to the terminal.
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    to_terminal = _BesideTheBar()
+    to_terminal.setLevel(logging.WARNING)
+    to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    # A traceback belongs into the file; what the user can do about it is said elsewhere.
+    to_terminal.addFilter(lambda record: record.exc_info is None)
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "cellseg")]
+    former: list[tuple[logging.Logger, Any, Any, Any]] = []
+    for logger in loggers:
+        former.append((logger, logger.level, logger.propagate, list(logger.handlers)))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.handlers = [to_file, to_terminal]
+
+    def end() -> None:
+        for logger, level, propagate, handlers in former:
+            logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers = handlers
+        to_file.close()
+
+    return end
+
+
+class _BesideTheBar(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)

@@ -1,0 +1,170 @@
+"""Run folders: `tensorboard/<recipe>/<run>/`, all that one training leaves behind."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cellseg.errors import InputError
+from cellseg.files import read_json, write_json
+
+CONFIG = "config.yaml"  # enough to repeat the run
+RECORD = "run.json"  # command, versions, data, split
+LAST = "last.pth"  # weights, optimizer, schedule, iteration: what --resume goes on from
+FINAL = "model_final.pth"  # weights after the last iteration; a run that has it is finished
+BEST = "model_best.pth"  # weights that scored best on the held-out images
+
+_PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pycocotools", "tifffile")
+
+
+def new_run(root: Path, recipe: str) -> Path:
+    """Make the folder of a new run, named after the time."""
+    now = datetime.datetime.now()
+    while True:
+        run = root / recipe / now.strftime("%Y%m%d-%H%M%S")
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            now += datetime.timedelta(seconds=1)
+        except OSError as error:
+            raise InputError(
+                f"{run}: can't be made ({error.strerror}); choose another --output_dir"
+            ) from None
+        else:
+            return run
+
+
+def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
+    """Find the newest run below `root`.
+
+    Parameters
+    ----------
+    root
+        The folder of runs, `tensorboard/`.
+    recipe
+        Look at the runs of this recipe alone.
+    finished
+        Among the runs that came to their end, by when they did; otherwise among those
+        that did not, by when they began.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    runs = [config.parent for config in root.glob(f"{recipe}/*/{CONFIG}")]
+    if finished:
+        done = [run for run in runs if (run / FINAL).is_file()]
+        if done:
+            return max(done, key=lambda run: ((run / FINAL).stat().st_mtime, run.name))
+        hint = (
+            f"{len(runs)} are not finished: go on with python train.py --resume, or name one "
+            "with --checkpoint"
+            if runs
+            else "train first: python train.py"
+        )
+        raise InputError(f"{root}: no finished run in it; {hint}")
+    going = [run for run in runs if not (run / FINAL).is_file()]
+    if not going:
+        raise InputError(f"{root}: no unfinished run in it to resume; begin one without --resume")
+    return max(going, key=lambda run: run.name)
+
+
+def open_run(path: Path) -> Path:
+    """Check that a path names a run folder (or a file in one) and give the folder."""
+    run = path.parent if path.is_file() else path
+    if not (run / CONFIG).is_file():
+        raise InputError(
+            f"{path}: not a run, it has no {CONFIG}; name a folder like "
+            "tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000"
+        )
+    return run
+
+
+def choose_weights(run: Path, name: str | None = None) -> Path:
+    """Choose a run's weights: those named, else the best, else the final ones."""
+    candidates = [name] if name else [BEST, FINAL]
+    for candidate in candidates:
+        if (run / candidate).is_file():
+            return run / candidate
+    there = sorted(path.name for path in run.glob("*.pth"))
+    raise InputError(
+        f"{run}: no {' or '.join(candidates)} in it; "
+        + (
+            f"--weight_name takes {', '.join(there)}"
+            if there
+            else "the run has saved no weights yet"
+        )
+    )
+
+
+def write_record(
+    run: Path,
+    command: Sequence[str],
+    annotations: Path,
+    categories: Sequence[dict[str, Any]],
+    train: Sequence[str],
+    held_out: Sequence[str],
+) -> None:
+    """Write what made a run: the command, versions, the data's hash, classes and split.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    command
+        The words of the command line.
+    annotations
+        The annotation file.
+    categories
+        Its categories, `{"id", "name"}`, in the order of the classes inside.
+    train, held_out
+        The names of the images trained on and held out.
+    """
+    write_json(
+        run / RECORD,
+        {
+            "command": list(command),
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "versions": versions(),
+            "annotations": {"path": str(annotations), "sha256": file_hash(annotations)},
+            "categories": list(categories),
+            "train": list(train),
+            "held_out": list(held_out),
+        },
+        indent=1,
+    )
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote."""
+    remedy = "the run is damaged; choose another with --checkpoint"
+    record = read_json(run / RECORD, "record of the run", remedy)
+    if not isinstance(record, dict) or not {"annotations", "categories", "held_out"} <= set(record):
+        raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

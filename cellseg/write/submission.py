@@ -1,0 +1,140 @@
+"""The file that the course's server takes: `test-results.json`, and a zip that holds it.
+
+A list of `{"image_id", "category_id", "segmentation", "score", "bbox"}`, COCO's results
+format: https://cocodataset.org/#format-results
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from cellseg.errors import InputError
+from cellseg.files import write_atomic
+from cellseg.predictions import Predictions
+from cellseg.rle import xyxy_to_xywh
+from cellseg.score.match import side_by_side
+from cellseg.score.results import FILE_NAME, read_results
+
+
+class SubmissionWriter:
+    """Writes the predictions of one image after the other; memory holds one image's."""
+
+    def __init__(self, file: IO[str], category_ids: Sequence[int]) -> None:
+        """
+        Parameters
+        ----------
+        file
+            Where to write.
+        category_ids
+            The id in files of each class 0…K−1.
+        """
+        self._file = file
+        self._category_ids = category_ids
+        self.count = 0
+
+    def add(self, image_id: int, predictions: Predictions) -> None:
+        """Write the cells of one image."""
+        boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2).tolist()
+        for box, score, class_, mask in zip(
+            boxes,
+            predictions.scores.tolist(),
+            predictions.classes.tolist(),
+            predictions.masks,
+            strict=True,
+        ):
+            entry = {
+                "image_id": image_id,
+                "category_id": self._category_ids[class_],
+                "segmentation": mask,
+                # Seven digits tell any two float32 scores apart.
+                "score": round(score, 7),
+                "bbox": box,
+            }
+            self._file.write(",\n" if self.count else "\n")
+            json.dump(entry, self._file, allow_nan=False)
+            self.count += 1
+
+
+@contextlib.contextmanager
+def write_submission(path: Path, category_ids: Sequence[int]) -> Iterator[SubmissionWriter]:
+    """Open a results file that is whole when the block ends, and else stays as it was."""
+    with write_atomic(path) as file:
+        file.write("[")
+        yield SubmissionWriter(file, category_ids)
+        file.write("\n]\n")
+
+
+def write_zip(results: Path) -> Path:
+    """Put a results file into a zip beside it, under the name that the server looks for."""
+    path = results.with_suffix(".zip")
+    with (
+        write_atomic(path, "wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        archive.write(results, FILE_NAME)
+    return path
+
+
+def check_submission(
+    path: Path, images: Sequence[dict[str, Any]], category_ids: Sequence[int]
+) -> tuple[int, list[int]]:
+    """Check a submission as the server would: the zip, or the JSON alone.
+
+    Parameters
+    ----------
+    path
+        A `.zip` or `.json` file, of this project or anybody's.
+    images
+        What may be predicted: `{"id", "file_name", "height", "width"}` each.
+    category_ids
+        The ids that a class may have.
+
+    Returns
+    -------
+    count
+        How many cells it has.
+    empty
+        The ids of the images that have none, rising.
+
+    Raises
+    ------
+    InputError
+        At the first thing that the server would refuse or misread.
+    """
+    entries = read_results(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if FILE_NAME not in archive.namelist():
+                raise InputError(
+                    f"{path}: {FILE_NAME} is in a folder of the zip, but must stand at its root; "
+                    "zip the file itself"
+                )
+    expected = {
+        "images": list(images),
+        "annotations": [],
+        "categories": [{"id": id_, "name": str(id_)} for id_ in category_ids],
+    }
+    scenes = side_by_side(expected, entries, path)
+    for index, entry in enumerate(entries):
+        box = entry.get("bbox", [0, 0, 0, 0])
+        if not _is_box(box):
+            raise InputError(
+                f"{path}: entry {index}: bbox {box!r}, but four finite numbers x, y, width, "
+                "height are expected; write it again with inference.py"
+            )
+    return len(entries), [scene.id for scene in scenes if not scene.masks]
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(side) in (int, float) and math.isfinite(side) for side in box)
+        and min(box[2:]) >= 0
+    )

@@ -1,0 +1,55 @@
+"""Check a submission before it is sent, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import utils
+from cellseg.read.coco import load_coco
+from cellseg.read.layout import CLASS_NAMES, read_test_list
+from cellseg.write.submission import check_submission
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check; give the exit code."""
+    parser = utils.CommandParser(
+        "Check a submission as the course's server would take it: the name in the zip, every\n"
+        "image id, class, score and box, and that each mask is an RLE of its image's size.",
+        "python check_submission.py tensorboard/demo/20250401-120000/test-results.zip",
+    )
+    parser.add_argument("submission", type=Path, metavar="FILE", help="the zip, or the JSON alone")
+    parser.add_argument(
+        "--data", type=Path, default=utils.DATA, metavar="DIR",
+        help="data folder with the test list (nycu-hw3-data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE",
+        help="file that names the classes (train__annot.json in the data folder; without it, "
+        f"{len(CLASS_NAMES)} classes)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+
+    annotations = args.annotations or args.data / utils.ANNOTATIONS
+    if args.annotations or annotations.exists():
+        category_ids = sorted(category["id"] for category in load_coco(annotations)["categories"])
+    else:
+        category_ids = list(range(1, len(CLASS_NAMES) + 1))
+    images = [
+        {"id": image.id, "file_name": image.file_name, "height": image.height, "width": image.width}
+        for image in read_test_list(args.data)
+    ]
+    count, empty = check_submission(args.submission, images, category_ids)
+    print(
+        f"{args.submission}: good, {count} cells in {len(images)} images"
+        + (
+            f", {len(empty)} of them without any (ids {', '.join(map(str, empty[:5]))}…)"
+            if empty
+            else ""
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run_command(main)
