@@ -1,0 +1,117 @@
+"""Export one image of 20,000 x 20,000 pixels with 200,000 cells: time and memory.
+
+    python bench/export.py
+
+The usual way, each mask decoded in full and its contours found, is timed on a few cells
+of the same image and scaled up: all of them would take days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycocotools.mask
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cellseg.rle import Runs, encode, runs_of_labels
+
+PROJECT = Path(__file__).resolve().parents[1]
+TILE = 2000  # px: the image is made of shifted copies of one tile
+
+
+def tile_labels(n_cells: int) -> np.ndarray:
+    """Draw about `n_cells` ellipses into a label map of one tile."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((TILE, TILE), np.int32)
+    per_side = round(n_cells**0.5)
+    step = TILE / per_side
+    for n in range(per_side**2):
+        centre = (np.array(divmod(n, per_side)) + 0.5 + rng.uniform(-0.1, 0.1, 2)) * step
+        axes = rng.uniform(0.2, 0.45, 2) * step
+        angle = float(rng.uniform(0, 180))
+        cv2.ellipse(labels, centre.astype(int), axes.astype(int), angle, 0, 360, n + 1, -1)
+    return labels
+
+
+def write_case(data: Path, side: int, n_cells: int) -> int:
+    """Write a data folder with one image of `side` squared, and results on it."""
+    tiles = side // TILE
+    _, runs = runs_of_labels(tile_labels(n_cells // tiles**2))
+    column, row = np.divmod(runs.starts, TILE)
+    rng = np.random.default_rng(1)
+    results = data / "test-results.json"
+    count = 0
+    with results.open("w") as file:
+        for n in tqdm(range(tiles**2), "making the case", disable=None):
+            x, y = (np.array(divmod(n, tiles)) * TILE).tolist()
+            starts = (column + x) * side + row + y
+            moved = Runs((side, side), starts, starts + runs.ends - runs.starts, runs.offsets)
+            for mask in encode(moved):
+                entry = {
+                    "image_id": 1,
+                    "category_id": int(rng.integers(1, 5)),
+                    "segmentation": mask,
+                    "score": round(float(rng.uniform(0.5, 1)), 6),
+                    "bbox": [x, y, 1, 1],
+                }
+                file.write(("," if count else "[") + json.dumps(entry))
+                count += 1
+        file.write("]")
+    (data / "test").mkdir()
+    (data / "test" / "slide.tif").touch()
+    image = {"file_name": "slide.tif", "id": 1, "height": side, "width": side}
+    (data / "test_image_name_to_ids.json").write_text(json.dumps([image]))
+    return count
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run a command: seconds, and the most memory it held, in MB."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)}: failed")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def usual_way(results: Path, n_cells: int) -> float:
+    """Seconds a cell: decode the whole mask, find its contours."""
+    masks = [entry["segmentation"] for entry in json.loads(results.read_text())[:n_cells]]
+    begin = time.perf_counter()
+    for mask in masks:
+        cv2.findContours(pycocotools.mask.decode(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return (time.perf_counter() - begin) / len(masks)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=20_000, help="pixels (default: 20000)")
+    parser.add_argument("--cells", type=int, default=200_000, help="(default: 200000)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        count = write_case(data, args.side, args.cells)
+        results = data / "test-results.json"
+        print(f"{count} cells in {args.side} x {args.side}, {results.stat().st_size >> 20} MB JSON")
+        export = [sys.executable, str(PROJECT / "export.py"), str(results), "--data", str(data)]
+        for formats in (["geojson"], ["labels"], ["geojson", "labels"]):
+            seconds, memory = measure([*export, "--format", *formats])
+            print(f"{' '.join(formats):16} {seconds:8.1f} s  {memory:6.0f} MB")
+        each = usual_way(results, 3)
+        print(f"one mask at a time: {each:.2f} s a cell, {each * count / 3600:.0f} h for all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The cells of every image, from a results file or from an annotation file alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg import runs
+from cellseg.errors import InputError
+from cellseg.read.coco import class_names, contiguous_classes, load_coco
+from cellseg.read.layout import read_test_list
+from cellseg.rle import RLE
+from cellseg.score.match import side_by_side
+from cellseg.score.results import read_results
+
+
+@dataclass(frozen=True)
+class ImageCells:
+    """The N cells of one image.
+
+    Attributes
+    ----------
+    name
+        What to call the image's outputs: its folder's name for `…/<name>/image.tif`,
+        otherwise its path without the ending. Forward slashes, never out of a folder.
+    path
+        The image file, which need not be there.
+    size
+        Height and width in pixels.
+    masks
+        N compressed RLEs of that size.
+    classes
+        `(N,)` int64, 0…K−1.
+    scores
+        `(N,)` float64, or None for annotations.
+    """
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    masks: list[RLE]
+    classes: NDArray[np.int64]
+    scores: NDArray[np.float64] | None
+
+
+def is_annotations(path: Path) -> bool:
+    """Whether a file is COCO annotations, an object, and not results, a list or a zip."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip().startswith(b"{")
+    except OSError:
+        return False  # whoever reads it says why
+
+
+def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageCells]]:
+    """Read an annotation file: the K class names, and the cells of each image.
+
+    Regions of many cells (`iscrowd` 1) are left out.
+
+    Raises
+    ------
+    InputError
+        If the file is not what `load_coco` takes, or image names clash or lead out of
+        `data`.
+    """
+    coco = load_coco(path)
+    classes = contiguous_classes(coco)
+    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        if not annotation["iscrowd"]:
+            of_image[annotation["image_id"]].append(annotation)
+    images = []
+    for image in coco["images"]:
+        annotations = of_image[image["id"]]
+        images.append(
+            ImageCells(
+                name=_output_name(path, image["file_name"]),
+                path=data / image["file_name"],
+                size=(image["height"], image["width"]),
+                masks=[annotation["segmentation"] for annotation in annotations],
+                classes=np.array([classes[a["category_id"]] for a in annotations], np.int64),
+                scores=None,
+            )
+        )
+    return class_names(coco), _without_clash(path, images)
+
+
+def read_predicted_cells(
+    path: Path, data: Path, names: list[str] | None = None
+) -> tuple[list[str], list[ImageCells]]:
+    """Read results on the test images: the K class names, and the cells of each image.
+
+    Parameters
+    ----------
+    path
+        A results file, a zip that holds one, or a run folder that does.
+    data
+        The data folder, whose test list tells the images by id.
+    names
+        The classes 1…K; None takes those of the run that the results lie in, or the
+        homework's four.
+
+    Raises
+    ------
+    InputError
+        If there are no results, they don't fit the test list, or a class has no name.
+    """
+    results = read_results(path)
+    listed = read_test_list(data)
+    categories = [{"id": n, "name": name} for n, name in enumerate(names or _HOMEWORK, 1)]
+    run = path if path.is_dir() else path.parent
+    if names is None and (run / runs.RECORD).is_file():
+        categories = runs.read_record(run)["categories"]
+    test_set = {
+        "images": [
+            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
+            for i in listed
+        ],
+        "categories": categories,
+        "annotations": [],
+    }
+    paths = {image.id: image.path for image in listed}
+    images = [
+        ImageCells(
+            name=_output_name(path, scene.name),
+            path=paths[scene.id],
+            size=scene.size,
+            masks=scene.masks,
+            classes=scene.classes,
+            scores=scene.scores,
+        )
+        for scene in side_by_side(test_set, results, path)
+    ]
+    return class_names(test_set), _without_clash(path, images)
+
+
+_HOMEWORK = ["class1", "class2", "class3", "class4"]
+
+
+def _output_name(source: Path, file_name: str) -> str:
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if path.is_absolute() or not path.name or ".." in path.parts or not file_name.isprintable():
+        raise InputError(
+            f"{source}: the image {file_name!r} lies outside the data folder; write its name "
+            "relative to it"
+        )
+    if path.stem == "image" and path.parent.name:
+        return path.parent.name
+    return str(path.with_suffix(""))
+
+
+def _without_clash(source: Path, images: list[ImageCells]) -> list[ImageCells]:
+    seen: dict[str, Path] = {}
+    for image in images:
+        if image.name in seen:
+            raise InputError(
+                f"{source}: {seen[image.name].name} and {image.path.name} would both be written as "
+                f"{image.name}; rename one of the images"
+            )
+        seen[image.name] = image.path
+    return images

@@ -1,0 +1,456 @@
+"""export.py: every format from results and from annotations, every flag, every refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely.geometry
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+import annotation
+import export
+from cellseg.errors import InputError
+from cellseg.look.overlay import class_colour
+from cellseg.read.cells import read_annotated_cells
+from cellseg.rle import encode, runs_of_labels
+
+LEFT = np.array([[1, 1, 0, 0, 0, 0]] * 4)
+RIGHT = np.array([[0, 0, 0, 1, 1, 1]] * 4)
+MIDDLE = np.array([[0, 1, 1, 1, 0, 0]] * 4)
+
+
+def rle_of(mask):
+    return encode(runs_of_labels(np.asarray(mask))[1])[0]
+
+
+def entry(mask, category=1, score=0.9, image=7):
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle_of(mask),
+        "score": score,
+        "bbox": [0, 0, 1, 1],
+    }
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder with two test images and no training part."""
+    folder = tmp_path / "data"
+    (folder / "test").mkdir(parents=True)
+    listed = []
+    for id_, name in ((7, "one.tif"), (9, "two.tif")):
+        tifffile.imwrite(folder / "test" / name, np.full((4, 6, 3), 200, np.uint8))
+        listed.append({"file_name": name, "id": id_, "height": 4, "width": 6})
+    (folder / "test_image_name_to_ids.json").write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Write results into a folder of their own; gives the command's usual arguments."""
+
+    def write(entries):
+        path = tmp_path / "run" / "test-results.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(entries))
+        return path
+
+    return write
+
+
+def features_of(path):
+    return json.loads(Path(path).read_text("utf-8"))["features"]
+
+
+def all_files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_everything_from_results(data, run, capsys):
+    results = run([entry(LEFT), entry(RIGHT, 3, 0.6)])
+    assert export.main([str(results), "--data", str(data)]) == 0
+    output = results.parent / "export"
+    assert all_files(output) == [
+        "geojson/one.geojson",
+        "geojson/two.geojson",
+        "labels/one/class1.tif",
+        "labels/one/class3.tif",
+        "overlay/one.png",
+        "overlay/two.png",
+    ]
+    first, second = features_of(output / "geojson" / "one.geojson")
+    assert first["properties"] == {
+        "objectType": "detection",
+        "classification": {"name": "class1", "color": list(class_colour(0))},
+        "measurements": {"score": 0.9},
+    }
+    assert second["properties"]["classification"]["name"] == "class3"
+    assert shapely.geometry.shape(second["geometry"]).bounds == (3, 0, 6, 4)
+    assert features_of(output / "geojson" / "two.geojson") == []
+    assert (output / "labels" / "two").is_dir()
+    np.testing.assert_array_equal(tifffile.imread(output / "labels/one/class3.tif"), 2 * RIGHT)
+    out = capsys.readouterr().out
+    assert "labels: 2 images, 2 cells: " in out
+    assert str(output / "labels") in out
+
+
+def test_everything_from_annotations(tmp_path, capsys):
+    data = tmp_path / "data"
+    image = data / "train" / "sample"
+    image.mkdir(parents=True)
+    tifffile.imwrite(image / "image.tif", np.full((4, 6, 3), 200, np.uint8))
+    tifffile.imwrite(image / "class2.tif", LEFT.astype(np.float64))
+    assert annotation.main(["--data", str(data), "--class_names", "a", "b"]) == 0
+    annotations = data / "train__annot.json"
+    assert export.main([str(annotations), "--data", str(data)]) == 0
+    assert all_files(data / "export") == [
+        "geojson/sample.geojson",
+        "labels/sample/class2.tif",
+        "overlay/sample.png",
+    ]
+    (feature,) = features_of(data / "export" / "geojson" / "sample.geojson")
+    assert feature["properties"] == {
+        "objectType": "annotation",
+        "classification": {"name": "b", "color": list(class_colour(1))},
+    }
+    assert "geojson: 1 images, 1 cells: " in capsys.readouterr().out
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(
+        arrays(
+            np.uint8,
+            array_shapes(min_dims=2, max_dims=2, max_side=8),
+            elements=st.integers(0, 5),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_labels_go_round_to_the_byte(tmp_path_factory, maps):
+    """Annotations, exported as labels and read again by annotation.py, are the same file."""
+    data = tmp_path_factory.mktemp("data")
+    shape = maps[0].shape
+    image = data / "train" / "a"
+    image.mkdir(parents=True)
+    tifffile.imwrite(image / "image.tif", np.zeros((*shape, 3), np.uint8), photometric="rgb")
+    for k, labels in enumerate(maps, 1):
+        labels = np.resize(labels, shape)  # classes may overlap: each has its own file
+        tifffile.imwrite(image / f"class{k}.tif", labels.astype(np.float64))
+    annotation.main(["--data", str(data), "--jobs", "1"])
+    annotations = data / "train__annot.json"
+    before = annotations.read_bytes()
+    export.main([str(annotations), "--format", "labels", "--data", str(data)])
+    for path in image.glob("class*.tif"):
+        path.unlink()
+    for path in (data / "export" / "labels" / "a").iterdir():
+        path.rename(image / path.name)
+    annotation.main(["--data", str(data), "--jobs", "1"])
+    assert annotations.read_bytes() == before
+
+
+def test_real_tissue_goes_round(tmp_path):
+    tissue = os.environ.get("CELLSEG_TISSUE")
+    source = Path(tissue) if tissue else export.DATA.parents[1] / "shared" / "data" / "tissue"
+    if not source.is_dir():
+        pytest.skip(f"no real tissue at {source}; CELLSEG_TISSUE names another place")
+    data = tmp_path / "data"
+    for folder in sorted((source / "train").iterdir())[:6]:
+        copy = data / "train" / folder.name
+        copy.mkdir(parents=True)
+        for path in folder.glob("*.tif"):
+            (copy / path.name).symlink_to(path)
+    annotation.main(["--data", str(data), "--jobs", "1"])
+    annotations = data / "train__annot.json"
+    before = annotations.read_bytes()
+    export.main([str(annotations), "--data", str(data), "--format", "labels", "geojson"])
+    _, images = read_annotated_cells(annotations, data)
+    for image in images:
+        features = features_of(data / "export" / "geojson" / f"{image.name}.geojson")
+        assert len(features) == len(image.masks)
+        for feature, mask in zip(features[:40], image.masks, strict=False):
+            shape = shapely.geometry.shape(feature["geometry"])
+            rows, columns = np.mgrid[: image.size[0], : image.size[1]]
+            left, top, right, bottom = map(int, shape.bounds)
+            box = np.s_[top:bottom, left:right]
+            drawn = np.zeros(image.size, bool)
+            drawn[box] = shapely.contains_xy(shape, columns[box] + 0.5, rows[box] + 0.5)
+            assert shape.is_valid
+            assert rle_of(drawn) == mask
+        for path in (data / "train" / image.name).glob("class*.tif"):
+            path.unlink()
+        for path in (data / "export" / "labels" / image.name).iterdir():
+            path.rename(data / "train" / image.name / path.name)
+    annotation.main(["--data", str(data), "--jobs", "1"])
+    assert annotations.read_bytes() == before
+
+
+def test_a_former_export_is_replaced(data, run):
+    results = run([entry(LEFT), entry(RIGHT, 3)])
+    arguments = [str(results), "--data", str(data)]
+    export.main(arguments)
+    run([entry(LEFT)])
+    export.main(arguments)
+    output = results.parent / "export"
+    assert [p.name for p in (output / "labels" / "one").iterdir()] == ["class1.tif"]
+    assert len(features_of(output / "geojson" / "one.geojson")) == 1
+
+
+# ------------------------------------------------------------------ flags
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_format_alone(data, run, form):
+    results = run([entry(LEFT)])
+    export.main([str(results), "--data", str(data), "--format", form, form])
+    assert [p.name for p in (results.parent / "export").iterdir()] == [form]
+
+
+def test_geojson_and_labels_need_no_pixels(data, run):
+    for name in ("one.tif", "two.tif"):
+        (data / "test" / name).write_bytes(b"")
+    results = run([entry(LEFT)])
+    assert export.main([str(results), "--data", str(data), "--format", "geojson", "labels"]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--score_threshold", "--score-threshold"])
+@pytest.mark.parametrize(
+    ("threshold", "n"), [(None, 2), ("0", 3), ("0.5", 2), ("0.6", 1), ("1", 0)]
+)
+def test_score_threshold(data, run, flag, threshold, n):
+    results = run([entry(LEFT, score=0.49), entry(LEFT, score=0.5), entry(RIGHT, score=0.9)])
+    more = [] if threshold is None else [flag, threshold]
+    export.main([str(results), "--data", str(data), "--format", "geojson", *more])
+    assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == n
+
+
+def test_output(data, run, tmp_path, monkeypatch):
+    results = run([entry(LEFT)])
+    monkeypatch.chdir(tmp_path)
+    more = ["--format", "labels", "--output", "there/it is"]
+    export.main([str(results), "--data", data.name, *more])
+    assert all_files(tmp_path / "there") == ["it is/labels/one/class1.tif"]
+    assert not (results.parent / "export").exists()
+
+
+@pytest.mark.parametrize("flag", ["--class_names", "--class-names"])
+def test_class_names(data, run, flag):
+    results = run([entry(LEFT, 2)])
+    export.main([str(results), "--data", str(data), "--format", "geojson", flag, "a", "b"])
+    (feature,) = features_of(results.parent / "export" / "geojson" / "one.geojson")
+    assert feature["properties"]["classification"]["name"] == "b"
+
+
+def test_classes_of_the_run(data, run):
+    results = run([entry(LEFT, 5)])
+    record = {
+        "annotations": {},
+        "categories": [{"id": n, "name": f"kind {n}"} for n in range(1, 6)],
+        "held_out": [],
+    }
+    (results.parent / "run.json").write_text(json.dumps(record))
+    export.main([str(results), "--data", str(data), "--format", "geojson"])
+    (feature,) = features_of(results.parent / "export" / "geojson" / "one.geojson")
+    assert feature["properties"]["classification"]["name"] == "kind 5"
+
+
+def test_the_newest_results_by_default(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "RUNS", tmp_path / "runs")
+    for age, name in ((50, "new"), (100, "old")):
+        path = tmp_path / "runs" / "model" / name / "test-results.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps([entry(LEFT)]))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    export.main(["--data", str(data), "--format", "geojson"])
+    assert (tmp_path / "runs/model/new/export/geojson/one.geojson").exists()
+    assert not (tmp_path / "runs/model/old/export").exists()
+
+
+def test_a_zip_and_a_run_folder_do_too(data, run):
+    results = run([entry(LEFT)])
+    archive = results.parent / "submission.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(results, "test-results.json")
+    for source in (archive, results.parent):
+        output = results.parent / f"from-{source.name}"
+        arguments = [str(source), "--data", str(data), "--format", "geojson"]
+        export.main([*arguments, "--output", str(output)])
+        assert len(features_of(output / "geojson" / "one.geojson")) == 1
+    export.main([str(results.parent), "--data", str(data), "--format", "geojson"])
+    assert (results.parent / "export").is_dir()
+
+
+def test_covered_cells_are_told(data, run, capsys):
+    results = run([entry(LEFT, score=0.6), entry(np.ones((4, 6)), score=0.9)])
+    export.main([str(results), "--data", str(data), "--format", "labels"])
+    assert "2 cells, 1 of them with no pixel of their own" in capsys.readouterr().out
+
+
+def test_the_higher_score_keeps_the_pixel(data, run):
+    results = run([entry(LEFT, score=0.6), entry(MIDDLE, score=0.9)])
+    export.main([str(results), "--data", str(data), "--format", "labels"])
+    labels = tifffile.imread(results.parent / "export/labels/one/class1.tif")
+    assert labels[0].tolist() == [1, 2, 2, 2, 0, 0]
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        export.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--format", "--data", "--output", "--score_threshold", "--class_names"):
+        assert word in text
+    assert "QuPath" in text
+    assert "python export.py" in text
+
+
+# ------------------------------------------------------------------ annotations of others
+
+
+def coco_of(*file_names, **more):
+    images = [
+        {"id": n, "file_name": name, "height": 4, "width": 6}
+        for n, name in enumerate(file_names, 1)
+    ]
+    return {
+        "images": images,
+        "categories": [{"id": 40, "name": "b"}, {"id": 12, "name": "a"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 40, "segmentation": rle_of(LEFT), **more}
+        ],
+    }
+
+
+def test_category_ids_of_others_become_classes_in_order(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text("\n " + json.dumps(coco_of("sub/a.png")))
+    export.main([str(path), "--format", "geojson", "labels"])
+    (feature,) = features_of(tmp_path / "export" / "geojson" / "sub" / "a.geojson")
+    assert feature["properties"]["classification"]["name"] == "b"
+    assert (tmp_path / "export" / "labels" / "sub" / "a" / "class2.tif").exists()
+
+
+def test_crowd_regions_are_left_out(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("a.png", iscrowd=1)))
+    export.main([str(path), "--format", "geojson"])
+    assert features_of(tmp_path / "export" / "geojson" / "a.geojson") == []
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def refusal(*arguments):
+    with pytest.raises(InputError) as error:
+        export.main([str(argument) for argument in arguments])
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "half", "inf"])
+def test_score_threshold_is_a_share(value):
+    assert "--score_threshold: '" in refusal(f"--score_threshold={value}").replace(
+        "/--score-threshold", ""
+    )
+
+
+def test_unknown_format():
+    assert "argument --format: invalid choice: 'svg'" in refusal("--format", "svg")
+
+
+def test_flags_that_annotations_have_no_use_for(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("a.png")))
+    assert refusal(path, "--score_threshold", "0.3").startswith("--score_threshold: ")
+    assert refusal(path, "--class_names", "a").startswith("--class_names: ")
+
+
+def test_no_results_yet(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "RUNS", tmp_path / "runs")
+    assert "no run has a test-results.json yet" in refusal("--data", data)
+
+
+def test_missing_source(tmp_path):
+    assert "nothing.json: no such file" in refusal(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("text", ["", "[", "{", "[1]", "{}", "3", '{"images": 3}', "[[]]"])
+def test_damaged_sources(data, tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    assert refusal(path, "--data", data).startswith(str(path))
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": 8},
+        {"image_id": "7"},
+        {"category_id": 5},
+        {"category_id": 0},
+        {"score": float("nan")},
+        {"score": "high"},
+        {"segmentation": []},
+        {"segmentation": {"size": [6, 4], "counts": "0"}},
+        {"segmentation": {"size": [4, 6], "counts": "broken"}},
+    ],
+)
+def test_results_that_do_not_fit_the_test_list(data, run, change):
+    results = run([entry(LEFT), {**entry(RIGHT), **change}])
+    assert refusal(results, "--data", data).startswith(f"{results}: entry 1: ")
+
+
+def test_a_data_folder_without_a_test_list(tmp_path, run):
+    assert "test_image_name_to_ids.json: no such file" in refusal(
+        run([entry(LEFT)]), "--data", tmp_path
+    )
+
+
+def test_an_overlay_needs_its_image(data, run):
+    results = run([entry(LEFT)])
+    tifffile.imwrite(data / "test" / "one.tif", np.zeros((5, 6, 3), np.uint8))
+    text = refusal(results, "--data", data, "--format", "overlay")
+    assert "one.tif: 5 x 6 pixels (height x width), but its cells lie in 4 x 6" in text
+    (data / "test" / "one.tif").write_bytes(b"II*\0")
+    assert "one.tif" in refusal(results, "--data", data, "--format", "overlay")
+
+
+def test_an_annotated_image_that_is_not_there(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("a.png")))
+    assert "a.png: " in refusal(path, "--data", tmp_path, "--format", "overlay")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "/a.png", "x/../../a.png", "..\\a.png", ".", "a\n.png"]
+)
+def test_image_names_that_lead_out(tmp_path, name):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of(name)))
+    assert "lies outside the data folder" in refusal(path, "--format", "geojson")
+
+
+def test_image_names_that_clash(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("a.png", "a.tif")))
+    assert "a.png and a.tif would both be written as a" in refusal(path, "--format", "geojson")
+
+
+def test_output_that_is_a_file(data, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    results = run([entry(LEFT)])
+    for form in export.FORMATS:
+        text = refusal(results, "--data", data, "--format", form, "--output", tmp_path / "file")
+        assert "can't be written" in text
