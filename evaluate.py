@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import write_json
-from cellseg.read.coco import class_names
-from cellseg.score.ap import AveragePrecision, mask_ap
-from cellseg.score.results import newest_results, read_results
+from cellseg.files import write_atomic, write_json
+from cellseg.score.labelmap import OVERLAP_RULES
+from cellseg.score.results import newest_results, only_annotated, read_results
+from cellseg.score.summary import Scores, difference, score
+from cellseg.score.tables import (
+    as_json,
+    as_text,
+    difference_as_json,
+    difference_as_text,
+    per_image,
+)
 from cellseg.score.truth import read_truth
 from utils import DATA, RUNS, run_command, shown
 
 DESCRIPTION = """\
-Score results against annotations: average precision (AP) of masks as COCO defines it,
-AP50 and AP75, for each class and over the classes, with at most 100 detections of each
-image and class (COCO's way) and with all of them.
+Score results against annotations, or compare two results.
 
-Images that are annotated but have no result count as missed. Where a class has no
-annotation, there is no AP: "–".
+AP, AP50, AP75      average precision of masks as COCO defines it, with at most 100
+                    detections of each image and class, and with all of them
+PQ = DQ x SQ        panoptic quality, detection times segmentation quality, as in MoNuSAC
+                    2020: of each image with true cells of the class, then their mean;
+                    "pooled" is of the cells of all images together
+AJI, AJI+           aggregated Jaccard index, the mean over images
+F1, precision, recall, counts, and which classes are taken for which
+
+All but AP are of label maps, in which a pixel belongs to one cell: --score_threshold and
+--overlap say how detections become one. Annotated images that have no result count as
+missed. A class without true cells has no score: "–".
 """
 
 EXAMPLES = """\
 examples:
-  python evaluate.py                                    the newest run, against DATA/test_masks
+  python evaluate.py
+      the newest run against test_masks in the data folder
   python evaluate.py submission.zip --truth annotations.json --json scores.json
+  python evaluate.py --compare tensorboard/model/run1 tensorboard/model/run2
 """
 
 
@@ -46,6 +63,13 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="RESULTS",
         help="a results file (JSON), a zip with test-results.json in it, or a run folder"
         " (default: the newest run's)",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="two results in place of RESULTS: by how much B is better, with an interval",
     )
     parser.add_argument(
         "--truth",
@@ -68,67 +92,111 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out the results of images that TRUTH doesn't have (default: an error)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument(
+        "--score_threshold",
+        "--score-threshold",
+        type=_score,
+        default=0.5,
+        metavar="S",
+        help="for all but AP: the least score, 0 to 1, of a detection that counts (default: 0.5)",
+    )
+    parser.add_argument(
+        "--overlap",
+        choices=OVERLAP_RULES,
+        default="score",
+        help="for all but AP: which of two detections keeps the pixels that both claim, that"
+        " of the higher score, the smaller or the larger one (default: score)",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
+    )
+    parser.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of these draws (default: 0)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a row for each image and class as CSV"
+    )
     return parser
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    args = get_parser().parse_args(argv)
-    path = args.results or newest_results(RUNS)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.compare and args.results:
+        parser.error("--compare takes two results; leave RESULTS out")
+    if args.compare and args.csv:
+        parser.error("--csv is of one result; leave out --compare, or take --json")
+    if args.compare and not args.resamples:
+        parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
+
     truth_path = args.truth or args.data / "test_masks"
     if not truth_path.exists():
         raise InputError(
             f"{truth_path}: no such annotations; name a COCO file or a folder of label maps"
             " with --truth"
         )
+    paths = args.compare or [args.results or newest_results(RUNS)]
+    all_results = [read_results(path) for path in paths]
     truth = read_truth(truth_path, args.data)
-    results = read_results(path)
-    if args.only_annotated:
-        annotated = {image["id"] for image in truth["images"]}
-        results = [r for r in results if not isinstance(r, dict) or r.get("image_id") in annotated]
-    scores = mask_ap(truth, results, source=shown(path))
-    names = class_names(truth)
-    print(f"{shown(path)} against {shown(truth_path)}")
-    print(
-        f"{len(truth['images'])} images, {len(truth['annotations'])} true cells,"
-        f" {len(results)} detections\n"
-    )
-    for cap, of_cap in scores.items():
-        print(f"{'at most ' + str(cap) + ' of an image and class' if cap else 'all detections'}")
-        for row in _rows(names, of_cap):
-            print("  ".join([f"{row[0]:<24}", *(f"{_number(value):>6}" for value in row[1:])]))
-        print()
-    if args.json:
-        write_json(
-            args.json, {"ap": {str(cap or "all"): _plain(names, s) for cap, s in scores.items()}}, 1
+
+    def scores_of(path: Path, results: list[Any]) -> Scores:
+        return score(
+            truth,
+            only_annotated(results, truth) if args.only_annotated else results,
+            score_threshold=args.score_threshold,
+            overlap=args.overlap,
+            n_resamples=args.resamples,
+            seed=args.seed,
+            source=path,
+            progress=True,
         )
+
+    scores = [scores_of(*each) for each in zip(paths, all_results, strict=True)]
+    names = [shown(path) for path in paths]
+    if args.compare:
+        apart = difference(*scores)
+        print(difference_as_text(names[0], names[1], apart))
+        if args.json:
+            write_json(args.json, difference_as_json(names[0], names[1], apart), indent=1)
+        return 0
+    print(f"{names[0]} against {shown(truth_path)}")
+    print(as_text(scores[0]))
+    if args.json:
+        told = {"results": names[0], "truth": shown(truth_path), **as_json(scores[0])}
+        write_json(args.json, told, indent=1)
+    if args.csv:
+        _write_csv(args.csv, scores[0])
     return 0
 
 
-def _rows(names: list[str], scores: AveragePrecision) -> list[tuple[Any, ...]]:
-    return [
-        ("", "AP", "AP50", "AP75"),
-        ("all classes", scores.ap, scores.ap50, scores.ap75),
-        *zip(names, scores.class_ap, scores.class_ap50, scores.class_ap75, strict=True),
-    ]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _plain(names: list[str], scores: AveragePrecision) -> dict[str, Any]:
-    header, *rows = _rows(names, scores)
-    return {
-        row[0]: {
-            key: None if math.isnan(value) else float(value)
-            for key, value in zip(header[1:], row[1:], strict=True)
-        }
-        for row in rows
-    }
+def _write_csv(path: Path, scores: Scores) -> None:
+    rows = list(per_image(scores))
+    with write_atomic(path) as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

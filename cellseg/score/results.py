@@ -10,6 +10,7 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
+from cellseg.read.coco import COCO
 
 FILE_NAME = "test-results.json"
 REMEDY = "run inference.py, or name another results file"
@@ -68,6 +69,18 @@ def _read_zip(path: Path) -> Any:
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         # RuntimeError: encrypted; NotImplementedError, one of its kind: odd compression.
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
+
+
+def only_annotated(results: list[Any], truth: COCO) -> list[Any]:
+    """Leave out the detections in images that the truth doesn't have."""
+    annotated = {image["id"] for image in truth["images"]}
+    return [
+        entry
+        for entry in results
+        if not isinstance(entry, dict)
+        or not isinstance(entry.get("image_id"), int)
+        or entry["image_id"] in annotated
+    ]
 
 
 def newest_results(runs: Path) -> Path:

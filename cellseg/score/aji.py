@@ -1,0 +1,94 @@
+"""The aggregated Jaccard index: pixels that matched cells share, of all that any cell covers.
+
+AJI: N. Kumar et al., IEEE TMI 36(7), 2017, doi 10.1109/TMI.2017.2677499. Each true cell
+takes the found cell of greatest IoU, which several may take; that punishes over-count.
+AJI+: S. Graham et al., Medical Image Analysis 58, 2019, doi 10.1016/j.media.2019.101563.
+Each found cell is given once, so that the sum of IoU is greatest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cellseg.score.detection import ratio
+from cellseg.score.labelmap import Comparison
+
+
+def aji(comparison: Comparison) -> float:
+    """AJI of one image, 0…1, whatever the classes.
+
+    NaN if there is no true and no found cell; 0 if there are of one kind alone. Of equal
+    IoUs the earlier found cell is taken.
+    """
+    return _index(comparison, _greatest)
+
+
+def aji_plus(comparison: Comparison) -> float:
+    """AJI+ of one image, 0…1, whatever the classes; NaN and 0 as with `aji`."""
+    return _index(comparison, _assigned)
+
+
+def _index(comparison: Comparison, choose: Callable[[Comparison], NDArray[np.int64]]) -> float:
+    pairs = choose(comparison)
+    alone = np.ones(len(comparison.truths), bool)
+    alone[comparison.at[pairs, 0]] = False
+    # Found cells within a crowd region are neither right nor wrong.
+    unused = ~comparison.excused
+    unused[comparison.at[pairs, 1]] = False
+    shared = comparison.shared[pairs].sum()
+    covered = (
+        comparison.union[pairs].sum()
+        + comparison.truth_areas[alone].sum()
+        + comparison.areas[unused].sum()
+    )
+    return float(shared / covered) if covered else float("nan")
+
+
+def _greatest(comparison: Comparison) -> NDArray[np.int64]:
+    """For each true cell that meets any, the pair of greatest IoU."""
+    order = np.lexsort((comparison.at[:, 1], -comparison.iou, comparison.at[:, 0]))
+    truth = comparison.at[order, 0]
+    return order[np.append(True, truth[1:] != truth[:-1])[: len(order)]]
+
+
+def _assigned(comparison: Comparison) -> NDArray[np.int64]:
+    """The pairs of the one-to-one assignment with the greatest sum of IoU."""
+    n_truths, n_cells = len(comparison.truths), len(comparison.cells)
+    truth, cell = comparison.at[:, 0], comparison.at[:, 1]
+    # Cells that don't meet, even through others, can't compete: one small problem each
+    # group instead of one whose size is the image's.
+    graph = coo_array(
+        (np.ones(len(truth)), (truth, n_truths + cell)), shape=(n_truths + n_cells,) * 2
+    )
+    group = connected_components(graph, directed=False)[1][truth]
+    order = np.argsort(group, kind="stable")
+    bounds = np.flatnonzero(np.append(True, np.diff(group[order]) != 0))
+    iou = comparison.iou
+    chosen = []
+    for pairs in np.split(order, bounds[1:]):
+        if len(pairs) == 1:
+            chosen.append(pairs)
+            continue
+        rows, row = np.unique(truth[pairs], return_inverse=True)
+        columns, column = np.unique(cell[pairs], return_inverse=True)
+        gain = np.zeros((len(rows), len(columns)))
+        gain[row, column] = iou[pairs]
+        partner = np.full(len(rows), -1)
+        at, partner_at = linear_sum_assignment(gain, maximize=True)
+        partner[at] = partner_at
+        chosen.append(pairs[partner[row] == column])
+    return np.concatenate(chosen)
+
+
+def mean_over_images(
+    values: NDArray[np.float64], weights: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Mean of `(I, K)` values over the images where they are numbers; `weights` is `(…, I)`."""
+    known = ~np.isnan(values)
+    return ratio(weights @ np.where(known, values, 0), weights @ known.astype(np.int64))

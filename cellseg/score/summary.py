@@ -1,0 +1,345 @@
+"""Everything that is measured of results, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cellseg import rle
+from cellseg.read.coco import COCO, class_names
+from cellseg.score import ap
+from cellseg.score.aji import aji, aji_plus, mean_over_images
+from cellseg.score.bootstrap import draw_weights, interval
+from cellseg.score.confusion import confusion
+from cellseg.score.detection import Detection, Tally, detection, tally
+from cellseg.score.labelmap import Comparison, any_class, compare, of_class
+from cellseg.score.match import Scene, side_by_side
+from cellseg.score.panoptic import panoptic
+
+MEAN = "mean of classes"
+ANY = "any class"
+
+Metrics = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Who found whom in one image; places are those in the scene.
+
+    Attributes
+    ----------
+    hits, misnamed
+        `(…, 2)` int64 `(truth, detection)`: matches of the right and of a wrong class.
+    hit_ious, misnamed_ious
+        `(…,)` float64.
+    missed, false_alarms
+        True cells and detections without a match of any class.
+    """
+
+    hits: NDArray[np.int64]
+    hit_ious: NDArray[np.float64]
+    misnamed: NDArray[np.int64]
+    misnamed_ious: NDArray[np.float64]
+    missed: NDArray[np.int64]
+    false_alarms: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """AP of the true cells of `low` to `high` pixels, both inclusive, from all detections."""
+
+    low: int
+    high: int
+    n_truths: int
+    ap: ap.AveragePrecision
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All numbers of one results file. NaN stands for "there is no such number".
+
+    Attributes
+    ----------
+    classes
+        The K class names.
+    rows
+        K + 2: the classes, "mean of classes" (over those that have true cells) and "any
+        class" (all cells taken for one class; AP has no such row).
+    scenes, comparisons, images
+        I each, in one order: what was compared, as masks (for AP) and as label maps (for
+        all else), and which cell was found by which detection in the label maps.
+    metrics
+        `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each cap,
+        "AP@all" for none; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled DQ",
+        "pooled SQ"; "AJI", "AJI+", the mean over the images with true or found cells;
+        "F1", "precision", "recall" at IoU 0.5.
+    samples
+        `(B, K + 2)` by name: the metrics of B sets of images, drawn with repetition.
+    low, high
+        `(K + 2,)` by name: the bounds of their 95 % interval. NaN if B is 0.
+    ap
+        AP by cap.
+    precisions
+        By cap, `(K, 10, 101)` float64: precision by IoU threshold 0.5 … 0.95 and recall
+        0 … 1: the curves whose mean is AP.
+    sizes
+        AP by cell size; the bins hold a quarter of the true cells each.
+    thresholds, by_threshold
+        `(10,)` IoUs, and precision, recall and F1 at each, `(10, K + 2)`.
+    confusion
+        `(K + 1, K + 1)` int64, see `cellseg.score.confusion`.
+    truth_counts, counts
+        `(I, K)` int64: true and found cells of each image and class.
+    tally, any_tally
+        `(I, K)` and `(I, 1)`: hits, misses and false alarms at IoU 0.5.
+    aji, aji_plus
+        `(I, K + 1)` float64 of each image: by class, and of any class.
+    score_threshold, overlap
+        How the label maps were made.
+    """
+
+    classes: list[str]
+    rows: list[str]
+    scenes: list[Scene]
+    comparisons: list[Comparison]
+    images: list[ImageScore]
+    metrics: Metrics
+    samples: Metrics
+    low: Metrics
+    high: Metrics
+    ap: dict[int | None, ap.AveragePrecision]
+    precisions: dict[int | None, NDArray[np.float64]]
+    sizes: list[SizeBin]
+    thresholds: NDArray[np.float64]
+    by_threshold: Detection
+    confusion: NDArray[np.int64]
+    truth_counts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    tally: Tally
+    any_tally: Tally
+    aji: NDArray[np.float64]
+    aji_plus: NDArray[np.float64]
+    score_threshold: float
+    overlap: str
+
+
+def score(
+    truth: COCO,
+    results: Sequence[Any],
+    *,
+    score_threshold: float = 0.5,
+    overlap: str = "score",
+    max_detections: Sequence[int | None] = (100, None),
+    n_resamples: int = 1000,
+    seed: int = 0,
+    source: object = "results",
+    progress: bool = False,
+) -> Scores:
+    """Measure everything.
+
+    Parameters
+    ----------
+    truth
+        A COCO dict as of `cellseg.read.coco.load_coco`.
+    results
+        Detections in COCO's result form.
+    score_threshold, overlap
+        How detections become a label map, see `cellseg.score.labelmap.compare`. AP takes
+        all detections as they are.
+    max_detections
+        Caps on the detections of an image and class, for AP; None for no cap.
+    n_resamples, seed
+        Sets of images drawn for the intervals; 0 for no intervals. Results scored with
+        the same truth, number and seed are scored on the same sets.
+    source
+        The results' file, for the errors' text.
+    progress
+        Whether to show a progress bar, where stderr is a terminal.
+
+    Raises
+    ------
+    InputError
+        If the results don't fit the truth.
+    """
+    classes = class_names(truth)
+    n_classes = len(classes)
+    scenes = side_by_side(truth, results, source)
+    bar = {"leave": False, "disable": None if progress else True}
+
+    found = ap.find_candidates(scenes, n_classes)
+    rankings = ap.rank(scenes, found)
+    by_cap = {cap: [ap.capped(r, cap) for r in rankings] for cap in max_detections}
+
+    comparisons = [
+        compare(scene, score_threshold, overlap)
+        for scene in tqdm(scenes, desc="comparing", unit="image", **bar)
+    ]
+    as_one = [any_class(comparison) for comparison in comparisons]
+    sums, any_sums = tally(comparisons, n_classes), tally(as_one, 1)
+    ajis = np.full((2, len(scenes), n_classes + 1), np.nan)
+    for i, comparison in enumerate(comparisons):
+        parts = [*(of_class(comparison, k) for k in range(n_classes)), comparison]
+        ajis[0, i] = [aji(part) for part in parts]
+        ajis[1, i] = [aji_plus(part) for part in parts]
+
+    def metrics(weights: NDArray[np.int64], desc: str = "") -> Metrics:
+        result = _ap_metrics(
+            by_cap, tqdm(weights, desc=desc, unit="set", **bar) if desc else weights
+        )
+        one, each = panoptic(any_sums, weights), panoptic(sums, weights)
+        for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
+            shown = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
+            result[shown] = _with_mean(getattr(each, name), getattr(one, name))
+        for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
+            mean = mean_over_images(values, weights)
+            result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
+        f_each, f_one = detection(sums, weights), detection(any_sums, weights)
+        result["F1"] = _with_mean(f_each.f1, f_one.f1)
+        result["precision"] = _with_mean(f_each.precision, f_one.precision)
+        result["recall"] = _with_mean(f_each.recall, f_one.recall)
+        return result
+
+    once = np.ones((1, len(scenes)), np.int64)
+    samples = metrics(draw_weights(len(scenes), n_resamples, seed), "intervals")
+    bounds = {name: interval(values) for name, values in samples.items()}
+    return Scores(
+        classes=classes,
+        rows=[*classes, MEAN, ANY],
+        scenes=scenes,
+        comparisons=comparisons,
+        images=[_image_score(comparison) for comparison in comparisons],
+        metrics={name: values[0] for name, values in metrics(once).items()},
+        samples=samples,
+        low={name: low for name, (low, _) in bounds.items()},
+        high={name: high for name, (_, high) in bounds.items()},
+        ap={cap: ap.average_precision(rankings, cap) for cap in max_detections},
+        precisions={
+            cap: np.stack([ap.precisions(ranking) for ranking in of_cap])
+            for cap, of_cap in by_cap.items()
+        },
+        sizes=_by_size(scenes, found),
+        thresholds=ap.THRESHOLDS,
+        by_threshold=_by_threshold(comparisons, as_one, n_classes),
+        confusion=confusion(comparisons, n_classes),
+        truth_counts=_count([c.truth_classes for c in comparisons], n_classes),
+        counts=_count([c.classes for c in comparisons], n_classes),
+        tally=sums,
+        any_tally=any_sums,
+        aji=ajis[0],
+        aji_plus=ajis[1],
+        score_threshold=score_threshold,
+        overlap=overlap,
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much B is above A, `(K + 2,)` float64 by metric, with its 95 % interval."""
+
+    rows: list[str]
+    value: Metrics
+    low: Metrics
+    high: Metrics
+
+
+def difference(a: Scores, b: Scores) -> Difference:
+    """Compare two results that were scored on the same truth with the same resamples.
+
+    The interval is of the difference on the same drawn images, which is far narrower
+    than what the two intervals suggest.
+    """
+    bounds = {name: interval(b.samples[name] - a.samples[name]) for name in a.metrics}
+    return Difference(
+        rows=a.rows,
+        value={name: b.metrics[name] - a.metrics[name] for name in a.metrics},
+        low={name: low for name, (low, _) in bounds.items()},
+        high={name: high for name, (_, high) in bounds.items()},
+    )
+
+
+def _ap_metrics(by_cap: dict[int | None, list[ap.Ranking]], weights: Any) -> Metrics:
+    columns: dict[str, list[NDArray[np.float64]]] = {
+        f"{name}@{'all' if cap is None else cap}": [] for cap in by_cap for name in _AP_NAMES
+    }
+    for weight in weights:
+        for cap, rankings in by_cap.items():
+            scores = ap.average_precision(rankings, None, weight)
+            for name, attribute in _AP_NAMES.items():
+                row = [*getattr(scores, f"class_{attribute}"), getattr(scores, attribute), np.nan]
+                columns[f"{name}@{'all' if cap is None else cap}"].append(np.array(row))
+    n_rows = len(next(iter(by_cap.values()), [])) + 2
+    return {name: np.reshape(rows, (-1, n_rows)) for name, rows in columns.items()}
+
+
+_AP_NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
+
+
+def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put `(…, K)`, their mean and `(…, 1)` side by side."""
+    known = ~np.isnan(classes)
+    n = known.sum(axis=-1, keepdims=True)
+    total = np.where(known, classes, 0).sum(axis=-1, keepdims=True)
+    mean = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+    return np.concatenate([classes, mean, one], axis=-1)
+
+
+def _image_score(comparison: Comparison) -> ImageScore:
+    at, iou = comparison.matches()
+    right = comparison.truth_classes[at[:, 0]] == comparison.classes[at[:, 1]]
+    missed = np.ones(len(comparison.truths), bool)
+    missed[at[:, 0]] = False
+    false = ~comparison.excused
+    false[at[:, 1]] = False
+    pairs = np.stack([comparison.truths[at[:, 0]], comparison.cells[at[:, 1]]], axis=1)
+    return ImageScore(
+        hits=pairs[right],
+        hit_ious=iou[right],
+        misnamed=pairs[~right],
+        misnamed_ious=iou[~right],
+        missed=comparison.truths[missed],
+        false_alarms=comparison.cells[false],
+    )
+
+
+def _by_size(scenes: Sequence[Scene], found: Sequence[Sequence[ap.Candidates]]) -> list[SizeBin]:
+    areas = np.concatenate(
+        [np.zeros(0, np.int64), *(rle.areas(s.truth_runs)[~s.crowd] for s in scenes)]
+    )
+    if not len(areas):
+        return []
+    ends = np.unique([*np.floor(np.quantile(areas, [0.25, 0.5, 0.75])), areas.max()]).astype(int)
+    bins = []
+    for low, high in zip([int(areas.min()), *(ends[:-1] + 1).tolist()], ends.tolist(), strict=True):
+        rankings = ap.rank(scenes, found, (low, high))
+        n_truths = sum(int(ranking.n_truths.sum()) for ranking in rankings)
+        bins.append(SizeBin(low, high, n_truths, ap.average_precision(rankings)))
+    return bins
+
+
+def _by_threshold(
+    comparisons: Sequence[Comparison], as_one: Sequence[Comparison], n_classes: int
+) -> Detection:
+    once = np.ones(len(comparisons), np.int64)
+    parts = []
+    for threshold in ap.THRESHOLDS.tolist():
+        each = detection(tally(comparisons, n_classes, threshold), once)
+        one = detection(tally(as_one, 1, threshold), once)
+        parts.append(
+            [
+                _with_mean(each.precision, one.precision),
+                _with_mean(each.recall, one.recall),
+                _with_mean(each.f1, one.f1),
+            ]
+        )
+    precision, recall, f1 = np.array(parts).transpose(1, 0, 2)
+    return Detection(precision, recall, f1)
+
+
+def _count(classes: Sequence[NDArray[np.int64]], n_classes: int) -> NDArray[np.int64]:
+    counts = [np.bincount(c, minlength=n_classes) for c in classes]
+    return np.array(counts, np.int64).reshape(-1, n_classes)

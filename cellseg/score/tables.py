@@ -1,0 +1,272 @@
+"""Scores as text to read, as JSON and as a table with a row for each image and class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.score.detection import Tally
+from cellseg.score.panoptic import panoptic
+from cellseg.score.summary import ANY, MEAN, Difference, Scores
+
+# What the intervals are shown of. All metrics have theirs in the JSON.
+HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
+
+
+def as_text(scores: Scores) -> str:
+    """All tables but those of single images."""
+    caps = {_cap(cap): cap for cap in scores.ap}
+    parts = [
+        f"{len(scores.scenes)} images, {scores.truth_counts.sum()} true cells,"
+        f" {sum(len(scene.scores) for scene in scores.scenes)} detections"
+    ]
+    for shown, cap in caps.items():
+        names = [f"{name}@{shown}" for name in ("AP", "AP50", "AP75")]
+        title = "all detections" if cap is None else f"at most {cap} of an image and class"
+        rows = [
+            [row, *(_number(scores.metrics[name][r]) for name in names)]
+            for r, row in enumerate(scores.rows[:-1])
+        ]
+        parts.append(_table(f"AP of masks, {title}", ["", "AP", "AP50", "AP75"], rows))
+
+    names = ["PQ", "DQ", "SQ", "pooled PQ", "AJI", "AJI+", "F1", "precision", "recall"]
+    rows = [
+        [row, *(_number(scores.metrics[name][r]) for name in names), *counts]
+        for r, (row, counts) in enumerate(zip(scores.rows, _count_columns(scores), strict=True))
+    ]
+    kept = {"score": "higher score", "smaller": "smaller area", "larger": "larger area"}
+    parts.append(
+        _table(
+            f"Label maps: detections of score {scores.score_threshold:g} and more;"
+            f" the {kept[scores.overlap]} keeps contested pixels",
+            ["", *names, "true", "found", "error", "|error|/image"],
+            rows,
+        )
+    )
+    if any(len(values) for values in scores.samples.values()):
+        parts.append(_interval_table(scores))
+    parts.append(_confusion_table(scores))
+    if scores.sizes:
+        rows = [
+            [
+                f"{bin.low}–{bin.high} pixels",
+                _number(bin.ap.ap),
+                _number(bin.ap.ap50),
+                str(bin.n_truths),
+            ]
+            for bin in scores.sizes
+        ]
+        parts.append(
+            _table("AP by size of the true cell, all detections", ["", "AP", "AP50", "true"], rows)
+        )
+    f1 = scores.by_threshold.f1
+    parts.append(
+        _table(
+            "F1 by least IoU of a hit",
+            ["", *(f"{t:.2f}" for t in scores.thresholds)],
+            [[row, *map(_number, f1[:, r])] for r, row in enumerate(scores.rows)],
+        )
+    )
+    return "\n\n".join(parts)
+
+
+def _interval_table(scores: Scores) -> str:
+    n_samples = len(next(iter(scores.samples.values())))
+    names = [f"{name}@{_cap(cap)}" for cap in scores.ap for name in ("AP", "AP50")]
+    rows = [
+        [
+            name,
+            *(
+                _interval(scores.metrics[name][r], scores.low[name][r], scores.high[name][r])
+                for r in (-2, -1)
+            ),
+        ]
+        for name in (*names, *HEADLINES)
+    ]
+    title = f"With 95 % intervals from {n_samples} sets of images drawn with repetition"
+    return _table(title, ["", MEAN, ANY], rows)
+
+
+def _confusion_table(scores: Scores) -> str:
+    matrix = [[str(value) for value in row] for row in scores.confusion.tolist()]
+    matrix[-1][-1] = ""
+    rows = [[name, *row] for name, row in zip([*scores.classes, "nothing"], matrix, strict=True)]
+    return _table(
+        "Cells by true class (rows) and given class (columns)",
+        ["", *scores.classes, "missed"],
+        rows,
+    )
+
+
+def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
+    """A row for each metric: by how much B is above A."""
+    rows = [
+        [
+            name,
+            *(
+                _interval(value[r], difference.low[name][r], difference.high[name][r], "+.4f")
+                for r in (-2, -1)
+            ),
+        ]
+        for name, value in difference.value.items()
+    ]
+    title = (
+        f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals; one that holds 0 says that"
+        " other images could turn it round"
+    )
+    return _table(title, ["", MEAN, ANY], rows)
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if c == 0 else cell.rjust(width)
+            for c, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+    return "\n".join([title, *lines])
+
+
+def _number(value: float, form: str = ".4f") -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _interval(value: float, low: float, high: float, form: str = ".4f") -> str:
+    if math.isnan(value) or math.isnan(low):
+        return _number(value, form)
+    return f"{_number(value, form)} [{_number(low, form)}, {_number(high, form)}]"
+
+
+def _cap(cap: int | None) -> str:
+    return "all" if cap is None else str(cap)
+
+
+def _count_columns(scores: Scores) -> Iterator[list[str]]:
+    """True and found cells, the error of the sum, and the mean absolute error of an image."""
+    n_classes = len(scores.classes)
+    for r in range(n_classes + 2):
+        if r == n_classes:  # the mean of classes
+            yield [""] * 4
+            continue
+        some = slice(r, r + 1) if r < n_classes else slice(None)
+        true = scores.truth_counts[:, some].sum(axis=1)
+        found = scores.counts[:, some].sum(axis=1)
+        error = found - true
+        mean = np.abs(error).mean() if len(error) else np.nan
+        yield [str(true.sum()), str(found.sum()), f"{error.sum():+d}", _number(mean, ".1f")]
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """What a program may want of the scores. Numbers that don't exist are None."""
+    return {
+        "images": len(scores.scenes),
+        "classes": scores.classes,
+        "score_threshold": scores.score_threshold,
+        "overlap": scores.overlap,
+        "metrics": {
+            name: _bounded(scores.rows, values, scores.low[name], scores.high[name])
+            for name, values in scores.metrics.items()
+        },
+        "ap_by_size": [
+            {
+                "least_pixels": bin.low,
+                "most_pixels": bin.high,
+                "true_cells": bin.n_truths,
+                "AP": _plain(bin.ap.ap),
+                "AP50": _plain(bin.ap.ap50),
+            }
+            for bin in scores.sizes
+        ],
+        "by_iou": {
+            "iou": _plain(scores.thresholds),
+            **{
+                name: _by_row(scores.rows, _plain(getattr(scores.by_threshold, name).T))
+                for name in ("precision", "recall", "f1")
+            },
+        },
+        "confusion": {
+            "rows": [*scores.classes, "nothing"],
+            "columns": [*scores.classes, "missed"],
+            "cells": scores.confusion.tolist(),
+        },
+        "per_image": list(per_image(scores)),
+    }
+
+
+def difference_as_json(name_a: str, name_b: str, difference: Difference) -> dict[str, Any]:
+    """`B − A` by metric and row, with the interval."""
+    return {
+        "a": name_a,
+        "b": name_b,
+        "b_minus_a": {
+            name: _bounded(difference.rows, value, difference.low[name], difference.high[name])
+            for name, value in difference.value.items()
+        },
+    }
+
+
+def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
+    """A row for each image and class, and one for any class; None where there is no number."""
+    n_classes = len(scores.classes)
+    for i, scene in enumerate(scores.scenes):
+        weights = np.zeros(len(scores.scenes), np.int64)
+        weights[i] = 1
+        each, one = panoptic(scores.tally, weights), panoptic(scores.any_tally, weights)
+        for k, name in enumerate([*scores.classes, ANY]):
+            sums, quality, column = (
+                (scores.tally, each, k) if k < n_classes else (scores.any_tally, one, 0)
+            )
+            some = slice(k, k + 1) if k < n_classes else slice(None)
+            n_true = int(scores.truth_counts[i, some].sum())
+            n_found = int(scores.counts[i, some].sum())
+            yield {
+                "image_id": scene.id,
+                "file_name": scene.name,
+                "class": name,
+                "true": n_true,
+                "found": n_found,
+                "error": n_found - n_true,
+                **_tally_row(sums, i, column),
+                "PQ": _plain(quality.pq[column]),
+                "DQ": _plain(quality.dq[column]),
+                "SQ": _plain(quality.sq[column]),
+                "AJI": _plain(scores.aji[i, k]),
+                "AJI+": _plain(scores.aji_plus[i, k]),
+            }
+
+
+def _tally_row(sums: Tally, image: int, column: int) -> dict[str, int]:
+    return {
+        name: int(getattr(sums, name)[image, column]) for name in ("hits", "misses", "false_alarms")
+    }
+
+
+def _bounded(
+    rows: Sequence[str],
+    value: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> dict[str, Any]:
+    bounded = zip(_plain(value), _plain(low), _plain(high), strict=True)
+    return _by_row(rows, [{"value": v, "low": a, "high": b} for v, a, b in bounded])
+
+
+def _by_row(rows: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """The classes apart from the two last rows: a class may have any name."""
+    return {
+        "classes": dict(zip(rows[:-2], values[:-2], strict=True)),
+        **dict(zip(rows[-2:], values[-2:], strict=True)),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers, None for NaN."""
+    if isinstance(value, np.ndarray):
+        return [_plain(element) for element in value]
+    return None if math.isnan(value) else float(value)
