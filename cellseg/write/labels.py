@@ -122,7 +122,7 @@ def _write_tiff(path: Path, runs: Runs, best_first: NDArray[np.int64], first_id:
             seen[strip] = True
             strip[strip > 0] += first_id - 1
             # libdeflate: the same format as zlib's own encoder in a third of the time.
-            yield imagecodecs.deflate_encode(strip, level=6)
+            yield imagecodecs.deflate_encode(strip.tobytes(), level=6)
 
     with (
         write_atomic(path, "wb") as file,
