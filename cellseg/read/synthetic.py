@@ -19,6 +19,7 @@ Histology 23(4), 2001, 291-299).
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import uuid
@@ -47,7 +48,7 @@ MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
 # two in a hundred each; a small set needs more of them to show anything.
 MIX = (0.35, 0.35, 0.15, 0.15)
 # Chance that a cell is set beside an earlier one of its class.
-_CLUSTERING = (0.6, 0.45, 0.05, 0.2)
+_CLUSTERING = (0.6, 0.35, 0.0, 0.2)
 
 # Height, width of the images of a set, in turn.
 SIZES = ((160, 192), (192, 160), (144, 208), (176, 176), (208, 128), (128, 224))
@@ -59,8 +60,8 @@ def draw_tissue(
     height: int,
     width: int,
     rng: np.random.Generator,
-    cells_per_megapixel: float = 1000,
-    scale: float = 0.6,
+    cells_per_megapixel: float = 700,
+    scale: float = 0.75,
     mix: Sequence[float] = MIX,
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
     """Draw one image of tissue and the truth of its cells.
@@ -199,6 +200,11 @@ class _Tissue:
                 rng.uniform(-radius / 2, width + radius / 2),
             )
             neighbours = self.placed[kind]
+            # Two neutrophils side by side can't be told from one with more lobes.
+            if kind == NEUTROPHIL and any(
+                math.hypot(y - b, x - a) < 1.6 * (radius + other) for b, a, other in neighbours
+            ):
+                continue
             if neighbours and rng.random() < _CLUSTERING[kind]:
                 y, x, other = neighbours[rng.integers(len(neighbours))]
                 angle = rng.uniform(0, 2 * np.pi)
@@ -343,12 +349,12 @@ def _oval(
 
 def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Floats:
     """Depth map of two to four lobes in a chain that curls, some of them apart."""
-    n_lobes = int(rng.integers(2, 5))
+    n_lobes = int(rng.choice([2, 3, 4], p=[0.3, 0.5, 0.2]))
     lobe = radius / np.sqrt(n_lobes)
     heading, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
     centres = [(0.0, 0.0)]
     for _ in range(n_lobes - 1):
-        step = lobe * rng.uniform(1.4, 2.2)
+        step = lobe * rng.uniform(1.2, 2.1)
         last = centres[-1]
         centres.append((last[0] + step * np.sin(heading), last[1] + step * np.cos(heading)))
         heading += turn * rng.uniform(0.9, 1.5)
@@ -373,8 +379,8 @@ def write_dataset(
     n_test: int = 12,
     seed: int = 0,
     sizes: Sequence[tuple[int, int]] = SIZES,
-    cells_per_megapixel: float = 1000,
-    scale: float = 0.6,
+    cells_per_megapixel: float = 700,
+    scale: float = 0.75,
     n_empty: int = 0,
 ) -> None:
     """Write a data set in the homework's layout, and the truth of its test images.
