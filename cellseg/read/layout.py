@@ -72,8 +72,7 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
         If there is no data folder, no `train` in it, or no folder in that.
     """
     train = Path(data) / TRAIN
-    if not Path(data).exists():
-        raise InputError(f"{data}: no such data folder; check the name, or say where with --data")
+    _entries(Path(data), "check the name, or say where the data is with --data")
     folders = [path for path in _entries(train, _LAYOUT) if path.is_dir()]
     if not folders:
         raise InputError(f"{train}: no training image in it; {_LAYOUT}")

@@ -1,0 +1,188 @@
+"""From label maps to cells: each mask is pycocotools' own, each bad label is named."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cellseg.errors import InputError
+from cellseg.read.annotate import annotate_image, claimed_twice
+from cellseg.read.coco import build_coco
+from cellseg.read.layout import list_train_folders, train_image
+from cellseg.rle import Runs, runs_of_labels
+
+TISSUE = Path(
+    os.environ.get(
+        "CELLSEG_TISSUE", Path(__file__).resolve().parents[3] / "shared" / "data" / "tissue"
+    )
+)
+
+
+def write_image(folder, classes, size=(6, 8), brightness=200):
+    folder.mkdir(parents=True)
+    image = np.full((*size, 3), brightness, np.uint8)
+    tifffile.imwrite(folder / "image.tif", image, photometric="rgb")
+    for number, labels in classes.items():
+        tifffile.imwrite(folder / f"class{number}.tif", labels)
+    return folder
+
+
+def annotate(folder, n_classes=4):
+    return annotate_image(train_image(folder, n_classes))
+
+
+def paint(size, *boxes):
+    """A float64 label map with the given (value, top, bottom, left, right) painted in."""
+    labels = np.zeros(size)
+    for value, top, bottom, left, right in boxes:
+        labels[top:bottom, left:right] = value
+    return labels
+
+
+def expected_annotations(folder, n_classes=4):
+    """The usual way: one comparison and one pycocotools mask a cell."""
+    for number in range(1, n_classes + 1):
+        path = folder / f"class{number}.tif"
+        if not path.exists():
+            continue
+        labels = tifffile.imread(path)
+        for value in np.unique(labels[labels != 0]):
+            mask = np.asfortranarray(labels == value).astype(np.uint8, order="F")
+            rle = pycocotools.mask.encode(mask)
+            yield {
+                "category_id": number,
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+                "area": int(pycocotools.mask.area(rle)),
+                "bbox": pycocotools.mask.toBbox(rle).tolist(),
+                "iscrowd": 0,
+            }
+
+
+def check(folders, n_classes=4):
+    coco = build_coco([annotate(f, n_classes) for f in folders], list("abcd")[:n_classes])
+    annotations = [
+        {**annotation, "image_id": image_id}
+        for image_id, folder in enumerate(folders, 1)
+        for annotation in expected_annotations(folder, n_classes)
+    ]
+    expected = [{"id": n, **annotation} for n, annotation in enumerate(annotations, 1)]
+    assert coco["annotations"] == expected
+    return coco
+
+
+def test_every_mask_of_real_tissue_is_what_pycocotools_encodes():
+    if not TISSUE.is_dir():
+        pytest.skip(f"no real tissue in {TISSUE}; CELLSEG_TISSUE says where it is")
+    folders = list_train_folders(TISSUE)[::6]
+    coco = check(folders)
+    assert len(coco["annotations"]) > 1000
+
+
+def test_cells_that_touch_lie_in_pieces_or_have_holes(tmp_path):
+    touching = paint((6, 8), (1, 0, 3, 0, 4), (2, 0, 3, 4, 8), (5, 3, 6, 0, 8))
+    pieces = paint((6, 8), (9, 0, 1, 0, 1), (9, 5, 6, 7, 8), (7, 1, 5, 2, 7), (0, 2, 4, 3, 5))
+    folder = write_image(tmp_path / "x", {1: touching, 3: pieces})
+    image = annotate(folder)
+    assert [len(cells) for cells in image.cells.values()] == [3, 2]
+    check([folder])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+        lambda size: st.dictionaries(
+            st.integers(1, 4), arrays(np.uint8, size, elements=st.integers(0, 6)), max_size=4
+        ).map(lambda classes: (size, classes))
+    ),
+    st.sampled_from(["f8", "f4", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"]),
+)
+def test_any_label_maps_of_any_type(tmp_path_factory, case, dtype):
+    size, classes = case
+    classes = {number: labels.astype(dtype) for number, labels in classes.items()}
+    folder = write_image(tmp_path_factory.mktemp("any") / "x", classes, size)
+    check([folder])
+    masks = [labels > 0 for labels in classes.values()]
+    twice = sum(masks, np.zeros(size, int)) >= 2
+    assert annotate(folder).odd["pixels that two classes claim"] == twice.sum()
+
+
+def test_an_image_without_a_cell_stays(tmp_path):
+    none = annotate(write_image(tmp_path / "none", {}))
+    blank = annotate(write_image(tmp_path / "blank", {2: np.zeros((6, 8))}))
+    assert none.cells == {}
+    assert none.size == (6, 8)
+    assert none.odd == Counter({"images without a cell": 1})
+    assert blank.odd == Counter({"images without a cell": 1, "class files without a cell": 1})
+    coco = build_coco([none, blank], ["a", "b", "c", "d"])
+    assert [image["file_name"] for image in coco["images"]] == [
+        "train/none/image.tif",
+        "train/blank/image.tif",
+    ]
+    assert coco["annotations"] == []
+
+
+def test_what_is_odd_is_counted(tmp_path):
+    big = paint((6, 8), (1, 0, 6, 0, 2), (2, 0, 6, 2, 4))  # two cells of 12 pixels
+    other = paint((6, 8), (2, 0, 6, 3, 5), (4, 0, 2, 6, 8))  # of 12 and 4
+    folder = write_image(tmp_path / "x", {1: big, 4: other}, brightness=16)
+    (folder / "notes.txt").write_text("")
+    assert annotate(folder).odd == Counter(
+        {
+            "pixels that two classes claim": 6,
+            "labels that stand in two class files of an image": 1,
+            "cells of at most 10 pixels": 1,
+            "images with nothing brighter than 16 of 255": 1,
+            "files that are not of the layout, left out": 1,
+        }
+    )
+
+
+def test_twelve_bits_in_sixteen_look_dark_and_sixteen_do_not(tmp_path):
+    for top, dark in ((4095, True), (65535, False)):
+        folder = write_image(tmp_path / str(top), {1: paint((6, 8), (1, 0, 6, 0, 8))})
+        deep = np.full((6, 8, 3), top, np.uint16)
+        tifffile.imwrite(folder / "image.tif", deep, photometric="rgb")
+        assert bool(annotate(folder).odd["images with nothing brighter than 16 of 255"]) == dark
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(np.nan, "f8"), (np.inf, "f4"), (-np.inf, "f8"), (-1.0, "f8"), (2.5, "f4"), (-3, "i2")],
+)
+def test_a_bad_label_is_named_with_its_place(tmp_path, value, dtype):
+    labels = paint((6, 8), (1, 0, 2, 0, 8)).astype(dtype)
+    labels[4, 5] = value
+    folder = write_image(tmp_path / "x", {2: labels})
+    with pytest.raises(InputError) as caught:
+        annotate(folder)
+    line = str(caught.value)
+    assert line.startswith(f"{folder / 'class2.tif'}: the label {value} in row 4, column 5")
+    assert "mend the label map" in line
+
+
+def test_a_label_map_of_another_size(tmp_path):
+    folder = write_image(tmp_path / "x", {1: np.zeros((8, 6))})
+    with pytest.raises(InputError, match=r"class1.tif: 8 x 6 .* but image.tif is 6 x 8; draw"):
+        annotate(folder)
+
+
+def test_pixels_in_three_masks_count_once():
+    masks = [
+        runs_of_labels(paint((4, 4), box))[1]
+        for box in ((1, 0, 4, 0, 2), (1, 0, 2, 0, 4), (1, 0, 1, 0, 1))
+    ]
+    # A half, a half across it, and a corner of both: the quarter of four pixels.
+    assert claimed_twice(masks) == 4
+    assert claimed_twice(masks[:1]) == 0
+    assert claimed_twice([]) == 0
+    empty = np.zeros(0, np.int64)
+    assert claimed_twice([Runs((4, 4), empty, empty, np.zeros(1, np.int64))]) == 0

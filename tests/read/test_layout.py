@@ -1,0 +1,214 @@
+"""The homework's layout: what is found, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cellseg.errors import InputError
+from cellseg.read.layout import (
+    TEST_LIST,
+    find_test_folder,
+    list_images,
+    list_train_folders,
+    read_test_list,
+    train_image,
+)
+
+
+def fill(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def refusal(function, *args):
+    with pytest.raises(InputError) as caught:
+        function(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_folders_come_by_name_whatever_order_the_disk_has(tmp_path):
+    for name in ("b", "a", "c10", "c9", ".hidden"):
+        fill(tmp_path / "train" / name)
+    fill(tmp_path / "train", "notes.txt")
+    assert [f.name for f in list_train_folders(tmp_path)] == ["a", "b", "c10", "c9"]
+
+
+def test_a_data_folder_without_training_images(tmp_path):
+    assert "no such folder; check the name" in refusal(list_train_folders, tmp_path / "absent")
+    assert f"{tmp_path / 'train'}: no such folder" in refusal(list_train_folders, tmp_path)
+    fill(tmp_path / "train")
+    assert "no training image in it" in refusal(list_train_folders, tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "not a folder" in refusal(list_train_folders, tmp_path / "file")
+
+
+def test_what_a_folder_holds(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "class4.tif", "class2.tif", "a.txt", "._image.tif")
+    image = train_image(folder, 4)
+    assert (image.name, image.path) == ("x", folder / "image.tif")
+    assert list(image.class_files.items()) == [
+        (2, folder / "class2.tif"),
+        (4, folder / "class4.tif"),
+    ]
+    assert image.ignored == ("a.txt",)
+
+
+def test_capitals_and_long_endings(tmp_path):
+    folder = fill(tmp_path / "x", "Image.TIFF", "CLASS1.tiff", "Class2.TIF")
+    image = train_image(folder, 2)
+    assert image.path.name == "Image.TIFF"
+    assert {k: p.name for k, p in image.class_files.items()} == {1: "CLASS1.tiff", 2: "Class2.TIF"}
+
+
+def test_more_than_nine_classes(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "class10.tif", "class9.tif")
+    assert list(train_image(folder, 10).class_files) == [9, 10]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class5.tif",
+        "class0.tif",
+        "class01.tif",
+        "class.tif",
+        "classx.tif",
+        "class-1.tif",
+        "class99999999999999999999.tif",
+        "class².tif",
+    ],
+)
+def test_a_class_file_that_no_class_stands_for(tmp_path, name):
+    folder = fill(tmp_path / "x", "image.tif", name)
+    line = refusal(train_image, folder, 4)
+    assert line.startswith(f"{folder / name}: no class stands for it")
+    assert "class4.tif" in line
+    assert "--class_names" in line
+
+
+def test_a_folder_with_no_image_or_two(tmp_path):
+    folder = fill(tmp_path / "x", "class1.tif")
+    assert refusal(train_image, folder, 4).startswith(f"{folder}: no image.tif in it")
+    fill(folder, "image.tif", "image.tiff")
+    assert "image.tif and image.tiff" in refusal(train_image, folder, 4)
+
+
+def test_two_files_for_one_class(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "class1.tif", "class1.tiff")
+    assert "class1.tif stands for the same class" in refusal(train_image, folder, 4)
+
+
+def test_a_mask_in_another_format_is_not_passed_over(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "class1.png")
+    assert "save it as class1.tif" in refusal(train_image, folder, 4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the name can't be made")
+def test_a_name_that_is_not_text(tmp_path):
+    fill(tmp_path / "train")
+    Path(os.fsdecode(os.fsencode(tmp_path / "train") + b"/\xff")).mkdir()
+    assert "can't be printed" in refusal(list_train_folders, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test", "test_release"])
+def test_both_names_of_the_test_folder(tmp_path, name):
+    fill(tmp_path / name, "a.tif")
+    assert find_test_folder(tmp_path) == tmp_path / name
+
+
+def test_two_test_folders(tmp_path):
+    fill(tmp_path / "test", "a.tif", ".hidden")
+    fill(tmp_path / "test_release", "a.tif")
+    assert find_test_folder(tmp_path) == tmp_path / "test"
+    fill(tmp_path / "test_release", "b.tif")
+    assert "test/ and test_release/ hold different files" in refusal(find_test_folder, tmp_path)
+
+
+@pytest.mark.parametrize(("empty", "full"), [("test", "test_release"), ("test_release", "test")])
+def test_an_empty_test_folder_beside_a_full_one(tmp_path, empty, full):
+    fill(tmp_path / empty)
+    fill(tmp_path / full, "a.tif")
+    assert find_test_folder(tmp_path) == tmp_path / full
+
+
+def test_no_test_folder(tmp_path):
+    assert "neither test/ nor test_release/" in refusal(find_test_folder, tmp_path)
+
+
+def test_images_of_a_folder(tmp_path):
+    fill(tmp_path / "in", "b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg")
+    fill(tmp_path / "in" / "folder.tif")
+    assert [path.name for path in list_images(tmp_path / "in")] == ["a.tif", "b.PNG", "e.jpeg"]
+    fill(tmp_path / "none", "c.txt")
+    assert "no image in it" in refusal(list_images, tmp_path / "none")
+    assert "no such folder" in refusal(list_images, tmp_path / "absent")
+    assert "not a folder" in refusal(list_images, tmp_path / "in" / "a.tif")
+
+
+ENTRY = {"file_name": "a.tif", "id": 7, "height": 3, "width": 4}
+
+
+def write_list(data, value):
+    fill(data / "test", "a.tif", "b.tif")
+    (data / TEST_LIST).write_text(json.dumps(value))
+    return data
+
+
+def test_the_test_list_in_its_own_order(tmp_path):
+    entries = [{**ENTRY, "file_name": "b.tif", "id": 9, "note": "kept out"}, ENTRY]
+    images = read_test_list(write_list(tmp_path, entries))
+    assert [(i.id, i.file_name, i.height, i.width) for i in images] == [
+        (9, "b.tif", 3, 4),
+        (7, "a.tif", 3, 4),
+    ]
+    assert [i.path for i in images] == [tmp_path / "test" / "b.tif", tmp_path / "test" / "a.tif"]
+
+
+BAD_LISTS = {
+    "an object": ({"a.tif": 1}, "not a list of test images"),
+    "empty": ([], "not a list of test images"),
+    "a bare name": (["a.tif"], "entry 1 is not an object"),
+    "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "the id 7 is there twice"),
+    "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "the file_name a.tif is there twice"),
+    "a file that is not there": ([{**ENTRY, "file_name": "c.tif"}], "lists c.tif, but"),
+    "two such files": (
+        [{**ENTRY, "file_name": "c.tif"}, {**ENTRY, "id": 1, "file_name": "d.tif"}],
+        "lists c.tif and 1 more, but",
+    ),
+}
+BAD_LISTS |= {
+    f"file_name {name!r}": ([{**ENTRY, "file_name": name}], "is not the name of a file")
+    for name in (None, 3, "", ".", "..", "../a.tif", "/a.tif", "x/../a.tif", "..\\a.tif", "a\0")
+}
+BAD_LISTS |= {
+    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not a whole number")
+    for key, values in {
+        "id": ["7", 7.0, None, True, -1, [7]],
+        "height": [0, -3, 3.5, "3", None, True],
+        "width": [0, {}],
+    }.items()
+    for value in values
+}
+
+
+@pytest.mark.parametrize(("value", "found"), BAD_LISTS.values(), ids=BAD_LISTS)
+def test_a_broken_test_list(tmp_path, value, found):
+    line = refusal(read_test_list, write_list(tmp_path, value))
+    assert line.startswith(f"{tmp_path / TEST_LIST}: ")
+    assert found in line
+
+
+def test_a_test_list_that_is_not_json_or_not_there(tmp_path):
+    fill(tmp_path / "test", "a.tif")
+    assert "no such file" in refusal(read_test_list, tmp_path)
+    (tmp_path / TEST_LIST).write_text("[{")
+    assert "not JSON" in refusal(read_test_list, tmp_path)
+    (tmp_path / TEST_LIST).write_bytes(b"\xff\xfe\0")
+    assert "not JSON" in refusal(read_test_list, tmp_path)

@@ -1,0 +1,380 @@
+"""Reading images and label maps: every format gives the same pixels, damage is refused."""
+
+from __future__ import annotations
+
+import os
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.errors import InputError
+from cellseg.read.tiff import image_size, read_image, read_labels
+
+RNG = np.random.default_rng(1)
+RGB = RNG.integers(0, 256, (37, 29, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (37, 29, 1), np.uint8)
+RGBA = np.concatenate([RGB, ALPHA], axis=2)
+GREY = RGB[:, :, 0]
+GREYS = np.repeat(GREY[:, :, None], 3, axis=2)
+LABELS = RNG.integers(0, 90, (37, 29))
+
+RGB_TIFFS = {
+    "plain": {},
+    "strips": {"rowsperstrip": 5},
+    "lzw with predictor": {"compression": "lzw", "predictor": True, "rowsperstrip": 8},
+    "deflate": {"compression": "zlib"},
+    "packbits": {"compression": "packbits"},
+    "zstd": {"compression": "zstd"},
+    "tiles": {"tile": (16, 16)},
+    "compressed tiles": {"tile": (32, 16), "compression": "lzw", "predictor": True},
+    "big-endian": {"byteorder": ">"},
+    "BigTIFF": {"bigtiff": True, "byteorder": ">"},
+}
+
+
+def check(path, expected):
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert np.array_equal(image, expected)
+    assert image_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("options", RGB_TIFFS.values(), ids=RGB_TIFFS)
+def test_rgb_and_rgba_tiffs(tmp_path, options):
+    tifffile.imwrite(tmp_path / "rgb.tif", RGB, photometric="rgb", **options)
+    check(tmp_path / "rgb.tif", RGB)
+    for extra in ("unassalpha", "assocalpha", "unspecified"):
+        path = tmp_path / f"{extra}.tif"
+        tifffile.imwrite(path, RGBA, photometric="rgb", extrasamples=[extra], **options)
+        check(path, RGB)
+
+
+@pytest.mark.parametrize("rows", [4, 37])
+def test_planes_that_are_stored_one_after_the_other(tmp_path, rows):
+    path = tmp_path / "planar.tif"
+    planes = np.moveaxis(RGBA, -1, 0)
+    options = {"planarconfig": "separate", "extrasamples": ["unassalpha"], "rowsperstrip": rows}
+    tifffile.imwrite(path, planes, photometric="rgb", **options)
+    check(path, RGB)
+
+
+def test_three_channels_that_nobody_called_colours(tmp_path):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="minisblack", planarconfig="contig")
+    check(path, RGB)
+
+
+@pytest.mark.parametrize("name", ["tif", "png", "bmp"])
+def test_grey_is_repeated(tmp_path, name):
+    PIL.Image.fromarray(GREY).save(tmp_path / f"grey.{name}")
+    check(tmp_path / f"grey.{name}", GREYS)
+
+
+@pytest.mark.parametrize("name", ["tif", "png"])
+def test_grey_with_alpha(tmp_path, name):
+    both = np.stack([GREY, ALPHA[:, :, 0]], axis=2)
+    PIL.Image.fromarray(both, "LA").save(tmp_path / f"grey.{name}")
+    check(tmp_path / f"grey.{name}", GREYS)
+
+
+def test_white_is_zero(tmp_path):
+    tifffile.imwrite(tmp_path / "white.tif", 255 - GREY, photometric="miniswhite")
+    check(tmp_path / "white.tif", GREYS)
+
+
+@pytest.mark.parametrize("writer", ["tif", "png"])
+def test_sixteen_bits_become_eight_by_a_fixed_rule(tmp_path, writer):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    # round(v / 257), in whole numbers: 257 is odd, so that no value lies halfway.
+    expected = [(2 * value + 257) // 514 for value in range(65536)]
+    expected = np.repeat(np.reshape(expected, (256, 256, 1)), 3, axis=2)
+    path = tmp_path / f"deep.{writer}"
+    for deep in (values, np.repeat(values[:, :, None], 3, axis=2)):
+        if writer == "tif":
+            tifffile.imwrite(path, deep, photometric="rgb" if deep.ndim == 3 else "minisblack")
+        else:
+            path.write_bytes(imagecodecs.png_encode(deep))
+        check(path, expected)
+        assert read_image(path)[0, 0, 0] == 0
+        assert read_image(path)[-1, -1, 0] == 255
+
+
+def test_a_window_of_a_deep_image_reads_as_it_does_in_the_whole(tmp_path):
+    deep = RNG.integers(0, 3000, (40, 40, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "whole.tif", deep, photometric="rgb")
+    tifffile.imwrite(tmp_path / "window.tif", deep[5:20, 8:31], photometric="rgb")
+    whole, window = read_image(tmp_path / "whole.tif"), read_image(tmp_path / "window.tif")
+    assert np.array_equal(whole[5:20, 8:31], window)
+
+
+def test_png_and_bmp_are_read_to_the_pixel(tmp_path):
+    PIL.Image.fromarray(RGBA).save(tmp_path / "rgba.png")
+    check(tmp_path / "rgba.png", RGB)
+    PIL.Image.fromarray(RGB).save(tmp_path / "rgb.bmp")
+    check(tmp_path / "rgb.bmp", RGB)
+    palette = PIL.Image.fromarray(RGB).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    check(tmp_path / "palette.png", np.asarray(palette.convert("RGB")))
+
+
+def test_the_content_tells_the_format_not_the_name(tmp_path):
+    PIL.Image.fromarray(RGB).save(tmp_path / "image.tif", format="PNG")
+    check(tmp_path / "image.tif", RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_is_turned_as_its_exif_says(tmp_path, orientation):
+    # Four flat quarters survive the compression; where each must come to lie follows
+    # from the EXIF standard: orientation 6 shows the stored left edge on top, and so on.
+    stored = np.kron([[10, 90], [170, 250]], np.ones((16, 32))).astype(np.uint8)
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "photo.jpg"
+    PIL.Image.fromarray(stored).save(path, exif=exif, quality=100)
+    shown = {
+        1: [[10, 90], [170, 250]],
+        2: [[90, 10], [250, 170]],
+        3: [[250, 170], [90, 10]],
+        4: [[170, 250], [10, 90]],
+        5: [[10, 170], [90, 250]],
+        6: [[170, 10], [250, 90]],
+        7: [[250, 90], [170, 10]],
+        8: [[90, 250], [10, 170]],
+    }[orientation]
+    height, width = (32, 64) if orientation < 5 else (64, 32)
+    image = read_image(path)
+    assert image_size(path) == image.shape[:2] == (height, width)
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1], 0].reshape(2, 2).astype(int)
+    assert np.abs(corners - shown).max() <= 2
+
+
+def test_one_pixel(tmp_path):
+    tifffile.imwrite(tmp_path / "one.tif", RGB[:1, :1], photometric="rgb")
+    check(tmp_path / "one.tif", RGB[:1, :1])
+    tifffile.imwrite(tmp_path / "label.tif", np.full((1, 1), 7.0))
+    assert read_labels(tmp_path / "label.tif").tolist() == [[7.0]]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
+)
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}])
+def test_label_maps_of_every_number_type(tmp_path, dtype, options):
+    if options and dtype in ("i8", "u8"):
+        options = {"compression": "zlib"}
+    tifffile.imwrite(tmp_path / "class1.tif", LABELS.astype(dtype), **options)
+    labels = read_labels(tmp_path / "class1.tif")
+    assert labels.dtype == np.dtype(dtype)
+    assert np.array_equal(labels, LABELS)
+
+
+def test_a_label_map_of_one_bit_holds_one_cell(tmp_path):
+    tifffile.imwrite(tmp_path / "class1.tif", LABELS > 40)
+    labels = read_labels(tmp_path / "class1.tif")
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, LABELS > 40)
+
+
+def test_thumbnails_in_the_file_are_passed_over(tmp_path):
+    path = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(RGB, photometric="rgb", metadata=None)
+        tiff.write(RGB[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+        tiff.write(RGB[::3, ::3], photometric="rgb", metadata=None)
+    check(path, RGB)
+
+
+def refusal(read, path):
+    with pytest.raises(InputError) as caught:
+        read(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line
+
+
+IMAGES_TO_REFUSE = {
+    "float": (RGB.astype(np.float32), {"photometric": "rgb"}, "32-bit float32 pixels"),
+    "32 bits": (GREY.astype(np.uint32), {}, "32-bit uint32 pixels"),
+    "signed": (GREY.astype(np.int8), {}, "8-bit int8 pixels"),
+    "one bit": (GREY > 99, {}, "1-bit bool pixels"),
+    "stack": (np.stack([GREY, GREY]), {"photometric": "minisblack"}, "a stack of 2 images"),
+    "CMYK": (RGBA, {"photometric": "separated"}, "kind SEPARATED with 4 channels"),
+    "palette": (
+        GREY,
+        {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+        "kind PALETTE with 1 channels",
+    ),
+    "four channels": (
+        RGBA,
+        {"photometric": "minisblack", "planarconfig": "contig"},
+        "kind MINISBLACK with 4 channels",
+    ),
+    "volume": (
+        np.stack([GREY] * 16),
+        {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
+        "a volume",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"), IMAGES_TO_REFUSE.values(), ids=IMAGES_TO_REFUSE
+)
+def test_images_that_are_not_8_or_16_bit_grey_or_rgb(tmp_path, pixels, options, found):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, pixels, **options)
+    assert found in refusal(read_image, path)
+    assert found in refusal(image_size, path)
+
+
+LABELS_TO_REFUSE = {
+    "RGB": (RGB, {"photometric": "rgb"}, "3 channels"),
+    "complex": (LABELS.astype(np.complex64), {}, "complex numbers"),
+    "stack": (np.stack([GREY] * 3), {"photometric": "minisblack"}, "a stack of 3 images"),
+}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"), LABELS_TO_REFUSE.values(), ids=LABELS_TO_REFUSE
+)
+def test_label_maps_that_are_not_one_number_a_pixel(tmp_path, pixels, options, found):
+    path = tmp_path / "class1.tif"
+    tifffile.imwrite(path, pixels, **options)
+    assert found in refusal(read_labels, path)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, read_labels])
+def test_what_is_no_image_file(tmp_path, read):
+    assert "no such file" in refusal(read, tmp_path / "absent.tif")
+    assert "a folder" in refusal(read, tmp_path)
+    path = tmp_path / "file.tif"
+    path.write_bytes(b"")
+    assert "an empty file" in refusal(read, path)
+    path.write_text("These are the masks.")
+    assert "not a TIFF" in refusal(read, path)
+    path.write_bytes(b"II*\0")
+    assert "damaged" in refusal(read, path)
+    path.write_bytes(b"II*\0\0\0\0\0")
+    assert "damaged" in refusal(read, path)
+
+
+def test_a_png_is_no_label_map(tmp_path):
+    PIL.Image.fromarray(GREY).save(tmp_path / "class1.png")
+    assert "not a TIFF" in refusal(read_labels, tmp_path / "class1.png")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_the_right_to_read_it(tmp_path):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb")
+    path.chmod(0)
+    assert "Permission denied" in refusal(read_image, path)
+
+
+def damaged_kinds(folder):
+    """Small files of many kinds, each with how it is read."""
+    small, labels = np.ascontiguousarray(RGBA[:9, :7]), LABELS[:9, :7].astype(np.float64)
+    lzw = {"compression": "lzw", "predictor": True, "rowsperstrip": 4}
+    tifffile.imwrite(
+        folder / "lzw.tif", small, photometric="rgb", extrasamples=["unassalpha"], **lzw
+    )
+    tifffile.imwrite(folder / "labels.tif", labels)
+    tifffile.imwrite(folder / "strips.tif", labels, rowsperstrip=2, compression="zlib")
+    tifffile.imwrite(folder / "tiles.tif", small[:, :, :3], photometric="rgb", tile=(16, 16))
+    tifffile.imwrite(folder / "big.tif", small[:, :, :3], photometric="rgb", bigtiff=True)
+    # Pillow writes the directory first or last, as the kind wants.
+    picture = PIL.Image.fromarray(small)
+    picture.save(folder / "pillow.tif")
+    picture.save(folder / "pillow_lzw.tif", compression="tiff_lzw")
+    picture.save(folder / "picture.png")
+    picture.convert("RGB").save(folder / "photo.jpg")
+    picture.convert("RGB").save(folder / "picture.bmp")
+    for path in sorted(folder.iterdir()):
+        yield path, read_labels if path.stem in ("labels", "strips") else read_image
+
+
+def test_a_file_that_is_cut_off_is_refused_or_reads_the_same(tmp_path):
+    cut = tmp_path / "cut"
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    for path, read in damaged_kinds(folder):
+        whole, data = read(path), path.read_bytes()
+        # Every third byte, and each of the first and the last, where headers and ends are.
+        near = {*range(24), *range(len(data) - 24, len(data))}
+        for length in sorted(near | set(range(0, len(data), 3))):
+            cut.write_bytes(data[:length])
+            try:
+                part = read(cut)
+            except InputError:
+                pass
+            else:
+                # What is missing is no part of the picture: the end of a PNG or JPEG.
+                assert np.array_equal(part, whole), (path.name, length)
+                assert length >= len(data) - 16, (path.name, length)
+
+
+def test_garbled_bytes_never_end_in_a_traceback(tmp_path):
+    garbled = tmp_path / "garbled"
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    refused = 0
+    for path, read in damaged_kinds(folder):
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(150):
+            bad = data.copy()
+            bad[rng.integers(0, len(bad), 3)] = rng.integers(0, 256, 3)
+            garbled.write_bytes(bad.tobytes())
+            for function in (read, image_size):
+                try:
+                    function(garbled)
+                except InputError:
+                    refused += 1
+    assert refused > 100
+
+
+def tags_of(path):
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        return {tag.code: (tag.offset, tag.valueoffset) for tag in page.tags}, page.databytecounts
+
+
+def test_strips_that_were_never_written_or_end_early(tmp_path):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", compression="lzw", rowsperstrip=10)
+    data = path.read_bytes()
+    tags, counts = tags_of(path)
+    at = tags[279][1]  # StripByteCounts
+    width = 4 if max(counts) > 65535 else 2
+    for count, found in ((0, "never written"), (counts[1] // 2, "damaged")):
+        bad = bytearray(data)
+        bad[at + width : at + 2 * width] = count.to_bytes(width, "little")
+        path.write_bytes(bad)
+        assert found in refusal(read_image, path)
+
+
+def test_a_picture_with_fewer_strips_than_rows_need(tmp_path):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=37)
+    data = bytearray(path.read_bytes())
+    at = tags_of(path)[0][278][1]  # RowsPerStrip
+    data[at : at + 2] = (10).to_bytes(2, "little")
+    path.write_bytes(data)
+    assert "1 pieces of pixels in place of 4" in refusal(read_image, path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_any_size_in_any_strips(tmp_path_factory, height, width, rows, compress):
+    path = tmp_path_factory.mktemp("any") / "image.tif"
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    options = {"compression": "lzw", "predictor": True} if compress else {}
+    tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=rows, **options)
+    check(path, pixels)

@@ -1,0 +1,296 @@
+"""annotation.py, as its users call it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from pycocotools.coco import COCO
+
+import annotation
+from annotation import main
+from cellseg.errors import InputError
+from cellseg.read.layout import TEST_LIST
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def write_tissue(data, n_images=3):
+    """Images of 20 x 30; image n has n cells of class 1 and, from 1 on, one of class 3."""
+    for n in range(n_images):
+        folder = data / "train" / f"tissue{n}"
+        folder.mkdir(parents=True)
+        image = np.full((20, 30, 4), 255 - n, np.uint8)
+        lzw = {"compression": "lzw", "predictor": True}
+        tifffile.imwrite(folder / "image.tif", image, photometric="rgb", extrasamples=[2], **lzw)
+        if n:
+            first = np.zeros((20, 30))
+            for cell in range(n):
+                first[:5, 6 * cell : 6 * cell + 5] = cell + 1
+            third = np.zeros((20, 30))
+            third[10:15, 5:9] = n + 1
+            tifffile.imwrite(folder / "class1.tif", first)
+            tifffile.imwrite(folder / "class3.tif", third)
+    return data
+
+
+def write_test(data, **change):
+    (data / "test").mkdir()
+    tifffile.imwrite(data / "test" / "a.tif", np.zeros((4, 4), np.uint8))
+    entry = {"file_name": "a.tif", "id": 1, "height": 4, "width": 4}
+    (data / TEST_LIST).write_text(json.dumps([entry, {**entry, **change}]))
+
+
+def written(path):
+    return json.loads(path.read_text())
+
+
+def test_a_whole_run(tmp_path, capsys):
+    data = write_tissue(tmp_path / "data")
+    assert main(["--data", str(data)]) == 0
+    out, err = capsys.readouterr()
+    output = data / "train__annot.json"
+    assert out.splitlines() == [
+        "class     images  instances",
+        "1 class1       2          3",
+        "2 class2       0          0",
+        "3 class3       2          2",
+        "4 class4       0          0",
+        "all            3          5",
+        "odd: 1 images without a cell, in 1: tissue0",
+        f"wrote {output}",
+    ]
+    assert err == ""  # no progress bar where there is no terminal
+    coco = written(output)
+    assert [(i["id"], i["file_name"]) for i in coco["images"]] == [
+        (1, "train/tissue0/image.tif"),
+        (2, "train/tissue1/image.tif"),
+        (3, "train/tissue2/image.tif"),
+    ]
+    found = [(a["image_id"], a["category_id"], a["area"], a["bbox"]) for a in coco["annotations"]]
+    assert found == [
+        (2, 1, 25, [0, 0, 5, 5]),
+        (2, 3, 20, [5, 10, 4, 5]),
+        (3, 1, 25, [0, 0, 5, 5]),
+        (3, 1, 25, [6, 0, 5, 5]),
+        (3, 3, 20, [5, 10, 4, 5]),
+    ]
+    names = [(c["id"], c["name"]) for c in coco["categories"]]
+    assert names == [(1, "class1"), (2, "class2"), (3, "class3"), (4, "class4")]
+    assert len(COCO(output).anns) == 5
+
+
+def test_the_same_bytes_whatever_the_jobs_and_the_place(tmp_path, monkeypatch):
+    data = write_tissue(tmp_path / "data", 6)
+    digests = set()
+    for jobs in ("1", "2", "5"):
+        output = tmp_path / f"{jobs}.json"
+        main(["--data", str(data), "--output", str(output), "--jobs", jobs])
+        digests.add(hashlib.sha256(output.read_bytes()).hexdigest())
+    monkeypatch.chdir(tmp_path)
+    main(["--data", "data", "--output", "here/relative.json"])
+    digests.add(hashlib.sha256((tmp_path / "here/relative.json").read_bytes()).hexdigest())
+    assert len(digests) == 1
+    assert not (data / "train__annot.json").exists()
+
+
+def test_the_default_folder_lies_beside_the_script(tmp_path, monkeypatch):
+    assert annotation.get_parser().get_default("data") == PROJECT / "nycu-hw3-data"
+    monkeypatch.chdir(tmp_path)
+    assert annotation.get_parser().parse_args([]).data.is_absolute()
+
+
+@pytest.mark.parametrize("flag", ["--class_names", "--class-names"])
+def test_classes_of_other_names(tmp_path, capsys, flag):
+    data = write_tissue(tmp_path)
+    main(["--data", str(data), flag, "a", "b c", "d"])
+    categories = written(data / "train__annot.json")["categories"]
+    assert [c["name"] for c in categories] == ["a", "b c", "d"]
+    assert "2 b c       0          0" in capsys.readouterr().out
+
+
+def test_too_few_class_names(tmp_path):
+    data = write_tissue(tmp_path)
+    with pytest.raises(InputError, match=r"class3.tif: no class stands for it.*--class_names"):
+        main(["--data", str(data), "--class_names", "a", "b"])
+    assert not (data / "train__annot.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--class_names", "a", "a"], "--class_names: give each class a name of its own"),
+        (["--class_names", "a", " "], "--class_names: give each class a name of its own"),
+        (["--class_names"], "expected at least one argument"),
+        (["--jobs", "0"], "'0' is not a whole number of 1 or more"),
+        (["--jobs", "two"], "'two' is not a whole number of 1 or more"),
+        (["--jobs", "1.5"], "'1.5' is not a whole number of 1 or more"),
+        (["--skipbad"], "unrecognized arguments: --skipbad"),
+    ],
+)
+def test_wrong_flags(capsys, arguments, found):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert found in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "python annotation.py --data" in out
+    for flag in ("--data", "--output", "--class_names", "--jobs", "--skip-bad"):
+        assert flag in out
+    assert out.count("(default: ") == 5
+
+
+def truncate(folder):
+    data = (folder / "image.tif").read_bytes()
+    (folder / "image.tif").write_bytes(data[: len(data) // 2])
+
+
+def relabel(value, dtype="f8"):
+    def change(folder):
+        labels = tifffile.imread(folder / "class1.tif").astype(dtype)
+        labels[7, 3] = value
+        tifffile.imwrite(folder / "class1.tif", labels)
+
+    return change
+
+
+DAMAGE = {
+    "a truncated image": (truncate, "image.tif: damaged"),
+    "an empty mask file": (lambda f: (f / "class1.tif").write_bytes(b""), "class1.tif: an empty"),
+    "a text": (lambda f: (f / "class1.tif").write_text("masks"), "class1.tif: not a TIFF"),
+    "another size": (
+        lambda f: tifffile.imwrite(f / "class1.tif", np.zeros((30, 20))),
+        "class1.tif: 30 x 20 (height x width), but image.tif is 20 x 30",
+    ),
+    "a negative label": (relabel(-2, "i4"), "class1.tif: the label -2 in row 7, column 3"),
+    "a fractional label": (relabel(0.5), "class1.tif: the label 0.5 in row 7, column 3"),
+    "a NaN label": (relabel(np.nan), "class1.tif: the label nan in row 7, column 3"),
+    "an infinite label": (relabel(np.inf), "class1.tif: the label inf in row 7, column 3"),
+    "a class too many": (
+        lambda f: (f / "class1.tif").rename(f / "class5.tif"),
+        "class5.tif: no class stands for it",
+    ),
+    "no image": (lambda f: (f / "image.tif").unlink(), "tissue1: no image.tif in it"),
+}
+
+
+@pytest.mark.parametrize(("damage", "found"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("flag", ["--skip-bad", "--skip_bad"])
+def test_bad_input_is_one_line_and_no_file_or_left_out(tmp_path, capsys, damage, found, flag):
+    data = write_tissue(tmp_path)
+    damage(data / "train" / "tissue1")
+    output = data / "train__annot.json"
+    with pytest.raises(InputError) as caught:
+        main(["--data", str(data), "--jobs", "2"])
+    line = str(caught.value)
+    assert line.startswith(str(data / "train" / "tissue1"))
+    assert found in line
+    assert line.endswith("(--skip-bad goes on without the image)")
+    assert sorted(p.name for p in data.iterdir()) == ["train"]
+
+    assert main(["--data", str(data), "--jobs", "2", flag]) == 0
+    assert [image["file_name"] for image in written(output)["images"]] == [
+        "train/tissue0/image.tif",
+        "train/tissue2/image.tif",
+    ]
+    left_out = [s for s in capsys.readouterr().out.splitlines() if s.startswith("left out: ")]
+    assert len(left_out) == 1
+    assert found in left_out[0]
+
+
+def test_the_first_bad_image_by_name_is_told(tmp_path):
+    data = write_tissue(tmp_path, 5)
+    for n in (4, 1, 3):
+        truncate(data / "train" / f"tissue{n}")
+    with pytest.raises(InputError, match=r"tissue1/image.tif: damaged"):
+        main(["--data", str(data), "--jobs", "4"])
+
+
+def test_a_former_file_stays_when_a_run_fails(tmp_path):
+    data = write_tissue(tmp_path)
+    main(["--data", str(data)])
+    before = (data / "train__annot.json").read_bytes()
+    truncate(data / "train" / "tissue2")
+    with pytest.raises(InputError):
+        main(["--data", str(data)])
+    assert (data / "train__annot.json").read_bytes() == before
+
+
+def test_no_image_that_can_be_used(tmp_path):
+    data = write_tissue(tmp_path, 1)
+    truncate(data / "train" / "tissue0")
+    with pytest.raises(InputError, match=r"none of its 1 training images can be used"):
+        main(["--data", str(data), "--skip-bad"])
+    assert not (data / "train__annot.json").exists()
+
+
+def test_no_data(tmp_path):
+    with pytest.raises(InputError, match="no such folder; check the name"):
+        main(["--data", str(tmp_path / "absent")])
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="no training image in it"):
+        main(["--data", str(tmp_path), "--skip-bad"])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"file_name": "b.tif"}, "the id 1 is there twice"),
+        ({"file_name": "b.tif", "id": 2}, "lists b.tif, but"),
+        ({"id": 2}, "the file_name a.tif is there twice"),
+    ],
+)
+def test_a_bad_test_list(tmp_path, capsys, change, found):
+    data = write_tissue(tmp_path)
+    write_test(data, **change)
+    with pytest.raises(InputError) as caught:
+        main(["--data", str(data)])
+    assert str(caught.value).startswith(str(data / TEST_LIST))
+    assert found in str(caught.value)
+    assert not (data / "train__annot.json").exists()
+    assert main(["--data", str(data), "--skip-bad"]) == 0
+    assert f"left out: {data / TEST_LIST}" in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    data = write_tissue(tmp_path)
+    with pytest.raises(InputError, match=r"train: can't be written"):
+        main(["--data", str(data), "--output", str(data / "train")])
+
+
+def test_long_lists_of_odd_images_are_cut(tmp_path, capsys):
+    data = tmp_path
+    for n in range(5):
+        folder = data / "train" / f"t{n}"
+        folder.mkdir(parents=True)
+        tifffile.imwrite(folder / "image.tif", np.full((2, 2), 99, np.uint8))
+    main(["--data", str(data)])
+    assert "odd: 5 images without a cell, in 5: t0, t1, t2, …" in capsys.readouterr().out
+
+
+def test_the_command_itself_from_another_folder(tmp_path):
+    write_tissue(tmp_path / "data")
+    command = [sys.executable, PROJECT / "annotation.py", "--data", "data"]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"wrote {Path('data', 'train__annot.json')}\n")
+    truncate(tmp_path / "data" / "train" / "tissue1")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("annotation.py: error: data/train/tissue1/image.tif: damaged")
