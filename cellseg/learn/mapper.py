@@ -112,7 +112,9 @@ class CellMapper:
                 if mask.any():
                     masks.append(torch.from_numpy(np.ascontiguousarray(mask)).bool())
                     classes.append(annotations[index]["class"])
-        bitmasks = BitMasks(torch.stack(masks) if masks else torch.zeros((0, *size), dtype=bool))
+        bitmasks = BitMasks(
+            torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+        )
         instances = Instances(size)
         # The boxes of what the crop left of each mask, not the cropped boxes: of a cell
         # that slants out of the crop, less may be left than its box.

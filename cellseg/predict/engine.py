@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from numpy.typing import NDArray
 
 from cellseg.learn.checkpoint import RunCheckpointer
@@ -21,13 +21,13 @@ class Detectron2Engine:
     """Predicts with a Detectron2 network, one image at a time."""
 
     def __init__(
-        self, model: torch.nn.Module, min_size: int, max_size: int, image_format: str
+        self, model: GeneralizedRCNN, min_size: int, max_size: int, image_format: str
     ) -> None:
         """
         Parameters
         ----------
         model
-            A `GeneralizedRCNN`.
+            The network.
         min_size, max_size
             The image is zoomed until its short side has `min_size` pixels, or its long
             side `max_size` if that comes first; 0 leaves it as it is.
@@ -39,7 +39,7 @@ class Detectron2Engine:
         self.image_format = image_format
 
     @classmethod
-    def of_model(cls, model: torch.nn.Module, cfg: CfgNode) -> Detectron2Engine:
+    def of_model(cls, model: GeneralizedRCNN, cfg: CfgNode) -> Detectron2Engine:
         """Make an engine of a network that is there already, as in validation."""
         return cls(model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
 

@@ -1,0 +1,93 @@
+"""The whole way on a small synthetic data set: images, annotations, training, results, pictures."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import annotation
+import evaluate
+import inference
+import train
+import utils
+from cellseg import runs
+from cellseg.files import read_json
+from cellseg.look.overlay import draw_comparison, write_png
+from cellseg.read import synthetic
+from cellseg.read.coco import class_names
+from cellseg.read.tiff import read_image
+from cellseg.score.match import side_by_side
+from cellseg.score.results import read_results
+from cellseg.score.truth import read_truth
+
+SURE = 0.5  # cells that score less are left out of the pictures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; give the exit code."""
+    parser = utils.CommandParser(
+        "Make a small synthetic data set in the homework's layout, train a narrow network on it\n"
+        "(a few minutes, no GPU needed), predict the held-out images, score and draw them.\n"
+        "Each command is shown as you would type it.",
+        "python demo.py --seed 7",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of the data and the training (42)")
+    parser.add_argument(
+        "--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
+        help="where all of it goes (demo)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    began = time.monotonic()
+
+    data = args.output / "data"
+    print(f"# 44 synthetic images with their masks: {utils.shown(data)}")
+    synthetic.write_dataset(data, seed=args.seed)
+    where = ["--data", str(data)]
+    _run("annotation", annotation.main, where)
+    recipe = ["--model", "demo", "--seed", str(args.seed)]
+    root = args.output / "runs"
+    _run("train", train.main, [*recipe, *where, "--output_dir", str(root)])
+    run = runs.newest_run(root)
+    _run("inference", inference.main, ["--checkpoint", str(run), *where])
+    scores = args.output / "scores.json"
+    _run("evaluate", evaluate.main, [str(run), *where, "--json", str(scores)])
+    pictures = draw_pictures(data, run, args.output / "pictures")
+
+    ap50 = read_json(scores, "scores", "run the demo again")["ap"]["100"]["all classes"]["AP50"]
+    print(
+        f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the held-out images\n"
+        f"# look at the pictures, truth on the left, prediction on the right: "
+        f"{utils.shown(pictures)}"
+    )
+    return 0
+
+
+def _run(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) -> None:
+    print(f"\n$ python {name}.py {shlex.join(utils.shown(a) if '/' in a else a for a in argv)}")
+    code = command(argv)
+    if code:
+        raise SystemExit(code)
+
+
+def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
+    """Draw the truth beside the sure predictions of each test image."""
+    truth = read_truth(data / "test_masks", data)
+    names = class_names(truth)
+    for scene in side_by_side(truth, read_results(run)):
+        sure = [index for index, score in enumerate(scene.scores) if score >= SURE]
+        picture = draw_comparison(
+            read_image(data / "test_release" / scene.name),
+            scene.truth_masks,
+            scene.truth_classes,
+            [scene.masks[index] for index in sure],
+            scene.classes[sure],
+            names,
+        )
+        write_png(folder / f"{Path(scene.name).stem}.png", picture)
+    return folder
+
+
+if __name__ == "__main__":
+    utils.run_command(main)
