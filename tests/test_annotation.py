@@ -283,7 +283,7 @@ def test_long_lists_of_odd_images_are_cut(tmp_path, capsys):
 
 def test_the_command_itself_from_another_folder(tmp_path):
     write_tissue(tmp_path / "data")
-    command = [sys.executable, PROJECT / "annotation.py", "--data", "data"]
+    command = [sys.executable, str(PROJECT / "annotation.py"), "--data", "data"]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -32,14 +34,14 @@ IMAGES = [
         "train/a/image.tif",
         (3, 4),
         {1: labels("0110", "0110", "0003"), 2: labels(*["0" * 4] * 3)},
-        {},
+        Counter(),
     ),
-    AnnotatedImage("train/b/image.tif", (1, 2), {}, {}),
-    AnnotatedImage("train/c/image.tif", (2, 2), {2: labels("10", "01")}, {}),
+    AnnotatedImage("train/b/image.tif", (1, 2), {}, Counter()),
+    AnnotatedImage("train/c/image.tif", (2, 2), {2: labels("10", "01")}, Counter()),
 ]
 # By hand: columns run down. "0110/0110/0003" has its cell 1 in rows 0 and 1 of columns 1
 # and 2: 3 off, 2 on, 1 off, 2 on, 4 off; its cell 3 is the last pixel: 11 off, 1 on.
-FIRST = {
+FIRST: dict[str, Any] = {
     "info": {"description": "Cells by class, one annotation a cell (annotation.py)"},
     "images": [
         {"id": 1, "file_name": "train/a/image.tif", "height": 3, "width": 4},

@@ -92,8 +92,8 @@ def test_white_is_zero(tmp_path):
 def test_sixteen_bits_become_eight_by_a_fixed_rule(tmp_path, writer):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     # round(v / 257), in whole numbers: 257 is odd, so that no value lies halfway.
-    expected = [(2 * value + 257) // 514 for value in range(65536)]
-    expected = np.repeat(np.reshape(expected, (256, 256, 1)), 3, axis=2)
+    rule = [(2 * value + 257) // 514 for value in range(65536)]
+    expected = np.repeat(np.reshape(rule, (256, 256, 1)), 3, axis=2)
     path = tmp_path / f"deep.{writer}"
     for deep in (values, np.repeat(values[:, :, None], 3, axis=2)):
         if writer == "tif":
