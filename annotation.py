@@ -1,21 +1,28 @@
-"""Turn the training part's label maps into one COCO annotation file."""
+"""Turn what is drawn on the training images into one COCO annotation file."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import write_json
-from cellseg.read.annotate import AnnotatedImage, annotate_image
+from cellseg.read.annotate import (
+    AnnotatedImage,
+    annotate_coco_image,
+    annotate_image,
+    read_coco_images,
+)
 from cellseg.read.coco import build_coco
 from cellseg.read.layout import TEST_LIST, list_train_folders, read_test_list, train_image
+from cellseg.read.outlines import CLASS_NAMES
 from utils import DATA, run_command, shown
 
 OUTPUT = "train__annot.json"
@@ -27,6 +34,10 @@ file with a run-length encoded mask a cell. Run it once, before training.
 The data folder holds train/<image>/image.tif (8- or 16-bit, grey, RGB or RGBA) and
 beside it class1.tif, class2.tif, ...: a label map for each class that occurs, of any
 integer or float type, with 0 for background and one value for each cell.
+In place of label maps it may hold the cells' outlines: one .geojson file from QuPath,
+or one .xml file from Aperio ImageScope (MoNuSAC's). Their classes are those of
+--class_names, or MoNuSAC's (Epithelial, Lymphocyte, Neutrophil, Macrophage).
+With --coco, images and cells are those of a COCO file of any program.
 """
 
 EXAMPLES = """\
@@ -34,6 +45,7 @@ examples:
   python annotation.py
   python annotation.py --data ~/tissue --output annotations.json --skip-bad
   python annotation.py --data ~/lymph --class_names lymphocyte other
+  python annotation.py --data ~/tissue --coco ~/tissue/export.json
 """
 
 
@@ -61,10 +73,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--class_names",
         "--class-names",
         nargs="+",
-        default=["class1", "class2", "class3", "class4"],
         metavar="NAME",
         help="the classes, the first for class1.tif, the second for class2.tif and so on; from "
         "here on the annotation file says which there are (default: class1 class2 class3 class4)",
+    )
+    parser.add_argument(
+        "--coco",
+        type=Path,
+        metavar="FILE",
+        help="take images, classes and cells from this COCO file, with polygons or RLE, whose "
+        "file_name is relative to the data folder (default: read the folder's train/)",
     )
     parser.add_argument(
         "--jobs",
@@ -97,10 +115,16 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+Source = TypeVar("Source")
+
+
 def annotate(
-    folders: Sequence[Path], n_classes: int, jobs: int, skip_bad: bool
+    sources: Sequence[Source],
+    read: Callable[[Source], AnnotatedImage],
+    jobs: int,
+    skip_bad: bool,
 ) -> tuple[list[AnnotatedImage], list[str]]:
-    """Read the images of `folders`, `jobs` at a time, in their order.
+    """Read one image from each source, `jobs` at a time, in their order.
 
     Returns
     -------
@@ -112,9 +136,9 @@ def annotate(
         Without `skip_bad`, for the first image that can't be used.
     """
 
-    def read(folder: Path) -> AnnotatedImage | InputError:
+    def try_to_read(source: Source) -> AnnotatedImage | InputError:
         try:
-            return annotate_image(train_image(folder, n_classes))
+            return read(source)
         except InputError as error:
             return error
 
@@ -123,8 +147,8 @@ def annotate(
     # Threads do: decoding and numpy's passes leave the interpreter to the others.
     executor = ThreadPoolExecutor(jobs)
     try:
-        results = executor.map(read, folders)
-        for result in tqdm(results, "reading", len(folders), unit="image", disable=None):
+        results = executor.map(try_to_read, sources)
+        for result in tqdm(results, "reading", len(sources), unit="image", disable=None):
             if isinstance(result, AnnotatedImage):
                 images.append(result)
             elif skip_bad:
@@ -152,21 +176,29 @@ def summary(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str
     lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
     odd: Counter[str] = sum((image.odd for image in images), Counter())
     for what, count in sorted(odd.items()):
-        where = [image.file_name.split("/")[1] for image in images if image.odd[what]]
+        where = [_name(image.file_name) for image in images if image.odd[what]]
         more = ", …" if len(where) > 3 else ""
         lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
     return "\n".join(lines)
+
+
+def _name(file_name: str) -> str:
+    """Name an image by its folder in train/, which is how people know it."""
+    path = PurePosixPath(file_name)
+    return path.parent.name if path.parts[:1] == ("train",) else file_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    names = args.class_names
+    if args.coco and args.class_names:
+        parser.error("argument --class_names: the file of --coco names its classes; omit it")
+    names = args.class_names or list(CLASS_NAMES)
     if not all(name.strip() for name in names) or len(set(names)) < len(names):
         parser.error("argument --class_names: give each class a name of its own")
 
-    folders = list_train_folders(args.data)
+    folders = [] if args.coco else list_train_folders(args.data)
     refused = []
     if (args.data / TEST_LIST).exists():
         try:
@@ -175,11 +207,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.skip_bad:
                 raise
             refused.append(str(error))
-    images, bad_images = annotate(folders, len(names), args.jobs, args.skip_bad)
+    if args.coco:
+        names, sources = read_coco_images(args.coco, args.data)
+        images, bad_images = annotate(sources, annotate_coco_image, args.jobs, args.skip_bad)
+    else:
+
+        def read(folder: Path) -> AnnotatedImage:
+            return annotate_image(train_image(folder, len(names)), names)
+
+        images, bad_images = annotate(folders, read, args.jobs, args.skip_bad)
     refused += bad_images
     if not images:
         raise InputError(
-            f"{args.data}: none of its {len(folders)} training images can be used; "
+            f"{args.coco or args.data}: none of its {len(bad_images)} training images can be used; "
             f"the first: {bad_images[0]}"
         )
     output = args.output or args.data / OUTPUT

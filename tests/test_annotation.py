@@ -148,9 +148,9 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    for flag in ("--data", "--output", "--class_names", "--jobs", "--skip-bad"):
+    for flag in ("--data", "--output", "--class_names", "--coco", "--jobs", "--skip-bad"):
         assert flag in out
-    assert out.count("(default: ") == 5
+    assert out.count("(default: ") == 6
 
 
 def truncate(folder):

@@ -1,19 +1,25 @@
-"""From the label maps of one training image to its cells, in one pass over each map."""
+"""From what is known of one training image to its cells: label maps, outlines or COCO."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.read.coco import class_names as names_of
+from cellseg.read.coco import contiguous_classes, load_coco
+from cellseg.read.geojson import read_geojson
+from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import TRAIN, TrainImage
+from cellseg.read.outlines import CLASS_NAMES, cells_of_outlines
 from cellseg.read.tiff import read_image, read_labels
-from cellseg.rle import Runs, areas, runs_of_labels
+from cellseg.rle import RLE, Runs, areas, decode, runs_of_labels
 
 SMALL = 10
 """Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
@@ -34,7 +40,7 @@ class AnnotatedImage:
         Height and width in pixels.
     cells
         The masks of each class that has a file, by class, 1…K, rising; those of a class
-        by label value. A class without a cell has none.
+        by label value, or as they stand in the file. A class without a cell has none.
     odd
         What looks wrong but doesn't hinder, by kind, with how many.
     """
@@ -45,20 +51,125 @@ class AnnotatedImage:
     odd: Counter[str]
 
 
-def annotate_image(image: TrainImage) -> AnnotatedImage:
-    """Read one image of the training part and its label maps.
+def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) -> AnnotatedImage:
+    """Read one image of the training part, and its label maps or outlines.
+
+    `class_names` are the K classes by which outlines call theirs.
 
     Raises
     ------
     InputError
-        If a file can't be read, a label map has another size than the image, or labels
-        are not whole numbers from 0 on.
+        If a file can't be read, a label map has another size than the image, labels
+        are not whole numbers from 0 on, or outlines lie off the image or have no class.
     """
     pixels = read_image(image.path)
     size = pixels.shape[0], pixels.shape[1]
+    if image.outlines is None:
+        cells, odd = _read_label_maps(image, size)
+    else:
+        is_xml = image.outlines.suffix.lower() == ".xml"
+        outlines = (read_imagescope if is_xml else read_geojson)(image.outlines)
+        cells, odd = cells_of_outlines(image.outlines, outlines, size, class_names)
+    odd["files that are not of the layout, left out"] += len(image.ignored)
+    return _annotated(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, odd)
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image of another program's COCO file.
+
+    Attributes
+    ----------
+    name
+        Its `file_name`: where it is below the data folder.
+    path
+        That place.
+    size
+        Height and width in pixels, as the file has them.
+    masks
+        The compressed RLEs of each class that occurs, by class, 1…K, rising; those of a
+        class in the order of the file.
+    crowds
+        How many regions of many cells (`iscrowd` 1) are left out.
+    """
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    masks: dict[int, list[RLE]]
+    crowds: int
+
+
+def read_coco_images(path: Path, data: Path) -> tuple[list[str], list[CocoImage]]:
+    """Read a COCO file: the K class names, by category id, and the images, by file name.
+
+    Raises
+    ------
+    InputError
+        If the file is not what `load_coco` takes.
+    """
+    coco = load_coco(path)
+    classes = contiguous_classes(coco)
+    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    images = []
+    for image in sorted(coco["images"], key=lambda image: image["file_name"]):
+        masks: dict[int, list[RLE]] = {}
+        crowds = 0
+        for annotation in of_image[image["id"]]:
+            crowds += annotation["iscrowd"]
+            if not annotation["iscrowd"]:
+                number = classes[annotation["category_id"]] + 1
+                masks.setdefault(number, []).append(annotation["segmentation"])
+        name, size = image["file_name"], (image["height"], image["width"])
+        images.append(CocoImage(name, data / name, size, dict(sorted(masks.items())), crowds))
+    return names_of(coco), images
+
+
+def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
+    """Read one image that a COCO file annotates, and check that it is that image.
+
+    Raises
+    ------
+    InputError
+        If the image can't be read, lies outside the data folder or has another size.
+    """
+    parts = PurePosixPath(image.name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts:
+        raise InputError(
+            f"{image.name}: lies outside the data folder; write the COCO file's file_name relative "
+            "to it"
+        )
+    pixels = read_image(image.path)
+    if pixels.shape[:2] != image.size:
+        raise InputError(
+            f"{image.path}: {_by(pixels.shape[:2])} pixels (height x width), but the COCO file "
+            f"says {_by(image.size)}; annotate that image"
+        )
+    cells = {number: decode(masks, image.size) for number, masks in image.masks.items()}
+    odd = Counter({"regions of many cells (iscrowd), left out": image.crowds})
+    return _annotated(image.name, pixels, cells, odd)
+
+
+def _annotated(
+    file_name: str, pixels: NDArray[np.uint8], cells: dict[int, Runs], odd: Counter[str]
+) -> AnnotatedImage:
+    """Add what looks wrong wherever the cells come from."""
+    odd[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
+    odd[f"cells of at most {SMALL} pixels"] += sum(
+        int((areas(runs) <= SMALL).sum()) for runs in cells.values()
+    )
+    odd["pixels that two classes claim"] += claimed_twice(list(cells.values()))
+    odd["images without a cell"] += not any(map(len, cells.values()))
+    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +odd)
+
+
+def _read_label_maps(
+    image: TrainImage, size: tuple[int, int]
+) -> tuple[dict[int, Runs], Counter[str]]:
     cells: dict[int, Runs] = {}
     odd: Counter[str] = Counter()
-    odd[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
     seen: set[int | float] = set()
     for number, path in image.class_files.items():
         labels = read_labels(path)
@@ -72,13 +183,8 @@ def annotate_image(image: TrainImage) -> AnnotatedImage:
         ids = set(values.tolist())
         odd["labels that stand in two class files of an image"] += len(ids & seen)
         odd["class files without a cell"] += not ids
-        odd[f"cells of at most {SMALL} pixels"] += int((areas(cells[number]) <= SMALL).sum())
         seen |= ids
-    odd["pixels that two classes claim"] += claimed_twice(list(cells.values()))
-    odd["images without a cell"] += not seen
-    odd["files that are not of the layout, left out"] += len(image.ignored)
-    file_name = f"{TRAIN}/{image.name}/{image.path.name}"
-    return AnnotatedImage(file_name, size, cells, +odd)
+    return cells, odd
 
 
 def _check_labels(path: Path, values: NDArray[Any], runs: Runs) -> None:

@@ -1,7 +1,8 @@
 """Where things lie in a data folder, in the layout of the homework.
 
 train/<image>/image.tif
-train/<image>/class<K>.tif        a label map per class that occurs, K from 1
+train/<image>/class<K>.tif        a label map per class that occurs, K from 1; in place of
+                                  them one *.geojson (QuPath) or *.xml (ImageScope)
 test/<image>.tif                  or test_release/
 test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 """
@@ -24,6 +25,8 @@ TEST_LIST = "test_image_name_to_ids.json"
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
 """The homework's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
+OUTLINES = (".geojson", ".xml")
+
 _IMAGE_FILE = re.compile(r"image\.tiff?", re.IGNORECASE)
 _CLASS_FILE = re.compile(r"class([^.]*)\.tiff?", re.IGNORECASE)
 
@@ -40,6 +43,8 @@ class TrainImage:
         The image.
     class_files
         The label map of each class that occurs, by class, 1…K, rising.
+    outlines
+        The file with the cells' outlines that stands in place of label maps, or None.
     ignored
         The names of the other files there, sorted.
     """
@@ -48,6 +53,7 @@ class TrainImage:
     path: Path
     class_files: dict[int, Path]
     ignored: tuple[str, ...]
+    outlines: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,13 @@ def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
     ------
     InputError
         If the image is missing or there twice, or a class file stands for no class of
-        1…`n_classes`, or for one that another file stands for.
+        1…`n_classes`, or for one that another file stands for; or if there is more than
+        one file of outlines, or one beside class files.
     """
     folder = Path(folder)
     images: list[Path] = []
     class_files: dict[int, Path] = {}
+    outlines: list[Path] = []
     ignored: list[str] = []
     for path in _entries(folder, _LAYOUT):
         if _IMAGE_FILE.fullmatch(path.name):
@@ -114,6 +122,8 @@ def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
                     "remove one of them"
                 )
             class_files[int(number)] = path
+        elif path.suffix.lower() in OUTLINES:
+            outlines.append(path)
         elif re.match(r"class[0-9]+\.", path.name, re.IGNORECASE):
             # It looks like a mask: passing it over would make its cells background.
             raise InputError(f"{path}: a label map must be a TIFF; save it as {path.stem}.tif")
@@ -122,7 +132,19 @@ def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
     if len(images) != 1:
         found = "no image.tif in it" if not images else f"{images[0].name} and {images[1].name}"
         raise InputError(f"{folder}: {found}, but one image.tif is expected; {_LAYOUT}")
-    return TrainImage(folder.name, images[0], dict(sorted(class_files.items())), tuple(ignored))
+    truths = [*outlines[:2], *class_files.values()][: 2 if outlines else 0]
+    if len(truths) == 2:
+        raise InputError(
+            f"{folder}: {truths[0].name} and {truths[1].name} both say where the cells are; remove "
+            "one of them"
+        )
+    return TrainImage(
+        folder.name,
+        images[0],
+        dict(sorted(class_files.items())),
+        tuple(ignored),
+        outlines[0] if outlines else None,
+    )
 
 
 def find_test_folder(data: str | os.PathLike[str]) -> Path:

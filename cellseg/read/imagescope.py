@@ -1,0 +1,100 @@
+"""Cells drawn in Aperio ImageScope: the XML that MoNuSAC, whose images these are, comes with."""
+
+from __future__ import annotations
+
+import xml.parsers.expat
+from pathlib import Path
+
+from cellseg.errors import InputError
+from cellseg.read.outlines import Outline, ring_of
+
+_REMEDY = "save the annotations in ImageScope again, as XML"
+
+
+def read_imagescope(path: Path) -> list[Outline]:
+    """Read the regions of an ImageScope XML file.
+
+    `Annotations/Annotation` holds the regions of one class, which its
+    `Attributes/Attribute` names, or itself; `Regions/Region/Vertices/Vertex` has X and
+    Y, whole numbers at the pixels' centres, which is how the homework's masks were drawn.
+    Regions that cut away (`NegativeROA`), and those of fewer than 3 vertices, which are
+    slips of the mouse, are no cells.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or something else.
+    """
+    reader = _Reader(path)
+    # A document type can hold entities that grow without end, and files to be fetched;
+    # ImageScope writes none.
+    parser = xml.parsers.expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = reader.refuse_doctype
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    try:
+        with open(path, "rb") as file:
+            parser.ParseFile(file)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
+    except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
+        # The latter two: an encoding that Python can't decode.
+        raise InputError(f"{path}: not XML ({error}); {_REMEDY}") from None
+    return reader.outlines
+
+
+class _Reader:
+    """What expat calls, element by element."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outlines: list[Outline] = []
+        self._inside: list[str] = []
+        self._class_name: str | None = None
+        self._vertices: list[tuple[float, float]] = []
+        self._negative = False
+        self._n_regions = 0
+
+    def refuse_doctype(self, *_: object) -> None:
+        raise InputError(
+            f"{self.path}: a document type in it, which ImageScope never writes; {_REMEDY}"
+        )
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if not self._inside and tag != "Annotations":
+            raise InputError(
+                f"{self.path}: begins with <{tag}>, but ImageScope's files with <Annotations>; "
+                f"{_REMEDY}"
+            )
+        self._inside.append(tag)
+        place = self._inside[1:]
+        if place == ["Annotation"]:
+            self._class_name = attributes.get("Name")
+        elif place == ["Annotation", "Attributes", "Attribute"]:
+            # "Description" is the column that ImageScope makes by itself.
+            name = attributes.get("Name")
+            name = attributes.get("Value") if name == "Description" else name
+            self._class_name = name or self._class_name
+        elif place == ["Annotation", "Regions", "Region"]:
+            self._n_regions += 1
+            self._vertices = []
+            self._negative = attributes.get("NegativeROA", "0").strip() == "1"
+        elif place == ["Annotation", "Regions", "Region", "Vertices", "Vertex"]:
+            self._vertices.append(self._point(attributes))
+
+    def end(self, _: str) -> None:
+        if self._inside[1:] == ["Annotation", "Regions", "Region"]:
+            where = f"region {self._n_regions}"
+            ring = ring_of(f"{self.path}: {where}", self._vertices)
+            is_cell = not self._negative and len(ring) >= 3
+            self.outlines.append(Outline(where, self._class_name, [[ring]] if is_cell else []))
+        self._inside.pop()
+
+    def _point(self, attributes: dict[str, str]) -> tuple[float, float]:
+        try:
+            return float(attributes["X"]), float(attributes["Y"])
+        except (KeyError, ValueError):
+            raise InputError(
+                f"{self.path}: region {self._n_regions}: a vertex {str(attributes)[:60]} without "
+                f"numbers as X and Y; {_REMEDY}"
+            ) from None
