@@ -1,0 +1,435 @@
+"""Outlines that people drew, filled: QuPath's GeoJSON and ImageScope's XML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import shapely.geometry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from cellseg.errors import InputError
+from cellseg.read.geojson import read_geojson
+from cellseg.read.imagescope import read_imagescope
+from cellseg.read.outlines import CLASS_NAMES, Outline, cells_of_outlines, fill, ring_of
+from cellseg.rle import encode, runs_of_labels
+from cellseg.write.geojson import cell_features, write_geojson
+
+COLOURS = [(0, 0, 0)] * 4
+
+
+def masks_of(runs):
+    masks = np.zeros((len(runs), runs.size[1], runs.size[0]), int)
+    for n, mask in enumerate(masks):
+        for r in range(runs.offsets[n], runs.offsets[n + 1]):
+            mask.reshape(-1)[runs.starts[r] : runs.ends[r]] = 1
+    return masks.transpose(0, 2, 1).tolist()
+
+
+def square(left, top, right, bottom):
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    return [list(corner) for corner in corners]
+
+
+def feature(coordinates, name="class1", kind="Polygon", **classification):
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": {"classification": {"name": name, **classification}},
+    }
+
+
+def collection(*features):
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def geojson_cells(path, value, size=(4, 6), class_names=CLASS_NAMES):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+    return cells_of_outlines(path, read_geojson(path), size, class_names)
+
+
+def refused(read, *arguments):
+    with pytest.raises(InputError) as error:
+        read(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "image.geojson"
+
+
+# ------------------------------------------------------------------ filling
+
+
+def test_whole_numbers_are_centres_and_the_outline_is_inside():
+    ring = np.array([[1, 0], [3, 0], [3, 2], [1, 2]], np.float64)
+    assert masks_of(fill([[[ring]]], (4, 5))) == [
+        [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
+    ]
+
+
+def test_holes_are_cut_out_and_pieces_joined():
+    ring = np.array(square(-0.5, -0.5, 3.5, 2.5), np.float64)
+    hole = np.array(square(0.5, 0.5, 2.5, 1.5), np.float64)
+    other = np.array(square(4.5, 0.5, 5.5, 1.5), np.float64)
+    assert masks_of(fill([[[ring, hole], [other]]], (3, 6))) == [
+        [[1, 1, 1, 1, 0, 0], [1, 0, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0]]
+    ]
+
+
+def test_what_juts_out_is_cut_off_and_nothing_wraps_round():
+    ring = np.array(square(-7.5, -7.5, 0.5, 0.5), np.float64)
+    assert masks_of(fill([[[ring]]], (3, 3))) == [[[1, 0, 0], [0, 0, 0], [0, 0, 0]]]
+
+
+def test_no_cells():
+    assert len(fill([], (3, 3))) == 0
+
+
+points = st.tuples(st.floats(-3, 12), st.floats(-3, 12))
+
+
+@settings(deadline=None)
+@given(st.lists(points, min_size=3, max_size=8))
+def test_filling_is_as_shapely_tells_inside_from_outside(corners):
+    shape = shapely.Polygon(corners)
+    if not shape.is_valid:
+        return
+    rows, columns = np.mgrid[:9, :10]
+    centres = shapely.points(columns, rows)
+    # Where a centre lies on the outline to within rounding, either is right.
+    clear = shapely.distance(shape.exterior, centres) > 1e-6
+    (mask,) = masks_of(fill([[[np.array(corners)]]], (9, 10)))
+    expected = shapely.contains(shape, centres)
+    np.testing.assert_array_equal(np.array(mask, bool)[clear], expected[clear])
+
+
+# ------------------------------------------------------------------ GeoJSON
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 4))
+)
+def test_what_export_writes_comes_back_to_the_pixel(tmp_path_factory, labels):
+    path = tmp_path_factory.mktemp("round") / "image.geojson"
+    values, runs = runs_of_labels(labels)
+    masks = encode(runs)
+    classes = values.astype(np.int64) - 1
+    features = cell_features("a", labels.shape, masks, classes, CLASS_NAMES, COLOURS)
+    write_geojson(path, features)
+    cells, odd = cells_of_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
+    assert sorted(cells) == values.tolist()
+    assert [rle for number in sorted(cells) for rle in encode(cells[number])] == masks
+    assert not +odd
+
+
+def test_a_polygon_covers_the_pixels_whose_centres_it_holds(path):
+    cells, _ = geojson_cells(path, collection(feature([square(0.6, 0.4, 3.6, 1.4)])))
+    assert masks_of(cells[1]) == [[[0, 1, 1, 1, 0, 0]] + [[0] * 6] * 3]
+
+
+@pytest.mark.parametrize("form", ["collection", "list", "feature"])
+def test_forms_of_the_file(path, form):
+    one = feature([square(0, 0, 2, 2)])
+    value = {"collection": collection(one), "list": [one], "feature": one}[form]
+    assert len(geojson_cells(path, value)[0][1]) == 1
+
+
+@pytest.mark.parametrize("value", [collection(), []])
+def test_a_file_without_cells(path, value):
+    assert geojson_cells(path, value)[0] == {}
+
+
+def test_pieces_holes_and_a_third_coordinate(path):
+    ring = [[*point, 0.0] for point in square(0, 0, 3, 3)]
+    parts = [[ring, square(1, 1, 2, 2)], [square(5, 3, 6, 4)]]
+    cells, _ = geojson_cells(path, collection(feature(parts, kind="MultiPolygon")))
+    assert masks_of(cells[1]) == [
+        [[1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
+    ]
+
+
+def test_classes_and_their_order(path):
+    features = [
+        feature([square(0, 0, 1, 1)], "Macrophage"),
+        feature([square(1, 0, 2, 1)], "EPITHELIAL "),
+        feature([square(2, 0, 3, 1)], "class1"),
+    ]
+    cells, _ = geojson_cells(path, collection(*features))
+    assert {number: len(runs) for number, runs in cells.items()} == {1: 2, 4: 1}
+    assert [mask[0].index(1) for mask in masks_of(cells[1])] == [1, 2]
+
+
+def test_names_of_derived_classes(path):
+    one = feature([square(0, 0, 1, 1)], None, names=["Immune", "Positive"])
+    cells, _ = geojson_cells(path, one, class_names=["other", "immune: positive"])
+    assert list(cells) == [2]
+
+
+def test_a_sole_class_needs_no_name(path):
+    one = feature([square(0, 0, 1, 1)])
+    one["properties"] = {}
+    other = {**one, "properties": None}
+    assert list(geojson_cells(path, [one, other], class_names=["nucleus"])[0]) == [1]
+    assert "feature 1 has no class, but" in refused(geojson_cells, path, [one])
+
+
+def test_what_is_to_be_ignored_is_counted(path):
+    features = [
+        feature([square(0, 0, 1, 1)], "Ignore*"),
+        feature([square(90, 0, 91, 1)], "ambiguous"),
+        feature([square(0.6, 0.6, 0.9, 0.9)]),
+        feature([square(2, 2, 3, 3)]),
+    ]
+    cells, odd = geojson_cells(path, features)
+    assert [len(runs) for runs in cells.values()] == [1]
+    assert +odd == {
+        "ambiguous or ignored outlines, left out": 2,
+        "outlines without the centre of a pixel in them, left out": 1,
+    }
+    # Unless a class is called so.
+    assert list(geojson_cells(path, features[:1], class_names=["ignore*"])[0]) == [1]
+
+
+def test_an_unknown_class_is_named(path):
+    text = refused(geojson_cells, path, feature([square(0, 0, 1, 1)], "Tumour"))
+    assert text == (
+        f"{path}: feature 1 has the class 'Tumour', but the classes are class1, class2, class3, "
+        "class4; mend it, or name the classes with --class_names"
+    )
+
+
+@pytest.mark.parametrize(
+    "box", [(6, 0, 7, 1), (0, 4, 1, 5), (-2, 0, 0, 1), (0, -2, 1, 0), (900, 900, 999, 999)]
+)
+def test_outlines_off_the_image_are_refused(path, box):
+    text = refused(geojson_cells, path, feature([square(*box)]))
+    assert "feature 1 lies off the image, which has 4 x 6 pixels (height x width)" in text
+
+
+@pytest.mark.parametrize("box", [(5, 0, 7, 1), (0, 3, 1, 5), (-2, 0, 1, 1), (0, -2, 1, 1)])
+def test_outlines_over_the_edge_are_not(path, box):
+    assert len(geojson_cells(path, feature([square(*box)]))[0][1].starts) == 1
+
+
+RING = square(0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "{",
+        "3",
+        "null",
+        '"text"',
+        "{}",
+        {"type": "FeatureCollection"},
+        {"type": "FeatureCollection", "features": {}},
+        [3],
+        [{}],
+        [[]],
+        [{"type": "Feature"}],
+        [{"type": "Feature", "geometry": None}],
+        [{"type": "Feature", "geometry": [], "properties": {}}],
+        [feature([0, 0], kind="Point")],
+        [feature(RING, kind="LineString")],
+        [feature([], kind="GeometryCollection")],
+        [feature(None, kind=["Polygon"])],
+        [feature(None)],
+        [feature({})],
+        [feature([])],
+        [feature([[]])],
+        [feature([RING[:2]])],
+        [feature(RING)],
+        [feature([[RING]])],
+        [feature([RING], kind="MultiPolygon")],
+        [feature([[]], kind="MultiPolygon")],
+        [feature([[[0, 0], [1, 0], [1, "1"]]])],
+        [feature([[[0, 0], [1, 0], [1, None]]])],
+        [feature([[[0, 0], [1, 0], [1, True]]])],
+        [feature([[[0, 0], [1, 0], [1]]])],
+        [feature([[[0, 0], [1, 0], 1]])],
+        [feature([[[0, 0], [1, 0], {"x": 1, "y": 1}]])],
+        [feature([[[0, 0], [1, 0], [1, float("nan")]]])],
+        [feature([[[0, 0], [1, 0], [1, float("inf")]]])],
+        [feature([[[0, 0], [1, 0], [1, 1e300]]])],
+        [feature([[[0, 0], [1, 0], [1, 10**400]]])],
+        [feature([RING], 3)],
+        [feature([RING], None)],
+        [feature([RING], None, names=[3])],
+        [{**feature([RING]), "properties": {"classification": "class1"}}],
+        [{**feature([RING]), "properties": {"classification": ["class1"]}}],
+    ],
+)
+def test_damaged_geojson(path, value):
+    text = refused(geojson_cells, path, value)
+    assert text.startswith(f"{path}: ")
+    assert "; " in text
+
+
+def test_geojson_that_is_not_there_or_a_folder(tmp_path):
+    assert "no such file" in refused(read_geojson, tmp_path / "a.geojson")
+    assert "can't be read" in refused(read_geojson, tmp_path)
+
+
+def test_geojson_cut_anywhere_is_refused(path):
+    whole = json.dumps(collection(feature([RING]), feature([RING])))
+    for end in range(len(whole)):
+        refused(geojson_cells, path, whole[:end])
+
+
+# ------------------------------------------------------------------ ImageScope
+
+
+def scope(*annotations, head='<?xml version="1.0" encoding="UTF-8"?>\n'):
+    return f'{head}<Annotations MicronsPerPixel="0.25">{"".join(annotations)}</Annotations>'
+
+
+def annotation(class_name, *regions, name="", value=""):
+    return (
+        f'<Annotation Id="1" Name="{name}" ReadOnly="0"><Attributes>'
+        f'<Attribute Name="{class_name}" Id="0" Value="{value}"/></Attributes>'
+        f"<Regions><RegionAttributeHeaders/>{''.join(regions)}</Regions><Plots/></Annotation>"
+    )
+
+
+def region(points, more=""):
+    vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
+    return (
+        f'<Region Id="1" Area="1.0" {more}><Attributes><Attribute Name="Macrophage"/></Attributes>'
+        f"<Vertices>{vertices}</Vertices></Region>"
+    )
+
+
+def scope_cells(path, text, size=(4, 6), class_names=CLASS_NAMES):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return cells_of_outlines(path, read_imagescope(path), size, class_names)
+
+
+BOX = [(1, 0), (3, 0), (3, 2), (1, 2)]
+
+
+def test_regions_are_drawn_as_the_homework_s_masks_were(path):
+    text = scope(annotation("Neutrophil", region(BOX)), annotation("Epithelial", region(BOX[:3])))
+    cells, odd = scope_cells(path, text)
+    assert masks_of(cells[3]) == [[[0, 1, 1, 1, 0, 0]] * 3 + [[0] * 6]]
+    assert masks_of(cells[1]) == [
+        [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0], [0] * 6]
+    ]
+    assert not +odd
+
+
+def test_several_regions_and_several_annotations_of_a_class(path):
+    text = scope(
+        annotation("Lymphocyte", region(BOX), region([(5, 3), (5, 3.2), (4.9, 3)])),
+        annotation("lymphocyte", region(BOX)),
+    )
+    assert {k: len(runs) for k, runs in scope_cells(path, text)[0].items()} == {2: 3}
+
+
+def test_a_class_may_stand_in_the_annotation_s_name(path):
+    plain = f'<Annotation Name="class2"><Regions>{region(BOX)}</Regions></Annotation>'
+    described = annotation("Description", region(BOX), name="class3")
+    valued = annotation("Description", region(BOX), name="", value="class4")
+    assert list(scope_cells(path, scope(plain, described, valued))[0]) == [2, 3, 4]
+
+
+def test_a_sole_class_needs_no_name_in_xml(path):
+    text = scope(annotation("Description", region(BOX)))
+    assert list(scope_cells(path, text, class_names=["nucleus"])[0]) == [1]
+    assert "region 1 has no class" in refused(scope_cells, path, text)
+
+
+def test_what_is_no_cell_is_counted(path):
+    text = scope(
+        annotation("Ambiguous", region(BOX)),
+        annotation("Epithelial", region(BOX, 'NegativeROA="1"'), region(BOX[:2]), region([])),
+        annotation("Epithelial", region(BOX, 'NegativeROA="0"')),
+    )
+    cells, odd = scope_cells(path, text)
+    assert [len(runs) for runs in cells.values()] == [1]
+    assert +odd == {
+        "ambiguous or ignored outlines, left out": 1,
+        "regions that cut away, or of fewer than 3 points, left out": 3,
+    }
+
+
+@pytest.mark.parametrize("text", [scope(), "<Annotations/>", scope(annotation("Epithelial"))])
+def test_xml_without_regions(path, text):
+    assert scope_cells(path, text)[0] == {}
+
+
+def test_other_encodings(path):
+    head = '<?xml version="1.0" encoding="utf-16"?>'
+    text = scope(annotation("Zelle ä", region(BOX)), head=head).encode("utf-16")
+    assert list(scope_cells(path, text, class_names=["zelle Ä"])[0]) == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "text",
+        "<Annotations>",
+        "<html></html>",
+        "<Annotations></Annotation>",
+        scope() + "<more/>",
+        scope(annotation("Epithelial", region([(1, 1), (2, "x"), (2, 2)]))),
+        scope(annotation("Epithelial", region([(1, 1), (2, ""), (2, 2)]))),
+        scope(annotation("Epithelial", region([(1, 1), (2, "nan"), (2, 2)]))),
+        scope(annotation("Epithelial", region([(1, 1), (2, "inf"), (2, 2)]))),
+        scope(annotation("Epithelial", region([(1, 1), (2, "1e99"), (2, 2)]))),
+        scope(annotation("Epithelial", '<Region><Vertices><Vertex X="1"/></Vertices></Region>')),
+        scope(annotation("Stroma", region(BOX))),
+        scope(annotation("", region(BOX))),
+        scope(annotation("Epithelial", region([(90, 90), (99, 90), (99, 99)]))),
+        scope(head='<?xml version="1.0" encoding="no-such-code"?>'),
+        scope(head='<?xml version="1.0" encoding="euc-jp"?>'),
+        scope(head="<!DOCTYPE Annotations>"),
+        b"\xff\xfe\x00",
+        b"II*\x00",
+    ],
+)
+def test_damaged_xml(path, text):
+    message = refused(scope_cells, path, text)
+    assert message.startswith(f"{path}: ")
+    assert "; " in message
+
+
+def test_entities_are_refused_before_they_grow(path):
+    rounds = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(30))
+    bomb = f'<!DOCTYPE x [<!ENTITY e0 "aaaaaaaaaa">{rounds}]>'
+    text = scope(annotation("&e30;", region(BOX)), head=bomb)
+    assert "a document type in it" in refused(scope_cells, path, text)
+
+
+def test_files_are_not_fetched(path, tmp_path):
+    (tmp_path / "secret").write_text("class1")
+    head = f'<!DOCTYPE x [<!ENTITY s SYSTEM "{(tmp_path / "secret").as_uri()}">]>'
+    text = scope("&s;", head=head)
+    assert "a document type in it" in refused(scope_cells, path, text)
+
+
+def test_xml_that_is_not_there_or_a_folder(tmp_path):
+    assert "can't be read (No such file" in refused(read_imagescope, tmp_path / "a.xml")
+    assert "can't be read" in refused(read_imagescope, tmp_path)
+
+
+def test_xml_cut_anywhere_is_refused(path):
+    whole = scope(annotation("Epithelial", region(BOX)), head="")
+    for end in range(len(whole)):
+        refused(scope_cells, path, whole[:end])
+
+
+def test_a_ring_of_an_outline_may_have_no_point():
+    assert ring_of("here", []).shape == (0, 2)
+    assert cells_of_outlines(Path("x"), [Outline("a", "class1", [])], (3, 3), CLASS_NAMES)[0] == {}
