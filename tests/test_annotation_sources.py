@@ -1,0 +1,250 @@
+"""annotation.py on what other programs drew: GeoJSON, ImageScope XML and COCO."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+import annotation
+import export
+from cellseg.errors import InputError
+from cellseg.rle import encode, runs_of_labels
+
+LABELS = np.array([[1, 1, 0, 0, 2, 0], [1, 1, 0, 0, 2, 2], [0, 0, 0, 0, 0, 0], [3, 0, 3, 0, 0, 0]])
+XML = (
+    '<Annotations><Annotation><Attributes><Attribute Name="Neutrophil"/></Attributes><Regions>'
+    '<Region><Vertices><Vertex X="1" Y="0"/><Vertex X="3" Y="0"/><Vertex X="3" Y="2"/>'
+    '<Vertex X="1" Y="2"/></Vertices></Region></Regions></Annotation></Annotations>'
+)
+
+
+def write_image(path, size=(4, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, np.full((*size, 3), 200, np.uint8), photometric="rgb")
+
+
+def write_train(data, name="a", size=(4, 6), **files):
+    folder = data / "train" / name
+    write_image(folder / "image.tif", size)
+    for file_name, content in files.items():
+        (folder / file_name.replace("__", ".")).write_text(content)
+    return folder
+
+
+def run(data, *more):
+    output = data / "out.json"
+    assert (
+        annotation.main(["--data", str(data), "--output", str(output), "--jobs", "1", *more]) == 0
+    )
+    return json.loads(output.read_text())
+
+
+def refused(data, *more):
+    with pytest.raises(InputError) as error:
+        run(data, *more)
+    assert not (data / "out.json").exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def rle_of(mask):
+    return encode(runs_of_labels(np.asarray(mask))[1])[0]
+
+
+def coco_of(segmentation, **more):
+    return {
+        "images": [{"id": 5, "file_name": "pictures/a.tif", "height": 4, "width": 6}],
+        "categories": [{"id": 30, "name": "late"}, {"id": 20, "name": "early"}],
+        "annotations": [
+            {"id": 8, "image_id": 5, "category_id": 30, "segmentation": segmentation, **more}
+        ],
+    }
+
+
+def write_coco(data, value):
+    path = data / "theirs.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return ["--coco", str(path)]
+
+
+# ------------------------------------------------------------------ GeoJSON and XML
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.integers(0, 6))
+)
+def test_label_maps_and_their_geojson_make_the_same_annotations(tmp_path_factory, labels):
+    """Through QuPath's format and back: the masks, boxes, areas and classes are the same."""
+    data = tmp_path_factory.mktemp("data")
+    folder = write_train(data, size=labels.shape)
+    for number in (1, 2, 3):
+        # Classes 1 to 3 have the labels 1 and 2, 3 and 4, 5 and 6.
+        tifffile.imwrite(
+            folder / f"class{number}.tif",
+            np.where((labels + 1) // 2 == number, labels, 0).astype(np.float64),
+        )
+    before = run(data)
+    export.main([str(data / "out.json"), "--data", str(data), "--format", "geojson"])
+    for path in folder.glob("class*.tif"):
+        path.unlink()
+    (data / "export" / "geojson" / "a.geojson").rename(folder / "a.geojson")
+    assert run(data) == before
+
+
+@pytest.mark.parametrize("name", ["image.geojson", "a.geojson", "annotations.GeoJSON"])
+def test_geojson_of_any_name(tmp_path, name):
+    folder = write_train(tmp_path)
+    (folder / name).write_text("[]")
+    assert run(tmp_path)["annotations"] == []
+
+
+def test_imagescope_xml(tmp_path, capsys):
+    write_train(tmp_path, image__xml=XML)
+    (cell,) = run(tmp_path)["annotations"]
+    assert (cell["category_id"], cell["bbox"], cell["area"]) == (3, [1, 0, 3, 3], 9)
+    assert cell["segmentation"] == rle_of([[0, 1, 1, 1, 0, 0]] * 3 + [[0] * 6])
+    assert "3 class3       1          1" in capsys.readouterr().out
+
+
+def test_names_of_classes_count_for_outlines(tmp_path):
+    write_train(tmp_path, image__xml=XML)
+    coco = run(tmp_path, "--class_names", "other", "NEUTROPHIL")
+    assert coco["annotations"][0]["category_id"] == 2
+    (tmp_path / "out.json").unlink()
+    text = refused(tmp_path, "--class_names", "other", "lymphocyte")
+    assert "region 1 has the class 'Neutrophil', but the classes are other, lymphocyte" in text
+
+
+def test_kinds_of_truth_may_be_mixed_between_images(tmp_path):
+    write_train(tmp_path, "a", image__xml=XML)
+    write_train(tmp_path, "b", b__geojson="[]")
+    tifffile.imwrite(write_train(tmp_path, "c") / "class1.tif", LABELS.astype(np.float64))
+    assert [cell["image_id"] for cell in run(tmp_path)["annotations"]] == [1, 3, 3, 3]
+
+
+def test_but_not_within_one(tmp_path):
+    folder = write_train(tmp_path, image__xml=XML, image__geojson="[]")
+    assert "image.geojson and image.xml both say where the cells are" in refused(tmp_path)
+    (folder / "image.xml").unlink()
+    tifffile.imwrite(folder / "class1.tif", LABELS)
+    assert "image.geojson and class1.tif both say" in refused(tmp_path)
+
+
+def test_what_is_odd_is_told(tmp_path, capsys):
+    text = XML.replace("<Regions>", "<Regions><Region><Vertices/></Region>")
+    write_train(tmp_path, image__xml=text)
+    run(tmp_path)
+    out = capsys.readouterr().out
+    assert "odd: 1 regions that cut away, or of fewer than 3 points, left out, in 1: a" in out
+    assert "odd: 1 cells of at most 10 pixels, in 1: a" in out
+
+
+def test_skip_bad_goes_on_without_broken_outlines(tmp_path, capsys):
+    write_train(tmp_path, "a", image__xml=XML)
+    write_train(tmp_path, "b", image__xml=XML[:-5])
+    assert "image.xml: not XML" in refused(tmp_path)
+    assert len(run(tmp_path, "--skip-bad")["images"]) == 1
+    assert "left out: " in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ COCO
+
+HOOK = np.array([[0] * 6, [0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0], [0] * 6])
+BOX = np.array([[0] * 6, [0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [0] * 6])
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "mask"),
+    [
+        (rle_of(HOOK), HOOK),
+        ({"size": [4, 6], "counts": [5, 2, 2, 1, 3, 1, 10]}, HOOK),
+        ([[1, 1, 4, 1, 4, 3, 1, 3]], BOX),
+        ([[1, 1, 4, 1, 4, 2, 1, 2], [1, 2, 4, 2, 4, 3, 1, 3]], BOX),
+    ],
+)
+def test_coco_masks_of_every_form(tmp_path, segmentation, mask):
+    write_image(tmp_path / "pictures" / "a.tif")
+    coco = run(tmp_path, *write_coco(tmp_path, coco_of(segmentation, area=3, bbox=[0, 0, 1, 1])))
+    assert coco["images"] == [{"id": 1, "file_name": "pictures/a.tif", "height": 4, "width": 6}]
+    assert coco["categories"] == [{"id": 1, "name": "early"}, {"id": 2, "name": "late"}]
+    (cell,) = coco["annotations"]
+    assert cell["segmentation"] == rle_of(mask)
+    assert (cell["id"], cell["image_id"], cell["category_id"]) == (1, 1, 2)
+    assert cell["area"] == mask.sum() == pycocotools.mask.area(cell["segmentation"])
+    assert cell["bbox"] == pycocotools.mask.toBbox(cell["segmentation"]).tolist()
+
+
+def test_our_own_file_comes_back_as_it_was(tmp_path):
+    for name in "ba":
+        tifffile.imwrite(write_train(tmp_path, name) / "class2.tif", LABELS.astype(np.float64))
+    before = run(tmp_path)
+    own = tmp_path / "theirs.json"
+    (tmp_path / "out.json").rename(own)
+    shuffled = {**before, "images": before["images"][::-1]}
+    own.write_text(json.dumps(shuffled))
+    assert run(tmp_path, "--coco", str(own)) == before
+
+
+def test_crowds_and_empty_images(tmp_path, capsys):
+    write_image(tmp_path / "pictures" / "a.tif")
+    coco = run(tmp_path, *write_coco(tmp_path, coco_of(rle_of(BOX), iscrowd=1)))
+    assert coco["annotations"] == []
+    assert len(coco["images"]) == 1
+    out = capsys.readouterr().out
+    assert "odd: 1 regions of many cells (iscrowd), left out, in 1: pictures/a.tif" in out
+    assert "odd: 1 images without a cell, in 1: pictures/a.tif" in out
+
+
+@pytest.mark.parametrize("value", ["", "[", "[]", "{}", "3", {"images": []}])
+def test_damaged_coco(tmp_path, value):
+    assert "theirs.json: " in refused(tmp_path, *write_coco(tmp_path, value))
+
+
+def test_coco_of_another_image(tmp_path):
+    write_image(tmp_path / "pictures" / "a.tif", (5, 6))
+    text = refused(tmp_path, *write_coco(tmp_path, coco_of(rle_of(BOX))))
+    assert "a.tif: 5 x 6 pixels (height x width), but the COCO file says 4 x 6" in text
+
+
+def test_coco_without_its_image(tmp_path):
+    text = refused(tmp_path, *write_coco(tmp_path, coco_of(rle_of(BOX))))
+    assert "a.tif: " in text
+
+
+@pytest.mark.parametrize("name", ["../a.tif", "/a.tif", "x\\..\\..\\a.tif"])
+def test_coco_images_that_lead_out(tmp_path, name):
+    value = coco_of(rle_of(BOX))
+    value["images"][0]["file_name"] = name
+    assert "lies outside the data folder" in refused(tmp_path, *write_coco(tmp_path, value))
+
+
+def test_skip_bad_goes_on_without_missing_images(tmp_path, capsys):
+    write_image(tmp_path / "b.tif")
+    value = coco_of(rle_of(BOX))
+    value["images"].append({"id": 6, "file_name": "b.tif", "height": 4, "width": 6})
+    arguments = write_coco(tmp_path, value)
+    assert "(--skip-bad goes on" in refused(tmp_path, *arguments)
+    coco = run(tmp_path, *arguments, "--skip-bad")
+    assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
+    assert "left out: " in capsys.readouterr().out
+    (tmp_path / "b.tif").unlink()
+    (tmp_path / "out.json").unlink()
+    assert "none of its 2 training images can be used" in refused(
+        tmp_path, *arguments, "--skip-bad"
+    )
+
+
+def test_coco_names_its_own_classes(tmp_path, capsys):
+    arguments = write_coco(tmp_path, coco_of(rle_of(BOX)))
+    with pytest.raises((InputError, SystemExit)):
+        run(tmp_path, *arguments, "--class_names", "a")
+    assert not (tmp_path / "out.json").exists()
+    capsys.readouterr()
