@@ -145,7 +145,16 @@ def read_record(run: Path) -> dict[str, Any]:
     """Read what `write_record` wrote."""
     remedy = "the run is damaged; choose another with --checkpoint"
     record = read_json(run / RECORD, "record of the run", remedy)
-    if not isinstance(record, dict) or not {"annotations", "categories", "held_out"} <= set(record):
+    if not (
+        isinstance(record, dict)
+        and {"annotations", "categories", "held_out"} <= set(record)
+        and isinstance(record["categories"], list)
+        and record["categories"]
+        and all(
+            isinstance(c, dict) and type(c.get("id")) is int and isinstance(c.get("name"), str)
+            for c in record["categories"]
+        )
+    ):
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
     return record
 

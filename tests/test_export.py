@@ -412,6 +412,25 @@ def test_results_that_do_not_fit_the_test_list(data, run, change):
     assert refusal(results, "--data", data).startswith(f"{results}: entry 1: ")
 
 
+def test_results_of_other_images_or_classes_say_which_flag_mends_it(data, run):
+    results = run([entry(LEFT), entry(LEFT, image=8)])
+    assert "image_id 8 is not among the images that" in refusal(results, "--data", data)
+    assert refusal(results, "--data", data).endswith("(7 to 9); name the right ones with --data")
+    text = refusal(run([entry(LEFT, 5)]), "--data", data)
+    assert "entry 0: category_id 5 is not among the classes (1 to 4)" in text
+    assert text.endswith("with --class_names")
+
+
+@pytest.mark.parametrize(
+    "categories", [None, 3, [], [3], [{}], [{"id": 1}], [{"id": "1", "name": "a"}]]
+)
+def test_a_damaged_record_of_the_run(data, run, categories):
+    results = run([entry(LEFT)])
+    record = {"annotations": {}, "categories": categories, "held_out": []}
+    (results.parent / "run.json").write_text(json.dumps(record))
+    assert "run.json: not the record of a run" in refusal(results, "--data", data)
+
+
 def test_a_data_folder_without_a_test_list(tmp_path, run):
     assert "test_image_name_to_ids.json: no such file" in refusal(
         run([entry(LEFT)]), "--data", tmp_path

@@ -13,6 +13,7 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.read.coco import class_names, contiguous_classes, load_coco
 from cellseg.read.layout import read_test_list
+from cellseg.read.outlines import CLASS_NAMES
 from cellseg.rle import RLE
 from cellseg.score.match import side_by_side
 from cellseg.score.results import read_results
@@ -111,7 +112,9 @@ def read_predicted_cells(
     """
     results = read_results(path)
     listed = read_test_list(data)
-    categories = [{"id": n, "name": name} for n, name in enumerate(names or _HOMEWORK, 1)]
+    categories: list[dict[str, Any]] = [
+        {"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)
+    ]
     run = path if path.is_dir() else path.parent
     if names is None and (run / runs.RECORD).is_file():
         categories = runs.read_record(run)["categories"]
@@ -124,6 +127,9 @@ def read_predicted_cells(
         "annotations": [],
     }
     paths = {image.id: image.path for image in listed}
+    _check_known(path, results, "image_id", set(paths), f"the images that {data} lists", "--data")
+    known = {category["id"] for category in categories}
+    _check_known(path, results, "category_id", known, "the classes", "--class_names")
     images = [
         ImageCells(
             name=_output_name(path, scene.name),
@@ -138,7 +144,17 @@ def read_predicted_cells(
     return class_names(test_set), _without_clash(path, images)
 
 
-_HOMEWORK = ["class1", "class2", "class3", "class4"]
+def _check_known(
+    path: Path, results: list[Any], key: str, known: set[int], what: str, flag: str
+) -> None:
+    """Say what to do where results are sound but don't fit; what isn't sound shows later."""
+    for n, entry in enumerate(results):
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if type(value) is int and value not in known:
+            raise InputError(
+                f"{path}: entry {n}: {key} {value} is not among {what} ({min(known)} to "
+                f"{max(known)}); name the right ones with {flag}"
+            )
 
 
 def _output_name(source: Path, file_name: str) -> str:
