@@ -41,7 +41,7 @@ def interval(
     tail = 50 * (1 - level)
     shape = samples.shape[1:]
     bounds = np.full((2, int(np.prod(shape))), np.nan)
-    for place, values in enumerate(samples.reshape(len(samples), -1).T):
+    for place, values in enumerate(samples.reshape(len(samples), bounds.shape[1]).T):
         known = values[~np.isnan(values)]
         if len(known):
             bounds[:, place] = np.percentile(known, [tail, 100 - tail])

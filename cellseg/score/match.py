@@ -186,6 +186,10 @@ class Candidates:
     pairs: list[tuple[int, int, float]]
 
 
+# IoUs computed at a time: 128 MB, so that a slide with 100,000 cells doesn't fill the memory.
+_MOST_IOUS = 1 << 24
+
+
 def candidates(scene: Scene, class_index: int, least_iou: float) -> Candidates:
     """Compare each detection of a class with each true cell of it.
 
@@ -197,13 +201,15 @@ def candidates(scene: Scene, class_index: int, least_iou: float) -> Candidates:
     detections = detections[np.argsort(-scene.scores[detections], kind="stable")]
     if not len(truths) or not len(detections):
         return Candidates(truths, detections, [])
-    iou = pycocotools.mask.iou(
-        [scene.masks[d] for d in detections],
-        [scene.truth_masks[g] for g in truths],
-        scene.crowd[truths].tolist(),
-    )
-    d, g = np.nonzero(iou >= least_iou)
-    pairs = list(zip(d.tolist(), g.tolist(), iou[d, g].tolist(), strict=True))
+    true_masks = [scene.truth_masks[g] for g in truths]
+    crowd = scene.crowd[truths].tolist()
+    pairs: list[tuple[int, int, float]] = []
+    n_rows = max(1, _MOST_IOUS // len(truths))
+    for start in range(0, len(detections), n_rows):
+        masks = [scene.masks[d] for d in detections[start : start + n_rows]]
+        iou = pycocotools.mask.iou(masks, true_masks, crowd)
+        d, g = np.nonzero(iou >= least_iou)
+        pairs += zip((start + d).tolist(), g.tolist(), iou[d, g].tolist(), strict=True)
     return Candidates(truths, detections, pairs)
 
 

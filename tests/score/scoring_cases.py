@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pycocotools.mask
 
@@ -9,6 +11,13 @@ import pycocotools.mask
 def rle(mask):
     coded = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(n) for n in coded["size"]], "counts": coded["counts"].decode()}
+
+
+def decode(coded):
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 makes its array in a way that numpy 2 warns of.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pycocotools.mask.decode(coded).astype(bool)
 
 
 def truth_of(images, names=("a", "b", "c")):
@@ -92,3 +101,36 @@ def random_case(
     return truth_of(images, [f"class{k + 1}" for k in range(n_classes)]), [
         results[i] for i in order
     ]
+
+
+def naive_label_maps(truth, results, image, threshold=0.5, overlap="score"):
+    """Draw both label maps of an image, mask by mask.
+
+    Returns the two `(H, W)` maps, whose labels are places in the truth and in the results
+    plus 1, and the class of each label.
+    """
+    size = (image["height"], image["width"])
+    true_map, found_map = np.zeros(size, int), np.zeros(size, int)
+    true_class, found_class = {}, {}
+    cells = []
+    for n, a in enumerate(x for x in truth["annotations"] if x["image_id"] == image["id"]):
+        mask = decode(a["segmentation"])
+        if not a["iscrowd"]:
+            cells.append((-mask.sum(), -n, mask))
+            true_class[n + 1] = a["category_id"]
+    for _, n, mask in sorted(cells, key=lambda c: c[:2]):
+        true_map[mask] = 1 - n
+    found = []
+    for n, r in enumerate(x for x in results if x["image_id"] == image["id"]):
+        mask = decode(r["segmentation"])
+        if r["score"] >= threshold:
+            key = {"score": r["score"], "smaller": -mask.sum(), "larger": mask.sum()}[overlap]
+            found.append((key, -n, mask))
+            found_class[n + 1] = r["category_id"]
+    for _, n, mask in sorted(found, key=lambda c: c[:2]):
+        found_map[mask] = 1 - n
+    return true_map, found_map, true_class, found_class
+
+
+def labels_of(label_map):
+    return [label for label in np.unique(label_map).tolist() if label]

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scoring_cases import entry, random_case, rectangle, truth_of
 
-from cellseg.score import ap
+from cellseg.score import ap, match
 from cellseg.score.match import match_greedily, side_by_side
+from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 
 def coco_precision(truth, results, max_detections, area_range=None):
@@ -60,7 +60,7 @@ def assert_same(ours, precision):
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
-def test_equals_pycocotools(seed, ties) -> None:
+def test_equals_pycocotools(seed, ties):
     truth, results = random_case(np.random.default_rng(seed), ties=ties)
     ours = ap.mask_ap(truth, results, max_detections=(3, 100, None))
     for cap, of_cap in ours.items():
@@ -70,7 +70,7 @@ def test_equals_pycocotools(seed, ties) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.integers(0, 40))
-def test_equals_pycocotools_by_size(seed, low, span) -> None:
+def test_equals_pycocotools_by_size(seed, low, span):
     truth, results = random_case(np.random.default_rng(seed))
     scenes = side_by_side(truth, results)
     found = ap.find_candidates(scenes, 3)
@@ -79,7 +79,17 @@ def test_equals_pycocotools_by_size(seed, low, span) -> None:
     assert_same(ap.average_precision(rankings), precision)
 
 
-def test_more_than_a_hundred_detections() -> None:
+def test_many_cells_are_compared_in_parts(monkeypatch):
+    truth, results = random_case(np.random.default_rng(1), n_images=6, n_results=20)
+    scenes = side_by_side(truth, results)
+    whole = ap.find_candidates(scenes, 3)
+    assert any(part.pairs for of_class in whole for part in of_class)
+    monkeypatch.setattr(match, "_MOST_IOUS", 7)
+    for of_class, of_class_again in zip(whole, ap.find_candidates(scenes, 3), strict=True):
+        assert [c.pairs for c in of_class] == [c.pairs for c in of_class_again]
+
+
+def test_more_than_a_hundred_detections():
     # 150 cells in a row, found in the order of falling scores: the cap costs a third.
     size = (1, 450)
     cells = [(1, rectangle(size, 0, 3 * i, 1, 3 * i + 2), False) for i in range(150)]
@@ -92,7 +102,7 @@ def test_more_than_a_hundred_detections() -> None:
     assert_same(ours[100], coco_precision(truth, results, 100))
 
 
-def test_by_hand() -> None:
+def test_by_hand():
     # Two cells. The best detection is wrong, the second finds one cell at IoU 6/10.
     size = (10, 10)
     truth = truth_of(
@@ -110,7 +120,7 @@ def test_by_hand() -> None:
     assert ours.ap == pytest.approx(0.3 * 0.5 * 51 / 101)
 
 
-def test_nothing_found_is_zero_and_no_truth_is_nan() -> None:
+def test_nothing_found_is_zero_and_no_truth_is_nan():
     size = (4, 4)
     truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 2, 2), 0)]), 2: (size, [])})
     ours = ap.mask_ap(truth, [])[100]
@@ -122,20 +132,20 @@ def test_nothing_found_is_zero_and_no_truth_is_nan() -> None:
     assert np.isnan(ap.mask_ap({"images": [], "categories": [], "annotations": []}, [])[None].ap)
 
 
-def test_is_silent(capfd) -> None:
+def test_is_silent(capfd):
     truth, results = random_case(np.random.default_rng(5))
     ap.mask_ap(truth, results)
     assert capfd.readouterr() == ("", "")
 
 
-def test_one_cell_is_given_once() -> None:
+def test_one_cell_is_given_once():
     # Two detections of one cell: the better score takes it at every threshold it reaches.
     pairs = [(0, 0, 0.6), (1, 0, 0.9)]
     matched = match_greedily(pairs, 2, [False], [False], [0.5, 0.8])
     assert matched.tolist() == [[0, -1], [-1, 0]]
 
 
-def test_a_crowd_takes_any_number_but_only_what_nothing_else_takes() -> None:
+def test_a_crowd_takes_any_number_but_only_what_nothing_else_takes():
     pairs = [(0, 0, 1.0), (0, 1, 0.7), (1, 0, 0.9), (2, 0, 0.8), (2, 1, 0.6)]
     matched = match_greedily(pairs, 3, [True, False], [True, False], [0.5])
     assert matched.tolist() == [[1, 0, 0]]

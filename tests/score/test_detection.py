@@ -1,0 +1,116 @@
+"""Precision, recall and F1, and the confusion of classes, against loops and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.score.confusion import confusion
+from cellseg.score.detection import Tally, detection, tally
+from cellseg.score.labelmap import compare
+from cellseg.score.match import side_by_side
+from tests.score.scoring_cases import (
+    entry,
+    labels_of,
+    naive_label_maps,
+    random_case,
+    rectangle,
+    truth_of,
+)
+
+SIZE = (1, 30)
+
+
+def line(start, end):
+    return rectangle(SIZE, 0, start, 1, end)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.55, 0.75, 0.95]))
+def test_equals_a_loop_over_the_cells(seed, threshold):
+    truth, results = random_case(np.random.default_rng(seed), crowds=False)
+    comparisons = [compare(scene) for scene in side_by_side(truth, results)]
+    sums = tally(comparisons, 3, threshold)
+    matrix = confusion(comparisons, 3)
+    expected = np.zeros((4, 4), int)
+    for i, image in enumerate(sorted(truth["images"], key=lambda image: image["id"])):
+        true_map, found_map, true_class, found_class = naive_label_maps(truth, results, image)
+        hits, misses, false = np.zeros(3, int), np.zeros(3, int), np.zeros(3, int)
+        iou_sum = np.zeros(3)
+        trues, founds = labels_of(true_map), labels_of(found_map)
+        for t in trues:
+            misses[true_class[t] - 1] += 1
+            expected[true_class[t] - 1, 3] += 1
+        for f in founds:
+            false[found_class[f] - 1] += 1
+            expected[3, found_class[f] - 1] += 1
+        for t in trues:
+            for f in founds:
+                a, b = true_class[t] - 1, found_class[f] - 1
+                iou = ((true_map == t) & (found_map == f)).sum() / (
+                    (true_map == t) | (found_map == f)
+                ).sum()
+                if iou > 0.5:
+                    expected[a, b] += 1
+                    expected[a, 3] -= 1
+                    expected[3, b] -= 1
+                if iou > threshold and a == b:
+                    hits[a] += 1
+                    misses[a] -= 1
+                    false[a] -= 1
+                    iou_sum[a] += iou
+        assert sums.hits[i].tolist() == hits.tolist()
+        assert sums.misses[i].tolist() == misses.tolist()
+        assert sums.false_alarms[i].tolist() == false.tolist()
+        np.testing.assert_allclose(sums.iou[i], iou_sum)
+    assert matrix.tolist() == expected.tolist()
+
+
+def test_f1_by_hand():
+    sums = Tally(
+        hits=np.array([[3, 0, 0], [1, 0, 0]]),
+        misses=np.array([[1, 2, 0], [0, 0, 0]]),
+        false_alarms=np.array([[0, 0, 5], [2, 0, 0]]),
+        iou=np.zeros((2, 3)),
+    )
+    ours = detection(sums, np.ones(2, np.int64))
+    np.testing.assert_allclose(ours.precision, [4 / 6, 0, np.nan])
+    np.testing.assert_allclose(ours.recall, [4 / 5, 0, np.nan])
+    np.testing.assert_allclose(ours.f1, [8 / 11, 0, np.nan])
+    # The harmonic mean of the two.
+    assert ours.f1[0] == pytest.approx(2 / (1 / ours.precision[0] + 1 / ours.recall[0]))
+    twice = detection(sums, np.array([[2, 0], [0, 1]]))
+    np.testing.assert_allclose(twice.precision[:, 0], [1, 1 / 3])
+    np.testing.assert_allclose(twice.recall[:, 0], [3 / 4, 1])
+
+
+def test_found_but_misnamed():
+    truth = truth_of(
+        {1: (SIZE, [(1, line(0, 4), 0), (1, line(5, 9), 0), (2, line(10, 14), 0)])}, ["a", "b"]
+    )
+    results = [
+        entry(1, 1, line(0, 4), 0.9),
+        entry(1, 2, line(5, 9), 0.9),
+        entry(1, 2, line(20, 24), 0.9),
+    ]
+    comparison = compare(side_by_side(truth, results)[0])
+    assert confusion([comparison], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    sums = tally([comparison], 2)
+    # For its classes the misnamed cell is a miss and a false alarm.
+    assert sums.hits.tolist() == [[1, 0]]
+    assert sums.misses.tolist() == [[1, 1]]
+    assert sums.false_alarms.tolist() == [[0, 2]]
+
+
+def test_a_cell_in_a_crowd_is_no_false_alarm():
+    truth = truth_of({1: (SIZE, [(1, line(0, 10), 1)])}, ["a"])
+    results = [entry(1, 1, line(0, 4), 0.9), entry(1, 1, line(20, 24), 0.9)]
+    comparison = compare(side_by_side(truth, results)[0])
+    assert tally([comparison], 1).false_alarms.tolist() == [[1]]
+    assert confusion([comparison], 1).tolist() == [[0, 0], [1, 0]]
+
+
+def test_no_image():
+    assert tally([], 2).hits.shape == (0, 2)
+    assert confusion([], 2).tolist() == [[0] * 3] * 3
+    assert np.isnan(detection(tally([], 2), np.zeros(0, np.int64)).f1).all()

@@ -1,0 +1,141 @@
+"""Label maps against maps drawn mask by mask, and cases drawn by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.score.labelmap import OVERLAP_RULES, any_class, compare, of_class
+from cellseg.score.match import side_by_side
+from tests.score.scoring_cases import (
+    entry,
+    labels_of,
+    naive_label_maps,
+    random_case,
+    rectangle,
+    truth_of,
+)
+
+
+def line(start, end, length=20):
+    return rectangle((1, length), 0, start, 1, end)
+
+
+def compared(cells, found, **settings):
+    """Compare cells `(class, mask, crowd)` with found ones `(class, mask, score)` in one row."""
+    size = cells[0][1].shape if cells else found[0][1].shape
+    truth = truth_of({1: (size, cells)})
+    scenes = side_by_side(truth, [entry(1, *one) for one in found])
+    return compare(scenes[0], **settings)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.4, 0.5, 1.0]),
+    st.sampled_from(sorted(OVERLAP_RULES)),
+)
+def test_equals_maps_drawn_mask_by_mask(seed, threshold, overlap):
+    truth, results = random_case(np.random.default_rng(seed), n_images=2)
+    for scene in side_by_side(truth, results):
+        image = next(i for i in truth["images"] if i["id"] == scene.id)
+        ours = compare(scene, threshold, overlap)
+        true_map, found_map, true_class, found_class = naive_label_maps(
+            truth, results, image, threshold, overlap
+        )
+        trues, founds = labels_of(true_map), labels_of(found_map)
+        assert (ours.truths + 1).tolist() == trues
+        assert (ours.cells + 1).tolist() == founds
+        assert (ours.truth_classes + 1).tolist() == [true_class[t] for t in trues]
+        assert (ours.classes + 1).tolist() == [found_class[f] for f in founds]
+        assert ours.truth_areas.tolist() == [(true_map == t).sum() for t in trues]
+        assert ours.areas.tolist() == [(found_map == f).sum() for f in founds]
+        pairs = {
+            (ours.truths[t] + 1, ours.cells[f] + 1): (shared, union, iou)
+            for (t, f), shared, union, iou in zip(
+                ours.at, ours.shared, ours.union, ours.iou, strict=True
+            )
+        }
+        expected = {}
+        for t in trues:
+            for f in founds:
+                shared = ((true_map == t) & (found_map == f)).sum()
+                union = ((true_map == t) | (found_map == f)).sum()
+                if shared:
+                    expected[t, f] = (shared, union, shared / union)
+        assert pairs == expected
+
+
+@pytest.mark.parametrize(
+    ("overlap", "areas"), [("score", [5, 1]), ("smaller", [2, 4]), ("larger", [5, 1])]
+)
+def test_who_keeps_contested_pixels(overlap, areas):
+    # 5 and 4 pixels, 3 of them shared.
+    found = [(1, line(0, 5), 0.9), (2, line(2, 6), 0.8)]
+    assert compared([], found, overlap=overlap).areas.tolist() == areas
+    # The class makes no difference, the score does only if it is asked for.
+    found = [(1, line(0, 5), 0.8), (1, line(2, 6), 0.9)]
+    other = [2, 4] if overlap == "score" else areas
+    assert compared([], found, overlap=overlap).areas.tolist() == other
+
+
+def test_equal_scores_the_earlier_keeps():
+    found = [(1, line(0, 4), 0.7), (1, line(2, 6), 0.7)]
+    assert compared([], found).areas.tolist() == [4, 2]
+
+
+def test_covered_cells_are_in_no_map():
+    found = [(1, line(3, 5), 0.6), (1, line(2, 6), 0.7), (1, line(9, 9), 0.9)]
+    ours = compared([], found)
+    assert ours.cells.tolist() == [1]
+
+
+def test_threshold_is_the_least_score_that_counts():
+    found = [(1, line(0, 2), 0.5), (1, line(4, 6), 0.4999)]
+    assert compared([], found).cells.tolist() == [0]
+    assert compared([], found, score_threshold=0).cells.tolist() == [0, 1]
+
+
+def test_of_overlapping_truths_the_smaller_one_is_kept_whole():
+    ours = compared([(1, line(0, 9), 0), (2, line(3, 5), 0)], [(1, line(0, 1), 0.9)])
+    assert ours.truth_areas.tolist() == [7, 2]
+
+
+def test_half_an_iou_is_no_match():
+    # 3 of 6 pixels: exactly one half, which two cells could have.
+    assert len(compared([(1, line(0, 6), 0)], [(1, line(0, 3), 0.9)]).matches()[0]) == 0
+    at, iou = compared([(1, line(0, 6), 0)], [(1, line(0, 4), 0.9)]).matches()
+    assert (at.tolist(), iou.tolist()) == ([[0, 0]], [4 / 6])
+
+
+def test_more_than_half_in_a_crowd_of_its_class_is_excused():
+    cells = [(1, line(0, 10), True), (1, line(4, 10), True)]
+    found = [
+        (1, line(0, 2), 0.9),
+        (2, line(2, 4), 0.9),
+        (1, line(8, 12), 0.9),
+        (1, line(7, 8), 0.8),
+    ]
+    ours = compared(cells, found)
+    assert len(ours.truths) == 0
+    assert ours.excused.tolist() == [True, False, False, True]
+
+
+def test_nothing_at_all():
+    ours = compared([(1, line(0, 0), 0)], [])
+    assert len(ours.truths) == len(ours.cells) == len(ours.at) == len(ours.iou) == 0
+
+
+def test_parts():
+    cells = [(1, line(0, 4), 0), (2, line(5, 9), 0)]
+    found = [(2, line(0, 4), 0.9), (2, line(5, 8), 0.9), (1, line(12, 14), 0.9)]
+    ours = compared(cells, found)
+    second = of_class(ours, 1)
+    assert second.truths.tolist() == [1]
+    assert second.cells.tolist() == [0, 1]
+    assert second.at.tolist() == [[0, 1]]
+    assert second.shared.tolist() == [3]
+    everything = any_class(ours)
+    assert everything.truth_classes.tolist() == [0, 0]
+    assert everything.classes.tolist() == [0, 0, 0]
+    assert everything.at.tolist() == ours.at.tolist()

@@ -1,0 +1,98 @@
+"""Results are checked against the truth, one line for each thing that can be wrong."""
+
+import numpy as np
+import pytest
+
+from cellseg.errors import InputError
+from cellseg.score.match import side_by_side
+from tests.score.scoring_cases import entry, rectangle, truth_of
+
+SIZE = (4, 6)
+CELL = rectangle(SIZE, 0, 0, 2, 2)
+
+
+@pytest.fixture
+def truth():
+    return truth_of({5: (SIZE, [(1, CELL, 0)]), 3: ((2, 2), [])}, ["a", "b"])
+
+
+def test_every_image_by_rising_id(truth):
+    results = [entry(5, 2, CELL, 0.5), entry(3, 1, np.ones((2, 2)), 0.25), entry(5, 1, CELL, 1)]
+    scenes = side_by_side(truth, results)
+    assert [scene.id for scene in scenes] == [3, 5]
+    assert [scene.size for scene in scenes] == [(2, 2), SIZE]
+    assert [scene.name for scene in scenes] == ["3.tif", "5.tif"]
+    assert scenes[1].entries.tolist() == [0, 2]
+    assert scenes[1].scores.tolist() == [0.5, 1]
+    assert scenes[1].classes.tolist() == [1, 0]
+    assert len(scenes[0].truth_masks) == 0
+    assert len(scenes[0].runs) == 1
+
+
+def test_category_ids_may_be_any(truth):
+    truth["categories"] = [{"id": 30, "name": "late"}, {"id": -2, "name": "early"}]
+    truth["annotations"][0]["category_id"] = 30
+    scenes = side_by_side(truth, [entry(5, -2, CELL, 0.5)])
+    assert scenes[1].truth_classes.tolist() == [1]
+    assert scenes[1].classes.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 4}, "image_id 4 is none of the truth's 2 images"),
+        ({"image_id": "5"}, "image_id '5' is none"),
+        ({"image_id": True}, "image_id True is none"),
+        ({"image_id": 5.0}, "image_id 5.0 is none"),
+        ({"image_id": [5]}, r"image_id \[5\] is none"),
+        ({"category_id": 0}, "category_id 0, but the truth has 1, 2"),
+        ({"category_id": 3}, "category_id 3, but"),
+        ({"category_id": None}, "category_id None, but"),
+        ({"category_id": {}}, "category_id {}, but"),
+        ({"score": "0.5"}, "score '0.5', expected a number"),
+        ({"score": float("nan")}, "score nan"),
+        ({"score": float("inf")}, "score inf"),
+        ({"score": None}, "score None"),
+        ({"score": True}, "score True"),
+        ({"segmentation": [[0, 0, 1, 1, 1, 0]]}, "not a compressed RLE"),
+        ({"segmentation": {"size": [4, 6]}}, "not a compressed RLE"),
+        ({"segmentation": {"size": [4, 6], "counts": [4, 20]}}, "not a compressed RLE"),
+        ({"segmentation": {"size": 24, "counts": "0"}}, "not a compressed RLE"),
+        ({"segmentation": {"size": [4, "6"], "counts": "0"}}, "not a compressed RLE"),
+        (
+            {"segmentation": {"size": [6, 4], "counts": "h0"}},
+            r"size \[6, 4\], but image 5 is \[4, 6\]",
+        ),
+        ({"segmentation": {"size": [4, 6, 1], "counts": "h0"}}, r"size \[4, 6, 1\], but"),
+        ({"segmentation": {"size": [4, 6], "counts": "00"}}, "entry 1: segmentation: the counts"),
+        ({"segmentation": {"size": [4, 6], "counts": "é"}}, "entry 1: segmentation: the counts"),
+        ({"segmentation": {"size": [4, 6], "counts": "P"}}, "entry 1: segmentation: the counts"),
+        ({"segmentation": {"size": [4, 6], "counts": ""}}, "entry 1: segmentation: the counts"),
+    ],
+)
+def test_one_line_for_an_entry_that_doesn_t_fit(truth, change, message):
+    results = [entry(5, 1, CELL, 0.5), {**entry(5, 1, CELL, 0.5), **change}]
+    with pytest.raises(InputError, match=message) as caught:
+        side_by_side(truth, results, "found.json")
+    assert str(caught.value).startswith("found.json: entry 1: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id", "segmentation", "score"])
+def test_missing_keys(truth, key):
+    broken = entry(5, 1, CELL, 0.5)
+    del broken[key]
+    with pytest.raises(InputError, match=f"entry 0: {key} missing"):
+        side_by_side(truth, [broken])
+
+
+@pytest.mark.parametrize("broken", [None, 3, "text", [1]])
+def test_entries_that_are_none(truth, broken):
+    with pytest.raises(InputError, match=r"entry 0: a .*, expected an object"):
+        side_by_side(truth, [broken])
+
+
+def test_no_box_is_needed(truth):
+    plain = entry(5, 1, CELL, 1)
+    del plain["bbox"]
+    assert len(side_by_side(truth, [plain])[1].scores) == 1

@@ -1,0 +1,245 @@
+"""All numbers together: drawn sets against sets really put together, and who found whom."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.score.ap import mask_ap
+from cellseg.score.bootstrap import draw_weights
+from cellseg.score.summary import difference, score
+from cellseg.score.tables import as_json, as_text, difference_as_text, per_image
+from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
+
+SIZE = (1, 30)
+
+
+def line(start, end):
+    return rectangle(SIZE, 0, start, 1, end)
+
+
+def put_together(truth, results, weights):
+    """Repeat each image, with its cells and detections, as often as its weight says."""
+    images: list[dict] = []
+    annotations: list[dict] = []
+    detections: list[dict] = []
+    for image, weight in zip(
+        sorted(truth["images"], key=lambda image: image["id"]), weights, strict=True
+    ):
+        for _ in range(weight):
+            new = len(images) + 1
+            images.append({**image, "id": new, "file_name": str(new)})
+            annotations += [
+                {**a, "image_id": new, "id": len(annotations) + n}
+                for n, a in enumerate(
+                    (a for a in truth["annotations"] if a["image_id"] == image["id"]), 1
+                )
+            ]
+            detections += [{**r, "image_id": new} for r in results if r["image_id"] == image["id"]]
+    return {**truth, "images": images, "annotations": annotations}, detections
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_drawn_set_scores_as_the_set_itself(seed):
+    # Without equal scores: in which order those of several images come is of no meaning.
+    truth, results = random_case(np.random.default_rng(seed), n_images=5, ties=False)
+    caps = (2, 100, None)
+    scores = score(truth, results, max_detections=caps, n_resamples=4, seed=seed % 100)
+    for b, weights in enumerate(draw_weights(5, 4, seed % 100)):
+        real = score(*put_together(truth, results, weights), max_detections=caps, n_resamples=0)
+        assert scores.samples.keys() == real.metrics.keys()
+        for name, values in scores.samples.items():
+            np.testing.assert_allclose(
+                values[b], real.metrics[name], rtol=0, atol=1e-12, err_msg=name
+            )
+
+
+def test_ap_is_that_of_mask_ap():
+    truth, results = random_case(np.random.default_rng(3), n_images=6)
+    scores = score(truth, results, n_resamples=0)
+    for cap, of_cap in mask_ap(truth, results).items():
+        name = "all" if cap is None else str(cap)
+        np.testing.assert_array_equal(scores.metrics[f"AP@{name}"][:3], of_cap.class_ap)
+        np.testing.assert_array_equal(scores.metrics[f"AP50@{name}"][3], of_cap.ap50)
+        np.testing.assert_array_equal(scores.metrics[f"AP75@{name}"][3], of_cap.ap75)
+        np.testing.assert_allclose(scores.precisions[cap].mean(axis=(1, 2)), of_cap.class_ap)
+        assert scores.ap[cap].ap == of_cap.ap
+    assert np.isnan(scores.metrics["AP@all"][4])
+
+
+def case_by_hand():
+    truth = truth_of(
+        {
+            7: (SIZE, [(1, line(0, 4), 0), (1, line(5, 9), 0), (2, line(10, 14), 0)]),
+            9: (SIZE, [(2, line(0, 8), 0)]),
+        },
+        ["round", "long"],
+    )
+    results = [
+        entry(9, 2, line(0, 6), 0.7),
+        entry(7, 1, line(0, 4), 0.9),
+        entry(7, 2, line(5, 8), 0.8),
+        entry(7, 2, line(20, 24), 0.6),
+        entry(7, 2, line(10, 14), 0.4),
+    ]
+    return truth, results
+
+
+def test_who_found_whom():
+    scores = score(*case_by_hand(), n_resamples=0)
+    first, second = scores.images
+    assert [scene.id for scene in scores.scenes] == [7, 9]
+    # Detections are counted within the image: entries 1, 2, 3, 4 of the file are 0, 1, 2, 3.
+    assert scores.scenes[0].entries.tolist() == [1, 2, 3, 4]
+    assert (first.hits.tolist(), first.hit_ious.tolist()) == ([[0, 0]], [1])
+    assert (first.misnamed.tolist(), first.misnamed_ious.tolist()) == ([[1, 1]], [3 / 4])
+    assert first.missed.tolist() == [2]
+    assert first.false_alarms.tolist() == [2]
+    assert (second.hits.tolist(), second.hit_ious.tolist()) == ([[0, 0]], [6 / 8])
+    assert scores.truth_counts.tolist() == [[2, 1], [0, 1]]
+    assert scores.counts.tolist() == [[1, 2], [0, 1]]
+    assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
+
+
+def test_rows():
+    scores = score(*case_by_hand(), n_resamples=0)
+    assert scores.rows == ["round", "long", "mean of classes", "any class"]
+    # Found: 1 of 2 round, 1 of 2 long, and of any class 3 of 4; 4 are named.
+    np.testing.assert_allclose(scores.metrics["recall"], [0.5, 0.5, 0.5, 3 / 4])
+    np.testing.assert_allclose(scores.metrics["precision"], [1, 1 / 3, 2 / 3, 3 / 4])
+    # Image 7, any class: IoU 1 and 3/4, one missed, one made up; image 9: IoU 3/4.
+    np.testing.assert_allclose(scores.metrics["PQ"][3], (1.75 / 3 + 0.75) / 2)
+    # Precision and recall at 0.75 need more than 0.75.
+    at = np.flatnonzero(np.isclose(scores.thresholds, 0.75))[0]
+    assert scores.by_threshold.recall[at, 3] == 1 / 4
+    np.testing.assert_allclose(scores.by_threshold.f1[0], scores.metrics["F1"])
+
+
+def test_score_threshold_and_overlap_reach_the_label_maps():
+    truth, results = case_by_hand()
+    assert score(truth, results, score_threshold=0.4, n_resamples=0).counts.sum() == 5
+    results += [entry(9, 1, line(0, 3), 0.6)]
+    assert score(truth, results, n_resamples=0).counts.sum() == 4
+    assert score(truth, results, n_resamples=0, overlap="smaller").counts.sum() == 5
+
+
+def test_sizes_hold_all_cells_and_a_perfect_result_is_one_in_each():
+    rng = np.random.default_rng(0)
+    size = (40, 400)
+    cells = [
+        (1, rectangle(size, 0, 10 * i, int(h), 10 * i + 5), 0)
+        for i, h in enumerate(rng.integers(1, 40, 40))
+    ]
+    truth = truth_of({1: (size, cells)}, ["a"])
+    results = [entry(1, 1, mask, 0.5) for _, mask, _ in cells]
+    scores = score(truth, results, n_resamples=0)
+    areas = [int(mask.sum()) for _, mask, _ in cells]
+    assert sum(bin.n_truths for bin in scores.sizes) == 40
+    assert (scores.sizes[0].low, scores.sizes[-1].high) == (min(areas), max(areas))
+    for bin, following in zip(scores.sizes[:-1], scores.sizes[1:], strict=True):
+        assert following.low == bin.high + 1
+    for bin in scores.sizes:
+        assert bin.n_truths == sum(bin.low <= area <= bin.high for area in areas)
+        assert bin.ap.ap == pytest.approx(1)
+
+
+def test_cells_of_one_size_make_one_bin():
+    truth = truth_of({1: (SIZE, [(1, line(3 * i, 3 * i + 2), 0) for i in range(5)])}, ["a"])
+    assert [(b.low, b.high, b.n_truths) for b in score(truth, [], n_resamples=0).sizes] == [
+        (2, 2, 5)
+    ]
+
+
+def test_nothing_at_all():
+    empty = truth_of({1: (SIZE, [])}, ["a"])
+    scores = score(empty, [], n_resamples=3)
+    assert all(np.isnan(values).all() for values in scores.metrics.values())
+    assert scores.sizes == []
+    assert "–" in as_text(scores)
+    json.dumps(as_json(scores), allow_nan=False)
+
+
+def test_intervals_hold_the_number_and_need_samples():
+    truth, results = random_case(np.random.default_rng(8), n_images=12)
+    scores = score(truth, results, n_resamples=200)
+    for name in ("AP@all", "F1"):
+        assert scores.low[name][3] <= scores.metrics[name][3] <= scores.high[name][3]
+    assert np.isnan(score(truth, results, n_resamples=0).low["F1"]).all()
+
+
+def test_difference_to_itself_is_nothing_and_to_less_is_on_one_side():
+    size = (1, 12)
+    cell = rectangle(size, 0, 0, 1, 4)
+    truth = truth_of({i: (size, [(1, cell, 0)]) for i in range(1, 31)}, ["a"])
+    good = [entry(i, 1, cell, 0.5 + i / 100) for i in range(1, 31)]
+    worse = good[:15]
+    a, b = (score(truth, results, n_resamples=100) for results in (worse, good))
+    same = difference(b, b)
+    assert all((np.nan_to_num(values) == 0).all() for values in same.value.values())
+    apart = difference(a, b)
+    assert apart.value["recall"].tolist() == [0.5] * 3
+    assert 0.2 < apart.low["recall"][0] < 0.5 < apart.high["recall"][0] < 0.8
+    # On the same draws: where B finds all, the difference is what A misses.
+    np.testing.assert_allclose(
+        apart.low["recall"], 1 - np.percentile(a.samples["recall"], 97.5, axis=0)
+    )
+    assert "recall" in difference_as_text("worse", "good", apart)
+
+
+def test_per_image_rows():
+    rows = list(per_image(score(*case_by_hand(), n_resamples=0)))
+    assert [(row["image_id"], row["class"]) for row in rows] == [
+        (7, "round"),
+        (7, "long"),
+        (7, "any class"),
+        (9, "round"),
+        (9, "long"),
+        (9, "any class"),
+    ]
+    assert rows[1] == {
+        "image_id": 7,
+        "file_name": "7.tif",
+        "class": "long",
+        "true": 1,
+        "found": 2,
+        "error": 1,
+        "hits": 0,
+        "misses": 1,
+        "false_alarms": 2,
+        "PQ": 0,
+        "DQ": 0,
+        "SQ": None,
+        "AJI": 0,
+        "AJI+": 0,
+    }
+    assert (rows[2]["hits"], rows[2]["misses"], rows[2]["false_alarms"]) == (2, 1, 1)
+    assert rows[2]["PQ"] == pytest.approx(1.75 / 3)
+    assert rows[2]["AJI"] == pytest.approx(7 / (4 + 4 + 4 + 4))
+    assert rows[3]["AJI"] is None
+
+
+def test_text_shows_every_row():
+    text = as_text(score(*case_by_hand(), n_resamples=10))
+    assert "2 images, 4 true cells, 5 detections" in text
+    lines = text.splitlines()
+    for row, times in (("round", 5), ("long", 5), ("mean of classes", 4), ("any class", 2)):
+        assert sum(line.startswith(row) for line in lines) == times
+    assert "AP50@100" in text
+    assert "95 % intervals from 10 sets" in text
+    assert "intervals" not in as_text(score(*case_by_hand(), n_resamples=0))
+
+
+def test_json_keeps_classes_apart_from_the_other_rows():
+    truth, results = case_by_hand()
+    truth["categories"][0]["name"] = "any class"
+    plain = json.loads(json.dumps(as_json(score(truth, results, n_resamples=5))))
+    recall = plain["metrics"]["recall"]
+    assert recall["classes"]["any class"]["value"] == 0.5
+    assert recall["any class"]["value"] == 0.75
+    assert recall["any class"]["low"] <= 0.75 <= recall["any class"]["high"]
+    assert plain["by_iou"]["f1"]["classes"]["long"][0] == pytest.approx(0.4)
+    assert plain["confusion"]["cells"][0] == [1, 1, 0]
+    assert len(plain["per_image"]) == 6
