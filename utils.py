@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -57,6 +58,18 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         # The reader of our output went away (`… | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        # Event files and logs are written by libraries.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror.lower()
+        print(
+            f"{command}: error: {where}writing failed ({reason}); make room, then run it again "
+            "(a training goes on with --resume)",
+            file=sys.stderr,
+        )
+        code = 2
     sys.exit(code)
 
 

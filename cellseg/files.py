@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -28,6 +29,8 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     path = Path(path)
     temporary = None
     try:
+        if path.is_dir():  # else found out at the end alone, when the work is done
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         made, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         # mkstemp makes the file private; give it the rights of any new file.

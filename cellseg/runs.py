@@ -47,7 +47,7 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     root
         The folder of runs, `tensorboard/`.
     recipe
-        Look at the runs of this recipe alone.
+        Look at the runs of this recipe alone; "*" for any.
     finished
         Among the runs that came to their end, by when they did; otherwise among those
         that did not, by when they began.
@@ -57,7 +57,11 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     InputError
         If there is none.
     """
-    runs = [config.parent for config in root.glob(f"{recipe}/*/{CONFIG}")]
+    runs = [
+        config.parent
+        for config in root.glob(f"*/*/{CONFIG}")
+        if recipe in ("*", config.parent.parent.name)
+    ]
     if finished:
         done = [run for run in runs if (run / FINAL).is_file()]
         if done:
@@ -143,20 +147,20 @@ def write_record(
 
 def read_record(run: Path) -> dict[str, Any]:
     """Read what `write_record` wrote."""
-    remedy = "the run is damaged; choose another with --checkpoint"
+    remedy = "the run is damaged; choose another"
     record = read_json(run / RECORD, "record of the run", remedy)
-    if not (
-        isinstance(record, dict)
-        and {"annotations", "categories", "held_out"} <= set(record)
-        and isinstance(record["categories"], list)
-        and record["categories"]
-        and all(
-            isinstance(c, dict) and type(c.get("id")) is int and isinstance(c.get("name"), str)
-            for c in record["categories"]
+    try:
+        good = (
+            isinstance(record["annotations"], dict)
+            and len(record["categories"]) > 0
+            and all(type(c["id"]) is int and type(c["name"]) is str for c in record["categories"])
+            and all(type(name) is str for name in record["held_out"])
         )
-    ):
+    except (KeyError, TypeError):
+        good = False
+    if not good:
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
-    return record
+    return dict(record)
 
 
 def versions() -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.read.coco import load_coco
-from cellseg.read.layout import TRAIN
+from cellseg.read.layout import OUTLINES, TRAIN
 from cellseg.read.split import hold_out, read_groups
 from cellseg.read.tiff import image_size
 
@@ -37,10 +38,18 @@ class TrainingData:
     held_out: list[Sample]
 
 
-def image_name(file_name: str) -> str:
-    """Name an image as its user does: by its folder in `train/`, else by its file's stem."""
-    path = PurePosixPath(file_name)
-    return path.parent.name if path.stem.lower() == "image" and path.parent.name else path.stem
+def name_images(file_names: Sequence[str]) -> list[str]:
+    """Name the images of an annotation file as their user does.
+
+    By the folder in `train/`, else by the file's stem; where two would share a name, as
+    may be in other people's files, all by their `file_name`.
+    """
+    paths = [PurePosixPath(file_name) for file_name in file_names]
+    names = [
+        path.parent.name if path.stem.lower() == "image" and path.parent.name else path.stem
+        for path in paths
+    ]
+    return names if len(set(names)) == len(names) else list(file_names)
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,9 +79,10 @@ def load_training_data(
     categories = sorted(coco["categories"], key=lambda category: category["id"])
     class_of = {category["id"]: index for index, category in enumerate(categories)}
     samples: dict[int, Sample] = {}
-    for image in coco["images"]:
+    names = name_images([image["file_name"] for image in coco["images"]])
+    for name, image in zip(names, coco["images"], strict=True):
         samples[image["id"]] = {
-            "name": image_name(image["file_name"]),
+            "name": name,
             "file_name": str(Path(root) / image["file_name"]),
             "image_id": image["id"],
             "height": image["height"],
@@ -92,12 +102,6 @@ def load_training_data(
         raise InputError(f"{path}: no cell in it, so there is nothing to learn; check the masks")
     for sample in samples.values():
         _check_image(sample, path)
-    names = [sample["name"] for sample in samples.values()]
-    if len(set(names)) < len(names):
-        # Foreign files may have images of one name in several folders.
-        for sample in samples.values():
-            sample["name"] = str(Path(sample["file_name"]).relative_to(root).with_suffix(""))
-        names = [sample["name"] for sample in samples.values()]
     group_of = read_groups(Path(groups), names) if groups else None
     held = set(hold_out(names, val_fraction, max(seed, 0), group_of))
     return TrainingData(
@@ -109,7 +113,7 @@ def load_training_data(
 
 
 def check_age(root: Path, annotations: Path) -> None:
-    """Refuse annotations that are older than a label map in `train/`.
+    """Refuse annotations that are older than a label map or outlines in `train/`.
 
     Raises
     ------
@@ -117,8 +121,9 @@ def check_age(root: Path, annotations: Path) -> None:
         If there is one, naming it.
     """
     made = annotations.stat().st_mtime
-    for mask in sorted((root / TRAIN).glob("*/class*.tif*")):
-        if mask.stat().st_mtime > made:
+    for mask in sorted((root / TRAIN).glob("*/*")):
+        of_cells = mask.suffix.lower() in OUTLINES or mask.name.lower().startswith("class")
+        if of_cells and mask.is_file() and mask.stat().st_mtime > made:
             raise InputError(
                 f"{annotations}: older than {mask}, so it may not say what the masks say; run "
                 "python annotation.py again"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.learn.samples import image_name
+from cellseg.learn.samples import name_images
 from cellseg.read.coco import load_coco
 from cellseg.read.layout import list_images, read_test_list
 from cellseg.read.tiff import image_size, read_image
@@ -43,8 +43,21 @@ def list_test_images(data: Path) -> list[ListedImage]:
 def list_annotated_images(
     data: Path, annotations: Path, names: Sequence[str] | None = None
 ) -> list[ListedImage]:
-    """List the images of an annotation file, or those of them that `names` has."""
-    wanted = None if names is None else set(names)
+    """List the images of an annotation file, or those of them that `names` has.
+
+    Raises
+    ------
+    InputError
+        If one of `names` is not in the file.
+    """
+    listed = load_coco(annotations)["images"]
+    its_names = name_images([image["file_name"] for image in listed])
+    missing = sorted(set(names or ()) - set(its_names))
+    if missing:
+        raise InputError(
+            f"{annotations}: has no image {missing[0]}, which the run held out; name the file "
+            "that it was trained with by --annotations"
+        )
     return [
         ListedImage(
             image["id"],
@@ -52,13 +65,15 @@ def list_annotated_images(
             data / image["file_name"],
             (image["height"], image["width"]),
         )
-        for image in load_coco(annotations)["images"]
-        if wanted is None or image_name(image["file_name"]) in wanted
+        for name, image in zip(its_names, listed, strict=True)
+        if names is None or name in names
     ]
 
 
 def list_any_images(paths: Sequence[Path]) -> list[ListedImage]:
     """List images, and the images in folders, with the ids 1, 2, … in that order.
+
+    One that is named twice, by itself and by its folder perhaps, is listed once.
 
     Raises
     ------
@@ -73,7 +88,8 @@ def list_any_images(paths: Sequence[Path]) -> list[ListedImage]:
             files.append(path)
         else:
             raise InputError(f"--images {path}: no such file; an image or a folder is expected")
-    return [ListedImage(n, str(path), path, None) for n, path in enumerate(files, 1)]
+    once = {path.resolve(): path for path in files}
+    return [ListedImage(n, str(path), path, None) for n, path in enumerate(once.values(), 1)]
 
 
 def read_ahead(

@@ -48,7 +48,7 @@ def encode_masks(
         starts.append(chunk_starts)
         ends.append(chunk_ends)
     if not owner:
-        return []
+        owner = starts = ends = [np.zeros(0, np.int64)]
     runs = join_runs(
         size, len(masks), np.concatenate(owner), np.concatenate(starts), np.concatenate(ends)
     )
@@ -56,11 +56,14 @@ def encode_masks(
 
 
 def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
-    """`(N, 4)` XYXY: the pixels that Detectron2 samples for each box: it and a margin of one."""
-    height, width = size
-    low = torch.clamp(boxes[:, :2].floor() - 1, min=0)
-    high = torch.clamp(boxes[:, 2:].ceil() + 1, max=torch.tensor([width, height]))
-    return torch.cat([low, high], 1).to(torch.int32).numpy().astype(np.int64)
+    """`(N, 4)` XYXY: the pixels that Detectron2 samples for each box: it and a margin of one.
+
+    They are within the image; of a box that lies outside of it there are none.
+    """
+    edge = torch.tensor([size[1], size[0]], dtype=torch.float32)
+    low = torch.clamp(boxes[:, :2].floor() - 1, min=torch.zeros(2), max=edge)
+    high = torch.clamp(boxes[:, 2:].ceil() + 1, min=torch.zeros(2), max=edge)
+    return torch.cat([low, high], 1).numpy().astype(np.int64)
 
 
 def _chunks(

@@ -35,7 +35,10 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
         raise InputError(f"--groups {path}: can't be read ({error}); {expected}") from None
     pairs: list[tuple[str, str]]
     if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        try:
+            rows = list(csv.DictReader(text.splitlines()))
+        except csv.Error as error:
+            raise InputError(f"--groups {path}: not CSV ({error}); {expected}") from None
         if not rows or not {"image", "group"} <= set(rows[0]):
             raise InputError(
                 f"--groups {path}: no columns image,group in its first line; {expected}"

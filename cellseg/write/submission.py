@@ -43,7 +43,8 @@ class SubmissionWriter:
         boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2).tolist()
         for box, score, class_, mask in zip(
             boxes,
-            predictions.scores.tolist(),
+            # The fewest digits that tell any two float32 scores apart.
+            map(float, map(str, predictions.scores)),
             predictions.classes.tolist(),
             predictions.masks,
             strict=True,
@@ -52,8 +53,7 @@ class SubmissionWriter:
                 "image_id": image_id,
                 "category_id": self._category_ids[class_],
                 "segmentation": mask,
-                # Seven digits tell any two float32 scores apart.
-                "score": round(score, 7),
+                "score": score,
                 "bbox": box,
             }
             self._file.write(",\n" if self.count else "\n")
