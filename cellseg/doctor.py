@@ -1,0 +1,115 @@
+"""Says what the installation has, what is missing, and what to do about it: `make doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cellseg.runs import versions
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it is good, and if not, what to do."""
+
+    what: str
+    good: bool
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine() -> Iterator[Finding]:
+    """Look at Python, the packages, the compiled operators and CUDA."""
+    version = sys.version_info[:2]
+    yield Finding(
+        f"Python {platform.python_version()}",
+        (3, 10) <= version <= (3, 12),
+        "3.10, 3.11 or 3.12 is needed: make distclean, then make setup PYTHON=python3.11",
+    )
+    for package, found in versions().items():
+        if package != "python":
+            yield Finding(f"{package} {found}", found != "missing", "run make setup")
+    yield _operators("torchvision", "torchvision.ops", "nms")
+    yield _operators("detectron2", "detectron2._C", "has_cuda")
+    yield _cuda()
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    yield Finding(
+        f"C++ compiler {compiler or 'missing'}",
+        compiler is not None,
+        "only needed to build Detectron2 (on Debian or Ubuntu: apt install g++ python3-dev)",
+        needed=False,
+    )
+
+
+def _operators(package: str, module: str, operator: str) -> Finding:
+    """Whether a package's compiled operators load and one of them is there."""
+    remedy = (
+        "torch and torchvision must be the pair in requirements.txt: make distclean, make setup"
+        if package == "torchvision"
+        else "build Detectron2 against the torch that is here: make distclean, make setup; without "
+        "a network: make setup DETECTRON2=/path/to/clone-or-wheel"
+    )
+    try:
+        importlib.import_module("torch")  # its libraries must be loaded before detectron2._C
+        getattr(importlib.import_module(module), operator)
+    except Exception as error:  # noqa: BLE001 a broken binary may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(f"{package}'s compiled operators: {reason}", False, remedy)
+    return Finding(f"{package}'s compiled operators load", True)
+
+
+def _cuda() -> Finding:
+    remedy = (
+        "training needs a GPU in earnest (NVIDIA, with a driver that suits this torch: "
+        "nvidia-smi says); the demo and small runs work without"
+    )
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            capability = torch.cuda.get_device_properties(0)
+            memory = capability.total_memory / 2**30
+            if not _built_with_cuda():
+                return Finding(
+                    f"CUDA: {capability.name} is there, but Detectron2 was built without CUDA",
+                    False,
+                    "some of its layers can't use the GPU: with nvcc of CUDA "
+                    f"{torch.version.cuda} on the PATH, rm .venv/.ready and FORCE_CUDA=1 make setup",
+                    needed=False,
+                )
+            return Finding(
+                f"CUDA {torch.version.cuda}: {torch.cuda.device_count()} x {capability.name}, "
+                f"{memory:.0f} GiB",
+                True,
+            )
+        return Finding("CUDA: no GPU that torch can use", False, remedy, needed=False)
+    except Exception as error:  # noqa: BLE001 a broken binary may raise anything
+        return Finding(f"CUDA: {error}", False, remedy, needed=False)
+
+
+def _built_with_cuda() -> bool:
+    try:
+        return bool(importlib.import_module("detectron2._C").has_cuda())
+    except ImportError:
+        return True  # said before
+
+
+def main() -> int:
+    """Print what was found; 0 if all that is needed is there, else 2."""
+    healthy = True
+    for finding in examine():
+        mark = "ok " if finding.good else "NO " if finding.needed else "-  "
+        print(f"{mark} {finding.what}")
+        if not finding.good:
+            print(f"     {finding.remedy}")
+            healthy &= not finding.needed
+    print("all that is needed is there" if healthy else "not everything that is needed is there")
+    return 0 if healthy else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
