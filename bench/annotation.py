@@ -9,6 +9,8 @@ Draws a training part with the sizes and the formats of the homework's images an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import tempfile
 import time
@@ -22,14 +24,11 @@ import tifffile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotation import annotate
+import annotation
 from bench.sizes import image_sizes
-from cellseg.files import write_json
-from cellseg.read.coco import build_coco
-from cellseg.read.layout import list_train_folders
+from cellseg.files import read_json, write_json
 from cellseg.read.synthetic import draw_tissue
 
-CLASSES = ["class1", "class2", "class3", "class4"]
 CELLS_PER_MEGAPIXEL = 350
 # Part of each class among the homework's training instances.
 MIX = (0.463, 0.498, 0.020, 0.019)
@@ -84,12 +83,10 @@ def one_at_a_time(data: Path) -> int:
     return len(annotations)
 
 
-def this_project(data: Path, jobs: int) -> int:
+def this_project(data: Path, jobs: int) -> None:
     """Do all that annotation.py does."""
-    images, _ = annotate(list_train_folders(data), len(CLASSES), jobs, skip_bad=False)
-    coco = build_coco(images, CLASSES)
-    write_json(data / "annotations.json", coco)
-    return len(coco["annotations"])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        annotation.main(["--data", str(data), "--jobs", str(jobs)])
 
 
 def main() -> None:
@@ -102,7 +99,8 @@ def main() -> None:
         data = Path(folder)
         draw_data(data, args.images)
         decode_only(data)  # so that all the files are in memory
-        n_cells = this_project(data, 1)
+        this_project(data, 1)
+        n_cells = len(read_json(data / annotation.OUTPUT, "", "")["annotations"])
         runs: list[tuple[str, int, Callable[[], object]]] = [
             ("decoding only", 3, lambda: decode_only(data)),
             ("this project, --jobs 1", 3, lambda: this_project(data, 1)),
