@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{args.submission}: good, {count} cells in {len(images)} images"
         + (
-            f", {len(empty)} of them without any (ids {', '.join(map(str, empty[:5]))}…)"
+            f", {len(empty)} of them without any (ids {', '.join(map(str, empty[:5]))}"
+            f"{'…' * (len(empty) > 5)})"
             if empty
             else ""
         )

@@ -27,7 +27,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     model = parser.add_argument_group("network")
     model.add_argument(
-        "--checkpoint", type=Path, metavar="RUN", help="folder of the run (the newest finished one)"
+        "--checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="folder of the run, or weights in it (the newest finished one)",
     )
     model.add_argument(
         "--weight_name", metavar="FILE",
@@ -74,6 +77,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--max_detections {args.max_detections}: 1 or more is expected")
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
+    if args.checkpoint and args.checkpoint.is_file() and args.checkpoint.suffix == ".pth":
+        # Weights in place of their folder.
+        args.weight_name = args.weight_name or args.checkpoint.name
     return args
 
 
@@ -141,8 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             if isinstance(pixels, InputError):
                 bad[image.id] = pixels
+                continue
+            try:
+                found = engine.predict(pixels)
+            except InputError as problem:
+                bad[image.id] = InputError(f"{image.path}: {problem}")
             else:
-                writer.add(image.id, engine.predict(pixels))
+                writer.add(image.id, found)
         if len(bad) == len(images):
             raise InputError(f"none of the {len(images)} images can be used; {bad[images[0].id]}")
     listed = [image.entry() for image in images if image.id not in bad]

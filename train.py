@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.model and args.config_file:
         parser.error("--model and --config-file: give one of them")
+    # What a run began with is what it goes on with.
+    began_with = {"--config-file": args.config_file, "--weights": args.weights}
+    if args.resume not in (None, "newest"):
+        began_with["--model"] = args.model
+    for flag, value in began_with.items():
+        if args.resume and value:
+            parser.error(f"--resume and {flag}: the run has its own; give one of them")
     return args
 
 
@@ -130,11 +138,29 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     if args.annotations:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
-    config.check_solver(cfg)
+    config.check_values(cfg)
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
     if not run:
         choose_initial_weights(cfg, args.weights)
     return cfg
+
+
+def check_same_data(run: Path, annotations: Path, held_out: Sequence[str]) -> None:
+    """Refuse to go on with a run on other images than it began with."""
+    from cellseg import runs
+
+    record = runs.read_record(run)
+    if record["annotations"].get("sha256") != runs.file_hash(annotations):
+        raise InputError(
+            f"{annotations}: not the annotations that {utils.shown(run)} began with; restore "
+            "them, or begin a new run without --resume"
+        )
+    if set(record["held_out"]) != set(held_out):
+        raise InputError(
+            f"{utils.shown(run)}: held out other images when it began, which it must not see now; "
+            "leave --val_fraction, --groups and --seed as they were, or begin a new run without "
+            "--resume"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,20 +181,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detectron2.utils.env import seed_all_rng
 
     from cellseg.files import write_atomic
-    from cellseg.learn.config import set_schedule
+    from cellseg.learn.config import building, set_schedule
     from cellseg.learn.hooks import TrainingStopped, log_to_file
     from trainer import Trainer
 
     data = Trainer.data(cfg)
-    if run and runs.read_record(run)["annotations"]["sha256"] != runs.file_hash(
-        Path(cfg.DATA.ANNOTATIONS)
-    ):
-        raise InputError(
-            f"{cfg.DATA.ANNOTATIONS}: not the annotations that {utils.shown(run)} began with; "
-            "restore them, or begin a new run without --resume"
-        )
+    if run:
+        check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s["name"] for s in data.held_out])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
     set_schedule(cfg, len(data.train))
+    new = run is None
     if run is None:
         run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
         runs.write_record(
@@ -200,8 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop_logging = log_to_file(run / "log.txt")
     try:
         seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=bool(args.resume))
+        try:
+            with building(run / runs.CONFIG):
+                trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=not new)
+        except InputError:
+            if new:  # there is nothing in it to go on with
+                shutil.rmtree(run, ignore_errors=True)
+            raise
         if trainer.start_iter >= trainer.max_iter:
             print(f"nothing left to do: {trainer.start_iter} iterations are done")
             return 0

@@ -109,19 +109,36 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
-            bad = [
-                f"{name} is {value.item():g}"
-                for name, value in self._losses.items()
-                if not math.isfinite(value.item())
-            ]
-            what = ", ".join(bad) or str(error).splitlines()[0]
-            kept = (
-                f"the last good checkpoint is {self.checkpointer.get_checkpoint_file()}"
-                if self.checkpointer.has_checkpoint()
-                else "no checkpoint had been saved yet"
-            )
+            raise self._diverged(error) from error
+        except InputError as error:
+            # Of a process that loads images it comes with that one's traceback before it.
+            raise InputError(str(error).rpartition("InputError: ")[2]) from error
+        except torch.OutOfMemoryError:
             raise InputError(
-                f"training diverged at iteration {self.iter + 1}: {what}; {kept}; lower --lr "
-                f"(now {self.cfg.SOLVER.BASE_LR:g}), warm up longer (SOLVER.WARMUP_ITERS) or clip "
-                "gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
-            ) from error
+                f"the GPU's memory is too small for {self.cfg.SOLVER.IMS_PER_BATCH} images a step; "
+                "lower --batch_size (and --lr with it) or INPUT.MIN_SIZE_TRAIN"
+            ) from None
+
+    def after_step(self) -> None:
+        try:
+            super().after_step()
+        except FloatingPointError as error:
+            raise self._diverged(error) from error
+
+    def _diverged(self, error: FloatingPointError) -> InputError:
+        bad = [
+            f"{name} is {value.item():g}"
+            for name, value in self._losses.items()
+            if not math.isfinite(value.item())
+        ]
+        what = ", ".join(bad) or str(error).splitlines()[0]
+        kept = (
+            f"the last good checkpoint is {self.checkpointer.get_checkpoint_file()}"
+            if self.checkpointer.has_checkpoint()
+            else "no checkpoint had been saved yet"
+        )
+        return InputError(
+            f"training diverged at iteration {self.iter + 1}: {what}; {kept}; lower --lr "
+            f"(now {self.cfg.SOLVER.BASE_LR:g}), warm up longer (SOLVER.WARMUP_ITERS) or clip "
+            "gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
+        )

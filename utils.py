@@ -63,7 +63,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror.lower()
+        reason = os.strerror(error.errno).lower()
         print(
             f"{command}: error: {where}writing failed ({reason}); make room, then run it again "
             "(a training goes on with --resume)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +13,49 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
-from cellseg.runs import LAST
+from cellseg.runs import BEST, LAST
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    pickle.UnpicklingError,
+)
+"""What torch, pickle and Detectron2 raise at a file that isn't what it should be."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Reads the zoo's pickles, which hold numpy arrays; anything else could run code."""
+
+    _ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, not arrays alone")
+        return super().find_class(module, name)
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -22,13 +65,52 @@ class RunCheckpointer(DetectionCheckpointer):
     """
 
     def save_weights(self, name: str, **extra: Any) -> None:
-        """Save the network's weights and `extra` to `name`, in the run's folder."""
-        self._write(name, {"model": self.model.state_dict(), **extra})
+        """Save the network's weights and `extra` to `name`, in the run's folder.
+
+        Raises
+        ------
+        FloatingPointError
+            If the weights are not finite, as after a step that went too far. Nothing is
+            written then, so that the last good file stays.
+        """
+        self._write(name, {"model": self._weights(), **extra})
 
     def save_last(self) -> None:
-        """Save all that `--resume` needs: weights, optimizer, schedule, iteration."""
+        """Save all that `--resume` needs: weights, optimizer, schedule, iteration.
+
+        Raises
+        ------
+        FloatingPointError
+            As `save_weights` does.
+        """
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
-        self._write(LAST, {"model": self.model.state_dict(), **state})
+        self._write(LAST, {"model": self._weights(), **state})
+
+    def best_score(self) -> float:
+        """Give the AP50, 0 to 100, of the run's best weights; minus infinity if it has none.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        """
+        path = Path(self.save_dir) / BEST
+        if not path.is_file():
+            return -math.inf
+        try:
+            return float(self._torch_load(str(path))["AP50"])
+        except _DAMAGE as error:
+            raise InputError(
+                f"{path}: damaged ({_first_line(error)}), so the best score so far is not known; "
+                "delete it to go on without"
+            ) from error
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        weights: dict[str, torch.Tensor] = self.model.state_dict()
+        for name, value in weights.items():
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(f"the weights {name} are not finite any more")
+        return weights
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = Path(self.save_dir) / name
@@ -53,31 +135,48 @@ class RunCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint, as Detectron2 does.
 
+        Parameters
+        ----------
+        path
+            A file, a URL or a `detectron2://` name.
+        checkpointables
+            Empty for weights to begin with, of which what fits is taken; None for a
+            checkpoint of this very network, which must fit as a whole.
+
         Raises
         ------
         InputError
-            If the file is not a checkpoint, or is damaged.
+            If the file is not a checkpoint, is damaged, or doesn't fit the network.
         """
+        self._whole = checkpointables is None
         try:
             return super().load(path, checkpointables)
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-            pickle.UnpicklingError,
-        ) as error:
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
+        except _DAMAGE as error:
             raise InputError(
-                f"{path}: can't be loaded as weights ({reason}); it may be cut off or not be a "
-                "checkpoint: fetch it again or name another"
+                f"{path}: can't be loaded as weights ({_first_line(error)}); it may be cut off or "
+                "not be a checkpoint of this network: fetch it again or name another"
             ) from error
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        lacking = set(self.checkpointables) - set(checkpoint)
+        if self._whole and lacking:
+            raise ValueError(f"weights alone, without {', '.join(lacking)}")
+        result = super()._load_model(checkpoint)
+        # Where the shape is another, the name counts as missing too.
+        missing, total = result.missing_keys, len(self.model.state_dict())
+        if missing and (self._whole or len(missing) == total):
+            raise ValueError(
+                f"{len(missing)} of the network's {total} weights are missing or have another "
+                f"shape, {missing[0]} first"
+            )
+        return result
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            with open(filename, "rb") as file:
+                _ArraysAlone(file, encoding="latin1").load()
+        loaded: dict[str, Any] = super()._load_file(filename)
+        return loaded
 
     def _torch_load(self, f: str) -> Any:
         # Weights are data: nothing in the file is run.

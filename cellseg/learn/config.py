@@ -7,9 +7,11 @@ unknown key or a value of the wrong type is an error.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,8 @@ def load_config(path: Path) -> CfgNode:
         raise InputError(f"{path}: not YAML ({error}); a config file is expected") from None
     except KeyError as error:
         raise InputError(f"{path}: {_unknown(str(error.args[0]), cfg)}") from None
+    except RecursionError:
+        raise InputError(f"{path}: its _BASE_ leads back to itself; take it out") from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
     if not cfg.RECIPE:
@@ -175,6 +179,52 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             cfg.merge_from_list([_RELATIVE[key], type(flatten(cfg)[_RELATIVE[key]])()])
 
 
+def check_network(cfg: CfgNode) -> None:
+    """Check that the config is one of a Mask R-CNN, which all steps rely on.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if not cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.MASK_ON "
+            f"{cfg.MODEL.MASK_ON}: GeneralizedRCNN with masks on is expected"
+        )
+
+
+@contextlib.contextmanager
+def building(source: object) -> Iterator[None]:
+    """Say in one line what a library finds wrong with a config while it builds from it.
+
+    Detectron2 checks most of its keys only then, each in a way of its own. The traceback
+    goes to the log.
+
+    Parameters
+    ----------
+    source
+        What the config is to the user, for the error's text.
+    """
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        logging.getLogger(__name__).info("building failed", exc_info=True)
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise InputError(
+            f"{source}: nothing can be built from it ({type(error).__name__}: {reason}); mend the "
+            "keys that differ from the recipe in configs/"
+        ) from error
+
+
 def set_schedule(cfg: CfgNode, n_images: int) -> None:
     """Turn the lengths in epochs into iterations, for a training set of `n_images`.
 
@@ -186,7 +236,7 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
     InputError
         If the batch is larger than the data, or a number of the solver makes no sense.
     """
-    check_solver(cfg)
+    check_values(cfg)
     solver = cfg.SOLVER
     if solver.IMS_PER_BATCH > n_images:
         raise InputError(
@@ -204,17 +254,20 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
     if len(solver.STEP_FRACTIONS):
-        solver.STEPS = tuple(round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS)
+        solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})
+    # A short run has not all of them.
+    solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 
 
-def check_solver(cfg: CfgNode) -> None:
-    """Check the optimizer, the schedule and their numbers.
+def check_values(cfg: CfgNode) -> None:
+    """Check the network's kind, the optimizer, the schedule and the numbers of a training.
 
     Raises
     ------
     InputError
         If one is unknown or out of its range.
     """
+    check_network(cfg)
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(
@@ -229,6 +282,7 @@ def check_solver(cfg: CfgNode) -> None:
         "--lr (SOLVER.BASE_LR)": solver.BASE_LR,
         "--batch_size (SOLVER.IMS_PER_BATCH)": solver.IMS_PER_BATCH,
         "SOLVER.MAX_ITER": solver.MAX_ITER,
+        "SOLVER.CHECKPOINT_PERIOD": solver.CHECKPOINT_PERIOD,
     }
     for name, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
@@ -242,10 +296,18 @@ def check_solver(cfg: CfgNode) -> None:
         "SOLVER.BASE_LR_END": solver.BASE_LR_END,
         "TEST.EVAL_EPOCHS": cfg.TEST.EVAL_EPOCHS,
         "TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD,
+        "--num_workers (DATALOADER.NUM_WORKERS)": cfg.DATALOADER.NUM_WORKERS,
     }
     for name, value in not_negative.items():
         if not (value >= 0 and math.isfinite(value)):
             raise InputError(f"{name} {value}: a number that is not negative is expected")
+    if not -1 <= cfg.SEED < 2**32:  # what numpy takes
+        raise InputError(f"--seed {cfg.SEED}: a number from 0 to {2**32 - 1}, or -1, is expected")
+    for name, steps in {"STEPS": solver.STEPS, "STEP_FRACTIONS": solver.STEP_FRACTIONS}.items():
+        if not all(isinstance(step, int | float) and step > 0 for step in steps) or (
+            list(steps) != sorted(set(steps))
+        ):
+            raise InputError(f"SOLVER.{name} {tuple(steps)}: rising positive numbers are expected")
     if not 0 <= cfg.DATA.VAL_FRACTION < 1:
         raise InputError(
             f"--val_fraction {cfg.DATA.VAL_FRACTION}: a number from 0 to below 1 is expected"

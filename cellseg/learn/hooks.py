@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from tqdm import tqdm
 
@@ -46,9 +45,8 @@ class Validation(HookBase):
         self.best = -math.inf
 
     def before_train(self) -> None:
-        path = Path(self.checkpointer().save_dir) / BEST
-        if self.trainer.start_iter and path.is_file():
-            self.best = torch.load(path, map_location="cpu", weights_only=True)["AP50"]
+        if self.trainer.start_iter:
+            self.best = self.checkpointer().best_score()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -100,6 +98,7 @@ class Progress(HookBase):
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
+        self._bar = tqdm(disable=True)
 
     def before_train(self) -> None:
         self._bar = tqdm(
@@ -140,6 +139,7 @@ class StopOnSignal(HookBase):
     def __init__(self, checkpointer: Callable[[], RunCheckpointer]) -> None:
         self.checkpointer = checkpointer
         self._asked = False
+        self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
         self._process = os.getpid()

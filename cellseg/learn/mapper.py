@@ -25,7 +25,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     augmentations.append(
-        T.ResizeShortestEdge(
+        ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     )
@@ -42,6 +42,16 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if (low, high) != (1, 1):
         augmentations.append(T.RandomBrightness(low, high))
     return augmentations
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but a strip's short side keeps at least one pixel."""
+
+    def get_transform(self, image: NDArray[Any]) -> T.Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
 
 
 def to_tensor(image: NDArray[np.uint8], image_format: str) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -92,7 +93,7 @@ def local_weights(name: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed, with a progress bar.
         torch.hub.download_url_to_file(url, str(path))
-    except (URLError, OSError, RuntimeError, ValueError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(
             f"--weights: {path.name} can't be downloaded from {url} ({reason}); bring it here by "

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN, build_model
 from numpy.typing import NDArray
 
+from cellseg.errors import InputError
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.mapper import to_tensor
+from cellseg.learn.config import building, check_network
+from cellseg.learn.mapper import ResizeShortestEdge, to_tensor
 from cellseg.predict.masks import encode_masks
 from cellseg.predictions import Predictions
 
@@ -35,7 +36,7 @@ class Detectron2Engine:
             "BGR" or "RGB", the order of the channels that the network takes.
         """
         self.model = model
-        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+        self.resize = ResizeShortestEdge([min_size, min_size], max_size)
         self.image_format = image_format
 
     @classmethod
@@ -45,8 +46,16 @@ class Detectron2Engine:
 
     @classmethod
     def load(cls, cfg: CfgNode, weights: Path) -> Detectron2Engine:
-        """Build the network of a run's config and load its weights."""
-        model = build_model(cfg)
+        """Build the network of a run's config and load its weights.
+
+        Raises
+        ------
+        InputError
+            If the config gives no Mask R-CNN, or the file does not hold its weights.
+        """
+        check_network(cfg)
+        with building("the run's config"):
+            model = build_model(cfg)
         RunCheckpointer(model).load(str(weights))
         return cls.of_model(model, cfg)
 
@@ -57,6 +66,11 @@ class Detectron2Engine:
         ----------
         image
             `(H, W, 3)` uint8, RGB.
+
+        Raises
+        ------
+        InputError
+            If the GPU's memory is too small for it.
         """
         height, width = image.shape[:2]
         zoomed = self.resize.get_transform(image).apply_image(image)
@@ -66,6 +80,12 @@ class Detectron2Engine:
             with torch.no_grad():
                 inputs = [{"image": to_tensor(zoomed, self.image_format)}]
                 found = self.model.inference(inputs, do_postprocess=False)[0]
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"an image of {height} x {width} pixels, enlarged to {zoomed.shape[0]} x "
+                f"{zoomed.shape[1]}, is too large for the GPU's memory; predict with --device cpu, "
+                "or enlarge less with INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST"
+            ) from None
         finally:
             self.model.train(was_training)
         boxes = found.pred_boxes
