@@ -18,12 +18,15 @@ from cellseg.read.cells import (
     read_predicted_cells,
 )
 from cellseg.read.tiff import read_image
+from cellseg.rle import boxes_xyxy, crop_runs, decode, encode
 from cellseg.score.results import newest_results
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
 from utils import DATA, RUNS, CommandParser, run_command, shown
 
 FORMATS = ("geojson", "labels", "overlay")
+
+WINDOW = 4096  # px, sides of the largest picture: what any viewer opens
 
 DESCRIPTION = """\
 Write the cells of a results file or of an annotation file for other programs.
@@ -33,7 +36,8 @@ Write the cells of a results file or of an annotation file for other programs.
   labels   <output>/labels/<image>/class<K>.tif: label maps (int32, zlib), as annotation.py
            and evaluate.py read them. Where cells of one class overlap, the one with the
            higher score keeps the pixel, at equal scores the earlier one
-  overlay  <output>/overlay/<image>.png: the outlines drawn on the image
+  overlay  <output>/overlay/<image>.png: the outlines drawn on the image; of an image of more
+           than 4096 pixels a side, <image>/x<left>_y<top>.png for each window of 4096 x 4096
 """
 
 EXAMPLE = "python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay"
@@ -64,6 +68,14 @@ def get_parser() -> CommandParser:
         metavar="DIR",
         help="the data folder: its test list names the images of results, overlays need the "
         "images (default: nycu-hw3-data beside this script)",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="the COCO file whose images the results are of, for those of inference.py --dataset "
+        "train or val (default: the data folder's test list, or the list that inference.py "
+        "--images leaves beside its results)",
     )
     parser.add_argument(
         "--output",
@@ -99,18 +111,15 @@ def _share(text: str) -> float:
     return value
 
 
-def read_cells(
-    source: Path, data: Path, score_threshold: float | None, names: list[str] | None
-) -> tuple[list[str], list[ImageCells]]:
+def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[ImageCells]]:
     """Read class names and cells of either kind of source, without the cells of low score."""
     if is_annotations(source):
-        if score_threshold is not None:
-            raise InputError(f"--score_threshold: the annotations {source} have no scores; omit it")
-        if names is not None:
-            raise InputError(f"--class_names: the annotations {source} name their classes; omit it")
-        return read_annotated_cells(source, data)
-    names, images = read_predicted_cells(source, data, names)
-    threshold = 0.5 if score_threshold is None else score_threshold
+        for flag in ("annotations", "class_names", "score_threshold"):
+            if getattr(args, flag) is not None:
+                raise InputError(f"--{flag}: is for results, but {source} are annotations; omit it")
+        return read_annotated_cells(source, args.data)
+    names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    threshold = 0.5 if args.score_threshold is None else args.score_threshold
     return names, [_at_least(threshold, image) for image in images]
 
 
@@ -144,30 +153,55 @@ def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path
                 yield feature
 
         return n_cells - write_geojson(output / form / f"{image.name}.geojson", counted())
-    lost = 0
     if form == "labels":
         folder = output / form / image.name
         lost = write_labels(folder, image.size, image.masks, image.classes, image.scores)
-    else:
-        pixels = read_image(image.path)
-        if pixels.shape[:2] != image.size:
-            raise InputError(
-                f"{image.path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but "
-                f"its cells lie in {image.size[0]} x {image.size[1]}; name the data folder that "
-                "they are of with --data"
-            )
-        scores = None if image.scores is None else image.scores.astype(np.float32)
-        picture = draw_overlay(pixels, image.masks, image.classes, names, scores)
-        write_png(output / form / f"{image.name}.png", picture)
+        bar.update(n_cells)
+        return lost
+    write_overlay(image, names, output / form)
     bar.update(n_cells)
-    return lost
+    return 0
+
+
+def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
+    """Draw an image's cells on it: one picture, or one for each window of a large image."""
+    boxes = boxes_xyxy(decode(image.masks, image.size))
+    pixels = read_image(image.path)
+    if pixels.shape[:2] != image.size:
+        raise InputError(
+            f"{image.path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but its "
+            f"cells lie in {image.size[0]} x {image.size[1]}; name the data folder that they are "
+            "of with --data"
+        )
+    height, width = image.size
+    whole = max(image.size) <= WINDOW
+    for top in range(0, height, WINDOW):
+        for left in range(0, width, WINDOW):
+            right, bottom = min(left + WINDOW, width), min(top + WINDOW, height)
+            here = np.flatnonzero(
+                (boxes[:, 0] < right)
+                & (boxes[:, 1] < bottom)
+                & (boxes[:, 2] > left)
+                & (boxes[:, 3] > top)
+            )
+            runs = decode([image.masks[n] for n in here], image.size)
+            masks = encode(crop_runs(runs, (left, top, right, bottom)))
+            picture = draw_overlay(
+                pixels[top:bottom, left:right],
+                masks,
+                image.classes[here],
+                names,
+                None if image.scores is None else image.scores[here].astype(np.float32),
+            )
+            name = f"{image.name}.png" if whole else f"{image.name}/x{left:05}_y{top:05}.png"
+            write_png(folder / name, picture)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = get_parser().parse_args(argv)
     source = args.source or newest_results(RUNS)
-    names, images = read_cells(source, args.data, args.score_threshold, args.class_names)
+    names, images = read_cells(args, source)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
 
     n_cells = sum(len(image.masks) for image in images)

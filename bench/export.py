@@ -1,6 +1,6 @@
 """Export one image of 20,000 x 20,000 pixels with 200,000 cells: time and memory.
 
-    python bench/export.py
+    python bench/export.py [--overlay]
 
 The usual way, each mask decoded in full and its contours found, is timed on a few cells
 of the same image and scaled up: all of them would take days.
@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pycocotools.mask
+import tifffile
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -75,6 +76,21 @@ def write_case(data: Path, side: int, n_cells: int) -> int:
     return count
 
 
+def write_image(path: Path, side: int) -> None:
+    """Write an RGB image of smooth noise, row of tiles by row of tiles."""
+    noise = np.random.default_rng(0).integers(120, 255, (TILE, TILE, 3), dtype=np.uint8)
+    row = np.tile(cv2.GaussianBlur(noise, (0, 0), 2), (1, side // TILE, 1)).tobytes()
+    tifffile.imwrite(
+        path,
+        (row for _ in range(side // TILE)),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        photometric="rgb",
+        rowsperstrip=TILE,
+        compression=None,
+    )
+
+
 def measure(command: list[str]) -> tuple[float, float]:
     """Run a command: seconds, and the most memory it held, in MB."""
     begin = time.perf_counter()
@@ -99,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=20_000, help="pixels (default: 20000)")
     parser.add_argument("--cells", type=int, default=200_000, help="(default: 200000)")
+    parser.add_argument("--overlay", action="store_true", help="needs 2 GB of disk")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
@@ -106,9 +123,13 @@ def main() -> None:
         results = data / "test-results.json"
         print(f"{count} cells in {args.side} x {args.side}, {results.stat().st_size >> 20} MB JSON")
         export = [sys.executable, str(PROJECT / "export.py"), str(results), "--data", str(data)]
-        for formats in (["geojson"], ["labels"], ["geojson", "labels"]):
+        cases = [["geojson"], ["labels"], ["geojson", "labels"]]
+        if args.overlay:
+            write_image(data / "test" / "slide.tif", args.side)
+            cases += [["overlay"], ["geojson", "labels", "overlay"]]
+        for formats in cases:
             seconds, memory = measure([*export, "--format", *formats])
-            print(f"{' '.join(formats):16} {seconds:8.1f} s  {memory:6.0f} MB")
+            print(f"{' '.join(formats):22} {seconds:8.1f} s  {memory:6.0f} MB")
         each = usual_way(results, 3)
         print(f"one mask at a time: {each:.2f} s a cell, {each * count / 3600:.0f} h for all")
 

@@ -182,14 +182,7 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
         _decode_block(texts[first : first + _BLOCK], size, first)
         for first in range(0, len(texts), _BLOCK)
     ]
-    empty = np.zeros(0, np.int64)
-    n_runs = np.concatenate([empty, *(np.diff(block.offsets) for block in blocks)])
-    return Runs(
-        (size[0], size[1]),
-        np.concatenate([empty, *(block.starts for block in blocks)]),
-        np.concatenate([empty, *(block.ends for block in blocks)]),
-        np.append(0, np.cumsum(n_runs)),
-    )
+    return concatenate((size[0], size[1]), blocks)
 
 
 _BLOCK = 4096  # masks
@@ -328,6 +321,42 @@ def cut_at_columns(runs: Runs) -> tuple[NDArray[np.int64], ...]:
     top = np.maximum(runs.starts[owner] - column * height, 0)
     bottom = np.minimum(runs.ends[owner] - column * height, height)
     return mask[owner], column, top, bottom
+
+
+def crop_runs(runs: Runs, box: tuple[int, int, int, int]) -> Runs:
+    """Cut all masks to a window of the image.
+
+    Parameters
+    ----------
+    runs
+        N masks.
+    box
+        The window, XYXY in pixels, right and bottom exclusive, within the image.
+
+    Returns
+    -------
+    The N masks, of the window's size; those that lie outside have no run.
+    """
+    left, top, right, bottom = box
+    mask, column, start, end = cut_at_columns(runs)
+    inside = (column >= left) & (column < right) & (start < bottom) & (end > top)
+    base = (column[inside] - left) * (bottom - top)
+    start = np.maximum(start[inside] - top, 0)
+    end = np.minimum(end[inside], bottom) - top
+    size = (bottom - top, right - left)
+    return join_runs(size, len(runs), mask[inside], base + start, base + end)
+
+
+def concatenate(size: tuple[int, int], parts: Sequence[Runs]) -> Runs:
+    """Put the masks of all parts, which are of one image of that size, one after the other."""
+    empty = np.zeros(0, np.int64)
+    n_runs = np.concatenate([empty, *(np.diff(part.offsets) for part in parts)])
+    return Runs(
+        size,
+        np.concatenate([empty, *(part.starts for part in parts)]),
+        np.concatenate([empty, *(part.ends for part in parts)]),
+        np.append(0, np.cumsum(n_runs)),
+    )
 
 
 def areas(runs: Runs) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ import export
 from cellseg.errors import InputError
 from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells
-from cellseg.rle import encode, runs_of_labels
+from cellseg.rle import crop_runs, encode, runs_of_labels
 
 LEFT = np.array([[1, 1, 0, 0, 0, 0]] * 4)
 RIGHT = np.array([[0, 0, 0, 1, 1, 1]] * 4)
@@ -223,6 +223,46 @@ def test_geojson_and_labels_need_no_pixels(data, run):
     assert export.main([str(results), "--data", str(data), "--format", "geojson", "labels"]) == 0
 
 
+def test_overlays_of_large_images_come_in_windows(data, run, monkeypatch):
+    monkeypatch.setattr(export, "WINDOW", 4)
+    drawn = {}
+    monkeypatch.setattr(export, "draw_overlay", lambda *arguments: arguments)
+    monkeypatch.setattr(
+        export, "write_png", lambda path, picture: drawn.setdefault(path.name, picture)
+    )
+    results = run([entry(LEFT, score=0.6), entry(MIDDLE, 2, 0.9), entry(RIGHT, 3, 0.7)])
+    export.main([str(results), "--data", str(data), "--format", "overlay"])
+    assert list(drawn) == ["x00000_y00000.png", "x00004_y00000.png"]
+    run([])
+    pixels, masks, classes, _, scores = drawn["x00004_y00000.png"]
+    assert pixels.shape == (4, 2, 3)
+    assert masks == [rle_of(RIGHT[:, 4:])]
+    assert classes.tolist() == [2]
+    assert scores == pytest.approx([0.7])
+    pixels, masks, classes, _, scores = drawn["x00000_y00000.png"]
+    assert masks == [rle_of(mask[:, :4]) for mask in (LEFT, MIDDLE, RIGHT)]
+
+
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)),
+    st.data(),
+)
+def test_masks_cut_to_a_window_are_those_of_the_cut_label_map(labels, draw):
+    height, width = labels.shape
+    left = draw.draw(st.integers(0, width - 1))
+    top = draw.draw(st.integers(0, height - 1))
+    right = draw.draw(st.integers(left + 1, width))
+    bottom = draw.draw(st.integers(top + 1, height))
+    values, runs = runs_of_labels(labels)
+    window = labels[top:bottom, left:right]
+    found, expected = runs_of_labels(window)
+    cut = crop_runs(runs, (left, top, right, bottom))
+    assert len(cut) == len(values)
+    held = [rle for rle, n in zip(encode(cut), np.diff(cut.offsets), strict=True) if n]
+    assert held == encode(expected)
+    assert values[np.diff(cut.offsets) > 0].tolist() == found.tolist()
+
+
 @pytest.mark.parametrize("flag", ["--score_threshold", "--score-threshold"])
 @pytest.mark.parametrize(
     ("threshold", "n"), [(None, 2), ("0", 3), ("0.5", 2), ("0.6", 1), ("1", 0)]
@@ -308,10 +348,56 @@ def test_help_teaches(capsys):
         export.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("--format", "--data", "--output", "--score_threshold", "--class_names"):
-        assert word in text
+    for flag in ("format", "data", "annotations", "output", "score_threshold", "class_names"):
+        assert f"--{flag}" in text
     assert "QuPath" in text
     assert "python export.py" in text
+
+
+@pytest.mark.parametrize("where", ["absolute", "relative"])
+def test_results_on_any_images_with_their_list(tmp_path, run, monkeypatch, where):
+    """What inference.py --images leaves: results, and a list of the images beside them."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    tifffile.imwrite(pictures / "a.tif", np.full((4, 6, 3), 200, np.uint8), photometric="rgb")
+    results = run([entry(LEFT, image=1)])
+    name = str(pictures / "a.tif") if where == "absolute" else "../pictures/a.tif"
+    listed = [{"file_name": name, "id": 1, "height": 4, "width": 6}]
+    (results.parent / "test-results-list.json").write_text(json.dumps(listed))
+    monkeypatch.chdir(results.parent)
+    export.main([str(results)])
+    assert all_files(results.parent / "export") == [
+        "geojson/a.geojson",
+        "labels/a/class1.tif",
+        "overlay/a.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"file_name": 3}, {"id": "1"}, {"height": 0}, {"width": None}, {"id": 2}],
+)
+def test_a_damaged_list_beside_the_results(run, change):
+    results = run([entry(LEFT, image=1)])
+    good = {"file_name": "a.tif", "id": 1, "height": 4, "width": 6}
+    path = results.parent / "test-results-list.json"
+    for value in ([{**good, "id": 2}, {**good, **change}], [], {}, [3]):
+        path.write_text(json.dumps(value))
+        assert refusal(results).startswith(f"{path}: not the list of images")
+
+
+def test_results_on_annotated_images(data, run, tmp_path):
+    """What inference.py --dataset val leaves: ids of the annotation file, not of the test list."""
+    coco = coco_of("train/a/image.tif", "train/b/image.tif")
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(coco))
+    results = run([entry(LEFT, image=2)])
+    arguments = [str(results), "--data", str(data), "--format", "geojson"]
+    export.main([*arguments, "--annotations", str(annotations)])
+    assert all_files(results.parent / "export") == ["geojson/b.geojson"]
+    run([entry(LEFT, image=3)])
+    text = refusal(*arguments, "--annotations", annotations)
+    assert f"image_id 3 is not among the images of {annotations} (1 to 2)" in text
 
 
 # ------------------------------------------------------------------ annotations of others
@@ -374,6 +460,7 @@ def test_flags_that_annotations_have_no_use_for(tmp_path):
     path.write_text(json.dumps(coco_of("a.png")))
     assert refusal(path, "--score_threshold", "0.3").startswith("--score_threshold: ")
     assert refusal(path, "--class_names", "a").startswith("--class_names: ")
+    assert refusal(path, "--annotations", path).startswith("--annotations: ")
 
 
 def test_no_results_yet(data, tmp_path, monkeypatch):
@@ -414,8 +501,9 @@ def test_results_that_do_not_fit_the_test_list(data, run, change):
 
 def test_results_of_other_images_or_classes_say_which_flag_mends_it(data, run):
     results = run([entry(LEFT), entry(LEFT, image=8)])
-    assert "image_id 8 is not among the images that" in refusal(results, "--data", data)
-    assert refusal(results, "--data", data).endswith("(7 to 9); name the right ones with --data")
+    text = refusal(results, "--data", data)
+    assert "image_id 8 is not among the images of " in text
+    assert text.endswith("(7 to 9); name the right ones with --data or --annotations")
     text = refusal(run([entry(LEFT, 5)]), "--data", data)
     assert "entry 0: category_id 5 is not among the classes (1 to 4)" in text
     assert text.endswith("with --class_names")

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.files import read_json
 from cellseg.read.coco import class_names, contiguous_classes, load_coco
-from cellseg.read.layout import read_test_list
+from cellseg.read.layout import TEST_LIST, TestImage, find_test_folder, read_test_list
 from cellseg.read.outlines import CLASS_NAMES
 from cellseg.rle import RLE
 from cellseg.score.match import side_by_side
@@ -27,7 +28,8 @@ class ImageCells:
     ----------
     name
         What to call the image's outputs: its folder's name for `…/<name>/image.tif`,
-        otherwise its path without the ending. Forward slashes, never out of a folder.
+        otherwise its path below the data folder without the ending. Forward slashes,
+        never out of a folder.
     path
         The image file, which need not be there.
     size
@@ -91,16 +93,20 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
 
 
 def read_predicted_cells(
-    path: Path, data: Path, names: list[str] | None = None
+    path: Path, data: Path, annotations: Path | None = None, names: list[str] | None = None
 ) -> tuple[list[str], list[ImageCells]]:
-    """Read results on the test images: the K class names, and the cells of each image.
+    """Read results: the K class names, and the cells of each image.
 
     Parameters
     ----------
     path
         A results file, a zip that holds one, or a run folder that does.
     data
-        The data folder, whose test list tells the images by id.
+        The data folder. Its test list tells the images by id, unless `inference.py
+        --images` left a list of its own beside the results.
+    annotations
+        A COCO file that tells the images by id instead; of these, those without a
+        result are left out.
     names
         The classes 1…K; None takes those of the run that the results lie in, or the
         homework's four.
@@ -108,40 +114,79 @@ def read_predicted_cells(
     Raises
     ------
     InputError
-        If there are no results, they don't fit the test list, or a class has no name.
+        If there are no results, they don't fit the images, or a class has no name.
     """
     results = read_results(path)
-    listed = read_test_list(data)
     categories: list[dict[str, Any]] = [
         {"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)
     ]
     run = path if path.is_dir() else path.parent
     if names is None and (run / runs.RECORD).is_file():
         categories = runs.read_record(run)["categories"]
-    test_set = {
-        "images": [
-            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
-            for i in listed
-        ],
-        "categories": categories,
-        "annotations": [],
-    }
-    paths = {image.id: image.path for image in listed}
-    _check_known(path, results, "image_id", set(paths), f"the images that {data} lists", "--data")
+    own_list = path.with_name(path.stem + "-list.json")
+    if annotations is not None:
+        images, source = load_coco(annotations)["images"], annotations
+        folder = data
+        found = {
+            entry["image_id"]
+            for entry in results
+            if isinstance(entry, dict) and type(entry.get("image_id")) is int
+        }
+        images = [image for image in images if image["id"] in found] or images
+    elif own_list.is_file():
+        images, source = _read_list(own_list), own_list
+        folder = Path()
+    else:
+        images, source = [_entry(image) for image in read_test_list(data)], data / TEST_LIST
+        folder = find_test_folder(data)
+    listed = {image["id"]: image["file_name"] for image in images}
+    _check_known(
+        path, results, "image_id", set(listed), f"the images of {source}", "--data or --annotations"
+    )
     known = {category["id"] for category in categories}
     _check_known(path, results, "category_id", known, "the classes", "--class_names")
-    images = [
+    coco = {"images": images, "categories": categories, "annotations": []}
+    cells = [
         ImageCells(
-            name=_output_name(path, scene.name),
-            path=paths[scene.id],
+            name=_output_name(source, scene.name, anywhere=source == own_list),
+            path=folder / scene.name,
             size=scene.size,
             masks=scene.masks,
             classes=scene.classes,
             scores=scene.scores,
         )
-        for scene in side_by_side(test_set, results, path)
+        for scene in side_by_side(coco, results, path)
     ]
-    return class_names(test_set), _without_clash(path, images)
+    return class_names(coco), _without_clash(source, cells)
+
+
+def _entry(image: TestImage) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "file_name": image.file_name,
+        "height": image.height,
+        "width": image.width,
+    }
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    """Read the list of images that `inference.py --images` predicted."""
+    remedy = "predict again with inference.py"
+    images = read_json(path, "list of images", remedy)
+    if (
+        not isinstance(images, list)
+        or not images
+        or not all(
+            isinstance(image, dict)
+            and isinstance(image.get("file_name"), str)
+            and type(image.get("id")) is int
+            and all(type(image.get(k)) is int and image[k] > 0 for k in ("height", "width"))
+            for image in images
+        )
+        or len({image["id"] for image in images}) < len(images)
+    ):
+        raise InputError(f"{path}: not the list of images that the results are of; {remedy}")
+    return images
 
 
 def _check_known(
@@ -157,8 +202,13 @@ def _check_known(
             )
 
 
-def _output_name(source: Path, file_name: str) -> str:
+def _output_name(source: Path, file_name: str, anywhere: bool = False) -> str:
+    """Name an image's outputs; `anywhere`: it needn't lie in the data folder."""
     path = PurePosixPath(file_name.replace("\\", "/"))
+    if anywhere and path.stem != "image":
+        path = PurePosixPath(path.name)
+    elif anywhere:
+        path = PurePosixPath(*path.parts[-2:])
     if path.is_absolute() or not path.name or ".." in path.parts or not file_name.isprintable():
         raise InputError(
             f"{source}: the image {file_name!r} lies outside the data folder; write its name "

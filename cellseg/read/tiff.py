@@ -82,6 +82,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         pixels = pixels[:, :, None]
     if pixels.dtype == np.uint16:
         pixels = _TO_8_BIT[pixels]
+    if pixels.shape[2] == 3 and pixels.flags.c_contiguous and pixels.flags.writeable:
+        return pixels  # a slide of 1.2 GB needn't be held twice
     # Grey, or grey and alpha; RGB, or RGB and what follows it.
     source = (0, 1, 2) if pixels.shape[2] >= 3 else (0, 0, 0)
     rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
