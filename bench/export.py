@@ -113,7 +113,7 @@ def usual_way(results: Path, n_cells: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=20_000, help="pixels (default: 20000)")
+    parser.add_argument("--side", type=int, default=20_000, help="pixels, a multiple of 2000 (default: 20000)")
     parser.add_argument("--cells", type=int, default=200_000, help="(default: 200000)")
     parser.add_argument("--overlay", action="store_true", help="needs 2 GB of disk")
     args = parser.parse_args()
@@ -131,7 +131,7 @@ def main() -> None:
             seconds, memory = measure([*export, "--format", *formats])
             print(f"{' '.join(formats):22} {seconds:8.1f} s  {memory:6.0f} MB")
         each = usual_way(results, 3)
-        print(f"one mask at a time: {each:.2f} s a cell, {each * count / 3600:.0f} h for all")
+        print(f"one mask at a time: {each:.2f} s a cell, {each * count / 3600:.1f} h for all")
 
 
 if __name__ == "__main__":
