@@ -113,7 +113,9 @@ def usual_way(results: Path, n_cells: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=20_000, help="pixels, a multiple of 2000 (default: 20000)")
+    parser.add_argument(
+        "--side", type=int, default=20_000, help="pixels, a multiple of 2000 (default: 20000)"
+    )
     parser.add_argument("--cells", type=int, default=200_000, help="(default: 200000)")
     parser.add_argument("--overlay", action="store_true", help="needs 2 GB of disk")
     args = parser.parse_args()
