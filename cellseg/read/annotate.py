@@ -201,10 +201,11 @@ def _check_labels(path: Path, values: NDArray[Any], runs: Runs) -> None:
         )
 
 
-def claimed_twice(masks: list[Runs]) -> int:
+def claimed_twice(masks: Sequence[Runs]) -> int:
     """Count the pixels that lie in two or more of the given masks of one image."""
-    starts = np.concatenate([runs.starts for runs in masks] or [np.zeros(0, np.int64)])
-    ends = np.concatenate([runs.ends for runs in masks] or [np.zeros(0, np.int64)])
+    none = np.zeros(0, np.int64)
+    starts = np.concatenate([none, *(runs.starts for runs in masks)])
+    ends = np.concatenate([none, *(runs.ends for runs in masks)])
     at = np.concatenate([starts, ends])
     step = np.repeat([1, -1], [len(starts), len(ends)])
     order = np.argsort(at, kind="stable")

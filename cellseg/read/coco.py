@@ -16,7 +16,7 @@ import pycocotools.mask
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.rle import Runs, areas, boxes_xyxy, decode, encode, xyxy_to_xywh
+from cellseg.rle import Runs, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
 
 if TYPE_CHECKING:
     from cellseg.read.annotate import AnnotatedImage
@@ -46,20 +46,21 @@ def build_coco(images: Iterable[AnnotatedImage], class_names: Sequence[str]) -> 
         coco["images"].append(
             {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
         )
-        for category, runs in image.cells.items():
-            described = zip(encode(runs), *_area_and_bbox(runs), strict=True)
-            for rle, area, bbox in described:
-                coco["annotations"].append(
-                    {
-                        "id": len(coco["annotations"]) + 1,
-                        "image_id": image_id,
-                        "category_id": category,
-                        "segmentation": rle,
-                        "area": area,
-                        "bbox": bbox,
-                        "iscrowd": 0,
-                    }
-                )
+        categories = [number for number, runs in image.cells.items() for _ in range(len(runs))]
+        runs = concatenate(image.size, list(image.cells.values()))
+        described = zip(categories, encode(runs), *_area_and_bbox(runs), strict=True)
+        for category, rle, area, bbox in described:
+            coco["annotations"].append(
+                {
+                    "id": len(coco["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "segmentation": rle,
+                    "area": area,
+                    "bbox": bbox,
+                    "iscrowd": 0,
+                }
+            )
     return coco
 
 
