@@ -104,6 +104,13 @@ def test_who_found_whom():
     assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
 
 
+def test_a_cell_in_a_crowd_is_no_false_alarm():
+    truth = truth_of({1: (SIZE, [(1, line(0, 10), 1)])}, ["a"])
+    results = [entry(1, 1, line(0, 4), 0.9), entry(1, 1, line(20, 24), 0.9)]
+    image = score(truth, results, n_resamples=0).images[0]
+    assert (image.missed.tolist(), image.false_alarms.tolist()) == ([], [1])
+
+
 def test_rows():
     scores = score(*case_by_hand(), n_resamples=0)
     assert scores.rows == ["round", "long", "mean of classes", "any class"]
