@@ -225,7 +225,7 @@ def test_geojson_and_labels_need_no_pixels(data, run):
 
 def test_overlays_of_large_images_come_in_windows(data, run, monkeypatch):
     monkeypatch.setattr(export, "WINDOW", 4)
-    drawn = {}
+    drawn: dict[str, tuple] = {}
     monkeypatch.setattr(export, "draw_overlay", lambda *arguments: arguments)
     monkeypatch.setattr(
         export, "write_png", lambda path, picture: drawn.setdefault(path.name, picture)
@@ -381,8 +381,9 @@ def test_a_damaged_list_beside_the_results(run, change):
     results = run([entry(LEFT, image=1)])
     good = {"file_name": "a.tif", "id": 1, "height": 4, "width": 6}
     path = results.parent / "test-results-list.json"
-    for value in ([{**good, "id": 2}, {**good, **change}], [], {}, [3]):
-        path.write_text(json.dumps(value))
+    damaged = [json.dumps([{**good, "id": 2}, {**good, **change}]), "[]", "{}", "[3]"]
+    for text in damaged:
+        path.write_text(text)
         assert refusal(results).startswith(f"{path}: not the list of images")
 
 
