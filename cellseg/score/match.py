@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -136,14 +137,19 @@ def _entry_problem(
     image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
     if not _is_int(image_id) or image_id not in place:
         return (
-            f"image_id {image_id!r} is none of the truth's {len(place)} images;"
+            f"image_id {reprlib.repr(image_id)} is none of the truth's {len(place)} images;"
             " score against the annotations of the same images"
         )
     if not _is_int(class_id) or class_id not in classes:
         known = ", ".join(map(str, classes)) or "none"
-        return f"category_id {class_id!r}, but the truth has {known}; the classes must be the same"
-    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-        return f"score {score!r}, expected a number"
+        return (
+            f"category_id {reprlib.repr(class_id)}, but the truth has {known};"
+            " the classes must be the same"
+        )
+    # JSON may hold a whole number that no float can.
+    number = isinstance(score, Real) and not isinstance(score, bool)
+    if not number or not abs(score) <= sys.float_info.max:
+        return f"score {reprlib.repr(score)}, expected a number"
     mask = entry["segmentation"]
     if (
         not isinstance(mask, dict)
@@ -155,7 +161,7 @@ def _entry_problem(
     height, width = sizes[place[image_id]]
     if list(mask["size"]) != [height, width]:
         return (
-            f"segmentation of size {list(mask['size'])}, but image {image_id} is"
+            f"segmentation of size {reprlib.repr(list(mask['size']))}, but image {image_id} is"
             f" [{height}, {width}] (height, width); predict on the images that the truth is of"
         )
     return None

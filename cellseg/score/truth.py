@@ -11,10 +11,7 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.read.annotate import annotate_image
 from cellseg.read.coco import COCO, build_coco, class_names, load_coco
-from cellseg.read.layout import TEST_LIST, TrainImage, read_test_list
-
-# The homework's four, where no annotation file names others.
-CLASS_NAMES = ["class1", "class2", "class3", "class4"]
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, TrainImage, read_test_list
 
 
 def read_truth(path: Path, data: Path) -> COCO:
@@ -43,10 +40,12 @@ def read_truth(path: Path, data: Path) -> COCO:
 
 
 def _read_folder(folder: Path, data: Path) -> COCO:
-    images = {Path(image.file_name).stem: image for image in read_test_list(data)}
+    images: dict[str, list[TestImage]] = {}
+    for image in read_test_list(data):
+        images.setdefault(Path(image.file_name).stem, []).append(image)
     annotations = data / "train__annot.json"
-    names = class_names(load_coco(annotations)) if annotations.exists() else CLASS_NAMES
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    names = class_names(load_coco(annotations)) if annotations.exists() else list(CLASS_NAMES)
+    folders = [path for path in _entries(folder) if path.is_dir()]
     if not folders:
         raise InputError(
             f"{folder}: no folder in it, expected <image>/class<K>.tif for each annotated image;"
@@ -59,7 +58,13 @@ def _read_folder(folder: Path, data: Path) -> COCO:
                 f"{each}: no image of that name in {data / TEST_LIST}; remove the folder,"
                 " or give the images' data folder with --data"
             )
-        image = images[each.name]
+        if len(images[each.name]) > 1:
+            both = " and ".join(image.file_name for image in images[each.name])
+            raise InputError(
+                f"{each}: {both} in {data / TEST_LIST} are both called so; rename one of them"
+                " there and in the folder of the test images"
+            )
+        image = images[each.name][0]
         source = TrainImage(each.name, image.path, _class_files(each, len(names)), ())
         cells = annotate_image(source)
         if cells.size != (image.height, image.width):
@@ -80,7 +85,7 @@ def _read_folder(folder: Path, data: Path) -> COCO:
 
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
     files = {}
-    for path in sorted(folder.glob("[!.]*")):
+    for path in _entries(folder):
         match = re.fullmatch(r"class([1-9][0-9]*)\.tiff?", path.name, re.IGNORECASE)
         if not match or int(match[1]) > n_classes or int(match[1]) in files:
             raise InputError(
@@ -89,3 +94,12 @@ def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
             )
         files[int(match[1])] = path
     return files
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    except OSError as error:
+        raise InputError(
+            f"{folder}: can't be listed ({error.strerror}); check its rights"
+        ) from None

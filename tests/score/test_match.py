@@ -52,6 +52,7 @@ def test_category_ids_may_be_any(truth):
         ({"score": "0.5"}, "score '0.5', expected a number"),
         ({"score": float("nan")}, "score nan"),
         ({"score": float("inf")}, "score inf"),
+        ({"score": 10**400}, "score 1000"),
         ({"score": None}, "score None"),
         ({"score": True}, "score True"),
         ({"segmentation": [[0, 0, 1, 1, 1, 0]]}, "not a compressed RLE"),

@@ -87,6 +87,26 @@ def test_a_folder_of_no_test_image(data):
         read_truth(data / "masks", data)
 
 
+def test_two_images_of_one_name(data):
+    path = data / "test_image_name_to_ids.json"
+    twin = {"file_name": "one.png", "id": 99, "height": 5, "width": 7}
+    path.write_text(json.dumps([*json.loads(path.read_text()), twin]))
+    (data / "test" / "one.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"one: one.tif and one.png in .* are both called so"):
+        read_truth(data / "masks", data)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+@pytest.mark.parametrize("name", ["masks", "masks/one"])
+def test_a_folder_that_can_t_be_listed(data, name):
+    (data / name).chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"can't be listed"):
+            read_truth(data / "masks", data)
+    finally:
+        (data / name).chmod(0o755)
+
+
 def test_a_folder_with_nothing_in_it(data):
     (data / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: no folder in it, expected <image>"):
