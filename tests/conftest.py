@@ -1,0 +1,81 @@
+"""What several tests share: a small annotated data set, a tiny network, a finished run of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported. The networks here are so small that threads only wait.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+TINY = """\
+_BASE_: "{base}"
+MODEL:
+  WEIGHTS: ""
+  BACKBONE: {{FREEZE_AT: 0}}
+  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
+  ANCHOR_GENERATOR: {{SIZES: [[16, 32]]}}
+  RPN:
+    PRE_NMS_TOPK_TRAIN: 100
+    POST_NMS_TOPK_TRAIN: 20
+    PRE_NMS_TOPK_TEST: 100
+    POST_NMS_TOPK_TEST: 20
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
+  ROI_BOX_HEAD: {{FC_DIM: 32}}
+  ROI_MASK_HEAD: {{CONV_DIM: 16, NUM_CONV: 1}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_ITERS: 1}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A config file of a network that trains in a blink and learns nothing."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    base = Path(__file__).resolve().parents[1] / "configs" / "base" / "dilated_c5.yaml"
+    path.write_text(TINY.format(base=base))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_cells():
+    """Write a small annotated data set into a folder that isn't there yet."""
+    import annotation
+    from cellseg.read.synthetic import write_dataset
+
+    def make(folder, n_train=5, n_test=3, **keywords):
+        write_dataset(
+            folder,
+            n_train=n_train,
+            n_test=n_test,
+            sizes=[(60, 70), (72, 50)],
+            cells_per_megapixel=3000,
+            scale=0.6,
+            **keywords,
+        )
+        assert annotation.main(["--data", str(folder)]) == 0
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory, make_cells):
+    """A data folder of 5 training and 3 test images. Tests that change it make their own."""
+    return make_cells(tmp_path_factory.mktemp("cells") / "data")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, cells, tiny):
+    """The folder of a run of 4 iterations, scored twice. Tests that change it copy it."""
+    import train
+    from cellseg import runs
+
+    root = tmp_path_factory.mktemp("runs")
+    argv = ["--config-file", tiny, "--data", cells, "--output_dir", root, "--device", "cpu"]
+    argv += ["--val_fraction", 0.4, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 3]
+    assert train.main([str(word) for word in argv]) == 0
+    return runs.newest_run(root)

@@ -1,0 +1,83 @@
+"""check_submission.py on anybody's file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import check_submission
+from cellseg.errors import InputError
+
+RLE = {"size": [4, 6], "counts": "01g0"}
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "test").mkdir(parents=True)
+    listed = []
+    for number in range(1, 8):
+        (folder / "test" / f"{number}.tif").touch()
+        listed.append({"file_name": f"{number}.tif", "id": number, "height": 4, "width": 6})
+    (folder / "test_image_name_to_ids.json").write_text(json.dumps(listed))
+    return folder
+
+
+def submit(folder, *pairs):
+    path = folder / "mine.json"
+    entries = [
+        {"image_id": image, "category_id": category, "segmentation": RLE, "score": 0.5}
+        for image, category in pairs
+    ]
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_good(data, tmp_path, capsys):
+    path = submit(tmp_path, *((image, 4) for image in range(1, 8)))
+    assert check_submission.main([path, "--data", str(data)]) == 0
+    assert capsys.readouterr().out == f"{path}: good, 7 cells in 7 images\n"
+
+
+def test_images_without_cells_are_named(data, tmp_path, capsys):
+    path = submit(tmp_path, (1, 1), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1))
+    check_submission.main([path, "--data", str(data)])
+    assert (
+        "good, 6 cells in 7 images, 2 of them without any (ids 2, 7)\n" in capsys.readouterr().out
+    )
+    path = submit(tmp_path)
+    check_submission.main([path, "--data", str(data)])
+    assert "7 of them without any (ids 1, 2, 3, 4, 5…)" in capsys.readouterr().out
+
+
+def test_classes_of_the_annotations(data, tmp_path):
+    path = submit(tmp_path, (1, 5))
+    with pytest.raises(InputError, match="category_id 5"):
+        check_submission.main([path, "--data", str(data)])
+    coco = {
+        "images": [{"id": 1, "file_name": "x.tif", "height": 1, "width": 1}],
+        "annotations": [],
+        "categories": [{"id": n, "name": f"kind {n}"} for n in (2, 5)],
+    }
+    named = tmp_path / "named.json"
+    named.write_text(json.dumps(coco))
+    assert check_submission.main([path, "--data", str(data), "--annotations", str(named)]) == 0
+    # Those in the data folder count without being named.
+    (data / "train__annot.json").write_text(json.dumps(coco))
+    assert check_submission.main([path, "--data", str(data)]) == 0
+    with pytest.raises(InputError, match="category_id 1"):
+        check_submission.main([submit(tmp_path, (1, 1)), "--data", str(data)])
+
+
+def test_bad_input(data, tmp_path):
+    path = submit(tmp_path, (1, 1))
+    for argv, expected in (
+        ([], "the following arguments are required: FILE"),
+        ([str(tmp_path / "none.zip"), "--data", str(data)], "none.zip"),
+        ([path, "--data", str(tmp_path / "nowhere")], "nowhere"),
+        ([path, "--data", str(data), "--annotations", str(tmp_path / "no.json")], "no.json"),
+        ([path, "--data", str(data), "--what"], "unrecognized arguments: --what"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            check_submission.main(argv)

@@ -1,0 +1,156 @@
+"""Files are whole or absent; reading JSON says in a line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellseg.errors import InputError
+from cellseg.files import read_json, write_atomic, write_json
+
+root = pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+
+
+def test_written_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with write_atomic(path) as file:
+        file.write("é\n")
+        assert not path.exists()
+    assert path.read_bytes() == "é\n".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_an_exception_leaves_the_former_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"former")
+    with pytest.raises(ZeroDivisionError), write_atomic(path, "wb") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rights_are_those_of_any_new_file(tmp_path):
+    with write_atomic(tmp_path / "a"):
+        pass
+    (tmp_path / "b").touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"]
+    assert modes[0] == modes[1]
+
+
+def test_a_folder_of_that_name_is_said_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"taken: can't be written \(Is a directory\)"):
+        (tmp_path / "taken").mkdir()
+        with write_atomic(tmp_path / "taken"):
+            pytest.fail("the block ran")
+
+
+def test_a_file_in_place_of_the_parent(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't be written"), write_atomic(tmp_path / "file" / "a"):
+        pass
+
+
+@root
+def test_no_right_to_write(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"), write_atomic(tmp_path / "a"):
+        pass
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files acts as a disk that is full in the middle of one."""
+    path = tmp_path / "a"
+    path.write_text("former")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match="File too large.*make room"), write_atomic(path) as f:
+            f.write("x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    assert path.read_text() == "former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_leaves_the_former_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("former")
+    code = (
+        "import sys, time\nfrom cellseg.files import write_atomic\n"
+        "with write_atomic(sys.argv[1]) as file:\n"
+        "    file.write('x' * 100000); file.flush(); print('half', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.kill()
+    assert path.read_text() == "former"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+)  # fmt: skip
+
+
+@given(values, st.sampled_from([None, 1]))
+def test_json_comes_back(tmp_path_factory, value, indent):
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value, indent)
+    assert read_json(path, "thing", "mend it") == value
+
+
+def test_nan_is_refused_and_nothing_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", [float("nan")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such file, but the thing should be there; mend it"),
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"1" * 5000, "not JSON"),
+    ],
+)
+def test_unreadable_json(tmp_path, content, expected):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_json(path, "thing", "mend it")
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_not_json(tmp_path):
+    with pytest.raises(InputError, match="can't be read"):
+        read_json(tmp_path, "thing", "mend it")
+
+
+def test_errors_are_one_line():
+    assert str(InputError("a\n  b\tc")) == "a b c"
+    assert json.dumps(str(InputError(ValueError("x\ny")))) == '"x y"'

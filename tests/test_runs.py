@@ -1,0 +1,152 @@
+"""Run folders: which is the newest, which weights, what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from cellseg import runs
+from cellseg.errors import InputError
+
+
+def make(root, name, *files, recipe="model", finished_at=None):
+    run = root / recipe / name
+    run.mkdir(parents=True)
+    for file in (runs.CONFIG, *files):
+        (run / file).touch()
+    if finished_at is not None:
+        (run / runs.FINAL).touch()
+        os.utime(run / runs.FINAL, (finished_at, finished_at))
+    return run
+
+
+def test_new_runs_never_share_a_folder(tmp_path):
+    made = [runs.new_run(tmp_path, "model") for _ in range(4)]
+    assert len(set(made)) == 4
+    assert made == sorted(made)
+    assert all(run.is_dir() and run.parent == tmp_path / "model" for run in made)
+
+
+def test_no_place_for_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="choose another --output_dir"):
+        runs.new_run(tmp_path / "file", "model")
+
+
+def test_the_newest_finished_run_is_the_one_that_finished_last(tmp_path):
+    late = make(tmp_path, "20250101-000000", finished_at=2000)
+    make(tmp_path, "20250102-000000", finished_at=1000)
+    make(tmp_path, "20250103-000000")  # not finished
+    (tmp_path / "model" / "20250104-000000").mkdir()  # not a run
+    assert runs.newest_run(tmp_path) == late
+
+
+def test_the_newest_unfinished_run_is_the_one_that_began_last(tmp_path):
+    make(tmp_path, "20250103-000000", finished_at=9000)
+    make(tmp_path, "20250101-000000", runs.LAST)
+    last = make(tmp_path, "20250102-000000", runs.LAST)
+    assert runs.newest_run(tmp_path, finished=False) == last
+
+
+def test_of_one_recipe(tmp_path):
+    one = make(tmp_path, "20250101-000000", recipe="a", finished_at=1)
+    make(tmp_path, "20250102-000000", recipe="ab", finished_at=2)
+    assert runs.newest_run(tmp_path, "a") == one
+    for recipe in ("b", "/etc", "[", "..", "a*"):
+        with pytest.raises(InputError, match="no finished run"):
+            runs.newest_run(tmp_path, recipe)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"no finished run in it; train first: python train\.py"):
+        runs.newest_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no unfinished run in it to resume"):
+        runs.newest_run(tmp_path, finished=False)
+    make(tmp_path, "20250101-000000")
+    with pytest.raises(InputError, match="1 are not finished"):
+        runs.newest_run(tmp_path)
+
+
+def test_open_run(tmp_path):
+    run = make(tmp_path, "one", runs.FINAL)
+    assert runs.open_run(run) == run
+    assert runs.open_run(run / runs.FINAL) == run
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"not a run, it has no config\.yaml"):
+            runs.open_run(path)
+
+
+def test_weights(tmp_path):
+    run = make(tmp_path, "one")
+    with pytest.raises(InputError, match="the run has saved no weights yet"):
+        runs.choose_weights(run)
+    (run / runs.FINAL).touch()
+    assert runs.choose_weights(run) == run / runs.FINAL
+    (run / runs.BEST).touch()
+    assert runs.choose_weights(run) == run / runs.BEST
+    assert runs.choose_weights(run, runs.FINAL) == run / runs.FINAL
+    with pytest.raises(InputError, match=r"no x\.pth in it; --weight_name takes model_best\.pth, "):
+        runs.choose_weights(run, "x.pth")
+
+
+def test_record(tmp_path):
+    annotations = tmp_path / "annotations.json"
+    annotations.write_bytes(b"[1]")
+    categories = [{"id": 3, "name": "ä"}]
+    runs.write_record(tmp_path, ["train.py", "-e", "3"], annotations, categories, ["a"], ["b"])
+    record = runs.read_record(tmp_path)
+    assert record["command"] == ["train.py", "-e", "3"]
+    assert record["categories"] == categories
+    assert (record["train"], record["held_out"]) == (["a"], ["b"])
+    assert record["annotations"] == {
+        "path": str(annotations),
+        "sha256": hashlib.sha256(b"[1]").hexdigest(),
+    }
+    assert {"python", "torch", "detectron2", "numpy"} <= set(record["versions"])
+
+
+GOOD = {"annotations": {}, "categories": [{"id": 1, "name": "x"}], "train": [], "held_out": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"annotations": "x"},
+        {"categories": []},
+        {"categories": None},
+        {"categories": {"id": 1}},
+        {"categories": [1]},
+        {"categories": [{"id": "1", "name": "x"}]},
+        {"categories": [{"id": True, "name": "x"}]},
+        {"categories": [{"id": 1}]},
+        {"held_out": 3},
+        {"held_out": [3]},
+    ],
+)
+def test_damaged_record(tmp_path, change):
+    path = tmp_path / runs.RECORD
+    path.write_text(json.dumps(GOOD))
+    assert runs.read_record(tmp_path) == GOOD
+    path.write_text(json.dumps(GOOD | change))
+    with pytest.raises(InputError, match=r"run\.json: not the record of a run"):
+        runs.read_record(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"annotations": {}}'])
+def test_not_a_record(tmp_path, text):
+    (tmp_path / runs.RECORD).write_text(text)
+    with pytest.raises(InputError, match=r"run\.json: not "):
+        runs.read_record(tmp_path)
+
+
+def test_no_record(tmp_path):
+    with pytest.raises(InputError, match="no such file, but the record of the run"):
+        runs.read_record(tmp_path)
+
+
+def test_versions_of_packages_that_are_missing(monkeypatch):
+    monkeypatch.setattr(runs, "_PACKAGES", ("surely-not-installed",))
+    assert runs.versions()["surely-not-installed"] == "missing"

@@ -1,0 +1,152 @@
+"""What every command shares: one-line errors, exit codes, paths, the device."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import utils
+from cellseg.errors import InputError
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+def leave(monkeypatch, main):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
+    with pytest.raises(SystemExit) as left:
+        utils.run_command(main)
+    return left.value.code
+
+
+def raising(error):
+    def main(_argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_exit_code_of_main(monkeypatch, code):
+    assert leave(monkeypatch, lambda _argv: code) == code
+
+
+def test_input_errors_are_one_line(monkeypatch, capsys):
+    assert leave(monkeypatch, raising(InputError("x.tif: no\nsuch file"))) == 2
+    assert capsys.readouterr() == ("", "train.py: error: x.tif: no such file\n")
+
+
+def test_interrupt(monkeypatch, capsys):
+    assert leave(monkeypatch, raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "\ntrain.py: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_of_a_library(monkeypatch, capsys, number):
+    assert leave(monkeypatch, raising(OSError(number, "whatever", "events.out"))) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("train.py: error: events.out: writing failed (")
+    assert err.count("\n") == 1
+    assert leave(monkeypatch, raising(OSError(number, "whatever"))) == 2
+    assert capsys.readouterr().err.startswith("train.py: error: writing failed (")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(PermissionError):
+        utils.run_command(raising(PermissionError(errno.EACCES, "x")))
+    with pytest.raises(ZeroDivisionError):
+        utils.run_command(raising(ZeroDivisionError()))
+
+
+def test_the_reader_of_the_output_goes_away():
+    code = (
+        "import utils\n"
+        "def main(argv):\n    print('x\\n' * 100000)\n    return 3\n"
+        "utils.run_command(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        assert process.stdout.readline() == "x\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_the_parser_explains_in_one_line():
+    parser = utils.CommandParser("Does it.", "python it.py")
+    parser.add_argument("--number", type=int)
+    for argv, found in ([["--number", "x"], "invalid int value"], [["--num", "1"], "unrecognized"]):
+        with pytest.raises(InputError, match=found) as caught:
+            parser.parse_args(argv)
+        assert "(--help explains every flag)" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["train", "inference", "check_submission", "demo"])
+def test_help_teaches(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    module = __import__(command)
+    with pytest.raises(SystemExit) as left:
+        module.main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert f"Example:\n  python {command}.py" in text
+    # Every flag is explained, behind it or in the line below.
+    lines = text.splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("  -"):
+            assert "  " in line.strip() or below.startswith(" " * 20), line
+
+
+@pytest.mark.parametrize("command", ["train", "inference", "check_submission"])
+def test_help_needs_no_torch(command):
+    code = (
+        f"import sys, {command}\n"
+        f"try: {command}.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("False\n")
+
+
+def test_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert utils.shown(tmp_path / "a" / "b") == "a/b"
+    assert utils.shown("a") == "a"
+    assert utils.shown(tmp_path.parent) == str(tmp_path.parent)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_device_is_a_gpu_if_there_is_one(monkeypatch, capsys, cuda):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert utils.choose_device(None) == ("cuda" if cuda else "cpu")
+    assert ("no CUDA GPU here" in capsys.readouterr().out) is not cuda
+
+
+def test_the_device_that_is_asked_for(capsys):
+    assert utils.choose_device("cpu") == "cpu"
+    assert utils.choose_device(None, ["SEED", "1", "MODEL.DEVICE", "cpu"]) == "cpu"
+    assert utils.choose_device(None, recipe="cpu") == "cpu"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cpu:x", "hip hop"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(InputError, match=f"--device {name}: not to be had here .*--device cpu"):
+        utils.choose_device(name)
+    with pytest.raises(InputError, match="not to be had"):
+        utils.choose_device(None, ["MODEL.DEVICE", name])

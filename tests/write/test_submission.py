@@ -1,0 +1,196 @@
+"""The file to submit: what is written, and what a check of anybody's file finds."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+
+import numpy as np
+import pycocotools.mask
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellseg.errors import InputError
+from cellseg.predictions import Predictions
+from cellseg.write.submission import check_submission, write_submission, write_zip
+
+IMAGES = [
+    {"id": 3, "file_name": "a.tif", "height": 4, "width": 6},
+    {"id": 8, "file_name": "b.tif", "height": 1, "width": 1},
+]
+
+
+def predictions(n=2, size=(4, 6)):
+    mask = np.zeros(size, np.uint8, order="F")
+    mask[0, 0] = 1
+    rle = pycocotools.mask.encode(mask)
+    return Predictions(
+        size=size,
+        boxes=np.tile(np.array([[0, 0, 1.23456, 1]], np.float32), (n, 1)),
+        scores=np.linspace(0.9, 0.1, n, dtype=np.float32),
+        classes=np.arange(n) % 2,
+        masks=[{"size": list(size), "counts": rle["counts"].decode()}] * n,
+    )
+
+
+def test_what_is_written(tmp_path):
+    path = tmp_path / "new" / "test-results.json"
+    with write_submission(path, [5, 9]) as writer:
+        writer.add(3, predictions())
+        writer.add(8, predictions(0))
+        assert not path.exists()
+    entries = json.loads(path.read_text())
+    assert entries == [
+        {
+            "image_id": 3,
+            "category_id": category,
+            "segmentation": {"size": [4, 6], "counts": "01g0"},
+            "score": score,
+            "bbox": [0.0, 0.0, 1.23, 1.0],
+        }
+        for category, score in ((5, 0.9), (9, 0.1))
+    ]
+    assert check_submission(path, IMAGES, [5, 9]) == (2, [8])
+
+
+def test_nothing_found_is_a_list_of_nothing(tmp_path):
+    path = tmp_path / "a.json"
+    with write_submission(path, [1]):
+        pass
+    assert json.loads(path.read_text()) == []
+    assert check_submission(path, IMAGES, [1]) == (0, [3, 8])
+
+
+def test_a_failure_on_the_way_leaves_the_former_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("former")
+    with pytest.raises(ZeroDivisionError), write_submission(path, [1, 2]) as writer:
+        writer.add(3, predictions())
+        raise ZeroDivisionError
+    assert path.read_text() == "former"
+
+
+@given(st.lists(st.floats(0, 1, width=32), max_size=20))
+def test_scores_come_back_as_they_were(tmp_path_factory, scores):
+    path = tmp_path_factory.getbasetemp() / "scores.json"
+    found = predictions(len(scores))
+    found.scores[:] = scores
+    with write_submission(path, [1, 2]) as writer:
+        writer.add(3, found)
+    read = [entry["score"] for entry in json.loads(path.read_text())]
+    assert np.array_equal(np.array(read, np.float32), found.scores)
+
+
+def test_nan_is_never_written(tmp_path):
+    found = predictions()
+    found.scores[1] = np.nan
+    with pytest.raises(ValueError, match="JSON"), write_submission(tmp_path / "a", [1, 2]) as w:
+        w.add(3, found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_zip_holds_the_name_that_the_server_wants(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text("[]")
+    archive = write_zip(path)
+    assert archive == tmp_path / "mine.zip"
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.namelist() == ["test-results.json"]
+        assert opened.read("test-results.json") == b"[]"
+        assert opened.testzip() is None
+    assert check_submission(archive, IMAGES, [1]) == (0, [3, 8])
+
+
+ENTRY = {
+    "image_id": 3,
+    "category_id": 1,
+    "segmentation": {"size": [4, 6], "counts": "01g0"},
+    "score": 0.5,
+    "bbox": [0, 0, 1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"image_id": 4}, "image_id 4"),
+        ({"image_id": "3"}, "image_id '3'"),
+        ({"image_id": True}, "image_id True"),
+        ({"category_id": 0}, "category_id 0"),
+        ({"category_id": 5}, "category_id 5"),
+        ({"score": math.nan}, "score nan"),
+        ({"score": math.inf}, "score inf"),
+        ({"score": "0.5"}, "score '0.5'"),
+        ({"segmentation": None}, "segmentation is not"),
+        ({"segmentation": [[0, 0, 1, 0, 1, 1]]}, "segmentation is not"),
+        ({"segmentation": {"size": [6, 4], "counts": "01g0"}}, r"size [6, 4]"),
+        ({"segmentation": {"size": [4, 6], "counts": "01"}}, "segmentation: "),
+        ({"segmentation": {"size": [4, 6], "counts": "ä"}}, "segmentation: "),
+        ({"segmentation": {"size": [4, 6], "counts": [0, 1, 23]}}, "segmentation is not"),
+        ({"bbox": [0, 0, 1]}, "bbox [0, 0, 1]"),
+        ({"bbox": [0, 0, -1, 1]}, "bbox [0, 0, -1, 1]"),
+        ({"bbox": [0, 0, 1, math.nan]}, "bbox [0, 0, 1, nan]"),
+        ({"bbox": [0, 0, True, 1]}, "bbox [0, 0, True, 1]"),
+        ({"bbox": "0 0 1 1"}, "bbox '0 0 1 1'"),
+        ({"bbox": None}, "bbox None"),
+    ],
+)
+def test_what_the_server_would_refuse(tmp_path, change, expected):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([ENTRY, ENTRY | change]))
+    with pytest.raises(InputError) as caught:
+        check_submission(path, IMAGES, [1, 2])
+    assert str(caught.value).startswith(f"{path}: entry 1: ")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id", "segmentation", "score"])
+def test_a_key_is_missing(tmp_path, key):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{k: v for k, v in ENTRY.items() if k != key}]))
+    with pytest.raises(InputError, match=f"entry 0: {key} missing"):
+        check_submission(path, IMAGES, [1])
+
+
+def test_masks_may_come_without_boxes(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{k: v for k, v in ENTRY.items() if k != "bbox"}]))
+    assert check_submission(path, IMAGES, [1]) == (1, [8])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"annotations": []}', "[3]", "[[]]", "[null]", "nope"])
+def test_not_a_list_of_detections(tmp_path, text):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=str(path)):
+        check_submission(path, IMAGES, [1])
+
+
+def test_zips_that_the_server_can_not_read(tmp_path):
+    path = tmp_path / "mine.zip"
+
+    def refused(expected):
+        with pytest.raises(InputError, match=expected) as caught:
+            check_submission(path, IMAGES, [1])
+        assert str(caught.value).startswith(f"{path}: ")
+
+    refused("no such file|can't be read")
+    path.write_bytes(b"PK\x03\x04 and nothing more")
+    refused("a zip that can't be read")
+    for names, expected in (
+        ([], "the zip holds nothing"),
+        (["results.json"], r"the zip holds results\.json, but no test-results\.json"),
+        (["folder/test-results.json"], "is in a folder of the zip, but must stand at its root"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "[]")
+        refused(expected)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("test-results.json", "[" + json.dumps(ENTRY) * 100)
+    refused("is not JSON")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("a zip that can't be read")
