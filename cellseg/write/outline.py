@@ -15,6 +15,7 @@ from cellseg.rle import Runs, cut_at_columns
 # A ring is an (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
 Ring = NDArray[np.int64]
 Polygon = list[Ring]
+Ints = NDArray[np.int64]
 
 
 def trace(runs: Runs) -> list[list[Polygon]]:
@@ -120,15 +121,23 @@ class _Edges:
     """
 
     def __init__(self, corners: _Corners) -> None:
-        width, height = corners.x.max() + 1, corners.y.max() + 1
-        row = (corners.mask * height + corners.y) * 2 + corners.opens
-        order = np.argsort(row * width + corners.x)
+        self._width, self._height = corners.x.max() + 1, corners.y.max() + 1
+        key = self._key(corners.mask, corners.y, corners.opens, corners.x)
+        order = np.argsort(key)
+        self._keys = key[order[0::2]]
         self.left, right = order[0::2], order[1::2]
         opens = corners.opens[self.left]
         self.tail = np.where(opens, self.left, right)
         self.head = np.where(opens, right, self.left)
         self.at = np.empty_like(order)
         self.at[order] = np.arange(len(order)) // 2
+
+    def _key(self, mask: Ints, y: Ints, opens: Ints | bool, x: Ints) -> Ints:
+        return ((mask * self._height + y) * 2 + opens) * self._width + x
+
+    def top_edge(self, mask: Ints, y: Ints, column: Ints) -> Ints:
+        """Find the edges on top of the pixels in row y of a column."""
+        return np.searchsorted(self._keys, self._key(mask, y, True, column), side="right") - 1
 
 
 def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -193,23 +202,7 @@ def _outer_rings(runs: Runs, corners: _Corners, edges: _Edges, ring: _Rings) -> 
     wanted = (corners.mask[at] * (width + 1) + corners.x[at]) * (height + 1) + corners.y[at]
     run = np.searchsorted(run_key, wanted) - 1
 
-    def edge_key(
-        mask: NDArray[np.int64],
-        y: NDArray[np.int64],
-        opens: NDArray[np.int64],
-        x: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        return ((mask * (height + 1) + y) * 2 + opens) * (width + 1) + x
-
-    all_left = edges.left
-    keys = edge_key(
-        corners.mask[all_left],
-        corners.y[all_left],
-        corners.opens[all_left].astype(np.int64),
-        corners.x[all_left],
-    )
-    wanted = edge_key(mask[run], top[run], np.ones_like(run), column[run])
-    outer[holes] = ring.of[np.searchsorted(keys, wanted, side="right") - 1]
+    outer[holes] = ring.of[edges.top_edge(mask[run], top[run], column[run])]
     while not np.array_equal(outer, outer[outer]):
         outer = outer[outer]
     return outer
