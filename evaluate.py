@@ -36,8 +36,9 @@ AJI, AJI+           aggregated Jaccard index, the mean over images
 F1, precision, recall, counts, and which classes are taken for which
 
 All but AP are of label maps, in which a pixel belongs to one cell: --score_threshold and
---overlap say how detections become one. Annotated images that have no result count as
-missed. A class without true cells has no score: "–".
+--overlap say how detections become one; where annotations overlap, the smaller cell keeps
+the pixels. Annotated images that have no result count as missed. A class without true
+cells has no score: "–". Intervals are a bootstrap over images, so they need two or more.
 """
 
 EXAMPLES = """\

@@ -25,7 +25,8 @@ class Panoptic:
     ----------
     pq, dq, sq
         As in the MoNuSAC 2020 challenge (R. Verma et al., IEEE TMI 40(12), 2021, and its
-        `PQ_metric.ipynb` as corrected in 2022): of each image that has true cells of the
+        `PQ_metric.ipynb`, without the slip in its false positives that A. Foucart et al.
+        found, doi 10.1109/TMI.2022.3156023): of each image that has true cells of the
         class, then the mean over these images. An image without true cells of the class
         is left out, even if some are found there. SQ is the mean over the images with a
         hit, so that the mean PQ isn't the product of the two other means.

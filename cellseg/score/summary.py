@@ -154,8 +154,9 @@ def score(
     max_detections
         Caps on the detections of an image and class, for AP; None for no cap.
     n_resamples, seed
-        Sets of images drawn for the intervals; 0 for no intervals. Results scored with
-        the same truth, number and seed are scored on the same sets.
+        Sets of images drawn for the intervals; 0 for no intervals, and of one image there
+        are none: it could only be drawn as it is. Results scored with the same truth,
+        number and seed are scored on the same sets.
     source
         The results' file, for the errors' text.
     progress
@@ -205,7 +206,8 @@ def score(
         return result
 
     once = np.ones((1, len(scenes)), np.int64)
-    samples = metrics(draw_weights(len(scenes), n_resamples, seed), "intervals")
+    n_sets = n_resamples if len(scenes) > 1 else 0
+    samples = metrics(draw_weights(len(scenes), n_sets, seed), "intervals")
     bounds = {name: interval(values) for name, values in samples.items()}
     return Scores(
         classes=classes,

@@ -47,7 +47,7 @@ def as_text(scores: Scores) -> str:
             rows,
         )
     )
-    if any(len(values) for values in scores.samples.values()):
+    if _n_samples(scores):
         parts.append(_interval_table(scores))
     parts.append(_confusion_table(scores))
     if scores.sizes:
@@ -75,7 +75,6 @@ def as_text(scores: Scores) -> str:
 
 
 def _interval_table(scores: Scores) -> str:
-    n_samples = len(next(iter(scores.samples.values())))
     names = [f"{name}@{_cap(cap)}" for cap in scores.ap for name in ("AP", "AP50")]
     rows = [
         [
@@ -87,8 +86,12 @@ def _interval_table(scores: Scores) -> str:
         ]
         for name in (*names, *HEADLINES)
     ]
-    title = f"With 95 % intervals from {n_samples} sets of images drawn with repetition"
+    title = f"With 95 % intervals from {_n_samples(scores)} sets of images drawn with repetition"
     return _table(title, ["", MEAN, ANY], rows)
+
+
+def _n_samples(scores: Scores) -> int:
+    return len(scores.samples["F1"])
 
 
 def _confusion_table(scores: Scores) -> str:
@@ -169,6 +172,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         "classes": scores.classes,
         "score_threshold": scores.score_threshold,
         "overlap": scores.overlap,
+        "resamples": _n_samples(scores),
         "metrics": {
             name: _bounded(scores.rows, values, scores.low[name], scores.high[name])
             for name, values in scores.metrics.items()

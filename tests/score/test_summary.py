@@ -177,6 +177,25 @@ def test_intervals_hold_the_number_and_need_samples():
     assert np.isnan(score(truth, results, n_resamples=0).low["F1"]).all()
 
 
+def test_one_image_alone_gives_no_interval():
+    truth, results = case_by_hand()
+    truth["images"] = truth["images"][:1]
+    truth["annotations"] = truth["annotations"][:3]
+    scores = score(truth, results[1:], n_resamples=10)
+    assert scores.metrics["recall"][3] == 2 / 3
+    assert np.isnan(scores.low["recall"]).all()
+    assert np.isnan(difference(scores, scores).low["recall"]).all()
+    assert "intervals" not in as_text(scores)
+
+
+def test_no_image():
+    scores = score(truth_of({}), [])
+    assert np.isnan(scores.metrics["F1"]).all()
+    assert (scores.images, scores.sizes, list(per_image(scores))) == ([], [], [])
+    json.dumps(as_json(scores), allow_nan=False)
+    as_text(scores)
+
+
 def test_difference_to_itself_is_nothing_and_to_less_is_on_one_side():
     size = (1, 12)
     cell = rectangle(size, 0, 0, 1, 4)
