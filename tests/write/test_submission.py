@@ -66,9 +66,14 @@ def test_nothing_found_is_a_list_of_nothing(tmp_path):
 def test_a_failure_on_the_way_leaves_the_former_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("former")
-    with pytest.raises(ZeroDivisionError), write_submission(path, [1, 2]) as writer:
-        writer.add(3, predictions())
-        raise ZeroDivisionError
+
+    def fail():
+        with write_submission(path, [1, 2]) as writer:
+            writer.add(3, predictions())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_text() == "former"
 
 

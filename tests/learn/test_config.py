@@ -1,0 +1,256 @@
+"""The configuration: every recipe, keys and their values, epochs to iterations."""
+
+from __future__ import annotations
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellseg.errors import InputError
+from cellseg.learn import config
+
+MODELS = {  # parameters in millions, with the frozen ones
+    "demo": 3,
+    "mask_rcnn_R_50_DC5_3x": 172,
+    "mask_rcnn_R_101_DC5_3x": 191,
+    "mask_rcnn_R_50_FPN_3x": 44,
+    "mask_rcnn_R_101_FPN_3x": 63,
+    "mask_rcnn_X_101_32x8d_FPN_3x": 107,
+}
+
+
+def test_recipes():
+    assert config.recipe_names() == sorted(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_recipe_builds_a_network_of_the_size_it_says(name):
+    import torch
+
+    cfg = config.load_recipe(name)
+    config.check_values(cfg)
+    assert cfg.RECIPE == name
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    cfg.MODEL.DEVICE = "meta"  # shapes without memory
+    with torch.device("meta"):
+        model = build_model(cfg)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    assert round(millions) == MODELS[name]
+    assert millions < 200  # the homework's rule
+
+
+def test_the_missions_model_is_the_missions():
+    cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
+    assert cfg.SOLVER.OPTIMIZER == "Adagrad"
+    assert cfg.SOLVER.BASE_LR == 0.001
+    assert cfg.SOLVER.EPOCHS == 225
+    assert cfg.SOLVER.IMS_PER_BATCH == 14
+    assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
+    assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+    assert cfg.MODEL.RESNETS.RES5_DILATION == 2
+
+
+def test_a_dump_loads_as_the_same_config(tmp_path):
+    cfg = config.load_recipe("demo")
+    config.merge_options(cfg, ["SEED", "7", "INPUT.BRIGHTNESS", "(0.5, 2.0)"])
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    again = config.load_config(path)
+    assert again.dump() == cfg.dump()  # a tuple in a tuple comes back as a list
+    assert again.RECIPE == "demo"  # the recipe's name, not the file's
+
+
+def test_defaults_are_detectron2s():
+    ours, theirs = config.flatten(config.default_config()), config.flatten(get_cfg())
+    assert theirs.items() <= ours.items()
+    assert set(ours) - set(theirs) == {
+        "RECIPE", "DATA.ROOT", "DATA.ANNOTATIONS", "DATA.VAL_FRACTION", "DATA.GROUPS",
+        "INPUT.BRIGHTNESS", "SOLVER.OPTIMIZER", "SOLVER.EPOCHS", "SOLVER.WARMUP_EPOCHS",
+        "SOLVER.CHECKPOINT_EPOCHS", "SOLVER.STEP_FRACTIONS", "TEST.EVAL_EPOCHS",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mask_rcnn_R_50_DC5", "did you mean mask_rcnn_R_50_DC5_3x?"),
+        ("DEMO", "did you mean demo?"),
+        ("yolo", "there are demo, "),
+        ("../demo", "no such recipe"),
+        ("base/cells", "no such recipe"),
+    ],
+)
+def test_an_unknown_recipe(name, expected):
+    with pytest.raises(InputError) as caught:
+        config.load_recipe(name)
+    assert f"--model {name}: no such recipe in configs/" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"MODEL: [", "not YAML"),
+        (b"\xff\xfe\x00\x01", "can't be read as a config file|not YAML"),
+        (b"MODEL: !!python/object/apply:os.system [ls]", "not YAML"),
+        (b"MODEL: {WEIGTHS: x}", "there is no key MODEL.WEIGTHS; did you mean MODEL.WEIGHTS?"),
+        (b"NONSENSE: 1", "there is no key NONSENSE; "),
+        (b"SEED: many", "not a config of this project"),
+        (b"MODEL: 3", "not a config of this project"),
+        (b"[1, 2]", "not a config of this project"),
+        (b"hello", "not a config of this project"),
+        (b"3", "not a config of this project"),
+        (b"VERSION: 9", "not a config of this project"),
+        (b"_BASE_: nowhere.yaml", "nowhere.yaml: no such config file"),
+        (b"_BASE_: c.yaml", "its _BASE_ leads back to itself"),
+        (b"_BASE_: 3", "c.yaml: "),
+    ],
+)
+def test_a_damaged_config_file(tmp_path, text, expected):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=expected):
+        config.load_config(path)
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="no such config file"):
+        config.load_config(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match="can't be read"):
+        config.load_config(tmp_path)
+
+
+def test_options():
+    cfg = config.load_recipe("demo")
+    options = "SEED 3 SOLVER.BASE_LR 1 MODEL.ROI_BOX_HEAD.FC_DIM 32 INPUT.MIN_SIZE_TRAIN (64,80)"
+    config.merge_options(cfg, options.split())
+    assert (cfg.SEED, cfg.SOLVER.BASE_LR, cfg.MODEL.ROI_BOX_HEAD.FC_DIM) == (3, 1.0, 32)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 80)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["SEED"], "SEED: KEY VALUE pairs are expected at the end, but this has no value"),
+        (["SEED", "1", "--lr", "3"], "--lr: flags must stand before the KEY VALUE pairs"),
+        (["SOLVER.BASELR", "1"], "no key SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
+        (["solver.base_lr", "1"], "no key solver.base_lr; "),
+        (["SOLVER", "1"], "no key SOLVER; "),
+        (["", "1"], "there is no key ; "),
+        (["SEED", "1.5"], "SEED 1.5: a value like"),
+        (["SEED", "many"], "SEED many: a value like"),
+        (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR fast: a value like"),
+        (["MODEL.MASK_ON", "perhaps"], "MODEL.MASK_ON perhaps: a value like"),
+        (["INPUT.MIN_SIZE_TRAIN", "(1,"], "INPUT.MIN_SIZE_TRAIN (1,: a value like"),
+    ],
+)
+def test_bad_options(options, expected):
+    with pytest.raises(InputError) as caught:
+        config.merge_options(config.load_recipe("demo"), options)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["SOLVER.OPTIMIZER", "adagrad"], "--optimizer adagrad: unknown; did you mean Adagrad?"),
+        (["SOLVER.OPTIMIZER", "LBFGS"], "there are SGD, Adam, AdamW, Adagrad"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], "did you mean WarmupCosineLR?"),
+        (["SOLVER.BASE_LR", "0"], "--lr (SOLVER.BASE_LR) 0.0: a positive"),
+        (["SOLVER.BASE_LR", "-0.1"], "--lr (SOLVER.BASE_LR) -0.1: a positive"),
+        (["SOLVER.BASE_LR", "nan"], "--lr (SOLVER.BASE_LR) nan: a positive"),
+        (["SOLVER.BASE_LR", "inf"], "--lr (SOLVER.BASE_LR) inf: a positive"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "--batch_size (SOLVER.IMS_PER_BATCH) 0: a positive"),
+        (["SOLVER.MAX_ITER", "-1"], "SOLVER.MAX_ITER -1: a positive"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD 0: a positive"),
+        (["SOLVER.EPOCHS", "-1"], "--epochs (SOLVER.EPOCHS) -1.0: a number that is not negative"),
+        (["SOLVER.WARMUP_ITERS", "-1"], "SOLVER.WARMUP_ITERS -1: a number that is not negative"),
+        (["SOLVER.WEIGHT_DECAY", "nan"], "SOLVER.WEIGHT_DECAY nan"),
+        (["TEST.EVAL_PERIOD", "-2"], "TEST.EVAL_PERIOD -2"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "--num_workers (DATALOADER.NUM_WORKERS) -1"),
+        (["DATA.VAL_FRACTION", "1"], "--val_fraction 1.0: a number from 0 to below 1"),
+        (["DATA.VAL_FRACTION", "-0.1"], "--val_fraction -0.1"),
+        (["DATA.VAL_FRACTION", "nan"], "--val_fraction nan"),
+        (["SOLVER.BASE_LR_END", "1"], "SOLVER.BASE_LR_END 1.0: no more than"),
+        (["SEED", "-2"], "--seed -2: a number from 0"),
+        (["SEED", str(2**32)], "--seed 4294967296: a number from 0"),
+        (["SOLVER.STEPS", "(5, 3)"], "SOLVER.STEPS (5, 3): rising"),
+        (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS ('a',): rising"),
+        (["SOLVER.STEP_FRACTIONS", "(0.5, 0.5)"], "SOLVER.STEP_FRACTIONS (0.5, 0.5): rising"),
+        (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: GeneralizedRCNN with masks on"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "RetinaNet with MODEL.MASK_ON True"),
+    ],
+)
+def test_values_out_of_range(options, expected):
+    cfg = config.load_recipe("demo")
+    config.merge_options(cfg, options)
+    with pytest.raises(InputError) as caught:
+        config.check_values(cfg)
+    assert expected in str(caught.value)
+
+
+def scheduled(n_images, *options):
+    cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
+    config.merge_options(cfg, options)
+    config.set_schedule(cfg, n_images)
+    return cfg
+
+
+def test_epochs_of_the_mission():
+    """209 images in batches of 14: 14.93 iterations an epoch, 225 of them."""
+    cfg = scheduled(209)
+    assert cfg.SOLVER.MAX_ITER == 3359  # 225 * 209 / 14 = 3358.9
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 75  # 74.6
+    assert cfg.TEST.EVAL_PERIOD == 75
+    assert cfg.SOLVER.STEPS == (2613, 3110)
+
+
+@given(st.integers(1, 3000), st.integers(1, 64), st.integers(1, 300))
+def test_no_image_is_left_out(n_images, batch, epochs):
+    if batch > n_images:
+        return
+    cfg = scheduled(n_images, "SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.EPOCHS", str(epochs))
+    assert epochs * n_images <= cfg.SOLVER.MAX_ITER * batch < epochs * n_images + batch
+
+
+def test_iterations_take_the_place_of_epochs():
+    options = "SOLVER.MAX_ITER 50 SOLVER.CHECKPOINT_PERIOD 7 TEST.EVAL_PERIOD 0 SOLVER.STEPS (9,)"
+    cfg = scheduled(100, *options.split())
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (50, 7, 0)
+    assert cfg.SOLVER.STEPS == (9,)
+    # The last one counts.
+    assert scheduled(140, *["SOLVER.MAX_ITER", "50", "SOLVER.EPOCHS", "1"]).SOLVER.MAX_ITER == 10
+    assert scheduled(140, *["SOLVER.EPOCHS", "1", "SOLVER.MAX_ITER", "50"]).SOLVER.MAX_ITER == 50
+
+
+def test_warmup_in_epochs():
+    assert scheduled(28, "SOLVER.WARMUP_EPOCHS", "3").SOLVER.WARMUP_ITERS == 6
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps"), [(1, ()), (2, ()), (3, (2,)), (4, (3,)), (10, (8, 9))]
+)
+def test_steps_of_a_short_run(iterations, steps):
+    assert scheduled(20, "SOLVER.MAX_ITER", str(iterations)).SOLVER.STEPS == steps
+
+
+def test_batch_larger_than_the_data():
+    assert scheduled(14).SOLVER.IMS_PER_BATCH == 14
+    with pytest.raises(InputError, match=r"--batch_size 14: larger than the training set.*13 im"):
+        scheduled(13)
+
+
+def test_what_a_library_says_of_a_config_is_one_line():
+    cfg = config.load_recipe("demo")
+    cfg.MODEL.BACKBONE.NAME = "nonsense"
+    refused = pytest.raises(InputError, match=r"c\.yaml: nothing can be built from it .*nonsense")
+    with refused as caught, config.building("c.yaml"):
+        build_model(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_one_line_already_stays_so():
+    with pytest.raises(InputError, match=r"^mine$"), config.building("x"):
+        raise InputError("mine")

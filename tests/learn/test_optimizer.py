@@ -1,0 +1,159 @@
+"""Optimizers and schedules mean what Detectron2 means by them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+
+from cellseg.learn import config
+from cellseg.learn.optimizer import build_optimizer
+
+KINDS = {
+    "SGD": torch.optim.SGD,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "Adagrad": torch.optim.Adagrad,
+}
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 1)
+        self.norm = torch.nn.BatchNorm2d(2)
+        self.frozen = torch.nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+
+
+def configured(*options):
+    cfg = config.default_config()
+    config.merge_options(cfg, ["MODEL.MASK_ON", "True", *options])
+    return cfg
+
+
+def decay_of(optimizer):
+    return {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kind_rate_and_decay(name):
+    net = Net()
+    optimizer = build_optimizer(
+        configured(
+            "SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", "0.25",
+            "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.WEIGHT_DECAY_NORM", "0.125",
+        ),
+        net,
+    )  # fmt: skip
+    assert type(optimizer) is KINDS[name]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+    assert decay_of(optimizer) == {
+        id(net.conv.weight): 0.5,
+        id(net.conv.bias): 0.5,
+        id(net.norm.weight): 0.125,
+        id(net.norm.bias): 0.125,
+    }
+
+
+def test_biases_have_values_of_their_own():
+    net = Net()
+    optimizer = build_optimizer(
+        configured("SOLVER.BIAS_LR_FACTOR", "2", "SOLVER.WEIGHT_DECAY_BIAS", "0.0"), net
+    )
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[id(net.conv.bias)] == pytest.approx(2 * rate[id(net.conv.weight)])
+    assert decay_of(optimizer)[id(net.conv.bias)] == 0
+
+
+def test_sgd_has_momentum():
+    cfg = configured("SOLVER.MOMENTUM", "0.7", "SOLVER.NESTEROV", "True")
+    (group,) = {(g["momentum"], g["nesterov"]) for g in build_optimizer(cfg, Net()).param_groups}
+    assert group == (0.7, True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradients_are_clipped(name):
+    """With SGD and no momentum, a step is the rate times the gradient, cut at the limit."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    options = ["SOLVER.OPTIMIZER", name, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
+    options += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "2"]
+    options += ["SOLVER.BASE_LR", "0.5", "SOLVER.MOMENTUM", "0", "SOLVER.WEIGHT_DECAY", "0"]
+    optimizer = build_optimizer(configured(*options), net)
+    assert isinstance(optimizer, KINDS[name])
+    before = net.weight.item()
+    net.weight.grad = torch.tensor([[100.0]])
+    optimizer.step()
+    assert net.weight.grad.item() == 2
+    if name == "SGD":
+        assert net.weight.item() == pytest.approx(before - 0.5 * 2)
+
+
+def test_norm_layers_of_a_whole_network(tiny):
+    cfg = config.load_config(tiny)
+    config.merge_options(cfg, ["MODEL.DEVICE", "cpu", "SOLVER.WEIGHT_DECAY_NORM", "0.5"])
+    model = build_model(cfg)
+    decay = decay_of(build_optimizer(cfg, model))
+    norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for p in module.parameters()
+    }
+    assert len(norms) > 50
+    assert {p for p, value in decay.items() if value == 0.5} == norms
+    assert set(decay) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def rates(n, *options):
+    cfg = configured("SOLVER.BASE_LR", "8", "SOLVER.MAX_ITER", str(n), *options)
+    config.set_schedule(cfg, 1000)
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    seen = []
+    for _ in range(n):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_cosine_by_hand():
+    options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "0"]
+    expected = [4 * (1 + math.cos(math.pi * n / 8)) for n in range(8)]
+    assert rates(8, *options) == pytest.approx(expected)
+
+
+def test_cosine_ends_at_its_end():
+    options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "2"]
+    expected = [2 + 3 * (1 + math.cos(math.pi * n / 1000)) for n in range(1000)]
+    assert rates(1000, *options, "SOLVER.WARMUP_ITERS", "0") == pytest.approx(expected)
+
+
+def test_warmup_by_hand():
+    """From a thousandth of the rate in a line to where the cosine is by then."""
+    options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "4"]
+    found = rates(8, *options)
+    start, end = 0.008, 4 * (1 + math.cos(math.pi * 4 / 8))
+    assert found[:4] == pytest.approx([start + (end - start) * n / 4 for n in range(4)])
+    assert found[4:] == pytest.approx([4 * (1 + math.cos(math.pi * n / 8)) for n in range(4, 8)])
+
+
+def test_steps_by_hand():
+    options = "SOLVER.LR_SCHEDULER_NAME WarmupMultiStepLR SOLVER.WARMUP_ITERS 0 SOLVER.GAMMA 0.5"
+    found = rates(10, *options.split(), "SOLVER.STEP_FRACTIONS", "(0.5, 0.8)")
+    assert found == pytest.approx([8] * 5 + [4] * 3 + [2] * 2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", config.SCHEDULERS)
+def test_runs_too_short_for_their_schedule(name, n):
+    options = ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEP_FRACTIONS", "(0.7778, 0.9259)"]
+    found = rates(n, *options)  # the warm-up of 1000 iterations is longer
+    assert len(found) == n
+    assert all(0 <= rate <= 8 for rate in found)
