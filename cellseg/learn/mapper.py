@@ -11,12 +11,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from cellseg.errors import InputError
 from cellseg.learn.samples import Sample
 from cellseg.read.tiff import read_image
-from cellseg.rle import xywh_to_xyxy
+from cellseg.rle import Runs, crop_mask, decode, xywh_to_xyxy
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -104,21 +103,22 @@ class CellMapper:
             "height": size[0],
             "width": size[1],
             "image": to_tensor(augmented.image, self.image_format),
-            "instances": self._instances(sample["annotations"], transforms, size),
+            "instances": self._instances(sample, transforms, size),
         }
 
-    @staticmethod
     def _instances(
-        annotations: Sequence[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
+        self, sample: Sample, transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
         masks, classes = [], []
+        annotations = sample["annotations"]
         if annotations:
             boxes = xywh_to_xyxy(np.array([a["bbox"] for a in annotations], np.float64))
             boxes = transforms.apply_box(boxes).clip(0, [size[1], size[0], size[1], size[0]])
+            runs = decode([a["segmentation"] for a in annotations])
+            window, after = _split_crop(transforms, sample)
             # Most cells are outside the crop; don't draw those.
             for index in np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1)):
-                mask = coco_mask.decode(annotations[index]["segmentation"])
-                mask = transforms.apply_segmentation(mask)
+                mask = after.apply_segmentation(_draw(runs, index, window))
                 if mask.any():
                     masks.append(torch.from_numpy(np.ascontiguousarray(mask)).bool())
                     classes.append(annotations[index]["class"])
@@ -132,3 +132,26 @@ class CellMapper:
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
         instances.gt_masks = bitmasks
         return instances
+
+
+def _split_crop(
+    transforms: T.TransformList, sample: Sample
+) -> tuple[tuple[int, int, int, int], T.TransformList]:
+    """Give the window (XYXY) that a leading crop leaves of the image, and what follows it."""
+    first, *rest = transforms.transforms
+    if isinstance(first, T.CropTransform):
+        return (first.x0, first.y0, first.x0 + first.w, first.y0 + first.h), T.TransformList(rest)
+    return (0, 0, sample["width"], sample["height"]), transforms
+
+
+def _draw(runs: Runs, index: int, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Draw one mask in a window of the image: `(H, W)` uint8, 0 or 1."""
+    left, top, right, bottom = window
+    canvas = np.zeros((bottom - top, right - left), np.uint8)
+    (x0, y0, x1, y1), mask = crop_mask(runs, index)
+    inner = slice(max(y0, top), min(y1, bottom)), slice(max(x0, left), min(x1, right))
+    if inner[0].start < inner[0].stop and inner[1].start < inner[1].stop:
+        canvas[
+            inner[0].start - top : inner[0].stop - top, inner[1].start - left : inner[1].stop - left
+        ] = mask[inner[0].start - y0 : inner[0].stop - y0, inner[1].start - x0 : inner[1].stop - x0]
+    return canvas
