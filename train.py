@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -129,6 +130,8 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     for key, value in flags.items():
         if value is not None:
             cfg.merge_from_list([key, value])
+    if args.num_workers is None:
+        cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if args.epochs is not None and not args.epochs > 0:
         raise InputError(f"--epochs {args.epochs}: a positive number is expected")
     # A resumed run, or one repeated from its config, keeps its data unless told otherwise.
