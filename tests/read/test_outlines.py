@@ -93,7 +93,9 @@ def test_no_cells():
     assert len(fill([], (3, 3))) == 0
 
 
-points = st.tuples(st.floats(-3, 12), st.floats(-3, 12))
+# In steps of 1/16 px: what a mouse can do, and where shapely's own arithmetic holds.
+sixteenths = st.integers(-48, 192).map(lambda n: n / 16)
+points = st.tuples(sixteenths, sixteenths)
 
 
 @settings(deadline=None)
