@@ -15,7 +15,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.hooks import Checkpoints, Progress, StopOnSignal, Validation
+from cellseg.learn.hooks import Checkpoints, Curves, Progress, StopOnSignal, Validation
 from cellseg.learn.mapper import CellMapper
 from cellseg.learn.optimizer import build_optimizer
 from cellseg.learn.samples import TrainingData, load_training_data
@@ -91,9 +91,11 @@ class Trainer(DefaultTrainer):
                     lambda: self.test(cfg, self.model), checkpointer, names, cfg.TEST.EVAL_PERIOD
                 )
             )
+        # Curves show the last value before each writing, so that no score may come between.
+        period = min(20, cfg.TEST.EVAL_PERIOD) if data.held_out and cfg.TEST.EVAL_PERIOD else 20
         built += [
             Checkpoints(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.PeriodicWriter(self.build_writers(), period=20),
+            Curves(self.build_writers, period),
             Progress(),
             # Last, so that a step that is cut short here is a whole one.
             StopOnSignal(checkpointer),

@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import EventWriter
 from tqdm import tqdm
 
 from cellseg.learn.checkpoint import RunCheckpointer
@@ -87,10 +89,22 @@ class Checkpoints(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
-            self.checkpointer().save_last()
+        # The final weights first: killed in between, the run is finished all the same.
         if done == self.trainer.max_iter:
             self.checkpointer().save_weights(FINAL, iteration=done)
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            self.checkpointer().save_last()
+
+
+class Curves(PeriodicWriter):
+    """Writes the curves; opens their files when the training begins, not before."""
+
+    def __init__(self, build: Callable[[], list[EventWriter]], period: int) -> None:
+        super().__init__([], period)
+        self.build = build
+
+    def before_train(self) -> None:
+        self._writers = self.build()
 
 
 class Progress(HookBase):

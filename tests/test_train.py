@@ -1,0 +1,597 @@
+"""train.py: every flag, the run folder, and each way in which a training can go wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from detectron2.modeling import GeneralizedRCNN
+
+import annotation
+import train
+import utils
+from cellseg import runs
+from cellseg.errors import InputError
+from cellseg.learn import config
+from trainer import Trainer
+
+MISSION = (
+    "--model mask_rcnn_R_50_DC5_3x --epochs 225 --batch_size 14 --lr 0.001 --optimizer Adagrad "
+    "--scheduler WarmupCosineLR"
+)
+
+
+@pytest.fixture
+def go(tiny, cells, tmp_path):
+    """Train the tiny network for a few iterations; gives the exit code and the runs' root."""
+
+    def run(*words, data=cells, root=tmp_path / "runs", model=("--config-file", tiny)):
+        argv = [*model, "--data", data, "--output_dir", root, "--device", "cpu", *words]
+        return train.main([str(word) for word in argv])
+
+    return run
+
+
+def only_run(root):
+    (run,) = root.glob("*/*")
+    return run
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def configured(*words):
+    return train.configure(train.parse(["--weights", "none", "--device", "cpu", *words]), None)
+
+
+# --- the command line
+
+
+def test_the_missions_command_word_for_word():
+    cfg = configured(*MISSION.split())
+    assert cfg.RECIPE == "mask_rcnn_R_50_DC5_3x"
+    assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (225, 14, 0.001)
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME) == ("Adagrad", "WarmupCosineLR")
+    # It says what the recipe says, so that no flags mean the same.
+    assert config.flatten(cfg) == config.flatten(configured())
+
+
+def test_short_flags_and_other_names():
+    long = train.parse(MISSION.split())
+    short = "-m mask_rcnn_R_50_DC5_3x -e 225 -b 14 -l 0.001 -o Adagrad -s WarmupCosineLR"
+    assert train.parse(short.split()) == long
+    assert train.parse(MISSION.replace("--lr", "--base_lr").split()) == long
+    path = ["--config-file", "x.yaml"]
+    assert train.parse(["--config_file", "x.yaml"]) == train.parse(path)
+
+
+def test_every_flag_reaches_the_config(tmp_path):
+    cfg = configured(
+        "-m", "demo", "-e", "2.5", "-b", "3", "-l", "0.5", "-o", "SGD", "-s", "WarmupMultiStepLR",
+        "--seed", "9", "--num_workers", "2", "--val_fraction", "0.25", "--groups", "g.json",
+        "--data", str(tmp_path), "SOLVER.MOMENTUM", "0.5",
+    )  # fmt: skip
+    solver = cfg.SOLVER
+    assert (solver.EPOCHS, solver.IMS_PER_BATCH, solver.BASE_LR) == (2.5, 3, 0.5)
+    assert (solver.OPTIMIZER, solver.LR_SCHEDULER_NAME) == ("SGD", "WarmupMultiStepLR")
+    assert (cfg.SEED, cfg.DATALOADER.NUM_WORKERS, solver.MOMENTUM) == (9, 2, 0.5)
+    assert (cfg.DATA.VAL_FRACTION, cfg.DATA.GROUPS) == (0.25, str(Path("g.json").absolute()))
+    assert cfg.DATA.ROOT == str(tmp_path)
+    assert cfg.DATA.ANNOTATIONS == str(tmp_path / "train__annot.json")
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert configured("--annotations", "a.json").DATA.ANNOTATIONS == str(Path("a.json").absolute())
+
+
+def test_defaults_do_not_depend_on_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configured().DATA.ROOT == str(utils.PROJECT / "nycu-hw3-data")
+    assert train.parse([]).output_dir == utils.PROJECT / "tensorboard"
+
+
+def test_options_come_after_flags_in_rank():
+    assert configured("--lr", "0.5", "SOLVER.BASE_LR", "0.25").SOLVER.BASE_LR == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model yolo", "--model yolo: no such recipe in configs/"),
+        ("--model mask_rcnn_R_50_DC5", "did you mean mask_rcnn_R_50_DC5_3x?"),
+        ("--model demo --config-file x.yaml", "--model and --config-file: give one of them"),
+        ("--config-file nowhere.yaml", "nowhere.yaml: no such config file"),
+        ("--resume --weights coco", "--resume and --weights: the run has its own"),
+        ("--resume --config-file x.yaml", "--resume and --config-file: the run has its own"),
+        ("--resume x --model demo", "--resume and --model: the run has its own"),
+        ("--optimizer adam", "--optimizer adam: unknown; did you mean Adam?"),
+        ("--scheduler Cosine", "--scheduler Cosine: unknown"),
+        ("--epochs 0", "--epochs 0.0: a positive number is expected"),
+        ("--epochs nan", "--epochs nan"),
+        ("--epochs inf", "--epochs (SOLVER.EPOCHS) inf"),
+        ("--epochs many", "invalid float value: 'many'"),
+        ("--batch_size 0", "--batch_size (SOLVER.IMS_PER_BATCH) 0"),
+        ("--batch_size 1.5", "invalid int value"),
+        ("--lr 0", "--lr (SOLVER.BASE_LR) 0.0: a positive number"),
+        ("--lr -1", "--lr (SOLVER.BASE_LR) -1.0: a positive number"),
+        ("--val_fraction 1", "--val_fraction 1.0: a number from 0 to below 1"),
+        ("--num_workers -1", "--num_workers"),
+        ("--seed -7", "--seed -7"),
+        ("--device abacus", "--device abacus: not to be had here"),
+        ("--what", "unrecognized arguments: --what|flags must stand before"),
+        ("SOLVER.BASELR 1", "there is no key SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
+        ("SOLVER.BASE_LR", "this has no value"),
+        ("SEED 1 --lr 2", "--lr: flags must stand before the KEY VALUE pairs"),
+        ("--weights nowhere.pth", "--weights nowhere.pth: no such file"),
+        ("--model demo --weights imagenet", "there are none for demo; train it with --weights"),
+        ("--model demo --weights coco", "Detectron2's zoo has none for demo"),
+        ("--config-file {tiny} -b 6", "--batch_size 6: larger than the training set, which has 5"),
+        ("--config-file {tiny} --val_fraction 0.4 -b 4", "which has 3 images after the split"),
+        ("--config-file {tiny} --groups nowhere.json", "--groups"),
+        ("--config-file {tiny} --annotations nowhere.json", "nowhere.json: no such file"),
+        ("--config-file {tiny} --output_dir {tiny}", "choose another --output_dir"),
+        ("--config-file {tiny} MODEL.BACKBONE.NAME x", "nothing can be built from it"),
+        ("--config-file {tiny} MODEL.RESNETS.DEPTH 51", "nothing can be built from it"),
+        ("--config-file {tiny} SOLVER.WARMUP_METHOD x", "nothing can be built from it"),
+        ("--config-file {tiny} INPUT.BRIGHTNESS (1,)", "nothing can be built from it"),
+        ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
+        ("--config-file {tiny} --resume", "--resume and --config-file"),
+        ("--resume", "no unfinished run in it to resume"),
+        ("--resume nowhere", "nowhere: not a run"),
+    ],
+)
+def test_what_can_not_be_done_is_one_line(tiny, cells, tmp_path, words, expected):
+    argv = ["--data", cells, "--output_dir", tmp_path / "runs", *words.format(tiny=tiny).split()]
+    if "--groups" in words:
+        argv += ["--val_fraction", "0.5"]
+    if "--device" not in words:
+        argv = ["--device", "cpu", *argv]
+    with pytest.raises(InputError) as caught:
+        train.main([str(word) for word in argv])
+    message = str(caught.value)
+    assert any(part in message for part in expected.split("|")), message
+    assert "\n" not in message
+    assert not list(tmp_path.glob("runs/*/*")), "a run folder was left behind"
+
+
+# --- the run folder
+
+
+def test_the_run_folder(run, cells):
+    there = {path.name for path in run.iterdir()}
+    assert {runs.CONFIG, runs.RECORD, runs.LAST, runs.FINAL, runs.BEST, "log.txt"} <= there
+    assert not [name for name in there if name.startswith(".")]
+    cfg = config.load_config(run / runs.CONFIG)
+    assert cfg.OUTPUT_DIR == str(run)
+    assert cfg.DATA.ROOT == str(cells)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    record = runs.read_record(run)
+    assert len(record["train"]) == 3
+    assert len(record["held_out"]) == 2
+    names = {path.name for path in (cells / "train").iterdir()}
+    assert {*record["train"], *record["held_out"]} == names
+    assert "--val_fraction" in record["command"]
+    assert record["annotations"]["sha256"] == runs.file_hash(cells / "train__annot.json")
+    assert [category["id"] for category in record["categories"]] == [1, 2, 3, 4]
+    last, final, best = (load(run / name) for name in (runs.LAST, runs.FINAL, runs.BEST))
+    assert last["trainer"]["iteration"] == 3  # counted from 0
+    assert final["iteration"] == 4
+    assert best["iteration"] in (2, 4)
+    assert 0 <= best["AP50"] <= 100
+    for name, value in final["model"].items():
+        assert torch.equal(value, last["model"][name])
+
+
+def test_the_curves(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"total_loss", "lr", "validation/AP50", "validation/AP"} <= set(tags)
+    assert [event.step for event in events.Scalars("validation/AP50")] == [1, 3]
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    assert math.isfinite(lines[-1]["total_loss"])
+
+
+def test_the_same_seed_gives_the_same_weights(go, tmp_path):
+    weights = []
+    for n, seed in enumerate((5, 5, 6)):
+        assert go("--seed", seed, "SOLVER.MAX_ITER", 1, root=tmp_path / str(n)) == 0
+        weights.append(load(only_run(tmp_path / str(n)) / runs.FINAL)["model"])
+    first, second, other = weights
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_run_can_be_repeated_from_its_config(run, tmp_path):
+    again = train.main(
+        ["--config-file", str(run / runs.CONFIG), "--output_dir", str(tmp_path), "--device", "cpu"]
+    )
+    assert again == 0
+    (repeated,) = tmp_path.glob("tiny/*")
+    first, second = (load(path / runs.FINAL)["model"] for path in (run, repeated))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", config.OPTIMIZERS)
+@pytest.mark.parametrize("scheduler", config.SCHEDULERS)
+def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler):
+    assert go("-o", optimizer, "-s", scheduler, "SOLVER.MAX_ITER", 2, "SEED", -1) == 0
+    last = load(only_run(tmp_path / "runs") / runs.LAST)
+    assert last["trainer"]["iteration"] == 1
+
+
+def test_loading_processes(go):
+    assert go("--num_workers", 1, "SOLVER.MAX_ITER", 2) == 0
+
+
+def test_no_validation_without_held_out_images(go, tmp_path, capsys):
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    run = only_run(tmp_path / "runs")
+    assert (run / runs.FINAL).is_file()
+    assert not (run / runs.BEST).exists()
+    out = capsys.readouterr().out
+    assert "training tiny on cpu: 5 images, 4 classes; 1 iterations of 2 images" in out
+    assert "the warm-up of 1 iterations is longer than the run" in out
+    assert f"python inference.py --checkpoint {run}" in out
+
+
+def test_groups_are_not_split(go, cells, tmp_path):
+    names = sorted(path.name for path in (cells / "train").iterdir())
+    groups = tmp_path / "groups.csv"
+    with groups.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("image", "group"), *((name, n // 2) for n, name in enumerate(names))]
+        )
+    assert go("--val_fraction", 0.5, "--groups", groups, "SOLVER.MAX_ITER", 1) == 0
+    held = runs.read_record(only_run(tmp_path / "runs"))["held_out"]
+    assert held
+    for n in range(0, 5, 2):
+        assert len({name in held for name in names[n : n + 2]}) == 1
+
+
+# --- stopping and going on
+
+
+def at_iteration(monkeypatch, number, act):
+    """Do something in the middle of a training, after so many iterations."""
+    step = Trainer.run_step
+
+    def run_step(self):
+        step(self)
+        if self.iter + 1 == number:
+            act(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+
+
+def rates_of(monkeypatch):
+    seen = []
+    step = Trainer.run_step
+
+    def run_step(self):
+        seen.append((self.iter, self.optimizer.param_groups[0]["lr"]))
+        step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    return seen
+
+
+SIX = ["--val_fraction", 0.4, "SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 2]
+SIX += ["SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys, number):
+    whole = rates_of(monkeypatch)
+    assert go(*SIX, root=tmp_path / "whole") == 0
+    monkeypatch.undo()
+
+    parts = rates_of(monkeypatch)
+    with monkeypatch.context() as patched:
+        at_iteration(patched, 3, lambda _trainer: os.kill(os.getpid(), number))
+        assert go(*SIX) == 130
+    run = only_run(tmp_path / "runs")
+    output = capsys.readouterr()
+    assert f"stopped after iteration 3 of 6; go on with: python train.py --resume {run}" in (
+        output.out
+    )
+    assert "stopping after this iteration" in output.err
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert not (run / runs.FINAL).exists()
+    assert load(run / runs.LAST)["trainer"]["iteration"] == 2
+    best = load(run / runs.BEST)
+
+    # A best score that nothing reaches any more shows that it is known again.
+    torch.save({**best, "AP50": 99.5}, run / runs.BEST)
+    assert train.main(["--resume", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]) == 0
+    assert load(run / runs.BEST)["AP50"] == 99.5
+    assert parts == whole
+    assert [n for n, _ in parts] == list(range(6))
+
+    there, here = (load(path / runs.LAST) for path in (only_run(tmp_path / "whole"), run))
+    assert here["trainer"]["iteration"] == there["trainer"]["iteration"] == 5
+    assert here["trainer"]["hooks"] == there["trainer"]["hooks"]  # the schedule
+    states = [one["trainer"]["_trainer"]["optimizer"] for one in (here, there)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    steps = [{float(s["step"]) for s in state["state"].values()} for state in states]
+    assert steps == [{6.0}, {6.0}]
+
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
+    assert "nothing left to do: 6 iterations are done" in capsys.readouterr().out
+
+
+def test_a_second_signal_stops_at_once(go, tmp_path, monkeypatch):
+    def twice(_trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_iteration(monkeypatch, 3, twice)
+    with pytest.raises(KeyboardInterrupt):
+        go("SOLVER.CHECKPOINT_PERIOD", 2)
+    assert load(only_run(tmp_path / "runs") / runs.LAST)["trainer"]["iteration"] == 1
+
+
+def test_a_finished_run_can_be_made_longer(run, tmp_path):
+    copy = tmp_path / "tiny" / "copy"
+    shutil.copytree(run, copy)
+    assert train.main(["--resume", str(copy), "--device", "cpu", "SOLVER.MAX_ITER", "5"]) == 0
+    assert load(copy / runs.FINAL)["iteration"] == 5
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(run, tmp_path):
+    copy = tmp_path / "tiny" / "copy"
+    copy.mkdir(parents=True)
+    for name in (runs.CONFIG, runs.RECORD):
+        shutil.copy(run / name, copy)
+    root = ["--output_dir", str(tmp_path)]
+    assert train.main(["--resume", *root, "--device", "cpu", "--model", "tiny"]) == 0
+    assert load(copy / runs.FINAL)["iteration"] == 4
+
+
+@pytest.fixture
+def stopped(run, tmp_path):
+    """A copy of the run as if it had been stopped after 3 iterations."""
+    copy = tmp_path / "tiny" / "copy"
+    shutil.copytree(run, copy)
+    (copy / runs.FINAL).unlink()
+    state = load(copy / runs.LAST)
+    state["trainer"]["iteration"] = 2
+    torch.save(state, copy / runs.LAST)
+    return copy
+
+
+def refused(*words):
+    with pytest.raises(InputError) as caught:
+        train.main([str(word) for word in words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["--val_fraction", 0.2], ["--seed", 1], ["--val_fraction", 0]])
+def test_held_out_images_stay_held_out(stopped, words):
+    assert "held out other images when it began" in refused(
+        "--resume", stopped, "--device", "cpu", *words
+    )
+
+
+def test_the_data_must_be_the_same(stopped, cells, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text((cells / "train__annot.json").read_text() + "\n")
+    message = refused("--resume", stopped, "--device", "cpu", "--annotations", other)
+    assert message.startswith(f"{other}: not the annotations that")
+
+
+@pytest.mark.parametrize("name", [runs.LAST, runs.BEST, runs.CONFIG, runs.RECORD])
+def test_damaged_files_of_a_run(stopped, name):
+    path = stopped / name
+    path.write_bytes(path.read_bytes()[:1000] + b"\n}")
+    assert str(path) in refused("--resume", stopped, "--device", "cpu")
+
+
+def test_a_checkpoint_of_another_network(stopped):
+    message = refused("--resume", stopped, "--device", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", 16)
+    assert "can't be loaded as weights" in message
+    assert "another shape" in message
+    assert (stopped / runs.LAST).is_file()
+
+
+def test_weights_alone_are_no_checkpoint(stopped, run):
+    shutil.copy(run / runs.FINAL, stopped / runs.LAST)
+    assert "weights alone, without trainer" in refused("--resume", stopped, "--device", "cpu")
+
+
+# --- divergence
+
+
+def poison(monkeypatch, name, call):
+    """Make a loss NaN at the n-th step."""
+    forward = GeneralizedRCNN.forward
+    calls = []
+
+    def poisoned(self, inputs):
+        losses = forward(self, inputs)
+        if self.training:
+            calls.append(1)
+            if len(calls) == call:
+                losses[name] = losses[name] * math.nan
+        return losses
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", poisoned)
+
+
+def test_a_loss_that_is_not_a_number(go, tmp_path, monkeypatch):
+    poison(monkeypatch, "loss_mask", 3)
+    with pytest.raises(InputError) as caught:
+        go("SOLVER.CHECKPOINT_PERIOD", 1)
+    run = only_run(tmp_path / "runs")
+    message = str(caught.value)
+    assert "training diverged at iteration 3: loss_mask is nan; " in message
+    assert f"the last good checkpoint is {run / runs.LAST}; lower --lr (now 0.001)" in message
+    last = load(run / runs.LAST)
+    assert last["trainer"]["iteration"] == 1
+    assert all(torch.isfinite(value).all() for value in last["model"].values())
+    assert not (run / runs.FINAL).exists()
+    monkeypatch.undo()
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
+
+
+def test_divergence_before_any_checkpoint(go, monkeypatch):
+    poison(monkeypatch, "loss_rpn_cls", 1)
+    with pytest.raises(InputError, match=r"iteration 1: loss_rpn_cls is nan; no checkpoint had"):
+        go()
+
+
+def test_a_rate_far_too_high(go):
+    with pytest.raises(InputError, match="training diverged at iteration"):
+        go("-o", "SGD", "--lr", "1e30", "SOLVER.WARMUP_ITERS", 0)
+
+
+@pytest.mark.parametrize("iterations", [2, 3])
+def test_weights_that_are_not_finite_are_never_saved(go, tmp_path, monkeypatch, iterations):
+    def ruin(trainer):
+        with torch.no_grad():
+            trainer.model.backbone.stem.conv1.weight[0] = math.inf
+
+    at_iteration(monkeypatch, 2, ruin)
+    options = ["SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", iterations]
+    with pytest.raises(InputError, match=r"iteration 2: the weights backbone\.stem\.conv1\.weight"):
+        go("--val_fraction", 0.4, *options)
+    run = only_run(tmp_path / "runs")
+    for name in (runs.LAST, runs.BEST):
+        state = load(run / name)["model"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+    assert not (run / runs.FINAL).exists()
+
+
+def test_a_gpu_without_memory(go, monkeypatch):
+    def forward(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", forward)
+    with pytest.raises(InputError, match="too small for 2 images a step; lower --batch_size"):
+        go()
+
+
+def test_full_disk(go, tmp_path):
+    """No file may be longer than 100 kB: the checkpoint breaks off in the middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(
+            InputError, match=r"last\.pth: the checkpoint can't be written, \d+ MiB"
+        ):
+            go("SOLVER.CHECKPOINT_PERIOD", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    run = only_run(tmp_path / "runs")
+    assert not [path for path in run.iterdir() if "pth" in path.name]
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
+
+
+# --- bad data
+
+
+def coco_of(folder):
+    return json.loads((folder / "train__annot.json").read_text())
+
+
+@pytest.fixture
+def own(cells, tmp_path):
+    """A copy of the data that the test may damage."""
+    return Path(shutil.copytree(cells, tmp_path / "own"))
+
+
+def refusal(go, data, *words):
+    with pytest.raises(InputError) as caught:
+        go(*words, data=data)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_annotations(go, own):
+    (own / "train__annot.json").unlink()
+    message = refusal(go, own)
+    assert "train__annot.json: no such file" in message
+    assert "annotation.py" in message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": []}', "hello"])
+def test_annotations_that_are_not_coco(go, own, text):
+    (own / "train__annot.json").write_text(text)
+    assert "train__annot.json: not " in refusal(go, own)
+
+
+@pytest.mark.parametrize("name", ["class1.tif", "CLASS4.TIF", "cells.geojson", "cells.xml"])
+def test_annotations_older_than_the_masks(go, own, name):
+    mask = next((own / "train").iterdir()) / name
+    mask.touch()
+    made = (own / "train__annot.json").stat().st_mtime
+    os.utime(mask, (made + 10, made + 10))
+    message = refusal(go, own)
+    assert f"train__annot.json: older than {mask}" in message
+    assert "run python annotation.py again" in message
+    os.utime(mask, (made - 10, made - 10))
+    assert go("SOLVER.MAX_ITER", 1, data=own) == 0
+
+
+def test_images_that_moved(go, own):
+    folder = sorted((own / "train").iterdir())[2]
+    folder.rename(own / "elsewhere")
+    message = refusal(go, own)
+    assert f"{folder / 'image.tif'}: no such file, but" in message
+    assert "--data" in message
+
+
+def test_images_of_another_size(go, own):
+    image = sorted((own / "train").iterdir())[1] / "image.tif"
+    tifffile.imwrite(image, np.zeros((9, 8, 3), np.uint8))
+    assert f"{image}: 9 x 8 pixels (height x width), but" in refusal(go, own)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image(go, own, workers):
+    """Its header is whole, so that it shows only when its pixels are read."""
+    for image in own.glob("train/*/image.tif"):
+        content = bytearray(image.read_bytes())
+        with tifffile.TiffFile(image) as tiff:
+            page = tiff.pages[0]
+            begin, length = page.dataoffsets[0], page.databytecounts[0]
+        content[begin : begin + length] = b"\xff" * length
+        image.write_bytes(content)
+    message = refusal(go, own, "--num_workers", workers)
+    assert message.startswith(str(own / "train"))
+    assert "damaged" in message
+
+
+def test_no_cell_at_all(go, make_cells, tmp_path):
+    data = make_cells(tmp_path / "empty", n_train=2, n_test=1, n_empty=2)
+    assert "no cell in it, so there is nothing to learn" in refusal(go, data)
+
+
+def test_images_without_cells_are_trained_on(go, make_cells, tmp_path):
+    data = make_cells(tmp_path / "half", n_train=2, n_test=1, n_empty=1)
+    assert go("SOLVER.MAX_ITER", 2, data=data) == 0
+    options = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True", "SOLVER.MAX_ITER", 1]
+    assert go(*options, data=data) == 0
+
+
+def test_classes_come_from_the_annotations(go, own, tmp_path):
+    assert annotation.main(["--data", str(own), "--class_names", *"abcdefg"]) == 0
+    assert go("SOLVER.MAX_ITER", 1, data=own) == 0
+    run = only_run(tmp_path / "runs")
+    assert config.load_config(run / runs.CONFIG).MODEL.ROI_HEADS.NUM_CLASSES == 7
+    assert load(run / runs.FINAL)["model"]["roi_heads.box_predictor.cls_score.bias"].shape == (8,)
