@@ -163,11 +163,11 @@ class RunCheckpointer(DetectionCheckpointer):
             raise ValueError(f"weights alone, without {', '.join(lacking)}")
         result = super()._load_model(checkpoint)
         # Where the shape is another, the name counts as missing too.
-        missing, total = result.missing_keys, len(self.model.state_dict())
-        if missing and (self._whole or len(missing) == total):
+        missing, learnt = result.missing_keys, dict(self.model.named_parameters())
+        if missing and (self._whole or learnt.keys() <= set(missing)):
             raise ValueError(
-                f"{len(missing)} of the network's {total} weights are missing or have another "
-                f"shape, {missing[0]} first"
+                f"{len(missing)} of the network's {len(self.model.state_dict())} weights are "
+                f"missing or have another shape, {missing[0]} first"
             )
         return result
 

@@ -1,0 +1,192 @@
+"""Checkpoints: whole or absent, loaded only where they fit, and never run as code."""
+
+from __future__ import annotations
+
+import collections
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from cellseg import runs
+from cellseg.errors import InputError
+from cellseg.learn.checkpoint import RunCheckpointer
+
+
+class Counter:
+    """Something that is saved beside the weights."""
+
+    def __init__(self, count=0):
+        self.count = count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def net(value=0.0, width=3):
+    model = torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.BatchNorm1d(width))
+    with torch.no_grad():
+        model[0].weight.fill_(value)
+    return model
+
+
+def test_round_trip(tmp_path):
+    RunCheckpointer(net(3.0), str(tmp_path), counter=Counter(7)).save_last()
+    assert [path.name for path in tmp_path.iterdir()] == [runs.LAST]
+    model, counter = net(), Counter()
+    checkpointer = RunCheckpointer(model, str(tmp_path), counter=counter)
+    assert checkpointer.has_checkpoint()
+    checkpointer.resume_or_load("", resume=True)
+    assert counter.count == 7
+    assert (model[0].weight == 3).all()
+
+
+def test_without_a_checkpoint(tmp_path):
+    checkpointer = RunCheckpointer(net(), str(tmp_path))
+    assert not checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True) == {}
+
+
+def test_weights_and_best_score(tmp_path):
+    checkpointer = RunCheckpointer(net(), str(tmp_path))
+    assert checkpointer.best_score() == -math.inf
+    checkpointer.save_weights(runs.BEST, AP50=12.5, iteration=3)
+    assert checkpointer.best_score() == 12.5
+    for damaged in (b"", b"hello", (tmp_path / runs.BEST).read_bytes()[:500]):
+        (tmp_path / runs.BEST).write_bytes(damaged)
+        with pytest.raises(InputError, match=r"model_best\.pth: damaged"):
+            checkpointer.best_score()
+    torch.save([1], tmp_path / runs.BEST)
+    with pytest.raises(InputError, match=r"model_best\.pth: damaged"):
+        checkpointer.best_score()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["0.weight", "1.running_var"])
+def test_weights_that_are_not_finite_leave_the_former_file(tmp_path, bad, place):
+    model = net(1.0)
+    checkpointer = RunCheckpointer(model, str(tmp_path))
+    checkpointer.save_last()
+    former = (tmp_path / runs.LAST).read_bytes()
+    model.state_dict()[place].view(-1)[-1] = bad
+    for save in (checkpointer.save_last, lambda: checkpointer.save_weights(runs.FINAL)):
+        with pytest.raises(FloatingPointError, match=place):
+            save()
+    assert (tmp_path / runs.LAST).read_bytes() == former
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def write(path, value):
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(value, protocol=2))
+    else:
+        torch.save(value, path)
+    return str(path)
+
+
+def test_what_fits_is_taken_to_begin_with(tmp_path):
+    state = net(5.0).state_dict()
+    del state["1.weight"]
+    state["0.bias"] = torch.zeros(17)
+    state["other"] = torch.zeros(1)
+    path = write(tmp_path / "a.pth", state)
+    model = net()
+    RunCheckpointer(model).load(path, checkpointables=[])
+    assert (model[0].weight == 5).all()
+    # A run's own checkpoint must fit as a whole.
+    with pytest.raises(InputError, match="2 of the network's 7 weights are missing or have"):
+        RunCheckpointer(net()).load(path)
+
+
+def test_weights_that_fit_nowhere(tmp_path):
+    path = write(tmp_path / "a.pth", {"model": {"x": torch.zeros(2)}})
+    with pytest.raises(InputError, match="of the network's 7 weights are missing"):
+        RunCheckpointer(net()).load(path, checkpointables=[])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"PK\x03\x04",
+        b"\x80\x02.",
+        [1],
+        3,
+        {"model": 3},
+        {"model": {"0.weight": "x"}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_damaged_weights(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write(path, content)
+    for wanted in ([], None):
+        with pytest.raises(InputError) as caught:
+            RunCheckpointer(net()).load(str(path), wanted)
+        assert str(caught.value).startswith(f"{path}: can't be loaded as weights (")
+
+
+def test_cut_off_weights(tmp_path):
+    path = tmp_path / "a.pth"
+    write(path, net().state_dict())
+    whole = path.read_bytes()
+    for part in (0.1, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(InputError, match="can't be loaded as weights"):
+            RunCheckpointer(net()).load(str(path), [])
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("code in a weights file was run",))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_nothing_in_a_file_is_run(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(pickle.dumps({"model": Bomb(), "__author__": "me"}, protocol=2))
+    with pytest.raises(InputError, match="can't be loaded as weights"):
+        RunCheckpointer(net()).load(str(path), [])
+    torch.save({"model": Bomb()}, tmp_path / "b.pth")
+    with pytest.raises(InputError, match="can't be loaded as weights"):
+        RunCheckpointer(net()).load(str(tmp_path / "b.pth"), [])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_the_zoo(tmp_path, protocol):
+    """The zoo's own form, and Caffe2's, where names are matched by their ends."""
+    path = tmp_path / "a.pkl"
+    state = collections.OrderedDict((k, v.numpy()) for k, v in net(2.0).state_dict().items())
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2"}, protocol))
+    model = net()
+    RunCheckpointer(model).load(str(path), [])
+    assert (model[0].weight == 2).all()
+
+
+def test_caffe2_names_of_a_backbone(tmp_path):
+    model = torch.nn.ModuleDict(
+        {"backbone": torch.nn.ModuleDict({"stem": torch.nn.ModuleDict({"conv1": conv()})})}
+    )
+    blobs = {
+        "conv1_w": np.full((8, 3, 7, 7), 0.5, np.float32),
+        "conv1_w_momentum": np.zeros((8, 3, 7, 7), np.float32),
+        "fc1000_w": np.zeros((4, 4), np.float32),
+    }
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    RunCheckpointer(model).load(str(path), [])
+    assert (model["backbone"]["stem"]["conv1"].weight == 0.5).all()
+
+
+def conv():
+    return torch.nn.Conv2d(3, 8, 7, bias=False)
