@@ -21,11 +21,14 @@ from cellseg.read.annotate import (
     read_coco_images,
 )
 from cellseg.read.coco import build_coco
-from cellseg.read.layout import TEST_LIST, list_train_folders, read_test_list, train_image
-from cellseg.read.outlines import CLASS_NAMES
-from utils import DATA, run_command, shown
-
-OUTPUT = "train__annot.json"
+from cellseg.read.layout import (
+    CLASS_NAMES,
+    TEST_LIST,
+    list_train_folders,
+    read_test_list,
+    train_image,
+)
+from utils import ANNOTATIONS, DATA, CommandParser, run_command, shown
 
 DESCRIPTION = """\
 Read every training image and its label maps, check them, and write them as one COCO
@@ -41,21 +44,16 @@ With --coco, images and cells are those of a COCO file of any program.
 """
 
 EXAMPLES = """\
-examples:
-  python annotation.py
-  python annotation.py --data ~/tissue --output annotations.json --skip-bad
-  python annotation.py --data ~/lymph --class_names lymphocyte other
-  python annotation.py --data ~/tissue --coco ~/tissue/export.json
+python annotation.py
+python annotation.py --data ~/tissue --output annotations.json --skip-bad
+python annotation.py --data ~/lymph --class_names lymphocyte other
+python annotation.py --data ~/tissue --coco ~/tissue/export.json
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> CommandParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--data",
         type=Path,
@@ -67,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the annotation file to write (default: {OUTPUT} in the data folder)",
+        help=f"the annotation file to write (default: {ANNOTATIONS} in the data folder)",
     )
     parser.add_argument(
         "--class_names",
@@ -222,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{args.coco or args.data}: none of its {len(bad_images)} training images can be used; "
             f"the first: {bad_images[0]}"
         )
-    output = args.output or args.data / OUTPUT
+    output = args.output or args.data / ANNOTATIONS
     write_json(output, build_coco(images, names))
 
     print(summary(images, names))

@@ -22,7 +22,7 @@ from cellseg.score.tables import (
     per_image,
 )
 from cellseg.score.truth import read_truth
-from utils import DATA, RUNS, run_command, shown
+from utils import DATA, RUNS, CommandParser, run_command, shown
 
 DESCRIPTION = """\
 Score results against annotations, or compare two results.
@@ -42,21 +42,16 @@ cells has no score: "–". Intervals are a bootstrap over images, so they need t
 """
 
 EXAMPLES = """\
-examples:
-  python evaluate.py
-      the newest run against test_masks in the data folder
-  python evaluate.py submission.zip --truth annotations.json --json scores.json
-  python evaluate.py --compare tensorboard/model/run1 tensorboard/model/run2
+python evaluate.py
+    the newest run against test_masks in the data folder
+python evaluate.py submission.zip --truth annotations.json --json scores.json
+python evaluate.py --compare tensorboard/model/run1 tensorboard/model/run2
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> CommandParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "results",
         nargs="?",

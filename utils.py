@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +24,13 @@ ANNOTATIONS = "train__annot.json"  # in the data folder
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other error of the project.
 
-    `description` says what the command does, `example` shows it at work.
+    `description` says what the command does, the lines of `examples` show it at work.
     """
 
-    def __init__(self, description: str, example: str) -> None:
+    def __init__(self, description: str, examples: str) -> None:
         super().__init__(
             description=description,
-            epilog=f"Example:\n  {example}",
+            epilog="examples:\n" + textwrap.indent(examples, "  "),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -78,7 +78,7 @@ def _cuda() -> Finding:
                     f"CUDA: {capability.name} is there, but Detectron2 was built without CUDA",
                     False,
                     "some of its layers can't use the GPU: with nvcc of CUDA "
-                    f"{torch.version.cuda} on the PATH, rm .venv/.ready and FORCE_CUDA=1 make setup",
+                    f"{torch.version.cuda} on the PATH: make distclean, FORCE_CUDA=1 make setup",
                     needed=False,
                 )
             return Finding(

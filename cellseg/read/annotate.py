@@ -16,8 +16,8 @@ from cellseg.read.coco import class_names as names_of
 from cellseg.read.coco import contiguous_classes, load_coco
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
-from cellseg.read.layout import TRAIN, TrainImage
-from cellseg.read.outlines import CLASS_NAMES, cells_of_outlines
+from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
+from cellseg.read.outlines import cells_of_outlines
 from cellseg.read.tiff import read_image, read_labels
 from cellseg.rle import RLE, Runs, areas, decode, runs_of_labels
 

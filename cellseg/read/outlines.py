@@ -12,10 +12,8 @@ import skimage.draw
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.read.layout import CLASS_NAMES
 from cellseg.rle import Runs, areas, join_runs
-
-CLASS_NAMES = ("class1", "class2", "class3", "class4")
-"""The homework's classes."""
 
 MONUSAC = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
 """What MoNuSAC, whose images these are, calls them (Verma et al. 2021,
