@@ -1,0 +1,301 @@
+"""Scores, sizes and training curves as SVG drawings that go into a page."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cellseg.look.overlay import class_colour
+from cellseg.score.ap import RECALLS
+from cellseg.score.summary import ANY, MEAN, Difference, Scores
+
+# Drawn in this colour, then given to the page's own text colour: light or dark.
+_INK = "#010203"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a class may be called $x$
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+_SIZE = (5.2, 3.4)
+# Lines that can be told apart without their colours.
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+
+
+@contextmanager
+def _drawing(name: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Any, list[str]]]:
+    """Give the axes to draw on, and a list that gets the SVG."""
+    result: list[str] = []
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # Letters that the font lacks are the browser's business: it has others.
+        warnings.simplefilter("ignore", UserWarning)
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure.add_subplot(), result
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    result.append(_for_a_page(file.getvalue()))
+
+
+def _for_a_page(svg: str) -> str:
+    """Take off what is for a file of its own, and let the page choose the ink."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+    return re.sub(r"\s*\n\s*", "\n", svg.replace(_INK, "currentColor"))
+
+
+def _colour(index: int) -> tuple[float, float, float]:
+    red, green, blue = class_colour(index)
+    if (red, green, blue) == (240, 228, 66):  # a yellow line is lost on white paper
+        red, green, blue = 190, 160, 0
+    return red / 255, green / 255, blue / 255
+
+
+def _legend(axes: Any, **keywords: Any) -> None:
+    """Name the lines; a name that begins with _ would be left out otherwise."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, **keywords)
+
+
+def _named(name: str) -> str:
+    return "\u200b" + name if name.startswith("_") else name
+
+
+def training_curves(path: Path) -> list[tuple[str, str]]:
+    """Draw what a training's `metrics.json` tells: losses, AP50 of held-out images, rate.
+
+    Parameters
+    ----------
+    path
+        A file with a JSON object a line. It may be missing, or end within a line.
+
+    Returns
+    -------
+    `(title, SVG)` each; none if there is nothing to draw.
+    """
+    series = _read_series(path)
+    losses = {n: s for n, s in series.items() if n == "total_loss" or n.startswith("loss_")}
+    held_out = {
+        n.removeprefix("validation/"): s for n, s in series.items() if n.startswith("validation/")
+    }
+    rate = {n: s for n, s in series.items() if n == "lr"}
+    drawings = []
+    for title, ylabel, lines in (
+        ("Training loss", "loss", losses),
+        ("Held-out images during training", "AP (%)", held_out),
+        ("Learning rate", "learning rate", rate),
+    ):
+        if not lines:
+            continue
+        with _drawing(title) as (axes, svg):
+            for n, (name, points) in enumerate(sorted(lines.items(), key=lambda x: -x[1][-1][1])):
+                marker = "o" if len(points) < 25 else None
+                x, y = zip(*points, strict=True)
+                dashes = _DASHES[n // 7 % 4 if n else 0]
+                axes.plot(
+                    x, y, color=_colour(n), ls=dashes, marker=marker, ms=3, label=_named(name)
+                )
+            axes.set(xlabel="iteration", ylabel=ylabel)
+            if len(lines) > 1:
+                _legend(axes, ncols=2)
+        drawings.append((title, svg[0]))
+    return drawings
+
+
+def _read_series(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Read the numbers by name; of an iteration that was run twice the later one."""
+    series: dict[str, dict[float, float]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a training that was killed
+        if not isinstance(entry, dict) or not _is_number(entry.get("iteration")):
+            continue
+        for name, value in entry.items():
+            if name != "iteration" and _is_number(value):
+                series.setdefault(name, {})[entry["iteration"]] = value
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
+    """Draw precision by recall at IoU 0.5 of each class, all detections; runs by dashes."""
+    with _drawing("precision-recall") as (axes, svg):
+        for r, one in enumerate(scores):
+            for k, curve in enumerate(one.precisions[None][:, 0]):
+                if np.isnan(curve).any():
+                    continue
+                label = f"{one.classes[k]}, AP50 {one.metrics['AP50@all'][k]:.3f}"
+                if len(scores) > 1:
+                    label = f"{names[r]}: {label}"
+                dashes = _DASHES[r if len(scores) > 1 else k % 4]
+                axes.plot(RECALLS, curve, color=_colour(k), ls=dashes, label=_named(label))
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        _legend(axes)
+    return svg[0]
+
+
+def metric_bars(scores: Scores) -> str:
+    """Draw the headline metrics of each class and their mean, with 95 % intervals."""
+    metrics = [m for m in ("AP50@all", "PQ", "AJI", "F1") if m in scores.metrics]
+    n_rows = len(scores.rows) - 1
+    with _drawing("metrics") as (axes, svg):
+        for r in range(n_rows):
+            x = np.arange(len(metrics)) + (r - (n_rows - 1) / 2) * 0.8 / n_rows
+            value = np.array([scores.metrics[m][r] for m in metrics])
+            low, high = (
+                np.array([b[m][r] if m in b else np.nan for m in metrics])
+                for b in (scores.low, scores.high)
+            )
+            colour = _colour(r) if r < len(scores.classes) else "#808080"
+            name = _named(scores.rows[r])
+            axes.bar(x, np.nan_to_num(value), 0.7 / n_rows, color=colour, label=name)
+            known = ~np.isnan(low) & ~np.isnan(value)
+            error = np.clip([value - low, high - value], 0, None)[:, known]
+            axes.errorbar(x[known], value[known], error, fmt="none", ecolor=_INK, elinewidth=1)
+        axes.set(ylim=(0, 1))
+        axes.set_xticks(range(len(metrics)), [m.replace("@all", "") for m in metrics])
+        axes.grid(visible=False, axis="x")
+        _legend(axes, ncols=2)
+    return svg[0]
+
+
+def f1_by_iou(scores: Scores) -> str:
+    """Draw F1 by the least IoU of a hit: how exact the outlines are."""
+    with _drawing("f1-by-iou") as (axes, svg):
+        for r, row in enumerate(scores.rows):
+            if np.isnan(scores.by_threshold.f1[:, r]).all():
+                continue
+            colour = _colour(r) if r < len(scores.classes) else _INK
+            width = 2.2 if row == ANY else 1.4
+            axes.plot(
+                scores.thresholds, scores.by_threshold.f1[:, r], color=colour, lw=width,
+                ls=_DASHES[r % 4], label=_named(row),
+            )  # fmt: skip
+        axes.set(xlabel="least IoU of a hit", ylabel="F1", ylim=(0, 1))
+        _legend(axes)
+    return svg[0]
+
+
+def ap_by_size(scores: Scores) -> str:
+    """Draw AP50 by the size of the true cell, a quarter of the cells in each bar."""
+    with _drawing("ap-by-size") as (axes, svg):
+        x = np.arange(len(scores.sizes))
+        axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color=_colour(2))
+        labels = [f"{b.low}–{b.high} px\n{b.n_truths} cells" for b in scores.sizes]
+        axes.set_xticks(x, labels, fontsize=8)
+        axes.set(ylabel="AP50", ylim=(0, 1))
+        axes.grid(visible=False, axis="x")
+    return svg[0]
+
+
+def counts(scores: Scores) -> str:
+    """Draw found against true cells, a point for each image and class."""
+    with _drawing("counts") as (axes, svg):
+        most = max(scores.truth_counts.max(initial=1), scores.counts.max(initial=1))
+        axes.plot([0, most], [0, most], color=_INK, lw=0.8)
+        for k, name in enumerate(scores.classes):
+            axes.plot(
+                scores.truth_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
+                color=_colour(k), alpha=0.7, ms=5, mec="none", label=_named(name),
+            )  # fmt: skip
+        axes.set(xlabel="true cells in the image", ylabel="found cells")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_yscale("symlog", linthresh=10)
+        axes.set(xlim=(-0.5, most * 1.3), ylim=(-0.5, most * 1.3))
+        _legend(axes)
+    return svg[0]
+
+
+def differences(apart: Difference) -> str:
+    """Draw by how much B is above A in each metric, the mean of classes, with intervals."""
+    row = apart.rows.index(MEAN)
+    known = [n for n, v in apart.value.items() if not math.isnan(v[row])]
+    with _drawing("differences", (5.2, 1 + 0.24 * len(known))) as (axes, svg):
+        for y, name in enumerate(reversed(known)):
+            value = apart.value[name][row]
+            low, high = (np.nan_to_num(b[name][row], nan=value) for b in (apart.low, apart.high))
+            axes.plot([low, high], [y, y], color=_INK, lw=1.2)
+            axes.plot(value, y, "o", color=_colour(0 if value >= 0 else 3), ms=5)
+        axes.axvline(0, color=_INK, lw=0.8)
+        axes.set_yticks(range(len(known)), list(reversed(known)))
+        axes.set(xlabel="B − A: better on the right")
+    return svg[0]
+
+
+def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[str]) -> str:
+    """Draw how large the cells of each class are; `areas` in pixels, `(N,)`."""
+    with _drawing("sizes") as (axes, svg):
+        if len(areas):
+            low, high = np.log10(max(1, areas.min())), np.log10(areas.max() + 1)
+            bins = np.logspace(low, max(high, low + 0.1), 36)
+            _steps(axes, areas, classes, names, bins)
+            axes.set_xscale("log")
+        axes.set(xlabel="area (pixels)", ylabel="cells")
+    return svg[0]
+
+
+def score_histogram(scores: NDArray[Any], classes: NDArray[Any], names: Sequence[str]) -> str:
+    """Draw how sure the detections of each class are; `scores` `(N,)`."""
+    with _drawing("scores") as (axes, svg):
+        _steps(axes, scores, classes, names, np.linspace(0, 1, 41))
+        axes.set(xlabel="score", ylabel="detections")
+    return svg[0]
+
+
+def _steps(
+    axes: Any, values: NDArray[Any], classes: NDArray[Any], names: Sequence[str], bins: Any
+) -> None:
+    for k, name in enumerate(names):
+        some = values[classes == k]
+        if len(some):
+            label = _named(f"{name} ({len(some)})")
+            axes.hist(
+                some, bins, histtype="step", color=_colour(k), ls=_DASHES[k % 4], lw=1.6,
+                label=label,
+            )  # fmt: skip
+    _legend(axes)
+
+
+def cells_per_image(n_cells: NDArray[Any]) -> str:
+    """Draw how many images have how many cells; `(I,)`."""
+    with _drawing("per-image") as (axes, svg):
+        axes.hist(n_cells, bins=min(40, int(max(n_cells, default=0)) + 1), color=_colour(2))
+        axes.set(xlabel="cells in the image", ylabel="images")
+    return svg[0]
