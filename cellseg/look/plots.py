@@ -71,8 +71,10 @@ def _for_a_page(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg.replace(_INK, "currentColor"))
 
 
-def _colour(index: int) -> tuple[float, float, float]:
+def _colour(index: int) -> Any:
     red, green, blue = class_colour(index)
+    if (red, green, blue) == (0, 0, 0):  # black on a dark page
+        return _INK
     if (red, green, blue) == (240, 228, 66):  # a yellow line is lost on white paper
         red, green, blue = 190, 160, 0
     return red / 255, green / 255, blue / 255
@@ -83,6 +85,12 @@ def _legend(axes: Any, **keywords: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles, labels, **keywords)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Write 100 along a logarithmic axis, not 10 with an exponent, which is mathematics."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def _named(name: str) -> str:
@@ -119,7 +127,7 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
             for n, (name, points) in enumerate(sorted(lines.items(), key=lambda x: -x[1][-1][1])):
                 marker = "o" if len(points) < 25 else None
                 x, y = zip(*points, strict=True)
-                dashes = _DASHES[n // 7 % 4 if n else 0]
+                dashes = _DASHES[n % 4]
                 axes.plot(
                     x, y, color=_colour(n), ls=dashes, marker=marker, ms=3, label=_named(name)
                 )
@@ -238,6 +246,8 @@ def counts(scores: Scores) -> str:
         axes.set(xlabel="true cells in the image", ylabel="found cells")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_yscale("symlog", linthresh=10)
+        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.yaxis)
         axes.set(xlim=(-0.5, most * 1.3), ylim=(-0.5, most * 1.3))
         _legend(axes)
     return svg[0]
@@ -267,6 +277,7 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
             bins = np.logspace(low, max(high, low + 0.1), 36)
             _steps(axes, areas, classes, names, bins)
             axes.set_xscale("log")
+            _plain_numbers(axes.xaxis)
         axes.set(xlabel="area (pixels)", ylabel="cells")
     return svg[0]
 

@@ -204,7 +204,7 @@
       { key: "F", name: "false alarms", on: true, colour: "#00e5ff", about: "found cells where there is none: dots" },
       { key: "N", name: "misnamed", on: true, colour: "#ffea00", about: "found cells of another class than the true one: level bars" },
     ] : []),
-    ...(page.runs.length ? [] : [{ key: "O", name: "odd", on: true, colour: "#ff1744", about: "cells worth a second look: slanted hatching" }]),
+    ...(page.runs.length ? [] : [{ key: "X", name: "odd", on: true, colour: "#ff1744", about: "cells worth a second look: slanted hatching" }]),
   ];
   LAYERS.forEach((layer) => { state.layers[layer.key] = layer.on; });
 
@@ -271,7 +271,7 @@
       if (of(k)) {
         if (state.layers.T) (lines.T[k] ||= new Path2D()).addPath(cell.path);
         if (became === WRONG) fills.M.addPath(cell.path);
-        if (image.oddities?.has(t)) fills.O.addPath(cell.path);
+        if (image.oddities?.has(t)) fills.X.addPath(cell.path);
       }
     });
     for (let d = n - 1; d >= 0; d--) {
@@ -415,7 +415,7 @@
     const px = (x - view.x) / view.scale, py = (y - view.y) / view.scale;
     const image = images[shown.image];
     const { n, by } = judge(image, state.run, state.threshold);
-    const { T, P, H, M, F, N, O } = state.layers;
+    const { T, P, H, M, F, N, X } = state.layers;
     const layerOf = (became) => ({ [HIT]: H, [MISNAMED]: N })[became];
     function smallest(cells, count, isShown) {
       let best = -1;
@@ -429,7 +429,7 @@
     const truth = smallest(shown.truth, shown.truth.length, (c) => {
       const became = judging ? becameOfTruth(image, state.run, by, c) : 0;
       return state.chosen.has(image.truth.classes[c]) &&
-        (T || (became === WRONG ? M : layerOf(became)) || (O && image.oddities?.has(c)));
+        (T || (became === WRONG ? M : layerOf(became)) || (X && image.oddities?.has(c)));
     });
     const found = smallest(shown.runs[state.run] || [], n, (c) => {
       const became = judging ? becameOfFound(image, state.run, c) : 0;
@@ -503,7 +503,7 @@
     if (!judging) return `${plural(told.found, "cell")}${told.found ? `, mean score ${number(told.sure)}` : ""}`;
     const f1 = (run) => number(Math.min(1, brief(image, run).f1));
     const quality = page.runs.length > 1 ? `F1 A ${f1(0)}, B ${f1(1)}` : `F1 ${f1(0)}`;
-    return `${quality} · ${told.missed} missed, ${told.falseAlarms} false, ${told.misnamed} misnamed`;
+    return `${quality}\n${told.missed}\u00a0missed, ${told.falseAlarms}\u00a0false, ${told.misnamed}\u00a0misnamed`;
   }
 
   function tell() {
@@ -513,7 +513,7 @@
     byId("name").textContent = image.name;
     const cells = judging ? `${told.true} true, ${told.found} found: ${told.hits} hits; ` : "";
     const size = `${image.size[1]} × ${image.size[0]} px${image.reduced > 1 ? `, shown ${image.reduced} times smaller` : ""}`;
-    byId("told").textContent = `${cells}${summary(image)} · ${size}`;
+    byId("told").textContent = `${cells}${summary(image).replace("\n", ", ")} · ${size}`;
     canvas.setAttribute("aria-label", `Image ${image.name}`);
   }
 

@@ -28,7 +28,7 @@ from cellseg.score.tables import as_text, difference_as_text
 PICTURES_MB = 36
 MOST_SIDE = 4096  # px: what a phone's browser still draws
 
-_N_EXAMPLES = 12
+_N_EXAMPLES = 10
 _HEADLINES = ("AP50@all", "AP50@100", "PQ", "DQ", "SQ", "AJI", "F1")
 
 

@@ -1,0 +1,67 @@
+"""A real Chromium for the tests of the report's page, and for its benchmark."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage"
+    " --disable-background-networking --disable-component-update --disable-sync"
+)
+# Selenium must take the driver that is here, and ask nobody for another.
+os.environ["SE_OFFLINE"] = "true"
+os.environ["SE_AVOID_STATS"] = "true"
+
+
+def find() -> tuple[str, str] | None:
+    """Chromium and its driver, if both are installed."""
+    browser = next((path for name in NAMES if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    return (browser, driver) if browser and driver else None
+
+
+@contextlib.contextmanager
+def open_page(page, size=(1400, 900)):
+    """Open a file in a new Chromium; with a width below 500 as on a phone."""
+    from selenium import webdriver
+
+    found = find()
+    assert found
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = found[0]
+        for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        driver = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
+        try:
+            show(driver, page, size)
+            yield driver
+        finally:
+            driver.quit()
+
+
+def show(driver, page, size=(1400, 900)):
+    """Load another page in the same browser."""
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 500},
+    )
+    driver.get(Path(page).resolve().as_uri())
+
+
+def wait_until_ready(driver) -> float:
+    """Wait for the first image; ms from the start of loading until it was drawn."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        ready = driver.execute_script("return document.documentElement.dataset.ready")
+        if ready:
+            return float(ready)
+        time.sleep(0.02)
+    raise TimeoutError("the page drew no image within a minute")
