@@ -57,7 +57,9 @@ def to_tensor(image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
     """Turn an `(H, W, 3)` uint8 RGB image into the `(3, H, W)` tensor of the network's format."""
     if image_format == "BGR":
         image = image[:, :, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # A copy in any case: of a side of one pixel, a flip leaves a negative stride that numpy
+    # takes for contiguous and torch refuses.
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 class CellMapper:
@@ -120,7 +122,7 @@ class CellMapper:
             for index in np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1)):
                 mask = after.apply_segmentation(_draw(runs, index, window))
                 if mask.any():
-                    masks.append(torch.from_numpy(np.ascontiguousarray(mask)).bool())
+                    masks.append(torch.from_numpy(np.array(mask, bool, order="C")))
                     classes.append(annotations[index]["class"])
         bitmasks = BitMasks(
             torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
