@@ -87,7 +87,8 @@ def test_the_reader_of_the_output_goes_away():
 def test_the_parser_explains_in_one_line():
     parser = utils.CommandParser("Does it.", "python it.py")
     parser.add_argument("--number", type=int)
-    for argv, found in ([["--number", "x"], "invalid int value"], [["--num", "1"], "unrecognized"]):
+    cases = {"invalid int value": ["--number", "x"], "unrecognized": ["--num", "1"]}
+    for found, argv in cases.items():
         with pytest.raises(InputError, match=found) as caught:
             parser.parse_args(argv)
         assert "(--help explains every flag)" in str(caught.value)
@@ -101,7 +102,7 @@ def test_help_teaches(command, capsys, monkeypatch):
         module.main(["--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert f"Example:\n  python {command}.py" in text
+    assert f"examples:\n  python {command}.py" in text
     # Every flag is explained, behind it or in the line below.
     lines = text.splitlines()
     for line, below in zip(lines, [*lines[1:], ""], strict=True):

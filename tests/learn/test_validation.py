@@ -41,8 +41,10 @@ def test_the_truth_scores_full_marks(data):
 
 def test_nothing_scores_none(data):
     def predict(image):
-        empty = np.zeros(0)
-        return Predictions(image.shape[:2], empty.reshape(0, 4), empty, empty.astype(int), [])
+        empty = np.zeros(0, np.float32)
+        return Predictions(
+            image.shape[:2], np.zeros((0, 4), np.float32), empty, np.zeros(0, int), []
+        )
 
     assert validate(predict, data, data.held_out).ap50 == 0
 

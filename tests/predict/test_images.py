@@ -96,7 +96,9 @@ def test_damage_comes_in_its_place(tmp_path):
     kinds = [isinstance(result, InputError) for _, result in found]
     assert kinds == [False, True, True, True, False]
     assert "4 x 6 pixels (height x width), but it is listed with 6 x 4" in str(found[3][1])
-    assert np.array_equal(found[0][1], np.full((4, 6, 3), 7, np.uint8))
+    pixels = found[0][1]
+    assert isinstance(pixels, np.ndarray)
+    assert np.array_equal(pixels, np.full((4, 6, 3), 7, np.uint8))
 
 
 def test_no_images():
@@ -122,12 +124,15 @@ def test_the_next_image_is_read_meanwhile(monkeypatch):
 @pytest.mark.parametrize("mode", ["grey", "rgba", "16 bit", "one pixel"])
 def test_read_as_training_reads(tmp_path, mode):
     path = tmp_path / "a.tif"
-    stored, expected = {
-        "grey": (np.full((2, 3), 9, np.uint8), 9),
-        "rgba": (np.dstack([np.full((2, 3, 3), 9, np.uint8), np.zeros((2, 3), np.uint8)]), 9),
-        "16 bit": (np.full((2, 3, 3), 257 * 9, np.uint16), 9),
-        "one pixel": (np.full((1, 1, 3), 9, np.uint8), 9),
+    grey = np.full((2, 3), 9, np.uint8)
+    stored = {
+        "grey": grey,
+        "rgba": np.dstack([grey, grey, grey, 0 * grey]),
+        "16 bit": np.full((2, 3, 3), 257 * 9, np.uint16),
+        "one pixel": np.full((1, 1, 3), 9, np.uint8),
     }[mode]
     tifffile.imwrite(path, stored, photometric="minisblack" if mode == "grey" else "rgb")
-    ((_, pixels),) = read_ahead([ListedImage(1, "a", path, stored.shape[:2])])
-    assert np.array_equal(pixels, np.full((*stored.shape[:2], 3), expected, np.uint8))
+    height, width = stored.shape[:2]
+    ((_, pixels),) = read_ahead([ListedImage(1, "a", path, (height, width))])
+    assert isinstance(pixels, np.ndarray)
+    assert np.array_equal(pixels, np.full((height, width, 3), 9, np.uint8))
