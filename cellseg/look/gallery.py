@@ -263,7 +263,7 @@ def picture(pixels: NDArray[np.uint8], most_bytes: int, most_side: int) -> tuple
         data = _jpeg(small, _QUALITY)
         if len(data) <= most_bytes or max(small.shape[:2]) <= 64:
             return data, max(small.shape[:2])
-        factor *= min(0.9, 0.95 * (most_bytes / len(data)) ** 0.5)
+        factor *= float(np.clip(0.95 * (most_bytes / len(data)) ** 0.5, 0.5, 0.9))
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:

@@ -299,11 +299,11 @@ def _examples(
         for d in np.flatnonzero(sure & (j.match < 0) & (j.state == 1)):
             caption = f"{content.classes[classes[d]]}, score {scores[d]:.2f}"
             false.append((scores[d], i, int(j.order[d]), caption))
-        true = scene.truth_classes[j.match]  # of those without a match it isn't looked at
         for d in np.flatnonzero(sure & (j.match >= 0)):
-            if true[d] != classes[d]:
+            true = scene.truth_classes[j.match[d]]
+            if true != classes[d]:
                 caption = (
-                    f"{content.classes[true[d]]} called {content.classes[classes[d]]}, "
+                    f"{content.classes[true]} called {content.classes[classes[d]]}, "
                     f"score {scores[d]:.2f}"
                 )
                 misnamed.append((scores[d], i, int(j.order[d]), caption))

@@ -1,0 +1,344 @@
+"""What goes into the page: outlines as text, who found whom at any score, pictures, plots."""
+
+import io
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cellseg.errors import InputError
+from cellseg.look import gallery, plots
+from cellseg.look.gallery import Example, View
+from cellseg.rle import areas, boxes_xyxy, runs_of_labels
+from cellseg.score.confusion import confusion
+from cellseg.score.detection import tally
+from cellseg.score.labelmap import compare
+from cellseg.score.match import side_by_side
+from cellseg.score.summary import difference, score
+from cellseg.write.outline import trace
+from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
+
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
+SIZE = (20, 30)
+
+
+def decode_outlines(text):
+    """Undo `encode_outlines` number by number, as its docstring says."""
+    numbers, value, shift = [], 0, 0
+    for letter in text:
+        digit = DIGITS.index(letter)
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit < 32:
+            numbers.append(-(value + 1) // 2 if value % 2 else value // 2)
+            value = shift = 0
+    assert shift == 0
+    stream = iter(numbers)
+    cells = []
+    x0 = y0 = 0
+    for n_rings in stream:
+        rings = []
+        for _ in range(n_rings):
+            n_steps = next(stream)
+            x0, y0 = x, y = x0 + next(stream), y0 + next(stream)
+            ring = [(x, y)]
+            for step in range(n_steps):
+                x, y = (x, y + next(stream)) if step % 2 else (x + next(stream), y)
+                ring.append((x, y))
+            rings.append([*ring, (x0, y0)])
+        cells.append(rings)
+    return cells
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 4))
+)
+def test_outlines_come_back(labels):
+    _, runs = runs_of_labels(labels)
+    traced = trace(runs)
+    expected = [
+        [[tuple(point) for point in ring.tolist()] for polygon in cell for ring in polygon]
+        for cell in traced
+    ]
+    assert decode_outlines(gallery.encode_outlines(traced)) == expected
+
+
+def test_outlines_worked_out_by_hand():
+    """A pixel at x 2, y 1: one ring, three steps, from 2, 1: right 1, down 1, left 1."""
+    labels = np.zeros((3, 40), np.int32)
+    labels[1, 2] = 1
+    # The numbers 1; 3; 2, 1; 1, 1, −1, each doubled, the last one less a sign's half.
+    assert gallery.encode_outlines(trace(runs_of_labels(labels)[1])) == "2642221"
+    assert decode_outlines(gallery.encode_outlines(trace(runs_of_labels(labels)[1]))) == [
+        [[(2, 1), (3, 1), (3, 2), (2, 2), (2, 1)]]
+    ]
+    assert gallery.encode_outlines([]) == ""
+    assert gallery.encode_outlines([[]]) == "0"  # a mask with no pixel
+
+
+def counted(scene, threshold, n_classes):
+    """Count at a threshold from what `judge` says without one, as the page does."""
+    j = gallery.judge(scene)
+    scores, classes = scene.scores[j.order], scene.classes[j.order]
+    kept = scores >= threshold
+    matrix = np.zeros((n_classes + 1, n_classes + 1), int)
+    hits, false_alarms, found = (np.zeros(n_classes, int) for _ in range(3))
+    got = np.full(len(scene.truth_classes), -1)
+    for d in np.flatnonzero(kept):
+        found[classes[d]] += j.state[d] > 0
+        right = j.match[d] >= 0 and scene.truth_classes[j.match[d]] == classes[d]
+        hits[classes[d]] += right
+        false_alarms[classes[d]] += not right and j.state[d] == 1
+        if j.match[d] >= 0:
+            got[j.match[d]] = classes[d]
+        elif j.state[d] == 1:
+            matrix[-1, classes[d]] += 1
+    for t in np.flatnonzero(j.truth_state == 1):
+        matrix[scene.truth_classes[t], got[t]] += 1
+    return matrix, hits, false_alarms, found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_match_holds_for_all_thresholds(seed):
+    """With crowds, ties, overlaps and empty masks: the counts of a comparison at each score."""
+    truth, results = random_case(np.random.default_rng(seed), n_truths=9, n_results=14)
+    for scene in side_by_side(truth, results):
+        for threshold in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1):
+            compared = compare(scene, threshold)
+            sums = tally([compared], 3)
+            matrix, hits, false_alarms, found = counted(scene, threshold, 3)
+            assert matrix.tolist() == confusion([compared], 3).tolist()
+            assert hits.tolist() == sums.hits[0].tolist()
+            assert false_alarms.tolist() == sums.false_alarms[0].tolist()
+            assert found.tolist() == np.bincount(compared.classes, minlength=3).tolist()
+
+
+@pytest.fixture
+def case():
+    """One image: a cell found, one missed, one misnamed, a false alarm, a crowd region."""
+    truth = truth_of(
+        {
+            1: (
+                SIZE,
+                [
+                    (1, rectangle(SIZE, 0, 0, 6, 6), 0),
+                    (2, rectangle(SIZE, 0, 10, 6, 16), 0),
+                    (2, rectangle(SIZE, 10, 0, 16, 6), 0),
+                    (3, rectangle(SIZE, 10, 20, 20, 30), 1),
+                ],
+            )
+        }
+    )
+    results = [
+        entry(1, 1, rectangle(SIZE, 10, 0, 16, 5), 0.6),
+        entry(1, 1, rectangle(SIZE, 0, 0, 6, 5), 0.9),
+        entry(1, 3, rectangle(SIZE, 10, 10, 14, 14), 0.7),
+        entry(1, 3, rectangle(SIZE, 11, 21, 15, 25), 0.8),
+        entry(1, 1, rectangle(SIZE, 0, 0, 4, 4), 0.2),
+    ]
+    return truth, results
+
+
+def test_facts(case):
+    (scene,) = side_by_side(*case)
+    told = gallery.facts(View(Path("1.tif"), [scene]), [gallery.judge(scene)])
+    assert told["name"] == "1.tif"
+    assert told["size"] == [20, 30]
+    assert told["truth"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
+    assert told["runs"] == [
+        {
+            "classes": [0, 2, 2, 0, 0],
+            "scores": [0.9, 0.8, 0.7, 0.6, 0.2],
+            "match": [0, -1, -1, 2, -1],
+            "iou": [round(5 / 6, 6), 0, 0, round(5 / 6, 6), 0],
+            "state": [1, 2, 1, 1, 0],  # the last is covered by the first
+        }
+    ]
+
+
+def test_odd_cells():
+    size = (60, 60)
+    ring = rectangle(size, 0, 0, 10, 10) & ~rectangle(size, 3, 3, 6, 6)
+    two = rectangle(size, 20, 0, 25, 8) | rectangle(size, 20, 12, 25, 20)
+    cells = [
+        (1, ring, 0),
+        (1, two, 0),
+        (1, rectangle(size, 30, 0, 40, 10), 0),
+        (1, rectangle(size, 30, 0, 40, 10), 0),
+        (1, rectangle(size, 50, 50, 52, 52), 0),
+        (1, rectangle(size, 30, 20, 58, 59), 0),
+        (2, rectangle(size, 0, 40, 1, 41), 0),
+        (1, rectangle(size, 5, 50, 14, 59) & ~ring, 0),
+    ]
+    scenes = side_by_side(truth_of({1: (size, cells), 2: (size, [])}), [])
+    first, empty = gallery.odd_cells([View(Path("x"), [scene]) for scene in scenes], 3)
+    assert first == [
+        (0, "1 hole"),
+        (1, "2 pieces"),
+        (3, "covered by other cells"),
+        (4, "very small"),
+        (5, "very large"),
+    ]
+    assert empty == []
+
+
+def sides(jpeg):
+    return PIL.Image.open(io.BytesIO(jpeg)).size
+
+
+def test_pictures_keep_within_their_bytes():
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 500, 3), np.uint8)
+    whole, side = gallery.picture(pixels, 10**9, 4096)
+    assert (sides(whole), side) == ((500, 300), 500)
+    for most in (60_000, 20_000):
+        jpeg, side = gallery.picture(pixels, most, 4096)
+        assert len(jpeg) <= most
+        assert max(sides(jpeg)) == side < 500
+    assert sides(gallery.picture(pixels, 10**9, 250)[0]) == (250, 150)
+    # Never so small that nothing is left to see.
+    assert gallery.picture(pixels, 1, 4096)[1] > 30
+    assert sides(gallery.picture(pixels[:1, :1], 1, 4096)[0]) == (1, 1)
+    assert sides(gallery.picture(pixels[:1], 10**9, 250)[0]) == (250, 1)
+
+
+def test_thumbnails_keep_the_colours():
+    pixels = np.full((40, 400, 3), (200, 30, 90), np.uint8)
+    picture = PIL.Image.open(io.BytesIO(gallery.thumbnail(pixels)))
+    assert picture.size == (112, 11)
+    assert np.abs(np.asarray(picture).mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
+
+
+def test_a_single_cell_is_drawn_in_the_middle(case):
+    (scene,) = side_by_side(*case)
+    pixels = np.full((*SIZE, 3), 255, np.uint8)
+    for example in (Example(0, -1, 2), Example(0, 0, 0)):
+        drawn = np.asarray(
+            PIL.Image.open(io.BytesIO(gallery.example_picture(pixels, scene, example)))
+        )
+        assert min(drawn.shape[:2]) > 100
+        ys, xs = np.nonzero(drawn.min(axis=2) < 150)
+        assert xs.size > 50
+        assert (ys.max() - ys.min()) < 0.8 * drawn.shape[0]
+    # A cell as large as its image, and one of one pixel in a corner.
+    for mask in (np.ones(SIZE, bool), rectangle(SIZE, 19, 29, 20, 30)):
+        (scene,) = side_by_side(truth_of({1: (SIZE, [(1, mask, 0)])}), [])
+        assert gallery.example_picture(pixels, scene, Example(0, -1, 0))
+
+
+def test_an_image_of_another_size(tmp_path, case):
+    (scene,) = side_by_side(*case)
+    tifffile.imwrite(tmp_path / "1.tif", np.zeros((20, 29, 3), np.uint8))
+    with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* in 20 x 30; name"):
+        gallery.read_pixels(View(tmp_path / "1.tif", [scene]))
+
+
+def texts(svg):
+    """The text of a drawing, which must be XML that stands by itself."""
+    root = ElementTree.fromstring(svg)
+    return " ".join("".join(element.itertext()) for element in root.iter() if "text" in element.tag)
+
+
+def test_plots_of_scores(case):
+    truth, results = case
+    names = ["<script>", "_$x^2$ & co", "細胞"]
+    truth = {**truth, "categories": [{"id": k, "name": n} for k, n in enumerate(names, 1)]}
+    scores = score(truth, results, n_resamples=20)
+    lines = plots.precision_recall([scores], "AB")
+    # All but the crowd's class have truth.
+    assert "<script>, AP50 1.000" in texts(lines)
+    assert "_$x^2$ & co, AP50 0.000" in texts(lines)
+    assert "細胞" not in texts(lines)
+    assert "<script>" not in lines
+    for drawing in (
+        plots.metric_bars(scores),
+        plots.f1_by_iou(scores),
+        plots.ap_by_size(scores),
+        plots.counts(scores),
+        plots.differences(difference(scores, scores)),
+    ):
+        assert texts(drawing)
+        assert "currentColor" in drawing
+        assert "mathdefault" not in drawing
+        assert "<g id=" not in drawing  # many drawings in a page would share these ids
+    assert "A: <script>" in texts(plots.precision_recall([scores, scores], "AB"))
+
+
+def test_plots_of_nothing():
+    truth = truth_of({1: (SIZE, [])})
+    scores = score(truth, [], n_resamples=0)
+    none = np.zeros(0)
+    for drawing in (
+        plots.precision_recall([scores], "AB"),
+        plots.metric_bars(scores),
+        plots.f1_by_iou(scores),
+        plots.ap_by_size(scores),
+        plots.counts(scores),
+        plots.size_histogram(none, none, scores.classes),
+        plots.score_histogram(none, none, scores.classes),
+        plots.cells_per_image(none),
+    ):
+        assert drawing.startswith("<svg")
+    assert plots.size_histogram(np.array([1]), np.array([0]), ["a"]).startswith("<svg")
+
+
+def test_training_curves(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(
+        '{"iteration": 0, "total_loss": 3, "loss_mask": 1, "lr": 0.1, "time": 9}\n'
+        '{"iteration": 20, "total_loss": 2, "loss_mask": NaN, "validation/AP50": 12.5}\n'
+        '{"iteration": 20, "total_loss": 1, "lr": "high"}\n'
+        '[1]\nnot JSON\n{"total_loss": 7}\n{"iteration": null, "lr": 1}\n{"iteration": 40, "tot'
+    )
+    assert plots._read_series(path) == {
+        "total_loss": [(0, 3), (20, 1)],
+        "loss_mask": [(0, 1)],
+        "lr": [(0, 0.1)],
+        "time": [(0, 9)],
+        "validation/AP50": [(20, 12.5)],
+    }
+    drawings = plots.training_curves(path)
+    assert [title for title, _ in drawings] == [
+        "Training loss",
+        "Held-out images during training",
+        "Learning rate",
+    ]
+    assert "loss_mask" in texts(drawings[0][1])
+    assert plots.training_curves(tmp_path / "none") == []
+    assert plots.training_curves(tmp_path) == []
+
+
+def test_the_same_input_gives_the_same_drawing():
+    def draw():
+        return plots.cells_per_image(np.array([1, 5, 5]))
+
+    assert draw() == draw()
+
+
+def test_area_and_box_of_what_is_drawn():
+    """The page takes areas from the outlines: a cell with a hole and two pieces."""
+    labels = np.zeros((12, 14), np.int32)
+    labels[1:8, 1:8] = 1
+    labels[3:5, 3:5] = 0
+    labels[9:11, 10:13] = 1
+    _, runs = runs_of_labels(labels)
+    (rings,) = decode_outlines(gallery.encode_outlines(trace(runs)))
+    area = sum(y0 * (x1 - x0) for ring in rings for (x0, y0), (x1, _) in pairwise(ring))
+    assert abs(area) == areas(runs)[0] == 49 - 4 + 6
+    points = np.concatenate([np.array(ring) for ring in rings])
+    assert [*points.min(axis=0), *points.max(axis=0)] == boxes_xyxy(runs)[0].tolist()
+
+
+def test_a_negative_score_is_below_every_threshold(case):
+    truth, results = case
+    (scene,) = side_by_side(truth, [{**results[0], "score": -3.5}])
+    assert gallery.judge(scene).match.tolist() == [2]
+    assert gallery.judge(replace(scene, scores=np.array([7.0]))).match.tolist() == [2]

@@ -1,0 +1,242 @@
+"""The command: what it takes for which kind of page, each flag, each line for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import report
+from cellseg.errors import InputError
+from tests.score.scoring_cases import entry, rectangle, truth_of
+
+PROJECT = Path(__file__).parents[1]
+SIZE = (20, 30)
+FOUND = [
+    entry(21, 1, rectangle(SIZE, 0, 0, 8, 8), 0.9),
+    entry(22, 2, rectangle(SIZE, 0, 0, 8, 8), 0.4),
+]
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder with two test images and label maps of them, and a run with results."""
+    data = tmp_path / "data"
+    entries = []
+    for id_, name in ((21, "a"), (22, "b")):
+        (data / "test_release").mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(data / "test_release" / f"{name}.tif", np.full((*SIZE, 3), 99, np.uint8))
+        entries.append({"file_name": f"{name}.tif", "id": id_, "height": 20, "width": 30})
+        labels = np.zeros(SIZE)
+        labels[:8, :9] = 1
+        (data / "test_masks" / name).mkdir(parents=True)
+        tifffile.imwrite(data / "test_masks" / name / "class1.tif", labels)
+    write(data / "test_image_name_to_ids.json", entries)
+    write(tmp_path / "run" / "test-results.json", FOUND)
+    (tmp_path / "run" / "metrics.json").write_text('{"iteration": 3, "total_loss": 1.5}\n')
+    return data
+
+
+@pytest.fixture
+def make(data, capsys):
+    """Run the command on the data folder; what is in the page, as text and as data."""
+
+    def make(*argv):
+        page = data.parent / "page.html"
+        code = report.main([*map(str, argv), "--data", str(data), "--output", str(page)])
+        assert code == 0
+        html = page.read_text()
+        told = capsys.readouterr().out
+        assert told.startswith("2 images, ")
+        assert told.endswith("page.html in a browser\n")
+        return html, json.loads(html.split('id="index">')[1].split("</script>")[0])
+
+    return make
+
+
+def test_results_with_the_data_folders_truth(make, data):
+    html, index = make(data.parent / "run", "--resamples", 20)
+    assert (index["truth"], len(index["runs"]), index["threshold"]) == (True, 1, 0.5)
+    assert [image["name"] for image in index["images"]] == ["a.tif", "b.tif"]
+    assert index["images"][0]["runs"][0]["match"] == [0]
+    assert "Precision and recall" in html
+    assert "Training loss" in html
+    assert "Scores by class, with 95" in html
+    assert "AP of masks, all detections" in html
+    again, _ = make(data.parent / "run", "--resamples", 20)
+    assert again == html
+
+
+def test_a_zip_or_file_a_truth_file_and_flags(make, data):
+    truth = truth_of({21: (SIZE, [(1, rectangle(SIZE, 0, 0, 8, 8), 0)])}, ["x", "y"])
+    truth["images"][0]["file_name"] = "test_release/a.tif"
+    write(data / "truth.json", truth)
+    with pytest.raises(InputError, match="image_id 22 is none of"):
+        make(data.parent / "run", "--truth", data / "truth.json")
+    page = data.parent / "one.html"
+    argv = ["--truth", data / "truth.json", "--only_annotated", "--score_threshold", 0.25]
+    argv = [data.parent / "run" / "test-results.json", *argv, "--resamples", 0, "--output", page]
+    assert report.main([*map(str, argv), "--data", str(data)]) == 0
+    html = page.read_text()
+    assert '"threshold":0.25' in html
+    assert "score 0.25 or more" in html
+    assert "with 95" not in html
+    assert html.count("<h3>F1</h3>") == 1
+
+
+def test_the_seed_draws_other_intervals(make, data):
+    first, _ = make(data.parent / "run", "--resamples", 5)
+    others = [make(data.parent / "run", "--resamples", 5, "--seed", seed)[0] for seed in (1, 2, 3)]
+    assert any(other != first for other in others)
+
+
+def test_a_bare_file_name_is_looked_for_among_the_test_images(make, data):
+    truth = truth_of({21: (SIZE, []), 22: (SIZE, [])})
+    for image, name in zip(truth["images"], "ab", strict=True):
+        image["file_name"] = f"{name}.tif"
+    _, index = make("--annotations", write(data / "truth.json", truth))
+    assert (index["truth"], index["runs"]) == (True, [])
+    truth["images"][0]["file_name"] = "gone.tif"
+    with pytest.raises(InputError, match=r"gone\.tif: no such image, .* with --data"):
+        make("--annotations", write(data / "truth.json", truth))
+
+
+def test_annotations_as_label_maps(make, data):
+    html, index = make("--annotations", data / "test_masks")
+    assert index["classes"] == ["class1", "class2", "class3", "class4"]
+    assert "class1, from small to large" in html
+    assert "Precision" not in html
+
+
+def test_without_truth(make, data):
+    (data / "test_masks").rename(data / "elsewhere")
+    html, index = make(data.parent / "run")
+    assert index["truth"] is False
+    assert "class2, from sure to unsure" in html
+    assert "Training loss" in html
+    other = write(data.parent / "other" / "test-results.json", FOUND[:1])
+    _, index = make(data.parent / "run", "--compare", other)
+    assert len(index["runs"]) == 2
+    assert [len(run["scores"]) for run in index["images"][1]["runs"]] == [1, 0]
+
+
+def test_images_of_ones_own(make, data, monkeypatch):
+    """inference.py --images leaves a list beside its results: the test list is not theirs."""
+    monkeypatch.chdir(data.parent)
+    results = write(data.parent / "images-results.json", [])
+    listed = [
+        {"id": n, "file_name": f"data/test_release/{x}.tif", "height": 20, "width": 30}
+        for n, x in ((1, "a"), (2, "b"))
+    ]
+    write(data.parent / "images-results-list.json", listed)
+    _, index = make(results)
+    assert index["truth"] is False
+    other = write(data.parent / "one-results.json", [])
+    write(data.parent / "one-results-list.json", listed[:1])
+    with pytest.raises(InputError, match=r"one-results\.json: its images .* of the same images"):
+        make(results, "--compare", other)
+
+
+def test_two_runs(make, data):
+    other = write(data.parent / "other" / "test-results.json", FOUND[:1])
+    html, index = make(data.parent / "run", "--compare", other, "--resamples", 20)
+    assert [Path(run).name for run in index["runs"]] == ["run", "test-results.json"]
+    assert "B − A, mean of classes" in html
+    assert "detections of A" in html
+
+
+def test_defaults(data, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RUNS", data.parent / "runs")
+    with pytest.raises(InputError, match=r"runs: no run has a test-results\.json yet"):
+        report.main(["--data", str(data)])
+    run = data.parent / "runs" / "model" / "run"
+    write(run / "test-results.json", FOUND)
+    assert report.main(["--data", str(data), "--resamples", "0"]) == 0
+    assert (run / "report.html").is_file()
+    assert report.main(["--annotations", str(data / "test_masks"), "--data", str(data)]) == 0
+    assert (data / "test_masks" / "report.html").is_file()
+    assert "open " in capsys.readouterr().out
+
+
+def test_bad_input(make, data):
+    run = data.parent / "run"
+    truth = write(data / "truth.json", truth_of({21: (SIZE, [])}))
+    for argv, message in (
+        (["--annotations", truth, "--truth", truth], "annotations alone; leave out --truth"),
+        (["--annotations", truth, "--compare", run], "annotations alone; leave out --compare"),
+        ([run, "--annotations", truth], "annotations alone; leave out RESULTS"),
+        (["--annotations", data / "gone"], r"gone: no such annotations"),
+        ([truth], r"truth\.json: annotations, expected results; .* --annotations"),
+        ([run, "--compare", truth], r"truth\.json: annotations, expected results"),
+        ([run, "--truth", data / "gone"], r"gone: no such annotations; .* or leave it out"),
+        ([data / "gone.json"], r"gone\.json: no such file"),
+        ([run, "--compare", data / "gone.json"], r"gone\.json: no such file"),
+        ([run, "--score_threshold", "2"], "'2' is not a number from 0 to 1"),
+        ([run, "--score_threshold", "x"], "'x' is not a number from 0 to 1"),
+        ([run, "--score_threshold", "nan"], "'nan' is not a number from 0 to 1"),
+        ([run, "--resamples", "-1"], "'-1' is not a whole number"),
+        ([run, "--seed", "1.5"], r"'1\.5' is not a whole number"),
+        ([run, "--nothing"], "unrecognized arguments: --nothing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make(*argv)
+
+
+def test_an_image_that_is_damaged_leaves_the_former_page(make, data):
+    html, _ = make(data.parent / "run", "--resamples", 0)
+    path = data / "test_release" / "b.tif"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"b\.tif"):
+        make(data.parent / "run", "--resamples", 0)
+    assert (data.parent / "page.html").read_text() == html
+
+
+def test_a_page_that_can_t_be_written(data, capsys):
+    (data.parent / "folder.html").mkdir()
+    argv = [str(data.parent / "run"), "--data", str(data), "--resamples", "0"]
+    with pytest.raises(InputError, match=r"folder\.html: can't be written"):
+        report.main([*argv, "--output", str(data.parent / "folder.html")])
+    capsys.readouterr()
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as caught:
+        report.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        "python report.py --annotations",
+        "--compare B",
+        "(default: 0.5)",
+        "95 % intervals",
+    ):
+        assert word in text
+
+
+def test_from_any_folder_without_torch(data):
+    """As a program: exit code 2 and one line, from elsewhere; no network library is loaded."""
+    code = (
+        "import sys, runpy; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert not {'torch', 'detectron2'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(PROJECT / "report.py")]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    options = {"cwd": data.parent, "env": environment, "capture_output": True, "text": True}
+    good = subprocess.run([*command, "run", "--data", "data"], check=False, **options)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.endswith("open run/report.html in a browser\n")
+    bad = subprocess.run([*command, "gone.json", "--data", "data"], check=False, **options)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("report.py: error: gone.json: no such file")
+    assert bad.stderr.count("\n") == 1
