@@ -125,12 +125,13 @@ def test_the_next_image_is_read_meanwhile(monkeypatch):
 def test_read_as_training_reads(tmp_path, mode):
     path = tmp_path / "a.tif"
     grey = np.full((2, 3), 9, np.uint8)
-    stored = {
+    kinds: dict[str, np.ndarray] = {
         "grey": grey,
         "rgba": np.dstack([grey, grey, grey, 0 * grey]),
         "16 bit": np.full((2, 3, 3), 257 * 9, np.uint16),
         "one pixel": np.full((1, 1, 3), 9, np.uint8),
-    }[mode]
+    }
+    stored = kinds[mode]
     tifffile.imwrite(path, stored, photometric="minisblack" if mode == "grey" else "rgb")
     height, width = stored.shape[:2]
     ((_, pixels),) = read_ahead([ListedImage(1, "a", path, (height, width))])
