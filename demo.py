@@ -10,6 +10,7 @@ from pathlib import Path
 import annotation
 import evaluate
 import inference
+import report
 import train
 import utils
 from cellseg import runs
@@ -54,12 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = args.output / "scores.json"
     _run("evaluate", evaluate.main, [str(run), *where, "--json", str(scores)])
     pictures = draw_pictures(data, run, args.output / "pictures")
+    page = args.output / "report.html"
+    _run("report", report.main, [str(run), *where, "--output", str(page)])
 
-    ap50 = read_json(scores, "scores", "run the demo again")["ap"]["100"]["all classes"]["AP50"]
+    metrics = read_json(scores, "scores", "run the demo again")["metrics"]
+    ap50 = metrics["AP50@100"]["mean of classes"]["value"]
     print(
         f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the held-out images\n"
         f"# look at the pictures, truth on the left, prediction on the right: "
-        f"{utils.shown(pictures)}"
+        f"{utils.shown(pictures)}\n# and at the page, in any browser: {utils.shown(page)}"
     )
     return 0
 

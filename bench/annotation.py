@@ -100,7 +100,7 @@ def main() -> None:
         draw_data(data, args.images)
         decode_only(data)  # so that all the files are in memory
         this_project(data, 1)
-        n_cells = len(read_json(data / annotation.OUTPUT, "", "")["annotations"])
+        n_cells = len(read_json(data / annotation.ANNOTATIONS, "", "")["annotations"])
         runs: list[tuple[str, int, Callable[[], object]]] = [
             ("decoding only", 3, lambda: decode_only(data)),
             ("this project, --jobs 1", 3, lambda: this_project(data, 1)),
