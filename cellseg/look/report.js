@@ -517,27 +517,29 @@
     canvas.setAttribute("aria-label", `Image ${image.name}`);
   }
 
-  const by = (value) => (a, b) => value(a) - value(b) || a.at - b.at;
+  // [key, what the user reads, what an image is sorted by: the least first]
   const SORTS = [
-    ...(judging && page.runs.length > 1 ? [["change", "B below A first", by((i) => brief(i, 1).f1 - brief(i, 0).f1)]] : []),
+    ...(judging && page.runs.length > 1 ? [["change", "B below A first", (i) => brief(i, 1).f1 - brief(i, 0).f1]] : []),
     ...(judging ? [
-      ["f1", "worst F1 first", by((i) => brief(i).f1)],
-      ["pq", "worst PQ first", by((i) => brief(i).pq)],
-      ["missed", "most missed first", by((i) => -brief(i).missed)],
-      ["false", "most false alarms first", by((i) => -brief(i).falseAlarms)],
-      ["misnamed", "most misnamed first", by((i) => -brief(i).misnamed)],
+      ["f1", "worst F1 first", (i) => brief(i).f1],
+      ["pq", "worst PQ first", (i) => brief(i).pq],
+      ["missed", "most missed first", (i) => -brief(i).missed],
+      ["false", "most false alarms first", (i) => -brief(i).falseAlarms],
+      ["misnamed", "most misnamed first", (i) => -brief(i).misnamed],
     ] : []),
-    ...(page.runs.length ? [] : [["odd", "odd cells first", by((i) => -i.odd.length)]]),
-    ...(page.runs.length && !judging ? [["sure", "least sure first", by((i) => brief(i).sure)]] : []),
-    ["cells", "most cells first", by((i) => -(brief(i).true || brief(i).found))],
-    ["name", "by name", (a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : a.at - b.at)],
+    ...(page.runs.length ? [] : [["odd", "odd cells first", (i) => -i.odd.length]]),
+    ...(page.runs.length && !judging ? [["sure", "least sure first", (i) => brief(i).sure]] : []),
+    ["cells", "most cells first", (i) => -(brief(i).true || brief(i).found)],
+    ["name", "by name", (i) => i.name],
   ];
 
   const ordered = () => [...byId("list").querySelectorAll("li:not([hidden]) > button")].map((button) => Number(button.value));
 
   /** Sort the list anew, and leave out images without any cell of the chosen classes. */
   function sort() {
-    const [, , compare] = SORTS.find(([key]) => key === state.sort);
+    const [, , of] = SORTS.find(([key]) => key === state.sort);
+    const keys = images.map(of);
+    const compare = (a, b) => (keys[a.at] < keys[b.at] ? -1 : keys[a.at] > keys[b.at] ? 1 : a.at - b.at);
     const focused = document.activeElement;
     byId("list").append(...[...images].sort(compare).map((image) => image.button.parentElement));
     const all = state.chosen.size === classes.length;
@@ -702,13 +704,13 @@
     };
     slider.onchange = sort; // not while it moves: the list would jump about
   }
-  for (const image of images) image.at = images.indexOf(image);
-  for (const image of images) {
+  images.forEach((image, at) => {
+    image.at = at;
     const thumb = make("img", { src: image.thumb, alt: "", loading: "lazy", decoding: "async" });
     image.button = make("button", { value: image.at, title: image.name, onclick: () => open(image.at) },
       thumb, make("b", { textContent: image.name }), make("span"));
     byId("list").append(make("li", {}, image.button));
-  }
+  });
   const buttons = { previous: () => step(-1), next: () => step(1), in: () => zoom(1.5), out: () => zoom(1 / 1.5), fit };
   for (const [id, act] of Object.entries(buttons)) byId(id).onclick = () => shown && act();
   byId("help-open").onclick = () => byId("help").showModal();

@@ -250,7 +250,8 @@ def _figures(content: Content) -> list[tuple[str, str]]:
             ("Counts, image by image", plots.counts(scores[0])),
         ]
     if content.metrics is not None:
-        figures += plots.training_curves(content.metrics)
+        of_run = " of B" if len(content.runs) > 1 else ""
+        figures += [(title + of_run, svg) for title, svg in plots.training_curves(content.metrics)]
     scenes = [view.scenes[0] for view in content.views]
     if content.has_truth:
         areas = _join([rle.areas(scene.truth_runs) for scene in scenes])
