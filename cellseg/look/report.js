@@ -290,7 +290,7 @@
       const pattern = context.createPattern(tile(key, colour, ratio), "repeat");
       pattern.setTransform(new DOMMatrix().scale(1 / scale));
       context.fillStyle = pattern;
-      context.fill(fills[key], "evenodd");
+      context.fill(fills[key]); // holes are walked the other way, so that none is filled
       stroke(fills[key], colour, 1, []);
     }
     // The prediction's white edge shows between its dashes, also on top of the truth.
