@@ -10,7 +10,7 @@ export DETECTRON2
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor demo test lint bench clean distclean
+.PHONY: help setup doctor demo test lint clean distclean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.11] [DETECTRON2=/path/to/clone-or-wheel]"

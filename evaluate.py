@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from cellseg.score.tables import (
     per_image,
 )
 from cellseg.score.truth import read_truth
-from utils import DATA, RUNS, CommandParser, run_command, shown
+from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
 Score results against annotations, or compare two results.
@@ -91,7 +89,7 @@ def get_parser() -> CommandParser:
     parser.add_argument(
         "--score_threshold",
         "--score-threshold",
-        type=_score,
+        type=share,
         default=0.5,
         metavar="S",
         help="for all but AP: the least score, 0 to 1, of a detection that counts (default: 0.5)",
@@ -105,35 +103,19 @@ def get_parser() -> CommandParser:
     )
     parser.add_argument(
         "--resamples",
-        type=_count,
+        type=whole_number,
         default=1000,
         metavar="N",
         help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
     )
     parser.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of these draws (default: 0)"
+        "--seed", type=whole_number, default=0, metavar="N", help="of these draws (default: 0)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write a row for each image and class as CSV"
     )
     return parser
-
-
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cellseg.score.match import Scene, side_by_side
 from cellseg.score.results import newest_results, only_annotated, read_results
 from cellseg.score.summary import score
 from cellseg.score.truth import read_truth
-from utils import DATA, RUNS, CommandParser, run_command, shown
+from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
 Write one HTML file to look at: scores, training curves, precision and recall, and every image
@@ -83,7 +82,7 @@ def get_parser() -> CommandParser:
     parser.add_argument(
         "--score_threshold",
         "--score-threshold",
-        type=_share,
+        type=share,
         default=0.5,
         metavar="S",
         help="the least score, 0 to 1, at which the page begins; its slider changes that, the "
@@ -91,13 +90,13 @@ def get_parser() -> CommandParser:
     )
     parser.add_argument(
         "--resamples",
-        type=_count,
+        type=whole_number,
         default=1000,
         metavar="N",
         help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
     )
     parser.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of these draws (default: 0)"
+        "--seed", type=whole_number, default=0, metavar="N", help="of these draws (default: 0)"
     )
     parser.add_argument(
         "--output",
@@ -106,22 +105,6 @@ def get_parser() -> CommandParser:
         help="the page (default: report.html beside the results or annotations)",
     )
     return parser
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 def find_image(data: Path, name: str) -> Path:
