@@ -24,7 +24,6 @@ from cellseg.learn.stream import (
     repeat_factors,
 )
 
-
 # More loading processes than cores, torch warns, are slow: not what is tested here.
 few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
