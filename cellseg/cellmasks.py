@@ -1,0 +1,277 @@
+"""`CellMasks`: the instance masks of a training image, each kept within its own box.
+
+Detectron2's `BitMasks` holds an array of the whole image for every cell, 243 MB for 500
+cells in 608 x 800. Cells are small, and so is what is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import roi_align
+
+# Pixels that are laid out for ROIAlign at a time: bounds the memory, and lets the small
+# cells go without the padding that the large ones need.
+_BATCH = 1 << 18
+
+
+class CellMasks:
+    """N instance masks of one image, in the place of Detectron2's `BitMasks`.
+
+    Parts of it share its pixels: to index it costs what N costs.
+
+    Attributes
+    ----------
+    size
+        Height and width of the image in pixels.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        tight: torch.Tensor,
+        starts: torch.Tensor,
+        pixels: torch.Tensor,
+    ) -> None:
+        """
+        Parameters
+        ----------
+        size
+            Height and width of the image in pixels.
+        tight
+            `(N, 4)` int64: the tight box of each mask, XYXY in pixels, right and bottom
+            exclusive; 0, 0, 0, 0 for a mask with no pixel.
+        starts
+            `(N,)` int64: where each mask begins in `pixels`.
+        pixels
+            `(P,)` bool: the pixels of the boxes, row by row.
+        """
+        self.size = size
+        self._tight = tight
+        self._starts = starts
+        self._pixels = pixels
+
+    @staticmethod
+    def from_rows(
+        size: tuple[int, int],
+        owner: NDArray[np.int64],
+        row: NDArray[np.int64],
+        left: NDArray[np.int64],
+        right: NDArray[np.int64],
+    ) -> CellMasks:
+        """Draw masks from pieces of their rows.
+
+        Parameters
+        ----------
+        size
+            Height and width of the image in pixels.
+        owner, row, left, right
+            int64 arrays `(R,)`: piece r covers the pixels `[left[r], right[r])`, one or
+            more, of a row of mask `owner[r]`. Sorted by mask, of which each of 0…N−1 has
+            a piece; those of one mask don't overlap.
+        """
+        at = np.flatnonzero(np.diff(owner, prepend=-1))
+        tight = np.stack(
+            [
+                np.minimum.reduceat(left, at),
+                np.minimum.reduceat(row, at),
+                np.maximum.reduceat(right, at),
+                np.maximum.reduceat(row, at) + 1,
+            ],
+            axis=1,
+        )
+        width, height = (tight[:, 2:] - tight[:, :2]).T
+        ends = np.cumsum(width * height)
+        starts = ends - width * height
+        row_start = (starts - tight[:, 1] * width - tight[:, 0])[owner] + row * width[owner]
+        change = np.zeros(int(ends[-1]) + 1 if len(ends) else 1, np.int8)
+        change[row_start + left] += 1
+        change[row_start + right] -= 1
+        pixels = np.cumsum(change[:-1], dtype=np.int8).view(bool)
+        return CellMasks(size, *map(torch.from_numpy, (tight, starts, pixels)))
+
+    @staticmethod
+    def from_crops(
+        size: tuple[int, int], corners: Sequence[tuple[int, int]], crops: Sequence[torch.Tensor]
+    ) -> CellMasks:
+        """Take masks from crops, which need not be tight.
+
+        Parameters
+        ----------
+        size
+            Height and width of the image in pixels.
+        corners
+            Left and top of each crop in the image.
+        crops
+            `(h, w)` bool each; what lies around them is empty.
+        """
+        tight = torch.zeros((len(crops), 4), dtype=torch.int64)
+        pixels = [torch.zeros(0, dtype=torch.bool)]
+        for n, ((left, top), crop) in enumerate(zip(corners, crops, strict=True)):
+            rows, columns = crop.any(1).nonzero(), crop.any(0).nonzero()
+            if len(rows):
+                y0, y1 = int(rows[0]), int(rows[-1]) + 1
+                x0, x1 = int(columns[0]), int(columns[-1]) + 1
+                tight[n] = torch.tensor([left + x0, top + y0, left + x1, top + y1])
+                pixels.append(crop[y0:y1, x0:x1].flatten())
+        n_pixels = (tight[:, 2:] - tight[:, :2]).prod(1)
+        return CellMasks(size, tight, n_pixels.cumsum(0) - n_pixels, torch.cat(pixels))
+
+    @staticmethod
+    def from_bitmasks(masks: torch.Tensor) -> CellMasks:
+        """Take masks from `(N, H, W)` bool, one array of the whole image for each."""
+        height, width = masks.shape[1:]
+        return CellMasks.from_crops((height, width), [(0, 0)] * len(masks), list(masks))
+
+    @staticmethod
+    def cat(parts: Sequence[CellMasks]) -> CellMasks:
+        """Put the masks of all parts, one or more of one size, one after the other."""
+        starts, n_pixels = [], 0
+        for part in parts:
+            starts.append(part._starts + n_pixels)
+            n_pixels += len(part._pixels)
+        return CellMasks(
+            parts[0].size,
+            torch.cat([part._tight for part in parts]),
+            torch.cat(starts),
+            torch.cat([part._pixels for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self._tight)
+
+    def __getitem__(self, item: int | slice | torch.Tensor) -> CellMasks:
+        """Pick masks, as from a tensor; one number gives `CellMasks` of length 1."""
+        if isinstance(item, int):
+            item = torch.arange(len(self))[item].reshape(1)
+        return CellMasks(self.size, self._tight[item], self._starts[item], self._pixels)
+
+    def __repr__(self) -> str:
+        return f"CellMasks(num_instances={len(self)}, size={self.size})"
+
+    @property
+    def device(self) -> torch.device:
+        return self._pixels.device
+
+    def to(self, *args: Any, **kwargs: Any) -> CellMasks:
+        """Move to a device, with the arguments of `torch.Tensor.to`."""
+        parts = (self._tight, self._starts, self._pixels)
+        return CellMasks(self.size, *(part.to(*args, **kwargs) for part in parts))
+
+    def pin_memory(self) -> CellMasks:
+        """Copy to page-locked memory, which is what `DataLoader` asks of a batch's parts."""
+        parts = (self._tight, self._starts, self._pixels)
+        return CellMasks(self.size, *(part.pin_memory() for part in parts))
+
+    @property
+    def boxes(self) -> torch.Tensor:
+        """`(N, 4)` float32: the tight boxes, XYXY in pixels, right and bottom exclusive.
+
+        A mask with no pixel has the box 0, 0, 0, 0.
+        """
+        return self._tight.float()
+
+    def areas(self) -> torch.Tensor:
+        """`(N,)` int64: the number of pixels of each mask."""
+        return torch.tensor(
+            [int(self.crop(n).sum()) for n in range(len(self))],
+            dtype=torch.int64,
+            device=self.device,
+        )
+
+    def crop(self, index: int) -> torch.Tensor:
+        """`(bottom - top, right - left)` bool: one mask within its tight box."""
+        left, top, right, bottom = self._tight[index].tolist()
+        start, height, width = int(self._starts[index]), bottom - top, right - left
+        return self._pixels[start : start + height * width].view(height, width)
+
+    def transposed(self) -> CellMasks:
+        """Exchange rows and columns."""
+        pixels = torch.cat(
+            [self._pixels[:0], *(self.crop(n).T.reshape(-1) for n in range(len(self)))]
+        )
+        n_pixels = (self._tight[:, 2:] - self._tight[:, :2]).prod(1)
+        starts = n_pixels.cumsum(0) - n_pixels
+        return CellMasks(self.size[::-1], self._tight[:, [1, 0, 3, 2]], starts, pixels)
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        """Sample each mask on a grid over a box: what the mask head is to learn.
+
+        The arithmetic is that of Detectron2's `BitMasks.crop_and_resize`, an ROIAlign
+        (He et al. 2017, arXiv:1703.06870) of the full mask, which is at least 0.5. Only
+        the rounding differs, since coordinates count from a window around the cell.
+
+        Parameters
+        ----------
+        boxes
+            `(N, 4)` float, XYXY in pixels of the image.
+        mask_size
+            The grid's side M.
+
+        Returns
+        -------
+        `(N, M, M)` bool.
+        """
+        boxes = boxes.to(self.device, torch.float32)
+        targets = torch.zeros(
+            (len(self), mask_size, mask_size), dtype=torch.bool, device=self.device
+        )
+        for cells, side in self._batches():
+            corners, windows = self._windows(cells, side)
+            rois = torch.cat(
+                [
+                    torch.arange(len(cells), dtype=torch.float32, device=self.device)[:, None],
+                    boxes[cells] - corners.repeat(1, 2),
+                ],
+                dim=1,
+            )
+            values = roi_align(windows[:, None], rois, mask_size, aligned=True)
+            targets[cells] = values[:, 0] >= 0.5
+        return targets
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """Yield indices of cells that are alike in size, and the longest side of their boxes.
+
+        Masks with no pixel are left out.
+        """
+        sides, order = (self._tight[:, 2:] - self._tight[:, :2]).amax(1).sort(descending=True)
+        longest = sides[sides > 0].tolist()
+        begin = 0
+        while begin < len(longest):
+            side = longest[begin]
+            count = max(1, _BATCH // (side + 2) ** 2)
+            yield order[begin : min(begin + count, len(longest))], side
+            begin += count
+
+    def _windows(self, cells: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw each cell in a window of the image that has room for a box of that side.
+
+        The windows are as large as all others and within the image. Around the cell they
+        have a border of zeros, save at the image's own edge. There ROIAlign goes on with
+        the last pixel, and so it does here; elsewhere it goes on with zeros.
+
+        Returns
+        -------
+        corners
+            `(n, 2)` int64: left and top of the windows in the image.
+        windows
+            `(n, h, w)` float32, 0 or 1.
+        """
+        tight = self._tight[cells]
+        image_height, image_width = self.size
+        height, width = min(side + 2, image_height), min(side + 2, image_width)
+        left = (tight[:, 0] - 1).clamp(0, image_width - width)
+        top = (tight[:, 1] - 1).clamp(0, image_height - height)
+        row = (top - tight[:, 1])[:, None] + torch.arange(height, device=self.device)
+        column = (left - tight[:, 0])[:, None] + torch.arange(width, device=self.device)
+        box_width, box_height = (tight[:, 2:] - tight[:, :2])[:, :, None].unbind(1)
+        in_row = (row >= 0) & (row < box_height)
+        in_column = (column >= 0) & (column < box_width)
+        inside = in_row[:, :, None] & in_column[:, None, :]
+        place = (self._starts[cells, None] + row * box_width)[:, :, None] + column[:, None, :]
+        windows = self._pixels[place.where(inside, 0)] & inside
+        return torch.stack([left, top], 1), windows.float()
