@@ -1,0 +1,125 @@
+"""Zoom and anchors by the sizes of cells: distributions worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.errors import InputError
+from cellseg.learn.scale import CellSizes, choose_anchors, choose_zoom, measure_cells
+
+PYRAMID = [4, 8, 16, 32, 64]
+DILATED = [16]
+
+
+def images(*sides):
+    """An image with half of the cells, one without any, one with the other half."""
+    cells = [{"bbox": [7, 9, width, height], "class": 0} for width, height in sides]
+    return [{"annotations": part} for part in (cells[::2], [], cells[1::2])]
+
+
+def test_sizes_by_hand():
+    """Of 21 cells of area 1², 2² … 21² the 5th percentile is the 2nd, the 95th the 20th."""
+    sizes = measure_cells(images(*((n * n, 1) for n in range(1, 22))))
+    assert sizes == CellSizes(length=121.0, small=2.0, large=20.0)
+
+
+def test_the_longest_side_may_be_either():
+    assert measure_cells(images((2, 18), (18, 2), (6, 6))) == CellSizes(18.0, 6.0, 6.0)
+
+
+def test_one_cell():
+    assert measure_cells(images((4, 9))) == CellSizes(9.0, 6.0, 6.0)
+
+
+@pytest.mark.parametrize("samples", [[], images()])
+def test_no_cell(samples):
+    with pytest.raises(InputError, match=f"no cell in the {len(samples)} training images"):
+        measure_cells(samples)
+
+
+@pytest.mark.parametrize(
+    ("length", "stride", "value"),
+    [
+        (26, 4, 1.54),  # the homework's cells
+        (26, 8, 1.54),
+        (26, 16, 2.15),
+        (20, 4, 2.0),
+        (80, 4, 0.5),
+        (1000, 4, 0.5),
+        (10, 4, 4.0),
+        (1, 16, 4.0),
+    ],
+)
+def test_zoom_by_hand(length, stride, value):
+    assert choose_zoom(CellSizes(length, 1, 1), stride).value == value
+
+
+def test_zoom_says_why():
+    assert choose_zoom(CellSizes(26.0, 9, 40), 4).reason == (
+        "zoom 1.54: the median cell is 26 px long, 40 px suit features of stride 4"
+    )
+    assert choose_zoom(CellSizes(10.5, 9, 40), 16).reason == (
+        "zoom 4: the median cell is 10.5 px long, 56 px suit features of stride 16, but zooms go "
+        "from 0.5 to 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "zoom", "strides", "expected"),
+    [
+        # Doubling covers 10 to 160, more than there is.
+        (10, 40, 1, PYRAMID, [[10], [20], [40], [80], [160]]),
+        (10, 40, 1.5, PYRAMID, [[15], [30], [60], [120], [240]]),
+        # Where doubling ends at 80, the steps are of 3 or 10.
+        (10, 90, 1, PYRAMID[:3], [[10], [30], [90]]),
+        (10, 1000, 1, PYRAMID[:3], [[10], [100], [1000]]),
+        # On a single level the same range in four equal steps.
+        (20, 320, 1, DILATED, [[20, 40, 80, 160, 320]]),
+        (20, 320, 2, DILATED, [[40, 80, 160, 320, 640]]),
+        # Cells of one size: 1.2, 1.44, 1.728, 2.0736 times as large.
+        (100, 100, 1, DILATED, [[100, 120, 144, 173, 207]]),
+        (30, 30, 1, PYRAMID[:2], [[30], [60]]),
+        # Specks: no anchor smaller than the stride.
+        (1, 2, 0.5, DILATED, [[16, 19, 23, 28, 33]]),
+        (1, 2, 0.5, PYRAMID[:3], [[4], [8], [16]]),
+    ],
+)
+def test_anchors_by_hand(small, large, zoom, strides, expected):
+    assert choose_anchors(CellSizes(50, small, large), zoom, strides).sizes == expected
+
+
+def test_anchors_say_why():
+    assert choose_anchors(CellSizes(26, 10, 40.26), 1.5, [4, 8, 16]).reason == (
+        "anchors of 15, 30, 60 px: nine in ten cells measure 10.0 to 40.3 px (root of the box's "
+        "area), zoomed by 1.5"
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=40),
+    st.sampled_from([DILATED, [4], [8, 16], PYRAMID[:3], PYRAMID]),
+    st.randoms(use_true_random=False),
+)
+def test_any_cells(sides, strides, random):
+    sizes = measure_cells(images(*sides))
+    zoom = choose_zoom(sizes, strides[0])
+    assert 0.5 <= zoom.value <= 4
+    anchors = choose_anchors(sizes, zoom.value, strides)
+    assert len(anchors.sizes) == len(strides)
+    flat = np.concatenate(anchors.sizes)
+    assert len(flat) == (len(strides) if len(strides) > 1 else 5)
+    assert (np.diff(flat) > 0).all()
+    assert all(type(side) is float for level in anchors.sizes for side in level)
+    # Rounded to whole pixels, they reach from the small cells to the large ones.
+    assert flat[0] <= max(sizes.small * zoom.value, strides[0]) + 0.5
+    assert flat[-1] >= sizes.large * zoom.value - 0.5
+    # The order of cells and images does not matter.
+    random.shuffle(sides)
+    again = measure_cells(images(*sides)[::-1])
+    assert again.length == sizes.length
+    assert again.small == pytest.approx(sizes.small)
+    assert again.large == pytest.approx(sizes.large)
