@@ -81,6 +81,15 @@ def test_every_position_draws_its_own_numbers():
     assert len({stream_of(1, seed)[0]["draw"] for seed in (0, 1, 2**32 - 1)}) == 3
 
 
+def test_orders_and_samples_draw_apart():
+    def draw_as_an_order_does(_sample, rng):
+        rng.random()
+        return rng.permutation(20).tolist()
+
+    stream = SampleStream(images(20), draw_as_an_order_does, 0)
+    assert all(stream[number] != stream.order(number).tolist() for number in range(5))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 10**12), min_size=1, max_size=10),
