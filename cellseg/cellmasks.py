@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from torchvision.ops import roi_align
 
 # Pixels that are laid out for ROIAlign at a time: bounds the memory, and lets the small
@@ -93,6 +94,25 @@ class CellMasks:
         change[row_start + right] -= 1
         pixels = np.cumsum(change[:-1], dtype=np.int8).view(bool)
         return CellMasks(size, *map(torch.from_numpy, (tight, starts, pixels)))
+
+    @staticmethod
+    def from_columns(
+        size: tuple[int, int],
+        owner: NDArray[np.int64],
+        column: NDArray[np.int64],
+        top: NDArray[np.int64],
+        bottom: NDArray[np.int64],
+    ) -> CellMasks:
+        """Draw masks from pieces of their columns, otherwise as `from_rows`."""
+        turned = CellMasks.from_rows(size[::-1], owner, column, top, bottom)
+        pixels = turned._pixels.numpy()
+        upright = np.empty_like(pixels)
+        width, height = (turned._tight[:, 2:] - turned._tight[:, :2]).T.tolist()
+        for start, w, h in zip(turned._starts.tolist(), width, height, strict=True):
+            cell = slice(start, start + w * h)
+            upright[cell].reshape(w, h)[:] = pixels[cell].reshape(h, w).T
+        tight = turned._tight[:, [1, 0, 3, 2]]
+        return CellMasks(size, tight, turned._starts, torch.from_numpy(upright))
 
     @staticmethod
     def from_crops(
@@ -177,26 +197,15 @@ class CellMasks:
 
     def areas(self) -> torch.Tensor:
         """`(N,)` int64: the number of pixels of each mask."""
-        return torch.tensor(
-            [int(self.crop(n).sum()) for n in range(len(self))],
-            dtype=torch.int64,
-            device=self.device,
-        )
+        width, height = (self._tight[:, 2:] - self._tight[:, :2]).T
+        total = functional.pad(self._pixels.cumsum(0), (1, 0))
+        return total[self._starts + width * height] - total[self._starts]
 
     def crop(self, index: int) -> torch.Tensor:
         """`(bottom - top, right - left)` bool: one mask within its tight box."""
         left, top, right, bottom = self._tight[index].tolist()
         start, height, width = int(self._starts[index]), bottom - top, right - left
         return self._pixels[start : start + height * width].view(height, width)
-
-    def transposed(self) -> CellMasks:
-        """Exchange rows and columns."""
-        pixels = torch.cat(
-            [self._pixels[:0], *(self.crop(n).T.reshape(-1) for n in range(len(self)))]
-        )
-        n_pixels = (self._tight[:, 2:] - self._tight[:, :2]).prod(1)
-        starts = n_pixels.cumsum(0) - n_pixels
-        return CellMasks(self.size[::-1], self._tight[:, [1, 0, 3, 2]], starts, pixels)
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
         """Sample each mask on a grid over a box: what the mask head is to learn.
@@ -261,17 +270,19 @@ class CellMasks:
         windows
             `(n, h, w)` float32, 0 or 1.
         """
-        tight = self._tight[cells]
         image_height, image_width = self.size
         height, width = min(side + 2, image_height), min(side + 2, image_width)
+        tight = self._tight[cells]
         left = (tight[:, 0] - 1).clamp(0, image_width - width)
         top = (tight[:, 1] - 1).clamp(0, image_height - height)
-        row = (top - tight[:, 1])[:, None] + torch.arange(height, device=self.device)
         column = (left - tight[:, 0])[:, None] + torch.arange(width, device=self.device)
+        row = (top - tight[:, 1])[:, None] + torch.arange(height, device=self.device)
         box_width, box_height = (tight[:, 2:] - tight[:, :2])[:, :, None].unbind(1)
-        in_row = (row >= 0) & (row < box_height)
         in_column = (column >= 0) & (column < box_width)
+        in_row = (row >= 0) & (row < box_height)
         inside = in_row[:, :, None] & in_column[:, None, :]
-        place = (self._starts[cells, None] + row * box_width)[:, :, None] + column[:, None, :]
-        windows = self._pixels[place.where(inside, 0)] & inside
+        # int32, since most of the time goes into reading and writing these.
+        row_start = (self._starts[cells, None] + row * box_width).int()
+        place = (row_start[:, :, None] + column.int()[:, None, :]).mul_(inside)
+        windows = self._pixels.index_select(0, place.view(-1)).view_as(place).logical_and_(inside)
         return torch.stack([left, top], 1), windows.float()

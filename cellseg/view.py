@@ -79,8 +79,7 @@ class View:
         return found
 
     def _edges(self) -> list[tuple[int, int, float]]:
-        """For left, top, right and bottom as seen: which edge it is in the image, counted
-        from where and times what."""
+        """For left, top, right, bottom as seen: the edge in the image, its origin and scale."""
         left, top, right, bottom = self.window
         zoom_x, zoom_y = self.size[1] / (right - left), self.size[0] / (bottom - top)
         x = [(0, left, zoom_x), (2, left, zoom_x)]
@@ -103,9 +102,9 @@ class View:
     def apply_masks(self, runs: Runs) -> tuple[NDArray[np.int64], CellMasks]:
         """Look at the cells of an image.
 
-        Equal to zooming each full mask by nearest neighbour, where output pixel i takes
-        the source pixel floor((i + 0.5) source / output), as OpenCV's INTER_NEAREST_EXACT
-        does. But no array of the image's size is made.
+        Equal to zooming each full mask by nearest neighbour, where output pixel i takes the
+        source pixel floor((i + 0.5) source / output), but without an array of the image's
+        size. OpenCV's INTER_NEAREST_EXACT is the same, save where rounding misleads it.
 
         Parameters
         ----------
@@ -139,9 +138,8 @@ class View:
         if self.flip_y:
             start, end = height - end, height - start
         kept, owner = np.unique(mask[piece], return_inverse=True)
-        # Columns that are drawn as rows make the masks transposed.
-        masks = CellMasks.from_rows((width, height), owner, column, start, end)
-        return kept, masks if self.transpose else masks.transposed()
+        draw = CellMasks.from_rows if self.transpose else CellMasks.from_columns
+        return kept, draw(self.shape, owner, column, start, end)
 
 
 def _first_zoomed(source: int, output: int) -> NDArray[np.int64]:
@@ -166,9 +164,12 @@ def shortest_edge(size: tuple[int, int], shortest: int, longest: int) -> tuple[i
     if shortest == 0:
         return size
     scale = shortest / min(size)
-    if scale * max(size) > longest:
-        scale = longest / max(size)
-    return max(1, int(scale * size[0] + 0.5)), max(1, int(scale * size[1] + 0.5))
+    # In these steps, as Detectron2 rounds after each.
+    height, width = (shortest if side == min(size) else scale * side for side in size)
+    if max(height, width) > longest:
+        scale = longest / max(height, width)
+        height, width = scale * height, scale * width
+    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
 
 
 def to_tensor(image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
