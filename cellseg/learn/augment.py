@@ -1,0 +1,389 @@
+"""What training changes in a sample by chance: what it sees of the image, and the colours.
+
+Every draw comes from the generator that is handed in, so a sample is a pure function of
+the generator's seed.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.view import View, shortest_edge
+
+Image = NDArray[np.uint8]
+
+CROPS = ("relative", "relative_range", "absolute", "absolute_range")
+FLIPS = ("none", "horizontal", "vertical", "both")
+
+
+class Crop(ABC):
+    """Chooses what a sample shows of its image."""
+
+    @abstractmethod
+    def begin(
+        self,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        centre: tuple[float, float] | None = None,
+    ) -> View:
+        """Draw a view, neither flipped nor turned.
+
+        Parameters
+        ----------
+        size
+            Height and width of the image in pixels.
+        rng
+            Where the draws come from.
+        centre
+            A point of the image, x and y in pixels. It comes to lie anywhere in the middle
+            half of the window, or further out where the image ends. Without it, every place
+            of the window is as likely as any other.
+        """
+
+
+class Symmetry(ABC):
+    """Flips or turns a view."""
+
+    @abstractmethod
+    def view(self, view: View, rng: np.random.Generator) -> View:
+        """Draw a view of the same window."""
+
+
+class Colour(ABC):
+    """Changes colours, and no shape."""
+
+    @abstractmethod
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        """Draw an image from one, both `(h, w, 3)` uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class ShortestEdgeCrop(Crop):
+    """A part of the image, zoomed until its short side has a given length.
+
+    The sizes are those of Detectron2's `RandomCrop` followed by `ResizeShortestEdge`, but
+    no side falls below one pixel.
+
+    Attributes
+    ----------
+    crop_type
+        What the crop measures, at most the image's size:
+
+        - "relative": `crop_size` times the image;
+        - "relative_range": drawn from `crop_size` times the image to all of it;
+        - "absolute": `crop_size` in pixels;
+        - "absolute_range": each side drawn from `crop_size[0]` to `crop_size[1]` pixels;
+        - None: the whole image.
+    crop_size
+        Height and width, but for "absolute_range".
+    short_sides
+        Lengths in the network's pixels; 0 leaves the crop as it is.
+    sampling
+        "choice" draws one of `short_sides`, "range" a number from the first to the second.
+    longest
+        The most that the long side may measure, in the network's pixels.
+    """
+
+    crop_type: str | None
+    crop_size: tuple[float, float]
+    short_sides: Sequence[int]
+    sampling: str
+    longest: int
+
+    def begin(
+        self,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        centre: tuple[float, float] | None = None,
+    ) -> View:
+        crop = self._crop(size, rng)
+        if self.sampling == "range":
+            shortest = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
+        else:
+            shortest = int(rng.choice(self.short_sides))
+        window = _place(crop, size, rng, centre)
+        return View(window, shortest_edge(crop, shortest, self.longest))
+
+    def _crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the height and width of the crop."""
+        if self.crop_type is None:
+            return size
+        first, second = self.crop_size
+        height, width = size
+        if self.crop_type == "absolute":
+            return min(int(first), height), min(int(second), width)
+        if self.crop_type == "absolute_range":
+            low, high = np.minimum(size, int(first)), np.minimum(size, int(second))
+            height, width = rng.integers(low, high + 1).tolist()
+            return height, width
+        if self.crop_type == "relative_range":
+            first, second = rng.uniform(self.crop_size, 1).tolist()
+        return max(1, int(height * first + 0.5)), max(1, int(width * second + 0.5))
+
+
+@dataclass(frozen=True)
+class FixedZoom(Crop):
+    """A square window of what the network gets, at one scale for all images.
+
+    Where the image ends before the window does, it is seen whole and not stretched.
+
+    Attributes
+    ----------
+    zoom
+        The network's pixels for each pixel of the image.
+    jitter
+        The zoom is drawn from `zoom / (1 + jitter)` to `zoom * (1 + jitter)`, evenly in its
+        logarithm.
+    window
+        The square's side, in the network's pixels.
+    """
+
+    zoom: float
+    jitter: float
+    window: int
+
+    def begin(
+        self,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        centre: tuple[float, float] | None = None,
+    ) -> View:
+        spread = math.log1p(self.jitter)
+        zoom = self.zoom * math.exp(rng.uniform(-spread, spread))
+        side = max(1, round(self.window / zoom))
+        height, width = size
+        crop = min(side, height), min(side, width)
+        seen = self._zoomed(height, side, zoom), self._zoomed(width, side, zoom)
+        return View(_place(crop, size, rng, centre), seen)
+
+    def _zoomed(self, length: int, side: int, zoom: float) -> int:
+        """Say how long a side of the image is seen, of which the window takes up to `side`."""
+        return self.window if length >= side else max(1, round(length * zoom))
+
+
+def _place(
+    crop: tuple[int, int],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    centre: tuple[float, float] | None,
+) -> tuple[int, int, int, int]:
+    """Draw where in an image a crop lies, as `Crop.begin` says; XYXY in whole pixels."""
+    free = np.subtract(size, crop)
+    if centre is None:
+        corner = rng.integers(free + 1)
+    else:
+        corner = np.rint(centre[::-1] - rng.uniform(0.25, 0.75, 2) * crop)
+        corner = corner.astype(np.int64).clip(0, free)
+    top, left = corner.tolist()
+    return left, top, left + crop[1], top + crop[0]
+
+
+@dataclass(frozen=True)
+class Flip(Symmetry):
+    """Mirrors every other view, each way for itself.
+
+    Attributes
+    ----------
+    horizontal, vertical
+        Whether left and right, top and bottom may be exchanged.
+    """
+
+    horizontal: bool
+    vertical: bool
+
+    def view(self, view: View, rng: np.random.Generator) -> View:
+        flip_x, flip_y = (rng.random(2) < 0.5).tolist()
+        return replace(view, flip_x=self.horizontal and flip_x, flip_y=self.vertical and flip_y)
+
+
+class QuarterTurn(Symmetry):
+    """Turns a view by 0, 90, 180 or 270 degrees.
+
+    With a flip before it, be it one way only, all eight symmetries are equally likely.
+    """
+
+    def view(self, view: View, rng: np.random.Generator) -> View:
+        turns = int(rng.integers(4))
+        # A quarter turn is a flip, then a transpose; half a turn is both flips.
+        return replace(
+            view,
+            flip_x=view.flip_x != (turns in (2, 3)),
+            flip_y=view.flip_y != (turns in (1, 2)),
+            transpose=turns in (1, 3),
+        )
+
+
+@dataclass(frozen=True)
+class Brightness(Colour):
+    """Multiplies an image by a number drawn from `low` to `high`.
+
+    The arithmetic is that of Detectron2's `RandomBrightness`: what overflows is clipped,
+    fractions are dropped.
+    """
+
+    low: float
+    high: float
+
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        return _blend(image, 0.0, rng.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Contrast(Colour):
+    """Multiplies what parts an image from its mean by a number drawn from `low` to `high`.
+
+    The arithmetic is that of Detectron2's `RandomContrast`.
+    """
+
+    low: float
+    high: float
+
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        return _blend(image, image.mean(), rng.uniform(self.low, self.high))
+
+
+def _blend(image: Image, grey: float, weight: float) -> Image:
+    """Mix an image with a grey level; `weight` is the image's, the rest the grey's."""
+    mixed = (1 - weight) * grey + weight * np.arange(256, dtype=np.float32)
+    return np.asarray(cv2.LUT(image, mixed.clip(0, 255).astype(np.uint8)))
+
+
+@dataclass(frozen=True)
+class Augmentations:
+    """All that training does to a sample.
+
+    Attributes
+    ----------
+    crop
+        What the view begins with.
+    symmetries, colours
+        Applied in this order.
+    """
+
+    crop: Crop
+    symmetries: Sequence[Symmetry]
+    colours: Sequence[Colour]
+
+    def view(
+        self,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        centre: tuple[float, float] | None = None,
+    ) -> View:
+        """Draw the view of an image, as `Crop.begin` says, then flipped and turned."""
+        view = self.crop.begin(size, rng, centre)
+        for symmetry in self.symmetries:
+            view = symmetry.view(view, rng)
+        return view
+
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        """Draw the colours of an image, `(h, w, 3)` uint8 RGB."""
+        for colour in self.colours:
+            image = colour.image(image, rng)
+        return image
+
+
+def build_augmentations(cfg: CfgNode) -> Augmentations:
+    """Build what the keys under INPUT name; what would change nothing is left out.
+
+    Raises
+    ------
+    InputError
+        If a key has a value that makes no sense.
+    """
+    inputs = cfg.INPUT
+    return Augmentations(_build_crop(inputs), _build_symmetries(inputs), _build_colours(inputs))
+
+
+def _build_crop(inputs: CfgNode) -> Crop:
+    if inputs.ZOOM:
+        return FixedZoom(inputs.ZOOM, inputs.ZOOM_JITTER, inputs.WINDOW)
+    _check_resize(inputs)
+    if inputs.CROP.ENABLED:
+        _check_crop(inputs.CROP)
+    return ShortestEdgeCrop(
+        inputs.CROP.TYPE if inputs.CROP.ENABLED else None,
+        tuple(inputs.CROP.SIZE),
+        inputs.MIN_SIZE_TRAIN,
+        inputs.MIN_SIZE_TRAIN_SAMPLING,
+        inputs.MAX_SIZE_TRAIN,
+    )
+
+
+def _check_crop(crop: CfgNode) -> None:
+    if crop.TYPE not in CROPS:
+        raise InputError(f"INPUT.CROP.TYPE {crop.TYPE}: one of {', '.join(CROPS)} is expected")
+    relative = crop.TYPE.startswith("relative")
+    fits = _is_pair(crop.SIZE) and all(
+        0 < side <= 1 if relative else side >= 1 and side == int(side) for side in crop.SIZE
+    )
+    if crop.TYPE == "absolute_range":
+        fits = fits and crop.SIZE[0] <= crop.SIZE[1]
+    if not fits:
+        expected = {
+            "absolute": "a height and a width in whole pixels are",
+            "absolute_range": "the least and the greatest side in whole pixels are",
+        }.get(crop.TYPE, "parts of the height and the width, above 0 and up to 1, are")
+        raise InputError(f"INPUT.CROP.SIZE {crop.SIZE}: {expected} expected by TYPE {crop.TYPE}")
+
+
+def _check_resize(inputs: CfgNode) -> None:
+    sides, sampling = tuple(inputs.MIN_SIZE_TRAIN), inputs.MIN_SIZE_TRAIN_SAMPLING
+    if sampling not in ("choice", "range"):
+        raise InputError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING {sampling}: choice or range is expected")
+    if not sides or not all(isinstance(side, int) and side >= 0 for side in sides):
+        raise InputError(f"INPUT.MIN_SIZE_TRAIN {sides}: lengths in whole pixels are expected")
+    if sampling == "range" and not (len(sides) == 2 and 0 < sides[0] <= sides[1]):
+        raise InputError(
+            f"INPUT.MIN_SIZE_TRAIN {sides}: the least and the greatest length are expected with "
+            "MIN_SIZE_TRAIN_SAMPLING range"
+        )
+    if inputs.MAX_SIZE_TRAIN < 1:
+        raise InputError(
+            f"INPUT.MAX_SIZE_TRAIN {inputs.MAX_SIZE_TRAIN}: a positive number is expected"
+        )
+
+
+def _build_symmetries(inputs: CfgNode) -> list[Symmetry]:
+    flip = inputs.RANDOM_FLIP
+    if flip not in FLIPS:
+        raise InputError(f"INPUT.RANDOM_FLIP {flip}: one of {', '.join(FLIPS)} is expected")
+    symmetries: list[Symmetry] = []
+    if flip != "none":
+        symmetries.append(Flip(flip in ("horizontal", "both"), flip in ("vertical", "both")))
+    if inputs.QUARTER_TURNS:
+        symmetries.append(QuarterTurn())
+    return symmetries
+
+
+def _build_colours(inputs: CfgNode) -> list[Colour]:
+    colours: list[Colour] = []
+    brightness = _factors("INPUT.BRIGHTNESS", inputs.BRIGHTNESS)
+    if brightness != (1, 1):
+        colours.append(Brightness(*brightness))
+    contrast = _factors("INPUT.CONTRAST", inputs.CONTRAST)
+    if contrast != (1, 1):
+        colours.append(Contrast(*contrast))
+    return colours
+
+
+def _factors(key: str, value: Sequence[float]) -> tuple[float, float]:
+    """Check a range of numbers to multiply by."""
+    if not _is_pair(value) or not 0 <= value[0] <= value[1]:
+        raise InputError(
+            f"{key} {value}: two numbers of 0 or more, the lower one first, are expected"
+        )
+    return value[0], value[1]
+
+
+def _is_pair(value: Sequence[float]) -> bool:
+    return len(value) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
