@@ -17,12 +17,18 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.read.synthetic import EOSIN, HAEMATOXYLIN
 from cellseg.view import View, shortest_edge
 
 Image = NDArray[np.uint8]
 
 CROPS = ("relative", "relative_range", "absolute", "absolute_range")
 FLIPS = ("none", "horizontal", "vertical", "both")
+
+# A row for each stain; the third takes what the two don't explain.
+_STAINS = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
+# Optical density of each intensity. Counting from 1 keeps black finite and white at 0.
+_DENSITIES = -np.log(np.arange(1, 257) / 256).astype(np.float32)
 
 
 class Crop(ABC):
@@ -59,7 +65,7 @@ class Symmetry(ABC):
 
 
 class Colour(ABC):
-    """Changes colours, and no shape."""
+    """Changes colours, and leaves every cell where it is."""
 
     @abstractmethod
     def image(self, image: Image, rng: np.random.Generator) -> Image:
@@ -223,6 +229,63 @@ class QuarterTurn(Symmetry):
 
 
 @dataclass(frozen=True)
+class StainJitter(Colour):
+    """Stains tissue more or less: haematoxylin and eosin, each for itself.
+
+    Attributes
+    ----------
+    amount
+        A stain's density is multiplied by a number from `1 - amount` to `1 + amount`.
+    """
+
+    amount: float
+
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        haematoxylin, eosin = rng.uniform(1 - self.amount, 1 + self.amount, 2).tolist()
+        return scale_stains(image, haematoxylin, eosin)
+
+
+def scale_stains(image: Image, haematoxylin: float, eosin: float) -> Image:
+    """Multiply the densities of the stains in an image by a factor each.
+
+    Factors of 1 leave every pixel exactly as it is, and white stays white. The colours are
+    separated by colour deconvolution (Ruifrok & Johnston 2001).
+
+    Parameters
+    ----------
+    image
+        `(h, w, 3)` uint8 RGB.
+    haematoxylin, eosin
+        The factors, 0 or more.
+    """
+    # To separate, multiply and mix again is one linear map. Written as what it adds to the
+    # identity, factors of 1 leave no rounding.
+    change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
+    mix = (np.eye(3) + change).astype(np.float32)
+    density = cv2.transform(cv2.LUT(image, _DENSITIES), mix.T)
+    light = np.asarray(cv2.exp(-density))
+    return np.rint(256 * light - 1).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Blur(Colour):
+    """Blurs with a Gaussian, as an image that is out of focus.
+
+    Attributes
+    ----------
+    sigma_max
+        Its standard deviation is drawn from 0 to this, in pixels.
+    """
+
+    sigma_max: float
+
+    def image(self, image: Image, rng: np.random.Generator) -> Image:
+        # 1 - [0, 1) is never 0, which OpenCV takes for a sigma that isn't given.
+        sigma = self.sigma_max * (1 - rng.random())
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma))
+
+
+@dataclass(frozen=True)
 class Brightness(Colour):
     """Multiplies an image by a number drawn from `low` to `high`.
 
@@ -366,7 +429,18 @@ def _build_symmetries(inputs: CfgNode) -> list[Symmetry]:
 
 
 def _build_colours(inputs: CfgNode) -> list[Colour]:
+    """Build the colours in the order of the light: stain, lens, camera."""
     colours: list[Colour] = []
+    if not 0 <= inputs.STAIN_JITTER <= 1:
+        raise InputError(
+            f"INPUT.STAIN_JITTER {inputs.STAIN_JITTER}: a number from 0 to 1 is expected"
+        )
+    if inputs.STAIN_JITTER:
+        colours.append(StainJitter(inputs.STAIN_JITTER))
+    if not 0 <= inputs.BLUR < math.inf:
+        raise InputError(f"INPUT.BLUR {inputs.BLUR}: a sigma of 0 or more pixels is expected")
+    if inputs.BLUR:
+        colours.append(Blur(inputs.BLUR))
     brightness = _factors("INPUT.BRIGHTNESS", inputs.BRIGHTNESS)
     if brightness != (1, 1):
         colours.append(Brightness(*brightness))
