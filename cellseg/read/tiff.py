@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
+# The value of a TIFF's PhotometricInterpretation where the numbers rise from white to black.
+WHITE_IS_ZERO = 0
+
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 
 # tifffile writes what it finds odd to its log and goes on. What matters of it is checked
@@ -64,32 +67,47 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     magic = _magic(path)
     if magic in _TIFF_MAGIC:
         with _tiff_page(path) as page:
-            _check_image(path, page)
+            check_image(path, page)
             pixels = page.asarray(maxworkers=1)
             if page.planarconfig == 2 and page.samplesperpixel > 1:
                 pixels = np.moveaxis(pixels, 0, -1)
-            if page.photometric == 0:  # white is zero
-                pixels = np.iinfo(pixels.dtype).max - pixels
+            pixels = to_rgb(pixels, page.photometric == WHITE_IS_ZERO)
     elif magic == _PNG_MAGIC:
         # Pillow would cut colour of 16 bits to the high byte.
-        with _damage(path):
-            pixels = imagecodecs.png_decode(path.read_bytes())
+        with damage(path):
+            pixels = to_rgb(imagecodecs.png_decode(path.read_bytes()))
     else:
-        with _pillow(path, magic) as picture, _damage(path):
-            pixels = np.asarray(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+        with _pillow(path, magic) as picture, damage(path):
+            pixels = np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+    return np.ascontiguousarray(pixels)
 
+
+def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint8]:
+    """Turn pixels as they are stored into 8-bit RGB.
+
+    Parameters
+    ----------
+    pixels
+        `(H, W)` or `(H, W, C)` array, uint8 or uint16: grey, grey and alpha, RGB, or RGB
+        and what follows it.
+    white_is_zero
+        Whether the numbers rise from white to black.
+
+    Returns
+    -------
+    `(H, W, 3)` uint8: the same memory where nothing is to be changed.
+    """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if pixels.dtype == np.uint16:
-        pixels = _TO_8_BIT[pixels]
-    if pixels.shape[2] == 3 and pixels.flags.c_contiguous and pixels.flags.writeable:
+    interleaved = pixels.shape[2] == 3 and pixels.strides[1:] == (3, 1)
+    if interleaved and pixels.dtype == np.uint8 and not white_is_zero:
         return pixels  # a slide of 1.2 GB needn't be held twice
-    # Grey, or grey and alpha; RGB, or RGB and what follows it.
     source = (0, 1, 2) if pixels.shape[2] >= 3 else (0, 0, 0)
     rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
     for channel in range(3):  # four times as fast as one copy of the window [:, :, :3]
-        rgb[:, :, channel] = pixels[:, :, source[channel]]
-    return rgb
+        values = pixels[:, :, source[channel]]
+        rgb[:, :, channel] = values if values.dtype == np.uint8 else _TO_8_BIT[values]
+    return np.invert(rgb, out=rgb) if white_is_zero else rgb
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -106,9 +124,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     magic = _magic(path)
     if magic in _TIFF_MAGIC:
         with _tiff_page(path) as page:
-            _check_image(path, page)
+            check_image(path, page)
             return page.imagelength, page.imagewidth
-    with _pillow(path, magic) as picture, _damage(path):
+    with _pillow(path, magic) as picture, damage(path):
         width, height = picture.size
         # EXIF orientations 5 to 8 lie on their side.
         sideways = magic == _JPEG_MAGIC and picture.getexif().get(274, 1) >= 5
@@ -129,7 +147,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
         If the file can't be read, is damaged, or doesn't hold one number a pixel.
     """
     path = Path(path)
-    if _magic(path) not in _TIFF_MAGIC:
+    if not is_tiff(path):
         raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one number a pixel")
     with _tiff_page(path) as page:
         if page.samplesperpixel != 1:
@@ -141,6 +159,11 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
             raise InputError(f"{path}: complex numbers, but labels are whole numbers; save it so")
         labels: NDArray[Any] = page.asarray(maxworkers=1)
     return labels.view(np.uint8) if labels.dtype == bool else labels
+
+
+def is_tiff(path: Path) -> bool:
+    """Tell by its content whether a file is a TIFF; raise `InputError` if it's no image."""
+    return _magic(path) in _TIFF_MAGIC
 
 
 def _magic(path: Path) -> bytes:
@@ -163,7 +186,7 @@ def _magic(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path) -> Iterator[None]:
     """Turn whatever a decoder trips over into one line."""
     try:
         yield
@@ -181,7 +204,7 @@ def _damage(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
     kind = {_PNG_MAGIC: "PNG", _JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
-    with _damage(path):
+    with damage(path):
         picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[kind])
     with picture:
         yield picture
@@ -190,23 +213,28 @@ def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
 @contextlib.contextmanager
 def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
     """Open the one image of a TIFF, with all of its pixels surely in the file."""
-    with _damage(path), tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        last = tiff.pages[-1]
-        _, following = _directory(tiff, page)
-        for other in tiff.pages[1:]:
-            # Thumbnails and the coarser levels of a pyramid are fine.
-            if not other.is_reduced and other.shape == page.shape:
-                raise InputError(
-                    f"{path}: a stack of {len(tiff.pages)} images, but one is expected; "
-                    "save the one you mean as a file of its own"
-                )
-        _check_directory(tiff, page)
-        if last is not page:
-            _, following = _directory(tiff, last)
-        if following:
-            raise ValueError("the list of its pages is cut off")
-        yield page
+    with damage(path), tifffile.TiffFile(path) as tiff:
+        yield the_page(path, tiff)
+
+
+def the_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+    """Find the one image of a TIFF, at its finest; raise if its pixels are not all there."""
+    page = tiff.pages[0]
+    last = tiff.pages[-1]
+    _, following = _directory(tiff, page)
+    for other in tiff.pages[1:]:
+        # Thumbnails and the coarser levels of a pyramid are fine.
+        if not other.is_reduced and other.shape == page.shape:
+            raise InputError(
+                f"{path}: a stack of {len(tiff.pages)} images, but one is expected; "
+                "save the one you mean as a file of its own"
+            )
+    check_directory(tiff, page)
+    if last is not page:
+        _, following = _directory(tiff, last)
+    if following:
+        raise ValueError("the list of its pages is cut off")
+    return page
 
 
 def _directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:
@@ -229,7 +257,14 @@ _PIXEL_TAGS = frozenset(
 )
 
 
-def _check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+def segment_size(page: tifffile.TiffPage) -> tuple[int, int]:
+    """Give height and width, in pixels, of the tiles or strips that a page is stored in."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return page.rowsperstrip, page.imagewidth
+
+
+def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
     """Raise if a page's description is broken or its pixels are not all in the file.
 
     tifffile logs such damage, if that, and fills what is missing with zeros.
@@ -244,12 +279,11 @@ def _check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
         raise ValueError(f"no pixels: {page.imagewidth} x {page.imagelength}")
     if page.imagedepth != 1:
         raise ValueError("a volume, but a flat image is expected")
+    if page.planarconfig not in (1, 2) and page.samplesperpixel > 1:
+        raise ValueError(f"channels laid out in the way {page.planarconfig}, not 1 or 2")
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    if page.is_tiled:
-        down = math.ceil(page.imagelength / page.tilelength)
-        segments = planes * down * math.ceil(page.imagewidth / page.tilewidth)
-    else:
-        segments = planes * math.ceil(page.imagelength / page.rowsperstrip)
+    height, width = segment_size(page)
+    segments = planes * math.ceil(page.imagelength / height) * math.ceil(page.imagewidth / width)
     if not segments == len(page.dataoffsets) == len(page.databytecounts):
         raise ValueError(f"{len(page.dataoffsets)} pieces of pixels in place of {segments}")
     end = tiff.filehandle.size
@@ -260,13 +294,14 @@ def _check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
             raise ValueError(f"cut off: {end} bytes of at least {offset + count}")
 
 
-def _check_image(path: Path, page: tifffile.TiffPage) -> None:
+def check_image(path: Path, page: tifffile.TiffPage) -> None:
     """Raise if the pixels are not 8- or 16-bit grey or RGB."""
     photometric, samples = page.photometric, page.samplesperpixel
     grey = photometric in (0, 1) and samples in (1, 2)
     # Of the grey ones with three channels the writer forgot to say that they are colours.
-    # JPEG's YCbCr comes out of the decoder as RGB.
-    colour = (photometric == 2 and samples >= 3) or (photometric in (1, 6) and samples == 3)
+    # YCbCr comes out of the decoder of JPEG, and of its like, as RGB; elsewhere it stays.
+    decoded = photometric == 6 and page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS
+    colour = (photometric == 2 and samples >= 3) or ((photometric == 1 or decoded) and samples == 3)
     if not (grey or colour):
         name = getattr(photometric, "name", photometric)
         raise InputError(

@@ -1,0 +1,277 @@
+"""Reading an image window by window, so that a slide never has to be held whole.
+
+A TIFF stores its pixels in *segments*, tiles or strips, each compressed by itself. Only
+those that a window touches are read and decoded, and the last ones are kept, so that
+windows that overlap don't decode them again. What is not compressed is read in place.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.read.tiff import (
+    WHITE_IS_ZERO,
+    check_directory,
+    check_image,
+    damage,
+    is_tiff,
+    read_image,
+    segment_size,
+    the_page,
+    to_rgb,
+)
+
+# Enough for a row of windows across a slide: 50,000 pixels wide, 1,700 high.
+CACHE_BYTES = 256 * 2**20
+
+
+class WindowedImage(abc.ABC):
+    """An image that is read window by window; a context manager that closes its file.
+
+    Attributes
+    ----------
+    size
+        Height and width, in pixels, of what is read.
+    levels
+        Heights and widths of the levels of its pyramid, the finest first: `size` is one.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.levels: tuple[tuple[int, int], ...] = (size,)
+
+    def read(self, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        """Read a window. Threads may do so at the same time.
+
+        Parameters
+        ----------
+        window
+            XYXY in pixels, right and bottom edge exclusive; within the image and not empty.
+
+        Returns
+        -------
+        `(y1 - y0, x1 - x0, 3)` uint8 RGB, C-contiguous and the caller's own: the pixels
+        that `cellseg.read.tiff.read_image` gives there.
+
+        Raises
+        ------
+        InputError
+            If what is stored there is damaged.
+        ValueError
+            If the window is empty or not within the image.
+        """
+        x0, y0, x1, y1 = window
+        height, width = self.size
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(f"{window=} is empty or not within {height} x {width} pixels")
+        rgb = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        self._fill(rgb, x0, y0)
+        return rgb
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the file and the memory; nothing can be read from then on."""
+
+    @abc.abstractmethod
+    def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
+        """Fill a window, empty so far, whose first pixel lies at `x0`, `y0`."""
+
+    def __enter__(self) -> WindowedImage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_image(
+    path: str | os.PathLike[str], level: int = 0, cache_bytes: int = CACHE_BYTES
+) -> WindowedImage:
+    """Open an image to read it window by window.
+
+    It takes what `cellseg.read.tiff.read_image` takes and refuses, before any pixel is
+    decoded, what that refuses by the header. How much memory it needs depends on how the
+    file is stored. Tiles are best. A window of strips costs the image's whole width, and
+    of one compressed strip the whole image, which is then decoded once and kept. So are
+    PNG, JPEG and BMP, which have no segments at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    level
+        Of a TIFF with a pyramid, which level to read: 0 is the finest. The coarser ones
+        are its sub-images (SubIFDs, as in OME-TIFF) or further pages, flagged as reduced
+        or tiled as the first is (as in Aperio's SVS), that have its proportions.
+    cache_bytes
+        How much to keep of what was decoded, as 8-bit RGB. At least one segment is kept.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, is damaged or of a kind that is not taken, or has no
+        such level.
+    """
+    path = Path(path)
+    if not is_tiff(path):
+        _check_level(path, level, 1)
+        return from_array(read_image(path))
+    with contextlib.ExitStack() as files, damage(path):
+        tiff = files.enter_context(tifffile.TiffFile(path))
+        pyramid = _pyramid(the_page(path, tiff), tiff)
+        _check_level(path, level, len(pyramid))
+        page = pyramid[level]
+        check_directory(tiff, page)
+        check_image(path, page)
+        image: WindowedImage
+        if page.is_final:
+            pixels = _map(path, page, tiff.byteorder)
+            image = _ArrayImage(pixels, page.photometric == WHITE_IS_ZERO)
+        else:
+            image = _SegmentedImage(path, tiff, page, cache_bytes)
+            files.pop_all()  # from here on the image closes the file
+        image.levels = tuple((each.imagelength, each.imagewidth) for each in pyramid)
+        return image
+
+
+def from_array(array: NDArray[Any]) -> WindowedImage:
+    """Read windows of an array as those of a file are read.
+
+    Parameters
+    ----------
+    array
+        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha. It
+        is not copied.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape or type, or no pixels.
+    """
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not shaped or array.size == 0 or array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"array is {array.dtype} {array.shape}, expected uint8 or uint16 "
+            "(H, W), (H, W, 3) or (H, W, 4)"
+        )
+    return _ArrayImage(array)
+
+
+class _ArrayImage(WindowedImage):
+    """Pixels that lie ready, in memory or mapped from the file."""
+
+    def __init__(self, pixels: NDArray[Any], white_is_zero: bool = False) -> None:
+        super().__init__((pixels.shape[0], pixels.shape[1]))
+        self._pixels = pixels
+        self._white_is_zero = white_is_zero
+
+    def close(self) -> None:
+        self._pixels = self._pixels[:0].copy()
+
+    def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
+        height, width, _ = rgb.shape
+        rgb[:] = to_rgb(self._pixels[y0 : y0 + height, x0 : x0 + width], self._white_is_zero)
+
+
+class _SegmentedImage(WindowedImage):
+    """A page of a TIFF whose tiles or strips have to be decoded."""
+
+    def __init__(
+        self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage, cache_bytes: int
+    ) -> None:
+        super().__init__((page.imagelength, page.imagewidth))
+        self._path = path
+        self._tiff = tiff
+        self._page = page
+        self._reading = threading.Lock()
+        height, width = self.size
+        rows, columns = segment_size(page)
+        self._segment_size = min(rows, height), columns
+        self._grid = math.ceil(height / rows), math.ceil(width / columns)
+        kept = max(1, cache_bytes // (3 * self._segment_size[0] * columns))
+        self._segment = functools.lru_cache(kept)(self._decode)
+
+    def close(self) -> None:
+        self._tiff.close()
+        self._segment.cache_clear()
+
+    def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
+        high, wide = self._segment_size
+        y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
+        with damage(self._path):
+            for top in range(y0 // high * high, y1, high):
+                for left in range(x0 // wide * wide, x1, wide):
+                    a, b = max(y0, top), min(y1, top + high)
+                    c, d = max(x0, left), min(x1, left + wide)
+                    segment = self._segment(top // high, left // wide)
+                    rgb[a - y0 : b - y0, c - x0 : d - x0] = segment[
+                        a - top : b - top, c - left : d - left
+                    ]
+
+    def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
+        """Read and decode one segment; of planes stored apart, that of each colour."""
+        page = self._page
+        down, across = self._grid
+        colours = 3 if page.planarconfig == 2 and page.samplesperpixel >= 3 else 1
+        planes = [
+            self._decode_plane((plane * down + row) * across + column) for plane in range(colours)
+        ]
+        return to_rgb(np.concatenate(planes, axis=2), page.photometric == WHITE_IS_ZERO)
+
+    def _decode_plane(self, index: int) -> NDArray[Any]:
+        page = self._page
+        with self._reading:
+            file = self._tiff.filehandle
+            file.seek(page.dataoffsets[index])
+            data = file.read(page.databytecounts[index])
+            decode = page.decode  # built by the first who asks, so by one thread alone
+        segment, _, _ = decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        return segment[0]  # of a flat image, whose depth is 1
+
+
+def _map(path: Path, page: tifffile.TiffPage, byteorder: str) -> NDArray[Any]:
+    """Map the pixels of a page that are stored as they are, in one piece: `(H, W, C)`."""
+    dtype = page.dtype.newbyteorder(byteorder)
+    stored = np.memmap(path, dtype, "r", page.dataoffsets[0], page.shaped)
+    planes, _, height, width, samples = stored.shape  # one of the two is 1
+    return np.moveaxis(stored[:, 0], 0, 2).reshape(height, width, planes * samples)
+
+
+def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """List the levels of an image, the finest first."""
+    others = [*tiff.pages[1:], *(page.pages or ())]
+    coarser = [other for other in others if _is_coarser(other, page)]
+    return [page, *sorted(coarser, key=lambda level: -level.imagelength * level.imagewidth)]
+
+
+def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
+    """Tell whether a page shows what another one shows, in fewer pixels.
+
+    Not so a slide's label and macro photograph, nor its thumbnail.
+    """
+    h, w, height, width = other.imagelength, other.imagewidth, page.imagelength, page.imagewidth
+    # Each side may have been rounded either way, by less than a pixel.
+    in_proportion = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
+    return (
+        h * w < height * width
+        and in_proportion
+        and other.samplesperpixel == page.samplesperpixel
+        and (other.is_reduced or (page.is_tiled and other.is_tiled))
+    )
+
+
+def _check_level(path: Path, level: int, count: int) -> None:
+    if not 0 <= level < count:
+        levels = "1 level, 0" if count == 1 else f"{count} levels, 0 to {count - 1}"
+        raise InputError(f"{path}: it has {levels}, but level {level} was asked for; take another")

@@ -1,0 +1,475 @@
+"""Reading window by window: the same pixels as the whole image, at the cost of the window."""
+
+from __future__ import annotations
+
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.read.tiff import read_image
+from cellseg.read.window import from_array, open_image
+
+RNG = np.random.default_rng(2)
+HEIGHT, WIDTH = 75, 53
+RGB = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+RGBA = np.concatenate([RGB, RNG.integers(0, 256, (HEIGHT, WIDTH, 1), np.uint8)], axis=2)
+GREY = RGB[:, :, 0]
+GREYS = np.repeat(GREY[:, :, None], 3, axis=2)
+# 257 v is what 16 bits have for v of 8 bits, and up to 128 less or more is rounded to it.
+DEEP = (RGBA.astype(int) * 257 + RNG.integers(-128, 129, RGBA.shape)).clip(0, 65535)
+DEEP = DEEP.astype(np.uint16)
+
+TILES = {"tile": (32, 16)}
+STRIPS = {"rowsperstrip": 10}
+LZW = {"compression": "lzw", "predictor": True}
+ZIP = {"compression": "zlib"}
+LAYOUTS = {
+    "one strip": {},
+    "one compressed strip": {"rowsperstrip": HEIGHT} | ZIP,
+    "strips": STRIPS,
+    "compressed strips": STRIPS | LZW,
+    "a row a strip": {"rowsperstrip": 1} | ZIP,
+    "tiles": TILES,
+    "compressed tiles": TILES | LZW,
+    "a tile larger than the image": {"tile": (128, 128)} | ZIP,
+    "big-endian": {"byteorder": ">"},
+    "big-endian tiles": {"byteorder": ">"} | TILES | LZW,
+    "BigTIFF": {"bigtiff": True} | TILES | ZIP,
+}
+ALPHA = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+COLOURS = {
+    "RGB": (RGB, {"photometric": "rgb"}),
+    "RGBA": (RGBA, ALPHA),
+    "16-bit RGB": (DEEP[:, :, :3], {"photometric": "rgb"}),
+    "RGBA in planes": (np.moveaxis(RGBA, 2, 0), ALPHA | {"planarconfig": "separate"}),
+    "16-bit planes": (np.moveaxis(DEEP, 2, 0), ALPHA | {"planarconfig": "separate"}),
+}
+GREY_ALPHA = {"photometric": "minisblack", "extrasamples": ["unassalpha"]}
+GREYSCALES = {
+    "grey": (GREY, {"photometric": "minisblack"}),
+    "white is zero": (255 - GREY, {"photometric": "miniswhite"}),
+    "16-bit white is zero": (65535 - DEEP[:, :, 0], {"photometric": "miniswhite"}),
+    "grey and alpha": (RGBA[:, :, ::3], GREY_ALPHA | {"planarconfig": "contig"}),
+    "grey and alpha in planes": (
+        np.moveaxis(RGBA[:, :, ::3], 2, 0),
+        GREY_ALPHA | {"planarconfig": "separate"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files of every kind, each with the pixels that it must give, or None if it is lossy."""
+    folder = tmp_path_factory.mktemp("files")
+    made: list[tuple[Path, NDArray[np.uint8] | None]] = []
+    for kinds, expected in ((COLOURS, RGB), (GREYSCALES, GREYS)):
+        for kind, (pixels, colour) in kinds.items():
+            for name, layout in LAYOUTS.items():
+                path = folder / f"{kind}, {name}.tif"
+                tifffile.imwrite(path, pixels, **colour, **layout)
+                made.append((path, expected))
+    tifffile.imwrite(folder / "image.ome.tif", RGB, photometric="rgb", **TILES, **ZIP)
+    made.append((folder / "image.ome.tif", RGB))
+    smooth = np.ascontiguousarray(np.kron(RGB[:10, :7], np.ones((8, 8, 1), np.uint8)))
+    for name, options in {
+        "YCbCr tiles": {"photometric": "ycbcr", "subsampling": (2, 2), "tile": (32, 16)},
+        "YCbCr strips": {"photometric": "ycbcr", "subsampling": (2, 1), "rowsperstrip": 16},
+        "RGB tiles": {"photometric": "rgb", "tile": (16, 32)},
+    }.items():
+        tifffile.imwrite(folder / f"{name}.tif", smooth, compression="jpeg", **options)
+        made.append((folder / f"{name}.tif", None))
+    picture = PIL.Image.fromarray(smooth)
+    picture.save(folder / "shared tables.tif", compression="jpeg")
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    picture.save(folder / "on its side.jpg", exif=exif)
+    made += [(folder / "shared tables.tif", None), (folder / "on its side.jpg", None)]
+    for name in ("image.png", "image.bmp"):
+        PIL.Image.fromarray(RGB).save(folder / name)
+        made.append((folder / name, RGB))
+    return made
+
+
+def check(image, window, whole):
+    x0, y0, x1, y1 = window
+    pixels = image.read(window)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    assert np.array_equal(pixels, whole[y0:y1, x0:x1])
+
+
+def random_windows(rng, size, count):
+    for _ in range(count):
+        y0, x0 = rng.integers(0, size)
+        y1, x1 = rng.integers((y0 + 1, x0 + 1), np.add(size, 1))
+        yield int(x0), int(y0), int(x1), int(y1)
+
+
+def test_windows_are_what_read_image_has_there(files):
+    rng = np.random.default_rng(5)
+    for path, expected in files:
+        whole = read_image(path)
+        assert expected is None or np.array_equal(whole, expected), path
+        with open_image(path) as image:
+            assert image.size == whole.shape[:2]
+            assert image.levels == (image.size,)
+            height, width = image.size
+            check(image, (0, 0, width, height), whole)
+            for window in random_windows(rng, image.size, 6):
+                check(image, window, whole)
+
+
+SIDES = st.integers(1, 50)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32), st.sampled_from([0, 5000, 2**28]))
+def test_any_window_of_any_size_in_any_segments(
+    tmp_path_factory, height, width, rows, columns, seed, cache_bytes
+):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    folder = tmp_path_factory.mktemp("any")
+    tile = (16 * rows, 16 * columns) if max(rows, columns) < 4 else (16, 16)
+    for name, layout in {"tiles": {"tile": tile}, "strips": {"rowsperstrip": rows}}.items():
+        path = folder / f"{name}.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", **layout, **ZIP)
+        with open_image(path, cache_bytes=cache_bytes) as image:
+            for window in random_windows(rng, (height, width), 8):
+                check(image, window, pixels)
+
+
+@pytest.mark.parametrize("pixels", [RGB, RGBA, GREY, DEEP, DEEP[:, :, 0], RGB[::-1, ::2]])
+def test_an_array_is_read_as_a_file_is(tmp_path, pixels):
+    path = tmp_path / "image.tif"
+    photometric = "minisblack" if pixels.ndim == 2 else "rgb"
+    tifffile.imwrite(path, pixels, photometric=photometric)
+    whole = read_image(path)
+    with from_array(pixels) as image:
+        assert image.size == pixels.shape[:2]
+        for window in random_windows(np.random.default_rng(1), image.size, 20):
+            check(image, window, whole)
+
+
+def test_what_is_read_is_the_callers_own(tmp_path):
+    pixels = RGB.copy()
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", **TILES, **ZIP)
+    for image in (from_array(pixels), open_image(path)):
+        with image:
+            image.read((0, 0, WIDTH, HEIGHT))[:] = 0
+            check(image, (0, 0, WIDTH, HEIGHT), RGB)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [RGB.astype(np.float32), RGB.astype(int), RGB[:, :, :2], RGB[None], RGB[:0], RGB[0, 0]],
+)
+def test_arrays_that_are_no_image(array):
+    with pytest.raises(ValueError, match=r"expected uint8 or uint16"):
+        from_array(array)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 54, 5), (0, 0, 5, 76), (5, 0, 5, 9), (0, 9, 5, 5)],
+)
+def test_windows_that_are_empty_or_not_within_the_image(window):
+    with pytest.raises(ValueError, match=r"not within 75 x 53"):
+        from_array(RGB).read(window)
+
+
+# Levels
+
+
+def write_ome(path, levels, **options):
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(levels[0], photometric="rgb", subifds=len(levels) - 1, **options)
+        for level in levels[1:]:
+            tiff.write(level, photometric="rgb", subfiletype=1, **options)
+
+
+def write_reduced_pages(path, levels, **options):
+    with tifffile.TiffWriter(path) as tiff:
+        for n, level in enumerate(levels):
+            tiff.write(level, photometric="rgb", subfiletype=min(n, 1), metadata=None, **options)
+
+
+def write_like_aperio(path, levels, **options):
+    """Write tiled levels without a flag, the second page a thumbnail, at the end two photos."""
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(levels[0], photometric="rgb", metadata=None, **options)
+        tiff.write(levels[0][::3, ::3], photometric="rgb", metadata=None)
+        for level in levels[1:]:
+            tiff.write(level, photometric="rgb", metadata=None, **options)
+        tiff.write(RGB[:20, :30], photometric="rgb", subfiletype=1, metadata=None)
+        tiff.write(RGB[:10, :40], photometric="rgb", subfiletype=9, metadata=None)
+
+
+WRITERS = [write_ome, write_reduced_pages, write_like_aperio]
+# 75 x 53 halved, rounded down the first time and up the second.
+LEVELS = [RGB, RGB[:74:2, :52:2], RGB[:76:4, :56:4]]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("compression", [{}, ZIP])
+def test_each_level_of_a_pyramid(tmp_path, write, compression):
+    path = tmp_path / "image.tif"
+    write(path, LEVELS, tile=(16, 16), **compression)
+    for n, level in enumerate(LEVELS):
+        with open_image(path, n) as image:
+            assert image.levels == ((75, 53), (37, 26), (19, 14))
+            assert image.size == level.shape[:2]
+            for window in random_windows(np.random.default_rng(n), image.size, 10):
+                check(image, window, level)
+
+
+def refusal(path, *arguments):
+    with pytest.raises(InputError) as caught:
+        open_image(path, *arguments)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line
+
+
+def test_a_level_that_is_not_there(tmp_path):
+    path = tmp_path / "image.tif"
+    write_ome(path, LEVELS, tile=(16, 16))
+    for level in (3, -1):
+        assert f"3 levels, 0 to 2, but level {level}" in refusal(path, level)
+    PIL.Image.fromarray(RGB).save(tmp_path / "image.png")
+    assert "1 level, 0, but level 1" in refusal(tmp_path / "image.png", 1)
+
+
+# What a window costs
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Count what is read of files: a list that grows by the offset of each read."""
+    offsets = []
+    read = tifffile.FileHandle.read
+
+    def counted(file, *arguments):
+        offsets.append(file.tell())
+        return read(file, *arguments)
+
+    monkeypatch.setattr(tifffile.FileHandle, "read", counted)
+    return offsets
+
+
+def tile_offsets(path):
+    with tifffile.TiffFile(path) as tiff:
+        return np.reshape(tiff.pages[0].dataoffsets, (5, 4))  # tiles of 16 x 16
+
+
+@pytest.fixture
+def tiled(tmp_path):
+    path = tmp_path / "tiled.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", tile=(16, 16), **ZIP)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("window", "rows", "columns"),
+    [
+        ((0, 0, 1, 1), slice(0, 1), slice(0, 1)),
+        ((16, 16, 32, 32), slice(1, 2), slice(1, 2)),
+        ((15, 31, 33, 33), slice(1, 3), slice(0, 3)),
+        ((52, 74, 53, 75), slice(4, 5), slice(3, 4)),
+    ],
+)
+def test_a_window_reads_the_tiles_that_it_touches_alone(tiled, reads, window, rows, columns):
+    touched = tile_offsets(tiled)[rows, columns]
+    with open_image(tiled) as image:
+        reads.clear()
+        image.read(window)
+    assert reads == touched.ravel().tolist()
+
+
+def test_planes_are_read_without_the_alpha(tmp_path, reads):
+    path = tmp_path / "planes.tif"
+    pixels, options = COLOURS["RGBA in planes"]
+    tifffile.imwrite(path, pixels, tile=(16, 16), **options, **ZIP)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = np.reshape(tiff.pages[0].dataoffsets, (4, 5, 4))
+    with open_image(path) as image:
+        reads.clear()
+        image.read((20, 40, 21, 41))
+    assert reads == offsets[:3, 2, 1].tolist()
+
+
+def test_windows_that_overlap_decode_nothing_twice(tiled, reads):
+    with open_image(tiled) as image:
+        reads.clear()
+        for y in range(0, HEIGHT - 24, 8):
+            for x in range(0, WIDTH - 20, 8):
+                image.read((x, y, x + 21, y + 25))
+    assert sorted(reads) == sorted(tile_offsets(tiled).ravel())
+
+
+def test_no_more_is_kept_than_fits(tiled, reads):
+    tile = 16 * 16 * 3
+    offsets = tile_offsets(tiled).ravel().tolist()
+    with open_image(tiled, cache_bytes=3 * tile + tile // 2) as image:
+        reads.clear()
+        for column in (0, 1, 2, 0, 3, 0, 2, 1):  # the one left longest alone goes first
+            image.read((16 * column, 0, 16 * column + 1, 1))
+    assert reads == [offsets[column] for column in (0, 1, 2, 3, 1)]
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA in planes"])
+def test_a_single_strip_is_decoded_once_however_large(tmp_path, reads, kind):
+    path = tmp_path / "image.tif"
+    pixels, options = COLOURS[kind]
+    tifffile.imwrite(path, pixels, rowsperstrip=HEIGHT, **options, **ZIP)
+    with open_image(path, cache_bytes=0) as image:
+        reads.clear()
+        for window in random_windows(np.random.default_rng(1), image.size, 5):
+            check(image, window, RGB)
+    assert len(reads) == (1 if kind == "RGB" else 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": (256, 256), "compression": "zlib"},
+        {"rowsperstrip": 64, "compression": "zlib"},
+        {},
+        {"byteorder": ">", "planarconfig": "separate"},
+    ],
+    ids=["tiles", "strips", "one strip", "planes"],
+)
+def test_memory_grows_with_the_window_not_with_the_image(tmp_path, options):
+    path = tmp_path / "large.tif"
+    large = np.zeros((4096, 4096, 3), np.uint8)  # 48 MiB
+    large[1000:1300, 2000:2300] = RNG.integers(0, 256, (300, 300, 3))
+    pixels = np.moveaxis(large, 2, 0) if "planarconfig" in options else large
+    tifffile.imwrite(path, pixels, photometric="rgb", **options)
+    tracemalloc.start()
+    try:
+        with open_image(path) as image:
+            window = image.read((1900, 990, 2400, 1310))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(window, large[990:1310, 1900:2400])
+    # Six strips of 64 whole rows are 4.5 MiB, the window itself is 0.5.
+    assert peak < 8 * 2**20
+
+
+def test_the_cache_is_bounded_in_bytes(tmp_path):
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(
+        path, np.zeros((2048, 2048, 3), np.uint8), photometric="rgb", tile=(256, 256), **ZIP
+    )
+    tracemalloc.start()
+    try:
+        with open_image(path, cache_bytes=2**20) as image:
+            for y in range(0, 2048, 256):
+                for x in range(0, 2048, 256):
+                    image.read((x, y, x + 256, y + 256))
+            held, _ = tracemalloc.get_traced_memory()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2**19 < held < 3 * 2**19
+    assert after < 2**18
+
+
+def test_threads_may_read_at_the_same_time(files):
+    for path, _ in files[:: len(files) // 12]:
+        whole = read_image(path)
+        with open_image(path, cache_bytes=4000) as image, ThreadPoolExecutor(4) as pool:
+            windows = list(random_windows(np.random.default_rng(0), image.size, 60))
+            for (x0, y0, x1, y1), pixels in zip(
+                windows, pool.map(image.read, windows), strict=True
+            ):
+                assert np.array_equal(pixels, whole[y0:y1, x0:x1])
+
+
+# Damage
+
+
+def test_a_damaged_segment_is_named_and_leaves_the_rest_readable(tiled):
+    data = bytearray(tiled.read_bytes())
+    at = tile_offsets(tiled)[2, 1]
+    data[at : at + 8] = b"\xff" * 8
+    tiled.write_bytes(data)
+    with open_image(tiled) as image:
+        check(image, (0, 0, WIDTH, 32), RGB)
+        for _ in range(2):
+            with pytest.raises(InputError) as caught:
+                image.read((0, 20, WIDTH, 40))
+            assert str(caught.value).startswith(f"{tiled}: damaged")
+            assert "\n" not in str(caught.value)
+        check(image, (0, 48, WIDTH, HEIGHT), RGB)
+
+
+def test_a_file_that_is_cut_off_is_refused_when_it_is_opened(tiled):
+    data = tiled.read_bytes()
+    tiled.write_bytes(data[:-5])
+    assert "cut off" in refusal(tiled)
+
+
+def test_a_level_that_is_cut_off_is_refused_where_it_is_asked_for(tmp_path):
+    path = tmp_path / "image.tif"
+    write_reduced_pages(path, LEVELS, tile=(16, 16), **ZIP)  # the coarsest lies last
+    path.write_bytes(path.read_bytes()[:-5])
+    with open_image(path, 1) as image:
+        check(image, (0, 0, 26, 37), LEVELS[1])
+    assert "cut off" in refusal(path, 2)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"),
+    [
+        (RGB.astype(np.float32), {"photometric": "rgb"}, "32-bit float32"),
+        (np.stack([GREY, GREY]), {"photometric": "minisblack"}, "a stack of 2 images"),
+        (
+            GREY,
+            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+            "kind PALETTE",
+        ),
+    ],
+)
+def test_what_read_image_refuses_is_refused_when_it_is_opened(tmp_path, pixels, options, found):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, pixels, **options)
+    assert found in refusal(path)
+    assert "no such file" in refusal(tmp_path / "absent.tif")
+
+
+def test_garbled_bytes_end_in_an_error_or_in_what_read_image_makes_of_them(tmp_path):
+    garbled = tmp_path / "garbled.tif"
+    rng = np.random.default_rng(3)
+    outcomes = set()
+    kinds = [{}, TILES | LZW, STRIPS | ZIP, {"rowsperstrip": 3} | LZW, {"bigtiff": True} | TILES]
+    for options in kinds:
+        tifffile.imwrite(garbled, RGBA[:19, :17], **ALPHA, **options)
+        data = np.frombuffer(garbled.read_bytes(), np.uint8)
+        for _ in range(120):
+            bad = data.copy()
+            bad[rng.integers(0, min(len(bad), 900), 3)] = rng.integers(0, 256, 3)
+            garbled.write_bytes(bad.tobytes())
+            try:
+                with open_image(garbled) as image:
+                    height, width = image.size
+                    pixels = image.read((0, 0, width, height))
+            except InputError:
+                outcomes.add("refused")
+            else:
+                outcomes.add("read")
+                assert np.array_equal(pixels, read_image(garbled))
+    assert outcomes == {"refused", "read"}
