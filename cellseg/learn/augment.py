@@ -262,9 +262,11 @@ def scale_stains(image: Image, haematoxylin: float, eosin: float) -> Image:
     # identity, factors of 1 leave no rounding.
     change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
     mix = (np.eye(3) + change).astype(np.float32)
-    density = cv2.transform(cv2.LUT(image, _DENSITIES), mix.T)
-    light = np.asarray(cv2.exp(-density))
-    return np.rint(256 * light - 1).clip(0, 255).astype(np.uint8)
+    light = np.asarray(cv2.exp(cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)))
+    # In place, as most of the time would go into new arrays.
+    light *= 256
+    light -= 1
+    return np.rint(light, out=light).clip(0, 255, out=light).astype(np.uint8)
 
 
 @dataclass(frozen=True)
