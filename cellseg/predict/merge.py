@@ -1,0 +1,477 @@
+"""The cells of an image from those of its overlapping tiles, by the overlap of their masks.
+
+A tile's inner edge cuts cells, and each overlap shows cells twice. Three rules, in this
+order, leave each cell once:
+
+1. A cut piece gives way to the cells of another tile that are whole and cover most of it.
+2. Cut pieces of two tiles that agree where both tiles look are pieces of one cell and are
+   joined. So is a cell that is longer than the overlap, or than a tile.
+3. Of cells that are the same by their overlap, the best stays: pieces that no other tile
+   continues come last, then the score decides.
+
+Tiles are taken one after the other, and a cell is handed out as soon as no later tile can
+change it. Memory follows the cells of a tile and of the overlaps along one row of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cellseg.predict.tiles import Tile, TilePlan
+from cellseg.predictions import Predictions
+from cellseg.rle import (
+    Runs,
+    areas,
+    boxes_xyxy,
+    concatenate,
+    cut_at_columns,
+    decode,
+    encode,
+    join_runs,
+)
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# Part of a cut piece that whole cells must cover to take its place. Low, since a network
+# draws slivers badly.
+_COVERED = 0.5
+
+# Detections of two tiles that share this part of the smaller one are settled together.
+# Less than any overlap that decides alone, since two pieces may do so when they are joined;
+# not zero, or cells that touch would make one chain through the whole tissue.
+_RELATED = 0.25
+
+_BLOCK = 1 << 14  # pairs of masks compared at a time
+
+
+def suppress(
+    predictions: Predictions, iou: float = 0.5, inside: float = 0.8, across_classes: bool = False
+) -> Predictions:
+    """Keep the best of the detections that are the same cell (greedy NMS by mask).
+
+    Parameters
+    ----------
+    predictions
+        N cells in any order.
+    iou
+        Two masks of at least this IoU are the same cell,
+    inside
+        and so are two that share at least this part of the smaller one.
+    across_classes
+        Compare cells of different classes too.
+
+    Returns
+    -------
+    Those that stay, best score first, as they were. Detections without a pixel don't stay.
+    """
+    runs = decode(predictions.masks, predictions.size)
+    area = areas(runs)
+    pairs = overlapping_boxes(boxes_xyxy(runs))
+    pairs = pairs[_same_cell(runs, predictions.classes, pairs, iou, inside, across_classes)]
+    order = _best_first(runs, predictions.scores, predictions.classes)
+    stays = order[(_suppress_in_order(order, pairs) & (area > 0))[order]]
+    return Predictions(
+        predictions.size,
+        predictions.boxes[stays],
+        predictions.scores[stays],
+        predictions.classes[stays],
+        [predictions.masks[n] for n in stays],
+    )
+
+
+def merge_tiles(
+    plan: TilePlan,
+    found: Iterable[Predictions],
+    *,
+    iou: float = 0.5,
+    inside: float = 0.8,
+    across_classes: bool = False,
+) -> Iterator[Predictions]:
+    """Put the cells of tiles together, in batches, as soon as they are sure.
+
+    Parameters
+    ----------
+    plan
+        The tiles.
+    found
+        For each tile, in the plan's order, its cells in the tile's own pixels: their masks
+        and boxes are of the tile's size. Taken one at a time.
+    iou, inside, across_classes
+        Which cells are the same, as for `suppress`; cut pieces also agree from `iou` up.
+        Whether a piece gives way to a whole cell is asked whatever the classes, since a
+        tile that shows more of a cell knows its class better too. Pieces are joined within
+        their class; one that none of its class continues is joined to another's.
+
+    Yields
+    ------
+    Cells of the image, each in one batch, best score first within a batch. No batch is
+    empty, so that an image without cells has none. A joined cell has the pixels of all its
+    pieces, the best score and the class of the largest piece. What comes out doesn't
+    depend on the order of the tiles or of their cells, but for the order itself.
+
+    Raises
+    ------
+    ValueError
+        If a tile's cells are not of the tile's size, or `found` has more or less than one
+        item for a tile.
+    """
+    pending, relations = _Pieces.none(plan.size), _Relations.none()
+    for index, (tile, predictions) in enumerate(zip(plan, found, strict=True)):
+        if predictions.size != tile.size:
+            raise ValueError(f"cells of {predictions.size} in a tile of {tile.size}")
+        distinct = suppress(predictions, iou, inside, across_classes)
+        n_before = len(pending)
+        pending = pending.and_more(_Pieces.of_tile(tile, distinct, plan.size))
+        relations = relations.and_more(_relate(pending, n_before, tile, iou))
+
+        group = _groups(len(pending), relations.at)
+        again = plan.shows_again(index, boxes_xyxy(pending.runs))
+        waits = np.isin(group, group[again])
+        if not waits.all():
+            ready = pending[~waits], relations.among(~waits)
+            yield _settle(*ready, iou, inside, across_classes)
+        pending, relations = pending[waits], relations.among(waits)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """N cells, or parts of cells, that tiles found, in pixels of the image.
+
+    Attributes
+    ----------
+    runs
+        Their masks; none is without a pixel.
+    boxes, scores, classes
+        As in `Predictions`.
+    cut
+        `(N,)` bool: reaches an inner edge of its tile.
+    windows
+        `(N, 4)` int64: the window of the tile that found each, XYXY.
+    """
+
+    runs: Runs
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: Ints
+    cut: Bools
+    windows: Ints
+
+    @classmethod
+    def none(cls, size: tuple[int, int]) -> _Pieces:
+        return cls(
+            concatenate(size, []),
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+            np.zeros(0, bool),
+            np.zeros((0, 4), np.int64),
+        )
+
+    @classmethod
+    def of_tile(cls, tile: Tile, found: Predictions, size: tuple[int, int]) -> _Pieces:
+        left, top = tile.window[:2]
+        return cls(
+            _move(decode(found.masks, found.size), left, top, size),
+            found.boxes + np.array([left, top] * 2, np.float32),
+            found.scores,
+            found.classes,
+            tile.cuts(found.boxes),
+            np.tile(np.array(tile.window), (len(found), 1)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, keep: Bools) -> _Pieces:
+        return _Pieces(
+            _take(self.runs, np.flatnonzero(keep)),
+            self.boxes[keep],
+            self.scores[keep],
+            self.classes[keep],
+            self.cut[keep],
+            self.windows[keep],
+        )
+
+    def and_more(self, other: _Pieces) -> _Pieces:
+        return _Pieces(
+            concatenate(self.runs.size, [self.runs, other.runs]),
+            np.concatenate([self.boxes, other.boxes]),
+            np.concatenate([self.scores, other.scores]),
+            np.concatenate([self.classes, other.classes]),
+            np.concatenate([self.cut, other.cut]),
+            np.concatenate([self.windows, other.windows]),
+        )
+
+
+@dataclass(frozen=True)
+class _Relations:
+    """Pairs of pieces of different tiles that may be the same cell.
+
+    Attributes
+    ----------
+    at
+        `(P, 2)` int64: the pieces' places.
+    gives_way
+        `(P,)` bool: the first piece is cut, and the second whole and most of the first.
+    agrees
+        `(P,)` bool: both are cut and much the same where both tiles look.
+    """
+
+    at: Ints
+    gives_way: Bools
+    agrees: Bools
+
+    @classmethod
+    def none(cls) -> _Relations:
+        return cls(np.zeros((0, 2), np.int64), np.zeros(0, bool), np.zeros(0, bool))
+
+    def and_more(self, other: _Relations) -> _Relations:
+        return _Relations(
+            np.concatenate([self.at, other.at]),
+            np.concatenate([self.gives_way, other.gives_way]),
+            np.concatenate([self.agrees, other.agrees]),
+        )
+
+    def among(self, keep: Bools) -> _Relations:
+        """Leave the relations among the pieces that are kept, with their new places."""
+        both = keep[self.at].all(1)
+        place = np.cumsum(keep) - 1
+        return _Relations(place[self.at[both]], self.gives_way[both], self.agrees[both])
+
+
+def _relate(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _Relations:
+    """Compare the pieces of a tile, which are the last ones, with the `n_before` others."""
+    boxes = boxes_xyxy(pieces.runs)
+    left, top, right, bottom = tile.window
+    in_columns = (boxes[:, 0] < right) & (boxes[:, 2] > left)
+    near = np.flatnonzero(in_columns & (boxes[:, 1] < bottom) & (boxes[:, 3] > top))
+    at = near[overlapping_boxes(boxes[near])]
+    at = at[(at[:, 0] < n_before) != (at[:, 1] < n_before)]
+
+    shared = shared_pixels(pieces.runs, at)
+    area, cut = areas(pieces.runs)[at], pieces.cut[at]
+    covered = cut & ~cut[:, ::-1] & (shared[:, None] >= _COVERED * area)
+    both_cut = np.flatnonzero(cut.all(1) & (shared > 0))
+    agrees = np.zeros(len(at), bool)
+    agrees[both_cut] = _local_iou(pieces, at[both_cut], shared[both_cut]) >= iou
+    at[covered[:, 1]] = at[covered[:, 1], ::-1]
+    related = agrees | (shared >= _RELATED * area.min(1))
+    return _Relations(at[related], covered.any(1)[related], agrees[related])
+
+
+def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64]:
+    """`(P,)` IoU of pairs of pieces, of the pixels that the tiles of both show."""
+    a, b = pairs.T
+    in_both = _pixels_within(pieces.runs, a, pieces.windows[b])
+    in_both += _pixels_within(pieces.runs, b, pieces.windows[a])
+    return shared / (in_both - shared)
+
+
+def _settle(
+    pieces: _Pieces, relations: _Relations, iou: float, inside: float, across_classes: bool
+) -> Predictions:
+    """Make cells of pieces that no later tile can change."""
+    stays = np.ones(len(pieces), bool)
+    stays[relations.at[relations.gives_way, 0]] = False
+    pieces, relations = pieces[stays], relations.among(stays)
+
+    links = relations.at[relations.agrees]
+    same = (pieces.classes[links[:, 0]] == pieces.classes[links[:, 1]]) | across_classes
+    alone = np.ones(len(pieces), bool)
+    alone[links[same]] = False
+    group = _groups(len(pieces), links[same | alone[links].any(1)])
+    cells = _join(pieces, group)
+
+    pairs = np.unique(np.sort(group[relations.at], axis=1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    pairs = pairs[_same_cell(cells.runs, cells.classes, pairs, iou, inside, across_classes)]
+    order = _best_first(cells.runs, cells.scores, cells.classes)
+    whole_first = order[np.argsort(cells.cut[order], kind="stable")]
+    order = order[_suppress_in_order(whole_first, pairs)[order]]
+    return Predictions(
+        cells.runs.size,
+        cells.boxes[order],
+        cells.scores[order],
+        cells.classes[order],
+        encode(_take(cells.runs, order)),
+    )
+
+
+def _join(pieces: _Pieces, group: Ints) -> _Pieces:
+    """Make one cell of the pieces of each group; a group is a number 0…G−1 a piece."""
+    n = int(group.max()) + 1 if len(group) else 0
+    area = areas(pieces.runs)
+    # The largest piece of each group speaks for it.
+    order = np.lexsort((pieces.classes, -pieces.scores, -area, group))
+    first = order[np.searchsorted(group[order], np.arange(n))]
+    scores = np.zeros(n, np.float32)
+    np.maximum.at(scores, group, pieces.scores)
+    boxes = pieces.boxes[first]
+    np.minimum.at(boxes[:, :2], group, pieces.boxes[:, :2])
+    np.maximum.at(boxes[:, 2:], group, pieces.boxes[:, 2:])
+    return _Pieces(
+        _unite(pieces.runs, group, n),
+        boxes,
+        scores,
+        pieces.classes[first],
+        pieces.cut[first] & (np.bincount(group, minlength=n) == 1),
+        pieces.windows[first],
+    )
+
+
+def _same_cell(
+    runs: Runs, classes: Ints, pairs: Ints, iou: float, inside: float, across_classes: bool
+) -> Bools:
+    """`(P,)` bool: which pairs of masks are the same cell by what they share."""
+    area = areas(runs)[pairs]
+    shared = shared_pixels(runs, pairs)
+    same = (shared >= iou * (area.sum(1) - shared)) | (shared >= inside * area.min(1))
+    return same & ((classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes)
+
+
+def _best_first(runs: Runs, scores: NDArray[np.float32], classes: Ints) -> Ints:
+    """Order by score; at equal ones by what the cell is, not by where it stands in the list."""
+    return np.lexsort((classes, *boxes_xyxy(runs).T, -areas(runs), -scores))
+
+
+def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
+    """`(N,)` bool: who stays, if each that stays removes those after it that it is paired with."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    ranked = np.sort(place[pairs], axis=1)
+    stays = [True] * len(order)
+    for better, worse in ranked[np.argsort(ranked[:, 0])].tolist():
+        if stays[better]:
+            stays[worse] = False
+    return np.array(stays, bool)[place]
+
+
+def _groups(n: int, pairs: Ints) -> Ints:
+    """`(N,)` int64: a number 0…G−1 for each of n things, the same for all that pairs connect."""
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def overlapping_boxes(boxes: Ints) -> Ints:
+    """Find the pairs of boxes that share a pixel, at a cost that grows with the pairs.
+
+    Parameters
+    ----------
+    boxes
+        `(N, 4)` int64, XYXY in pixels, right and bottom exclusive. A box without a pixel
+        overlaps none.
+
+    Returns
+    -------
+    `(P, 2)` int64: their places in `boxes`, each pair once.
+    """
+    has_pixels = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    left, top, right, bottom = np.where(has_pixels, boxes.T, 0)
+    # Strips of the image about as high as a box; in each, boxes by their left edges.
+    strip = max(1, int((bottom - top).mean())) if len(boxes) else 1
+    first, n_strips = top // strip, -(-bottom // strip) - top // strip
+    box = np.repeat(np.arange(len(boxes)), n_strips)
+    row = _ranges(first, n_strips)
+    order = np.lexsort((left[box], row))
+    box, row = box[order], row[order]
+    base = row * (int(right.max(initial=0)) + 1)
+    # The boxes that begin after this one, before it ends.
+    n_after = np.searchsorted(base + left[box], base + right[box]) - np.arange(len(box)) - 1
+    this, other = np.repeat(box, n_after), box[_ranges(np.arange(len(box)) + 1, n_after)]
+    overlap = np.maximum(top[this], top[other]) < np.minimum(bottom[this], bottom[other])
+    # Two boxes may share several strips: the first counts.
+    overlap &= np.repeat(row, n_after) == np.maximum(first[this], first[other])
+    return np.stack([this[overlap], other[overlap]], axis=1)
+
+
+def shared_pixels(runs: Runs, pairs: Ints) -> Ints:
+    """Count the pixels that pairs of masks share.
+
+    Parameters
+    ----------
+    runs
+        N masks.
+    pairs
+        `(P, 2)` int64: places of masks.
+
+    Returns
+    -------
+    `(P,)` int64.
+    """
+    # All masks in one line, each as long as the image. The pixels that b has in a run of a
+    # are those of the line up to the run's end less those up to its start.
+    total = runs.size[0] * runs.size[1]
+    base = total * np.repeat(np.arange(len(runs)), np.diff(runs.offsets))
+    starts, ends = base + runs.starts, base + runs.ends
+    covered = np.append(0, np.cumsum(ends - starts))
+    ends = np.append(0, ends)
+
+    def pixels_before(at: Ints) -> Ints:
+        run = np.searchsorted(starts, at, side="right")
+        return covered[run] - np.maximum(ends[run] - at, 0)
+
+    n_runs = np.diff(runs.offsets)
+    fewer = np.argmin(n_runs[pairs], axis=1)[:, None]
+    a = np.take_along_axis(pairs, fewer, 1)[:, 0]
+    b = np.take_along_axis(pairs, 1 - fewer, 1)[:, 0]
+    shared = np.zeros(len(pairs), np.int64)
+    for begin in range(0, len(pairs), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        run = _ranges(runs.offsets[a[block]], n_runs[a[block]])
+        pair = np.repeat(np.arange(len(a[block])), n_runs[a[block]])
+        line = total * b[block][pair]
+        pixels = pixels_before(line + runs.ends[run]) - pixels_before(line + runs.starts[run])
+        np.add.at(shared[block], pair, pixels)
+    return shared
+
+
+def _pixels_within(runs: Runs, masks: Ints, windows: Ints) -> Ints:
+    """`(P,)` int64: the pixels of each of some masks within a window of its own, XYXY."""
+    mask, column, top, bottom = cut_at_columns(_take(runs, masks))
+    window = windows[mask]
+    rows = np.minimum(bottom, window[:, 3]) - np.maximum(top, window[:, 1])
+    rows[(column < window[:, 0]) | (column >= window[:, 2])] = 0
+    count = np.zeros(len(masks), np.int64)
+    np.add.at(count, mask, np.maximum(rows, 0))
+    return count
+
+
+def _move(runs: Runs, left: int, top: int, size: tuple[int, int]) -> Runs:
+    """Place the masks of a tile in an image of that size."""
+    mask, column, start, end = cut_at_columns(runs)
+    base = (column + left) * size[0] + top
+    return join_runs(size, len(runs), mask, base + start, base + end)
+
+
+def _unite(runs: Runs, group: Ints, n: int) -> Runs:
+    """Make one mask of those of each group; a group is a number 0…n−1 a mask."""
+    owner = np.repeat(group, np.diff(runs.offsets))
+    order = np.lexsort((runs.starts, owner))
+    owner = owner[order]
+    base = owner * (runs.size[0] * runs.size[1])
+    starts, ends = base + runs.starts[order], base + runs.ends[order]
+    # What former runs of the group cover is left out.
+    covered = np.append(0, np.maximum.accumulate(ends)[:-1])[: len(ends)]
+    starts = np.maximum(starts, covered)
+    return join_runs(runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)
+
+
+def _take(runs: Runs, masks: Ints) -> Runs:
+    """Choose masks by their places."""
+    n_runs = np.diff(runs.offsets)[masks]
+    run = _ranges(runs.offsets[masks], n_runs)
+    offsets = np.append(0, np.cumsum(n_runs))
+    return Runs(runs.size, runs.starts[run], runs.ends[run], offsets)
+
+
+def _ranges(starts: Ints, lengths: Ints) -> Ints:
+    """Join the ranges `starts[i]` … `starts[i] + lengths[i]`."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)

@@ -1,0 +1,175 @@
+"""The overlapping tiles that a large image is predicted in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+
+# Pixels. Masks of cut cells end a little before the tile's edge, since the mask head's
+# grid is coarser than the image.
+EDGE = 2
+
+_LEAST_TILE = 512  # px: smaller tiles cost more calls of the network than they save memory
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of the image.
+
+    Attributes
+    ----------
+    window
+        XYXY in pixels of the image, right and bottom exclusive, within the image.
+    inner
+        Which of the left, top, right and bottom edge lie within the image, so that they
+        may cut cells. The others are the image's own.
+    """
+
+    window: tuple[int, int, int, int]
+    inner: tuple[bool, bool, bool, bool]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        left, top, right, bottom = self.window
+        return bottom - top, right - left
+
+    def cuts(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which cells the tile may show a part of only.
+
+        Parameters
+        ----------
+        boxes
+            `(N, 4)` XYXY in pixels of the tile.
+
+        Returns
+        -------
+        `(N,)` bool: comes nearer than `EDGE` pixels to an inner edge.
+        """
+        height, width = self.size
+        space = np.stack([boxes[:, 0], boxes[:, 1], width - boxes[:, 2], height - boxes[:, 3]], 1)
+        return np.any((space < EDGE) & self.inner, axis=1)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The tiles of an image, all of one size, row by row from the top left.
+
+    Attributes
+    ----------
+    size
+        Height and width of the image in pixels.
+    tile_size
+        Height and width of each tile in pixels.
+    tops, lefts
+        Where the rows and the columns of tiles begin, rising.
+    """
+
+    size: tuple[int, int]
+    tile_size: tuple[int, int]
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def __getitem__(self, index: int) -> Tile:
+        row, column = divmod(range(len(self))[index], len(self.lefts))
+        left, top = self.lefts[column], self.tops[row]
+        right, bottom = left + self.tile_size[1], top + self.tile_size[0]
+        inner = (left > 0, top > 0, right < self.size[1], bottom < self.size[0])
+        return Tile((left, top, right, bottom), inner)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self[index] for index in range(len(self)))
+
+    def shows_again(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which boxes a tile after tile `index` shows a pixel of.
+
+        Parameters
+        ----------
+        index
+            0…len − 1.
+        boxes
+            `(N, 4)` XYXY in pixels of the image.
+
+        Returns
+        -------
+        `(N,)` bool.
+        """
+        row, column = divmod(index, len(self.lefts))
+        again = np.zeros(len(boxes), bool)
+        if column + 1 < len(self.lefts):
+            left, top = self.lefts[column + 1], self.tops[row]
+            again |= (
+                (boxes[:, 2] > left) & (boxes[:, 3] > top) & (boxes[:, 1] < top + self.tile_size[0])
+            )
+        if row + 1 < len(self.tops):
+            again |= boxes[:, 3] > self.tops[row + 1]
+        return again
+
+
+def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
+    """Spread tiles evenly over an image.
+
+    Parameters
+    ----------
+    size
+        Height and width of the image in pixels.
+    tile
+        Side of a tile in pixels. Where the image is shorter, so is the tile.
+    overlap
+        The least overlap of neighbours in pixels: 1 or more, since cells are put
+        together by the pixels that two tiles show.
+
+    Raises
+    ------
+    InputError
+        If the tile is not larger than the overlap, or the overlap less than 1.
+    """
+    if not 1 <= overlap < tile:
+        raise InputError(
+            f"tiles of {tile} px that overlap by {overlap} px: the overlap must be at least 1 px "
+            "and less than the tile; choose a larger tile or another overlap"
+        )
+    height, width = size
+    return TilePlan(
+        size,
+        (min(tile, height), min(tile, width)),
+        _spread(height, tile, overlap),
+        _spread(width, tile, overlap),
+    )
+
+
+def _spread(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    """Begin as few tiles as cover the length, at distances that differ by one pixel at most."""
+    if length <= tile:
+        return (0,)
+    gaps = math.ceil((length - tile) / (tile - overlap))
+    return tuple(n * (length - tile) // gaps for n in range(gaps + 1))
+
+
+def choose_tile(longest_cell: float) -> tuple[int, int]:
+    """Choose tile and overlap so that nearly every cell is whole in some tile.
+
+    Parameters
+    ----------
+    longest_cell
+        The longer side of the box of the largest cells to expect, in pixels of the image.
+
+    Returns
+    -------
+    tile, overlap
+        In pixels of the image. The overlap is the cell with a quarter of its length as
+        surroundings, the tile at least four overlaps: then no more than 44 % of the pixels
+        that the network sees are seen again.
+    """
+    overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE
+    return max(_LEAST_TILE, 4 * overlap), overlap

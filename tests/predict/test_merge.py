@@ -1,0 +1,491 @@
+"""Merging tiles: an oracle that sees the truth tile by tile must come out as the truth."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import skimage.measure
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels, suppress
+from cellseg.predict.tiles import plan_tiles
+from cellseg.predictions import Predictions
+from cellseg.rle import (
+    Runs,
+    areas,
+    boxes_xyxy,
+    concatenate,
+    crop_mask,
+    crop_runs,
+    decode,
+    encode,
+    runs_of_labels,
+)
+
+
+def stack(masks, size):
+    """Runs of any masks, overlapping or empty."""
+    return concatenate(size, [one(mask) for mask in masks])
+
+
+def one(mask):
+    mask = np.asarray(mask, bool)
+    runs = runs_of_labels(mask)[1]
+    return runs if len(runs) else Runs(mask.shape, runs.starts, runs.ends, np.zeros(2, np.int64))
+
+
+def detections(runs, scores, classes=None):
+    classes = np.zeros(len(runs)) if classes is None else classes
+    return Predictions(
+        runs.size,
+        boxes_xyxy(runs).astype(np.float32),
+        np.array(scores, np.float32),
+        np.array(classes, np.int64),
+        encode(runs),
+    )
+
+
+def drawn(size, *shapes):
+    """Masks of an image: each shape is one rectangle XYXY or a list of them."""
+    masks = np.zeros((len(shapes), *size), bool)
+    for mask, shape in zip(masks, shapes, strict=True):
+        for left, top, right, bottom in shape if isinstance(shape, list) else [shape]:
+            mask[top:bottom, left:right] = True
+    return stack(masks, size)
+
+
+def changed_copy(runs, index, rng):
+    """A mask, as it is or grown or shrunk by a pixel."""
+    box, mask = crop_mask(runs, index)
+    left, top = np.maximum(box[:2] - 1, 0)
+    right, bottom = np.minimum(box[2:] + 1, runs.size[::-1])
+    canvas = np.zeros(runs.size, np.uint8)
+    canvas[box[1] : box[3], box[0] : box[2]] = mask
+    window = canvas[top:bottom, left:right]
+    change = [np.copy, lambda m: cv2.dilate(m, CROSS), lambda m: cv2.erode(m, CROSS)]
+    canvas[top:bottom, left:right] = change[rng.integers(3)](window)
+    return one(canvas)
+
+
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+
+def oracle(plan, truth, classes, rng, copies=0.5):
+    """Yield what a perfect network finds in each tile: cells cut to it, and copies of some.
+
+    Scores are any, those of copies lower, and the order is none.
+    """
+    for tile in plan:
+        left, top, right, bottom = tile.window
+        box = boxes_xyxy(truth)
+        near = np.flatnonzero(
+            (box[:, :2] < (right, bottom)).all(1) & (box[:, 2:] > (left, top)).all(1)
+        )
+        near_truth = concatenate(truth.size, [single(truth, n) for n in near])
+        clipped = crop_runs(near_truth, tile.window)
+        some = np.flatnonzero(areas(clipped) > 0)
+        parts = [single(clipped, n) for n in some]
+        scores = rng.uniform(0.3, 1, len(some)).tolist()
+        kinds = classes[near[some]].tolist()
+        for n in np.flatnonzero(rng.random(len(some)) < copies):
+            parts.append(changed_copy(parts[n], 0, rng))
+            scores.append(scores[n] * rng.uniform(0.3, 0.99))
+            kinds.append(kinds[n])
+        order = rng.permutation(len(parts))
+        yield detections(
+            concatenate(tile.size, [parts[n] for n in order]),
+            [scores[n] for n in order],
+            [kinds[n] for n in order],
+        )
+
+
+def single(runs, n):
+    at = slice(runs.offsets[n], runs.offsets[n + 1])
+    return Runs(runs.size, runs.starts[at], runs.ends[at], np.array([0, at.stop - at.start]))
+
+
+def merged(plan, found, **options):
+    """All batches as one list of cells (class, mask, box), sorted, and the scores by mask."""
+    cells, scores = [], {}
+    for batch in merge_tiles(plan, found, **options):
+        assert batch.size == plan.size
+        assert len(batch)
+        assert (np.diff(batch.scores) <= 0).all()
+        assert batch.boxes.dtype == batch.scores.dtype == np.float32
+        assert batch.classes.dtype == np.int64
+        for n, mask in enumerate(batch.masks):
+            assert mask["size"] == list(plan.size)
+            cells.append((int(batch.classes[n]), mask["counts"], tuple(batch.boxes[n].tolist())))
+            scores[mask["counts"]] = round(float(batch.scores[n]), 6)
+    return sorted(cells), scores
+
+
+def cells_of(truth, classes):
+    boxes = boxes_xyxy(truth).astype(float)
+    return sorted(
+        (int(k), mask["counts"], tuple(box))
+        for k, mask, box in zip(classes, encode(truth), boxes.tolist(), strict=True)
+    )
+
+
+def merge_by_hand(plan, *found, **options):
+    """Merge what is given for each tile: (masks, scores[, classes])."""
+    return merged(plan, [detections(*one_tile) for one_tile in found], **options)
+
+
+def of_image(size, *shapes, classes=None):
+    truth = drawn(size, *shapes)
+    return cells_of(truth, np.zeros(len(truth)) if classes is None else classes)
+
+
+# --- what overlaps -----------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 60), st.integers(0, 99))
+def test_overlapping_boxes_are_all_found_once(n, extent, seed):
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 50, (n, 2))
+    # Some are empty, in one direction or in both; some are much larger than the others.
+    boxes = np.concatenate([low, low + rng.integers(0, extent, (n, 2))], axis=1)
+    meets = (
+        np.maximum(boxes[:, None, :2], boxes[:, :2]) < np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    ).all(2)
+    expected = [(a, b) for a, b in zip(*np.nonzero(meets), strict=True) if a < b]
+    found = overlapping_boxes(boxes)
+    assert sorted(map(tuple, np.sort(found, axis=1).tolist())) == expected
+
+
+def test_no_boxes_overlap():
+    assert overlapping_boxes(np.zeros((0, 4), np.int64)).shape == (0, 2)
+    assert overlapping_boxes(np.zeros((3, 4), np.int64)).shape == (0, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99))
+def test_shared_pixels_are_those_of_the_full_masks(n, height, width, density, seed):
+    masks = np.random.default_rng(seed).random((n, height, width)) < density
+    pairs = np.stack(np.divmod(np.arange(n * n), n), axis=1)
+    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
+    assert shared_pixels(stack(masks, (height, width)), pairs).tolist() == expected
+
+
+def test_shared_pixels_of_many_pairs_go_in_blocks(monkeypatch):
+    monkeypatch.setattr("cellseg.predict.merge._BLOCK", 3)
+    masks = np.random.default_rng(0).random((4, 5, 6)) < 0.5
+    pairs = np.stack(np.divmod(np.arange(16), 4), axis=1)
+    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
+    assert shared_pixels(stack(masks, (5, 6)), pairs).tolist() == expected
+
+
+# --- suppression within one image --------------------------------------------------------
+
+SIZE = (20, 30)
+
+
+def stays(*shapes, scores, classes=None, **options):
+    found = detections(drawn(SIZE, *shapes), scores, classes)
+    kept = suppress(found, **options)
+    for n, mask in enumerate(kept.masks):  # as they were
+        at = found.masks.index(mask)
+        assert kept.boxes[n].tolist() == found.boxes[at].tolist()
+        assert kept.classes[n] == found.classes[at]
+        assert kept.scores[n] == found.scores[at]
+    return [found.masks.index(mask) for mask in kept.masks]
+
+
+@pytest.mark.parametrize(("iou", "kept"), [(0.5, [1]), (0.51, [1, 0])])
+def test_suppression_begins_at_the_iou_that_is_asked_for(iou, kept):
+    # 10 x 10 px in 10 x 20 px.
+    assert stays((0, 0, 10, 10), (0, 0, 20, 10), scores=[0.8, 0.9], iou=iou, inside=1.1) == kept
+
+
+@pytest.mark.parametrize(("inside", "kept"), [(0.75, [0]), (0.76, [0, 1])])
+def test_suppression_begins_at_the_part_inside_that_is_asked_for(inside, kept):
+    # A cell of 4 x 4 px with three of its rows in one of 10 x 10: IoU 12 / 104.
+    shapes = (0, 0, 10, 10), (2, 7, 6, 11)
+    assert stays(*shapes, scores=[0.9, 0.8], inside=inside) == kept
+
+
+def test_suppression_is_greedy():
+    # Each is the same as the next; the first removes the second, which can't remove the third.
+    shapes = (0, 0, 10, 10), (3, 0, 13, 10), (6, 0, 16, 10)
+    assert stays(*shapes, scores=[0.9, 0.8, 0.7], inside=1.1) == [0, 2]
+    assert stays(*shapes, scores=[0.8, 0.9, 0.7], inside=1.1) == [1]
+
+
+def test_classes_are_compared_by_choice():
+    shapes = (0, 0, 10, 10), (0, 0, 10, 10)
+    assert stays(shapes[0], (0, 0, 10, 9), scores=[0.8, 0.9], classes=[0, 1]) == [1, 0]
+    assert stays(
+        shapes[0], (0, 0, 10, 9), scores=[0.8, 0.9], classes=[0, 1], across_classes=True
+    ) == [1]
+
+
+def test_neighbours_stay():
+    c_shaped = [(0, 0, 10, 2), (0, 0, 2, 10), (0, 8, 10, 10)]
+    in_its_box, beside_it = (3, 3, 9, 7), (10, 0, 20, 10)
+    assert stays(c_shaped, in_its_box, beside_it, scores=[0.9, 0.8, 0.7]) == [0, 1, 2]
+
+
+def test_nothing_and_no_pixels():
+    assert len(suppress(detections(drawn(SIZE), []))) == 0
+    assert stays([], (4, 4, 5, 5), [], scores=[0.9, 0.8, 0.7]) == [1]
+
+
+def test_of_equal_scores_the_larger_stays_wherever_it_stands():
+    shapes = [(0, 0, 9, 10), (0, 0, 10, 10), (1, 0, 10, 10)]
+    assert stays(*shapes, scores=[0.5] * 3) == [1]
+    assert stays(*shapes[::-1], scores=[0.5] * 3) == [1]
+    # As large: the one further left.
+    assert stays(shapes[0], shapes[2], scores=[0.5] * 2) == [0]
+    assert stays(shapes[2], shapes[0], scores=[0.5] * 2) == [1]
+
+
+# --- by hand: two tiles, columns 0 to 20 and 10 to 30 --------------------------------------
+
+TWO = plan_tiles(SIZE, tile=20, overlap=10)
+
+
+def test_a_sliver_gives_way_to_the_whole_cell_whatever_their_scores():
+    # Columns 19 to 26: the first tile shows one column of it.
+    cells, scores = merge_by_hand(
+        TWO,
+        (drawn((20, 20), (19, 5, 20, 9)), [0.99]),
+        (drawn((20, 20), (9, 5, 16, 9)), [0.4]),
+    )
+    assert cells == of_image(SIZE, (19, 5, 26, 9))
+    assert list(scores.values()) == [0.4]
+
+
+def test_a_sliver_of_another_class_gives_way_too():
+    first = drawn((20, 20), (18, 5, 20, 9)), [0.99], [1]
+    second = drawn((20, 20), (8, 5, 16, 9)), [0.4], [0]
+    assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, (18, 5, 26, 9))
+
+
+def test_a_piece_of_two_cells_gives_way_to_neither_half_of_it():
+    """It is what an overlap says that it is: the whole cells come first, then it goes."""
+    first = drawn((20, 20), (14, 2, 20, 12)), [0.99]
+    second = drawn((20, 20), (4, 2, 12, 7), (4, 7, 12, 12)), [0.5, 0.4]
+    assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, (14, 2, 22, 7), (14, 7, 22, 12))
+
+
+def test_a_whole_cell_comes_before_a_piece_that_holds_it():
+    # The whole one covers a quarter of the piece only, which no other tile continues.
+    first = drawn((20, 20), (10, 2, 20, 12)), [0.99]
+    second = drawn((20, 20), (3, 3, 8, 8)), [0.4]
+    assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, (13, 3, 18, 8))
+
+
+def test_a_cell_longer_than_the_overlap_is_joined():
+    first = drawn((20, 20), (2, 5, 20, 9)), [0.6], [2]
+    second = drawn((20, 20), (0, 5, 16, 9)), [0.8], [2]
+    cells, scores = merge_by_hand(TWO, first, second)
+    assert cells == of_image(SIZE, (2, 5, 26, 9), classes=[2])
+    assert list(scores.values()) == [0.8]
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_pieces_of_two_classes_are_joined_to_the_class_of_the_larger(across):
+    first = drawn((20, 20), (2, 5, 20, 9)), [0.6], [2]
+    second = drawn((20, 20), (0, 5, 16, 9)), [0.8], [1]
+    cells, _ = merge_by_hand(TWO, first, second, across_classes=across)
+    assert cells == of_image(SIZE, (2, 5, 26, 9), classes=[2])
+
+
+def test_two_opinions_on_the_class_of_a_cut_cell_stay_two():
+    pieces = [(2, 5, 20, 9)] * 2, [(0, 5, 16, 9)] * 2
+    first = drawn((20, 20), *pieces[0]), [0.6, 0.3], [2, 1]
+    second = drawn((20, 20), *pieces[1]), [0.5, 0.2], [2, 1]
+    cell = (2, 5, 26, 9)
+    assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, cell, cell, classes=[1, 2])
+    assert merge_by_hand(TWO, first, second, across_classes=True)[0] == of_image(
+        SIZE, cell, classes=[2]
+    )
+
+
+@pytest.mark.parametrize(("shift", "joined"), [(0, True), (1, True), (2, False), (3, False)])
+def test_pieces_are_joined_if_they_agree_where_both_tiles_look(shift, joined):
+    # Where both look, rows 5 to 8 and those `shift` lower: IoU (3 - shift) / (3 + shift).
+    first = drawn((20, 20), (2, 5, 20, 8)), [0.6]
+    second = drawn((20, 20), (0, 5 + shift, 16, 8 + shift)), [0.8]
+    cells, _ = merge_by_hand(TWO, first, second)
+    pieces = (2, 5, 20, 8), (10, 5 + shift, 26, 8 + shift)
+    assert cells == (of_image(SIZE, list(pieces)) if joined else of_image(SIZE, *pieces))
+
+
+def test_a_piece_that_the_neighbour_missed_stays():
+    first = drawn((20, 20), (15, 5, 20, 9)), [0.6]
+    cells, _ = merge_by_hand(TWO, first, (drawn((20, 20)), []))
+    assert cells == of_image(SIZE, (15, 5, 20, 9))
+
+
+def test_a_piece_in_two_pieces():
+    """A U on its side, of which the first tile shows the ends of both arms."""
+    cell = [(17, 2, 28, 5), (17, 8, 28, 11), (25, 2, 28, 11)]
+    ends = [(17, 2, 20, 5), (17, 8, 20, 11)]
+    second = [(7, 2, 18, 5), (7, 8, 18, 11), (15, 2, 18, 11)]
+    cells, _ = merge_by_hand(TWO, (drawn((20, 20), ends), [0.9]), (drawn((20, 20), second), [0.5]))
+    assert cells == of_image(SIZE, cell)
+
+
+def test_touching_cells_stay_apart_on_the_seam():
+    first = drawn((20, 20), (2, 5, 20, 9), (2, 9, 20, 12)), [0.6, 0.7]
+    second = drawn((20, 20), (0, 5, 16, 9), (0, 9, 16, 12)), [0.8, 0.5]
+    cells, _ = merge_by_hand(TWO, first, second)
+    assert cells == of_image(SIZE, (2, 5, 26, 9), (2, 9, 26, 12))
+
+
+def test_the_better_of_two_whole_ones_stays_in_any_order():
+    small, large = (12, 5, 17, 9), (12, 5, 18, 9)
+    for a, b in ((small, large), (large, small)):
+        first = drawn((20, 20), a), [0.5]
+        second = drawn((20, 20), (b[0] - 10, *b[1:2], b[2] - 10, b[3])), [0.5]
+        assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, large)
+
+
+def test_a_tile_s_cells_are_of_its_size():
+    with pytest.raises(ValueError, match=r"cells of \(20, 30\) in a tile of \(20, 20\)"):
+        merge_by_hand(TWO, (drawn(SIZE), []), (drawn(SIZE), []))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_each_tile_has_its_cells(n):
+    with pytest.raises(ValueError, match="zip"):
+        merge_by_hand(TWO, *[(drawn((20, 20)), [])] * n)
+
+
+def test_no_cells_no_batch():
+    assert list(merge_tiles(TWO, [detections(drawn((20, 20)), [])] * 2)) == []
+
+
+# --- the oracle --------------------------------------------------------------------------
+
+
+def random_cells(size, n, largest, rng):
+    """Connected cells, many of them touching: discs and rectangles over one another."""
+    labels = np.zeros(size, np.int32)
+    for n_painted in range(1, n + 1):
+        x, y = (int(rng.integers(0, side)) for side in size[::-1])
+        extent = rng.integers(1, largest + 1, 2)
+        if rng.random() < 0.5:
+            cv2.circle(labels, (x, y), int(extent[0]) // 2, n_painted, -1)
+        else:
+            labels[y : y + extent[0], x : x + extent[1]] = n_painted
+    connected = skimage.measure.label(labels, connectivity=2)
+    return runs_of_labels(connected.astype(np.int32))[1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    tile=st.integers(8, 40),
+    share=st.floats(0, 0.7),
+    n=st.integers(0, 12),
+    largest=st.sampled_from([1, 4, 12, 60]),
+    seed=st.integers(0, 9999),
+)
+@example(size=(9, 9), tile=2, share=0.5, n=5, largest=12, seed=0)
+@example(size=(20, 20), tile=8, share=0.9, n=9, largest=12, seed=1)
+def test_tiles_of_the_truth_merge_to_the_truth(size, tile, share, n, largest, seed):
+    rng = np.random.default_rng(seed)
+    truth = random_cells(size, n, largest, rng)
+    classes = rng.integers(0, 3, len(truth))
+    plan = plan_tiles(size, tile, max(1, min(int(share * tile), tile - 1)))
+    assert merged(plan, oracle(plan, truth, classes, rng))[0] == cells_of(truth, classes)
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "largest"),
+    [((33, 35), 6, 12), ((374, 464), 120, 40), ((2000, 3000), 700, 60), ((2000, 700), 60, 900)],
+)
+@pytest.mark.parametrize("across", [False, True])
+def test_images_of_many_sizes(size, n, largest, across):
+    rng = np.random.default_rng(size[0])
+    truth = random_cells(size, n, largest, rng)
+    classes = rng.integers(0, 4, len(truth))
+    plan = plan_tiles(size, tile=512, overlap=80)
+    found = oracle(plan, truth, classes, rng, copies=0.2)
+    assert merged(plan, found, across_classes=across)[0] == cells_of(truth, classes)
+
+
+def test_seams_of_a_huge_image():
+    """Cells on seams, on corners of four tiles, and one that crosses the whole image."""
+    size = (10_000, 10_000)
+    plan = plan_tiles(size, tile=1000, overlap=100)
+    rows = [tile.window for tile in plan][:: len(plan.lefts)]
+    # One pixel, and a cell, at the first and at the last corner of a tile.
+    shapes = []
+    for _, top, _, bottom in rows[::3]:
+        for _, left, _, right in rows[::4]:
+            for y, x in ((top, left), (bottom - 1, right - 1)):
+                shapes += [(x, y, 1, 1), (x - 20, y - 19, 30, 18)]
+    shapes = [box for box in shapes if min(box[:2]) >= 0 and max(box[:2]) + 30 < 10_000]
+    cells = [(x + np.arange(w))[:, None] * size[0] + np.array([y, y + h]) for x, y, w, h in shapes]
+    # Ten pixels high and across all tiles, but for the image's first and last column.
+    cells.append(np.arange(1, size[1] - 1)[:, None] * size[0] + np.array([5550, 5560]))
+    bounds = np.concatenate(cells)
+    offsets = np.append(0, np.cumsum([len(cell) for cell in cells]))
+    truth = Runs(size, bounds[:, 0], bounds[:, 1], offsets)
+    classes = np.arange(len(truth)) % 4
+    rng = np.random.default_rng(0)
+    found = oracle(plan, truth, classes, rng, copies=0)
+    assert merged(plan, found)[0] == cells_of(truth, classes)
+
+
+def test_the_result_does_not_depend_on_the_order_of_the_cells():
+    rng = np.random.default_rng(3)
+    truth = random_cells((150, 150), 60, 40, rng)
+    plan = plan_tiles((150, 150), tile=60, overlap=20)
+    found = []
+    for seen in oracle(plan, truth, np.zeros(len(truth), int), rng):
+        # Masks that overlap, as a network's do, and scores with ties.
+        runs = decode(seen.masks, seen.size)
+        copies = [changed_copy(runs, n, rng) for n in range(len(runs))]
+        scores = rng.integers(3, 10, len(runs)) / 10
+        found.append((concatenate(seen.size, copies), scores, seen.classes))
+    expected = merge_by_hand(plan, *found)
+    for _ in range(3):
+        shuffled = []
+        for runs, scores, classes in found:
+            order = rng.permutation(len(runs))
+            parts = concatenate(runs.size, [single(runs, n) for n in order])
+            shuffled.append((parts, scores[order], classes[order]))
+        assert merge_by_hand(plan, *shuffled) == expected
+
+
+def test_one_tile_goes_through_unchanged():
+    rng = np.random.default_rng(4)
+    truth = random_cells((60, 80), 20, 20, rng)
+    found = detections(truth, rng.random(len(truth)), rng.integers(0, 2, len(truth)))
+    found.boxes[:] += rng.uniform(-0.4, 0.4, found.boxes.shape)  # a network's are not tight
+    (batch,) = merge_tiles(plan_tiles((60, 80), 100, 10), [found])
+    order = np.argsort(-found.scores)
+    assert batch.boxes.tolist() == found.boxes[order].tolist()
+    assert batch.scores.tolist() == found.scores[order].tolist()
+    assert batch.classes.tolist() == found.classes[order].tolist()
+    assert batch.masks == [found.masks[n] for n in order]
+
+
+# --- in bounded memory ---------------------------------------------------------------------
+
+
+def test_cells_come_as_soon_as_no_later_tile_shows_them():
+    plan = plan_tiles((60, 60), tile=30, overlap=15)  # 3 x 3, beginning at 0, 15 and 30
+    # In the first tile alone; in the corner of four; longer than a row of tiles.
+    truth = drawn((60, 60), (2, 2, 9, 9), (18, 18, 25, 25), (2, 46, 58, 50))
+    taken = 0
+
+    def found():
+        nonlocal taken
+        for one_tile in oracle(plan, truth, np.arange(3), np.random.default_rng(0)):
+            taken += 1
+            yield one_tile
+
+    came = {int(k): taken for batch in merge_tiles(plan, found()) for k in batch.classes}
+    # The corner of four is shown by the second row's second tile for the last time; the
+    # long cell by the last tile.
+    assert came == {0: 1, 1: 5, 2: 9}
