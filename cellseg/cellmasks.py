@@ -23,7 +23,7 @@ _BATCH = 1 << 18
 class CellMasks:
     """N instance masks of one image, in the place of Detectron2's `BitMasks`.
 
-    Parts of it share its pixels: to index it costs what N costs.
+    What is picked from it by an index shares its pixels, so that no mask is copied.
 
     Attributes
     ----------
