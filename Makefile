@@ -16,7 +16,7 @@ help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.11] [DETECTRON2=/path/to/clone-or-wheel]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## make .venv: pinned requirements, then Detectron2 (once, a few minutes)
+setup: $(VENV)/.ready  ## make .venv: pinned requirements, then Detectron2 if it can be had
 
 $(VENV)/.requirements: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("make: $(PYTHON) is Python %d.%d; 3.10, 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
@@ -25,8 +25,7 @@ $(VENV)/.requirements: requirements.txt
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.requirements setup-detectron2.sh
-	@sh setup-detectron2.sh $(PY) "$(DETECTRON2)"
-	@touch $@
+	@sh setup-detectron2.sh $(PY) "$(DETECTRON2)" && touch $@ || test $$? = 1  # 1: tried anew next time
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt

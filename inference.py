@@ -12,8 +12,8 @@ import utils
 from cellseg.errors import InputError
 
 if TYPE_CHECKING:
-    from cellseg.predict.engine import Detectron2Engine
     from cellseg.predict.images import ListedImage
+    from cellseg.predict.predictor import Predictor
 
 MAX_DETECTIONS = 800
 
@@ -35,6 +35,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--weight_name", metavar="FILE",
         help="weights in that folder (model_best.pth if there, else model_final.pth)",
+    )  # fmt: skip
+    model.add_argument(
+        "--engine", metavar="NAME",
+        help="detectron2 or torchvision; a run knows its own, another is refused",
     )  # fmt: skip
     model.add_argument("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
     images = parser.add_argument_group("images")
@@ -83,13 +87,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_engine(args: argparse.Namespace, run: Path) -> Detectron2Engine:
+def load_predictor(args: argparse.Namespace, run: Path) -> Predictor:
     """Build the run's network with its weights, as the flags want it."""
     from cellseg import runs
     from cellseg.learn.config import load_config, merge_options
-    from cellseg.predict.engine import Detectron2Engine
+    from cellseg.predict.predictor import Predictor
 
-    cfg = load_config(run / runs.CONFIG)
+    cfg = load_config(run / runs.CONFIG, args.engine or "auto")
     if args.score_threshold is not None:
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score_threshold
     cfg.TEST.DETECTIONS_PER_IMAGE = args.max_detections
@@ -97,7 +101,7 @@ def load_engine(args: argparse.Namespace, run: Path) -> Detectron2Engine:
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options)
     weights = runs.choose_weights(run, args.weight_name)
     print(f"weights: {utils.shown(weights)}")
-    return Detectron2Engine.load(cfg, weights)
+    return Predictor.load(cfg, weights)
 
 
 def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedImage]]:
@@ -136,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = runs.open_run(args.checkpoint) if args.checkpoint else runs.newest_run(utils.RUNS)
     name, images = list_wanted(args, run)
     category_ids = [category["id"] for category in runs.read_record(run)["categories"]]
-    engine = load_engine(args, run)
+    predictor = load_predictor(args, run)
 
     output = args.output or run
     results = output if output.suffix == ".json" else output / name
@@ -149,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bad[image.id] = pixels
                 continue
             try:
-                found = engine.predict(pixels)
+                found = predictor.predict(pixels)
             except InputError as problem:
                 bad[image.id] = InputError(f"{image.path}: {problem}")
             else:

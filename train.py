@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ import utils
 from cellseg.errors import InputError
 
 if TYPE_CHECKING:
-    from detectron2.config import CfgNode
+    from fvcore.common.config import CfgNode
+
+    from cellseg.learn.samples import TrainingData
 
 MODEL = "mask_rcnn_R_50_DC5_3x"
 
@@ -33,6 +36,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--config-file", "--config_file", type=Path, metavar="FILE",
         help="a config file of your own, or the config.yaml of a former run, in place of --model",
+    )  # fmt: skip
+    what.add_argument(
+        "--engine", metavar="NAME",
+        help="detectron2, torchvision or auto: Detectron2 where it can be used (auto)",
     )  # fmt: skip
     what.add_argument(
         "--weights", metavar="WHICH",
@@ -83,6 +90,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--num_workers", type=int, metavar="N", help="processes that load images (4)"
     )
     where.add_argument(
+        "--num_gpus", type=utils.whole_number, default=1, metavar="N",
+        help="processes on this machine, a GPU each, that share the batch (1)",
+    )  # fmt: skip
+    where.add_argument(
+        "--num_machines", type=utils.whole_number, default=1, metavar="N",
+        help="machines that share the batch; run the same command on each (1)",
+    )  # fmt: skip
+    where.add_argument(
+        "--machine_rank", type=utils.whole_number, default=0, metavar="N",
+        help="this machine's number; machine 0 writes the run (0)",
+    )  # fmt: skip
+    where.add_argument(
+        "--dist_url", default="auto", metavar="URL",
+        help="where machine 0 is to be found, such as tcp://10.0.0.1:29500 (auto: on this machine)",
+    )  # fmt: skip
+    where.add_argument(
         "--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)",
     )  # fmt: skip
@@ -100,6 +123,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag, value in began_with.items():
         if args.resume and value:
             parser.error(f"--resume and {flag}: the run has its own; give one of them")
+    if not 0 <= args.machine_rank < args.num_machines:
+        parser.error(
+            f"--machine_rank {args.machine_rank}: 0 to {args.num_machines - 1} is expected with "
+            f"--num_machines {args.num_machines}"
+        )
+    if not args.num_gpus:
+        parser.error("--num_gpus 0: 1 or more is expected; --device cpu trains without a GPU")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num_machines: say with --dist_url tcp://HOST:PORT where machine 0 is")
     return args
 
 
@@ -109,12 +141,13 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     from cellseg.learn import config
     from cellseg.learn.weights import choose_initial_weights
 
+    engine = args.engine or "auto"
     if run:
-        cfg = config.load_config(run / runs.CONFIG)
+        cfg = config.load_config(run / runs.CONFIG, engine)
     elif args.config_file:
-        cfg = config.load_config(args.config_file)
+        cfg = config.load_config(args.config_file, engine)
     else:
-        cfg = config.load_recipe(args.model or MODEL)
+        cfg = config.load_recipe(args.model or MODEL, engine)
 
     flags = {
         "SOLVER.EPOCHS": args.epochs,
@@ -142,6 +175,8 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
     config.check_values(cfg)
+    if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
+        cfg.SEED = random.SystemRandom().randrange(2**32)
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
     if not run:
         choose_initial_weights(cfg, args.weights)
@@ -171,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg import runs
+    from cellseg.files import write_atomic
 
     run = None
     if args.resume:
@@ -180,41 +216,62 @@ def main(argv: Sequence[str] | None = None) -> int:
             else runs.open_run(Path(args.resume))
         )
     cfg = configure(args, run)
+    command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
+    data = prepare(cfg, run)
+    n_processes = args.num_gpus * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH % n_processes:
+        raise InputError(
+            f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n_processes} processes share a batch, so a "
+            f"multiple of {n_processes} is expected"
+        )
+    new = run is None
+    if run is None and args.machine_rank == 0:
+        run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
+        runs.write_record(
+            run,
+            command,
+            Path(cfg.DATA.ANNOTATIONS),
+            data.categories,
+            [sample["name"] for sample in data.train],
+            [sample["name"] for sample in data.held_out],
+        )
+    if run is not None:
+        cfg.OUTPUT_DIR = str(run.absolute())
+    if run is not None and args.machine_rank == 0:
+        with write_atomic(run / runs.CONFIG) as file:
+            file.write(cfg.dump())
+    cfg.freeze()
+    announce(cfg, data, n_processes)
+    if n_processes == 1:
+        return train(cfg, new)
+    return train_together(args, cfg, new)
 
-    from detectron2.utils.env import seed_all_rng
 
-    from cellseg.files import write_atomic
-    from cellseg.learn.config import building, set_schedule
-    from cellseg.learn.hooks import TrainingStopped, log_to_file
+def prepare(cfg: CfgNode, run: Path | None) -> TrainingData:
+    """Load the data, and set what the config takes from them."""
+    from cellseg.learn.config import follow_data, set_schedule
     from trainer import Trainer
 
     data = Trainer.data(cfg)
     if run:
         check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s["name"] for s in data.held_out])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
+    for reason in follow_data(cfg, data.train):
+        print(reason)
     set_schedule(cfg, len(data.train))
-    new = run is None
-    if run is None:
-        run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
-        runs.write_record(
-            run,
-            [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)],
-            Path(cfg.DATA.ANNOTATIONS),
-            data.categories,
-            [sample["name"] for sample in data.train],
-            [sample["name"] for sample in data.held_out],
-        )
-    cfg.OUTPUT_DIR = str(run.absolute())
-    with write_atomic(run / runs.CONFIG) as file:
-        file.write(cfg.dump())
-    cfg.freeze()
+    return data
 
+
+def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
+    """Say what is about to be trained."""
     held = f", {len(data.held_out)} held out" if data.held_out else ""
     solver = cfg.SOLVER
+    many = f" in {n_processes} processes" if n_processes > 1 else ""
     print(
-        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}: {len(data.train)} images{held}, "
+        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {len(data.train)} images{held}, "
         f"{len(data.categories)} classes; {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} "
-        f"images, {solver.OPTIMIZER} at {solver.BASE_LR:g}\nrun folder: {utils.shown(run)}",
+        f"images, {solver.OPTIMIZER} at {solver.BASE_LR:g}\n"
+        f"run folder: {utils.shown(cfg.OUTPUT_DIR)}",
         flush=True,
     )
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
@@ -222,15 +279,62 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"note: the warm-up of {solver.WARMUP_ITERS} iterations is longer than the run; "
             "shorten it with SOLVER.WARMUP_ITERS"
         )
-    stop_logging = log_to_file(run / "log.txt")
+
+
+def train_together(args: argparse.Namespace, cfg: CfgNode, new: bool) -> int:
+    """Train in several processes, which Detectron2 starts; give the exit code."""
+    from torch.multiprocessing import ProcessRaisedException
+
+    from cellseg import runs
+    from cellseg.network import detectron2_problem
+
+    if detectron2_problem():
+        raise InputError(
+            "--num_gpus: several processes are started by Detectron2, which can't be used here "
+            f"({detectron2_problem()}); train with one"
+        )
+    from detectron2.engine import launch
+
     try:
-        seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
+        launch(
+            train,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url,
+            args=(cfg, new),
+        )
+    except ProcessRaisedException as error:
+        _, found, message = str(error).rpartition("InputError: ")
+        if not found:
+            raise
+        raise InputError(message.strip()) from None
+    finished = (Path(cfg.OUTPUT_DIR) / runs.FINAL).is_file()
+    return 0 if finished or args.machine_rank else 130
+
+
+def train(cfg: CfgNode, new: bool) -> int:
+    """Train in this process, perhaps one of several; give the exit code."""
+    utils.quiet_libraries()
+    import torch
+
+    from cellseg import runs
+    from cellseg.learn.config import building
+    from cellseg.learn.hooks import TrainingStopped, log_to_file
+    from cellseg.learn.step import rank
+    from trainer import Trainer
+
+    run = Path(cfg.OUTPUT_DIR)
+    first = rank() == 0
+    stop_logging = log_to_file(run / "log.txt") if first else None
+    try:
+        torch.manual_seed(cfg.SEED)
         try:
             with building(run / runs.CONFIG):
                 trainer = Trainer(cfg)
             trainer.resume_or_load(resume=not new)
         except InputError:
-            if new:  # there is nothing in it to go on with
+            if new and first:  # there is nothing in it to go on with
                 shutil.rmtree(run, ignore_errors=True)
             raise
         if trainer.start_iter >= trainer.max_iter:
@@ -238,14 +342,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         trainer.train()
     except TrainingStopped as stop:
-        print(
-            f"stopped after iteration {stop} of {solver.MAX_ITER}; go on with: "
-            f"python train.py --resume {utils.shown(run)}"
-        )
+        if first:
+            print(
+                f"stopped after iteration {stop} of {cfg.SOLVER.MAX_ITER}; go on with: "
+                f"python train.py --resume {utils.shown(run)}"
+            )
         return 130
     finally:
-        stop_logging()
-    print(f"finished; predict with: python inference.py --checkpoint {utils.shown(run)}")
+        if stop_logging:
+            stop_logging()
+    if first:
+        print(f"finished; predict with: python inference.py --checkpoint {utils.shown(run)}")
     return 0
 
 

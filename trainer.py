@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import time
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import TrainingSampler
-from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.hooks import Checkpoints, Curves, Progress, StopOnSignal, Validation
-from cellseg.learn.mapper import CellMapper
-from cellseg.learn.optimizer import build_optimizer
+from cellseg.learn.checkpoint import RunCheckpointer, load_initial_weights
+from cellseg.learn.hooks import (
+    Checkpoints,
+    Curves,
+    EnoughLearned,
+    Progress,
+    StopOnSignal,
+    Validation,
+)
+from cellseg.learn.mapper import build_stream
+from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.samples import TrainingData, load_training_data
+from cellseg.learn.step import TrainingStep, rank, world_size
+from cellseg.learn.stream import build_loader
 from cellseg.learn.validation import validate
-from cellseg.predict.engine import Detectron2Engine
+from cellseg.network import build_network
+from cellseg.network.loop import DefaultTrainer, HookBase
+from cellseg.predict.predictor import Predictor
 from cellseg.score.ap import AveragePrecision
 
 
 class Trainer(DefaultTrainer):
     """Trains the network of a config on the images of its annotation file.
 
-    The config's `DATA` says which; `OUTPUT_DIR` is the run's folder. The optimizer is
-    chosen by name (`SOLVER.OPTIMIZER`).
+    The config's `DATA` says which; `OUTPUT_DIR` is the run's folder. The engine, the
+    optimizer and the schedule are chosen by name. Where Detectron2 is not installed, the
+    loop is the one of `cellseg.network.loop`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(cfg)
-        self.checkpointer = RunCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self._losses: dict[str, torch.Tensor] = {}
-        self.model.register_forward_hook(self._remember)
-
-    def _remember(self, module: torch.nn.Module, _inputs: Any, losses: Any) -> None:
-        if module.training:
-            self._losses = losses
+        # DefaultTrainer's own would build Detectron2's loader and step.
+        super(DefaultTrainer, self).__init__()
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        network = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, network)
+        self.step = TrainingStep(cfg, network, optimizer, self.build_lr_scheduler(cfg, optimizer))
+        self._trainer = self.step  # where DefaultTrainer looks for the model and the optimizer
+        self.checkpointer = RunCheckpointer(
+            network, cfg.OUTPUT_DIR, step=self.step, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
 
     @staticmethod
     def data(cfg: CfgNode) -> TrainingData:
@@ -53,63 +68,83 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        return build_network(cfg)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        samples = cls.data(cfg).train
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            samples = [sample for sample in samples if sample["annotations"]]
-        return build_detection_train_loader(
-            samples,
-            mapper=CellMapper(cfg),
-            sampler=TrainingSampler(len(samples), seed=cfg.SEED if cfg.SEED >= 0 else None),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_schedule(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Hand out this process's part of each batch, from the iteration `start` on."""
+        return build_loader(
+            build_stream(cfg, cls.data(cfg)),
+            start,
+            cfg.SOLVER.IMS_PER_BATCH,
+            rank(),
+            world_size(),
+            cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module) -> AveragePrecision:
         """Score the held-out images by mask AP."""
         data = cls.data(cfg)
-        return validate(Detectron2Engine.of_model(model, cfg).predict, data, data.held_out)
+        return validate(Predictor(model, cfg).predict, data, data.held_out)
 
     def build_hooks(self) -> list[HookBase]:
-        cfg = self.cfg
-        data = self.data(cfg)
-
-        def checkpointer() -> RunCheckpointer:
-            return self.checkpointer
-
-        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        cfg, data = self.cfg, self.data(self.cfg)
+        built: list[HookBase] = []
         if data.held_out:
             names = [category["name"] for category in data.categories]
             built.append(
                 Validation(
-                    lambda: self.test(cfg, self.model), checkpointer, names, cfg.TEST.EVAL_PERIOD
+                    lambda: self.test(cfg, self.step.best_network),
+                    self.checkpointer,
+                    names,
+                    cfg.TEST.EVAL_PERIOD,
+                    cfg.TEST.PATIENCE,
                 )
             )
-        # Curves show the last value before each writing, so that no score may come between.
-        period = min(20, cfg.TEST.EVAL_PERIOD) if data.held_out and cfg.TEST.EVAL_PERIOD else 20
-        built += [
-            Checkpoints(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            Curves(self.build_writers, period),
-            Progress(),
-            # Last, so that a step that is cut short here is a whole one.
-            StopOnSignal(checkpointer),
-        ]
-        return built
+        if rank() == 0:
+            built += [
+                Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+                Curves(Path(cfg.OUTPUT_DIR), 20),
+                Progress(),
+            ]
+        # Last, so that a step that is cut short here is a whole one.
+        return [*built, StopOnSignal(self.checkpointer)]
 
-    def build_writers(self) -> list[EventWriter]:
-        folder = self.cfg.OUTPUT_DIR
-        return [JSONWriter(f"{folder}/metrics.json"), TensorboardXWriter(folder)]
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the run's checkpoint, or begin with the weights that the config names."""
+        if resume and self.checkpointer.last.is_file():
+            self.checkpointer.resume()
+            self.start_iter = self.iter
+        elif self.cfg.MODEL.WEIGHTS:
+            load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
+
+    def train(self) -> None:  # type: ignore[override]
+        """Train until the end, or until it is asked to stop."""
+        self._batches = self.build_train_loader(self.cfg, self.start_iter)
+        with contextlib.suppress(EnoughLearned):
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
         """Make one step; a loss that is not a number ends the run and says which it was."""
+        began = time.perf_counter()
         try:
-            super().run_step()
+            samples = next(self._batches)
+            waited = time.perf_counter() - began
+            rate = self.step.optimizer.param_groups[0]["lr"]
+            # Processes draw apart, and a resumed run draws as if it had not stopped.
+            seed = (self.cfg.SEED + self.iter) * world_size() + rank()
+            losses = self.step.step(samples, seed)
         except FloatingPointError as error:
             raise self._diverged(error) from error
         except InputError as error:
@@ -117,30 +152,45 @@ class Trainer(DefaultTrainer):
             raise InputError(str(error).rpartition("InputError: ")[2]) from error
         except torch.OutOfMemoryError:
             raise InputError(
-                f"the GPU's memory is too small for {self.cfg.SOLVER.IMS_PER_BATCH} images a step; "
-                "lower --batch_size (and --lr with it) or INPUT.MIN_SIZE_TRAIN"
+                f"the GPU's memory is too small for {len(samples)} images at once; split the batch "
+                "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
             ) from None
+        took = time.perf_counter() - began
+        for name, value in losses.items():
+            self.storage.put_scalar(name, value)
+        self.storage.put_scalar("total_loss", sum(losses.values()))
+        self.storage.put_scalar("lr", rate)
+        self.storage.put_scalar("time", took)
+        self.storage.put_scalar("data_share", waited / took)
 
     def after_step(self) -> None:
         try:
             super().after_step()
         except FloatingPointError as error:
             raise self._diverged(error) from error
+        if self.iter + 1 == self.max_iter < self.cfg.SOLVER.MAX_ITER:
+            raise EnoughLearned
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the number of steps done, and the hooks' states."""
+        hooks = {type(hook).__name__: hook.state_dict() for hook in self._hooks}
+        return {"iteration": self.iter + 1, "hooks": {k: v for k, v in hooks.items() if v}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.iter = state["iteration"]
+        for hook in self._hooks:
+            if type(hook).__name__ in state["hooks"]:
+                hook.load_state_dict(state["hooks"][type(hook).__name__])
 
     def _diverged(self, error: FloatingPointError) -> InputError:
-        bad = [
-            f"{name} is {value.item():g}"
-            for name, value in self._losses.items()
-            if not math.isfinite(value.item())
-        ]
-        what = ", ".join(bad) or str(error).splitlines()[0]
         kept = (
-            f"the last good checkpoint is {self.checkpointer.get_checkpoint_file()}"
-            if self.checkpointer.has_checkpoint()
+            f"the last good checkpoint is {self.checkpointer.last}"
+            if self.checkpointer.last.is_file()
             else "no checkpoint had been saved yet"
         )
         return InputError(
-            f"training diverged at iteration {self.iter + 1}: {what}; {kept}; lower --lr "
+            f"training diverged at iteration {self.iter + 1}: {error}; {kept}; lower --lr "
             f"(now {self.cfg.SOLVER.BASE_LR:g}), warm up longer (SOLVER.WARMUP_ITERS) or clip "
             "gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )

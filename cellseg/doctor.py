@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cellseg.network import detectron2_problem
 from cellseg.runs import versions
 
 
@@ -31,10 +33,10 @@ def examine() -> Iterator[Finding]:
         "3.10, 3.11 or 3.12 is needed: make distclean, then make setup PYTHON=python3.11",
     )
     for package, found in versions().items():
-        if package != "python":
+        if package not in ("python", "detectron2"):
             yield Finding(f"{package} {found}", found != "missing", "run make setup")
-    yield _operators("torchvision", "torchvision.ops", "nms")
-    yield _operators("detectron2", "detectron2._C", "has_cuda")
+    yield _torchvision()
+    yield _detectron2(versions()["detectron2"])
     yield _cuda()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     yield Finding(
@@ -45,21 +47,32 @@ def examine() -> Iterator[Finding]:
     )
 
 
-def _operators(package: str, module: str, operator: str) -> Finding:
-    """Whether a package's compiled operators load and one of them is there."""
-    remedy = (
-        "torch and torchvision must be the pair in requirements.txt: make distclean, make setup"
-        if package == "torchvision"
-        else "build Detectron2 against the torch that is here: make distclean, make setup; without "
-        "a network: make setup DETECTRON2=/path/to/clone-or-wheel"
+def _detectron2(version: str) -> Finding:
+    """Whether Detectron2 can be used; where it can't, there is the torchvision engine."""
+    problem = detectron2_problem()
+    return Finding(
+        f"detectron2 {version}: " + (problem or "its compiled operators load"),
+        not problem,
+        "everything runs on torchvision without it (--engine torchvision); to have it, make setup, "
+        "or without a network: make setup DETECTRON2=/path/to/clone-or-wheel; if it was built "
+        "against another torch: make distclean, make setup",
+        needed=bool(os.environ.get("CI")),
     )
+
+
+def _torchvision() -> Finding:
+    """Whether torchvision's compiled operators load."""
     try:
-        importlib.import_module("torch")  # its libraries must be loaded before detectron2._C
-        getattr(importlib.import_module(module), operator)
+        from torchvision.ops import nms  # noqa: F401
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(f"{package}'s compiled operators: {reason}", False, remedy)
-    return Finding(f"{package}'s compiled operators load", True)
+        return Finding(
+            f"torchvision's compiled operators: {reason}",
+            False,
+            "torch and torchvision must be the pair in requirements.txt: make distclean, "
+            "make setup",
+        )
+    return Finding("torchvision's compiled operators load", True)
 
 
 def _cuda() -> Finding:

@@ -19,6 +19,8 @@ LAST = "last.pth"  # weights, optimizer, schedule, iteration: what --resume goes
 FINAL = "model_final.pth"  # weights after the last iteration; a run that has it is finished
 BEST = "model_best.pth"  # weights that scored best on the held-out images
 
+CURVES = "metrics.json"  # a line of JSON for each point of the curves
+
 _PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pycocotools", "tifffile")
 
 

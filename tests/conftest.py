@@ -10,6 +10,37 @@ import pytest
 # Before torch is imported. The networks here are so small that threads only wait.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from cellseg.network import ENGINES, detectron2_problem
+
+NO_DETECTRON2 = (
+    f"Detectron2 can't be used here: {detectron2_problem()}" if detectron2_problem() else ""
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "detectron2: needs Detectron2, if only as an oracle")
+    if NO_DETECTRON2 and os.environ.get("CI"):
+        pytest.exit(f"{NO_DETECTRON2}; CI must have it", returncode=2)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if NO_DETECTRON2 and item.get_closest_marker("detectron2"):
+            item.add_marker(pytest.mark.skip(reason=NO_DETECTRON2))
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(name, marks=pytest.mark.detectron2 if name == "detectron2" else ())
+        for name in ENGINES
+    ],
+)
+def engine(request):
+    """Each engine in turn."""
+    return request.param
+
+
 TINY = """\
 _BASE_: "{base}"
 MODEL:
@@ -69,13 +100,14 @@ def cells(tmp_path_factory, make_cells):
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory, cells, tiny):
+def run(tmp_path_factory, cells, tiny, engine):
     """The folder of a run of 4 iterations, scored twice. Tests that change it copy it."""
     import train
     from cellseg import runs
 
     root = tmp_path_factory.mktemp("runs")
     argv = ["--config-file", tiny, "--data", cells, "--output_dir", root, "--device", "cpu"]
+    argv += ["--engine", engine]
     argv += ["--val_fraction", 0.4, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 3]
     assert train.main([str(word) for word in argv]) == 0
     return runs.newest_run(root)

@@ -21,7 +21,7 @@ import train
 import utils
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.predict.engine import Detectron2Engine
+from cellseg.predict.predictor import Predictor
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_one_bad_image_does_not_lose_the_others(predict, own, tmp_path, capsys, 
 
 
 def test_an_image_too_large_for_the_gpu_does_not_lose_the_others(predict, monkeypatch, tmp_path):
-    predicted = Detectron2Engine.predict
+    predicted = Predictor.predict
     calls = []
 
     def out_of_memory(self, image):
@@ -219,7 +219,7 @@ def test_an_image_too_large_for_the_gpu_does_not_lose_the_others(predict, monkey
             raise InputError("too large")
         return predicted(self, image)
 
-    monkeypatch.setattr(Detectron2Engine, "predict", out_of_memory)
+    monkeypatch.setattr(Predictor, "predict", out_of_memory)
     assert "1 of 3 images left out" in refusal(predict, "--score_threshold", 0)
     found = {entry["image_id"] for entry in results(tmp_path / "out" / "test-results.json")}
     assert found == {1, 3}

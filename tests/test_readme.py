@@ -44,4 +44,4 @@ def test_every_command_parses(name, rest, monkeypatch):
     model = getattr(seen[0], "model", None)
     assert model is None or model in config.recipe_names()
     options = getattr(seen[0], "options", [])
-    config.merge_options(config.default_config(), options)
+    config.merge_options(config.default_config("torchvision"), options)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
+from cellseg.learn.weights import local_weights
 from cellseg.runs import BEST, LAST
 
 _DAMAGE = (
@@ -27,7 +30,7 @@ _DAMAGE = (
     ImportError,
     pickle.UnpicklingError,
 )
-"""What torch, pickle and Detectron2 raise at a file that isn't what it should be."""
+"""What torch and pickle raise at a file that isn't what it should be."""
 
 
 def _first_line(error: Exception) -> str:
@@ -58,14 +61,39 @@ class _ArraysAlone(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class RunCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, with one resumable checkpoint that is replaced whole.
+class Kept(Protocol):
+    """What is saved beside the weights, and comes back on resuming."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take the state back."""
+
+
+class RunCheckpointer:
+    """A run's checkpoints: weights to predict with, and one to resume from that is replaced whole.
 
     A run killed while it saves keeps the former checkpoint; a full disk is one line.
     """
 
-    def save_weights(self, name: str, **extra: Any) -> None:
-        """Save the network's weights and `extra` to `name`, in the run's folder.
+    def __init__(self, network: torch.nn.Module, folder: str | Path = "", **kept: Kept) -> None:
+        """
+        Parameters
+        ----------
+        network
+            The network that learns.
+        folder
+            The run's.
+        kept
+            What else a resumable checkpoint has, by name.
+        """
+        self.network = network
+        self.folder = Path(folder)
+        self.kept = kept
+
+    def save_weights(self, name: str, network: torch.nn.Module, **extra: Any) -> None:
+        """Save a network's weights and `extra` to `name`, in the run's folder.
 
         Raises
         ------
@@ -73,18 +101,54 @@ class RunCheckpointer(DetectionCheckpointer):
             If the weights are not finite, as after a step that went too far. Nothing is
             written then, so that the last good file stays.
         """
-        self._write(name, {"model": self._weights(), **extra})
+        self._write(name, {"model": _finite(network), **extra})
 
     def save_last(self) -> None:
-        """Save all that `--resume` needs: weights, optimizer, schedule, iteration.
+        """Save all that `--resume` needs.
 
         Raises
         ------
         FloatingPointError
             As `save_weights` does.
         """
-        state = {key: value.state_dict() for key, value in self.checkpointables.items()}
-        self._write(LAST, {"model": self._weights(), **state})
+        state = {name: kept.state_dict() for name, kept in self.kept.items()}
+        self._write(LAST, {"model": _finite(self.network), **state})
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        path = self.folder / name
+        try:
+            with write_atomic(path, "wb") as file:
+                torch.save(data, file)
+        except (InputError, RuntimeError) as error:
+            # torch turns a failed write into a RuntimeError of its own.
+            free = shutil.disk_usage(self.folder).free // 2**20
+            raise InputError(
+                f"{path}: the checkpoint can't be written, {free} MiB are free there; the former "
+                "checkpoint, if any, is whole: make room, then go on with --resume "
+                f"({error})"
+            ) from error
+
+    @property
+    def last(self) -> Path:
+        """Where the resumable checkpoint is, or will be."""
+        return self.folder / LAST
+
+    def resume(self) -> None:
+        """Go on from the resumable checkpoint.
+
+        Raises
+        ------
+        InputError
+            If it is damaged or another network's.
+        """
+        with _loading(self.last):
+            data = _load(self.last)
+            lacking = {"model", *self.kept} - set(data)
+            if lacking:
+                raise ValueError(f"without {', '.join(sorted(lacking))}")
+            _take(self.network, data["model"], whole=True)
+            for name, kept in self.kept.items():
+                kept.load_state_dict(data[name])
 
     def best_score(self) -> float:
         """Give the AP50, 0 to 100, of the run's best weights; minus infinity if it has none.
@@ -94,90 +158,106 @@ class RunCheckpointer(DetectionCheckpointer):
         InputError
             If the file is damaged.
         """
-        path = Path(self.save_dir) / BEST
+        path = self.folder / BEST
         if not path.is_file():
             return -math.inf
         try:
-            return float(self._torch_load(str(path))["AP50"])
+            return float(_load(path)["AP50"])
         except _DAMAGE as error:
             raise InputError(
                 f"{path}: damaged ({_first_line(error)}), so the best score so far is not known; "
                 "delete it to go on without"
             ) from error
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        weights: dict[str, torch.Tensor] = self.model.state_dict()
-        for name, value in weights.items():
-            if not torch.isfinite(value).all():
-                raise FloatingPointError(f"the weights {name} are not finite any more")
-        return weights
 
-    def _write(self, name: str, data: dict[str, Any]) -> None:
-        path = Path(self.save_dir) / name
-        try:
-            with write_atomic(path, "wb") as file:
-                torch.save(data, file)
-        except (InputError, RuntimeError) as error:
-            # torch turns a failed write into a RuntimeError of its own.
-            free = shutil.disk_usage(self.save_dir).free // 2**20
-            raise InputError(
-                f"{path}: the checkpoint can't be written, {free} MiB are free there; the former "
-                "checkpoint, if any, is whole: make room, then go on with --resume "
-                f"({error})"
-            ) from error
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Load the weights of a run, which must be this very network's.
 
-    def has_checkpoint(self) -> bool:
-        return (Path(self.save_dir) / LAST).is_file()
+    Raises
+    ------
+    InputError
+        If the file is not a checkpoint, is damaged, or doesn't fit the network.
+    """
+    with _loading(path):
+        _take(network, _load(path)["model"], whole=True)
 
-    def get_checkpoint_file(self) -> str:
-        return str(Path(self.save_dir) / LAST)
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint, as Detectron2 does.
+def load_initial_weights(network: torch.nn.Module, name: str) -> None:
+    """Load weights to begin with, of which what fits is taken.
 
-        Parameters
-        ----------
-        path
-            A file, a URL or a `detectron2://` name.
-        checkpointables
-            Empty for weights to begin with, of which what fits is taken; None for a
-            checkpoint of this very network, which must fit as a whole.
+    A network may have a method `adapt_weights`, which turns what a file of its engine's
+    zoo holds into a state dict of its own.
 
-        Raises
-        ------
-        InputError
-            If the file is not a checkpoint, is damaged, or doesn't fit the network.
-        """
-        self._whole = checkpointables is None
-        try:
-            return super().load(path, checkpointables)
-        except _DAMAGE as error:
-            raise InputError(
-                f"{path}: can't be loaded as weights ({_first_line(error)}); it may be cut off or "
-                "not be a checkpoint of this network: fetch it again or name another"
-            ) from error
+    Parameters
+    ----------
+    network
+        The network.
+    name
+        A file, a URL or a `detectron2://` name.
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        lacking = set(self.checkpointables) - set(checkpoint)
-        if self._whole and lacking:
-            raise ValueError(f"weights alone, without {', '.join(lacking)}")
-        result = super()._load_model(checkpoint)
-        # Where the shape is another, the name counts as missing too.
-        missing, learnt = result.missing_keys, dict(self.model.named_parameters())
-        if missing and (self._whole or learnt.keys() <= set(missing)):
-            raise ValueError(
-                f"{len(missing)} of the network's {len(self.model.state_dict())} weights are "
-                f"missing or have another shape, {missing[0]} first"
-            )
-        return result
+    Raises
+    ------
+    InputError
+        If it is neither there nor to be had, not a checkpoint or damaged, or nothing fits.
+    """
+    path = local_weights(name)
+    with _loading(path):
+        if path.suffix == ".pkl":
+            with path.open("rb") as file:
+                data = _ArraysAlone(file, encoding="latin1").load()
+        else:
+            data = _load(path)
+        adapt: Any = getattr(network, "adapt_weights", None)
+        if adapt:
+            data = adapt(data)
+        elif "model" in data:
+            data = data["model"]
+        state = {key: torch.as_tensor(value) for key, value in data.items()}
+        _take(network, state, whole=False)
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            with open(filename, "rb") as file:
-                _ArraysAlone(file, encoding="latin1").load()
-        loaded: dict[str, Any] = super()._load_file(filename)
-        return loaded
 
-    def _torch_load(self, f: str) -> Any:
-        # Weights are data: nothing in the file is run.
-        return torch.load(f, map_location="cpu", weights_only=True)
+@contextlib.contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file of weights."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise InputError(
+            f"{path}: can't be loaded as weights ({_first_line(error)}); it may be cut off or "
+            "not be a checkpoint of this network: fetch it again or name another"
+        ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # Weights are data: nothing in the file is run.
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise TypeError("not a checkpoint")
+    return loaded
+
+
+def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> None:
+    """Put the weights whose name and shape fit into a network; all must, or at least one."""
+    own = network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(fitting, strict=False)
+    missing = [name for name in own if name not in fitting]
+    learnt = dict(network.named_parameters())
+    if missing and (whole or learnt.keys() <= set(missing)):
+        raise ValueError(
+            f"{len(missing)} of the network's {len(own)} weights are missing or have another "
+            f"shape, {missing[0]} first"
+        )
+    log = logging.getLogger(__name__)
+    for name in missing:
+        log.info("%s is not in the initial weights", name)
+    for name in state.keys() - fitting.keys():
+        log.info("%s of the initial weights fits nowhere", name)
+
+
+def _finite(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = network.state_dict()
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise FloatingPointError(f"the weights {name} are not finite any more")
+    return weights

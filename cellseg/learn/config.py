@@ -8,6 +8,7 @@ unknown key or a value of the wrong type is an error.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import logging
 import math
@@ -16,21 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
+from cellseg.learn.augment import build_augmentations
+from cellseg.learn.samples import Sample
+from cellseg.network import choose_engine
+from cellseg.network.keys import SHARED
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
 SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
 
 
-def default_config() -> CfgNode:
-    """Give Detectron2's default config and, commented here, the project's own keys."""
-    cfg = get_cfg()
+def default_config(engine: str) -> CfgNode:
+    """Give an engine's default config and, commented here, the project's own keys.
+
+    Under "detectron2" these are all of its keys, else those that every engine understands.
+    """
+    if engine == "detectron2":
+        from detectron2.config import get_cfg
+
+        cfg = get_cfg()
+    else:
+        cfg = CfgNode(copy.deepcopy(SHARED))
+    cfg.ENGINE = engine
     # The recipe that the run began with: the name of a file in configs/.
     cfg.RECIPE = ""
-    cfg.DATA = CfgNode()
+    cfg.DATA = type(cfg)()
     # Data folder; the annotations' file names are relative to it.
     cfg.DATA.ROOT = ""
     # COCO file that annotation.py wrote.
@@ -39,11 +53,38 @@ def default_config() -> CfgNode:
     cfg.DATA.VAL_FRACTION = 0.0
     # File that names each image's group (patient, slide); a group is never split.
     cfg.DATA.GROUPS = ""
-    # Brightness is multiplied by a number drawn from here. (1, 1) leaves it alone.
+    # The network's pixels for each pixel of the image, in training and prediction alike;
+    # 0 zooms as Detectron2 does, until the short side is as in MIN_SIZE_TRAIN or _TEST.
+    cfg.INPUT.ZOOM = 0.0
+    # Choose ZOOM by the training cells' own sizes. Giving ZOOM sets this to False.
+    cfg.INPUT.ZOOM_FROM_DATA = False
+    # With a ZOOM, training sees windows of this side, in the network's pixels …
+    cfg.INPUT.WINDOW = 512
+    # … at a zoom drawn from ZOOM / (1 + this) to ZOOM * (1 + this).
+    cfg.INPUT.ZOOM_JITTER = 0.0
+    # How likely a window is laid around a cell of a class drawn for it, rare ones as often
+    # as frequent ones, and not anywhere.
+    cfg.INPUT.CROP_ON_CLASS = 0.0
     # INPUT.RANDOM_FLIP may be "both" beside Detectron2's choices.
+    cfg.INPUT.QUARTER_TURNS = False
+    # Brightness and contrast are multiplied by numbers drawn from here. (1, 1) leaves them.
     cfg.INPUT.BRIGHTNESS = (1.0, 1.0)
+    cfg.INPUT.CONTRAST = (1.0, 1.0)
+    # The largest sigma of a Gaussian blur, in the network's pixels.
+    cfg.INPUT.BLUR = 0.0
+    # The densities of haematoxylin and eosin are multiplied by numbers from 1 - this to 1 + this.
+    cfg.INPUT.STAIN_JITTER = 0.0
+    # How likely cells of another image are pasted into a sample.
+    cfg.INPUT.COPY_PASTE = 0.0
+    # Choose the anchors' sizes by the training cells'. Giving SIZES sets this to False.
+    cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False
     # One of SGD, Adam, AdamW, Adagrad.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # The batch goes through the network in so many parts, one after the other.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Decay of the moving average of the weights, which is then what is scored and kept;
+    # 0 for none.
+    cfg.SOLVER.EMA = 0.0
     # Lengths in passes over the training images. Where one is not 0, it sets
     # Detectron2's key in iterations: MAX_ITER, WARMUP_ITERS, CHECKPOINT_PERIOD and
     # TEST.EVAL_PERIOD. Giving that key on the command line sets this one to 0.
@@ -53,16 +94,20 @@ def default_config() -> CfgNode:
     cfg.TEST.EVAL_EPOCHS = 0.0
     # The same for SOLVER.STEPS, in parts of the run's length.
     cfg.SOLVER.STEP_FRACTIONS = ()
+    # So many scores in a row without a better one end the training; 0 for never.
+    cfg.TEST.PATIENCE = 0
     return cfg
 
 
-# Key in iterations -> key in epochs (or parts of the run) that sets it.
+# Key -> key that sets it: from lengths in epochs or parts of the run, or from the data.
 _RELATIVE = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
     "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
     "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
     "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
     "SOLVER.STEPS": "SOLVER.STEP_FRACTIONS",
+    "INPUT.ZOOM": "INPUT.ZOOM_FROM_DATA",
+    "MODEL.ANCHOR_GENERATOR.SIZES": "MODEL.ANCHOR_GENERATOR.FROM_DATA",
 }
 
 
@@ -83,29 +128,37 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 
-def load_recipe(name: str) -> CfgNode:
-    """Load a recipe of `configs/` by its name."""
+def load_recipe(name: str, engine: str = "auto") -> CfgNode:
+    """Load a recipe of `configs/` by its name, for an engine."""
     path = RECIPES / f"{name}.yaml"
     if name not in recipe_names():
         raise InputError(
             f"--model {name}: no such recipe in configs/; {nearest(name, recipe_names())}"
         )
-    return load_config(path)
+    return load_config(path, engine)
 
 
-def load_config(path: Path) -> CfgNode:
+def load_config(path: Path, engine: str = "auto") -> CfgNode:
     """Load a config file: a recipe with `_BASE_`, or the `config.yaml` of a run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    engine
+        What the user wants, if the file doesn't say, as a run's does: "auto", or an engine.
 
     Raises
     ------
     InputError
-        If the file is missing, not YAML, or has a key or a type of value that the
-        project does not know.
+        If the file is missing, not YAML, has a key or a type of value that the engine
+        does not know, or is of another engine.
     """
-    cfg = default_config()
+    cfg = CfgNode()
     try:
         with path.open(encoding="utf-8") as file:
-            yaml.safe_load(file)
+            own = yaml.safe_load(file)
+        cfg = default_config(_engine_of(own, path, engine))
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except FileNotFoundError as error:
         raise InputError(
@@ -126,6 +179,19 @@ def load_config(path: Path) -> CfgNode:
     return cfg
 
 
+def _engine_of(loaded: object, path: Path, wanted: str) -> str:
+    """Choose the engine of a config file, which may name it."""
+    named = loaded.get("ENGINE") if isinstance(loaded, dict) else None
+    if named is None:
+        return choose_engine(wanted)
+    if wanted not in ("auto", named):
+        raise InputError(f"{path}: made with --engine {named}, not {wanted}; leave --engine out")
+    try:
+        return choose_engine(str(named))
+    except InputError as error:
+        raise InputError(f"{path}: made with {error}") from None
+
+
 def _unknown(message: str, cfg: CfgNode) -> str:
     key = message.rpartition(" ")[2]
     keys = list(flatten(cfg))
@@ -135,6 +201,8 @@ def _unknown(message: str, cfg: CfgNode) -> str:
         if close
         else "cellseg/learn/config.py and Detectron2's defaults list the keys"
     )
+    if cfg.ENGINE != "detectron2":
+        hint += f" (under --engine {cfg.ENGINE}; Detectron2 has more keys)"
     return f"there is no key {key}; {hint}"
 
 
@@ -225,6 +293,36 @@ def building(source: object) -> Iterator[None]:
         ) from error
 
 
+def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
+    """Set the zoom and the anchors where the config leaves them to the training data.
+
+    Returns
+    -------
+    A line for each that says what was chosen and why.
+    """
+    from cellseg.learn.scale import choose_anchors, choose_zoom, measure_cells
+
+    reasons = []
+    if cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+        sizes = measure_cells(samples)
+        strides = [_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
+        if cfg.INPUT.ZOOM_FROM_DATA:
+            zoom = choose_zoom(sizes, min(strides))
+            cfg.INPUT.ZOOM = zoom.value
+            reasons.append(zoom.reason)
+        if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+            anchors = choose_anchors(sizes, cfg.INPUT.ZOOM or 1.0, strides)
+            cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
+            reasons.append(anchors.reason)
+    return reasons
+
+
+def _stride(feature: str, cfg: CfgNode) -> int:
+    """Give the stride of a feature map by its name, such as p2 or res5."""
+    stride: int = 2 ** int(feature[-1])
+    return stride // cfg.MODEL.RESNETS.RES5_DILATION if feature == "res5" else stride
+
+
 def set_schedule(cfg: CfgNode, n_images: int) -> None:
     """Turn the lengths in epochs into iterations, for a training set of `n_images`.
 
@@ -260,7 +358,7 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Check the network's kind, the optimizer, the schedule and the numbers of a training.
+    """Check the network's kind, the augmentations and all numbers of a training.
 
     Raises
     ------
@@ -268,6 +366,7 @@ def check_values(cfg: CfgNode) -> None:
         If one is unknown or out of its range.
     """
     check_network(cfg)
+    build_augmentations(cfg)
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(
@@ -283,6 +382,8 @@ def check_values(cfg: CfgNode) -> None:
         "--batch_size (SOLVER.IMS_PER_BATCH)": solver.IMS_PER_BATCH,
         "SOLVER.MAX_ITER": solver.MAX_ITER,
         "SOLVER.CHECKPOINT_PERIOD": solver.CHECKPOINT_PERIOD,
+        "SOLVER.ACCUMULATE": solver.ACCUMULATE,
+        "INPUT.WINDOW": cfg.INPUT.WINDOW,
     }
     for name, value in positive.items():
         if not (value > 0 and math.isfinite(value)):
@@ -294,6 +395,9 @@ def check_values(cfg: CfgNode) -> None:
         "SOLVER.WEIGHT_DECAY": solver.WEIGHT_DECAY,
         "SOLVER.CHECKPOINT_EPOCHS": solver.CHECKPOINT_EPOCHS,
         "SOLVER.BASE_LR_END": solver.BASE_LR_END,
+        "INPUT.ZOOM": cfg.INPUT.ZOOM,
+        "INPUT.ZOOM_JITTER": cfg.INPUT.ZOOM_JITTER,
+        "TEST.PATIENCE": cfg.TEST.PATIENCE,
         "TEST.EVAL_EPOCHS": cfg.TEST.EVAL_EPOCHS,
         "TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD,
         "--num_workers (DATALOADER.NUM_WORKERS)": cfg.DATALOADER.NUM_WORKERS,
@@ -312,6 +416,13 @@ def check_values(cfg: CfgNode) -> None:
         raise InputError(
             f"--val_fraction {cfg.DATA.VAL_FRACTION}: a number from 0 to below 1 is expected"
         )
+    for name, value in {
+        "SOLVER.EMA": solver.EMA,
+        "INPUT.CROP_ON_CLASS": cfg.INPUT.CROP_ON_CLASS,
+        "INPUT.COPY_PASTE": cfg.INPUT.COPY_PASTE,
+    }.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} {value}: a number from 0 to 1 is expected")
     if solver.BASE_LR_END > solver.BASE_LR:
         raise InputError(
             f"SOLVER.BASE_LR_END {solver.BASE_LR_END}: no more than SOLVER.BASE_LR "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicWriter
-from detectron2.utils.events import EventWriter
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.runs import BEST, FINAL
+from cellseg.learn.step import any_process, rank
+from cellseg.network.loop import HookBase
+from cellseg.runs import BEST, CURVES, FINAL
 from cellseg.score.ap import AveragePrecision
 
 
@@ -27,33 +30,46 @@ class TrainingStopped(KeyboardInterrupt):
     """A training that was asked to stop and has saved where it was."""
 
 
+class EnoughLearned(BaseException):
+    """The end of a training whose score has not risen for long."""
+
+
 class Validation(HookBase):
     """Scores the held-out images every `period` steps and at the end; keeps the best weights.
 
     The best score stands in the file of the best weights, so that a resumed run knows it.
+    With `patience`, so many scores in a row without a better one end the training.
     """
 
     def __init__(
         self,
         score: Callable[[], AveragePrecision],
-        checkpointer: Callable[[], RunCheckpointer],
+        checkpointer: RunCheckpointer,
         class_names: list[str],
         period: int,
+        patience: int = 0,
     ) -> None:
         self.score = score
         self.checkpointer = checkpointer
         self.class_names = class_names
         self.period = period
+        self.patience = patience
         self.best = -math.inf
+        self.worse = 0
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
-            self.best = self.checkpointer().best_score()
+            self.best = self.checkpointer.best_score()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
-            self._validate(done)
+            if rank() == 0:
+                self._validate(done)
+            enough = bool(self.patience) and self.worse >= self.patience
+            if any_process(enough, self.trainer.cfg.MODEL.DEVICE):
+                # The hooks that follow see the last step of the run.
+                self.trainer.max_iter = done
 
     def _validate(self, done: int) -> None:
         result = self.score()
@@ -64,26 +80,34 @@ class Validation(HookBase):
         }
         # A class that the held-out images don't have has no AP.
         values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
-        self.trainer.storage.put_scalars(
-            **{f"validation/{name}": value for name, value in values.items()},
-            smoothing_hint=False,
-        )
+        for name, value in values.items():
+            self.trainer.storage.put_scalar(f"validation/{name}", value)
         ap50 = values.get("AP50", 0.0)
         better = ap50 > self.best
+        self.worse = 0 if better else self.worse + 1
         if better:
             self.best = ap50
-            self.checkpointer().save_weights(BEST, iteration=done, AP50=ap50)
+            network = self.trainer.step.best_network
+            self.checkpointer.save_weights(BEST, network, iteration=done, AP50=ap50)
         tqdm.write(
             f"iteration {done}: held-out images AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
             + (", the best so far" if better else f" (best {self.best:.1f})"),
             file=sys.stdout,
         )
 
+    def state_dict(self) -> dict[str, int]:
+        """Give how many scores in a row were no better."""
+        return {"worse": self.worse}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take back what `state_dict` gave."""
+        self.worse = state["worse"]
+
 
 class Checkpoints(HookBase):
     """Saves a resumable checkpoint every `period` steps, and the final weights at the end."""
 
-    def __init__(self, checkpointer: Callable[[], RunCheckpointer], period: int) -> None:
+    def __init__(self, checkpointer: RunCheckpointer, period: int) -> None:
         self.checkpointer = checkpointer
         self.period = period
 
@@ -91,20 +115,41 @@ class Checkpoints(HookBase):
         done = self.trainer.iter + 1
         # The final weights first: killed in between, the run is finished all the same.
         if done == self.trainer.max_iter:
-            self.checkpointer().save_weights(FINAL, iteration=done)
+            network = self.trainer.step.best_network
+            self.checkpointer.save_weights(FINAL, network, iteration=done)
         if done % self.period == 0 or done == self.trainer.max_iter:
-            self.checkpointer().save_last()
+            self.checkpointer.save_last()
 
 
-class Curves(PeriodicWriter):
-    """Writes the curves; opens their files when the training begins, not before."""
+class Curves(HookBase):
+    """Writes the curves, for TensorBoard and as lines of JSON: medians over `period` steps."""
 
-    def __init__(self, build: Callable[[], list[EventWriter]], period: int) -> None:
-        super().__init__([], period)
-        self.build = build
+    def __init__(self, folder: Path, period: int) -> None:
+        self.folder = folder
+        self.period = period
+        self._values: dict[str, list[float]] = {}
+        self._open = contextlib.ExitStack()
 
     def before_train(self) -> None:
-        self._writers = self.build()
+        self._events = self._open.enter_context(SummaryWriter(str(self.folder)))
+        self._lines = self._open.enter_context((self.folder / CURVES).open("a", encoding="utf-8"))
+
+    def after_step(self) -> None:
+        step = self.trainer.iter
+        for name, (value, of_step) in self.trainer.storage.latest().items():
+            if of_step == step:
+                self._values.setdefault(name, []).append(float(value))
+        scored = any(name.startswith("validation/") for name in self._values)
+        if (step + 1) % self.period == 0 or step + 1 == self.trainer.max_iter or scored:
+            medians = {name: statistics.median(v) for name, v in sorted(self._values.items())}
+            for name, value in medians.items():
+                self._events.add_scalar(name, value, step)
+            self._lines.write(json.dumps({"iteration": step, **medians}) + "\n")
+            self._lines.flush()
+            self._values.clear()
+
+    def after_train(self) -> None:
+        self._open.close()
 
 
 class Progress(HookBase):
@@ -150,7 +195,7 @@ class StopOnSignal(HookBase):
     A second signal ends at once; what was saved before stays whole.
     """
 
-    def __init__(self, checkpointer: Callable[[], RunCheckpointer]) -> None:
+    def __init__(self, checkpointer: RunCheckpointer) -> None:
         self.checkpointer = checkpointer
         self._asked = False
         self._former: dict[signal.Signals, Any] = {}
@@ -168,8 +213,10 @@ class StopOnSignal(HookBase):
         tqdm.write("stopping after this iteration; once more to stop at once", file=sys.stderr)
 
     def after_step(self) -> None:
-        if self._asked and self.trainer.iter + 1 < self.trainer.max_iter:
-            self.checkpointer().save_last()
+        asked = any_process(self._asked, self.trainer.cfg.MODEL.DEVICE)
+        if asked and self.trainer.iter + 1 < self.trainer.max_iter:
+            if rank() == 0:
+                self.checkpointer.save_last()
             raise TrainingStopped(self.trainer.iter + 1)
 
     def after_train(self) -> None:

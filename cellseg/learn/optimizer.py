@@ -1,36 +1,124 @@
-"""The optimizer that a config names."""
+"""The optimizer and the learning rate's schedule that a config names."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
+from torch.optim.lr_scheduler import LambdaLR
+
+_NORMS = (
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.modules.instancenorm._InstanceNorm,
+    torch.nn.GroupNorm,
+    torch.nn.LayerNorm,
+)
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build SGD, Adam, AdamW or Adagrad over the parameters that learn.
 
     Weight decay, its own value for normalization layers (`SOLVER.WEIGHT_DECAY_NORM`) and
-    for biases, and gradient clipping mean what they mean in Detectron2's `build_optimizer`,
-    which knows SGD alone.
+    for biases, and the biases' own learning rate mean what they mean in Detectron2.
     """
     solver = cfg.SOLVER
-    kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
         "Adam": (torch.optim.Adam, {}),
         "AdamW": (torch.optim.AdamW, {}),
         "Adagrad": (torch.optim.Adagrad, {}),
     }
     kind, options = kinds[solver.OPTIMIZER]
-    parameters = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    seen = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
+    optimizer: torch.optim.Optimizer = kind(
+        [
+            {"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        lr=solver.BASE_LR,
+        **options,
     )
-    return maybe_add_gradient_clipping(cfg, kind)(
-        parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
-    )
+    return optimizer
+
+
+def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:
+    """Give the learning rate and the weight decay of one of a module's own parameters."""
+    decay = solver.WEIGHT_DECAY_NORM if isinstance(module, _NORMS) else solver.WEIGHT_DECAY
+    if name != "bias":
+        return solver.BASE_LR, decay
+    if solver.WEIGHT_DECAY_BIAS is not None:
+        decay = solver.WEIGHT_DECAY_BIAS
+    return solver.BASE_LR * solver.BIAS_LR_FACTOR, decay
+
+
+def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """Build WarmupCosineLR or WarmupMultiStepLR, the same numbers as Detectron2's.
+
+    Raises
+    ------
+    ValueError
+        If a key of the schedule makes no sense.
+    """
+    solver = cfg.SOLVER
+    after: ParamScheduler
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        after = CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR)
+    else:
+        after = MultiStepParamScheduler(
+            values=[solver.GAMMA**k for k in range(len(solver.STEPS) + 1)],
+            milestones=solver.STEPS,
+            num_updates=solver.MAX_ITER,
+        )
+    length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+    start = solver.WARMUP_FACTOR * after(0.0)
+    end = after(0.0 if solver.RESCALE_INTERVAL else length)
+    if solver.WARMUP_METHOD == "linear":
+        warmup: ParamScheduler = LinearParamScheduler(start, end)
+    elif solver.WARMUP_METHOD == "constant":
+        warmup = ConstantParamScheduler(start)
+    else:
+        raise ValueError(f"SOLVER.WARMUP_METHOD {solver.WARMUP_METHOD}: linear or constant")
+    if length == 1:
+        multiplier: ParamScheduler = warmup
+    else:
+        multiplier = CompositeParamScheduler(
+            [warmup, after],
+            lengths=[length, 1 - length],
+            interval_scaling=["rescaled", "rescaled" if solver.RESCALE_INTERVAL else "fixed"],
+        )
+    last = solver.MAX_ITER - 1
+    # After the last step it is asked once more, at the very end, where no rate is defined.
+    return LambdaLR(optimizer, lambda step: multiplier(min(step, last) / solver.MAX_ITER))
+
+
+def clip_gradients(cfg: CfgNode, parameters: list[torch.nn.Parameter]) -> None:
+    """Clip gradients as `SOLVER.CLIP_GRADIENTS` says.
+
+    "value" and "norm" act on each parameter alone, as in Detectron2; "full_model" on the
+    norm of all gradients together.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return
+    if clip.CLIP_TYPE == "value":
+        torch.nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+    elif clip.CLIP_TYPE == "full_model":
+        torch.nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        for parameter in parameters:
+            torch.nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import socket
-import warnings
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.utils.file_io import Detectron2Handler
+from fvcore.common.config import CfgNode
 from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
+from cellseg.network import engine
 
+_ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
 _TIMEOUT = 30.0  # seconds without an answer, after which a server counts as out of reach
 
 
@@ -37,31 +37,12 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     """
     if wanted == "none":
         cfg.MODEL.WEIGHTS = ""
-    elif wanted == "coco":
-        cfg.MODEL.WEIGHTS = _zoo_url(cfg.RECIPE)
-    elif wanted == "imagenet":
-        if not cfg.MODEL.WEIGHTS:
-            raise InputError(
-                f"--weights imagenet: there are none for {cfg.RECIPE}; train it with --weights none"
-            )
+    elif wanted in ("imagenet", "coco") or (wanted is None and cfg.MODEL.WEIGHTS.startswith(_ZOO)):
+        cfg.MODEL.WEIGHTS = engine(cfg.ENGINE).initial_weights(cfg, wanted or "imagenet")
     elif wanted is not None:
         cfg.MODEL.WEIGHTS = wanted
     if cfg.MODEL.WEIGHTS:
         local_weights(cfg.MODEL.WEIGHTS)
-
-
-def _zoo_url(recipe: str) -> str:
-    with warnings.catch_warnings():
-        # It imports pkg_resources, which says at every import that it is going.
-        warnings.simplefilter("ignore")
-        from detectron2 import model_zoo
-    try:
-        return str(model_zoo.get_checkpoint_url(f"COCO-InstanceSegmentation/{recipe}.yaml"))
-    except RuntimeError:
-        raise InputError(
-            f"--weights coco: Detectron2's zoo has none for {recipe}; take --weights imagenet, "
-            "none or a path"
-        ) from None
 
 
 def local_weights(name: str) -> Path:
@@ -75,7 +56,7 @@ def local_weights(name: str) -> Path:
     InputError
         If it is neither there nor to be had; the line says where to put it by hand.
     """
-    url = name.replace(Detectron2Handler.PREFIX, Detectron2Handler.S3_DETECTRON2_PREFIX, 1)
+    url = name.replace(*_ZOO, 1)
     parsed = urlparse(url)
     if parsed.scheme not in ("http", "https"):
         path = Path(name)

@@ -11,7 +11,7 @@ import torch
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.checkpoint import RunCheckpointer, load_initial_weights, load_weights
 
 
 class Counter:
@@ -34,26 +34,26 @@ def net(value=0.0, width=3):
 
 
 def test_round_trip(tmp_path):
-    RunCheckpointer(net(3.0), str(tmp_path), counter=Counter(7)).save_last()
+    RunCheckpointer(net(3.0), tmp_path, counter=Counter(7)).save_last()
     assert [path.name for path in tmp_path.iterdir()] == [runs.LAST]
     model, counter = net(), Counter()
-    checkpointer = RunCheckpointer(model, str(tmp_path), counter=counter)
-    assert checkpointer.has_checkpoint()
-    checkpointer.resume_or_load("", resume=True)
+    checkpointer = RunCheckpointer(model, tmp_path, counter=counter)
+    assert checkpointer.last.is_file()
+    checkpointer.resume()
     assert counter.count == 7
     assert (model[0].weight == 3).all()
 
 
-def test_without_a_checkpoint(tmp_path):
-    checkpointer = RunCheckpointer(net(), str(tmp_path))
-    assert not checkpointer.has_checkpoint()
-    assert checkpointer.resume_or_load("", resume=True) == {}
+def test_what_a_checkpoint_lacks_is_said(tmp_path):
+    RunCheckpointer(net(), tmp_path).save_last()
+    with pytest.raises(InputError, match=r"can't be loaded .* \(without counter"):
+        RunCheckpointer(net(), tmp_path, counter=Counter()).resume()
 
 
 def test_weights_and_best_score(tmp_path):
-    checkpointer = RunCheckpointer(net(), str(tmp_path))
+    checkpointer = RunCheckpointer(net(), tmp_path)
     assert checkpointer.best_score() == -math.inf
-    checkpointer.save_weights(runs.BEST, AP50=12.5, iteration=3)
+    checkpointer.save_weights(runs.BEST, net(), AP50=12.5, iteration=3)
     assert checkpointer.best_score() == 12.5
     for damaged in (b"", b"hello", (tmp_path / runs.BEST).read_bytes()[:500]):
         (tmp_path / runs.BEST).write_bytes(damaged)
@@ -68,11 +68,11 @@ def test_weights_and_best_score(tmp_path):
 @pytest.mark.parametrize("place", ["0.weight", "1.running_var"])
 def test_weights_that_are_not_finite_leave_the_former_file(tmp_path, bad, place):
     model = net(1.0)
-    checkpointer = RunCheckpointer(model, str(tmp_path))
+    checkpointer = RunCheckpointer(model, tmp_path)
     checkpointer.save_last()
     former = (tmp_path / runs.LAST).read_bytes()
     model.state_dict()[place].view(-1)[-1] = bad
-    for save in (checkpointer.save_last, lambda: checkpointer.save_weights(runs.FINAL)):
+    for save in (checkpointer.save_last, lambda: checkpointer.save_weights(runs.FINAL, model)):
         with pytest.raises(FloatingPointError, match=place):
             save()
     assert (tmp_path / runs.LAST).read_bytes() == former
@@ -84,7 +84,7 @@ def write(path, value):
         path.write_bytes(pickle.dumps(value, protocol=2))
     else:
         torch.save(value, path)
-    return str(path)
+    return path
 
 
 def test_what_fits_is_taken_to_begin_with(tmp_path):
@@ -92,19 +92,19 @@ def test_what_fits_is_taken_to_begin_with(tmp_path):
     del state["1.weight"]
     state["0.bias"] = torch.zeros(17)
     state["other"] = torch.zeros(1)
-    path = write(tmp_path / "a.pth", state)
+    path = write(tmp_path / "a.pth", {"model": state})
     model = net()
-    RunCheckpointer(model).load(path, checkpointables=[])
+    load_initial_weights(model, str(path))
     assert (model[0].weight == 5).all()
     # A run's own checkpoint must fit as a whole.
     with pytest.raises(InputError, match="2 of the network's 7 weights are missing or have"):
-        RunCheckpointer(net()).load(path)
+        load_weights(net(), path)
 
 
 def test_weights_that_fit_nowhere(tmp_path):
     path = write(tmp_path / "a.pth", {"model": {"x": torch.zeros(2)}})
     with pytest.raises(InputError, match="of the network's 7 weights are missing"):
-        RunCheckpointer(net()).load(path, checkpointables=[])
+        load_initial_weights(net(), str(path))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_damaged_weights(tmp_path, content, suffix):
         path.write_bytes(content)
     else:
         write(path, content)
-    for whole in (False, True):
+    for load in (load_weights, lambda network, name: load_initial_weights(network, str(name))):
         with pytest.raises(InputError) as caught:
-            RunCheckpointer(net()).load(str(path), None if whole else [])
+            load(net(), path)
         assert str(caught.value).startswith(f"{path}: can't be loaded as weights (")
 
 
@@ -141,7 +141,7 @@ def test_cut_off_weights(tmp_path):
     for part in (0.1, 0.5, 0.9, 0.999):
         path.write_bytes(whole[: int(len(whole) * part)])
         with pytest.raises(InputError, match="can't be loaded as weights"):
-            RunCheckpointer(net()).load(str(path), [])
+            load_initial_weights(net(), str(path))
 
 
 class Bomb:
@@ -154,18 +154,17 @@ def test_nothing_in_a_file_is_run(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(pickle.dumps({"model": Bomb(), "__author__": "me"}, protocol=2))
     with pytest.raises(InputError, match="can't be loaded as weights"):
-        RunCheckpointer(net()).load(str(path), [])
+        load_initial_weights(net(), str(path))
     torch.save({"model": Bomb()}, tmp_path / "b.pth")
     with pytest.raises(InputError, match="can't be loaded as weights"):
-        RunCheckpointer(net()).load(str(tmp_path / "b.pth"), [])
+        load_initial_weights(net(), str(tmp_path / "b.pth"))
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_the_zoo(tmp_path, protocol):
-    """The zoo's own form, and Caffe2's, where names are matched by their ends."""
+def test_pickles_of_arrays(tmp_path, protocol):
     path = tmp_path / "a.pkl"
     state = collections.OrderedDict((k, v.numpy()) for k, v in net(2.0).state_dict().items())
     path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2"}, protocol))
     model = net()
-    RunCheckpointer(model).load(str(path), [])
+    load_initial_weights(model, str(path))
     assert (model[0].weight == 2).all()

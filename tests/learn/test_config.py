@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from fvcore.common.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
 from cellseg.learn import config
+from cellseg.network import build_network
+from cellseg.network.keys import SHARED
 
 MODELS = {  # parameters in millions, with the frozen ones
     "demo": 3,
@@ -27,16 +28,16 @@ def test_recipes():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_recipe_builds_a_network_of_the_size_it_says(name):
+def test_every_recipe_builds_a_network_of_the_size_it_says(name, engine):
     import torch
 
-    cfg = config.load_recipe(name)
+    cfg = config.load_recipe(name, engine)
     config.check_values(cfg)
     assert cfg.RECIPE == name
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
     cfg.MODEL.DEVICE = "meta"  # shapes without memory
     with torch.device("meta"):
-        model = build_model(cfg)
+        model = build_network(cfg)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     assert round(millions) == MODELS[name]
     assert millions < 200  # the homework's rule
@@ -64,14 +65,20 @@ def test_a_dump_loads_as_the_same_config(tmp_path):
     assert again.RECIPE == "demo"  # the recipe's name, not the file's
 
 
+@pytest.mark.detectron2
 def test_defaults_are_detectron2s():
-    ours, theirs = config.flatten(config.default_config()), config.flatten(get_cfg())
-    assert theirs.items() <= ours.items()
-    assert set(ours) - set(theirs) == {
-        "RECIPE", "DATA.ROOT", "DATA.ANNOTATIONS", "DATA.VAL_FRACTION", "DATA.GROUPS",
-        "INPUT.BRIGHTNESS", "SOLVER.OPTIMIZER", "SOLVER.EPOCHS", "SOLVER.WARMUP_EPOCHS",
-        "SOLVER.CHECKPOINT_EPOCHS", "SOLVER.STEP_FRACTIONS", "TEST.EVAL_EPOCHS",
-    }  # fmt: skip
+    from detectron2.config import get_cfg
+
+    theirs = config.flatten(get_cfg())
+    assert theirs.items() <= config.flatten(config.default_config("detectron2")).items()
+    shared = config.flatten(CfgNode(SHARED))
+    assert shared.items() <= theirs.items()
+
+
+def test_every_engine_has_the_projects_own_keys(engine):
+    keys = config.flatten(config.default_config(engine)).keys()
+    assert {"ENGINE", "RECIPE", "INPUT.ZOOM", "SOLVER.OPTIMIZER", "TEST.EVAL_EPOCHS"} <= keys
+    assert config.default_config(engine).ENGINE == engine
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_what_a_library_says_of_a_config_is_one_line():
     cfg.MODEL.BACKBONE.NAME = "nonsense"
     refused = pytest.raises(InputError, match=r"c\.yaml: nothing can be built from it .*nonsense")
     with refused as caught, config.building("c.yaml"):
-        build_model(cfg)
+        build_network(cfg)
     assert "\n" not in str(caught.value)
 
 

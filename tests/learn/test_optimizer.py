@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
 
 from cellseg.learn import config
-from cellseg.learn.optimizer import build_optimizer
+from cellseg.learn.optimizer import build_optimizer, build_schedule, clip_gradients
+from cellseg.network import build_network
 
 KINDS = {
     "SGD": torch.optim.SGD,
@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
 
 
 def configured(*options):
-    cfg = config.default_config()
+    cfg = config.default_config("torchvision")
     config.merge_options(cfg, ["MODEL.MASK_ON", "True", *options])
     return cfg
 
@@ -84,20 +84,39 @@ def test_gradients_are_clipped(name):
     options = ["SOLVER.OPTIMIZER", name, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
     options += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "2"]
     options += ["SOLVER.BASE_LR", "0.5", "SOLVER.MOMENTUM", "0", "SOLVER.WEIGHT_DECAY", "0"]
-    optimizer = build_optimizer(configured(*options), net)
-    assert isinstance(optimizer, KINDS[name])
+    cfg = configured(*options)
+    optimizer = build_optimizer(cfg, net)
     before = net.weight.item()
     net.weight.grad = torch.tensor([[100.0]])
+    clip_gradients(cfg, list(net.parameters()))
     optimizer.step()
     assert net.weight.grad.item() == 2
     if name == "SGD":
         assert net.weight.item() == pytest.approx(before - 0.5 * 2)
 
 
-def test_norm_layers_of_a_whole_network(tiny):
-    cfg = config.load_config(tiny)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("norm", [[3, 4], [0.6, 0.8]]), ("full_model", [[3 / 2**0.5, 4 / 2**0.5]] * 2)],
+)
+def test_norms_of_gradients_are_clipped(kind, expected):
+    """Two gradients of the norms 5 and 1: each cut to 5, or both to 5 together."""
+    layers: list[Any] = [torch.nn.Linear(2, 1, bias=False) for _ in range(2)]
+    for layer, gradient in zip(layers, ([3.0, 4.0], [0.6, 0.8]), strict=True):
+        layer.weight.grad = torch.tensor([gradient])
+    if kind == "full_model":
+        layers[1].weight.grad *= 5
+    options = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "5"]
+    cfg = configured(*options, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind)
+    clip_gradients(cfg, [layer.weight for layer in layers])
+    found = [layer.weight.grad[0].tolist() for layer in layers]
+    assert found == [pytest.approx(row, rel=1e-5) for row in expected]
+
+
+def test_norm_layers_of_a_whole_network(tiny, engine):
+    cfg = config.load_config(tiny, engine)
     config.merge_options(cfg, ["MODEL.DEVICE", "cpu", "SOLVER.WEIGHT_DECAY_NORM", "0.5"])
-    model = build_model(cfg)
+    model = build_network(cfg)
     decay = decay_of(build_optimizer(cfg, model))
     norms = {
         id(p)
@@ -114,7 +133,7 @@ def rates(n, *options):
     cfg = configured("SOLVER.BASE_LR", "8", "SOLVER.MAX_ITER", str(n), *options)
     config.set_schedule(cfg, 1000)
     optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    scheduler = build_schedule(cfg, optimizer)
     seen = []
     for _ in range(n):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -157,3 +176,32 @@ def test_runs_too_short_for_their_schedule(name, n):
     found = rates(n, *options)  # the warm-up of 1000 iterations is longer
     assert len(found) == n
     assert all(0 <= rate <= 8 for rate in found)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", config.SCHEDULERS)
+@pytest.mark.parametrize("method", ["linear", "constant"])
+@pytest.mark.parametrize(
+    ("rescaled", "warmup"),
+    # Rescaled, Detectron2 divides by zero where all of the run is warm-up.
+    [("True", "0"), ("True", "7"), ("False", "0"), ("False", "7"), ("False", "500")],
+)
+def test_the_same_rates_as_detectron2(name, method, rescaled, warmup):
+    from detectron2.solver import build_lr_scheduler
+
+    cfg = configured(
+        "SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.WARMUP_METHOD", method, "SOLVER.WARMUP_ITERS",
+        warmup, "SOLVER.RESCALE_INTERVAL", rescaled, "SOLVER.MAX_ITER", "100", "SOLVER.STEPS",
+        "(30, 60)",
+    )  # fmt: skip
+    seen = []
+    for build in (build_schedule, build_lr_scheduler):
+        optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+        schedule = build(cfg, optimizer)
+        rates = []
+        for _ in range(100):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        seen.append(rates)
+    assert seen[0] == seen[1]

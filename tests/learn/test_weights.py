@@ -5,17 +5,20 @@ from __future__ import annotations
 import pickle
 from http.client import IncompleteRead, InvalidURL
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 
 from cellseg.errors import InputError
 from cellseg.learn import config
-from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.checkpoint import load_initial_weights
 from cellseg.learn.weights import choose_initial_weights, local_weights
+from cellseg.network import build_network
+
+pytestmark = pytest.mark.detectron2
 
 R50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 R50_URL = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
@@ -132,7 +135,7 @@ def test_a_cache_that_can_not_be_written(tmp_path, downloads, monkeypatch):
     assert downloads == []
 
 
-def test_what_lies_in_the_cache_is_what_the_trainer_loads(tmp_path, cache, tiny, monkeypatch):
+def test_what_lies_in_the_cache_is_what_the_trainer_loads(cache, tiny, monkeypatch):
     """Put there by hand, in the zoo's form: Detectron2 must look at the same place."""
     cfg = config.load_config(tiny)
     config.merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "FrozenBN"])
@@ -148,8 +151,8 @@ def test_what_lies_in_the_cache_is_what_the_trainer_loads(tmp_path, cache, tiny,
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)
     cfg.MODEL.WEIGHTS = R50
     choose_initial_weights(cfg, None)
-    model = build_model(cfg)
-    RunCheckpointer(model, str(tmp_path)).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    model: Any = build_network(cfg)
+    load_initial_weights(model, cfg.MODEL.WEIGHTS)
     stem = model.backbone.stem.conv1
     assert (stem.weight == 0.5).all()
     assert (stem.norm.weight == 2).all()

@@ -1,0 +1,194 @@
+"""One step of a training: forward, backward, the optimizer, the averaged weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from cellseg.learn.optimizer import clip_gradients
+
+
+class TrainingStep:
+    """Steps a network's weights, and keeps all that must come back when a run is resumed.
+
+    Attributes
+    ----------
+    network
+        The network itself; `model` is what is called in training, over all processes.
+    average
+        The exponential moving average of the weights (`SOLVER.EMA`), or None.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+    ) -> None:
+        self.cfg = cfg
+        self.network = network
+        self.model = distribute(network)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.average = _build_average(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
+        self._device = torch.device(cfg.MODEL.DEVICE).type
+        self._precision = _precision(cfg)
+        # What float16 can't hold without; other types need none.
+        self.scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
+
+    def step(self, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
+        """Learn from some samples; give the losses, averaged over them and all processes.
+
+        Parameters
+        ----------
+        samples
+            This process's part of the batch.
+        seed
+            Of what the network draws, so that a repeated step is the same step.
+
+        Raises
+        ------
+        FloatingPointError
+            If a loss is not finite. The weights are as they were then.
+        """
+        torch.manual_seed(seed)
+        self.model.train()
+        self.optimizer.zero_grad()
+        parts = _split(samples, self.cfg.SOLVER.ACCUMULATE)
+        totals: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts):
+            share = len(part) / len(samples)
+            last = number == len(parts) - 1
+            with _synchronised(self.model, last):
+                with torch.autocast(self._device, self._precision, self._precision is not None):
+                    losses = self.model(part)
+                self.scaler.scale(share * sum(losses.values())).backward()
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0.0) + share * loss.detach().float()
+        values = _mean_of_processes(totals)
+        bad = [f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(", ".join(bad))
+        self.scaler.unscale_(self.optimizer)
+        clip_gradients(
+            self.cfg,
+            [p for group in self.optimizer.param_groups for p in group["params"]],
+        )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return values
+
+    @property
+    def best_network(self) -> torch.nn.Module:
+        """The network to score and to keep: the averaged one if there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all but the network's weights."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.scheduler.last_epoch},
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.last_epoch = state["schedule"]["last_epoch"]
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def distribute(network: torch.nn.Module) -> torch.nn.Module:
+    """Let the processes of a distributed run share their gradients; alone, do nothing."""
+    if world_size() == 1:
+        return network
+    device = next(network.parameters()).device
+    return DistributedDataParallel(
+        network,
+        # A process group of CPUs refuses to be told a device.
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+    )
+
+
+def world_size() -> int:
+    """Count the processes of a distributed run; 1 without one."""
+    return int(distributed.get_world_size()) if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Give this process's number in a distributed run, 0 for the one that writes."""
+    return int(distributed.get_rank()) if distributed.is_initialized() else 0
+
+
+def any_process(flag: bool, device: str) -> bool:
+    """Whether a flag is set in any process of a distributed run; all get the same answer."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(value)
+    return bool(value)
+
+
+def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """Build an exponential moving average that soon forgets the random weights of the start."""
+
+    def update(kept: Any, new: Any, count: Any) -> None:
+        n = float(count)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        if kept[0].is_floating_point():
+            torch._foreach_lerp_(kept, new, weight)
+        else:  # counts of batches
+            torch._foreach_copy_(kept, new)
+
+    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    average.eval()
+    return average
+
+
+def _precision(cfg: CfgNode) -> torch.dtype | None:
+    """Choose the type of mixed precision: bfloat16 where the GPU has it, None for none."""
+    if not (cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cuda"):
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:
+    """Split a batch into nearly equal parts, none of them empty."""
+    count = min(parts, len(samples))
+    bounds = [len(samples) * n // count for n in range(count + 1)]
+    return [samples[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _synchronised(model: torch.nn.Module, now: bool) -> Any:
+    """Share gradients only with the last of the parts that are accumulated."""
+    if now or not isinstance(model, DistributedDataParallel):
+        return torch.enable_grad()
+    return model.no_sync()
+
+
+def _mean_of_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
+    values = torch.stack([losses[name] for name in sorted(losses)])
+    if world_size() > 1:
+        distributed.all_reduce(values)
+        values /= world_size()
+    return dict(zip(sorted(losses), values.tolist(), strict=True))

@@ -1,0 +1,116 @@
+"""Everything that is one engine's own: building the network, training it, asking it.
+
+An engine is a module of this folder, `detectron2` or `torchvision`, with
+
+- `build_network(cfg)`: the network of a config, on its device;
+- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them;
+- `load_initial_weights(network, path)`: take from a file what fits.
+
+A network is a `torch.nn.Module`. In training, called with samples of
+`cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `find` takes images and
+gives a `Found` each. All other rooms speak to these alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from cellseg.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from fvcore.common.config import CfgNode
+
+ENGINES = ("detectron2", "torchvision")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The N cells that a network finds in one image, in the network's pixels.
+
+    Attributes
+    ----------
+    boxes
+        `(N, 4)` float32, XYXY, right and bottom exclusive, none of them empty.
+    scores
+        `(N,)` float32 in 0…1.
+    classes
+        `(N,)` int64, 0…K−1.
+    masks
+        `(N, M, M)` float32: how likely each part of a grid over the box is the cell's.
+    """
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    classes: torch.Tensor
+    masks: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: torch.Tensor) -> Found:
+        return Found(self.boxes[index], self.scores[index], self.classes[index], self.masks[index])
+
+
+class Finder(Protocol):
+    """What prediction needs of a network."""
+
+    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+        """Find the cells of `(3, h, w)` uint8 images in the config's channel order."""
+
+
+@functools.cache
+def detectron2_problem() -> str:
+    """Say in a few words why Detectron2 can't be used here; empty if it can."""
+    try:
+        importlib.import_module("torch")  # whose libraries the compiled operators want
+        importlib.import_module("detectron2.engine")
+        importlib.import_module("detectron2._C")
+    except Exception as error:  # noqa: BLE001 a broken build may raise anything
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
+
+
+def choose_engine(wanted: str) -> str:
+    """Choose the engine; "auto" is Detectron2 where it loads, else torchvision, said aloud.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it can't be used here.
+    """
+    if wanted not in ("auto", *ENGINES):
+        raise InputError(f"--engine {wanted}: unknown; auto, {' or '.join(ENGINES)} is expected")
+    problem = "" if wanted == "torchvision" else detectron2_problem()
+    if problem and wanted == "detectron2":
+        raise InputError(
+            f"--engine detectron2: can't be used here ({problem}); make setup builds it, or take "
+            "--engine torchvision"
+        )
+    if wanted != "auto":
+        return wanted
+    chosen = "torchvision" if problem else "detectron2"
+    print(f"engine: {chosen}" + (f" (Detectron2 can't be used here: {problem})" if problem else ""))
+    return chosen
+
+
+def engine(name: str) -> ModuleType:
+    """Give the module of an engine."""
+    return importlib.import_module(f"cellseg.network.{name}")
+
+
+def build_network(cfg: CfgNode) -> torch.nn.Module:
+    """Build the network of a config, on its device.
+
+    Raises
+    ------
+    InputError
+        If the config asks for what its engine doesn't have.
+    """
+    network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
+    return network

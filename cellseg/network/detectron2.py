@@ -1,0 +1,111 @@
+"""Detectron2's Mask R-CNN."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
+from fvcore.common.config import CfgNode
+
+from cellseg.errors import InputError
+from cellseg.network import Found
+
+
+class CellRCNN(GeneralizedRCNN):
+    """Detectron2's `GeneralizedRCNN` with the project's samples in and `Found` out.
+
+    Its weights have Detectron2's names, so that they load there too.
+    """
+
+    def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Give the losses of some samples, in training."""
+        inputs = [{"image": s["image"], "instances": _instances(s)} for s in samples]
+        losses: dict[str, torch.Tensor] = super().forward(inputs)
+        return losses
+
+    @torch.no_grad()
+    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+        """Find the cells of `(3, h, w)` images in the config's channel order."""
+        found = []
+        for cells in self.inference([{"image": i} for i in images], do_postprocess=False):
+            boxes = cells.pred_boxes
+            boxes.clip(cells.image_size)
+            cells = cells[boxes.nonempty()]
+            found.append(
+                Found(
+                    cells.pred_boxes.tensor,
+                    cells.scores,
+                    cells.pred_classes,
+                    cells.pred_masks[:, 0],
+                )
+            )
+        return found
+
+    def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Give the weights of a file under this network's names.
+
+        Those of Detectron2's zoo for detection have them already. Those of its backbones
+        are named after Caffe2 or others, and matched by their ends.
+        """
+        if "model" in data and not data.get("matching_heuristics"):
+            return dict(data["model"])
+        caffe2 = "model" not in data
+        blobs = data.get("blobs", data) if caffe2 else data["model"]
+        state = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in blobs.items()
+            if not name.endswith("_momentum")
+        }
+        if any(name in self.state_dict() for name in state):
+            return state
+        aligned: dict[str, Any] = align_and_update_state_dicts(
+            self.state_dict(), state, c2_conversion=caffe2
+        )
+        return aligned
+
+
+def _instances(sample: dict[str, Any]) -> Instances:
+    instances = Instances(tuple(sample["image"].shape[1:]))
+    instances.gt_boxes = Boxes(sample["boxes"])
+    instances.gt_classes = sample["classes"]
+    instances.gt_masks = sample["masks"]
+    return instances
+
+
+def build_network(cfg: CfgNode) -> CellRCNN:
+    """Build the network of a config, on its device."""
+    network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
+    return network
+
+
+def initial_weights(cfg: CfgNode, wanted: str) -> str:
+    """Name the weights that "imagenet" or "coco" means for a config.
+
+    Raises
+    ------
+    InputError
+        If there are none of that kind.
+    """
+    if wanted == "imagenet":
+        if not cfg.MODEL.WEIGHTS:
+            raise InputError(
+                f"--weights imagenet: there are none for {cfg.RECIPE}; train it with --weights none"
+            )
+        return str(cfg.MODEL.WEIGHTS)
+    with warnings.catch_warnings():
+        # It imports pkg_resources, which says at every import that it is going.
+        warnings.simplefilter("ignore")
+        from detectron2 import model_zoo
+    try:
+        return str(model_zoo.get_checkpoint_url(f"COCO-InstanceSegmentation/{cfg.RECIPE}.yaml"))
+    except RuntimeError:
+        raise InputError(
+            f"--weights coco: Detectron2's zoo has none for {cfg.RECIPE}; take --weights imagenet, "
+            "none or a path"
+        ) from None
