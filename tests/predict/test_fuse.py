@@ -1,0 +1,375 @@
+"""Views fused: means worked out by hand, full images of masks as oracle, the same cells
+through other eyes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from cellseg.network import Found
+from cellseg.predict.fuse import fuse
+from cellseg.predict.masks import encode_masks
+from cellseg.view import View
+
+
+def found(*cells, side=28):
+    """Detections from (box, score, class) or (box, score, class, mask)."""
+    masks = [cell[3] if len(cell) > 3 else torch.ones((side, side)) for cell in cells]
+    return Found(
+        torch.tensor([cell[0] for cell in cells], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([cell[1] for cell in cells], dtype=torch.float32),
+        torch.tensor([cell[2] for cell in cells], dtype=torch.int64),
+        torch.stack(masks) if masks else torch.zeros((0, side, side)),
+    )
+
+
+def same(one, other):
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("boxes", "scores", "classes", "masks")
+    )
+
+
+def sampled(mask, box, onto, side):
+    """A mask over one box on a grid over another, by `grid_sample`."""
+    axes = []
+    for start, end in ((0, 2), (1, 3)):
+        centre = onto[start] + (torch.arange(side) + 0.5) / side * (onto[end] - onto[start])
+        axes.append((centre - box[start]) / (box[end] - box[start]) * 2 - 1)
+    x, y = axes
+    grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), 2)
+    return functional.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
+
+
+def smooth(n, side, generator):
+    """Masks with soft edges and no two alike."""
+    coarse = torch.rand((n, 1, 5, 5), generator=generator)
+    return functional.interpolate(coarse, (side, side), mode="bilinear")[:, 0]
+
+
+def scattered(seed, n_views, n_cells, side=28, n_classes=2):
+    """Views of the same cells, each detection a little off, some cells missed."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand((n_cells, 2), generator=generator) * 60
+    truth = torch.cat([start, start + 10 + 20 * torch.rand((n_cells, 2), generator=generator)], 1)
+    classes = torch.randint(n_classes, (n_cells,), generator=generator)
+    squares = torch.linspace(-1, 1, side).square()
+    disc = torch.sigmoid(8 * (0.9 - (squares[:, None] + squares).sqrt()))
+    views = []
+    for _ in range(n_views):
+        seen = torch.rand(n_cells, generator=generator) < 0.8
+        n_seen = int(seen.sum())
+        views.append(
+            Found(
+                truth[seen] + torch.randn((n_seen, 4), generator=generator),
+                torch.rand(n_seen, generator=generator),
+                classes[seen],
+                (disc + 0.1 * smooth(n_seen, side, generator)).clamp(max=1),
+            )
+        )
+    return views
+
+
+def test_the_mean_of_two():
+    """A cell that the second view has a pixel to the right, with a third of the score."""
+    (a, b) = ([0.0, 0, 10, 10], [1.0, 0, 11, 10])
+    fused = fuse([found((a, 0.75, 2)), found((b, 0.25, 2))])
+    box = [0.25, 0, 10.25, 10]
+    assert fused.boxes.tolist() == [box]
+    assert fused.scores.tolist() == [0.5]
+    assert fused.classes.tolist() == [2]
+    # 10 pixels are 28 cells, so 0.25 pixels are 0.7, and 0.75 are 2.1. The first mask ends
+    # 0.7 cells before the grid does: the last cell's centre is 0.2 outside, where 0.3 is
+    # left; the cell before it lies 0.8 inside. The second begins after 2.1 cells: centres
+    # 1.6, 0.6 outside and 0.4 inside, where there are 0, 0 and 0.9.
+    row = torch.full((28,), 1.0)
+    row[27] = 0.75 * 0.3 + 0.25
+    row[:3] = 0.75 + 0.25 * torch.tensor([0, 0, 0.9])
+    torch.testing.assert_close(fused.masks[0], row.expand(28, 28))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([(28, 28), (14, 28), (28, 14), (1, 7)]))
+def test_masks_are_sampled_as_they_are_pasted(seed, sides):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.tensor([[5.0, 6, 35, 30]]) + torch.rand((2, 4), generator=generator)
+    masks = [smooth(1, side, generator)[0] * 0.2 + 0.8 for side in sides]
+    views = [
+        found((box.tolist(), score, 0, mask))
+        for box, score, mask in zip(boxes, (0.8, 0.4), masks, strict=True)
+    ]
+    fused = fuse(views, iou=0.1)
+    torch.testing.assert_close(fused.boxes, (2 * boxes[:1] + boxes[1:]) / 3)
+    largest = max(sides)
+    # First to the same side, then onto the fused box.
+    expected = [
+        sampled(
+            mask if side == largest else sampled(mask, box, box, largest),
+            box,
+            fused.boxes[0],
+            largest,
+        )
+        for mask, side, box in zip(masks, sides, boxes, strict=True)
+    ]
+    torch.testing.assert_close(
+        fused.masks[0], (2 * expected[0] + expected[1]) / 3, atol=1e-4, rtol=0
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.integers(0, 20), st.sampled_from([28, 14, 1]))
+def test_one_view_stays_as_it_is(seed, n_cells, side):
+    (view,) = scattered(seed, 1, n_cells, side)
+    if len(view):
+        view.scores[-1] = 0
+    assert same(fuse([view]), view[view.scores.argsort(descending=True)])
+
+
+def test_equal_scores_are_ordered_by_class_and_box():
+    cells = [([0.0, 0, 4, 4], 0.5, 1), ([9.0, 0, 14, 4], 0.5, 0), ([8.0, 0, 12, 4], 0.5, 0)]
+    assert same(fuse([found(*cells)]), found(*cells[::-1]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 9))
+def test_views_that_agree_change_nothing(seed, n_views):
+    (view,) = scattered(seed, 1, 15)
+    assert same(fuse([view] * n_views), fuse([view]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.data())
+def test_the_order_of_the_views_makes_no_difference(seed, data):
+    views = scattered(seed, 4, 15)
+    for view in views:
+        view.scores.mul_(4).ceil_().div_(4)  # many are equal
+    other = data.draw(st.permutations(views))
+    assert same(fuse(views), fuse(other))
+
+
+def rectangle(box, whole, side=40):
+    """The mask of a rectangle within a larger box."""
+    at = [whole[k] + (np.arange(side) + 0.5) / side * (whole[k + 2] - whole[k]) for k in (0, 1)]
+    x, y = ((at[k] > box[k]) & (at[k] < box[k + 2]) for k in (0, 1))
+    return torch.from_numpy((y[:, None] & x[None, :]).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "classes", "n_cells"),
+    [
+        # IoU of 10 x 10 squares, x px apart: (10 - x) / (10 + x), 0.5 at 3.33.
+        (([0, 0, 10, 10], [3.2, 0, 13.2, 10]), (0, 0), 1),
+        (([0, 0, 10, 10], [3.5, 0, 13.5, 10]), (0, 0), 2),
+        (([0, 0, 10, 10], [0, 3.2, 10, 13.2]), (0, 0), 1),
+        (([0, 0, 10, 10], [0, 3.5, 10, 13.5]), (0, 0), 2),
+        # One within the other: the part of it.
+        (([0, 0, 10, 10], [2, 2, 10, 8.8]), (0, 0), 1),
+        (([0, 0, 10, 10], [2, 2, 10, 7.8]), (0, 0), 2),
+        # The same place, another class; beside one another; far away.
+        (([0, 0, 10, 10], [0, 0, 10, 10]), (0, 1), 2),
+        (([0, 0, 10, 10], [10, 0, 20, 10]), (0, 0), 2),
+        (([0, 0, 10, 10], [9000, 0, 9010, 10]), (0, 0), 2),
+    ],
+)
+@pytest.mark.parametrize("better", [0, 1])
+def test_what_is_one_cell(boxes, classes, n_cells, better):
+    views = [
+        found((box, 0.9 if n == better else 0.6, class_))
+        for n, (box, class_) in enumerate(zip(boxes, classes, strict=True))
+    ]
+    assert len(fuse(views)) == n_cells
+
+
+def test_masks_are_compared_not_boxes():
+    whole = [0.0, 0, 20, 20]
+    left, right = rectangle([0, 0, 10, 20], whole), rectangle([10, 0, 20, 20], whole)
+    apart = [found((whole, 0.9, 0, left)), found((whole, 0.8, 0, right))]
+    assert len(fuse(apart)) == 2
+    # One cell in boxes whose IoU is a quarter.
+    tight = found(([0.0, 0, 10, 20], 0.9, 0, torch.ones((40, 40))))
+    wide = found(([0.0, 0, 40, 20], 0.3, 0, rectangle([0, 0, 10, 20], [0, 0, 40, 20])))
+    assert len(fuse([tight, wide])) == 1
+
+
+def test_the_threshold_is_the_callers():
+    views = [found(([0, 0, 10, 10], 0.9, 0)), found(([2.5, 0, 12.5, 10], 0.8, 0))]  # IoU 0.6
+    assert len(fuse(views, iou=0.55)) == 1
+    assert len(fuse(views, iou=0.65)) == 2
+
+
+def test_a_threshold_of_one_is_reached():
+    view = found(([0.1, 0.2, 10.3, 10.7], 0.9, 0))
+    assert len(fuse([view, view], iou=1.0)) == 1
+
+
+def test_a_view_has_a_cell_once():
+    """Of two in the other view, the one that overlaps more, though its score is less."""
+    views = [
+        found(([0, 0, 10, 10], 0.9, 0)),
+        found(([2, 0, 12, 10], 0.8, 0), ([1, 0, 11, 10], 0.3, 0)),
+    ]
+    fused = fuse(views)
+    torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.4]))
+    torch.testing.assert_close(fused.boxes, torch.tensor([[0.25, 0, 10.25, 10], [2.0, 0, 12, 10]]))
+
+
+def test_a_better_cell_chooses_first():
+    """The worse one of the first view would fit better, but finds it taken."""
+    views = [
+        found(([0, 0, 10, 10], 0.9, 0), ([3, 0, 13, 10], 0.5, 0)),
+        found(([2, 0, 12, 10], 0.3, 0)),
+    ]
+    fused = fuse(views)
+    torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.25]))
+    assert fused.boxes[1].tolist() == [3, 0, 13, 10]
+
+
+def test_a_cell_of_few_views_sinks():
+    shared, alone = ([0, 0, 10, 10], 0.6, 0), ([50, 0, 60, 10], 0.9, 0)
+    fused = fuse([found(alone, shared), found(shared), found(shared)])
+    assert fused.boxes.tolist() == [shared[0], alone[0]]
+    torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.3]))
+
+
+def test_views_that_are_left_out_count():
+    view = found(([0, 0, 10, 10], 0.6, 0))
+    assert same(fuse([view], n_views=3), fuse([view, found(), found()]))
+    torch.testing.assert_close(fuse([view], n_views=3).scores, torch.tensor([0.2]))
+
+
+def test_nothing_found():
+    for views in ([found()], [found(), found()]):
+        fused = fuse(views)
+        assert fused.boxes.shape == (0, 4)
+        assert fused.scores.shape == (0,)
+        assert fused.classes.dtype == torch.int64
+        assert fused.masks.shape == (0, 28, 28)
+
+
+@pytest.mark.parametrize(("views", "n_views"), [([], None), ([], 2), ([found()] * 3, 2)])
+def test_too_few_views(views, n_views):
+    with pytest.raises(ValueError, match=f"{len(views)} views"):
+        fuse(views, n_views)
+
+
+def test_scores_of_zero_and_masks_that_are_nowhere_likely():
+    """Nothing to weigh by, nothing to compare: still a box and a mask each."""
+    cell = ([0.0, 0, 10, 10], 0.0, 0)
+    fused = fuse([found(cell), found(cell)])
+    assert same(fused, found(cell))
+    faint = ([0.0, 0, 10, 10], 0.5, 0, torch.full((28, 28), 0.25))
+    fused = fuse([found(faint), found(faint)])
+    assert fused.scores.tolist() == [0.25, 0.25]
+    assert torch.equal(fused.masks, torch.full((2, 28, 28), 0.25))
+
+
+def fused_one_by_one(views, iou):
+    """The rule in plain loops, on masks drawn into an image that is ten times enlarged.
+
+    Returns the boxes and scores, best first, and how near a decision was to another.
+    """
+    owner = [v for v, view in enumerate(views) for _ in range(len(view))]
+    boxes, scores, classes, masks = (
+        torch.cat([getattr(view, name) for view in views])
+        for name in ("boxes", "scores", "classes", "masks")
+    )
+    rles = encode_masks(masks, boxes * 10 + 100, (1200, 1200))
+    overlap = np.array(pycocotools.mask.iou(rles, rles, [0] * len(rles))).reshape(len(rles), -1)
+    free = set(range(len(owner)))
+    cells, nearest = [], 1.0
+    for best in sorted(free, key=lambda n: -scores[n]):
+        if best not in free:
+            continue
+        members = [best]
+        for view in set(range(len(views))) - {owner[best]}:
+            like = sorted(
+                (overlap[best, n], n)
+                for n in free
+                if owner[n] == view and classes[n] == classes[best]
+            )
+            values = [value for value, _ in like]
+            nearest = min([nearest, *(abs(value - iou) for value in values)])
+            if len(like) > 1 and values[-2] >= iou:
+                nearest = min(nearest, values[-1] - values[-2])
+            if like and values[-1] >= iou:
+                members.append(like[-1][1])
+        free -= set(members)
+        weight = scores[members]
+        box = (weight[:, None] * boxes[members]).sum(0) / weight.sum()
+        cells.append((float(weight.sum()) / len(views), box.tolist()))
+    cells.sort(reverse=True)
+    return [box for _, box in cells], [score for score, _ in cells], nearest
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9999), st.integers(2, 4), st.integers(1, 20))
+def test_equals_the_rule_on_full_masks(seed, n_views, n_cells):
+    views = scattered(seed, n_views, n_cells)
+    assume(any(len(view) for view in views))
+    boxes, scores, nearest = fused_one_by_one(views, 0.5)
+    assume(nearest > 0.03)  # more than a grid's IoU is off
+    fused = fuse(views)
+    assert fused.scores.tolist() == pytest.approx(scores)
+    torch.testing.assert_close(fused.boxes, torch.tensor(boxes), atol=1e-4, rtol=0)
+
+
+# Cells with nothing symmetric about them: ellipses that lack a quarter. Centre and radii.
+CELLS = torch.tensor([[20.0, 22, 9, 6], [51, 18, 7, 12], [33, 47, 14, 8], [70, 50, 5, 5]])
+SIZE = (64, 80)
+EYES = [
+    View((0, 0, 80, 64), size, *symmetry)
+    for size in ((64, 80), (128, 160), (96, 120))
+    for symmetry in itertools.product((False, True), repeat=3)
+]
+
+
+def look(view, side=28):
+    """Find the cells as drawn in a view's pixels; give them in the image's."""
+    zoom = view.size[0] / SIZE[0]
+    centre, radius = CELLS[:, :2], CELLS[:, 2:]
+    boxes = view.apply_boxes(torch.cat([centre - radius, centre + radius], 1))
+    masks = torch.empty((len(CELLS), side, side))
+    step = (torch.arange(side) + 0.5) / side
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        y, x = torch.meshgrid(
+            top + step * (bottom - top), left + step * (right - left), indexing="ij"
+        )
+        # Back to the image, point by point.
+        if view.transpose:
+            x, y = y, x
+        x = (view.size[1] - x if view.flip_x else x) / zoom
+        y = (view.size[0] - y if view.flip_y else y) / zoom
+        u, v = (x - centre[n, 0]) / radius[n, 0], (y - centre[n, 1]) / radius[n, 1]
+        masks[n] = torch.sigmoid(8 * (0.93 - (u**2 + v**2).sqrt())) * ~((u > 0) & (v > 0))
+    classes = torch.tensor([0, 1, 0, 2])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    return Found(view.invert_boxes(boxes), scores, classes, view.invert_grids(masks))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(EYES), min_size=1, max_size=24, unique=True))
+def test_an_equivariant_network_finds_the_same_cells(eyes):
+    alone = look(EYES[0])
+    fused = fuse([look(view) for view in eyes])
+    assert torch.equal(fused.classes, alone.classes)
+    torch.testing.assert_close(fused.scores, alone.scores)
+    torch.testing.assert_close(fused.boxes, alone.boxes)
+    masks = encode_masks(alone.masks, alone.boxes, SIZE)
+    assert encode_masks(fused.masks, fused.boxes, SIZE) == masks
+    assert len({mask["counts"] for mask in masks}) == 4
+
+
+def test_eyes_that_forget_to_turn_back_are_noticed():
+    """What the test above stands on: the cells differ from their mirror images."""
+    (plain, mirrored) = (look(EYES[0]), look(EYES[4]))
+    wrong = Found(plain.boxes, plain.scores, plain.classes, mirrored.masks.flip(2))
+    fused = fuse([plain, wrong])
+    masks = encode_masks(plain.masks, plain.boxes, SIZE)
+    assert encode_masks(fused.masks, fused.boxes, SIZE) != masks
