@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,12 @@ def open_image(
         check_directory(tiff, page)
         check_image(path, page)
         image: WindowedImage
-        if page.is_final:
-            pixels = _map(path, page, tiff.byteorder)
-            image = _ArrayImage(pixels, page.photometric == WHITE_IS_ZERO)
+        if page.is_final:  # as numpy would store it
+            image = _StoredImage(path, tiff, page)
         else:
             image = _SegmentedImage(path, tiff, page, cache_bytes)
-            files.pop_all()  # from here on the image closes the file
         image.levels = tuple((each.imagelength, each.imagewidth) for each in pyramid)
+        files.pop_all()  # from here on the image closes the file
         return image
 
 
@@ -169,32 +169,67 @@ def from_array(array: NDArray[Any]) -> WindowedImage:
 
 
 class _ArrayImage(WindowedImage):
-    """Pixels that lie ready, in memory or mapped from the file."""
-
-    def __init__(self, pixels: NDArray[Any], white_is_zero: bool = False) -> None:
+    def __init__(self, pixels: NDArray[Any]) -> None:
         super().__init__((pixels.shape[0], pixels.shape[1]))
         self._pixels = pixels
-        self._white_is_zero = white_is_zero
 
     def close(self) -> None:
         self._pixels = self._pixels[:0].copy()
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         height, width, _ = rgb.shape
-        rgb[:] = to_rgb(self._pixels[y0 : y0 + height, x0 : x0 + width], self._white_is_zero)
+        rgb[:] = to_rgb(self._pixels[y0 : y0 + height, x0 : x0 + width])
 
 
-class _SegmentedImage(WindowedImage):
-    """A page of a TIFF whose tiles or strips have to be decoded."""
+class _TiffImage(WindowedImage):
+    """A page of a TIFF; pixels come from its file plane by plane."""
 
-    def __init__(
-        self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage, cache_bytes: int
-    ) -> None:
+    def __init__(self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
         super().__init__((page.imagelength, page.imagewidth))
         self._path = path
         self._tiff = tiff
         self._page = page
         self._reading = threading.Lock()
+        # Of planes stored one after the other those of the colours, without the alpha.
+        colours = 3 if page.samplesperpixel >= 3 else 1
+        self._planes = range(colours if page.planarconfig == 2 else 1)
+
+    def close(self) -> None:
+        self._tiff.close()
+
+    def _read(self, offset: int, count: int) -> bytes:
+        file = self._tiff.filehandle
+        with self._reading:
+            file.seek(offset)
+            data: bytes = file.read(count)
+        return data
+
+    def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        return to_rgb(np.concatenate(planes, axis=2), self._page.photometric == WHITE_IS_ZERO)
+
+
+class _StoredImage(_TiffImage):
+    """Pixels that are stored as they are and in one piece."""
+
+    def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
+        y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
+        dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
+        with damage(self._path):
+            # Mapped anew for each window, so that the memory doesn't fill with what was read.
+            with self._reading:
+                stored = self._tiff.filehandle.memmap_array(
+                    dtype, self._page.shaped, self._page.dataoffsets[0]
+                )
+            rgb[:] = self._to_rgb([stored[plane, 0, y0:y1, x0:x1] for plane in self._planes])
+
+
+class _SegmentedImage(_TiffImage):
+    """Pixels in tiles or strips that have to be decoded; the last ones are kept."""
+
+    def __init__(
+        self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage, cache_bytes: int
+    ) -> None:
+        super().__init__(path, tiff, page)
         height, width = self.size
         rows, columns = segment_size(page)
         self._segment_size = min(rows, height), columns
@@ -203,7 +238,7 @@ class _SegmentedImage(WindowedImage):
         self._segment = functools.lru_cache(kept)(self._decode)
 
     def close(self) -> None:
-        self._tiff.close()
+        super().close()
         self._segment.cache_clear()
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
@@ -212,40 +247,26 @@ class _SegmentedImage(WindowedImage):
         with damage(self._path):
             for top in range(y0 // high * high, y1, high):
                 for left in range(x0 // wide * wide, x1, wide):
+                    segment = self._segment(top // high, left // wide)
                     a, b = max(y0, top), min(y1, top + high)
                     c, d = max(x0, left), min(x1, left + wide)
-                    segment = self._segment(top // high, left // wide)
                     rgb[a - y0 : b - y0, c - x0 : d - x0] = segment[
                         a - top : b - top, c - left : d - left
                     ]
 
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
-        """Read and decode one segment; of planes stored apart, that of each colour."""
-        page = self._page
         down, across = self._grid
-        colours = 3 if page.planarconfig == 2 and page.samplesperpixel >= 3 else 1
-        planes = [
-            self._decode_plane((plane * down + row) * across + column) for plane in range(colours)
-        ]
-        return to_rgb(np.concatenate(planes, axis=2), page.photometric == WHITE_IS_ZERO)
+        return self._to_rgb(
+            [self._decode_plane((plane * down + row) * across + column) for plane in self._planes]
+        )
 
     def _decode_plane(self, index: int) -> NDArray[Any]:
         page = self._page
-        with self._reading:
-            file = self._tiff.filehandle
-            file.seek(page.dataoffsets[index])
-            data = file.read(page.databytecounts[index])
-            decode = page.decode  # built by the first who asks, so by one thread alone
-        segment, _, _ = decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        data = self._read(page.dataoffsets[index], page.databytecounts[index])
+        segment, _, _ = page.decode(
+            data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
+        )
         return segment[0]  # of a flat image, whose depth is 1
-
-
-def _map(path: Path, page: tifffile.TiffPage, byteorder: str) -> NDArray[Any]:
-    """Map the pixels of a page that are stored as they are, in one piece: `(H, W, C)`."""
-    dtype = page.dtype.newbyteorder(byteorder)
-    stored = np.memmap(path, dtype, "r", page.dataoffsets[0], page.shaped)
-    planes, _, height, width, samples = stored.shape  # one of the two is 1
-    return np.moveaxis(stored[:, 0], 0, 2).reshape(height, width, planes * samples)
 
 
 def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:

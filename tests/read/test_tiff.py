@@ -216,6 +216,11 @@ IMAGES_TO_REFUSE = {
         {"photometric": "minisblack", "planarconfig": "contig"},
         "kind MINISBLACK with 4 channels",
     ),
+    "YCbCr that no JPEG decoder turns into RGB": (
+        RGB,
+        {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "zlib"},
+        "kind YCBCR with 3 channels",
+    ),
     "volume": (
         np.stack([GREY] * 16),
         {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
@@ -358,6 +363,15 @@ def test_strips_that_were_never_written_or_end_early(tmp_path):
         bad[at + width : at + 2 * width] = count.to_bytes(width, "little")
         path.write_bytes(bad)
         assert found in refusal(read_image, path)
+
+
+def test_channels_that_are_laid_out_in_no_known_way(tmp_path):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb")
+    data = bytearray(path.read_bytes())
+    data[tags_of(path)[0][284][1]] = 5  # PlanarConfiguration
+    path.write_bytes(data)
+    assert "laid out in the way 5" in refusal(read_image, path)
 
 
 def test_a_picture_with_fewer_strips_than_rows_need(tmp_path):

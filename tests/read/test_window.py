@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from cellseg.read.window import from_array, open_image
 
 RNG = np.random.default_rng(2)
 HEIGHT, WIDTH = 75, 53
+MAPS = Path("/proc/self/maps")
 RGB = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 RGBA = np.concatenate([RGB, RNG.integers(0, 256, (HEIGHT, WIDTH, 1), np.uint8)], axis=2)
 GREY = RGB[:, :, 0]
@@ -369,6 +371,15 @@ def test_memory_grows_with_the_window_not_with_the_image(tmp_path, options):
     assert peak < 8 * 2**20
 
 
+@pytest.mark.skipif(not MAPS.exists(), reason="no list of what is mapped into the memory")
+def test_a_mapped_file_does_not_stay_in_the_memory(tmp_path):
+    path = tmp_path / "stored.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb")
+    with open_image(path) as image:
+        image.read((0, 0, WIDTH, HEIGHT))
+        assert path.name not in MAPS.read_text()
+
+
 def test_the_cache_is_bounded_in_bytes(tmp_path):
     path = tmp_path / "large.tif"
     tifffile.imwrite(
@@ -430,6 +441,16 @@ def test_a_level_that_is_cut_off_is_refused_where_it_is_asked_for(tmp_path):
     with open_image(path, 1) as image:
         check(image, (0, 0, 26, 37), LEVELS[1])
     assert "cut off" in refusal(path, 2)
+
+
+@pytest.mark.parametrize("options", [{}, TILES | ZIP])
+def test_a_file_that_is_cut_off_while_it_is_open(tmp_path, options):
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", **options)
+    with open_image(path) as image:
+        os.truncate(path, 1000)
+        with pytest.raises(InputError, match=r"damaged"):
+            image.read((0, 0, WIDTH, HEIGHT))
 
 
 @pytest.mark.parametrize(
