@@ -1,0 +1,533 @@
+"""torchvision's Mask R-CNN, built from the config keys of Detectron2.
+
+The keys mean what they mean there. The parts are torchvision's, and have their names, save
+where those would change a key's meaning: the anchors, the pooling of boxes, the widths of
+the ResNet. torchvision's own stay the random weights that training begins with, and the
+smooth L1 losses of boxes, with a beta of 1/9 and the proposals' over the sampled anchors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn import functional
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights, resnet
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
+
+from cellseg.errors import InputError
+from cellseg.network import Found
+
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
+_FPN = "build_resnet_fpn_backbone"
+
+# The values that there are here, of keys that have others in Detectron2.
+_VALUES: dict[str, tuple[Any, ...]] = {
+    "META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MASK_ON": (True,),
+    "BACKBONE.NAME": ("build_resnet_backbone", _FPN),
+    "RESNETS.DEPTH": tuple(_BLOCKS),
+    "RESNETS.NORM": tuple(_NORMS),
+    "RESNETS.RES5_DILATION": (1, 2),
+    "FPN.NORM": ("",),
+    "ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "ANCHOR_GENERATOR.OFFSET": (0.0,),
+    "PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "RPN.HEAD_NAME": ("StandardRPNHead",),
+    "ROI_HEADS.NAME": ("StandardROIHeads",),
+    "ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "ROI_BOX_HEAD.NUM_CONV": (0,),
+    "ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "ROI_MASK_HEAD.NORM": ("",),
+    "ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+}
+
+# (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, STEM_OUT_CHANNELS, RES2_OUT_CHANNELS) -> weights
+_IMAGENET = {
+    (50, 1, 64, 64, 256): ResNet50_Weights.IMAGENET1K_V1,
+    (101, 1, 64, 64, 256): ResNet101_Weights.IMAGENET1K_V1,
+    (101, 32, 8, 64, 256): ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
+}
+
+
+class CellRCNN(nn.Module):
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870): samples or images in, losses or cells out."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        model = cfg.MODEL
+        self.backbone = _Backbone(model)
+        self.rpn = _build_rpn(model, self.backbone)
+        self.roi_heads = _build_heads(cfg, self.backbone)
+        self.rpn_features = tuple(model.RPN.IN_FEATURES)
+        self.roi_features = tuple(model.ROI_HEADS.IN_FEATURES)
+        for name, values in {"mean": model.PIXEL_MEAN, "std": model.PIXEL_STD}.items():
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Give the losses of some samples, in training, under Detectron2's names.
+
+        Parameters
+        ----------
+        samples
+            What `cellseg.learn.mapper.CellMapper` gives; some or all may have no cell.
+        """
+        device = self.mean.device
+        targets = [
+            {
+                "boxes": sample["boxes"].to(device),
+                "labels": sample["classes"].to(device) + 1,  # 0 is torchvision's background
+                "masks": sample["masks"].to(device),
+            }
+            for sample in samples
+        ]
+        images, for_rpn, for_heads = self._look([sample["image"] for sample in samples])
+        proposals, losses = self.rpn(images, for_rpn, targets)
+        return {
+            "loss_rpn_cls": losses["loss_objectness"],
+            "loss_rpn_loc": losses["loss_rpn_box_reg"],
+            **self.roi_heads.losses(for_heads, proposals, targets),
+        }
+
+    @torch.no_grad()
+    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+        """Find the cells of `(3, h, w)` uint8 images in the config's channel order.
+
+        The network must be in evaluation mode.
+        """
+        batch, for_rpn, for_heads = self._look(images)
+        proposals, _ = self.rpn(batch, for_rpn)
+        return self.roi_heads.find(for_heads, proposals, batch.image_sizes)
+
+    def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Give the weights of a file under this network's names.
+
+        A run's own have them; those of torchvision's classifiers go to the ResNet.
+        """
+        if "model" in data:
+            return dict(data["model"])
+        return {f"backbone.body.{name}": value for name, value in data.items()}
+
+    def _look(
+        self, images: Sequence[torch.Tensor]
+    ) -> tuple[ImageList, dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Give the images as a batch, and its features for the proposals and for the heads.
+
+        Images are normalised, and then padded at the right and the bottom with zeros.
+        """
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        stride = self.backbone.coarsest
+        height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
+        batch = self.mean.new_zeros((len(images), 3, height, width))
+        for place, image, (h, w) in zip(batch, images, sizes, strict=True):
+            place[:, :h, :w] = (image.to(self.mean.device) - self.mean) / self.std
+        features = self.backbone(batch)
+        for_rpn = {name: features[name] for name in self.rpn_features}
+        return ImageList(batch, sizes), for_rpn, [features[name] for name in self.roi_features]
+
+
+class CellHeads(RoIHeads):
+    """torchvision's heads, whose masks never leave their boxes.
+
+    torchvision's own learn from and give masks, or so do its users, of the whole image.
+    Here the truth is `CellMasks` and what is found a grid over each box.
+    """
+
+    def losses(
+        self,
+        features: list[torch.Tensor],
+        proposals: list[torch.Tensor],
+        targets: list[dict[str, Any]],
+    ) -> dict[str, torch.Tensor]:
+        """Give the losses on proposals, of which the samples to learn from are drawn."""
+        proposals, matches, labels, deltas = self.select_training_samples(proposals, targets)
+        logits, regression = self._classify(features, proposals)
+        loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
+
+        cells = [label > 0 for label in labels]
+        boxes = [proposal[cell] for proposal, cell in zip(proposals, cells, strict=True)]
+        classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, cells, strict=True)])
+        grids = self._draw(features, boxes, classes)
+        truth = torch.cat(
+            [
+                target["masks"][match[cell]].crop_and_resize(box, grids.shape[-1])
+                for target, match, cell, box in zip(targets, matches, cells, boxes, strict=True)
+            ]
+        ).float()
+        # A mean, which without a cell is 0 and not 0/0.
+        loss_mask = functional.binary_cross_entropy_with_logits(grids, truth, reduction="sum")
+        return {
+            "loss_cls": loss_cls,
+            "loss_box_reg": loss_box_reg,
+            "loss_mask": loss_mask / max(truth.numel(), 1),
+        }
+
+    def find(
+        self,
+        features: list[torch.Tensor],
+        proposals: list[torch.Tensor],
+        sizes: list[tuple[int, int]],
+    ) -> list[Found]:
+        """Find the cells among the proposals for images of some sizes, best first."""
+        logits, regression = self._classify(features, proposals)
+        boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, sizes)
+        classes = [label - 1 for label in labels]
+        grids = self._draw(features, boxes, torch.cat(classes)).sigmoid()
+        masks = grids.split([len(box) for box in boxes])
+        return [Found(*cells) for cells in zip(boxes, scores, classes, masks, strict=True)]
+
+    def _classify(
+        self, features: list[torch.Tensor], boxes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give `(N, K + 1)` logits, the background's first, and `(N, 4 (K + 1))` regressions."""
+        pooled = self.box_head(self.box_roi_pool(features, boxes))
+        logits, regression = self.box_predictor(pooled)
+        return logits.float(), regression.float()
+
+    def _draw(
+        self, features: list[torch.Tensor], boxes: list[torch.Tensor], classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Give the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
+        pooled = self.mask_head(self.mask_roi_pool(features, boxes))
+        logits = self.mask_predictor(pooled)
+        return logits[torch.arange(len(classes), device=classes.device), classes].float()
+
+
+class _RoIPool(nn.Module):
+    """Pools the features of boxes, each from the level that suits its size.
+
+    It is what Detectron2 calls ROIAlignV2. torchvision's `MultiScaleRoIAlign` samples half
+    a pixel beside it, and guesses the strides from the first image, wrongly if it is small.
+    """
+
+    def __init__(self, strides: Sequence[int], part: CfgNode) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.resolution = part.POOLER_RESOLUTION
+        self.sampling_ratio = part.POOLER_SAMPLING_RATIO
+        self.levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
+
+    def forward(self, features: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
+        """Give `(N, C, resolution, resolution)` for the `(n, 4)` XYXY boxes of each image."""
+        rois = torch.cat([functional.pad(box, (1, 0), value=n) for n, box in enumerate(boxes)])
+        level = self.levels(boxes)
+        options = (self.sampling_ratio, True)
+        pooled = [
+            roi_align(feature, rois[level == n], self.resolution, 1 / stride, *options)
+            for n, (feature, stride) in enumerate(zip(features, self.strides, strict=True))
+        ]
+        by_level = torch.argsort(level, stable=True)
+        return torch.cat(pooled)[torch.argsort(by_level)]
+
+
+class _Anchors(nn.Module):
+    """Detectron2's anchors: at each feature's own stride, and not rounded to whole pixels.
+
+    torchvision's `AnchorGenerator` takes the stride from how often a feature map fits into
+    the image, and in mixed precision rounds the anchors with the features.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.counts = []
+        for level, (side, ratio) in enumerate(zip(sizes, ratios, strict=True)):
+            root = torch.tensor(ratio).sqrt()  # of height / width
+            half = torch.tensor(side).float()[:, None, None] / 2 * torch.stack([1 / root, root], 1)
+            half = half.view(-1, 2)
+            self.register_buffer(f"level{level}", torch.cat([-half, half], 1), persistent=False)
+            self.counts.append(len(half))
+
+    def forward(self, images: ImageList, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Give the anchors `(A, 4)` of each image, XYXY in pixels."""
+        anchors = []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            around = self.get_buffer(f"level{level}")
+            rows, columns = (torch.arange(n, device=around.device) for n in feature.shape[-2:])
+            y, x = torch.meshgrid(rows * stride, columns * stride, indexing="ij")
+            centres = torch.stack([x, y, x, y], -1).view(-1, 1, 4)
+            anchors.append((centres + around).view(-1, 4))
+        return [torch.cat(anchors)] * len(images.image_sizes)
+
+
+class _ProposalHead(RPNHead):
+    """torchvision's head, which in mixed precision too gives boxes that are not rounded."""
+
+    def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
+        return tuple([level.float() for level in levels] for levels in super().forward(features))
+
+
+class _Bottleneck(resnet.Bottleneck):
+    """torchvision's bottleneck, of any width, and with the stride where the config wants it."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        stride: int,
+        dilation: int,
+        norm: type[nn.Module],
+        keys: CfgNode,
+    ) -> None:
+        nn.Module.__init__(self)
+        before, within, after = channels
+        first, second = (stride, 1) if keys.STRIDE_IN_1X1 else (1, stride)
+        self.conv1 = resnet.conv1x1(before, within, first)
+        self.bn1 = norm(within)
+        self.conv2 = resnet.conv3x3(within, within, second, keys.NUM_GROUPS, dilation)
+        self.bn2 = norm(within)
+        self.conv3 = resnet.conv1x1(within, after)
+        self.bn3 = norm(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or before != after:
+            self.downsample = nn.Sequential(resnet.conv1x1(before, after, stride), norm(after))
+
+
+class _ResNet(nn.Module):
+    """ResNet (He et al. 2016, arXiv:1512.03385) of the widths that `MODEL.RESNETS` gives.
+
+    Attributes
+    ----------
+    strides, channels
+        Of its features "res2" and so on, by name.
+    """
+
+    def __init__(self, keys: CfgNode, freeze_at: int) -> None:
+        super().__init__()
+        # The stem counts as the first stage. Of a frozen one the statistics rest too.
+        norms = [FrozenBatchNorm2d if n < freeze_at else _NORMS[keys.NORM] for n in range(5)]
+        before, total = keys.STEM_OUT_CHANNELS, 4
+        self.conv1 = nn.Conv2d(3, before, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norms[0](before)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.strides: dict[str, int] = {}
+        self.channels: dict[str, int] = {}
+        last = max(int(name.removeprefix("res")) for name in keys.OUT_FEATURES)
+        for layer, count in enumerate(_BLOCKS[keys.DEPTH][: last - 1], start=1):
+            within = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP * 2 ** (layer - 1)
+            after = keys.RES2_OUT_CHANNELS * 2 ** (layer - 1)
+            dilation = keys.RES5_DILATION if layer == 4 else 1
+            stride = 1 if layer == 1 or dilation == 2 else 2
+            blocks = []
+            for step in [stride] + [1] * (count - 1):
+                widths = (before, within, after)
+                blocks.append(_Bottleneck(widths, step, dilation, norms[layer], keys))
+                before = after
+            self.add_module(f"layer{layer}", nn.Sequential(*blocks))
+            total *= stride
+            self.strides[f"res{layer + 1}"] = total
+            self.channels[f"res{layer + 1}"] = after
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for stage in [self.conv1, *self._layers()][:freeze_at]:
+            stage.requires_grad_(False)
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.get_submodule(f"layer{n}") for n in range(1, len(self.strides) + 1)]
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Give the features of `(B, 3, H, W)` images."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = {}
+        for name, layer in zip(self.strides, self._layers(), strict=True):
+            features[name] = x = layer(x)
+        return features
+
+
+class _Backbone(nn.Module):
+    """A ResNet, perhaps with a feature pyramid (Lin et al. 2017, arXiv:1612.03144).
+
+    Attributes
+    ----------
+    strides, channels
+        Of its features by name: "res2" and so on, with a pyramid "p2" and so on.
+    coarsest
+        The ResNet's coarsest stride.
+    """
+
+    def __init__(self, model: CfgNode) -> None:
+        super().__init__()
+        self.body = _ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
+        self.strides, self.channels = self.body.strides, self.body.channels
+        self.coarsest = max(self.strides.values())
+        self.below = model.FPN.IN_FEATURES if model.BACKBONE.NAME == _FPN else ()
+        if self.below:
+            channels = [self.channels[name] for name in self.below]
+            self.fpn = FeaturePyramidNetwork(channels, model.FPN.OUT_CHANNELS, LastLevelMaxPool())
+            levels = [int(name.removeprefix("res")) for name in self.below]
+            self.strides = {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
+            self.channels = dict.fromkeys(self.strides, model.FPN.OUT_CHANNELS)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Give the features of `(B, 3, H, W)` images."""
+        features: dict[str, torch.Tensor] = self.body(images)
+        if not self.below:
+            return features
+        pyramid = self.fpn({name: features[name] for name in self.below})
+        return dict(zip(self.strides, pyramid.values(), strict=True))
+
+
+def build_network(cfg: CfgNode) -> CellRCNN:
+    """Build the network of a config, on its device.
+
+    Raises
+    ------
+    InputError
+        If the config asks for what only Detectron2 has, or for features that there aren't.
+    """
+    for key, values in _VALUES.items():
+        if (value := attrgetter(key)(cfg.MODEL)) not in values:
+            raise InputError(
+                f"MODEL.{key} {value!r}: only Detectron2 has it; "
+                f"{' or '.join(map(repr, values))} is expected, or --engine detectron2"
+            )
+    network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
+    return network
+
+
+def _features(model: CfgNode, part: str, backbone: _Backbone) -> tuple[list[int], int]:
+    """Give the strides and the channels of the features that a part of the network looks at."""
+    names = model[part].IN_FEATURES
+    if not names or not set(names) <= set(backbone.strides):
+        raise InputError(
+            f"MODEL.{part}.IN_FEATURES {list(names)}: some of {', '.join(backbone.strides)} are "
+            "expected, which the backbone has"
+        )
+    return [backbone.strides[name] for name in names], backbone.channels[names[0]]
+
+
+def _build_rpn(model: CfgNode, backbone: _Backbone) -> RegionProposalNetwork:
+    keys = model.RPN
+    strides, channels = _features(model, "RPN", backbone)
+    sizes, ratios = (_for_levels(model, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
+    anchors = _Anchors(sizes, ratios, strides)
+    if len(set(anchors.counts)) > 1:
+        raise InputError(
+            f"MODEL.ANCHOR_GENERATOR: {anchors.counts} anchors for the features "
+            f"{', '.join(keys.IN_FEATURES)}; as many for each are expected"
+        )
+    background, cell = keys.IOU_THRESHOLDS
+    rpn = RegionProposalNetwork(
+        anchors,
+        _ProposalHead(channels, anchors.counts[0]),
+        fg_iou_thresh=cell,
+        bg_iou_thresh=background,
+        batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=keys.POSITIVE_FRACTION,
+        pre_nms_top_n={"training": keys.PRE_NMS_TOPK_TRAIN, "testing": keys.PRE_NMS_TOPK_TEST},
+        post_nms_top_n={"training": keys.POST_NMS_TOPK_TRAIN, "testing": keys.POST_NMS_TOPK_TEST},
+        nms_thresh=keys.NMS_THRESH,
+    )
+    rpn.min_size = max(rpn.min_size, model.PROPOSAL_GENERATOR.MIN_SIZE)
+    return rpn
+
+
+def _for_levels(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
+    """Give the anchors' sizes or ratios for each level; one list serves them all."""
+    lists = list(model.ANCHOR_GENERATOR[key])
+    if len(lists) not in (1, n_levels):
+        raise InputError(
+            f"MODEL.ANCHOR_GENERATOR.{key} {lists}: one list, or one for each of the {n_levels} "
+            "features of MODEL.RPN.IN_FEATURES, is expected"
+        )
+    return lists * n_levels if len(lists) == 1 else lists
+
+
+def _build_heads(cfg: CfgNode, backbone: _Backbone) -> CellHeads:
+    keys, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    strides, channels = _features(cfg.MODEL, "ROI_HEADS", backbone)
+    (threshold,) = keys.IOU_THRESHOLDS
+    box_head, width = _build_box_head(channels * box.POOLER_RESOLUTION**2, box)
+    heads = CellHeads(
+        _RoIPool(strides, box),
+        box_head,
+        FastRCNNPredictor(width, keys.NUM_CLASSES + 1),
+        fg_iou_thresh=threshold,
+        bg_iou_thresh=threshold,
+        batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=keys.POSITIVE_FRACTION,
+        bbox_reg_weights=box.BBOX_REG_WEIGHTS,
+        score_thresh=keys.SCORE_THRESH_TEST,
+        nms_thresh=keys.NMS_THRESH_TEST,
+        detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        mask_roi_pool=_RoIPool(strides, mask),
+        mask_head=MaskRCNNHeads(channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1),
+        mask_predictor=MaskRCNNPredictor(
+            mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
+        ),
+    )
+    # As in Detectron2, and unlike in torchvision: who begins with large guesses, begins by
+    # unlearning them.
+    for layer, std in (
+        (heads.box_predictor.cls_score, 0.01),
+        (heads.box_predictor.bbox_pred, 0.001),
+        (heads.mask_predictor.mask_fcn_logits, 0.001),
+    ):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return heads
+
+
+def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
+    """Build the fully connected layers; give them, and how wide what comes out is."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number in range(6, 6 + keys.NUM_FC):  # torchvision's names, after VGG's layers
+        layers[f"fc{number}"], width = nn.Linear(width, keys.FC_DIM), keys.FC_DIM
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers), width
+
+
+def initial_weights(cfg: CfgNode, wanted: str) -> str:
+    """Name the weights that "imagenet" means for a config, and adapt the config to them.
+
+    torchvision's were trained on RGB of unit deviation, and with the strides of a block in
+    its 3 x 3 convolution; the recipes in `configs/` are written for others.
+
+    Raises
+    ------
+    InputError
+        If there are none of that kind.
+    """
+    keys = cfg.MODEL.RESNETS
+    shape = (
+        keys.DEPTH,
+        keys.NUM_GROUPS,
+        keys.WIDTH_PER_GROUP,
+        keys.STEM_OUT_CHANNELS,
+        keys.RES2_OUT_CHANNELS,
+    )
+    if wanted != "imagenet" or shape not in _IMAGENET:
+        raise InputError(
+            f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
+            "path, or --engine detectron2"
+        )
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    keys.STRIDE_IN_1X1 = False
+    url: str = _IMAGENET[shape].url
+    return url
