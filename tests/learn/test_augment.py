@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,6 +184,11 @@ def test_fixed_zoom_by_hand(size, window, seen):
     view = FixedZoom(2.0, 0.0, 512).begin(size, rng_of())
     assert window_size(view) == window
     assert view.size == seen
+
+
+def test_an_image_that_just_fills_the_window_fills_all_of_it():
+    """10 / 3 is rounded to 3 pixels, which are seen as 10 and not as 9."""
+    assert FixedZoom(3.0, 0.0, 10).begin((3, 2), rng_of()).size == (10, 6)
 
 
 def test_fixed_zoom_of_extreme_zooms():
@@ -373,6 +379,11 @@ def test_blur_spreads_a_dot_as_a_gaussian():
     assert seen.sum() == pytest.approx(255, rel=0.1)
     np.testing.assert_array_equal(seen, seen.T)
     np.testing.assert_array_equal(seen, seen[::-1])
+
+
+def test_blur_of_the_least_that_can_be_drawn():
+    rng = SimpleNamespace(random=lambda: 0.0)
+    assert Blur(2.0).image(np.zeros((9, 9, 3), np.uint8), rng).max() == 0
 
 
 def test_blur_leaves_an_even_image_and_takes_one_of_one_pixel():

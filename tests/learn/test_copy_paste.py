@@ -66,6 +66,13 @@ def test_a_cell_that_would_hide_more_than_half_of_another_is_left_out():
     assert classes.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("row", [4, 11])
+@pytest.mark.parametrize("column", [10, 19])
+def test_a_cell_of_one_pixel_is_never_hidden(row, column):
+    sample = masks_of(SIZE, (row, row + 1, column, column + 1))
+    assert len(paste_masks(sample, masks_of(SIZE, (4, 12, 10, 20)))[1]) == 1
+
+
 def test_what_several_cells_hide_adds_up():
     """Each covers two of a cell's five columns, so that either fits but not both."""
     sample = masks_of(SIZE, (5, 9, 10, 15))
