@@ -12,10 +12,16 @@ import utils
 from cellseg.errors import InputError
 
 if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
     from cellseg.predict.images import ListedImage
-    from cellseg.predict.predictor import Predictor
+    from cellseg.predict.journal import Journal, Key
+    from cellseg.predict.predictor import Look, Predictor
+    from cellseg.predict.shares import Plans
+    from cellseg.predict.tiles import TilePlan
 
 MAX_DETECTIONS = 800
+TTA = ("flips", "turns", "scales")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,11 +33,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     model = parser.add_argument_group("network")
     model.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="RUN",
-        help="folder of the run, or weights in it (the newest finished one)",
-    )
+        "--checkpoint", type=Path, nargs="+", metavar="RUN",
+        help="folder of the run, or weights in it (the newest finished one); what several runs "
+        "find is fused",
+    )  # fmt: skip
     model.add_argument(
         "--weight_name", metavar="FILE",
         help="weights in that folder (model_best.pth if there, else model_final.pth)",
@@ -41,6 +46,33 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="detectron2 or torchvision; a run knows its own, another is refused",
     )  # fmt: skip
     model.add_argument("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
+    looks = parser.add_argument_group("how to look")
+    looks.add_argument(
+        "--tta", nargs="*", choices=TTA, metavar="VIEWS",
+        help="look several times and fuse what is found: flips (4 views), turns (8) and scales "
+        "(times 3); flips if nothing is said",
+    )  # fmt: skip
+    looks.add_argument(
+        "--tile", type=utils.whole_number, metavar="PIXELS",
+        help="side of the tiles that larger images are cut into (a few times the largest cells; "
+        "runs without INPUT.ZOOM look at whole images)",
+    )  # fmt: skip
+    looks.add_argument(
+        "--overlap", type=utils.whole_number, metavar="PIXELS",
+        help="of neighbouring tiles (a little more than the largest cells)",
+    )  # fmt: skip
+    looks.add_argument(
+        "--across_classes", action="store_true",
+        help="of cells that overlap, keep the best whatever their classes",
+    )  # fmt: skip
+    looks.add_argument(
+        "--batch", type=utils.whole_number, metavar="N", help="views at once on a GPU (1)"
+    )
+    looks.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
+    looks.add_argument(
+        "--num_gpus", type=utils.whole_number, default=1, metavar="N",
+        help="processes, a GPU each, that share the tiles (1)",
+    )  # fmt: skip
     images = parser.add_argument_group("images")
     images.add_argument(
         "--data", type=Path, default=utils.DATA, metavar="DIR", help="data folder (nycu-hw3-data)"
@@ -57,6 +89,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", type=Path, nargs="+", metavar="PATH",
         help="any images, or folders of them, instead; they need no list",
     )  # fmt: skip
+    images.add_argument(
+        "--level", type=utils.whole_number, default=0, metavar="N",
+        help="with --images: which level of a pyramid (0, the finest)",
+    )  # fmt: skip
     out = parser.add_argument_group("results")
     out.add_argument(
         "--output", type=Path, metavar="PATH",
@@ -68,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     out.add_argument(
         "--max_detections", type=int, default=MAX_DETECTIONS, metavar="N",
-        help=f"keep the best N cells of an image ({MAX_DETECTIONS})",
+        help=f"keep the best N cells of an image, or of a tile of it ({MAX_DETECTIONS})",
     )  # fmt: skip
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
@@ -81,27 +117,72 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--max_detections {args.max_detections}: 1 or more is expected")
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
-    if args.checkpoint and args.checkpoint.is_file() and args.checkpoint.suffix == ".pth":
+    if args.level and not args.images:
+        parser.error("--level: is for --images")
+    for flag in ("tile", "batch", "num_gpus"):
+        if getattr(args, flag) == 0:
+            parser.error(f"--{flag} 0: 1 or more is expected")
+    first = args.checkpoint[0] if args.checkpoint else None
+    if first and first.is_file() and first.suffix == ".pth":
         # Weights in place of their folder.
-        args.weight_name = args.weight_name or args.checkpoint.name
+        args.weight_name = args.weight_name or first.name
     return args
 
 
-def load_predictor(args: argparse.Namespace, run: Path) -> Predictor:
-    """Build the run's network with its weights, as the flags want it."""
+def configure(args: argparse.Namespace, run: Path) -> CfgNode:
+    """Give a run's config as the flags want it."""
     from cellseg import runs
     from cellseg.learn.config import load_config, merge_options
-    from cellseg.predict.predictor import Predictor
 
     cfg = load_config(run / runs.CONFIG, args.engine or "auto")
-    if args.score_threshold is not None:
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score_threshold
     cfg.TEST.DETECTIONS_PER_IMAGE = args.max_detections
+    flags = {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": args.score_threshold,
+        "TEST.TILE": args.tile,
+        "TEST.OVERLAP": args.overlap,
+        "TEST.BATCH": args.batch,
+        "TEST.AMP": args.amp or None,
+        "TEST.ACROSS_CLASSES": args.across_classes or None,
+    }
+    if args.tta is not None:
+        views = args.tta or ["flips"]
+        flags["TEST.SYMMETRIES"] = 8 if "turns" in views else 4 if "flips" in views else 1
+        flags["TEST.SCALES"] = (0.8, 1.0, 1.25) if "scales" in views else (1.0,)
+    for key, value in flags.items():
+        if value is not None:
+            cfg.merge_from_list([key, value])
     merge_options(cfg, args.options)
-    cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options)
-    weights = runs.choose_weights(run, args.weight_name)
-    print(f"weights: {utils.shown(weights)}")
-    return Predictor.load(cfg, weights)
+    cfg.MODEL.DEVICE = args.device
+    return cfg
+
+
+def load_predictor(args: argparse.Namespace, folders: Sequence[Path]) -> Predictor:
+    """Build the runs' networks with their weights, as the flags want them."""
+    from cellseg import runs
+    from cellseg.predict.predictor import Predictor, load_network
+
+    cfgs = [configure(args, folder) for folder in folders]
+    return Predictor(
+        [
+            load_network(cfg, runs.choose_weights(folder, args.weight_name))
+            for folder, cfg in zip(folders, cfgs, strict=True)
+        ],
+        cfgs,
+    )
+
+
+def read_categories(folders: Sequence[Path]) -> list[int]:
+    """Give the ids of the runs' classes, which must be the same in all."""
+    from cellseg import runs
+
+    categories = [runs.read_record(folder)["categories"] for folder in folders]
+    for folder, other in zip(folders, categories, strict=True):
+        if other != categories[0]:
+            raise InputError(
+                f"--checkpoint {folder}: has other classes than {folders[0]}, so that what they "
+                "find can't be fused; predict with each alone"
+            )
+    return [category["id"] for category in categories[0]]
 
 
 def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedImage]]:
@@ -111,7 +192,7 @@ def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedIm
     from cellseg.score.results import FILE_NAME
 
     if args.images:
-        return "images-results.json", images.list_any_images(args.images)
+        return "images-results.json", images.list_any_images(args.images, args.level)
     if args.dataset == "test":
         return FILE_NAME, images.list_test_images(args.data)
     annotations = args.annotations or args.data / utils.ANNOTATIONS
@@ -129,41 +210,106 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write, check; give the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
-    from tqdm import tqdm
-
     from cellseg import runs
+    from cellseg.predict.journal import Journal, signature
+    from cellseg.predict.shares import missing_looks
+
+    folders = (
+        [runs.open_run(path) for path in args.checkpoint]
+        if args.checkpoint
+        else [runs.newest_run(utils.RUNS)]
+    )
+    category_ids = read_categories(folders)
+    name, images = list_wanted(args, folders[0])
+    args.device = utils.choose_device(args.device, args.options)
+    weights = [runs.choose_weights(folder, args.weight_name) for folder in folders]
+    print("weights: " + ", ".join(map(utils.shown, weights)))
+    predictor = load_predictor(args, folders)
+
+    output = args.output or folders[0]
+    results = output if output.suffix == ".json" else output / name
+    plans: dict[int, TilePlan] = {}
+    bad: dict[int, str] = {}
+    for number, image in enumerate(images):
+        try:
+            plans[number] = predictor.plan(image.read_size())
+        except InputError as error:
+            bad[number] = str(error)
+    journal = Journal(
+        results.with_name(results.stem + ".parts"),
+        signature(weights, predictor.cfgs, [(image.path, image.level) for image in images]),
+    )
+    looks = missing_looks(images, plans, journal)
+    n_done = sum(map(len, plans.values())) - len(looks)
+    if n_done:
+        print(f"going on: {n_done} tiles were done before")
+    predict(args, folders, predictor, journal, looks)
+    bad |= journal.faults()
+    if len(bad) == len(images):
+        journal.remove()
+        raise InputError(f"none of the {len(images)} images can be used; {bad[0]}")
+    write(args, predictor, journal, (results, images, plans, bad), category_ids)
+    journal.remove()
+    for number in sorted(bad):
+        print(f"left out: {bad[number]}", file=sys.stderr)
+    if bad:
+        raise InputError(
+            f"{len(bad)} of {len(images)} images left out, see above; mend them and predict again"
+        )
+    return 0
+
+
+def predict(
+    args: argparse.Namespace,
+    folders: Sequence[Path],
+    predictor: Predictor,
+    journal: Journal,
+    looks: Sequence[tuple[Key, Look]],
+) -> None:
+    """Predict some tiles, in this process or in several."""
+    from cellseg.network import together
+    from cellseg.predict.shares import predict_share
+
+    if args.num_gpus == 1 or len(looks) < 2:
+        predict_share(predictor, journal, looks, 0, 1)
+    else:
+        together(args.num_gpus, _predict_in_process, args, folders, journal, looks)
+
+
+def _predict_in_process(
+    args: argparse.Namespace,
+    folders: Sequence[Path],
+    journal: Journal,
+    looks: Sequence[tuple[Key, Look]],
+) -> None:
+    utils.quiet_libraries()
+    from cellseg.learn.step import rank, world_size
+    from cellseg.predict.shares import predict_share
+
+    predict_share(load_predictor(args, folders), journal, looks, rank(), world_size())
+
+
+def write(
+    args: argparse.Namespace,
+    predictor: Predictor,
+    journal: Journal,
+    what: tuple[Path, list[ListedImage], Plans, dict[int, str]],
+    category_ids: Sequence[int],
+) -> None:
+    """Merge the tiles into the results, zip them where they are to be submitted, and check."""
     from cellseg.files import write_json
-    from cellseg.predict.images import read_ahead
-    from cellseg.score.results import FILE_NAME
+    from cellseg.predict.shares import joined
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
-    run = runs.open_run(args.checkpoint) if args.checkpoint else runs.newest_run(utils.RUNS)
-    name, images = list_wanted(args, run)
-    category_ids = [category["id"] for category in runs.read_record(run)["categories"]]
-    predictor = load_predictor(args, run)
-
-    output = args.output or run
-    results = output if output.suffix == ".json" else output / name
-    bad: dict[int, InputError] = {}
+    results, images, plans, bad = what
     with write_submission(results, category_ids) as writer:
-        for image, pixels in tqdm(
-            read_ahead(images), total=len(images), desc="predicting", unit="image", disable=None
-        ):
-            if isinstance(pixels, InputError):
-                bad[image.id] = pixels
-                continue
-            try:
-                found = predictor.predict(pixels)
-            except InputError as problem:
-                bad[image.id] = InputError(f"{image.path}: {problem}")
-            else:
-                writer.add(image.id, found)
-        if len(bad) == len(images):
-            raise InputError(f"none of the {len(images)} images can be used; {bad[images[0].id]}")
-    listed = [image.entry() for image in images if image.id not in bad]
+        for number, cells in joined(predictor, journal, plans, bad):
+            writer.add(images[number].id, cells)
+    listed = [image.entry() for number, image in enumerate(images) if number not in bad]
     if args.images:
         write_json(results.with_name(results.stem + "-list.json"), listed, indent=1)
-    archive = write_zip(results) if name == FILE_NAME else None
+    submitted = not args.images and args.dataset == "test"
+    archive = write_zip(results) if submitted else None
     count, empty = check_submission(archive or results, listed, category_ids)
     print(
         f"{count} cells in {len(listed)} images"
@@ -172,13 +318,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if archive:
         print(f"checked, and ready to submit: {utils.shown(archive)}")
-    for error in bad.values():
-        print(f"left out: {error}", file=sys.stderr)
-    if bad:
-        raise InputError(
-            f"{len(bad)} of {len(images)} images left out, see above; mend them and predict again"
-        )
-    return 0
 
 
 if __name__ == "__main__":

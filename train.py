@@ -282,33 +282,14 @@ def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
 
 
 def train_together(args: argparse.Namespace, cfg: CfgNode, new: bool) -> int:
-    """Train in several processes, which Detectron2 starts; give the exit code."""
-    from torch.multiprocessing import ProcessRaisedException
-
+    """Train in several processes; give the exit code."""
     from cellseg import runs
-    from cellseg.network import detectron2_problem
+    from cellseg.network import together
 
-    if detectron2_problem():
-        raise InputError(
-            "--num_gpus: several processes are started by Detectron2, which can't be used here "
-            f"({detectron2_problem()}); train with one"
-        )
-    from detectron2.engine import launch
-
-    try:
-        launch(
-            train,
-            args.num_gpus,
-            args.num_machines,
-            args.machine_rank,
-            args.dist_url,
-            args=(cfg, new),
-        )
-    except ProcessRaisedException as error:
-        _, found, message = str(error).rpartition("InputError: ")
-        if not found:
-            raise
-        raise InputError(message.strip()) from None
+    together(
+        args.num_gpus, train, cfg, new,
+        n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
+    )  # fmt: skip
     finished = (Path(cfg.OUTPUT_DIR) / runs.FINAL).is_file()
     return 0 if finished or args.machine_rank else 130
 

@@ -96,7 +96,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: torch.nn.Module) -> AveragePrecision:
         """Score the held-out images by mask AP."""
         data = cls.data(cfg)
-        return validate(Predictor(model, cfg).predict, data, data.held_out)
+        return validate(Predictor([model], [cfg]).predict, data, data.held_out)
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data(self.cfg)

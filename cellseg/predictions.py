@@ -35,5 +35,16 @@ class Predictions:
     classes: NDArray[np.int64]
     masks: list[RLE]
 
+    @classmethod
+    def none(cls, size: tuple[int, int]) -> Predictions:
+        """Give the predictions of an image in which nothing was found."""
+        return cls(
+            size,
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+            [],
+        )
+
     def __len__(self) -> int:
         return len(self.scores)

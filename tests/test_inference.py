@@ -210,16 +210,13 @@ def test_one_bad_image_does_not_lose_the_others(predict, own, tmp_path, capsys, 
 
 
 def test_an_image_too_large_for_the_gpu_does_not_lose_the_others(predict, monkeypatch, tmp_path):
-    predicted = Predictor.predict
-    calls = []
+    look = Predictor.look
 
-    def out_of_memory(self, image):
-        calls.append(1)
-        if len(calls) == 2:
-            raise InputError("too large")
-        return predicted(self, image)
+    def short_of_memory(self, looks):
+        for number, found in enumerate(look(self, looks)):
+            yield InputError("too large") if number == 1 else found
 
-    monkeypatch.setattr(Predictor, "predict", out_of_memory)
+    monkeypatch.setattr(Predictor, "look", short_of_memory)
     assert "1 of 3 images left out" in refusal(predict, "--score_threshold", 0)
     found = {entry["image_id"] for entry in results(tmp_path / "out" / "test-results.json")}
     assert found == {1, 3}
@@ -262,7 +259,7 @@ def test_bad_places(predict, tmp_path, cells):
     assert "nowhere" in refusal(predict, data=tmp_path / "nowhere")
     file = tmp_path / "file"
     file.touch()
-    assert "can't be written" in refusal(predict, output=file)
+    assert "can't be made" in refusal(predict, output=file)
     (tmp_path / "folder.json").mkdir()
     assert "can't be written" in refusal(predict, output=tmp_path / "folder.json")
 

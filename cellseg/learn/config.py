@@ -94,6 +94,25 @@ def default_config(engine: str) -> CfgNode:
     cfg.TEST.EVAL_EPOCHS = 0.0
     # The same for SOLVER.STEPS, in parts of the run's length.
     cfg.SOLVER.STEP_FRACTIONS = ()
+    # The longest cell to expect, in pixels of the image: tiles overlap by a little more.
+    # Set by the training data; all but one in a thousand of its cells are shorter.
+    cfg.DATA.LONGEST_CELL = 0.0
+    # Sides of the tiles and of their overlap, in pixels of the image; 0 follows from
+    # LONGEST_CELL. Without a ZOOM there are no tiles unless TILE is given.
+    cfg.TEST.TILE = 0
+    cfg.TEST.OVERLAP = 0
+    # What is found in several views is fused: at these scales, times the zoom …
+    cfg.TEST.SCALES = (1.0,)
+    # … each as it is (1), flipped (2), flipped both ways (4) or turned as well (8).
+    cfg.TEST.SYMMETRIES = 1
+    # Views that go through the network at once.
+    cfg.TEST.BATCH = 1
+    # Mixed precision on a GPU.
+    cfg.TEST.AMP = False
+    # Of cells whose masks have at least this IoU, only the best stays …
+    cfg.TEST.MASK_IOU = 0.5
+    # … in a class, or whatever their class.
+    cfg.TEST.ACROSS_CLASSES = False
     # So many scores in a row without a better one end the training; 0 for never.
     cfg.TEST.PATIENCE = 0
     return cfg
@@ -294,7 +313,7 @@ def building(source: object) -> Iterator[None]:
 
 
 def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
-    """Set the zoom and the anchors where the config leaves them to the training data.
+    """Set the longest cell, and the zoom and the anchors where they are left to the data.
 
     Returns
     -------
@@ -302,9 +321,10 @@ def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
     """
     from cellseg.learn.scale import choose_anchors, choose_zoom, measure_cells
 
+    sizes = measure_cells(samples)
+    cfg.DATA.LONGEST_CELL = sizes.longest
     reasons = []
     if cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-        sizes = measure_cells(samples)
         strides = [_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
         if cfg.INPUT.ZOOM_FROM_DATA:
             zoom = choose_zoom(sizes, min(strides))

@@ -32,11 +32,14 @@ class CellSizes:
         Median of the longest side.
     small, large
         5th and 95th percentile of the square root of the area.
+    longest
+        99.9th percentile of the longest side: outlines in error may be longer.
     """
 
     length: float
     small: float
     large: float
+    longest: float
 
 
 class Zoom(NamedTuple):
@@ -68,13 +71,13 @@ def measure_cells(samples: Sequence[Sample]) -> CellSizes:
     boxes = [annotation["bbox"] for sample in samples for annotation in sample["annotations"]]
     if not boxes:
         raise InputError(
-            f"no cell in the {len(samples)} training images, so neither zoom nor anchors can be "
-            "chosen by them; hold out less (--val_fraction), or give INPUT.ZOOM and "
-            "MODEL.ANCHOR_GENERATOR.SIZES"
+            f"no cell in the {len(samples)} training images, so there is nothing to learn; hold "
+            "out less (--val_fraction), or outline some cells"
         )
     sides = np.array(boxes, np.float64)[:, 2:]
     small, large = np.percentile(np.sqrt(sides.prod(axis=1)), [5, 95])
-    return CellSizes(float(np.median(sides.max(axis=1))), float(small), float(large))
+    length, longest = np.percentile(sides.max(axis=1), [50, 99.9])
+    return CellSizes(float(length), float(small), float(large), float(longest))
 
 
 def choose_zoom(sizes: CellSizes, finest_stride: int) -> Zoom:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cellseg.errors import InputError
 
@@ -114,3 +114,45 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     """
     network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
     return network
+
+
+def together(
+    n_processes: int,
+    work: Callable[..., object],
+    *args: Any,
+    n_machines: int = 1,
+    machine: int = 0,
+    address: str = "auto",
+) -> None:
+    """Let several processes work at the same time, which Detectron2 starts and connects.
+
+    Parameters
+    ----------
+    n_processes
+        How many on this machine, each with a GPU of its own if there are any.
+    work
+        Called in each with `args`, which are pickled.
+    n_machines, machine, address
+        How many machines take part, this one's number, and where number 0 is to be found.
+
+    Raises
+    ------
+    InputError
+        If Detectron2 can't be used here, or one of the processes raises it.
+    """
+    from torch.multiprocessing import ProcessRaisedException
+
+    if detectron2_problem():
+        raise InputError(
+            "--num_gpus: several processes are started by Detectron2, which can't be used here "
+            f"({detectron2_problem()}); take one"
+        )
+    from detectron2.engine import launch
+
+    try:
+        launch(work, n_processes, n_machines, machine, address, args=args)
+    except ProcessRaisedException as error:
+        _, found, message = str(error).rpartition("InputError: ")
+        if not found:
+            raise
+        raise InputError(message.strip()) from None

@@ -15,8 +15,8 @@ import torch
 
 from cellseg.network import Found
 
-# Boxes compared with others at a time, and masks: both bound the memory, and keep what is
-# worked on in the processor's cache.
+# Boxes compared with the others at a time, and pairs of masks: bounds of the memory, small
+# enough for the processor's cache.
 _ROWS = 128
 _PAIRS = 512
 
@@ -28,8 +28,8 @@ def fuse(views: Sequence[Found], n_views: int | None = None, *, iou: float = 0.5
     free one of its class whose mask overlaps its own the most. Of these members
 
     - the box is the mean, weighted by score;
-    - the mask is the mean too, each member's sampled on a grid over the fused box, and 0
-      where the member's box doesn't reach;
+    - the mask is the mean too, each sampled on a grid over the fused box, 0 where its own
+      box doesn't reach;
     - the score is the sum over the number of views, so that a cell seen in few of them
       sinks. This is the rule of weighted boxes fusion, mean score x min(T, N) / N for T
       members in N views, since here T is at most N.
@@ -61,9 +61,11 @@ def fuse(views: Sequence[Found], n_views: int | None = None, *, iou: float = 0.5
     if n_views is None:
         n_views = len(views)
     if not views or n_views < len(views):
-        raise ValueError(f"{len(views)} views of {n_views}; at least one, and no more, expected")
+        raise ValueError(
+            f"{len(views)} views of {n_views}, expected one or more, and no more than all"
+        )
     found, view = _stack(views)
-    first, second, overlap = _overlaps(found, view, iou)
+    first, second, overlap = _overlaps(found, iou)
     cluster = _cluster(view.tolist(), first.tolist(), second.tolist(), overlap.tolist())
     fused = _average(found, torch.tensor(cluster, dtype=torch.int64), n_views)
     return fused[_best_first(fused)]
@@ -89,10 +91,8 @@ def _best_first(found: Found) -> torch.Tensor:
     return torch.from_numpy(np.lexsort(keys))
 
 
-def _overlaps(
-    found: Found, view: torch.Tensor, iou: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the pairs of one class in two views whose masks have at least this IoU.
+def _overlaps(found: Found, iou: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the pairs of one class whose masks have at least this IoU.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def _overlaps(
         `(P,)` each: the detections, `first < second`, and the IoU of their masks.
     """
     areas = _mask_areas(found)
-    first, second = _candidates(found, view, iou * areas)
+    first, second = _candidates(found, iou * areas)
     shared = torch.cat(
         [
             _shared_mask_area(found[a], found[b])
@@ -129,10 +129,8 @@ def _shared_mask_area(first: Found, second: Found) -> torch.Tensor:
     return _box_areas(first.boxes) * both.float().mean((1, 2))
 
 
-def _candidates(
-    found: Found, view: torch.Tensor, least: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the pairs of one class in two views whose masks could have enough in common.
+def _candidates(found: Found, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the pairs of one class whose masks could have enough in common.
 
     What two masks share lies in both boxes, and is at least the IoU times the larger
     mask. A tenth less is asked of the boxes, since areas on a grid are coarse.
@@ -159,8 +157,8 @@ def _candidates(
         enough = shared > torch.maximum(least[rows, None], least[begin:end])
         pairs.append(order[begin + enough.triu_(1).nonzero()])
     first, second = torch.cat(pairs).sort(1).values.unbind(1)
-    keep = (view[first] != view[second]) & (found.classes[first] == found.classes[second])
-    return first[keep], second[keep]
+    alike = found.classes[first] == found.classes[second]
+    return first[alike], second[alike]
 
 
 def _shared_area(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -1,34 +1,61 @@
-"""Which images to predict, and reading them while the network is busy with the one before."""
+"""Which images to predict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.learn.samples import name_images
 from cellseg.read.coco import load_coco
 from cellseg.read.layout import list_images, read_test_list
-from cellseg.read.tiff import image_size, read_image
+from cellseg.read.tiff import image_size
+from cellseg.read.window import open_image
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image to predict: its id in the results, its name, place, and size where listed."""
+    """An image to predict.
+
+    Attributes
+    ----------
+    id
+        Its id in the results.
+    file_name
+        Its name there.
+    path
+        Its place.
+    size
+        Its height and width where they are listed, in pixels of the level.
+    level
+        Which level of a file's pyramid.
+    """
 
     id: int
     file_name: str
     path: Path
     size: tuple[int, int] | None
+    level: int = 0
+
+    def read_size(self) -> tuple[int, int]:
+        """Give its height and width; from its header, if they aren't listed.
+
+        Raises
+        ------
+        InputError
+            If the header can't be read, or has no such level.
+        """
+        if self.size:
+            return self.size
+        if not self.level:
+            return image_size(self.path)
+        with open_image(self.path, self.level) as image:
+            return image.size
 
     def entry(self) -> dict[str, int | str]:
-        """Give it in the form of the test list; the size is read if it isn't listed."""
-        height, width = self.size or image_size(self.path)
+        """Give it in the form of the test list."""
+        height, width = self.read_size()
         return {"file_name": self.file_name, "id": self.id, "height": height, "width": width}
 
 
@@ -70,7 +97,7 @@ def list_annotated_images(
     ]
 
 
-def list_any_images(paths: Sequence[Path]) -> list[ListedImage]:
+def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ListedImage]:
     """List images, and the images in folders, with the ids 1, 2, … in that order.
 
     One that is named twice, by itself and by its folder perhaps, is listed once.
@@ -89,34 +116,4 @@ def list_any_images(paths: Sequence[Path]) -> list[ListedImage]:
         else:
             raise InputError(f"--images {path}: no such file; an image or a folder is expected")
     once = {path.resolve(): path for path in files}
-    return [ListedImage(n, str(path), path, None) for n, path in enumerate(once.values(), 1)]
-
-
-def read_ahead(
-    images: Sequence[ListedImage],
-) -> Iterator[tuple[ListedImage, NDArray[np.uint8] | InputError]]:
-    """Read the images in their order, the next one while the caller works on this one.
-
-    What can't be read, or has another size than listed, comes as the error that says so.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(_read, images[0]) if images else None
-        for index, image in enumerate(images):
-            assert ahead is not None
-            result = ahead.result()
-            if index + 1 < len(images):
-                ahead = pool.submit(_read, images[index + 1])
-            yield image, result
-
-
-def _read(image: ListedImage) -> NDArray[np.uint8] | InputError:
-    try:
-        pixels = read_image(image.path)
-    except InputError as error:
-        return error
-    if image.size and pixels.shape[:2] != image.size:
-        return InputError(
-            f"{image.path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but it "
-            f"is listed with {image.size[0]} x {image.size[1]}; take the image that the list means"
-        )
-    return pixels
+    return [ListedImage(n, str(path), path, None, level) for n, path in enumerate(once.values(), 1)]

@@ -1,12 +1,14 @@
 """The cells of an image from those of its overlapping tiles, by the overlap of their masks.
 
-A tile's inner edge cuts cells, and each overlap shows cells twice. Three rules, in this
-order, leave each cell once:
+A tile's inner edge cuts cells, and each overlap shows cells twice. These rules leave each
+cell once:
 
-1. A cut piece gives way to the cells of another tile that are whole and cover most of it.
-2. Cut pieces of two tiles that agree where both tiles look are pieces of one cell and are
-   joined. So is a cell that is longer than the overlap, or than a tile.
-3. Of cells that are the same by their overlap, the best stays: pieces that no other tile
+1. Of cells of one tile that are the same by their overlap, the best score stays (`suppress`).
+   Slivers go if another tile shows all of them, and more.
+2. A cut piece gives way to a whole cell of another tile that covers most of it.
+3. Cut pieces of two tiles that agree where both tiles look are pieces of one cell, longer
+   than the overlap or even than a tile. They are joined.
+4. Of cells of several tiles that are the same, one stays: pieces that no other tile
    continues come last, then the score decides.
 
 Tiles are taken one after the other, and a cell is handed out as soon as no later tile can
@@ -39,8 +41,8 @@ from cellseg.rle import (
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Part of a cut piece that whole cells must cover to take its place. Low, since a network
-# draws slivers badly.
+# Part of a cut piece that a whole cell must cover to take its place. Low, since a network
+# draws badly what it sees a part of.
 _COVERED = 0.5
 
 # Detections of two tiles that share this part of the smaller one are settled together.
@@ -72,11 +74,7 @@ def suppress(
     Those that stay, best score first, as they were. Detections without a pixel don't stay.
     """
     runs = decode(predictions.masks, predictions.size)
-    area = areas(runs)
-    pairs = overlapping_boxes(boxes_xyxy(runs))
-    pairs = pairs[_same_cell(runs, predictions.classes, pairs, iou, inside, across_classes)]
-    order = _best_first(runs, predictions.scores, predictions.classes)
-    stays = order[(_suppress_in_order(order, pairs) & (area > 0))[order]]
+    stays = _distinct(runs, predictions.scores, predictions.classes, iou, inside, across_classes)
     return Predictions(
         predictions.size,
         predictions.boxes[stays],
@@ -105,8 +103,8 @@ def merge_tiles(
         and boxes are of the tile's size. Taken one at a time.
     iou, inside, across_classes
         Which cells are the same, as for `suppress`; cut pieces also agree from `iou` up.
-        Whether a piece gives way to a whole cell is asked whatever the classes, since a
-        tile that shows more of a cell knows its class better too. Pieces are joined within
+        A piece gives way to a whole cell of another class too if that has the better score:
+        the tile that shows more of a cell knows its class better. Pieces are joined within
         their class; one that none of its class continues is joined to another's.
 
     Yields
@@ -126,9 +124,11 @@ def merge_tiles(
     for index, (tile, predictions) in enumerate(zip(plan, found, strict=True)):
         if predictions.size != tile.size:
             raise ValueError(f"cells of {predictions.size} in a tile of {tile.size}")
-        distinct = suppress(predictions, iou, inside, across_classes)
+        new = _Pieces.of_tile(tile, predictions, plan.size)
+        new = new[_distinct(new.runs, new.scores, new.classes, iou, inside, across_classes)]
+        new = new[~(tile.cuts_to_slivers(new.boxes) & plan.shows_whole(new.boxes))]
         n_before = len(pending)
-        pending = pending.and_more(_Pieces.of_tile(tile, distinct, plan.size))
+        pending = pending.and_more(new)
         relations = relations.and_more(_relate(pending, n_before, tile, iou))
 
         group = _groups(len(pending), relations.at)
@@ -147,7 +147,7 @@ class _Pieces:
     Attributes
     ----------
     runs
-        Their masks; none is without a pixel.
+        Their masks.
     boxes, scores, classes
         As in `Predictions`.
     cut
@@ -177,26 +177,27 @@ class _Pieces:
     @classmethod
     def of_tile(cls, tile: Tile, found: Predictions, size: tuple[int, int]) -> _Pieces:
         left, top = tile.window[:2]
+        boxes = found.boxes + np.array([left, top] * 2, np.float32)
         return cls(
             _move(decode(found.masks, found.size), left, top, size),
-            found.boxes + np.array([left, top] * 2, np.float32),
+            boxes,
             found.scores,
             found.classes,
-            tile.cuts(found.boxes),
+            tile.cuts(boxes),
             np.tile(np.array(tile.window), (len(found), 1)),
         )
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, keep: Bools) -> _Pieces:
+    def __getitem__(self, places: Ints | Bools) -> _Pieces:
         return _Pieces(
-            _take(self.runs, np.flatnonzero(keep)),
-            self.boxes[keep],
-            self.scores[keep],
-            self.classes[keep],
-            self.cut[keep],
-            self.windows[keep],
+            _take(self.runs, np.arange(len(self))[places]),
+            self.boxes[places],
+            self.scores[places],
+            self.classes[places],
+            self.cut[places],
+            self.windows[places],
         )
 
     def and_more(self, other: _Pieces) -> _Pieces:
@@ -252,18 +253,20 @@ def _relate(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _Relation
     left, top, right, bottom = tile.window
     in_columns = (boxes[:, 0] < right) & (boxes[:, 2] > left)
     near = np.flatnonzero(in_columns & (boxes[:, 1] < bottom) & (boxes[:, 3] > top))
-    at = near[overlapping_boxes(boxes[near])]
-    at = at[(at[:, 0] < n_before) != (at[:, 1] < n_before)]
+    pieces, is_new = pieces[near], near >= n_before
+    at = overlapping_boxes(boxes[near])
+    at = at[is_new[at[:, 0]] != is_new[at[:, 1]]]
 
-    shared = shared_pixels(pieces.runs, at)
-    area, cut = areas(pieces.runs)[at], pieces.cut[at]
-    covered = cut & ~cut[:, ::-1] & (shared[:, None] >= _COVERED * area)
+    shared, area = shared_pixels(pieces.runs, at), areas(pieces.runs)[at]
+    cut, scores, classes = pieces.cut[at], pieces.scores[at], pieces.classes[at]
+    gives_way = cut & ~cut[:, ::-1] & (shared[:, None] >= _COVERED * area)
+    gives_way &= (classes == classes[:, ::-1]) | (scores < scores[:, ::-1])
+    at[gives_way[:, 1]] = at[gives_way[:, 1], ::-1]
     both_cut = np.flatnonzero(cut.all(1) & (shared > 0))
     agrees = np.zeros(len(at), bool)
     agrees[both_cut] = _local_iou(pieces, at[both_cut], shared[both_cut]) >= iou
-    at[covered[:, 1]] = at[covered[:, 1], ::-1]
     related = agrees | (shared >= _RELATED * area.min(1))
-    return _Relations(at[related], covered.any(1)[related], agrees[related])
+    return _Relations(near[at[related]], gives_way.any(1)[related], agrees[related])
 
 
 def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64]:
@@ -324,6 +327,22 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
         pieces.cut[first] & (np.bincount(group, minlength=n) == 1),
         pieces.windows[first],
     )
+
+
+def _distinct(
+    runs: Runs,
+    scores: NDArray[np.float32],
+    classes: Ints,
+    iou: float,
+    inside: float,
+    across_classes: bool,
+) -> Ints:
+    """Give the places of the masks that `suppress` keeps, best score first."""
+    pairs = overlapping_boxes(boxes_xyxy(runs))
+    pairs = pairs[_same_cell(runs, classes, pairs, iou, inside, across_classes)]
+    order = _best_first(runs, scores, classes)
+    stays = _suppress_in_order(order, pairs) & (areas(runs) > 0)
+    return order[stays[order]]
 
 
 def _same_cell(

@@ -1,107 +1,395 @@
-"""The network at work: an image in, `Predictions` out."""
+"""Networks at work: images in, `Predictions` out.
+
+    predictor = Predictor.of_run("tensorboard/mask_rcnn_R_50_FPN_3x/20250401-120000")
+    found = predictor.predict("slide.tif")
+
+An image is looked at tile by tile, each tile in several views and by several networks if
+they are wanted; what they find is fused, and the tiles are merged.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import load_weights
-from cellseg.learn.config import building, check_network
-from cellseg.network import Finder, Found, build_network
+from cellseg.learn.config import building, check_network, load_config, merge_options
+from cellseg.network import Found, build_network
+from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
+from cellseg.predict.merge import merge_tiles
+from cellseg.predict.tiles import Tile, TilePlan, choose_tile, plan_tiles
+from cellseg.predict.views import check_views, plan_views
 from cellseg.predictions import Predictions
-from cellseg.view import View, shortest_edge, to_tensor
+from cellseg.read.window import WindowedImage, from_array, open_image
+from cellseg.view import View, to_tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """A tile of an image to look at.
+
+    Attributes
+    ----------
+    image
+        A file, or pixels as `cellseg.read.window.from_array` takes them.
+    level
+        Which level of a file's pyramid.
+    size
+        Height and width of the image in pixels.
+    tile
+        The tile.
+    """
+
+    image: Path | NDArray[Any]
+    level: int
+    size: tuple[int, int]
+    tile: Tile
 
 
 class Predictor:
-    """Predicts with a trained network, one image at a time."""
+    """Predicts with one or more trained networks."""
 
-    def __init__(self, network: torch.nn.Module, cfg: CfgNode) -> None:
+    def __init__(self, networks: Sequence[torch.nn.Module], cfgs: Sequence[CfgNode]) -> None:
         """
         Parameters
         ----------
-        network
-            The network.
-        cfg
-            Its config, whose `INPUT` says how much an image is zoomed.
-        """
-        self.network = network
-        self.cfg = cfg
-
-    @classmethod
-    def load(cls, cfg: CfgNode, weights: Path) -> Predictor:
-        """Build the network of a run's config and load its weights.
+        networks
+            One or more, of the same classes. What they find is fused.
+        cfgs
+            The config of each. What isn't a network's own matter is as the first says.
 
         Raises
         ------
         InputError
-            If the config gives no Mask R-CNN, or the file does not hold its weights.
+            If a key of the prediction makes no sense.
         """
-        check_network(cfg)
-        with building("the run's config"):
-            network = build_network(cfg)
-        load_weights(network, weights)
-        return cls(network, cfg)
+        self.networks = networks
+        self.cfgs = cfgs
+        self.cfg = cfgs[0]
+        self.batch = self.cfg.TEST.BATCH
+        for cfg in cfgs:
+            check_views(cfg)
 
-    def predict(self, image: NDArray[np.uint8]) -> Predictions:
+    @classmethod
+    def of_run(
+        cls,
+        run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        weights: str | None = None,
+        device: str = "cpu",
+        options: Sequence[str] = (),
+    ) -> Predictor:
+        """Load the network of a run folder, or those of several.
+
+        Parameters
+        ----------
+        run
+            The folder, or folders.
+        weights
+            Which weights in it; the best ones, if there are such, else the final ones.
+        device
+            Where the network runs: "cpu", "cuda", …
+        options
+            Keys of the config and their values, one after the other:
+            `["TEST.SYMMETRIES", "4"]`.
+
+        Raises
+        ------
+        InputError
+            If it isn't a run, its files are damaged, or a key or value is unknown.
+        """
+        folders = [run] if isinstance(run, str | os.PathLike) else run
+        networks, cfgs = [], []
+        for folder in map(Path, folders):
+            cfg = load_config(runs.open_run(folder) / runs.CONFIG)
+            merge_options(cfg, options)
+            cfg.MODEL.DEVICE = device
+            networks.append(load_network(cfg, runs.choose_weights(folder, weights)))
+            cfgs.append(cfg)
+        return cls(networks, cfgs)
+
+    def predict(self, image: str | os.PathLike[str] | NDArray[Any], level: int = 0) -> Predictions:
         """Find the cells of an image.
 
         Parameters
         ----------
         image
-            `(H, W, 3)` uint8, RGB.
+            A file that `cellseg.read.window.open_image` takes, or `(H, W)`, `(H, W, 3)` or
+            `(H, W, 4)` uint8 or uint16.
+        level
+            Of a file with a pyramid, which level to look at; all pixels are then its.
 
         Raises
         ------
         InputError
-            If the GPU's memory is too small for it.
+            If the file can't be read, or the GPU's memory is too small.
         """
-        height, width = image.shape[:2]
-        view = self._whole(height, width)
-        was_training = self.network.training
-        self.network.eval()
+        if not isinstance(image, np.ndarray):
+            image = Path(image)
+        with _open(image, level) as opened:
+            size = opened.size
+        plan = self.plan(size)
+        looks = [Look(image, level, size, tile) for tile in plan]
+        return join(size, self.merge(plan, map(_sound, self.look(looks))))
+
+    def plan(self, size: tuple[int, int]) -> TilePlan:
+        """Plan the tiles of an image of that height and width."""
+        test = self.cfg.TEST
+        if not (self.cfg.INPUT.ZOOM or test.TILE):
+            return plan_tiles(size, max(2, *size), 1)  # as a whole
+        tile, overlap = choose_tile(self.cfg.DATA.LONGEST_CELL)
+        overlap = test.OVERLAP or overlap
+        return plan_tiles(size, test.TILE or max(tile, 4 * overlap), overlap)
+
+    def merge(self, plan: TilePlan, found: Iterable[Predictions]) -> Iterator[Predictions]:
+        """Put together what was found in the tiles of an image, in the plan's order."""
+        test = self.cfg.TEST
+        return merge_tiles(plan, found, iou=test.MASK_IOU, across_classes=test.ACROSS_CLASSES)
+
+    def look(self, looks: Iterable[Look]) -> Iterator[Predictions | InputError]:
+        """Find the cells of tiles, in the tiles' own pixels.
+
+        While the networks are busy with some tiles, the next ones are read, and the masks
+        of the former ones encoded.
+
+        Yields
+        ------
+        For each, in their order, the cells, best first, or why there are none to be had.
+        """
+        n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
+        groups = _grouped(looks, max(1, self.batch // n_views))
+        with (
+            contextlib.closing(_Reader()) as reader,
+            ThreadPoolExecutor(1) as ahead,
+            ThreadPoolExecutor(1) as behind,
+        ):
+            read = _ahead(ahead, ((group, list(map(reader.read, group))) for group in groups))
+            finished: Future[list[Predictions | InputError]] | None = None
+            for group, pixels in read:
+                found = self._find(group, pixels)
+                if finished:
+                    yield from finished.result()
+                finished = behind.submit(self._finish, group, found)
+            if finished:
+                yield from finished.result()
+
+    def _find(
+        self, group: Sequence[Look], pixels: Sequence[NDArray[np.uint8] | InputError]
+    ) -> list[list[Found] | InputError]:
+        """Give for each tile what was found in each of its views, in its pixels, on the CPU."""
+        found: list[list[Found] | InputError] = [
+            p if isinstance(p, InputError) else [] for p in pixels
+        ]
+        for network, cfg in zip(self.networks, self.cfgs, strict=True):
+            jobs: list[tuple[int, View]] = []
+            inputs = []
+            for number, (look, seen) in enumerate(zip(group, pixels, strict=True)):
+                if isinstance(seen, InputError) or isinstance(found[number], InputError):
+                    continue
+                height, width = look.tile.size
+                for view in plan_views(look.tile, look.size, cfg):
+                    view = View((0, 0, width, height), *_but_window(view))
+                    jobs.append((number, view))
+                    inputs.append(to_tensor(view.apply_image(seen), cfg.INPUT.FORMAT))
+            outputs = self._in_batches(network, cfg, inputs)
+            for (number, view), output in zip(jobs, outputs, strict=True):
+                of_tile = found[number]
+                if isinstance(output, InputError):
+                    found[number] = output
+                elif isinstance(of_tile, list):
+                    of_tile.append(_inverted(output, view))
+        return found
+
+    def _in_batches(
+        self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
+    ) -> Iterator[Found | InputError]:
+        """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short."""
+        finder: Any = network
+        done = 0
+        with _evaluating(network), torch.autocast("cuda", enabled=_mixed(cfg)):
+            while done < len(inputs):
+                part = inputs[done : done + self.batch]
+                try:
+                    found = finder.find(part)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    if len(part) > 1:
+                        self.batch = len(part) // 2
+                        tqdm.write(
+                            f"the GPU's memory is too small for {len(part)} views at once: going "
+                            f"on with {self.batch}",
+                            file=sys.stderr,
+                        )
+                        continue
+                    found = [_too_large(part[0])]
+                yield from found
+                done += len(part)
+
+    def _finish(
+        self, group: Sequence[Look], found: Sequence[list[Found] | InputError]
+    ) -> list[Predictions | InputError]:
+        """Fuse what was found in the views of each tile, and encode the masks."""
+        most = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        return [
+            views if isinstance(views, InputError) else _encode(fuse(views), look.tile.size, most)
+            for look, views in zip(group, found, strict=True)
+        ]
+
+
+def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
+    """Build the network of a run's config and load its weights.
+
+    Raises
+    ------
+    InputError
+        If the config gives no Mask R-CNN, or the file does not hold its weights.
+    """
+    check_network(cfg)
+    with building("the run's config"):
+        network = build_network(cfg)
+    load_weights(network, weights)
+    return network
+
+
+def join(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
+    """Put the cells of several parts of an image into one, best score first."""
+    listed = [Predictions.none(size), *parts]
+    scores = np.concatenate([part.scores for part in listed])
+    order = np.argsort(-scores, kind="stable")
+    masks = [mask for part in listed for mask in part.masks]
+    return Predictions(
+        size,
+        np.concatenate([part.boxes for part in listed])[order],
+        scores[order],
+        np.concatenate([part.classes for part in listed])[order],
+        [masks[n] for n in order],
+    )
+
+
+def _sound(found: Predictions | InputError) -> Predictions:
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _but_window(view: View) -> tuple[tuple[int, int], bool, bool, bool]:
+    return view.size, view.flip_x, view.flip_y, view.transpose
+
+
+def _inverted(found: Found, view: View) -> Found:
+    """Give what was found in a view in the pixels of what it shows."""
+    return Found(
+        view.invert_boxes(found.boxes.float().cpu()),
+        found.scores.float().cpu(),
+        found.classes.cpu(),
+        view.invert_grids(found.masks.float().cpu()),
+    )
+
+
+def _encode(found: Found, size: tuple[int, int], most: int) -> Predictions:
+    """Encode the best cells of a tile of that size."""
+    height, width = size
+    boxes = found.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
+    found = Found(boxes, found.scores, found.classes, found.masks)
+    found = found[((boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero()[:, 0]]
+    found = found[torch.argsort(found.scores, descending=True, stable=True)[:most]]
+    return Predictions(
+        size=size,
+        boxes=found.boxes.numpy(),
+        scores=found.scores.numpy(),
+        classes=found.classes.numpy(),
+        masks=encode_masks(found.masks, found.boxes, size),
+    )
+
+
+def _too_large(tensor: torch.Tensor) -> InputError:
+    height, width = tensor.shape[1:]
+    return InputError(
+        f"{height} x {width} pixels, as the network sees it, are too many for the GPU's memory; "
+        "predict in smaller tiles with TEST.TILE, with --device cpu, or enlarge less"
+    )
+
+
+def _mixed(cfg: CfgNode) -> bool:
+    return bool(cfg.TEST.AMP) and torch.device(cfg.MODEL.DEVICE).type == "cuda"
+
+
+@contextlib.contextmanager
+def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and back."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+
+
+class _Reader:
+    """Reads tiles, and keeps the image open that it read last."""
+
+    def __init__(self) -> None:
+        self._image: Path | NDArray[Any] | None = None
+        self._opened: WindowedImage | None = None
+
+    def read(self, look: Look) -> NDArray[np.uint8] | InputError:
+        """Read a tile, or say what is wrong with its image."""
         try:
-            found = self._find(view, image)
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"an image of {height} x {width} pixels, enlarged to {view.shape[0]} x "
-                f"{view.shape[1]}, is too large for the GPU's memory; predict with --device cpu, "
-                "or enlarge less with INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST"
-            ) from None
-        finally:
-            self.network.train(was_training)
-        boxes = found.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
-        found = found[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-        found = found[torch.argsort(found.scores, descending=True, stable=True)]
-        return Predictions(
-            size=(height, width),
-            boxes=found.boxes.numpy(),
-            scores=found.scores.numpy(),
-            classes=found.classes.numpy(),
-            masks=encode_masks(found.masks, found.boxes, (height, width)),
-        )
+            if self._opened is None or self._image is not look.image:
+                self.close()
+                self._opened = _open(look.image, look.level)
+                self._image = look.image
+            if self._opened.size != look.size:
+                found, size = self._opened.size, look.size
+                return InputError(
+                    f"{look.image}: {found[0]} x {found[1]} pixels (height x width), but it is "
+                    f"listed with {size[0]} x {size[1]}; take the image that the list means"
+                )
+            return self._opened.read(look.tile.window)
+        except InputError as error:
+            return error
 
-    def _whole(self, height: int, width: int) -> View:
-        """Give the view of a whole image."""
-        inputs = self.cfg.INPUT
-        if inputs.ZOOM:
-            size = max(1, round(height * inputs.ZOOM)), max(1, round(width * inputs.ZOOM))
-        else:
-            size = shortest_edge((height, width), inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
-        return View((0, 0, width, height), size)
+    def close(self) -> None:
+        if self._opened:
+            self._opened.close()
+        self._opened = None
 
-    def _find(self, view: View, image: NDArray[np.uint8]) -> Found:
-        """Find the cells in a view; they come back in the image's pixels, on the CPU."""
-        finder: Finder = self.network  # type: ignore[assignment]
-        found = finder.find([to_tensor(view.apply_image(image), self.cfg.INPUT.FORMAT)])[0]
-        return Found(
-            view.invert_boxes(found.boxes.float().cpu()),
-            found.scores.float().cpu(),
-            found.classes.cpu(),
-            view.invert_grids(found.masks.float().cpu()),
-        )
+
+def _open(image: Path | NDArray[Any], level: int) -> WindowedImage:
+    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
+
+
+def _grouped(looks: Iterable[Look], count: int) -> Iterator[list[Look]]:
+    """Take so many at a time."""
+    group: list[Look] = []
+    for look in looks:
+        group.append(look)
+        if len(group) == count:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _ahead(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
+    """Make the next item in another thread, while the caller works on this one."""
+    end = object()
+    coming = pool.submit(next, items, end)
+    while (item := coming.result()) is not end:
+        coming = pool.submit(next, items, end)
+        yield item

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
-# Pixels. Masks of cut cells end a little before the tile's edge, since the mask head's
-# grid is coarser than the image.
-EDGE = 2
+# Pixels: a cell that comes nearer to a tile's edge may go on beyond it. Not 1, since the
+# network's boxes and masks of cut cells end a little before the edge.
+EDGE = 3
 
 _LEAST_TILE = 512  # px: smaller tiles cost more calls of the network than they save memory
 
@@ -47,15 +47,31 @@ class Tile:
         Parameters
         ----------
         boxes
-            `(N, 4)` XYXY in pixels of the tile.
+            `(N, 4)` XYXY in pixels of the image, of cells as the tile shows them.
 
         Returns
         -------
         `(N,)` bool: comes nearer than `EDGE` pixels to an inner edge.
         """
-        height, width = self.size
-        space = np.stack([boxes[:, 0], boxes[:, 1], width - boxes[:, 2], height - boxes[:, 3]], 1)
+        left, top, right, bottom = self.window
+        space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
         return np.any((space < EDGE) & self.inner, axis=1)
+
+    def cuts_to_slivers(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which of the cells that it cuts end at most `2 * EDGE` pixels from that edge.
+
+        Parameters
+        ----------
+        boxes
+            As for `cuts`.
+
+        Returns
+        -------
+        `(N,)` bool.
+        """
+        left, top, right, bottom = self.window
+        depth = boxes[:, [2, 3, 0, 1]] * (1, 1, -1, -1) - (left, top, -right, -bottom)
+        return self.cuts(boxes) & np.any((depth <= 2 * EDGE) & self.inner, axis=1)
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,27 @@ class TilePlan:
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[index] for index in range(len(self)))
+
+    def shows_whole(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which boxes some tile shows without cutting them (`Tile.cuts`).
+
+        Parameters
+        ----------
+        boxes
+            `(N, 4)` XYXY in pixels of the image.
+
+        Returns
+        -------
+        `(N,)` bool.
+        """
+        whole = np.ones(len(boxes), bool)
+        for axis, starts in ((0, self.lefts), (1, self.tops)):
+            start, end = boxes[:, axis], boxes[:, axis + 2]
+            # Of the tiles that don't cut its start, the last shows most of what follows.
+            last = np.searchsorted(starts[1:], start - EDGE, side="right")
+            tile_end = np.array(starts)[last] + self.tile_size[1 - axis]
+            whole &= (end <= tile_end - EDGE) | (last == len(starts) - 1)
+        return whole
 
     def shows_again(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """Say which boxes a tile after tile `index` shows a pixel of.

@@ -23,15 +23,15 @@ def images(*sides):
 def test_sizes_by_hand():
     """Of 21 cells of area 1², 2² … 21² the 5th percentile is the 2nd, the 95th the 20th."""
     sizes = measure_cells(images(*((n * n, 1) for n in range(1, 22))))
-    assert sizes == CellSizes(length=121.0, small=2.0, large=20.0)
+    assert sizes == CellSizes(length=121.0, small=2.0, large=20.0, longest=pytest.approx(441 - 0.02 * 41))
 
 
 def test_the_longest_side_may_be_either():
-    assert measure_cells(images((2, 18), (18, 2), (6, 6))) == CellSizes(18.0, 6.0, 6.0)
+    assert measure_cells(images((2, 18), (18, 2), (6, 6))) == CellSizes(18.0, 6.0, 6.0, 18.0)
 
 
 def test_one_cell():
-    assert measure_cells(images((4, 9))) == CellSizes(9.0, 6.0, 6.0)
+    assert measure_cells(images((4, 9))) == CellSizes(9.0, 6.0, 6.0, 9.0)
 
 
 @pytest.mark.parametrize("samples", [[], images()])
@@ -54,14 +54,14 @@ def test_no_cell(samples):
     ],
 )
 def test_zoom_by_hand(length, stride, value):
-    assert choose_zoom(CellSizes(length, 1, 1), stride).value == value
+    assert choose_zoom(CellSizes(length, 1, 1, length), stride).value == value
 
 
 def test_zoom_says_why():
-    assert choose_zoom(CellSizes(26.0, 9, 40), 4).reason == (
+    assert choose_zoom(CellSizes(26.0, 9, 40, 60), 4).reason == (
         "zoom 1.54: the median cell is 26 px long, 40 px suit features of stride 4"
     )
-    assert choose_zoom(CellSizes(10.5, 9, 40), 16).reason == (
+    assert choose_zoom(CellSizes(10.5, 9, 40, 60), 16).reason == (
         "zoom 4: the median cell is 10.5 px long, 56 px suit features of stride 16, but zooms go "
         "from 0.5 to 4"
     )
@@ -88,11 +88,11 @@ def test_zoom_says_why():
     ],
 )
 def test_anchors_by_hand(small, large, zoom, strides, expected):
-    assert choose_anchors(CellSizes(50, small, large), zoom, strides).sizes == expected
+    assert choose_anchors(CellSizes(50, small, large, 99), zoom, strides).sizes == expected
 
 
 def test_anchors_say_why():
-    assert choose_anchors(CellSizes(26, 10, 40.26), 1.5, [4, 8, 16]).reason == (
+    assert choose_anchors(CellSizes(26, 10, 40.26, 60), 1.5, [4, 8, 16]).reason == (
         "anchors of 15, 30, 60 px: nine in ten cells measure 10.0 to 40.3 px (root of the box's "
         "area), zoomed by 1.5"
     )

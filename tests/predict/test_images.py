@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from cellseg.errors import InputError
-from cellseg.predict import images as module
 from cellseg.predict.images import (
-    ListedImage,
     list_annotated_images,
     list_any_images,
     list_test_images,
-    read_ahead,
 )
 
 
@@ -83,57 +78,3 @@ def test_annotated_images(tmp_path):
 def test_images_that_share_a_name(tmp_path):
     file = coco(tmp_path / "c.json", "a/x.png", "b/x.png")
     assert [i.id for i in list_annotated_images(tmp_path, file, ["b/x.png"])] == [6]
-
-
-def test_damage_comes_in_its_place(tmp_path):
-    good = ListedImage(1, "a", write(tmp_path / "a.png"), (4, 6))
-    cut = write(tmp_path / "b.png", (50, 50))
-    cut.write_bytes(cut.read_bytes()[:60])
-    missing = ListedImage(3, "c", tmp_path / "c.png", None)
-    other_size = ListedImage(4, "a", good.path, (6, 4))
-    found = list(read_ahead([good, ListedImage(2, "b", cut, None), missing, other_size, good]))
-    assert [image.id for image, _ in found] == [1, 2, 3, 4, 1]
-    kinds = [isinstance(result, InputError) for _, result in found]
-    assert kinds == [False, True, True, True, False]
-    assert "4 x 6 pixels (height x width), but it is listed with 6 x 4" in str(found[3][1])
-    pixels = found[0][1]
-    assert isinstance(pixels, np.ndarray)
-    assert np.array_equal(pixels, np.full((4, 6, 3), 7, np.uint8))
-
-
-def test_no_images():
-    assert list(read_ahead([])) == []
-
-
-def test_the_next_image_is_read_meanwhile(monkeypatch):
-    begun = [threading.Event() for _ in range(3)]
-
-    def read(image):
-        begun[image.id].set()
-        return np.zeros((1, 1, 3), np.uint8)
-
-    monkeypatch.setattr(module, "_read", read)
-    listed = [ListedImage(n, "", None, None) for n in range(3)]  # type: ignore[arg-type]
-    steps = read_ahead(listed)
-    next(steps)
-    assert begun[1].wait(10)
-    assert not begun[2].is_set()
-    assert len(list(steps)) == 2
-
-
-@pytest.mark.parametrize("mode", ["grey", "rgba", "16 bit", "one pixel"])
-def test_read_as_training_reads(tmp_path, mode):
-    path = tmp_path / "a.tif"
-    grey = np.full((2, 3), 9, np.uint8)
-    kinds: dict[str, np.ndarray] = {
-        "grey": grey,
-        "rgba": np.dstack([grey, grey, grey, 0 * grey]),
-        "16 bit": np.full((2, 3, 3), 257 * 9, np.uint16),
-        "one pixel": np.full((1, 1, 3), 9, np.uint8),
-    }
-    stored = kinds[mode]
-    tifffile.imwrite(path, stored, photometric="minisblack" if mode == "grey" else "rgb")
-    height, width = stored.shape[:2]
-    ((_, pixels),) = read_ahead([ListedImage(1, "a", path, (height, width))])
-    assert isinstance(pixels, np.ndarray)
-    assert np.array_equal(pixels, np.full((height, width, 3), 9, np.uint8))

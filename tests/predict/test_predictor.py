@@ -13,7 +13,7 @@ from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.learn.checkpoint import load_weights
 from cellseg.network import build_network
-from cellseg.predict.predictor import Predictor
+from cellseg.predict.predictor import Predictor, load_network
 from cellseg.read.tiff import read_image
 from cellseg.view import shortest_edge
 
@@ -25,9 +25,13 @@ def cfg(run):
     return cfg
 
 
+def loaded(cfg, run):
+    return Predictor([load_network(cfg, run / runs.FINAL)], [cfg])
+
+
 @pytest.fixture(scope="module")
 def predictor(run, cfg):
-    return Predictor.load(cfg, run / runs.FINAL)
+    return loaded(cfg, run)
 
 
 @pytest.mark.detectron2
@@ -86,12 +90,12 @@ def test_no_zoom(cfg, run, cells):
     image = read_image(next(cells.glob("test_release/*.tif")))
     own = cfg.clone()
     config.merge_options(own, ["INPUT.MIN_SIZE_TEST", "0"])
-    assert Predictor.load(own, run / runs.FINAL).predict(image).size == image.shape[:2]
+    assert loaded(own, run).predict(image).size == image.shape[:2]
 
 
 def test_a_model_in_training_goes_on_in_training(cfg):
     model = build_network(cfg).train()
-    Predictor(model, cfg).predict(np.zeros((20, 20, 3), np.uint8))
+    Predictor([model], [cfg]).predict(np.zeros((20, 20, 3), np.uint8))
     assert model.training
 
 
@@ -99,7 +103,7 @@ def test_weights_of_another_network(cfg, run):
     own = cfg.clone()
     config.merge_options(own, ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"])
     with pytest.raises(InputError, match=r"model_final\.pth: can't be loaded .*another shape"):
-        Predictor.load(own, run / runs.FINAL)
+        loaded(own, run)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +121,15 @@ def test_a_config_of_no_mask_rcnn(cfg, run, options, expected):
     own = cfg.clone()
     config.merge_options(own, options)
     with pytest.raises(InputError, match=expected):
-        Predictor.load(own, run / runs.FINAL)
+        loaded(own, run)
 
 
 def test_a_gpu_without_memory(predictor, monkeypatch):
     def find(*_arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(predictor.network, "find", find)
-    with pytest.raises(InputError, match="30 x 20 pixels, enlarged to 96 x 64, is too large"):
+    monkeypatch.setattr(predictor.networks[0], "find", find)
+    with pytest.raises(
+        InputError, match="96 x 64 pixels, as the network sees it, are"
+    ):
         predictor.predict(np.zeros((30, 20, 3), np.uint8))

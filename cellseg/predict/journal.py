@@ -1,0 +1,156 @@
+"""What is predicted is kept tile by tile, so that a prediction that was stopped goes on.
+
+A folder beside the results holds what the tiles gave, a line each, in as many files as
+processes wrote: `{"image", "tile", "cells" or "error"}`. When all tiles are there, they are
+merged into the results, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from cellseg.errors import InputError
+from cellseg.files import read_json, write_json
+from cellseg.learn.config import flatten
+from cellseg.predictions import Predictions
+
+_SIGNATURE = "made-from.json"
+
+Key = tuple[int, int]  # the number of an image, and that of its tile
+
+
+class Journal:
+    """The tiles of a prediction that are done."""
+
+    def __init__(self, folder: Path, signature: dict[str, Any]) -> None:
+        """
+        Parameters
+        ----------
+        folder
+            Where it is kept. What is there goes, if it has another signature.
+        signature
+            All that decides what the tiles give.
+        """
+        self.folder = folder
+        # As it reads back from JSON.
+        signature = json.loads(json.dumps(signature))
+        if _read_signature(folder) != signature:
+            self.remove()
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                raise InputError(
+                    f"{folder}: can't be made ({error.strerror}); choose another --output"
+                ) from None
+            write_json(folder / _SIGNATURE, signature)
+
+    def done(self) -> set[Key]:
+        """Tell which tiles are there."""
+        return {key for key, _ in self._entries()}
+
+    def faults(self) -> dict[int, str]:
+        """Tell what is wrong with the images of which a tile could not be had."""
+        faults: dict[int, str] = {}
+        for (number, _), line in self._entries():
+            if "error" in line:
+                faults.setdefault(number, line["error"])
+        return faults
+
+    def append(self, key: Key, found: Predictions | InputError, file: IO[str]) -> None:
+        """Write what a tile gave to a file that `open` gave."""
+        line: dict[str, Any] = {"image": key[0], "tile": key[1]}
+        if isinstance(found, InputError):
+            line["error"] = str(found)
+        else:
+            line["cells"] = {
+                "size": found.size,
+                "boxes": found.boxes.tolist(),
+                "scores": found.scores.tolist(),
+                "classes": found.classes.tolist(),
+                "masks": [mask["counts"] for mask in found.masks],
+            }
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+    def open(self, process: int) -> IO[str]:
+        """Open a file for one process to append to."""
+        number = len(list(self.folder.glob("*.jsonl")))
+        return (self.folder / f"{number:04d}-{process}.jsonl").open("x", encoding="utf-8")
+
+    def entries(self) -> Iterator[tuple[Key, Predictions | InputError]]:
+        """Give what the tiles gave, by image and tile; one image's at a time is held."""
+        last: Key | None = None
+        for key, line in self._entries():
+            if key != last:  # a tile may have been done twice
+                yield key, _parsed(line)
+            last = key
+
+    def _entries(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+        # Each file is in the order of the tiles.
+        return heapq.merge(*map(_lines, sorted(self.folder.glob("*.jsonl"))), key=lambda e: e[0])
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def signature(
+    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[tuple[Path, int]]
+) -> dict[str, Any]:
+    """Give all that decides what is found: weights, configs, and images with their levels."""
+    configs = [flatten(cfg) for cfg in cfgs]
+    for keys in configs:
+        for key in ("MODEL.DEVICE", "TEST.BATCH", "OUTPUT_DIR"):
+            del keys[key]
+    return {
+        "weights": list(map(_state, weights)),
+        "configs": configs,
+        "images": [[*_state(path), level] for path, level in images],
+    }
+
+
+def _state(path: Path) -> list[Any]:
+    """Give a file's place, and what changes when it is written anew."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [str(path.absolute())]
+    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+
+
+def _read_signature(folder: Path) -> Any:
+    try:
+        return read_json(folder / _SIGNATURE, "signature", "predict again")
+    except InputError:
+        return None
+
+
+def _lines(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Read the whole lines of a file; a process that was killed may have left a part of one."""
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if text.endswith("\n"):
+                line = json.loads(text)
+                yield (line["image"], line["tile"]), line
+
+
+def _parsed(line: dict[str, Any]) -> Predictions | InputError:
+    if "error" in line:
+        return InputError(line["error"])
+    cells = line["cells"]
+    height, width = cells["size"]
+    return Predictions(
+        (height, width),
+        np.array(cells["boxes"], np.float32).reshape(-1, 4),
+        np.array(cells["scores"], np.float32),
+        np.array(cells["classes"], np.int64),
+        [{"size": [height, width], "counts": counts} for counts in cells["masks"]],
+    )

@@ -1,0 +1,76 @@
+"""The views in which a network looks at a place: scales times symmetries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from cellseg.errors import InputError
+from cellseg.predict.tiles import Tile
+from cellseg.view import View, shortest_edge
+
+# Flips and quarter turns: (flip_x, flip_y, transpose). So many of the first ones as
+# TEST.SYMMETRIES says: none, left-right, both ways, and all eight of the square.
+SYMMETRIES = (
+    (False, False, False),
+    (True, False, False),
+    (False, True, False),
+    (True, True, False),
+    (False, False, True),
+    (True, False, True),
+    (False, True, True),
+    (True, True, True),
+)
+
+
+def check_views(cfg: CfgNode) -> None:
+    """Check the keys that say how often a network looks.
+
+    Raises
+    ------
+    InputError
+        If one makes no sense.
+    """
+    if cfg.TEST.SYMMETRIES not in (1, 2, 4, 8):
+        raise InputError(
+            f"TEST.SYMMETRIES {cfg.TEST.SYMMETRIES}: 1 (none), 2 (flipped left to right), 4 (both "
+            "ways) or 8 (with quarter turns) is expected"
+        )
+    scales: Sequence[float] = cfg.TEST.SCALES
+    if not len(scales) or not all(isinstance(s, int | float) and 0.1 <= s <= 10 for s in scales):
+        raise InputError(
+            f"TEST.SCALES {tuple(scales)}: numbers from 0.1 to 10, times the run's own zoom, are "
+            "expected"
+        )
+
+
+def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
+    """List the views of a tile.
+
+    Parameters
+    ----------
+    tile
+        The tile; its window is the views'.
+    size
+        Height and width of the image in pixels, which decide the zoom where the config
+        has no fixed one.
+    cfg
+        `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES` and
+        `TEST.SYMMETRIES`.
+    """
+    inputs = cfg.INPUT
+    zoom_y = zoom_x = inputs.ZOOM
+    if not inputs.ZOOM:
+        height, width = shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+        zoom_y, zoom_x = height / size[0], width / size[1]
+    height, width = tile.size
+    return [
+        View(
+            tile.window,
+            (max(1, round(height * zoom_y * scale)), max(1, round(width * zoom_x * scale))),
+            *symmetry,
+        )
+        for scale in cfg.TEST.SCALES
+        for symmetry in SYMMETRIES[: cfg.TEST.SYMMETRIES]
+    ]
