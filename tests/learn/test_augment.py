@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -382,7 +382,7 @@ def test_blur_spreads_a_dot_as_a_gaussian():
 
 
 def test_blur_of_the_least_that_can_be_drawn():
-    rng = SimpleNamespace(random=lambda: 0.0)
+    rng = Mock(random=lambda: 0.0)
     assert Blur(2.0).image(np.zeros((9, 9, 3), np.uint8), rng).max() == 0
 
 
