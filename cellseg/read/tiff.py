@@ -219,7 +219,10 @@ def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
 
 
 def the_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """Find the one image of a TIFF, at its finest; raise if its pixels are not all there."""
+    """Find the one image of a TIFF, at its finest; raise if its pixels are not all there.
+
+    What is raised becomes one line within `damage`.
+    """
     page = tiff.pages[0]
     last = tiff.pages[-1]
     _, following = _directory(tiff, page)

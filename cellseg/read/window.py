@@ -189,20 +189,12 @@ class _TiffImage(WindowedImage):
         self._path = path
         self._tiff = tiff
         self._page = page
-        self._reading = threading.Lock()
         # Of planes stored one after the other those of the colours, without the alpha.
         colours = 3 if page.samplesperpixel >= 3 else 1
         self._planes = range(colours if page.planarconfig == 2 else 1)
 
     def close(self) -> None:
         self._tiff.close()
-
-    def _read(self, offset: int, count: int) -> bytes:
-        file = self._tiff.filehandle
-        with self._reading:
-            file.seek(offset)
-            data: bytes = file.read(count)
-        return data
 
     def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         return to_rgb(np.concatenate(planes, axis=2), self._page.photometric == WHITE_IS_ZERO)
@@ -216,10 +208,9 @@ class _StoredImage(_TiffImage):
         dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
         with damage(self._path):
             # Mapped anew for each window, so that the memory doesn't fill with what was read.
-            with self._reading:
-                stored = self._tiff.filehandle.memmap_array(
-                    dtype, self._page.shaped, self._page.dataoffsets[0]
-                )
+            stored = self._tiff.filehandle.memmap_array(
+                dtype, self._page.shaped, self._page.dataoffsets[0]
+            )
             rgb[:] = self._to_rgb([stored[plane, 0, y0:y1, x0:x1] for plane in self._planes])
 
 
@@ -231,11 +222,11 @@ class _SegmentedImage(_TiffImage):
     ) -> None:
         super().__init__(path, tiff, page)
         height, width = self.size
-        rows, columns = segment_size(page)
-        self._segment_size = min(rows, height), columns
-        self._grid = math.ceil(height / rows), math.ceil(width / columns)
-        kept = max(1, cache_bytes // (3 * self._segment_size[0] * columns))
+        high, wide = self._segment_size = segment_size(page)
+        self._grid = math.ceil(height / high), math.ceil(width / wide)
+        kept = max(1, cache_bytes // (3 * high * wide))
         self._segment = functools.lru_cache(kept)(self._decode)
+        self._reading = threading.Lock()  # where the file stands belongs to one thread at a time
 
     def close(self) -> None:
         super().close()
@@ -262,7 +253,9 @@ class _SegmentedImage(_TiffImage):
 
     def _decode_plane(self, index: int) -> NDArray[Any]:
         page = self._page
-        data = self._read(page.dataoffsets[index], page.databytecounts[index])
+        with self._reading:
+            self._tiff.filehandle.seek(page.dataoffsets[index])
+            data = self._tiff.filehandle.read(page.databytecounts[index])
         segment, _, _ = page.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
         )
