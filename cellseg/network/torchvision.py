@@ -2,8 +2,9 @@
 
 The keys mean what they mean there. The parts are torchvision's, and have their names, save
 where those would change a key's meaning: the anchors, the pooling of boxes, the widths of
-the ResNet. torchvision's own stay the random weights that training begins with, and the
-smooth L1 losses of boxes, with a beta of 1/9 and the proposals' over the sampled anchors.
+the ResNet. With the same weights it finds what Detectron2's finds. torchvision's own are
+the smooth L1 losses of boxes, with a beta of 1/9, and that the proposals' losses are means
+over the anchors drawn, however few.
 """
 
 from __future__ import annotations
@@ -480,8 +481,7 @@ def _build_heads(cfg: CfgNode, backbone: _Backbone) -> CellHeads:
             mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
         ),
     )
-    # As in Detectron2, and unlike in torchvision: who begins with large guesses, begins by
-    # unlearning them.
+    # Detectron2's beginning: torchvision's larger guesses would have to be unlearnt first.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),
         (heads.box_predictor.bbox_pred, 0.001),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def build(cfg):
 # Against Detectron2 ------------------------------------------------------------------
 
 
-_NAMES = [
+_NAMES: list[tuple[str, Any]] = [
     (r"backbone\.(bottom_up\.)?stem\.", "backbone.body."),
     (r"backbone\.(bottom_up\.)?res(\d)", lambda m: f"backbone.body.layer{int(m[2]) - 1}"),
     (r"shortcut\.norm", "downsample.1"),
@@ -218,7 +219,7 @@ def test_it_learns_a_sample_by_heart(load, base):
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     truth = sample(64, 64, cells=[(8, 10, 30, 34, 0), (34, 30, 62, 54, 3)])
     steps = []
-    for _ in range(25):
+    for _ in range(16):
         losses = network([truth])
         optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -226,9 +227,9 @@ def test_it_learns_a_sample_by_heart(load, base):
         steps.append({name: loss.item() for name, loss in losses.items()})
     # What is guessed at random: a cell or none, one of 4 classes or none, within or without.
     first = {"loss_rpn_cls": math.log(2), "loss_cls": math.log(5), "loss_mask": math.log(2)}
-    for name, part in {"loss_rpn_cls": 0.2, "loss_cls": 0.5, "loss_mask": 0.8}.items():
+    for name, part in {"loss_rpn_cls": 0.2, "loss_cls": 0.5, "loss_mask": 0.9}.items():
         assert steps[0][name] == pytest.approx(first[name], rel=0.1), name
-        assert sum(step[name] for step in steps[-5:]) / 5 < part * first[name], name
+        assert sum(step[name] for step in steps[-4:]) / 4 < part * first[name], name
 
 
 def test_the_masks_learn_the_truth_in_their_own_class(load):
@@ -249,12 +250,14 @@ def test_the_masks_learn_the_truth_in_their_own_class(load):
 def test_mixed_precision_leaves_boxes_and_losses_whole(load):
     network = build(load("fpn"))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = network.train()([sample()])
-        found = network.eval().find([picture(64, 96)])[0]
+        found = network.find([picture(64, 96)])[0]
+        batch, for_rpn, _ = network._look([picture(64, 96)])
+        proposals = network.rpn(batch, for_rpn)[0][0]
+        losses = network.train()([sample(32, 40, cells=[(8, 10, 30, 30, 0)])])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert {part.dtype for part in (found.boxes, found.scores, found.masks)} == {torch.float32}
-    inside = found.boxes[(found.boxes > 1).all(1)]
-    assert (inside != inside.bfloat16().float()).any()
+    assert (found.boxes != found.boxes.bfloat16()).any()
+    assert proposals.dtype == torch.float32
 
 
 # Prediction --------------------------------------------------------------------------
@@ -380,10 +383,10 @@ def test_a_resnet_of_the_usual_widths_is_torchvisions(recipe, theirs):
 def test_a_classifiers_weights_give_its_features(load):
     torch.manual_seed(0)
     classifier = resnet50().eval()
-    for module in classifier.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.running_mean)
+    norms: list[Any] = [m for m in classifier.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_var.uniform_(0.5, 2)
+        norm.running_mean.normal_()
     widths = ("STEM_OUT_CHANNELS", 64, "RES2_OUT_CHANNELS", 256, "WIDTH_PER_GROUP", 64)
     options = [f"MODEL.RESNETS.{word}" if isinstance(word, str) else word for word in widths]
     cfg = load("fpn", *options, "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
@@ -404,7 +407,7 @@ def test_a_classifiers_weights_give_its_features(load):
 
 def test_frozen_stages_do_not_learn(load):
     for freeze_at, frozen in {0: (), 1: ("conv1",), 3: ("conv1", "layer1", "layer2")}.items():
-        body = build_network(load("fpn", "MODEL.BACKBONE.FREEZE_AT", freeze_at)).backbone.body
+        body: Any = build_network(load("fpn", "MODEL.BACKBONE.FREEZE_AT", freeze_at)).backbone.body
         for name, parameter in body.named_parameters():
             assert parameter.requires_grad != name.startswith(frozen or "none"), name
         kind = FrozenBatchNorm2d if freeze_at == 3 else nn.BatchNorm2d
@@ -414,7 +417,9 @@ def test_frozen_stages_do_not_learn(load):
 
 @pytest.mark.parametrize("in_1x1", [True, False])
 def test_the_stride_and_the_dilation_are_where_the_config_wants_them(load, in_1x1):
-    body = build_network(load("dilated_c5", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)).backbone.body
+    body: Any = build_network(
+        load("dilated_c5", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)
+    ).backbone.body
     first, second = ((2, 2), (1, 1)) if in_1x1 else ((1, 1), (2, 2))
     assert (body.layer2[0].conv1.stride, body.layer2[0].conv2.stride) == (first, second)
     assert {block.conv2.dilation for block in body.layer4} == {(2, 2)}
