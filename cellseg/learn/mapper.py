@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
 
+from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.learn.augment import build_augmentations
+from cellseg.learn.copy_paste import paste
 from cellseg.learn.samples import Sample, TrainingData
 from cellseg.learn.stream import SampleStream, choose_centre, repeat_factors
 from cellseg.read.tiff import read_image
-from cellseg.rle import decode
+from cellseg.rle import Runs, decode
 from cellseg.view import to_tensor
 
 
@@ -24,10 +28,21 @@ class CellMapper:
     those that it cuts keep what is inside, and their boxes are taken from what is left.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, donors: Sequence[Sample] = ()) -> None:
+        """
+        Parameters
+        ----------
+        cfg
+            Its `INPUT` says how samples are seen.
+        donors
+            The samples whose cells may be pasted into others.
+        """
         self.augmentations = build_augmentations(cfg)
         self.crop_on_class = cfg.INPUT.CROP_ON_CLASS
+        self.copy_paste = cfg.INPUT.COPY_PASTE
         self.image_format = cfg.INPUT.FORMAT
+        self.donors = donors
+        self._runs: dict[str, Runs] = {}
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         """Read and augment a sample.
@@ -38,28 +53,40 @@ class CellMapper:
         XYXY in its pixels; `classes`, `(N,)` int64; `masks`, `CellMasks`; and the sample's
         `name`.
         """
-        image = read_image(sample["file_name"])
-        if image.shape[:2] != (sample["height"], sample["width"]):
-            raise InputError(
-                f"{sample['file_name']}: {image.shape[0]} x {image.shape[1]} pixels, but the "
-                f"annotations say {sample['height']} x {sample['width']}; run python annotation.py"
-            )
-        annotations = sample["annotations"]
-        size = (sample["height"], sample["width"])
-        runs = decode([annotation["segmentation"] for annotation in annotations], size)
-        centre = choose_centre(sample, self.crop_on_class, rng)
-        view = self.augmentations.view(size, rng, centre)
-        kept, masks = view.apply_masks(runs)
-        classes = np.array([annotation["class"] for annotation in annotations], np.int64)[kept]
-        image = self.augmentations.image(view.apply_image(image), rng)
+        seen = self._see(sample, rng)
+        if self.donors and rng.random() < self.copy_paste:
+            donor = self.donors[rng.integers(len(self.donors))]
+            seen = paste(*seen, *self._see(donor, rng), rng)
+        image, masks, classes = seen
         return {
             "name": sample["name"],
-            "image": to_tensor(image, self.image_format),
+            "image": to_tensor(self.augmentations.image(image, rng), self.image_format),
             # Of a cell that slants out of the crop, less may be left than its cropped box.
             "boxes": masks.boxes,
             "classes": torch.from_numpy(classes),
             "masks": masks,
         }
+
+    def _see(
+        self, sample: Sample, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
+        """Draw a view of a sample: the image, the masks in it and their classes."""
+        size = (sample["height"], sample["width"])
+        image = read_image(sample["file_name"])
+        if image.shape[:2] != size:
+            raise InputError(
+                f"{sample['file_name']}: {image.shape[0]} x {image.shape[1]} pixels, but the "
+                f"annotations say {size[0]} x {size[1]}; run python annotation.py"
+            )
+        annotations = sample["annotations"]
+        centre = choose_centre(sample, self.crop_on_class, rng)
+        view = self.augmentations.view(size, rng, centre)
+        if sample["name"] not in self._runs:
+            rles = [annotation["segmentation"] for annotation in annotations]
+            self._runs[sample["name"]] = decode(rles, size)
+        kept, masks = view.apply_masks(self._runs[sample["name"]])
+        classes = np.array([annotation["class"] for annotation in annotations], np.int64)[kept]
+        return view.apply_image(image), masks, classes
 
 
 def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
@@ -68,4 +95,4 @@ def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         samples = [sample for sample in samples if sample["annotations"]]
     factors = repeat_factors(samples, cfg.DATALOADER.REPEAT_THRESHOLD)
-    return SampleStream(samples, CellMapper(cfg), cfg.SEED, factors)
+    return SampleStream(samples, CellMapper(cfg, samples), cfg.SEED, factors)

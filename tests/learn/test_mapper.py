@@ -143,6 +143,19 @@ def test_masks_lie_on_their_cells(cells, rng):
     assert contrast(seen) == pytest.approx(contrast(whole), rel=0.3)
 
 
+def test_cells_of_other_images_are_pasted(cells):
+    data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
+    cfg = config.load_recipe("demo", "torchvision")
+    counts = []
+    for probability in (0.0, 1.0):
+        cfg.INPUT.COPY_PASTE = probability
+        stream = build_stream(cfg, data)
+        found = [stream[n] for n in range(10)]
+        assert all(len(f["boxes"]) == len(f["classes"]) == len(f["masks"]) for f in found)
+        counts.append(sum(len(f["masks"]) for f in found))
+    assert counts[1] > counts[0]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1)])
 def test_strips_and_single_pixels(tmp_path, rng, shape):
     mask = np.ones(shape, bool)
