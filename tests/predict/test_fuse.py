@@ -1,5 +1,4 @@
-"""Views fused: means worked out by hand, full images of masks as oracle, the same cells
-through other eyes."""
+"""Views fused: means worked out by hand, masks of the whole image, cells seen from all sides."""
 
 from __future__ import annotations
 
@@ -30,11 +29,15 @@ def found(*cells, side=28):
     )
 
 
+PARTS = ("boxes", "scores", "classes", "masks")
+
+
 def same(one, other):
-    return all(
-        torch.equal(getattr(one, name), getattr(other, name))
-        for name in ("boxes", "scores", "classes", "masks")
-    )
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in PARTS)
+
+
+def together(parts):
+    return Found(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
 
 
 def sampled(mask, box, onto, side):
@@ -276,14 +279,12 @@ def fused_one_by_one(views, iou):
     Returns the boxes and scores, best first, and how near a decision was to another.
     """
     owner = [v for v, view in enumerate(views) for _ in range(len(view))]
-    boxes, scores, classes, masks = (
-        torch.cat([getattr(view, name) for view in views])
-        for name in ("boxes", "scores", "classes", "masks")
-    )
-    rles = encode_masks(masks, boxes * 10 + 100, (1200, 1200))
+    cells = together(views)
+    boxes, scores, classes = cells.boxes, cells.scores, cells.classes
+    rles = encode_masks(cells.masks, boxes * 10 + 100, (1200, 1200))
     overlap = np.array(pycocotools.mask.iou(rles, rles, [0] * len(rles))).reshape(len(rles), -1)
     free = set(range(len(owner)))
-    cells, nearest = [], 1.0
+    fused, nearest = [], 1.0
     for best in sorted(free, key=lambda n: -scores[n]):
         if best not in free:
             continue
@@ -303,9 +304,9 @@ def fused_one_by_one(views, iou):
         free -= set(members)
         weight = scores[members]
         box = (weight[:, None] * boxes[members]).sum(0) / weight.sum()
-        cells.append((float(weight.sum()) / len(views), box.tolist()))
-    cells.sort(reverse=True)
-    return [box for _, box in cells], [score for score, _ in cells], nearest
+        fused.append((float(weight.sum()) / len(views), box.tolist()))
+    fused.sort(reverse=True)
+    return [box for _, box in fused], [score for score, _ in fused], nearest
 
 
 @settings(max_examples=25, deadline=None)
@@ -318,6 +319,19 @@ def test_equals_the_rule_on_full_masks(seed, n_views, n_cells):
     fused = fuse(views)
     assert fused.scores.tolist() == pytest.approx(scores)
     torch.testing.assert_close(fused.boxes, torch.tensor(boxes), atol=1e-4, rtol=0)
+
+
+def test_hundreds_of_cells():
+    """Scenes far from one another, the higher the further right: each is fused as if alone."""
+    corners = [(x, 4480 - x) for x in range(0, 4608, 128)]
+    scenes = [scattered(seed, 3, 15) for seed in range(len(corners))]
+    for scene, corner in zip(scenes, corners, strict=True):
+        for view in scene:
+            view.boxes.add_(torch.tensor([*corner, *corner]))
+    views = [together(parts) for parts in zip(*scenes, strict=True)]
+    assert sum(map(len, views)) > 1000
+    alone = together([fuse(scene) for scene in scenes])
+    assert same(fuse(views), alone[alone.scores.argsort(descending=True)])
 
 
 # Cells with nothing symmetric about them: ellipses that lack a quarter. Centre and radii.
