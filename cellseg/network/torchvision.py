@@ -122,9 +122,9 @@ class CellRCNN(nn.Module):
 
         A run's own have them; those of torchvision's classifiers go to the ResNet.
         """
-        if "model" in data:
-            return dict(data["model"])
-        return {f"backbone.body.{name}": value for name, value in data.items()}
+        if "conv1.weight" in data:
+            return {f"backbone.body.{name}": value for name, value in data.items()}
+        return dict(data.get("model", data))
 
     def _look(
         self, images: Sequence[torch.Tensor]

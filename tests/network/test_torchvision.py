@@ -402,7 +402,13 @@ def test_a_classifiers_weights_give_its_features(load):
     assert list(found) == list(expected)
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
-    assert network.adapt_weights({"model": {"a": 1}}) == {"a": 1}
+
+
+def test_a_runs_weights_keep_their_names(load):
+    network = build_network(load("fpn"))
+    state = network.state_dict()
+    assert network.adapt_weights({"model": state, "AP50": 1.0}) == state
+    assert network.adapt_weights(state) == state
 
 
 def test_frozen_stages_do_not_learn(load):
