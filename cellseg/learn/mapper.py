@@ -55,7 +55,7 @@ class CellMapper:
         """
         seen = self._see(sample, rng)
         if self.donors and rng.random() < self.copy_paste:
-            donor = self.donors[rng.integers(len(self.donors))]
+            donor = self.donors[int(rng.integers(len(self.donors)))]
             seen = paste(*seen, *self._see(donor, rng), rng)
         image, masks, classes = seen
         return {

@@ -1,0 +1,130 @@
+"""Training samples a second: this project's mapper beside Detectron2's own, in one run.
+
+    python bench/mapper.py [--images N] [--seconds S]
+
+Both read the same files and draw the same kinds of augmentation: half of the image each
+way, enlarged to 608, flipped both ways, brighter or darker. Detectron2's `DatasetMapper`
+decodes and transforms each mask as an array of the whole image. One process, no network;
+the images are the homework's sizes, drawn with about 350 cells a megapixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import annotation
+from bench.annotation import draw_data
+from cellseg.learn import config
+from cellseg.learn.mapper import CellMapper
+from cellseg.learn.samples import Sample, load_training_data
+
+RECIPE = "mask_rcnn_R_50_DC5_3x"
+MANY = 300  # cells
+
+
+def usual_mapper(folder: Path) -> Callable[[Sample], Any]:
+    """Build Detectron2's mapper; its reader wants RGB files, which are written first."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+    from detectron2.structures import BoxMode
+
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[
+            T.RandomCrop("relative", (0.5, 0.5)),
+            T.ResizeShortestEdge((608,), 1333, "choice"),
+            T.RandomFlip(horizontal=True, vertical=False),
+            T.RandomFlip(horizontal=False, vertical=True),
+            T.RandomBrightness(0.9, 1.1),
+        ],
+        image_format="BGR",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+        recompute_boxes=True,
+    )
+
+    def take(sample: Sample) -> Any:
+        path = folder / f"{sample['name']}.tif"
+        if not path.exists():
+            pixels = tifffile.imread(sample["file_name"])[..., :3]
+            tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
+        return mapper(
+            {
+                "file_name": str(path),
+                "height": sample["height"],
+                "width": sample["width"],
+                "annotations": [
+                    {
+                        "bbox": a["bbox"],
+                        "bbox_mode": BoxMode.XYWH_ABS,
+                        "segmentation": a["segmentation"],
+                        "category_id": a["class"],
+                        "iscrowd": 0,
+                    }
+                    for a in sample["annotations"]
+                ],
+            }
+        )
+
+    return take
+
+
+def this_mapper() -> Callable[[Sample], Any]:
+    """Build this project's mapper."""
+    mapper = CellMapper(config.load_recipe(RECIPE, "torchvision"))
+    rng = np.random.default_rng(0)
+    return lambda sample: mapper(sample, rng)
+
+
+def rate(take: Callable[[Sample], Any], samples: Sequence[Sample], seconds: float) -> float:
+    """Take samples in turn for some seconds, and give how many there were in one."""
+    began, count = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds or count < 2:
+        take(samples[count % len(samples)])
+        count += 1
+    return count / took
+
+
+def main() -> None:
+    """Measure both mappers and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=209, help="how many (default: 209)")
+    parser.add_argument("--seconds", type=float, default=20, help="each measurement (default: 20)")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        draw_data(data, args.images)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            annotation.main(["--data", str(data)])
+        samples = load_training_data(folder, str(data / annotation.ANNOTATIONS), 0, "", 0).train
+        order = np.random.default_rng(0).permutation(len(samples))
+        shuffled = [samples[n] for n in order]
+        crowded = [sample for sample in shuffled if len(sample["annotations"]) > MANY]
+        usual, this = usual_mapper(data), this_mapper()
+        print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")
+        for name, part in (("all", shuffled), (f"over {MANY} cells", crowded)):
+            for sample in part:  # files are in memory, and masks decoded where they are kept
+                this(sample)
+            slow, fast = (rate(take, part, args.seconds) for take in (usual, this))
+            print(f"{name:24}{len(part):7}{slow:10.2f}/s{fast:14.2f}/s{fast / slow:8.1f}x")
+
+
+if __name__ == "__main__":
+    main()
