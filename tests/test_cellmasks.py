@@ -209,8 +209,10 @@ def test_targets_of_a_crop_in_batches_of_any_size(crop_of_tissue, monkeypatch):
         assert_targets(masks.crop_and_resize(boxes, 28), values)
 
 
+@pytest.mark.detectron2
 def test_it_does_as_bitmasks_does(crop_of_tissue):
-    structures = pytest.importorskip("detectron2.structures")
+    from detectron2 import structures
+
     masks = crop_of_tissue
     bitmasks = structures.BitMasks(to_full(masks))
     assert torch.equal(masks.boxes, bitmasks.get_bounding_boxes().tensor)

@@ -186,8 +186,10 @@ def test_a_size_is_zoomed_by_its_short_side_up_to_its_long_side():
     assert shortest_edge((1, 2000), 1, 500) == (1, 500)
 
 
+@pytest.mark.detectron2
 def test_a_size_is_rounded_as_detectron2_rounds_it():
-    transforms = pytest.importorskip("detectron2.data.transforms")
+    from detectron2.data import transforms
+
     random = np.random.default_rng(0)
     for height, width in [(534, 2400), *random.integers(50, 2600, (3000, 2)).tolist()]:
         for shortest, longest in ((800, 1000), (608, 1333)):

@@ -140,13 +140,15 @@ def test_repeat_factors_by_hand():
     assert repeat_factors(samples, 1.0) == pytest.approx([2, (4 / 3) ** 0.5, 1, (4 / 3) ** 0.5])
 
 
+@pytest.mark.detectron2
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=12),
     st.floats(0, 1),
 )
 def test_repeat_factors_are_detectron2s(classes, threshold):
-    samplers = pytest.importorskip("detectron2.data.samplers")
+    from detectron2.data import samplers
+
     theirs = samplers.RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         [{"annotations": [{"category_id": c} for c in present]} for present in classes], threshold
     )

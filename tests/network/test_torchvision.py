@@ -116,7 +116,6 @@ def translated(state):
 @pytest.fixture(params=BASES)
 def both(request, load):
     """Two networks with the same random weights, Detectron2's and torchvision's."""
-    pytest.importorskip("detectron2._C")
     from cellseg.network import detectron2
 
     options = [
@@ -146,6 +145,7 @@ def both(request, load):
     return theirs, mine
 
 
+@pytest.mark.detectron2
 def test_same_weights_find_the_same(both):
     theirs, mine = (network.eval() for network in both)
     for images in (
@@ -160,6 +160,7 @@ def test_same_weights_find_the_same(both):
             torch.testing.assert_close(found.masks, expected.masks, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.detectron2
 def test_same_weights_have_the_same_losses(both):
     theirs, mine = (network.train() for network in both)
     from detectron2.utils.events import EventStorage
@@ -175,9 +176,9 @@ def test_same_weights_have_the_same_losses(both):
     assert losses["loss_rpn_loc"] > 0
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("recipe", ["demo", "mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_50_DC5_3x"])
 def test_parameters_are_detectron2s_and_a_background_box(recipe):
-    pytest.importorskip("detectron2._C")
     from detectron2.modeling import build_model
 
     counts = {}

@@ -6,7 +6,6 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from detectron2.layers.mask_ops import paste_masks_in_image
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,8 @@ from cellseg.predict.masks import encode_masks
 
 
 def reference(masks, boxes, size):
+    from detectron2.layers.mask_ops import paste_masks_in_image
+
     pasted = paste_masks_in_image(masks, boxes, size, threshold=0.5).numpy()
     rles = [pycocotools.mask.encode(np.asfortranarray(one.astype(np.uint8))) for one in pasted]
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
@@ -54,6 +55,7 @@ def scenes(draw):
     return size, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
+@pytest.mark.detectron2
 @settings(max_examples=300, deadline=None)
 @given(scenes(), st.sampled_from([28, 14, 1]), st.integers(0, 9), st.sampled_from([None, 0.0, 1.0]))
 @example(((1, 1), torch.tensor([[0.0, 0, 1, 1]])), 28, 0, 1.0)
@@ -67,6 +69,7 @@ def test_equals_pasting(scene, side, seed, flat):
     assert encode_masks(masks, boxes, size) == reference(masks, boxes, size)
 
 
+@pytest.mark.detectron2
 @settings(max_examples=30, deadline=None)
 @given(scenes(), st.integers(0, 9))
 def test_in_chunks(scene, seed):
@@ -81,6 +84,7 @@ def test_in_chunks(scene, seed):
         module._CHUNK = former
 
 
+@pytest.mark.detectron2
 def test_hundreds_of_masks():
     generator = torch.Generator().manual_seed(1)
     start = torch.rand((300, 2), generator=generator) * torch.tensor([450.0, 350.0]) - 20
