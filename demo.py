@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
         help="where all of it goes (demo)",
     )  # fmt: skip
+    parser.add_argument(
+        "--engine", default="auto", metavar="NAME",
+        help="detectron2, torchvision or auto: Detectron2 where it can be used (auto)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     began = time.monotonic()
 
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     synthetic.write_dataset(data, seed=args.seed)
     where = ["--data", str(data)]
     _run("annotation", annotation.main, where)
-    recipe = ["--model", "demo", "--seed", str(args.seed)]
+    recipe = ["--model", "demo", "--engine", args.engine, "--seed", str(args.seed)]
     root = args.output / "runs"
     _run("train", train.main, [*recipe, *where, "--output_dir", str(root)])
     run = runs.newest_run(root)
