@@ -112,7 +112,7 @@ def merge_tiles(
     Cells of the image, each in one batch, best score first within a batch. No batch is
     empty, so that an image without cells has none. A joined cell has the pixels of all its
     pieces, the best score and the class of the largest piece. What comes out doesn't
-    depend on the order of the tiles or of their cells, but for the order itself.
+    depend on the order of a tile's cells.
 
     Raises
     ------
