@@ -3,12 +3,12 @@
 An engine is a module of this folder, `detectron2` or `torchvision`, with
 
 - `build_network(cfg)`: the network of a config, on its device;
-- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them;
-- `load_initial_weights(network, path)`: take from a file what fits.
+- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them.
 
 A network is a `torch.nn.Module`. In training, called with samples of
 `cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `find` takes images and
-gives a `Found` each. All other rooms speak to these alone.
+gives a `Found` each; its `adapt_weights` gives what a file of weights holds under its own
+names. All other rooms speak to these alone.
 """
 
 from __future__ import annotations

@@ -18,30 +18,26 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights, resnet
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, roi_align
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network import Found
-
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
-_FPN = "build_resnet_fpn_backbone"
+from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 
 # The values that there are here, of keys that have others in Detectron2.
 _VALUES: dict[str, tuple[Any, ...]] = {
     "META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MASK_ON": (True,),
-    "BACKBONE.NAME": ("build_resnet_backbone", _FPN),
-    "RESNETS.DEPTH": tuple(_BLOCKS),
-    "RESNETS.NORM": tuple(_NORMS),
+    "BACKBONE.NAME": ("build_resnet_backbone", FPN),
+    "RESNETS.DEPTH": tuple(BLOCKS),
+    "RESNETS.NORM": tuple(NORMS),
     "RESNETS.RES5_DILATION": (1, 2),
     "FPN.NORM": ("",),
     "ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
@@ -74,7 +70,7 @@ class CellRCNN(nn.Module):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         model = cfg.MODEL
-        self.backbone = _Backbone(model)
+        self.backbone = Backbone(model)
         self.rpn = _build_rpn(model, self.backbone)
         self.roi_heads = _build_heads(cfg, self.backbone)
         self.rpn_features = tuple(model.RPN.IN_FEATURES)
@@ -280,118 +276,6 @@ class _ProposalHead(RPNHead):
         return tuple([level.float() for level in levels] for levels in super().forward(features))
 
 
-class _Bottleneck(resnet.Bottleneck):
-    """torchvision's bottleneck, of any width, and with the stride where the config wants it."""
-
-    def __init__(
-        self,
-        channels: tuple[int, int, int],
-        stride: int,
-        dilation: int,
-        norm: type[nn.Module],
-        keys: CfgNode,
-    ) -> None:
-        nn.Module.__init__(self)
-        before, within, after = channels
-        first, second = (stride, 1) if keys.STRIDE_IN_1X1 else (1, stride)
-        self.conv1 = resnet.conv1x1(before, within, first)
-        self.bn1 = norm(within)
-        self.conv2 = resnet.conv3x3(within, within, second, keys.NUM_GROUPS, dilation)
-        self.bn2 = norm(within)
-        self.conv3 = resnet.conv1x1(within, after)
-        self.bn3 = norm(after)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or before != after:
-            self.downsample = nn.Sequential(resnet.conv1x1(before, after, stride), norm(after))
-
-
-class _ResNet(nn.Module):
-    """ResNet (He et al. 2016, arXiv:1512.03385) of the widths that `MODEL.RESNETS` gives.
-
-    Attributes
-    ----------
-    strides, channels
-        Of its features "res2" and so on, by name.
-    """
-
-    def __init__(self, keys: CfgNode, freeze_at: int) -> None:
-        super().__init__()
-        # The stem counts as the first stage. Of a frozen one the statistics rest too.
-        norms = [FrozenBatchNorm2d if n < freeze_at else _NORMS[keys.NORM] for n in range(5)]
-        before, total = keys.STEM_OUT_CHANNELS, 4
-        self.conv1 = nn.Conv2d(3, before, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norms[0](before)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.strides: dict[str, int] = {}
-        self.channels: dict[str, int] = {}
-        last = max(int(name.removeprefix("res")) for name in keys.OUT_FEATURES)
-        for layer, count in enumerate(_BLOCKS[keys.DEPTH][: last - 1], start=1):
-            within = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP * 2 ** (layer - 1)
-            after = keys.RES2_OUT_CHANNELS * 2 ** (layer - 1)
-            dilation = keys.RES5_DILATION if layer == 4 else 1
-            stride = 1 if layer == 1 or dilation == 2 else 2
-            blocks = []
-            for step in [stride] + [1] * (count - 1):
-                widths = (before, within, after)
-                blocks.append(_Bottleneck(widths, step, dilation, norms[layer], keys))
-                before = after
-            self.add_module(f"layer{layer}", nn.Sequential(*blocks))
-            total *= stride
-            self.strides[f"res{layer + 1}"] = total
-            self.channels[f"res{layer + 1}"] = after
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for stage in [self.conv1, *self._layers()][:freeze_at]:
-            stage.requires_grad_(False)
-
-    def _layers(self) -> list[nn.Module]:
-        return [self.get_submodule(f"layer{n}") for n in range(1, len(self.strides) + 1)]
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the features of `(B, 3, H, W)` images."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        features = {}
-        for name, layer in zip(self.strides, self._layers(), strict=True):
-            features[name] = x = layer(x)
-        return features
-
-
-class _Backbone(nn.Module):
-    """A ResNet, perhaps with a feature pyramid (Lin et al. 2017, arXiv:1612.03144).
-
-    Attributes
-    ----------
-    strides, channels
-        Of its features by name: "res2" and so on, with a pyramid "p2" and so on.
-    coarsest
-        The ResNet's coarsest stride.
-    """
-
-    def __init__(self, model: CfgNode) -> None:
-        super().__init__()
-        self.body = _ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
-        self.strides, self.channels = self.body.strides, self.body.channels
-        self.coarsest = max(self.strides.values())
-        self.below = model.FPN.IN_FEATURES if model.BACKBONE.NAME == _FPN else ()
-        if self.below:
-            channels = [self.channels[name] for name in self.below]
-            self.fpn = FeaturePyramidNetwork(channels, model.FPN.OUT_CHANNELS, LastLevelMaxPool())
-            levels = [int(name.removeprefix("res")) for name in self.below]
-            self.strides = {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
-            self.channels = dict.fromkeys(self.strides, model.FPN.OUT_CHANNELS)
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the features of `(B, 3, H, W)` images."""
-        features: dict[str, torch.Tensor] = self.body(images)
-        if not self.below:
-            return features
-        pyramid = self.fpn({name: features[name] for name in self.below})
-        return dict(zip(self.strides, pyramid.values(), strict=True))
-
-
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device.
 
@@ -410,7 +294,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     return network
 
 
-def _features(model: CfgNode, part: str, backbone: _Backbone) -> tuple[list[int], int]:
+def _features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int], int]:
     """Give the strides and the channels of the features that a part of the network looks at."""
     names = model[part].IN_FEATURES
     if not names or not set(names) <= set(backbone.strides):
@@ -421,7 +305,7 @@ def _features(model: CfgNode, part: str, backbone: _Backbone) -> tuple[list[int]
     return [backbone.strides[name] for name in names], backbone.channels[names[0]]
 
 
-def _build_rpn(model: CfgNode, backbone: _Backbone) -> RegionProposalNetwork:
+def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
     keys = model.RPN
     strides, channels = _features(model, "RPN", backbone)
     sizes, ratios = (_for_levels(model, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
@@ -458,7 +342,7 @@ def _for_levels(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]
     return lists * n_levels if len(lists) == 1 else lists
 
 
-def _build_heads(cfg: CfgNode, backbone: _Backbone) -> CellHeads:
+def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     keys, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     strides, channels = _features(cfg.MODEL, "ROI_HEADS", backbone)
     (threshold,) = keys.IOU_THRESHOLDS

@@ -17,6 +17,7 @@ import cellseg.network.torchvision as engine
 from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.learn import config
+from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, initial_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
@@ -376,7 +377,7 @@ def test_a_resnet_of_the_usual_widths_is_torchvisions(recipe, theirs):
     keys = config.load_recipe(recipe, "torchvision").MODEL.RESNETS
     keys.NORM = "BN"
     with torch.device("meta"):
-        mine = {k: v.shape for k, v in engine._ResNet(keys, 0).state_dict().items()}
+        mine = {k: v.shape for k, v in ResNet(keys, 0).state_dict().items()}
         expected = {k: v.shape for k, v in theirs().state_dict().items()}
     assert mine == {k: v for k, v in expected.items() if not k.startswith("fc.")}
 
