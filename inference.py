@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cellseg.predict.shares import Plans
     from cellseg.predict.tiles import TilePlan
 
-MAX_DETECTIONS = 800
 TTA = ("flips", "turns", "scales")
 
 
@@ -103,8 +102,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful ones too)",
     )  # fmt: skip
     out.add_argument(
-        "--max_detections", type=int, default=MAX_DETECTIONS, metavar="N",
-        help=f"keep the best N cells of an image, or of a tile of it ({MAX_DETECTIONS})",
+        "--max_detections", type=int, metavar="N",
+        help="keep the best N cells of an image, or of a tile of it (the run's own, 800)",
     )  # fmt: skip
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
@@ -113,13 +112,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error(f"--score_threshold {args.score_threshold}: a number from 0 to 1 is expected")
-    if args.max_detections < 1:
+    if args.max_detections is not None and args.max_detections < 1:
         parser.error(f"--max_detections {args.max_detections}: 1 or more is expected")
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
     if args.level and not args.images:
         parser.error("--level: is for --images")
-    for flag in ("tile", "batch", "num_gpus"):
+    for flag in ("tile", "overlap", "batch", "num_gpus"):
         if getattr(args, flag) == 0:
             parser.error(f"--{flag} 0: 1 or more is expected")
     first = args.checkpoint[0] if args.checkpoint else None
@@ -135,9 +134,9 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     from cellseg.learn.config import load_config, merge_options
 
     cfg = load_config(run / runs.CONFIG, args.engine or "auto")
-    cfg.TEST.DETECTIONS_PER_IMAGE = args.max_detections
     flags = {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": args.score_threshold,
+        "TEST.DETECTIONS_PER_IMAGE": args.max_detections,
         "TEST.TILE": args.tile,
         "TEST.OVERLAP": args.overlap,
         "TEST.BATCH": args.batch,
@@ -226,29 +225,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("weights: " + ", ".join(map(utils.shown, weights)))
     predictor = load_predictor(args, folders)
 
-    output = args.output or folders[0]
-    results = output if output.suffix == ".json" else output / name
-    plans: dict[int, TilePlan] = {}
-    bad: dict[int, str] = {}
-    for number, image in enumerate(images):
-        try:
-            plans[number] = predictor.plan(image.read_size())
-        except InputError as error:
-            bad[number] = str(error)
+    results = place_of_results(args.output or folders[0], name)
+    plans, bad = plan_images(predictor, images)
     journal = Journal(
-        results.with_name(results.stem + ".parts"),
-        signature(weights, predictor.cfgs, [(image.path, image.level) for image in images]),
+        results.with_name(results.stem + ".parts"), signature(weights, predictor.cfgs, images)
     )
     looks = missing_looks(images, plans, journal)
     n_done = sum(map(len, plans.values())) - len(looks)
     if n_done:
         print(f"going on: {n_done} tiles were done before")
-    predict(args, folders, predictor, journal, looks)
-    bad |= journal.faults()
-    if len(bad) == len(images):
-        journal.remove()
-        raise InputError(f"none of the {len(images)} images can be used; {bad[0]}")
-    write(args, predictor, journal, (results, images, plans, bad), category_ids)
+    try:
+        predict(args, folders, predictor, journal, looks)
+        bad |= journal.faults()
+        if len(bad) == len(images):
+            journal.remove()
+            raise InputError(f"none of the {len(images)} images can be used; {min(bad.items())[1]}")
+        write(args, predictor, journal, (results, images, plans, bad), category_ids)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
     journal.remove()
     for number in sorted(bad):
         print(f"left out: {bad[number]}", file=sys.stderr)
@@ -257,6 +252,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(bad)} of {len(images)} images left out, see above; mend them and predict again"
         )
     return 0
+
+
+def place_of_results(output: Path, name: str) -> Path:
+    """Give the file of the results: `output`, or `name` in it if it is a folder."""
+    if output.suffix != ".json":
+        return output / name
+    if output.is_dir():  # else found out at the end alone, when the work is done
+        raise InputError(f"--output {output}: can't be written, it is a folder; name a file")
+    return output
+
+
+def plan_images(
+    predictor: Predictor, images: Sequence[ListedImage]
+) -> tuple[Plans, dict[int, str]]:
+    """Plan the tiles of the images, by their numbers in the list, and say which are bad."""
+    plans: dict[int, TilePlan] = {}
+    bad: dict[int, str] = {}
+    for number, image in enumerate(images):
+        try:
+            size = image.read_size()
+        except InputError as error:
+            bad[number] = str(error)
+        else:
+            plans[number] = predictor.plan(size)
+    return plans, bad
 
 
 def predict(

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_json
 from cellseg.learn.config import flatten
+from cellseg.predict.images import ListedImage
 from cellseg.predictions import Predictions
 
 _SIGNATURE = "made-from.json"
@@ -103,9 +104,9 @@ class Journal:
 
 
 def signature(
-    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[tuple[Path, int]]
+    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ListedImage]
 ) -> dict[str, Any]:
-    """Give all that decides what is found: weights, configs, and images with their levels."""
+    """Give all that decides what is found: weights, configs, images and how they are listed."""
     configs = [flatten(cfg) for cfg in cfgs]
     for keys in configs:
         for key in ("MODEL.DEVICE", "TEST.BATCH", "OUTPUT_DIR"):
@@ -113,7 +114,7 @@ def signature(
     return {
         "weights": list(map(_state, weights)),
         "configs": configs,
-        "images": [[*_state(path), level] for path, level in images],
+        "images": [[_state(image.path), image.level, image.size] for image in images],
     }
 
 

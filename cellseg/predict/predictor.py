@@ -153,7 +153,11 @@ class Predictor:
             return plan_tiles(size, max(2, *size), 1)  # as a whole
         tile, overlap = choose_tile(self.cfg.DATA.LONGEST_CELL)
         overlap = test.OVERLAP or overlap
-        return plan_tiles(size, test.TILE or max(tile, 4 * overlap), overlap)
+        tile = test.TILE or max(tile, 4 * overlap)
+        if not test.OVERLAP:
+            # Small tiles that hardly move on would be without number; longer cells are joined.
+            overlap = min(overlap, tile // 2)
+        return plan_tiles(size, tile, overlap)
 
     def merge(self, plan: TilePlan, found: Iterable[Predictions]) -> Iterator[Predictions]:
         """Put together what was found in the tiles of an image, in the plan's order."""
@@ -218,34 +222,36 @@ class Predictor:
         self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
     ) -> Iterator[Found | InputError]:
         """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short."""
-        finder: Any = network
         done = 0
         with _evaluating(network), torch.autocast("cuda", enabled=_mixed(cfg)):
             while done < len(inputs):
                 part = inputs[done : done + self.batch]
-                try:
-                    found = finder.find(part)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    if len(part) > 1:
-                        self.batch = len(part) // 2
-                        tqdm.write(
-                            f"the GPU's memory is too small for {len(part)} views at once: going "
-                            f"on with {self.batch}",
-                            file=sys.stderr,
-                        )
-                        continue
-                    found = [_too_large(part[0])]
-                yield from found
+                found = _find_if_it_fits(network, part)
+                if found is None and len(part) > 1:
+                    self.batch = len(part) // 2
+                    tqdm.write(
+                        f"the GPU's memory is too small for {len(part)} views at once: going on "
+                        f"with {self.batch}",
+                        file=sys.stderr,
+                    )
+                    continue
+                if found is None:
+                    yield _too_large(part[0])
+                else:
+                    yield from found
                 done += len(part)
 
     def _finish(
         self, group: Sequence[Look], found: Sequence[list[Found] | InputError]
     ) -> list[Predictions | InputError]:
         """Fuse what was found in the views of each tile, and encode the masks."""
+        # A cell that few views saw may have sunk below what one view has to reach.
+        least = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         most = self.cfg.TEST.DETECTIONS_PER_IMAGE
         return [
-            views if isinstance(views, InputError) else _encode(fuse(views), look.tile.size, most)
+            views
+            if isinstance(views, InputError)
+            else _encode(fuse(views), look.tile.size, least, most)
             for look, views in zip(group, found, strict=True)
         ]
 
@@ -290,6 +296,21 @@ def _but_window(view: View) -> tuple[tuple[int, int], bool, bool, bool]:
     return view.size, view.flip_x, view.flip_y, view.transpose
 
 
+def _find_if_it_fits(
+    network: torch.nn.Module, images: Sequence[torch.Tensor]
+) -> list[Found] | None:
+    """Show a network images; None if the GPU's memory is too small for them."""
+    finder: Any = network
+    try:
+        found: list[Found] = finder.find(images)
+        return found
+    except torch.OutOfMemoryError:
+        pass
+    # Only now, when the error is gone, is nothing held any more that the network had made.
+    torch.cuda.empty_cache()
+    return None
+
+
 def _inverted(found: Found, view: View) -> Found:
     """Give what was found in a view in the pixels of what it shows."""
     return Found(
@@ -300,12 +321,12 @@ def _inverted(found: Found, view: View) -> Found:
     )
 
 
-def _encode(found: Found, size: tuple[int, int], most: int) -> Predictions:
-    """Encode the best cells of a tile of that size."""
+def _encode(found: Found, size: tuple[int, int], least: float, most: int) -> Predictions:
+    """Encode the cells of a tile of that size: the best ones, of that score at least."""
     height, width = size
     boxes = found.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
     found = Found(boxes, found.scores, found.classes, found.masks)
-    found = found[((boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero()[:, 0]]
+    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1) & (found.scores >= least)]
     found = found[torch.argsort(found.scores, descending=True, stable=True)[:most]]
     return Predictions(
         size=size,
