@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import pycocotools.mask
 import pytest
+import tifffile
 import torch
+from scipy.ndimage import find_objects
 
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.learn.checkpoint import load_weights
-from cellseg.network import build_network
+from cellseg.network import Found, build_network
 from cellseg.predict.predictor import Predictor, load_network
+from cellseg.predict.views import plan_views
 from cellseg.read.tiff import read_image
-from cellseg.view import shortest_edge
+from cellseg.rle import decode
+from cellseg.view import shortest_edge, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +135,318 @@ def test_a_gpu_without_memory(predictor, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(predictor.networks[0], "find", find)
-    with pytest.raises(
-        InputError, match="96 x 64 pixels, as the network sees it, are"
-    ):
+    with pytest.raises(InputError, match="96 x 64 pixels, as the network sees it, are"):
         predictor.predict(np.zeros((30, 20, 3), np.uint8))
+
+
+# --- An oracle in place of a network: it knows cells by their colours. ---
+
+# The light that each kind of cell absorbs, of 255 at the most: one channel all of it, which
+# tells how much of a pixel is the cell's, the others fractions of that, which tell the cell.
+INKS = np.array(
+    [np.roll((255, a, b), turn) for turn in range(3) for a in range(0, 225, 32)
+     for b in range(0, 225, 32)]
+)  # fmt: skip
+
+
+def own_score(ink):
+    return 0.5 + 0.4 * ink / len(INKS)
+
+
+def always(score):
+    return lambda _ink: score
+
+
+class Oracle(torch.nn.Module):
+    """Finds ellipses in inks of their own on white, however they are zoomed and turned.
+
+    The class of a cell is its ink's number modulo 4, and its score `score(ink)`.
+    """
+
+    def __init__(self, score=own_score):
+        super().__init__()
+        self.score = score
+        self.shapes = []
+
+    def find(self, images):
+        self.shapes += [tuple(image.shape[1:]) for image in images]
+        return [self._find(255 - image.permute(1, 2, 0).numpy()) for image in images]
+
+    def _find(self, absorbed):
+        cover = absorbed.max(2)
+        n, labels, stats, _ = cv2.connectedComponentsWithStats(
+            (cover >= 128).astype(np.uint8), connectivity=8
+        )
+        boxes, inks, grids = [], [], []
+        for label in range(1, n):
+            x, y, width, height, _ = stats[label]
+            part = slice(y, y + height), slice(x, x + width)
+            mine = np.where(labels[part] == label, cover[part], 0)
+            ink = absorbed[part][np.unravel_index(mine.argmax(), mine.shape)]
+            ink = ink / ink.max() * 255
+            inks.append(int(np.abs(INKS - ink).sum(1).argmin()))
+            boxes.append([x, y, x + width, y + height])
+            grids.append(cv2.resize(mine / np.float32(255), (28, 28)))
+        return Found(
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            torch.tensor([self.score(ink) for ink in inks], dtype=torch.float32),
+            torch.tensor(inks, dtype=torch.int64) % 4,
+            torch.tensor(np.array(grids), dtype=torch.float32).reshape(-1, 28, 28),
+        )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    image: np.ndarray
+    labels: np.ndarray  # (H, W) int32, 0 or the ink's number + 1
+
+
+def draw(size, step=60, seed=0):
+    """Draw ellipses that don't touch, one in each square of a grid, any way up."""
+    rng = np.random.default_rng(seed)
+    inks = rng.permutation(len(INKS))
+    labels = np.zeros(size, np.int32)
+    centres = [
+        (x, y)
+        for y in range(step // 2, size[0] + step // 4, step)
+        for x in range(step // 2, size[1] + step // 4, step)
+    ]
+    for ink, centre in zip(inks, centres, strict=False):
+        axes = rng.uniform(0.2, 0.42, 2) * step
+        angle = rng.uniform(0, 180)
+        cv2.ellipse(labels, centre, axes.astype(int).tolist(), angle, 0, 360, int(ink) + 1, -1)
+    image = 255 - np.vstack([[[0, 0, 0]], INKS])[labels].astype(np.uint8)
+    return Drawing(image, labels)
+
+
+def oracle_cfg(**options):
+    """A config without tiles and zoom, but for `options`, named TEST__TILE for TEST.TILE."""
+    cfg = config.default_config("torchvision")
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.DATA.LONGEST_CELL = 52.0
+    for key, value in options.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def oracle(network=None, **options):
+    return Predictor([network or Oracle()], [oracle_cfg(**options)])
+
+
+def check_all_found(found, drawing, iou=0.85, score=own_score):
+    """Each drawn cell is found once, with its ink's class and score and nearly all its pixels."""
+    areas = np.bincount(drawing.labels.ravel(), minlength=len(INKS) + 1)
+    drawn = find_objects(drawing.labels)
+    left = set(np.flatnonzero(areas[1:]).tolist())
+    assert found.size == drawing.labels.shape
+    assert len(found) == len(left)
+    line = drawing.labels.T.ravel()
+    for box, value, class_, mask in zip(
+        found.boxes, found.scores, found.classes, found.masks, strict=True
+    ):
+        runs = decode([mask], found.size)
+        pixels = np.concatenate([line[a:b] for a, b in zip(runs.starts, runs.ends, strict=True)])
+        shared = np.bincount(pixels)
+        shared[0] = 0
+        label = int(shared.argmax())
+        ink = label - 1
+        left.remove(ink)
+        assert shared[label] >= iou * (len(pixels) + areas[label] - shared[label])
+        assert class_ == ink % 4
+        assert value == pytest.approx(score(ink), abs=1e-6)
+        y, x = drawn[ink]
+        assert np.abs(box - [x.start, y.start, x.stop, y.stop]).max() <= 3
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.7, 1.0, 2.0)])
+@pytest.mark.parametrize("symmetries", [1, 2, 4, 8])
+@pytest.mark.parametrize("tiles", [{}, {"TEST__TILE": 150}], ids=["whole", "tiles"])
+def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
+    drawing = draw((200, 310))
+    predictor = oracle(TEST__SYMMETRIES=symmetries, TEST__SCALES=scales, **tiles)
+    check_all_found(predictor.predict(drawing.image), drawing)
+    n_tiles = len(predictor.plan((200, 310)))
+    assert n_tiles == (8 if tiles else 1)
+    assert len(predictor.networks[0].shapes) == n_tiles * symmetries * len(scales)
+
+
+@pytest.mark.parametrize("zoom", [0.7, 1.0, 1.33, 2.0])
+@pytest.mark.parametrize("size", [(33, 35), (97, 700), (1500, 2000)])
+def test_every_size_at_every_zoom(size, zoom):
+    """The largest one in the tiles that are chosen by the longest cell."""
+    drawing = draw(size, step=30 if min(size) < 60 else 60 if min(size) < 1000 else 160)
+    predictor = oracle(INPUT__ZOOM=zoom)
+    check_all_found(predictor.predict(drawing.image), drawing)
+    assert len(predictor.plan(size)) == {33: 1, 97: 2, 1500: 20}[size[0]]
+    for shape in predictor.networks[0].shapes:
+        assert max(shape) <= 2 + 512 * zoom
+
+
+def test_any_place_of_the_seams():
+    """Cells everywhere, and tiles that begin everywhere."""
+    drawing = draw((240, 240))
+    for tile in range(130, 242, 4):
+        found = oracle(TEST__TILE=tile, TEST__OVERLAP=58).predict(drawing.image)
+        check_all_found(found, drawing, iou=0.8)
+
+
+def test_cells_longer_than_tiles():
+    """Each is put together from its pieces."""
+    drawing = draw((300, 300), step=140)
+    predictor = oracle(TEST__TILE=64)
+    # The overlap for cells of 52 pixels would be 71.
+    assert np.diff(predictor.plan((300, 300)).lefts).min() >= 29
+    check_all_found(predictor.predict(drawing.image), drawing, iou=0.8)
+
+
+def test_whole_images_are_zoomed_as_before():
+    """Without INPUT.ZOOM, by their short side; also in tiles."""
+    drawing = draw((120, 200))
+    options = {"INPUT__MIN_SIZE_TEST": 240, "INPUT__MAX_SIZE_TEST": 1000}
+    whole = oracle(**options)
+    check_all_found(whole.predict(drawing.image), drawing)
+    assert whole.networks[0].shapes == [(240, 400)]
+    tiles = oracle(**options, TEST__TILE=110)
+    check_all_found(tiles.predict(drawing.image), drawing)
+    assert set(tiles.networks[0].shapes) == {(220, 220)}
+
+
+def test_the_channels_order():
+    drawing = draw((100, 100))
+    found = oracle(INPUT__FORMAT="BGR").predict(drawing.image[:, :, ::-1])
+    check_all_found(found, drawing)
+
+
+def test_grey_and_16_bit_pixels():
+    """As the file formats give them: the same cells."""
+    drawing = draw((100, 100))
+    deep = drawing.image.astype(np.uint16) * 257
+    alpha = np.dstack([drawing.image, np.full((100, 100), 255, np.uint8)])
+    for image in (deep, alpha):
+        check_all_found(oracle().predict(image), drawing)
+    grey = np.where(drawing.labels > 0, 0, 255).astype(np.uint8)
+    assert len(oracle().predict(grey)) == len(np.unique(drawing.labels)) - 1
+
+
+def test_two_networks():
+    """A score is the mean of all networks' views, also of those that see nothing."""
+    drawing = draw((150, 150))
+    networks = [Oracle(always(0.9)), Oracle(always(0.5))]
+    cfgs = [oracle_cfg(), oracle_cfg(INPUT__ZOOM=1.5)]
+    found = Predictor(networks, cfgs).predict(drawing.image)
+    check_all_found(found, drawing, score=always(0.7))
+    assert {shape for network in networks for shape in network.shapes} == {(150, 150), (225, 225)}
+
+    cfgs = [oracle_cfg(TEST__SYMMETRIES=2), oracle_cfg(TEST__SYMMETRIES=1)]
+    found = Predictor(networks, cfgs).predict(drawing.image)
+    check_all_found(found, drawing, score=always((0.9 + 0.9 + 0.5) / 3))
+
+    class Blind(Oracle):
+        def find(self, images):
+            return super().find([torch.full_like(image, 255) for image in images])
+
+    found = Predictor([networks[0], Blind()], cfgs[1:] * 2).predict(drawing.image)
+    check_all_found(found, drawing, score=always(0.45))
+
+
+def test_a_score_that_sinks_below_the_threshold():
+    """The threshold is one of the fused score."""
+    drawing = draw((150, 150))
+    networks = [Oracle(lambda ink: 0.9 if ink % 2 else 0.55), Oracle(always(0.5))]
+    cfg = oracle_cfg(MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.6)
+    found = Predictor(networks, [cfg, cfg]).predict(drawing.image)
+    inks = np.unique(drawing.labels)[1:] - 1
+    assert 0 < len(found) == (inks % 2 == 1).sum() < len(inks)
+    assert np.allclose(found.scores, 0.7)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_a_gpu_that_takes_few_images_at_once(n, capsys):
+    """The batch is halved until it fits; what is found stays the same."""
+    drawing = draw((200, 310))
+    options = {"TEST__SYMMETRIES": 8, "TEST__TILE": 150, "TEST__BATCH": 16}
+    expected = oracle(**options).predict(drawing.image)
+
+    class Short(Oracle):
+        def find(self, images):
+            if len(images) > n:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().find(images)
+
+    predictor = oracle(Short(), **options)
+    check_same(predictor.predict(drawing.image), expected)
+    fits = {1: 1, 2: 2, 3: 2, 5: 4}[n]
+    assert predictor.batch == fits
+    said = [line for line in capsys.readouterr().err.splitlines() if "memory" in line]
+    assert said == [
+        f"the GPU's memory is too small for {2 * k} views at once: going on with {k}"
+        for k in (8, 4, 2, 1)
+        if k >= fits
+    ]
+
+
+def check_same(found, expected):
+    assert found.size == expected.size
+    assert np.array_equal(found.boxes, expected.boxes)
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.classes, expected.classes)
+    assert found.masks == expected.masks
+
+
+def test_one_view_is_what_the_network_says(predictor, run, cfg, cells):
+    """Bit for bit: nothing is fused, nothing rounded."""
+    own = cfg.clone()
+    config.merge_options(own, ["TEST.SYMMETRIES", "1", "TEST.SCALES", "(1.0,)"])
+    image = read_image(next(cells.glob("test_release/*.tif")))
+    found = loaded(own, run).predict(image)
+    check_same(found, predictor.predict(image))
+    (tile,) = predictor.plan(found.size)
+    (view,) = plan_views(tile, found.size, own)
+    network = predictor.networks[0].eval()
+    with torch.no_grad():
+        (direct,) = network.find([to_tensor(view.apply_image(image), own.INPUT.FORMAT)])
+    assert len(found) > 0
+    assert np.array_equal(found.scores, direct.scores.sort(descending=True).values.numpy())
+
+
+@pytest.mark.parametrize("options", [["TEST.SYMMETRIES", "4"], ["TEST.SCALES", "(0.8, 1.25)"]])
+def test_more_views_change_what_a_network_finds(predictor, run, cfg, cells, options):
+    own = cfg.clone()
+    config.merge_options(own, options)
+    image = read_image(next(cells.glob("test_release/*.tif")))
+    found, plain = loaded(own, run).predict(image), predictor.predict(image)
+    assert len(found) > 0
+    assert sorted(found.scores.tolist()) != sorted(plain.scores.tolist())
+
+
+def test_a_file_in_pieces_is_never_read_whole(monkeypatch, tmp_path):
+    drawing = draw((200, 310))
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, drawing.image, tile=(64, 64), photometric="rgb", compression="zlib")
+
+    def refuse(*_arguments):
+        raise AssertionError("read whole")
+
+    monkeypatch.setattr("cellseg.read.window.read_image", refuse)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", refuse)
+    predictor = oracle(TEST__TILE=150)
+    check_same(predictor.predict(path), predictor.predict(drawing.image))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("TEST__SYMMETRIES", 3, "TEST.SYMMETRIES 3: 1 "),
+        ("TEST__SCALES", (), r"TEST.SCALES \(\): numbers from 0.1 to 10"),
+        ("TEST__SCALES", (0.0,), r"TEST.SCALES \(0.0,\)"),
+    ],
+)
+def test_views_that_make_no_sense(key, value, expected):
+    with pytest.raises(InputError, match=expected):
+        oracle(**{key: value})
+
+
+def test_tiles_that_do_not_move_on():
+    with pytest.raises(InputError, match="overlap must be at least 1 px"):
+        oracle(TEST__TILE=20, TEST__OVERLAP=20).plan((9, 9))
