@@ -15,6 +15,7 @@ from cellseg.network.keys import SHARED
 
 MODELS = {  # parameters in millions, with the frozen ones
     "demo": 3,
+    "narrow_fpn": 3,
     "mask_rcnn_R_50_DC5_3x": 172,
     "mask_rcnn_R_101_DC5_3x": 191,
     "mask_rcnn_R_50_FPN_3x": 44,
@@ -86,7 +87,7 @@ def test_every_engine_has_the_projects_own_keys(engine):
     [
         ("mask_rcnn_R_50_DC5", "did you mean mask_rcnn_R_50_DC5_3x?"),
         ("DEMO", "did you mean demo?"),
-        ("yolo", "there are demo, "),
+        ("yolo", "there are "),
         ("../demo", "no such recipe"),
         ("base/cells", "no such recipe"),
     ],
@@ -263,3 +264,42 @@ def test_what_a_library_says_of_a_config_is_one_line():
 def test_what_is_one_line_already_stays_so():
     with pytest.raises(InputError, match=r"^mine$"), config.building("x"):
         raise InputError("mine")
+
+
+def cells_of(*sides):
+    annotations = [{"bbox": [0, 0, width, height], "class": 0} for width, height in sides]
+    return [{"annotations": annotations}]
+
+
+def test_what_follows_from_the_data():
+    """Ten cells of 20 px: 40 px on features of stride 4, hence twice as large."""
+    cfg = config.load_recipe("narrow_fpn", "torchvision")
+    zoom, anchors = config.follow_data(cfg, cells_of(*[(20, 20)] * 10))
+    assert cfg.INPUT.ZOOM == 2.0
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[40.0], [80.0], [160.0]]
+    assert cfg.DATA.LONGEST_CELL == 20
+    assert zoom.startswith("zoom 2: the median cell is 20 px long")
+    assert anchors.startswith("anchors of 40, 80, 160 px")
+
+
+def test_the_coarser_features_of_dc5_want_larger_cells():
+    cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
+    cfg.INPUT.ZOOM_FROM_DATA = True
+    config.follow_data(cfg, cells_of((28, 28)))
+    assert cfg.INPUT.ZOOM == 2.0  # 56 px on features of stride 16, not 32: res5 is dilated
+
+
+def test_what_is_given_does_not_follow_from_the_data():
+    cfg = config.load_recipe("narrow_fpn", "torchvision")
+    options = ["INPUT.ZOOM", "1.25", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[9],[10]]"]
+    config.merge_options(cfg, options)
+    assert config.follow_data(cfg, cells_of((20, 20))) == []
+    assert cfg.INPUT.ZOOM == 1.25
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10]]
+
+
+def test_the_mission_sees_images_as_it_did():
+    cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
+    assert config.follow_data(cfg, cells_of((20, 20))) == []
+    assert cfg.INPUT.ZOOM == 0
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]

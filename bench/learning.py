@@ -1,0 +1,134 @@
+"""What is learned in equal wall time: the usual recipe beside this project's, in one run.
+
+    python bench/learning.py --data DIR [--minutes M] [--seeds N ...] [--only NAME ...]
+
+DIR has `train/` and test images with masks in `test_masks/`. Networks are narrow and begin
+with random weights. A few steps are timed first, so that the schedule fits the minutes;
+then each recipe trains and is scored by AP50 on the test images. `--ingredients` takes one
+ingredient after the other away from this project's recipe instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import annotation
+import evaluate
+import inference
+import train
+from cellseg import runs
+from cellseg.files import read_json, write_json
+from trainer import Trainer
+
+# The narrow network of the field: a ResNet-50 of quarter width, dilated as DC5.
+USUAL = """\
+_BASE_: "{configs}/base/dilated_c5.yaml"
+MODEL:
+  PIXEL_STD: [57.0, 57.0, 57.0]
+  BACKBONE: {{FREEZE_AT: 0}}
+  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 32, RES2_OUT_CHANNELS: 64, WIDTH_PER_GROUP: 16}}
+  ROI_BOX_HEAD: {{FC_DIM: 256}}
+  ROI_MASK_HEAD: {{NUM_CONV: 2, CONV_DIM: 64}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{IMS_PER_BATCH: 4, WARMUP_ITERS: 20}}
+"""
+OURS = "narrow_fpn"
+
+# Name -> keys that take the ingredient away.
+INGREDIENTS: dict[str, list[str]] = {
+    "all of it": [],
+    "no fixed zoom": ["INPUT.ZOOM", "0", "MODEL.ANCHOR_GENERATOR.FROM_DATA", "False"],
+    "anchors of 32, 64, 128": ["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64],[128]]"],
+    "no turns": ["INPUT.QUARTER_TURNS", "False"],
+    "no zoom jitter": ["INPUT.ZOOM_JITTER", "0"],
+    "no sampling by class": ["INPUT.CROP_ON_CLASS", "0"],
+    "stain jitter 0.2": ["INPUT.STAIN_JITTER", "0.2"],
+    "copy-paste 0.5": ["INPUT.COPY_PASTE", "0.5"],
+    "no moving average": ["SOLVER.EMA", "0"],
+    "Adagrad": ["SOLVER.OPTIMIZER", "Adagrad", "SOLVER.BASE_LR", "0.001"],
+}
+
+WARM_UP, TIMED = 4, 12  # steps
+
+
+def train_for(
+    flags: list[str], keys: list[str], data: Path, output: Path, minutes: float
+) -> tuple[Path, float]:
+    """Train for so many minutes; give the run's folder and the minutes that it took."""
+    marks: list[float] = []
+    flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
+    flags += ["--device", "cpu", "--weights", "none", "--output_dir"]
+
+    def run(folder: str, iterations: int) -> None:
+        train.main([*flags, folder, *keys, "SOLVER.MAX_ITER", str(iterations)])
+
+    step = Trainer.run_step
+
+    def timed(self: Trainer) -> None:
+        step(self)
+        marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Trainer, "run_step", timed):
+        run(folder, WARM_UP + TIMED)
+    pace = (marks[-1] - marks[WARM_UP - 1]) / TIMED
+    began = time.perf_counter()
+    run(str(output / "runs"), max(1, round(60 * minutes / pace)))
+    return runs.newest_run(output / "runs"), (time.perf_counter() - began) / 60
+
+
+def score(run: Path, data: Path) -> dict[str, float]:
+    """Predict the test images and give AP50 at 100 detections, of each class and the mean."""
+    inference.main(["--checkpoint", str(run), "--data", str(data), "--device", "cpu"])
+    path = run / "scores.json"
+    evaluate.main([str(run), "--data", str(data), "--json", str(path)])
+    values = read_json(path, "scores", "")["metrics"]["AP50@100"]
+    return {name: value["value"] for name, value in values.items()}
+
+
+def main() -> None:
+    """Run the benchmark and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=Path("learning"), metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=20, help="of training, each (20)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--ingredients", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    annotation.main(["--data", str(args.data), "--output", str(args.output / "annotations.json")])
+    usual = args.output / "usual.yaml"
+    usual.write_text(USUAL.format(configs=Path(train.__file__).resolve().parent / "configs"))
+    rows = {name: (["-m", OURS], keys) for name, keys in INGREDIENTS.items()}
+    if not args.ingredients:
+        rows = {"usual": (["--config-file", str(usual)], []), "this project": (["-m", OURS], [])}
+    table: dict[str, list[dict[str, float]]] = {}
+    for seed in args.seeds:  # in turn, so that a busy hour meets all rows
+        for name, (flags, keys) in rows.items():
+            if args.only and name not in args.only:
+                continue
+            seeded = [*flags, "--seed", str(seed)]
+            with contextlib.redirect_stdout(sys.stderr):
+                run, minutes = train_for(seeded, keys, args.data, args.output, args.minutes)
+                found = score(run, args.data)
+            table.setdefault(name, []).append(found | {"minutes": minutes})
+            write_json(args.output / "table.json", table, indent=1)
+            print(f"{name}, seed {seed}: {found} after {minutes:.1f} minutes", flush=True)
+    print(f"\n{'AP50 at 100 detections':26}{'mean':>7}  seeds")
+    for name, of_seeds in table.items():
+        values = [found["mean of classes"] for found in of_seeds]
+        each = ", ".join(f"{value:.3f}" for value in values)
+        print(f"{name:26}{statistics.mean(values):7.3f}  {each}")
+
+
+if __name__ == "__main__":
+    main()
