@@ -16,7 +16,8 @@ help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.11] [DETECTRON2=/path/to/clone-or-wheel]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## make .venv: pinned requirements, then Detectron2 if it can be had
+setup: $(VENV)/.detectron2  ## make .venv: pinned requirements, then Detectron2 if it can be had
+	@touch $(VENV)/.ready
 
 $(VENV)/.requirements: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("make: $(PYTHON) is Python %d.%d; 3.10, 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
@@ -24,17 +25,21 @@ $(VENV)/.requirements: requirements.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+# Everything runs without Detectron2 too (exit code 1), so that only `make setup` tries again.
+$(VENV)/.detectron2: $(VENV)/.requirements setup-detectron2.sh
+	@sh setup-detectron2.sh $(PY) "$(DETECTRON2)" && touch $@ || test $$? = 1
+
 $(VENV)/.ready: $(VENV)/.requirements setup-detectron2.sh
-	@sh setup-detectron2.sh $(PY) "$(DETECTRON2)" && touch $@ || test $$? = 1  # 1: tried anew next time
+	@$(MAKE) --no-print-directory setup
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-doctor: setup  ## versions, compiled operators, CUDA, and what to do about what is missing
+doctor: $(VENV)/.ready  ## versions, compiled operators, CUDA, and what to do about what is missing
 	@$(PY) -m cellseg.doctor
 
-demo: setup  ## the whole way on a small synthetic data set: no GPU, no download of weights
+demo: $(VENV)/.ready  ## the whole way on a small synthetic data set: no GPU, no download of weights
 	@$(PY) demo.py
 
 lint: $(VENV)/.ready-dev  ## ruff and mypy

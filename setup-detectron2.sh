@@ -13,7 +13,7 @@ without() {
 $1
 MESSAGE
     case $source in git+*) test -n "${CI:-}" && exit 2 ;; *) exit 2 ;; esac
-    echo "Going on without it: training and prediction run on torchvision (--engine torchvision)." >&2
+    echo "Going on without it: training and prediction run on torchvision. make setup tries again." >&2
     exit 1
 }
 
@@ -43,4 +43,4 @@ esac
 # Its setup.py imports torch, so it builds in this environment and not in one of its own.
 "$python" -m pip install --disable-pip-version-check --no-build-isolation "$source" ||
     without "Detectron2 could not be built from $source: see the messages above. It needs a C++
-compiler (on Debian or Ubuntu: apt install g++ python3-dev). To try again: make distclean, make setup"
+compiler (on Debian or Ubuntu: apt install g++ python3-dev)."

@@ -55,6 +55,35 @@ def test_what_does_not_build_is_said(tmp_path):
     assert "could not be built" in done.stderr
 
 
+def make(venv, *words):
+    return subprocess.run(
+        ["make", *words, f"VENV={venv}", f"DETECTRON2={NOWHERE[0]}"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={k: v for k, v in os.environ.items() if k != "CI"},
+    )
+
+
+def test_without_detectron2_setup_alone_tries_again(tmp_path):
+    (tmp_path / ".requirements").touch()
+    ready = str(tmp_path / ".ready")
+    assert make(tmp_path, "--question", ready).returncode == 1
+    for _ in range(2):
+        done = make(tmp_path, "setup")
+        assert done.returncode == 0, done.stderr
+        assert "Going on without it" in done.stderr
+    assert make(tmp_path, "--question", ready).returncode == 0
+    assert not (tmp_path / ".detectron2").exists()
+
+
+def test_any_target_sets_up_first(tmp_path):
+    (tmp_path / ".requirements").touch()
+    done = make(tmp_path, str(tmp_path / ".ready"))
+    assert (done.returncode, done.stderr.count("Going on without it")) == (0, 1)
+
+
 def test_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True)
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
