@@ -107,9 +107,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800",
+        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800; behind -- where they follow a "
+        "flag that takes several values",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.options[:1] == ["--"]:
+        del args.options[0]
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error(f"--score_threshold {args.score_threshold}: a number from 0 to 1 is expected")
     if args.max_detections is not None and args.max_detections < 1:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +24,11 @@ import train
 import utils
 from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
+from cellseg.read.tiff import read_image
+
+HERE = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -239,6 +246,11 @@ def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
         (["--score_threshold", "-0.1"], "--score_threshold -0.1"),
         (["--max_detections", 0], "--max_detections 0: 1 or more"),
         (["--max_detections", "x"], "invalid int value"),
+        (["--tile", 0], "--tile 0: 1 or more"),
+        (["--overlap", 0], "--overlap 0: 1 or more"),
+        (["--tile", 10, "--overlap", 10], "tiles of 10 px that overlap by 10 px"),
+        (["--tta", "twice"], "invalid choice: 'twice'"),
+        (["TEST.SYMMETRIES", 3], "TEST.SYMMETRIES 3: 1 (none)"),
         (["--dataset", "all"], "invalid choice: 'all'"),
         (["--dataset", "train", "--images", "x.tif"], "--images and --dataset: give one"),
         (["--device", "abacus"], "--device abacus: not to be had here"),
@@ -261,7 +273,9 @@ def test_bad_places(predict, tmp_path, cells):
     file.touch()
     assert "can't be made" in refusal(predict, output=file)
     (tmp_path / "folder.json").mkdir()
-    assert "can't be written" in refusal(predict, output=tmp_path / "folder.json")
+    message = refusal(predict, output=tmp_path / "folder.json")
+    assert "folder.json: can't be written, it is a folder" in message
+    assert not list(tmp_path.glob("*.parts"))
 
 
 @pytest.mark.parametrize("name", [runs.CONFIG, runs.RECORD, runs.BEST])
@@ -309,3 +323,250 @@ def test_other_classes_from_annotation_to_submission(own, tiny, tmp_path, ids):
         if 9 in found:
             with pytest.raises(InputError, match="category_id 9"):
                 check_submission.main([str(run / "test-results.zip"), "--data", str(own)])
+
+
+def argv_of(run, path, output, *words):
+    """Predict an image in small tiles."""
+    argv = ["--checkpoint", run, "--images", path, "--output", output, "--device", "cpu"]
+    argv += ["--tile", 40, "--overlap", 12, "--score_threshold", 0.2, *words, "INPUT.ZOOM", "1.0"]
+    return [str(word) for word in argv]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory, cells):
+    """A tiled TIFF with a pyramid of two levels; the finer one has 6 tiles of 40 pixels."""
+    path = tmp_path_factory.mktemp("slide") / "slide.tif"
+    image = np.resize(read_image(next(cells.glob("test_release/*.tif"))), (64, 96, 3))
+    with tifffile.TiffWriter(path) as writer:
+        options = {"photometric": "rgb", "tile": (32, 32), "compression": "zlib"}
+        writer.write(image, subifds=1, **options)
+        writer.write(image[::2, ::2], subfiletype=1, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run, slide, tmp_path_factory):
+    """What a prediction of the slide writes that nothing stops."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert inference.main(argv_of(run, slide, folder)) == 0
+    written = (folder / "images-results.json").read_bytes()
+    assert len(json.loads(written)) > 10
+    return written
+
+
+# Dies as by kill -9 in the middle of the line of a tile, or in the middle of the results.
+DIE = """\
+import io, os, signal, sys
+import inference
+from cellseg.predict.journal import Journal
+from cellseg.write.submission import SubmissionWriter
+left = [int(sys.argv.pop(1))]
+append, add = Journal.append, SubmissionWriter.add
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def torn(self, key, found, file):
+    left[0] -= 1
+    if left[0] >= 0:
+        return append(self, key, found, file)
+    line = io.StringIO()
+    append(self, key, found, line)
+    file.write(line.getvalue()[:len(line.getvalue()) // 2])
+    file.flush()
+    die()
+def cut(self, *what):
+    add(self, *what)
+    self._file.flush()
+    die()
+Journal.append, SubmissionWriter.add = torn, cut
+inference.main()
+"""
+
+
+@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+@pytest.mark.parametrize("n_done", [0, 4, 6])
+def test_killed_and_started_again(run, slide, undisturbed, tmp_path, monkeypatch, capsys, n_done):
+    """While it does tile number `n_done`; after the last one, while it writes the results."""
+    argv = argv_of(run, slide, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", DIE, str(n_done), *argv], cwd=HERE, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not list(tmp_path.glob("*.json"))
+    looked = counted_looks(monkeypatch)
+    assert inference.main(argv) == 0
+    assert len(looked) == 6 - n_done
+    said = f"going on: {n_done} tiles were done before"
+    assert (said in capsys.readouterr().out) == (n_done > 0)
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    assert not (tmp_path / "images-results.parts").exists()
+
+
+def counted_looks(monkeypatch):
+    """Give a list that fills with the tiles that are looked at from now on."""
+    look, looked = Predictor.look, []
+
+    def count(self, looks):
+        looks = list(looks)
+        looked.extend(looks)
+        return look(self, looks)
+
+    monkeypatch.setattr(Predictor, "look", count)
+    return looked
+
+
+@pytest.fixture
+def stopped(run, slide, tmp_path, monkeypatch):
+    """A prediction into `tmp_path` of a copied run and slide, stopped by Ctrl-C after 4 tiles."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    image = Path(shutil.copy(slide, tmp_path / "slide.tif"))
+    append, left = Journal.append, [4]
+
+    def stop(*words):
+        left[0] -= 1
+        append(*words)
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stop)
+        assert inference.main(argv_of(copy, image, tmp_path)) == 130
+    return copy, image
+
+
+def test_a_stopped_one_says_that_it_goes_on(capsys, stopped, tmp_path):
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err
+    copy, image = stopped
+    assert (tmp_path / "images-results.parts").is_dir()
+    assert inference.main(argv_of(copy, image, tmp_path)) == 0
+    assert "going on: 4 tiles were done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", ["option", "weights", "image", "nothing"])
+def test_whatever_changes_begins_anew(stopped, tmp_path, monkeypatch, changed):
+    copy, image = stopped
+    words = ["--across_classes"] if changed == "option" else []
+    if changed == "weights":
+        path = runs.choose_weights(copy)
+        saved = torch.load(path, weights_only=True)
+        torch.save(saved, path)
+        os.utime(path, (1, 1))
+    if changed == "image":
+        image.write_bytes(image.read_bytes())
+        os.utime(image, (1, 1))
+    looked = counted_looks(monkeypatch)
+    assert inference.main(argv_of(copy, image, tmp_path, *words)) == 0
+    assert len(looked) == (2 if changed == "nothing" else 6)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
+def test_two_processes_write_what_one_writes(run, slide, undisturbed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "inference.py", *argv_of(run, slide, tmp_path, "--num_gpus", 2)],
+        cwd=HERE, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    assert not (tmp_path / "images-results.parts").exists()
+
+
+def test_levels_of_a_pyramid(predict, slide, tmp_path):
+    assert predict("--images", slide, "--level", 1, "--score_threshold", 0) == 0
+    out = tmp_path / "out"
+    (listed,) = results(out / "images-results-list.json")
+    assert (listed["height"], listed["width"]) == (32, 48)
+    found = results(out / "images-results.json")
+    assert found
+    assert all(entry["segmentation"]["size"] == [32, 48] for entry in found)
+    message = refusal(predict, "--images", slide, "--level", 2)
+    assert message.endswith("it has 2 levels, 0 to 1, but level 2 was asked for; take another")
+    assert "--level: is for --images" in refusal(predict, "--level", 1)
+
+
+def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
+    """One run beside itself finds what it finds alone; its weights of another time do not."""
+    argv = argv_of(run, slide, tmp_path)
+    assert inference.main([*argv[:2], str(run), *argv[2:]]) == 0
+    assert results(tmp_path / "images-results.json") == json.loads(undisturbed)
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.copy(copy / runs.FINAL, copy / runs.BEST)
+    with torch.no_grad():
+        saved = torch.load(copy / runs.BEST, weights_only=True)
+        for name, values in saved["model"].items():
+            if name.endswith("bias"):
+                values += 0.1
+        torch.save(saved, copy / runs.BEST)
+    assert inference.main([*argv[:2], str(copy), *argv[2:]]) == 0
+    assert results(tmp_path / "images-results.json") != json.loads(undisturbed)
+
+
+def test_runs_of_other_classes_are_not_fused(run, slide, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    record = results(copy / runs.RECORD)
+    record["categories"][0]["name"] = "other"
+    (copy / runs.RECORD).write_text(json.dumps(record))
+    argv = argv_of(run, slide, tmp_path)
+    with pytest.raises(InputError, match="has other classes than"):
+        inference.main([*argv[:2], str(copy), *argv[2:]])
+
+
+@pytest.mark.parametrize(
+    ("words", "symmetries", "scales"),
+    [
+        ([], 1, (1.0,)),
+        (["--tta"], 4, (1.0,)),
+        (["--tta", "flips"], 4, (1.0,)),
+        (["--tta", "turns"], 8, (1.0,)),
+        (["--tta", "scales"], 1, (0.8, 1.0, 1.25)),
+        (["--tta", "turns", "flips", "scales"], 8, (0.8, 1.0, 1.25)),
+        (["--tta", "--", "TEST.SYMMETRIES", "2"], 2, (1.0,)),
+    ],
+)
+def test_views_as_they_are_asked_for(run, words, symmetries, scales):
+    cfg = inference.configure(inference.parse(["--device", "cpu", *words]), run)
+    assert (cfg.TEST.SYMMETRIES, tuple(cfg.TEST.SCALES)) == (symmetries, scales)
+
+
+@pytest.mark.parametrize("views", [[], ["scales"]])
+def test_views_change_what_is_found(run, slide, undisturbed, tmp_path, views):
+    words = ["--tta", *views, "--score_threshold", 0.02, "--batch", 3]
+    assert inference.main(argv_of(run, slide, tmp_path, *words)) == 0
+    found = results(tmp_path / "images-results.json")
+    assert found
+    plain = {entry["score"] for entry in json.loads(undisturbed)}
+    assert not plain & {entry["score"] for entry in found}
+    # The threshold is one of the fused score.
+    assert min(entry["score"] for entry in found) >= 0.02
+
+
+def test_from_python_as_from_the_command_line(run, slide, undisturbed):
+    """The README's example: files and arrays."""
+    options = ["INPUT.ZOOM", "1.0", "TEST.TILE", "40", "TEST.OVERLAP", "12"]
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"]
+    predictor = Predictor.of_run(run, options=options)
+    expected = json.loads(undisturbed)
+    for image in (slide, str(slide), read_image(slide)):
+        found = predictor.predict(image)
+        assert found.size == (64, 96)
+        assert (np.diff(found.scores) <= 0).all()
+        listed = zip(found.scores, found.classes, found.masks, found.boxes, strict=True)
+        key = [(float(str(s)), c + 1, m["counts"], *box.tolist()) for s, c, m, box in listed]
+        written = [
+            (entry["score"], entry["category_id"], entry["segmentation"]["counts"], *xyxy(entry))
+            for entry in expected
+        ]
+        for mine, its in zip(sorted(key), sorted(written), strict=True):
+            assert mine[:3] == its[:3]
+            assert mine[3:] == pytest.approx(its[3:], abs=0.011)
+
+
+def xyxy(entry):
+    x, y, width, height = entry["bbox"]
+    return x, y, x + width, y + height
+
+
+def test_a_list_with_a_missing_file(predict, own, capsys):
+    path = sorted((own / "test_release").iterdir())[0]
+    path.unlink()
+    message = refusal(predict, data=own)
+    assert path.name in message + capsys.readouterr().err
