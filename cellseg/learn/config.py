@@ -76,6 +76,11 @@ def default_config(engine: str) -> CfgNode:
     cfg.INPUT.STAIN_JITTER = 0.0
     # How likely cells of another image are pasted into a sample.
     cfg.INPUT.COPY_PASTE = 0.0
+    cfg.MODEL.TIMM = type(cfg)()
+    # The network of timm that the backbone build_timm_fpn_backbone takes: convnextv2_base, …
+    cfg.MODEL.TIMM.NAME = ""
+    # SHA-256 sums, with commas between them, of the pickles (.pkl) that MODEL.WEIGHTS may be.
+    cfg.MODEL.TRUSTED_SHA256 = ""
     # Choose the anchors' sizes by the training cells'. Giving SIZES sets this to False.
     cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False
     # One of SGD, Adam, AdamW, Adagrad.

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
 from cellseg.network import Found
+from cellseg.network.timm_backbone import TimmBackbone
 
 
 class CellRCNN(GeneralizedRCNN):
@@ -51,7 +52,7 @@ class CellRCNN(GeneralizedRCNN):
         """Give the weights of a file under this network's names.
 
         Those of Detectron2's zoo for detection have them already. Those of its backbones
-        are named after Caffe2 or others, and matched by their ends.
+        are named after Caffe2 or others, and matched by their ends. timm's have a rule.
         """
         if "model" in data and not data.get("matching_heuristics"):
             return dict(data["model"])
@@ -64,6 +65,10 @@ class CellRCNN(GeneralizedRCNN):
         }
         if any(name in self.state_dict() for name in state):
             return state
+        bottom_up = getattr(self.backbone, "bottom_up", None)
+        if isinstance(bottom_up, TimmBackbone):
+            own = bottom_up.adapt_weights(state)
+            return {f"backbone.bottom_up.{name}": value for name, value in own.items()}
         aligned: dict[str, Any] = align_and_update_state_dicts(
             self.state_dict(), state, c2_conversion=caffe2
         )

@@ -1,0 +1,130 @@
+"""timm's networks as backbones of Detectron2, with a feature pyramid.
+
+`MODEL.BACKBONE.NAME: build_timm_fpn_backbone` takes the network that `MODEL.TIMM.NAME`
+names. Images are normalised by `MODEL.PIXEL_MEAN` and `PIXEL_STD`, in 0…255; timm's weights
+want RGB.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from fvcore.common.config import CfgNode
+
+from cellseg.errors import InputError
+
+_STRIDES = (4, 8, 16, 32)
+_NAMES = ("res2", "res3", "res4", "res5")  # as of Detectron2's ResNet
+
+
+class TimmBackbone(Backbone):
+    """The four last stages of a network of timm, with random weights.
+
+    Its features have the names and the strides of a ResNet's: "res2", 4, to "res5", 32.
+
+    Parameters
+    ----------
+    name
+        What timm calls the architecture: "convnextv2_base", "resnet50".
+    freeze_at
+        So many stages don't learn, the stem being the first; nor do the statistics of
+        their batch normalisations.
+
+    Raises
+    ------
+    InputError
+        If timm is missing, has no such network, or it has not these strides or stages.
+    """
+
+    def __init__(self, name: str, freeze_at: int = 0) -> None:
+        super().__init__()
+        self.body = _create(name)
+        channels = self.body.feature_info.channels()
+        self._shapes = {
+            feature: ShapeSpec(channels=count, stride=stride)
+            for feature, count, stride in zip(_NAMES, channels, _STRIDES, strict=True)
+        }
+        if freeze_at:
+            self._freeze(name, freeze_at)
+
+    def _freeze(self, name: str, freeze_at: int) -> None:
+        parts = [part for part, _ in self.body.named_children()]
+        stages = [stage.replace(".", "_") for stage in self.body.feature_info.module_name()]
+        if not set(stages) <= set(parts) or freeze_at > 1 + len(stages):
+            raise InputError(
+                f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: {name} has no such stage that can be "
+                "frozen; 0 is expected"
+            )
+        ends = [parts.index(stages[0])] + [parts.index(stage) + 1 for stage in stages]
+        _timm("timm.utils").freeze(self.body, parts[: ends[freeze_at - 1]])
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Give the `(B, C, H / stride, W / stride)` features of `(B, 3, H, W)` images."""
+        return dict(zip(_NAMES, self.body(images), strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Give the channels and the stride of each feature."""
+        return self._shapes
+
+    def adapt_weights(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Give the weights of timm's whole network under the names that they have here.
+
+        To take features, timm turns the stage `stages.0` into `stages_0`.
+        """
+        whole = {
+            name: re.sub(r"^body\.([a-z]+)_(\d+)\.", r"\1.\2.", name).removeprefix("body.")
+            for name in self.state_dict()
+        }
+        return {name: data[theirs] for name, theirs in whole.items() if theirs in data}
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
+    """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64.
+
+    Raises
+    ------
+    InputError
+        As `TimmBackbone` does.
+    """
+    return FPN(
+        bottom_up=TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.BACKBONE.FREEZE_AT),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+    )
+
+
+def _timm(module: str = "timm") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"MODEL.BACKBONE.NAME build_timm_fpn_backbone: needs timm, which can't be imported "
+            f"({error}); make setup installs it"
+        ) from None
+
+
+def _create(name: str) -> Any:
+    """Let timm build a network that gives the features of its four last stages."""
+    timm = _timm()
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists those there are"
+        raise InputError(f"MODEL.TIMM.NAME {name!r}: timm has no such network; {hint}")
+    body = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+    strides, layout = tuple(body.feature_info.reduction()), getattr(body, "output_fmt", "NCHW")
+    if strides != _STRIDES or layout != "NCHW":
+        raise InputError(
+            f"MODEL.TIMM.NAME {name}: its features are {layout.upper()} of strides {strides}; "
+            f"NCHW of strides {_STRIDES} is expected, as resnet50 and convnextv2_base have"
+        )
+    return body

@@ -1,0 +1,202 @@
+"""timm's networks as backbones: features, freezing, weights, a step and a search."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from cellseg.cellmasks import CellMasks
+from cellseg.errors import InputError
+from cellseg.learn import config
+from cellseg.learn.checkpoint import load_initial_weights
+from cellseg.network import build_network
+
+pytestmark = [
+    pytest.mark.detectron2,
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # Detectron2's
+]
+
+timm = pytest.importorskip("timm")
+
+FAMILIES = {  # channels of the four stages, parameters up to the last
+    "convnextv2_atto": ([40, 80, 160, 320], 3_386_760),
+    "resnet10t": ([64, 128, 256, 512], 4_922_488),
+}
+
+
+@pytest.fixture(autouse=True)
+def storage():
+    """Detectron2's heads write scalars to one as they learn."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():
+        yield
+
+
+@pytest.fixture
+def load(tiny, tmp_path):
+    """Load the tiny network's config with a backbone of timm."""
+
+    def load(name, *options, freeze_at=0):
+        path = tmp_path / "timm.yaml"
+        path.write_text(tiny.read_text().replace("dilated_c5", "fpn"))
+        cfg = config.load_config(path, "detectron2")
+        keys = {
+            "DEVICE": "cpu",
+            "BACKBONE.NAME": "build_timm_fpn_backbone",
+            "BACKBONE.FREEZE_AT": freeze_at,
+            "TIMM.NAME": name,
+            "FPN.OUT_CHANNELS": 16,
+        }
+        for key, value in keys.items():
+            config.merge_options(cfg, [f"MODEL.{key}", str(value)])
+        config.merge_options(cfg, options)
+        return cfg
+
+    return load
+
+
+@pytest.fixture
+def build(load):
+    def build(name, *options, freeze_at=0) -> Any:
+        torch.manual_seed(0)
+        return build_network(load(name, *options, freeze_at=freeze_at))
+
+    return build
+
+
+def picture(height=64, width=96):
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+def sample():
+    full = torch.zeros(2, 64, 96, dtype=torch.bool)
+    full[0, 10:34, 8:30] = full[1, 20:50, 40:72] = True
+    masks = CellMasks.from_bitmasks(full)
+    return {
+        "image": picture(),
+        "boxes": masks.boxes,
+        "classes": torch.tensor([0, 3]),
+        "masks": masks,
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features(build, name):
+    channels, n_parameters = FAMILIES[name]
+    pyramid = build(name).backbone
+    body = pyramid.bottom_up
+    assert sum(p.numel() for p in body.parameters()) == n_parameters
+    assert all(p.requires_grad for p in body.parameters())
+    shapes = body.output_shape()
+    assert list(shapes) == ["res2", "res3", "res4", "res5"]
+    assert [shape.channels for shape in shapes.values()] == channels
+    features = body(torch.zeros(1, 3, 64, 96))
+    for (key, shape), stride in zip(shapes.items(), (4, 8, 16, 32), strict=True):
+        assert shape.stride == stride
+        assert features[key].shape == (1, shape.channels, 64 // stride, 96 // stride)
+    assert pyramid.size_divisibility == 32
+    levels = pyramid(torch.zeros(1, 3, 64, 96))
+    assert {key: level.shape[-1] for key, level in levels.items()} == {
+        "p2": 24,
+        "p3": 12,
+        "p4": 6,
+        "p5": 3,
+        "p6": 2,
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_and_a_search(build, name):
+    network = build(name)
+    losses = network([sample(), sample()])
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    for key, parameter in network.backbone.named_parameters():
+        assert parameter.grad is not None, key
+    for found in network.eval().find([picture(), picture(50, 70)]):
+        assert found.masks.shape == (len(found), 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "frozen"),
+    [
+        ("convnextv2_atto", 1, {"stem_0", "stem_1"}),
+        ("convnextv2_atto", 2, {"stem_0", "stem_1", "stages_0"}),
+        ("resnet10t", 1, {"conv1", "bn1"}),
+        ("resnet10t", 3, {"conv1", "bn1", "layer1", "layer2"}),
+    ],
+)
+def test_frozen_stages(build, name, freeze_at, frozen):
+    network = build(name, freeze_at=freeze_at)
+    body = network.backbone.bottom_up.body
+    learning = {key.split(".")[0] for key, p in body.named_parameters() if p.requires_grad}
+    everything = {key.split(".")[0] for key in body.state_dict()}
+    assert everything - learning == frozen
+    before = {key: value.clone() for key, value in body.state_dict().items()}
+    network([sample()])
+    for key, value in body.state_dict().items():  # nor do the statistics move
+        if key.split(".")[0] in frozen:
+            assert torch.equal(value, before[key]), key
+
+
+def test_stages_that_can_not_be_frozen(build):
+    for name, freeze_at in (("resnet10t", 6), ("mobilenetv3_small_050", 1)):
+        with pytest.raises(InputError, match=rf"FREEZE_AT {freeze_at}: {name} has no such stage"):
+            build(name, freeze_at=freeze_at)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_weights_of_timms_whole_network(build, name, tmp_path):
+    """With them, the features are those that timm's network computes on its way."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    whole = timm.create_model(name).eval()
+    path = tmp_path / "model.safetensors"
+    save_file(whole.state_dict(), path)
+    network = build(name)
+    load_initial_weights(network, str(path))
+    images = torch.rand(1, 3, 64, 96)
+    expected = whole.forward_intermediates(images, intermediates_only=True)[-4:]
+    features = network.eval().backbone.bottom_up(images).values()
+    for found, wanted in zip(features, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_runs_own_weights_come_back(build, tmp_path):
+    network = build("convnextv2_atto", freeze_at=1)
+    path = tmp_path / "model_best.pth"
+    torch.save({"model": network.state_dict()}, path)
+    torch.manual_seed(5)
+    again = build("convnextv2_atto", freeze_at=1)
+    torch.nn.init.zeros_(again.backbone.fpn_lateral2.weight)
+    load_initial_weights(again, str(path))
+    for key, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("convnextv2_bsae", "timm has no such network; did you mean convnextv2_base?"),
+        ("", "timm.list_models"),
+        ("vit_tiny_patch16_224", "of strides (16, 16, 16, 16)"),
+        ("swin_tiny_patch4_window7_224", "its features are NHWC"),
+    ],
+)
+def test_networks_that_do_not_fit(build, name, expected):
+    with pytest.raises(InputError) as caught:
+        build(name)
+    assert f"MODEL.TIMM.NAME {name}".strip() in str(caught.value).replace("'", "")
+    assert expected in str(caught.value)
+
+
+def test_without_timm(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match="needs timm, which can't be imported"):
+        build_network(load("resnet10t"))
