@@ -193,7 +193,7 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> None:
     network
         The network.
     name
-        A file, a URL or a `detectron2://` name.
+        A file, a URL or a short name, as `cellseg.learn.weights.local_weights` takes it.
 
     Raises
     ------
@@ -202,11 +202,8 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> None:
     """
     path = local_weights(name)
     with _loading(path):
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                data = _ArraysAlone(file, encoding="latin1").load()
-        else:
-            data = _load(path)
+        read = {".pkl": _load_arrays, ".safetensors": _load_safetensors}.get(path.suffix, _load)
+        data = read(path)
         adapt: Any = getattr(network, "adapt_weights", None)
         if adapt:
             data = adapt(data)
@@ -234,6 +231,22 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise TypeError("not a checkpoint")
     return loaded
+
+
+def _load_arrays(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _ArraysAlone(file, encoding="latin1").load()
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Any] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(error) from error
+    return state
 
 
 def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> None:

@@ -1,4 +1,8 @@
-"""The weights that a network begins with."""
+"""The weights that a network begins with.
+
+Weights are data. Files of torch and safetensors are read as such; a pickle (.pkl) can name
+any code, so it must be trusted by its SHA-256, and is still read without running any.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
 from cellseg.network import engine
+from cellseg.runs import file_hash
 
 _ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
+_TIMM = ("timm://", "https://huggingface.co/timm/")
+_TIMM_FILE = "/resolve/main/model.safetensors"
 _TIMEOUT = 30.0  # seconds without an answer, after which a server counts as out of reach
 
 
@@ -33,7 +40,8 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     Raises
     ------
     InputError
-        If there are none of that kind, or they can be neither found nor downloaded.
+        If there are none of that kind, they can be neither found nor downloaded, or they
+        are a pickle that `MODEL.TRUSTED_SHA256` doesn't name.
     """
     if wanted == "none":
         cfg.MODEL.WEIGHTS = ""
@@ -42,14 +50,42 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     elif wanted is not None:
         cfg.MODEL.WEIGHTS = wanted
     if cfg.MODEL.WEIGHTS:
-        local_weights(cfg.MODEL.WEIGHTS)
+        check_pickle(local_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.TRUSTED_SHA256)
+
+
+def check_pickle(path: Path, trusted: str) -> None:
+    """Refuse a pickle unless it is known by its SHA-256; other files pass.
+
+    Parameters
+    ----------
+    path
+        A file of weights.
+    trusted
+        The sums of trusted pickles, in hexadecimal, with commas between them.
+
+    Raises
+    ------
+    InputError
+        If the file is a pickle whose sum is not among them.
+    """
+    if path.suffix != ".pkl":
+        return
+    found = file_hash(path)
+    if found not in trusted.lower().replace(" ", "").split(","):
+        raise InputError(
+            f"--weights: {path} is a pickle, which can hold code, and its SHA-256 {found} is none "
+            "of MODEL.TRUSTED_SHA256; compare it with one from a source that you trust and end "
+            f"the command with MODEL.TRUSTED_SHA256 {found}, or take weights that are data alone "
+            "(.pth, .safetensors), or --weights none"
+        )
 
 
 def local_weights(name: str) -> Path:
-    """Give the local file of a path, a URL or a `detectron2://` name, downloaded if need be.
+    """Give the local file of a path, a URL or a short name, downloaded if need be.
 
-    Downloads are cached where Detectron2 caches them: below `$FVCORE_CACHE`, by default
-    `~/.torch/iopath_cache`.
+    Short names are Detectron2's `detectron2://` and `timm://NAME` with a name of timm's
+    weights. Downloads are cached where Detectron2 caches them: below `$FVCORE_CACHE`, by
+    default `~/.torch/iopath_cache`.
 
     Raises
     ------
@@ -57,6 +93,8 @@ def local_weights(name: str) -> Path:
         If it is neither there nor to be had; the line says where to put it by hand.
     """
     url = name.replace(*_ZOO, 1)
+    if name.startswith(_TIMM[0]):
+        url = name.replace(*_TIMM, 1) + _TIMM_FILE
     parsed = urlparse(url)
     if parsed.scheme not in ("http", "https"):
         path = Path(name)

@@ -168,3 +168,27 @@ def test_pickles_of_arrays(tmp_path, protocol):
     model = net()
     load_initial_weights(model, str(path))
     assert (model[0].weight == 2).all()
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save
+
+    path = tmp_path / "a.safetensors"
+    whole = save(net(4.0).state_dict())
+    path.write_bytes(whole)
+    model = net()
+    load_initial_weights(model, str(path))
+    assert (model[0].weight == 4).all()
+    pickled = pickle.dumps({"0.weight": Bomb()})
+    for damaged in (b"", b"hello", whole[:50], whole[:-1], pickled):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.safetensors: can't be loaded as weights \("):
+            load_initial_weights(net(), str(path))
+
+
+def test_a_pickle_under_another_name_is_not_read_as_one(tmp_path):
+    arrays = {name: value.numpy() for name, value in net(2.0).state_dict().items()}
+    for name in ("a.bin", "a.PKL", "a"):
+        (tmp_path / name).write_bytes(pickle.dumps(arrays, protocol=2))
+        with pytest.raises(InputError, match="can't be loaded as weights"):
+            load_initial_weights(net(), str(tmp_path / name))

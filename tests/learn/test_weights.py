@@ -1,7 +1,8 @@
-"""The weights to begin with, without a network."""
+"""The weights to begin with, without a network: where they are, and which are trusted."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from http.client import IncompleteRead, InvalidURL
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.learn.checkpoint import load_initial_weights
-from cellseg.learn.weights import choose_initial_weights, local_weights
+from cellseg.learn.weights import check_pickle, choose_initial_weights, local_weights
 from cellseg.network import build_network
 
 pytestmark = pytest.mark.detectron2
@@ -37,14 +38,23 @@ def downloads(monkeypatch):
 
     def download(url, path):
         asked.append(url)
-        Path(path).write_bytes(b"weights")
+        Path(path).write_bytes(DOWNLOADED)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     return asked
 
 
-def chosen(recipe, wanted):
+def sum_of(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+DOWNLOADED = b"weights"
+KNOWN = sum_of(DOWNLOADED)
+
+
+def chosen(recipe, wanted, trusted=KNOWN):
     cfg = config.load_recipe(recipe)
+    cfg.MODEL.TRUSTED_SHA256 = trusted
     choose_initial_weights(cfg, wanted)
     return cfg.MODEL.WEIGHTS
 
@@ -53,18 +63,44 @@ def chosen(recipe, wanted):
 def test_imagenet_is_the_default(downloads, cache, wanted):
     assert chosen("mask_rcnn_R_50_DC5_3x", wanted) == R50
     assert downloads == [R50_URL]
-    assert (cache / "detectron2/ImageNetPretrained/MSRA/R-50.pkl").read_bytes() == b"weights"
+    assert (cache / "detectron2/ImageNetPretrained/MSRA/R-50.pkl").read_bytes() == DOWNLOADED
     # Once.
     assert chosen("mask_rcnn_R_50_DC5_3x", wanted) == R50
     assert len(downloads) == 1
 
 
-@pytest.mark.parametrize("recipe", [name for name in config.recipe_names() if name != "demo"])
+ZOO = [name for name in config.recipe_names() if name.startswith("mask_rcnn")]
+
+
+@pytest.mark.parametrize("recipe", ZOO)
 def test_the_zoo_has_weights_for_every_recipe(downloads, recipe):
     imagenet, coco = chosen(recipe, "imagenet"), chosen(recipe, "coco")
     assert imagenet.startswith("detectron2://ImageNetPretrained/")
     assert f"/COCO-InstanceSegmentation/{recipe}/" in coco
     assert len(downloads) == 2
+
+
+def test_timms_weights(downloads, cache):
+    name = "convnextv2_base.fcmae_ft_in22k_in1k"
+    for wanted in (None, "imagenet"):
+        assert chosen("cascade_mask_rcnn_convnextv2_base_FPN", wanted, "") == f"timm://{name}"
+    assert downloads == [f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"]
+    assert local_weights(f"timm://{name}").is_relative_to(cache)
+
+
+def test_timm_has_the_weights_that_recipes_name():
+    timm = pytest.importorskip("timm")
+    for recipe in config.recipe_names():
+        cfg = config.load_recipe(recipe, "detectron2")
+        if cfg.MODEL.TIMM.NAME:
+            weights = cfg.MODEL.WEIGHTS.removeprefix("timm://")
+            assert weights.partition(".")[0] == cfg.MODEL.TIMM.NAME
+            theirs = timm.get_pretrained_cfg(weights)
+            assert theirs.hf_hub_id == f"timm/{weights}"
+            # The sizes of pixels that they were trained with.
+            assert cfg.INPUT.FORMAT == "RGB"
+            assert cfg.MODEL.PIXEL_MEAN == pytest.approx([255 * m for m in theirs.mean])
+            assert cfg.MODEL.PIXEL_STD == pytest.approx([255 * s for s in theirs.std])
 
 
 def test_none_asks_for_nothing(downloads):
@@ -150,6 +186,7 @@ def test_what_lies_in_the_cache_is_what_the_trainer_loads(cache, tiny, monkeypat
     place.write_bytes(pickle.dumps(blobs, protocol=2))
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)
     cfg.MODEL.WEIGHTS = R50
+    cfg.MODEL.TRUSTED_SHA256 = sum_of(place.read_bytes())
     choose_initial_weights(cfg, None)
     model: Any = build_network(cfg)
     load_initial_weights(model, cfg.MODEL.WEIGHTS)
@@ -157,3 +194,44 @@ def test_what_lies_in_the_cache_is_what_the_trainer_loads(cache, tiny, monkeypat
     assert (stem.weight == 0.5).all()
     assert (stem.norm.weight == 2).all()
     assert (model.backbone.res2[0].conv1.weight == 0.25).all()
+
+
+def test_a_pickle_is_trusted_by_its_sum(tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"abc")
+    # NIST's example for SHA-256, FIPS 180-2.
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    for trusted in (known, known.upper(), f"{'0' * 64}, {known}"):
+        check_pickle(path, trusted)
+    for trusted in ("", ",", known[:8], "0" * 64):
+        with pytest.raises(InputError) as caught:
+            check_pickle(path, trusted)
+        message = str(caught.value)
+        assert f"{path} is a pickle, which can hold code, and its SHA-256 {known}" in message
+        assert f"MODEL.TRUSTED_SHA256 {known}" in message
+    path.write_bytes(b"abcd")
+    with pytest.raises(InputError, match="is a pickle"):
+        check_pickle(path, known)
+
+
+def test_the_zoos_pickle_too(downloads):
+    with pytest.raises(InputError, match=rf"R-50\.pkl is a pickle.* {KNOWN} "):
+        chosen("mask_rcnn_R_50_DC5_3x", None, trusted="")
+    assert downloads == [R50_URL]
+
+
+def test_what_is_not_a_pickle_needs_no_trust(tmp_path):
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).write_bytes(b"abc")
+        check_pickle(tmp_path / name, "")
+
+
+def test_the_sum_is_given_as_the_refusal_says(tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"abc")
+    cfg = config.load_recipe("demo")
+    with pytest.raises(InputError) as caught:
+        choose_initial_weights(cfg, str(path))
+    said = str(caught.value).partition("end the command with ")[2].partition(",")[0]
+    config.merge_options(cfg, said.split())
+    choose_initial_weights(cfg, str(path))
