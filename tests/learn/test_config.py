@@ -22,14 +22,29 @@ MODELS = {  # parameters in millions, with the frozen ones
     "mask_rcnn_R_101_FPN_3x": 63,
     "mask_rcnn_X_101_32x8d_FPN_3x": 107,
 }
+DETECTRON2_MODELS = {  # no other engine has their heads
+    "cascade_mask_rcnn_R_50_FPN": 72,
+    "cascade_mask_rcnn_convnextv2_tiny_FPN": 76,
+    "cascade_mask_rcnn_convnextv2_base_FPN": 135,
+}
 
 
 def test_recipes():
-    assert config.recipe_names() == sorted(MODELS)
+    assert config.recipe_names() == sorted([*MODELS, *DETECTRON2_MODELS])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_recipe_builds_a_network_of_the_size_it_says(name, engine):
+    check_size(name, engine, MODELS[name])
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", DETECTRON2_MODELS)
+def test_every_cascade_builds_a_network_of_the_size_it_says(name):
+    check_size(name, "detectron2", DETECTRON2_MODELS[name])
+
+
+def check_size(name, engine, expected):
     import torch
 
     cfg = config.load_recipe(name, engine)
@@ -40,7 +55,7 @@ def test_every_recipe_builds_a_network_of_the_size_it_says(name, engine):
     with torch.device("meta"):
         model = build_network(cfg)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    assert round(millions) == MODELS[name]
+    assert round(millions) == expected
     assert millions < 200  # the homework's rule
 
 
