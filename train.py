@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import utils
+from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.files import write_atomic, write_json
 
 if TYPE_CHECKING:
+    import torch
     from fvcore.common.config import CfgNode
 
     from cellseg.learn.samples import TrainingData
 
 MODEL = "mask_rcnn_R_50_DC5_3x"
+MOST_PARAMETERS = 200_000_000  # trainable ones that the homework allows
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,6 +67,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument(
         "--groups", type=Path, metavar="FILE",
         help="JSON {image: group} or CSV image,group: a group (patient, slide) is never split",
+    )  # fmt: skip
+    data.add_argument(
+        "--folds", type=utils.whole_number, metavar="K",
+        help="cross-validate: train K runs, each with another Kth of the images held out",
+    )  # fmt: skip
+    data.add_argument(
+        "--show-batch", "--show_batch", type=Path, nargs="?", const=Path("batch.png"),
+        metavar="FILE",
+        help="draw a batch as the network would see it (batch.png), and do not train",
     )  # fmt: skip
 
     how = parser.add_argument_group("how to train")
@@ -117,7 +130,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.model and args.config_file:
         parser.error("--model and --config-file: give one of them")
     # What a run began with is what it goes on with.
-    began_with = {"--config-file": args.config_file, "--weights": args.weights}
+    began_with = {
+        "--config-file": args.config_file,
+        "--weights": args.weights,
+        "--folds": args.folds is not None,
+    }
     if args.resume not in (None, "newest"):
         began_with["--model"] = args.model
     for flag, value in began_with.items():
@@ -130,6 +147,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if not args.num_gpus:
         parser.error("--num_gpus 0: 1 or more is expected; --device cpu trains without a GPU")
+    if args.folds is not None and args.folds < 2:
+        parser.error(f"--folds {args.folds}: 2 or more is expected")
+    if args.folds and args.val_fraction:
+        parser.error("--folds and --val_fraction: each fold is held out once; give one of them")
+    if args.folds and args.num_machines > 1:
+        parser.error(
+            "--folds and --num_machines: give each machine folds of its own with DATA.FOLDS K "
+            "DATA.FOLD N, and no --folds"
+        )
+    if args.show_batch and args.show_batch.suffix.lower() != ".png":
+        parser.error(f"--show-batch {args.show_batch}: a file that ends in .png is expected")
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("--num_machines: say with --dist_url tcp://HOST:PORT where machine 0 is")
     return args
@@ -137,7 +165,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     """Build the config from the recipe (or the run that is resumed), the flags and the options."""
-    from cellseg import runs
     from cellseg.learn import config
     from cellseg.learn.weights import choose_initial_weights
 
@@ -158,13 +185,13 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         "SEED": args.seed,
         "DATALOADER.NUM_WORKERS": args.num_workers,
         "DATA.VAL_FRACTION": args.val_fraction,
+        "DATA.FOLDS": args.folds,
+        "DATA.FOLD": 0 if args.folds else None,
         "DATA.GROUPS": args.groups and str(args.groups.absolute()),
     }
     for key, value in flags.items():
         if value is not None:
             cfg.merge_from_list([key, value])
-    if args.num_workers is None:
-        cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     if args.epochs is not None and not args.epochs > 0:
         raise InputError(f"--epochs {args.epochs}: a positive number is expected")
     # A resumed run, or one repeated from its config, keeps its data unless told otherwise.
@@ -175,18 +202,24 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
     config.check_values(cfg)
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, count_cores())
     if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
         cfg.SEED = random.SystemRandom().randrange(2**32)
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
-    if not run:
+    if not (run or args.show_batch):
         choose_initial_weights(cfg, args.weights)
     return cfg
 
 
+def count_cores() -> int:
+    """Count the cores that this process may use; torch warns of more loading processes."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def check_same_data(run: Path, annotations: Path, held_out: Sequence[str]) -> None:
     """Refuse to go on with a run on other images than it began with."""
-    from cellseg import runs
-
     record = runs.read_record(run)
     if record["annotations"].get("sha256") != runs.file_hash(annotations):
         raise InputError(
@@ -205,51 +238,149 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or go on training; give the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
-    from cellseg import runs
-    from cellseg.files import write_atomic
+    from cellseg.learn.folds import fold_runs
 
-    run = None
-    if args.resume:
-        run = (
-            runs.newest_run(args.output_dir, args.model or "*", finished=False)
-            if args.resume == "newest"
-            else runs.open_run(Path(args.resume))
-        )
-    cfg = configure(args, run)
     command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
-    data = prepare(cfg, run)
+    folder = to_resume(args)
+    if folder and fold_runs(folder):
+        return train_folds(args, folder, [configure(args, run) for run in fold_runs(folder)])
+    cfg = configure(args, folder)
+    if args.show_batch:
+        return show_batch(cfg, args.show_batch)
+    if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
+        return cross_validate(args, cfg, command)
+    data = prepare(cfg, folder)
+    check_shares(args, cfg)
+    run = folder
+    if run is None and args.machine_rank == 0:
+        run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
+        record(run, cfg, data, command)
+    if run is not None:
+        cfg.OUTPUT_DIR = str(run.absolute())
+    return train_run(args, cfg, data, new=folder is None)
+
+
+def to_resume(args: argparse.Namespace) -> Path | None:
+    """Find the folder of the run, or of the cross-validation, to go on with, if any."""
+    from cellseg.learn.folds import fold_runs
+
+    if not args.resume:
+        return None
+    if args.resume == "newest":
+        return runs.newest_run(args.output_dir, args.model or "*", finished=False)
+    folder = Path(args.resume)
+    return folder if fold_runs(folder) else runs.open_run(folder)
+
+
+def check_shares(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Refuse a batch that the processes can't share."""
     n_processes = args.num_gpus * args.num_machines
     if cfg.SOLVER.IMS_PER_BATCH % n_processes:
         raise InputError(
             f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n_processes} processes share a batch, so a "
             f"multiple of {n_processes} is expected"
         )
-    new = run is None
-    if run is None and args.machine_rank == 0:
-        run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
-        runs.write_record(
-            run,
-            command,
-            Path(cfg.DATA.ANNOTATIONS),
-            data.categories,
-            [sample["name"] for sample in data.train],
-            [sample["name"] for sample in data.held_out],
-        )
-    if run is not None:
-        cfg.OUTPUT_DIR = str(run.absolute())
-    if run is not None and args.machine_rank == 0:
-        with write_atomic(run / runs.CONFIG) as file:
-            file.write(cfg.dump())
+
+
+def record(run: Path, cfg: CfgNode, data: TrainingData, command: Sequence[str]) -> None:
+    """Write down what makes a run."""
+    runs.write_record(
+        run,
+        command,
+        Path(cfg.DATA.ANNOTATIONS),
+        data.categories,
+        [sample["name"] for sample in data.train],
+        [sample["name"] for sample in data.held_out],
+    )
+
+
+def train_run(args: argparse.Namespace, cfg: CfgNode, data: TrainingData, new: bool) -> int:
+    """Train the run whose folder is `OUTPUT_DIR`, in all processes; give the exit code."""
+    if args.machine_rank == 0:
+        clear_leftovers(Path(cfg.OUTPUT_DIR))
+        write_config(cfg)
     cfg.freeze()
+    n_processes = args.num_gpus * args.num_machines
     announce(cfg, data, n_processes)
     if n_processes == 1:
         return train(cfg, new)
     return train_together(args, cfg, new)
 
 
+def write_config(cfg: CfgNode) -> None:
+    """Write a run's config into its folder."""
+    with write_atomic(Path(cfg.OUTPUT_DIR) / runs.CONFIG) as file:
+        file.write(cfg.dump())
+
+
+def clear_leftovers(run: Path) -> None:
+    """Delete the unfinished files that a killed training has left in its folder."""
+    for name in (runs.CONFIG, runs.LAST, runs.BEST, runs.FINAL):
+        for path in run.glob(f".{name}.*"):
+            path.unlink()
+
+
+def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str]) -> int:
+    """Begin a run for each fold of the images, and train them; give the exit code."""
+    check_shares(args, cfg)
+    cfgs = [cfg.clone() for _ in range(cfg.DATA.FOLDS)]
+    parts = []
+    for number, of_fold in enumerate(cfgs, 1):
+        of_fold.DATA.FOLD = number
+        parts.append(prepare(of_fold, None))
+    folder = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
+    # All runs at once, so that --resume knows what is to be done.
+    for of_fold, data in zip(cfgs, parts, strict=True):
+        run = folder / f"fold{of_fold.DATA.FOLD}"
+        run.mkdir()
+        of_fold.OUTPUT_DIR = str(run)
+        record(run, of_fold, data, command)
+        write_config(of_fold)
+    try:
+        return train_folds(args, folder, cfgs)
+    except InputError:
+        if not list(folder.glob("*/*.pth")):  # there is nothing in it to go on with
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def train_folds(args: argparse.Namespace, folder: Path, cfgs: Sequence[CfgNode]) -> int:
+    """Train the runs of a cross-validation as far as they are not, and sum up their scores."""
+    from cellseg.learn.folds import SUMMARY, as_text, fold_runs, last_scores, summarise
+
+    folds = fold_runs(folder)
+    for run, cfg in zip(folds, cfgs, strict=True):
+        print(f"fold {cfg.DATA.FOLD} of {cfg.DATA.FOLDS}")
+        cfg.OUTPUT_DIR = str(run.absolute())
+        code = train_run(args, cfg, prepare(cfg, run), new=False)
+        if code:
+            return code
+    names = [category["name"] for category in runs.read_record(folds[0])["categories"]]
+    summary = summarise([last_scores(run) for run in folds], names)
+    write_json(folder / SUMMARY, summary, indent=1)
+    print(f"{as_text(summary)}\nwritten to {utils.shown(folder / SUMMARY)}")
+    return 0
+
+
+def show_batch(cfg: CfgNode, path: Path) -> int:
+    """Draw the first batch of a training, augmented; give the exit code."""
+    from cellseg.learn.mapper import build_stream
+    from cellseg.look.batch import draw_batch
+    from cellseg.look.overlay import write_png
+
+    data = prepare(cfg, None)
+    stream = build_stream(cfg, data)
+    samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
+    names = [category["name"] for category in data.categories]
+    write_png(path, draw_batch(samples, names, cfg.INPUT.FORMAT))
+    print(f"{utils.shown(path)}: " + ", ".join(sample["name"] for sample in samples))
+    return 0
+
+
 def prepare(cfg: CfgNode, run: Path | None) -> TrainingData:
     """Load the data, and set what the config takes from them."""
     from cellseg.learn.config import follow_data, set_schedule
+    from cellseg.learn.mapper import build_stream
     from trainer import Trainer
 
     data = Trainer.data(cfg)
@@ -258,7 +389,7 @@ def prepare(cfg: CfgNode, run: Path | None) -> TrainingData:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
     for reason in follow_data(cfg, data.train):
         print(reason)
-    set_schedule(cfg, len(data.train))
+    set_schedule(cfg, build_stream(cfg, data).epoch_length)
     return data
 
 
@@ -281,9 +412,19 @@ def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
         )
 
 
+def announce_network(network: torch.nn.Module) -> None:
+    """Say how many parameters learn, and whether they are more than the homework allows."""
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    print(f"trainable parameters: {count:,}", flush=True)
+    if count > MOST_PARAMETERS:
+        print(
+            f"warning: the homework allows {MOST_PARAMETERS:,} trainable parameters; choose a "
+            "smaller recipe to submit"
+        )
+
+
 def train_together(args: argparse.Namespace, cfg: CfgNode, new: bool) -> int:
     """Train in several processes; give the exit code."""
-    from cellseg import runs
     from cellseg.network import together
 
     together(
@@ -299,14 +440,15 @@ def train(cfg: CfgNode, new: bool) -> int:
     utils.quiet_libraries()
     import torch
 
-    from cellseg import runs
     from cellseg.learn.config import building
+    from cellseg.learn.folds import fold_runs
     from cellseg.learn.hooks import TrainingStopped, log_to_file
     from cellseg.learn.step import rank
     from trainer import Trainer
 
     run = Path(cfg.OUTPUT_DIR)
     first = rank() == 0
+    in_folds = run in fold_runs(run.parent)
     stop_logging = log_to_file(run / "log.txt") if first else None
     try:
         torch.manual_seed(cfg.SEED)
@@ -314,6 +456,8 @@ def train(cfg: CfgNode, new: bool) -> int:
             with building(run / runs.CONFIG):
                 trainer = Trainer(cfg)
             trainer.resume_or_load(resume=not new)
+            if first:
+                announce_network(trainer.step.network)
         except InputError:
             if new and first:  # there is nothing in it to go on with
                 shutil.rmtree(run, ignore_errors=True)
@@ -326,7 +470,7 @@ def train(cfg: CfgNode, new: bool) -> int:
         if first:
             print(
                 f"stopped after iteration {stop} of {cfg.SOLVER.MAX_ITER}; go on with: "
-                f"python train.py --resume {utils.shown(run)}"
+                f"python train.py --resume {utils.shown(run.parent if in_folds else run)}"
             )
         return 130
     finally:

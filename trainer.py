@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import RunCheckpointer, load_initial_weights
+from cellseg.learn.folds import take_fold
 from cellseg.learn.hooks import (
     Checkpoints,
     Curves,
@@ -58,14 +61,14 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def data(cfg: CfgNode) -> TrainingData:
-        """Load the annotation file that a config names."""
-        return load_training_data(
-            cfg.DATA.ROOT,
-            cfg.DATA.ANNOTATIONS,
-            cfg.DATA.VAL_FRACTION,
-            cfg.DATA.GROUPS,
-            cfg.SEED,
+        """Load the annotation file that a config names, split as it says."""
+        part = 0.0 if cfg.DATA.FOLDS else cfg.DATA.VAL_FRACTION
+        data = load_training_data(
+            cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS, part, cfg.DATA.GROUPS, cfg.SEED
         )
+        if cfg.DATA.FOLDS:
+            return take_fold(data, cfg.DATA.FOLD, cfg.DATA.FOLDS, cfg.DATA.GROUPS, cfg.SEED)
+        return data
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -93,19 +96,25 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module) -> AveragePrecision:
-        """Score the held-out images by mask AP."""
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        show: Callable[[str, NDArray[np.uint8]], None] | None = None,
+    ) -> AveragePrecision:
+        """Score the held-out images by mask AP; `show` as `validate` takes it."""
         data = cls.data(cfg)
-        return validate(Predictor([model], [cfg]).predict, data, data.held_out)
+        return validate(Predictor([model], [cfg]).predict, data, data.held_out, show)
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data(self.cfg)
+        curves = Curves(Path(cfg.OUTPUT_DIR), 20)
         built: list[HookBase] = []
         if data.held_out:
             names = [category["name"] for category in data.categories]
             built.append(
                 Validation(
-                    lambda: self.test(cfg, self.step.best_network),
+                    lambda: self.test(cfg, self.step.best_network, curves.show),
                     self.checkpointer,
                     names,
                     cfg.TEST.EVAL_PERIOD,
@@ -113,11 +122,9 @@ class Trainer(DefaultTrainer):
                 )
             )
         if rank() == 0:
-            built += [
-                Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-                Curves(Path(cfg.OUTPUT_DIR), 20),
-                Progress(),
-            ]
+            # A run that has its final weights has its last score.
+            checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            built += [curves, checkpoints, Progress()]
         # Last, so that a step that is cut short here is a whole one.
         return [*built, StopOnSignal(self.checkpointer)]
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -66,10 +68,14 @@ class Validation(HookBase):
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
             if rank() == 0:
                 self._validate(done)
-            enough = bool(self.patience) and self.worse >= self.patience
-            if any_process(enough, self.trainer.cfg.MODEL.DEVICE):
+            if any_process(self.enough, self.trainer.cfg.MODEL.DEVICE):
                 # The hooks that follow see the last step of the run.
                 self.trainer.max_iter = done
+
+    @property
+    def enough(self) -> bool:
+        """Whether the score has not risen for so long that the training ends."""
+        return bool(self.patience) and self.worse >= self.patience
 
     def _validate(self, done: int) -> None:
         result = self.score()
@@ -94,6 +100,12 @@ class Validation(HookBase):
             + (", the best so far" if better else f" (best {self.best:.1f})"),
             file=sys.stdout,
         )
+        if self.enough and done < self.trainer.max_iter:
+            tqdm.write(
+                f"stopping early: no better AP50 in the last {self.worse} scores "
+                "(TEST.PATIENCE); the weights that scored best are kept",
+                file=sys.stdout,
+            )
 
     def state_dict(self) -> dict[str, int]:
         """Give how many scores in a row were no better."""
@@ -102,6 +114,8 @@ class Validation(HookBase):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take back what `state_dict` gave."""
         self.worse = state["worse"]
+        if self.enough:  # it had ended early
+            self.trainer.max_iter = self.trainer.iter
 
 
 class Checkpoints(HookBase):
@@ -131,7 +145,9 @@ class Curves(HookBase):
         self._open = contextlib.ExitStack()
 
     def before_train(self) -> None:
-        self._events = self._open.enter_context(SummaryWriter(str(self.folder)))
+        # What a killed run had written after its last checkpoint comes again.
+        start = self.trainer.start_iter
+        self._events = self._open.enter_context(SummaryWriter(str(self.folder), purge_step=start))
         self._lines = self._open.enter_context((self.folder / CURVES).open("a", encoding="utf-8"))
 
     def after_step(self) -> None:
@@ -147,6 +163,10 @@ class Curves(HookBase):
             self._lines.write(json.dumps({"iteration": step, **medians}) + "\n")
             self._lines.flush()
             self._values.clear()
+
+    def show(self, name: str, picture: NDArray[np.uint8]) -> None:
+        """Add an `(H, W, 3)` uint8 RGB picture, for TensorBoard alone."""
+        self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
     def after_train(self) -> None:
         self._open.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -179,11 +180,12 @@ def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:
     return [samples[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _synchronised(model: torch.nn.Module, now: bool) -> Any:
+def _synchronised(model: torch.nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
     """Share gradients only with the last of the parts that are accumulated."""
     if now or not isinstance(model, DistributedDataParallel):
-        return torch.enable_grad()
-    return model.no_sync()
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[Any] = model.no_sync()
+    return context
 
 
 def _mean_of_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -95,11 +95,8 @@ def hold_out(
     """
     if fraction == 0:
         return []
-    members: dict[str, list[str]] = {}
-    for name in sorted(names):
-        members.setdefault(groups[name] if groups else name, []).append(name)
-    order = sorted(members)
-    random.Random(seed).shuffle(order)
+    members = _shuffled_groups(names, seed, groups)
+    order = list(members)
     wanted = fraction * len(names)
     held: set[str] = set()
     for group in order[:-1]:
@@ -113,3 +110,53 @@ def hold_out(
             "train with --val_fraction 0"
         )
     return [name for name in names if name in held]
+
+
+def split_folds(
+    names: Sequence[str], n_folds: int, seed: int, groups: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Split the images into folds of about the same number of images, groups kept whole.
+
+    Without groups, folds differ by one image at most. With them, the largest groups are
+    given out first, each to the fold that has the fewest images.
+
+    Parameters
+    ----------
+    names, seed, groups
+        As `hold_out` takes them.
+    n_folds
+        How many folds, 2 or more.
+
+    Returns
+    -------
+    The names in each fold, in the order of `names`. Each name is in one fold, and no
+    fold is empty.
+
+    Raises
+    ------
+    InputError
+        If there are fewer groups than folds.
+    """
+    members = _shuffled_groups(names, seed, groups)
+    if not 2 <= n_folds <= len(members):
+        what = "groups" if groups else "images"
+        raise InputError(
+            f"--folds {n_folds}: 2 to {len(members)} are expected, as the data has "
+            f"{len(members)} {what}"
+        )
+    folds: list[set[str]] = [set() for _ in range(n_folds)]
+    for group in sorted(members.values(), key=len, reverse=True):
+        min(folds, key=len).update(group)
+    return [[name for name in names if name in fold] for fold in folds]
+
+
+def _shuffled_groups(
+    names: Sequence[str], seed: int, groups: Mapping[str, str] | None
+) -> dict[str, list[str]]:
+    """Give the members of each group, the groups in an order drawn by the seed."""
+    members: dict[str, list[str]] = {}
+    for name in sorted(names):
+        members.setdefault(groups[name] if groups else name, []).append(name)
+    order = sorted(members)
+    random.Random(seed).shuffle(order)
+    return {group: members[group] for group in order}

@@ -1,0 +1,81 @@
+"""A picture of what the network learns from: a batch as augmentation leaves it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellseg.cellmasks import CellMasks
+from cellseg.look.overlay import draw_overlay
+from cellseg.rle import Runs, concatenate, encode, join_runs
+
+_GAP = 4  # px between the crops, before they are enlarged
+_GREY = 160  # between them, where white would pass for glass
+
+
+def draw_batch(
+    samples: Sequence[dict[str, Any]], names: Sequence[str], image_format: str
+) -> NDArray[np.uint8]:
+    """Draw the samples of a batch side by side, their cells outlined, over one legend.
+
+    Parameters
+    ----------
+    samples
+        One or more, as `cellseg.learn.mapper.CellMapper` makes them. They fill the picture
+        row by row.
+    names
+        The K classes' names. The legend gives each with its number of cells in all samples.
+    image_format
+        The order of their channels, "RGB" or "BGR".
+
+    Returns
+    -------
+    `(H, W, 3)` uint8 RGB.
+    """
+    n_columns = math.ceil(math.sqrt(len(samples)))
+    n_rows = math.ceil(len(samples) / n_columns)
+    height = max(sample["image"].shape[1] for sample in samples) + _GAP
+    width = max(sample["image"].shape[2] for sample in samples) + _GAP
+    size = (n_rows * height - _GAP, n_columns * width - _GAP)
+    picture = np.full((*size, 3), _GREY, np.uint8)
+    cells = []
+    for number, sample in enumerate(samples):
+        row, column = divmod(number, n_columns)
+        corner = (column * width, row * height)
+        _paste(sample["image"], corner, image_format, picture)
+        cells.append(_shifted_runs(sample["masks"], corner, size))
+    classes = np.concatenate([sample["classes"].numpy() for sample in samples])
+    return draw_overlay(picture, encode(concatenate(size, cells)), classes, names)
+
+
+def _paste(
+    image: torch.Tensor, corner: tuple[int, int], image_format: str, picture: NDArray[np.uint8]
+) -> None:
+    """Put an image of the network's into the picture, its left and top at `corner`."""
+    pixels = image.numpy().transpose(1, 2, 0)
+    if image_format == "BGR":
+        pixels = pixels[:, :, ::-1]
+    (left, top), (height, width) = corner, pixels.shape[:2]
+    picture[top : top + height, left : left + width] = pixels
+
+
+def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> Runs:
+    """Give masks as runs in a picture of that size, moved by `corner`, x and y."""
+    owners: list[NDArray[np.int64]] = []
+    starts: list[NDArray[np.int64]] = []
+    ends: list[NDArray[np.int64]] = []
+    for index, box in enumerate(masks.boxes.long().tolist()):
+        edges = np.diff(masks.crop(index).numpy().T.astype(np.int8), axis=1, prepend=0, append=0)
+        first = (box[0] + corner[0]) * size[0] + box[1] + corner[1]
+        for places, edge in ((starts, 1), (ends, -1)):
+            column, row = np.nonzero(edges == edge)
+            places.append(first + column * size[0] + row)
+        owners.append(np.full(len(starts[-1]), index))
+    empty = np.zeros(0, np.int64)
+    owner, start, end = (np.concatenate([empty, *parts]) for parts in (owners, starts, ends))
+    return join_runs(size, len(masks), owner, start, end)
