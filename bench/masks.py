@@ -15,17 +15,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cellseg.cellmasks import CellMasks
+from cellseg.network import detectron2_problem
 from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import runs_of_labels
 from cellseg.view import View
+
+if TYPE_CHECKING:
+    from detectron2.structures import BitMasks
 
 HEIGHT, WIDTH = 608, 800
 MASK_SIZE = 28  # the mask head's grid
@@ -43,6 +47,8 @@ def draw_masks(n_cells: int) -> CellMasks:
 
 def draw_whole(masks: CellMasks) -> BitMasks:
     """Draw each cell in an array of the whole image."""
+    from detectron2.structures import BitMasks
+
     whole = torch.zeros((len(masks), *masks.size), dtype=torch.bool)
     for n, (left, top, right, bottom) in enumerate(masks.boxes.int().tolist()):
         whole[n, top:bottom, left:right] = masks.crop(n)
@@ -75,6 +81,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=500)
     parser.add_argument("--boxes", type=int, default=128)
     args = parser.parse_args()
+    if detectron2_problem():
+        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
     masks = draw_masks(args.cells)
     whole = draw_whole(masks)
     cells, boxes = propose(masks, args.boxes)

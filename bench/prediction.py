@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from cellseg.network import detectron2_problem
 from cellseg.predict.masks import encode_masks
 from cellseg.rle import RLE
 
@@ -73,6 +74,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=2500)
     parser.add_argument("--width", type=int, default=1987)
     args = parser.parse_args()
+    if detectron2_problem():
+        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
     size = (args.height, args.width)
     found = {}
     context = multiprocessing.get_context("spawn")
