@@ -51,6 +51,10 @@ def default_config(engine: str) -> CfgNode:
     cfg.DATA.ANNOTATIONS = ""
     # Part of the training images that is held out and scored during training.
     cfg.DATA.VAL_FRACTION = 0.0
+    # Cross-validation: the images are split into so many folds, 0 for none, …
+    cfg.DATA.FOLDS = 0
+    # … of which this one, from 1 on, is held out; 0 trains a run for each.
+    cfg.DATA.FOLD = 0
     # File that names each image's group (patient, slide); a group is never split.
     cfg.DATA.GROUPS = ""
     # The network's pixels for each pixel of the image, in training and prediction alike;
