@@ -1,0 +1,170 @@
+"""Predict slides of 5,000 to 20,000 pixels a side: time and memory of all but the network.
+
+    python bench/slide.py [--sides 5000 10000 20000]
+
+A compressed, tiled TIFF is made and predicted as inference.py does: read by windows, zoomed,
+kept tile by tile, merged, written, read again to be checked. In the network's place stands
+what knows the cells without looking, at the density of 200,000 in 20,000 x 20,000 pixels.
+Each slide has a process of its own, so that its memory is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import tifffile
+import torch
+
+from cellseg.learn.config import default_config
+from cellseg.network import Found
+from cellseg.predict.images import ListedImage
+from cellseg.predict.journal import Journal
+from cellseg.predict.predictor import Predictor
+from cellseg.predict.shares import joined, missing_looks, predict_share
+from cellseg.predict.tiles import Tile, TilePlan
+from cellseg.write.submission import check_submission, write_submission
+
+STEP = 20_000 / 200_000**0.5  # px between the centres of neighbours
+RADII = 8, 22  # px; neighbours may touch but not overlap
+SEGMENT = 512  # px: side of the TIFF's own tiles
+ZOOM = 1.33
+CATEGORIES = (1, 2, 3, 4)
+
+
+class StandIn(torch.nn.Module):
+    """Says of the first image what the first tile shows, of the second image the second, …"""
+
+    def __init__(self, plan: TilePlan) -> None:
+        super().__init__()
+        self.tiles = iter(plan)
+        self.per_side = int(plan.size[0] / STEP)
+
+    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+        """Find the cells of the next tiles."""
+        return [discs(next(self.tiles), self.per_side) for _ in images]
+
+
+def discs(tile: Tile, per_side: int) -> Found:
+    """Draw the discs that a tile shows. They stand on a grid, moved and sized by no chance."""
+    left, top, right, bottom = tile.window
+    columns = torch.arange(max(0, int(left / STEP) - 1), min(per_side, int(right / STEP) + 2))
+    rows = torch.arange(max(0, int(top / STEP) - 1), min(per_side, int(bottom / STEP) + 2))
+    grid = torch.cartesian_prod(columns, rows).double()
+    # Fractions of multiples of irrational numbers: any part of them can be had alone.
+    low, high = RADII
+    radius = low + (high - low) * (grid @ torch.tensor([0.618034, 0.754878]).double() % 1)
+    moves = torch.tensor([[0.569840, 0.732051], [0.414214, 0.236068]]).double()
+    centre = (grid + 0.5) * STEP + (STEP / 2 - radius[:, None]) * (2 * (grid @ moves % 1) - 1)
+    edge = torch.tensor([left, top, right, bottom])
+    boxes = torch.cat([centre - radius[:, None], centre + radius[:, None]], 1)
+    boxes = boxes.clamp(edge[:2].repeat(2), edge[2:].repeat(2))
+    shown = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(1)
+    boxes, centre, radius, grid = boxes[shown], centre[shown], radius[shown], grid[shown]
+
+    # How far within the disc each cell of the grid over its box lies.
+    parts = (torch.arange(28) + 0.5) / 28
+    x, y = (
+        boxes[:, axis, None] + (boxes[:, axis + 2] - boxes[:, axis])[:, None] * parts
+        for axis in (0, 1)
+    )
+    distance = torch.hypot(
+        x[:, None, :] - centre[:, 0, None, None], y[:, :, None] - centre[:, 1, None, None]
+    )
+    return Found(
+        ((boxes - edge[:2].repeat(2)) * ZOOM).float(),
+        (0.5 + 0.5 * (grid @ torch.tensor([0.259921, 0.442250]).double() % 1)).float(),
+        (grid.sum(1) % len(CATEGORIES)).long(),
+        (0.5 + (radius[:, None, None] - distance) / 4).clamp(0, 1).float(),
+    )
+
+
+def write_slide(path: Path, side: int) -> None:
+    """Write a tiled TIFF of smooth noise; all tiles are the same one, compressed once."""
+    noise = np.random.default_rng(0).normal(0, 40, (SEGMENT, SEGMENT, 3))
+    segment = (200 + cv2.GaussianBlur(noise, (0, 0), 2)).astype(np.uint8)
+    compressed = zlib.compress(segment.tobytes())
+    tifffile.imwrite(
+        path,
+        (compressed for _ in range((-(-side // SEGMENT)) ** 2)),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(SEGMENT, SEGMENT),
+        photometric="rgb",
+        compression="zlib",
+    )
+
+
+def laps() -> Iterator[tuple[float, float]]:
+    """Give the seconds since the last time, and the most MB held so far."""
+    began = time.perf_counter()
+    while True:
+        now = time.perf_counter()
+        yield now - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        began = now
+
+
+def measure(folder: Path, side: int, pipe: Connection) -> None:
+    """Send the number of tiles and cells, the bytes kept, and the laps of the steps."""
+    cfg = default_config("torchvision")
+    cfg.INPUT.ZOOM = ZOOM
+    cfg.DATA.LONGEST_CELL = 65.0  # the homework's cells, but for one in a hundred
+    cfg.TEST.DETECTIONS_PER_IMAGE = 800
+    predictor = Predictor([], [cfg])
+    image = ListedImage(1, "slide.tif", folder / "slide.tif", None)
+    plans = {0: predictor.plan(image.read_size())}
+    predictor = Predictor([StandIn(plans[0])], [cfg])
+    journal = Journal(folder / "parts", {})
+    lap = laps()
+    steps = [next(lap)]
+    predict_share(predictor, journal, missing_looks([image], plans, journal), 0, 1)
+    steps.append(next(lap))
+    kept = sum(path.stat().st_size for path in journal.folder.iterdir())
+    with write_submission(folder / "results.json", CATEGORIES) as writer:
+        for _, cells in joined(predictor, journal, plans, {}):
+            writer.add(image.id, cells)
+    steps.append(next(lap))
+    count, _ = check_submission(folder / "results.json", [image.entry()], CATEGORIES)
+    steps.append(next(lap))
+    assert count == int(side / STEP) ** 2, "not the cells that there are"
+    pipe.send((len(plans[0]), count, kept, steps))
+
+
+def main() -> None:
+    """Measure each side in a process of its own and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=[5000, 10_000, 20_000])
+    args = parser.parse_args()
+    print("seconds, and the most MB held until then:")
+    print(
+        f"{'side':>7}{'tiles':>7}{'cells':>8}{'kept, MB':>10}{'start':>12}{'tiles':>14}"
+        f"{'merge, write':>14}{'check':>14}"
+    )
+    context = multiprocessing.get_context("spawn")
+    for side in args.sides:
+        with tempfile.TemporaryDirectory() as folder:
+            write_slide(Path(folder) / "slide.tif", side)
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=measure, args=(Path(folder), side, sender))
+            process.start()
+            sender.close()
+            tiles, cells, kept, steps = receiver.recv()
+            process.join()
+        times = "".join(f"{seconds:8.1f}{mb:6.0f}" for seconds, mb in steps[1:])
+        print(f"{side:7}{tiles:7}{cells:8}{kept / 2**20:10.0f}{steps[0][1]:12.0f}{times}")
+
+
+if __name__ == "__main__":
+    main()
