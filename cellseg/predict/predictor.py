@@ -151,7 +151,7 @@ class Predictor:
         test = self.cfg.TEST
         if not (self.cfg.INPUT.ZOOM or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # as a whole
-        tile, overlap = choose_tile(self.cfg.DATA.LONGEST_CELL)
+        tile, overlap = choose_tile(self.cfg.DATA.LONGEST_CELL, self.cfg.INPUT.ZOOM or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:

@@ -16,7 +16,8 @@ from cellseg.errors import InputError
 # network's boxes and masks of cut cells end a little before the edge.
 EDGE = 3
 
-_LEAST_TILE = 512  # px: smaller tiles cost more calls of the network than they save memory
+# As the network sees it: smaller tiles cost more calls than they save memory, and cut cells.
+_LEAST_TILE = 1536
 
 
 @dataclass(frozen=True)
@@ -193,13 +194,15 @@ def _spread(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(n * (length - tile) // gaps for n in range(gaps + 1))
 
 
-def choose_tile(longest_cell: float) -> tuple[int, int]:
+def choose_tile(longest_cell: float, zoom: float = 1.0) -> tuple[int, int]:
     """Choose tile and overlap so that nearly every cell is whole in some tile.
 
     Parameters
     ----------
     longest_cell
         The longer side of the box of the largest cells to expect, in pixels of the image.
+    zoom
+        The network's pixels for each pixel of the image.
 
     Returns
     -------
@@ -209,4 +212,4 @@ def choose_tile(longest_cell: float) -> tuple[int, int]:
         that the network sees are seen again.
     """
     overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE
-    return max(_LEAST_TILE, 4 * overlap), overlap
+    return max(round(_LEAST_TILE / zoom), 4 * overlap), overlap

@@ -143,12 +143,18 @@ def test_shows_whole_is_what_some_tile_does_not_cut(height, width, numbers, seed
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.floats(1, 300), st.integers(1, 3000), st.data())
-def test_the_largest_cells_are_whole_in_some_tile(longest, side, data):
-    tile, overlap = choose_tile(longest)
+@given(st.floats(1, 300), st.floats(0.5, 4), st.integers(1, 3000), st.data())
+def test_the_largest_cells_are_whole_in_some_tile(longest, zoom, side, data):
+    tile, overlap = choose_tile(longest, zoom)
     assert (tile / (tile - overlap)) ** 2 < 2  # less than half of what the network sees
     plan = plan_tiles((side, side), tile, overlap)
     length = min(int(longest), side)
     x, y = (data.draw(st.integers(0, side - length)) for _ in range(2))
     box = np.array([[x, y, x + length, y + length]])
     assert plan.shows_whole(box).all()
+
+
+def test_a_tile_is_as_large_for_the_network_at_any_zoom():
+    assert choose_tile(20) == (1536, 31)
+    assert choose_tile(20, zoom=2.0) == (768, 31)
+    assert choose_tile(300, zoom=2.0) == (1524, 381)  # but at least four overlaps
