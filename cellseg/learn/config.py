@@ -83,7 +83,8 @@ def default_config(engine: str) -> CfgNode:
     cfg.MODEL.TIMM = type(cfg)()
     # The network of timm that the backbone build_timm_fpn_backbone takes: convnextv2_base, …
     cfg.MODEL.TIMM.NAME = ""
-    # SHA-256 sums, with commas between them, of the pickles (.pkl) that MODEL.WEIGHTS may be.
+    # SHA-256 sums, with commas between them, of the pickles (.pkl) that MODEL.WEIGHTS may be;
+    # without any, only those from the address of Detectron2's zoo.
     cfg.MODEL.TRUSTED_SHA256 = ""
     # Choose the anchors' sizes by the training cells'. Giving SIZES sets this to False.
     cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False

@@ -214,10 +214,14 @@ def test_a_pickle_is_trusted_by_its_sum(tmp_path):
         check_pickle(path, known)
 
 
-def test_the_zoos_pickle_too(downloads):
-    with pytest.raises(InputError, match=rf"R-50\.pkl is a pickle.* {KNOWN} "):
-        chosen("mask_rcnn_R_50_DC5_3x", None, trusted="")
+def test_the_zoos_pickle_is_trusted_by_its_address(downloads):
+    """But where sums are given, they count."""
+    assert chosen("mask_rcnn_R_50_DC5_3x", None, trusted="") == R50
     assert downloads == [R50_URL]
+    with pytest.raises(InputError, match=rf"R-50\.pkl is a pickle.* {KNOWN} "):
+        chosen("mask_rcnn_R_50_DC5_3x", None, trusted="0" * 64)
+    with pytest.raises(InputError, match=r"R-50\.pkl is a pickle"):
+        chosen("demo", "https://elsewhere.org/detectron2/R-50.pkl", trusted="")
 
 
 def test_what_is_not_a_pickle_needs_no_trust(tmp_path):
