@@ -71,6 +71,7 @@ SHARED: dict[str, Any] = {
             "NUM_CONV": 0,
             "CONV_DIM": 256,
             "NORM": "",
+            "CLS_AGNOSTIC_BBOX_REG": False,
         },
         "ROI_MASK_HEAD": {
             "NAME": "MaskRCNNConvUpsampleHead",

@@ -47,6 +47,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "ROI_HEADS.NAME": ("StandardROIHeads",),
     "ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "ROI_BOX_HEAD.NUM_CONV": (0,),
+    "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
     "ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "ROI_MASK_HEAD.NORM": ("",),
