@@ -59,9 +59,9 @@ def test_killed_while_it_saves(tiny, cells, tmp_path, moment):
     best_before = load(run / runs.BEST)["AP50"] if (run / runs.BEST).is_file() else 0.0
     assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
     last = load(run / runs.LAST)
-    assert last["trainer"]["iteration"] == 3
-    assert last["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 4
-    optimizer = last["trainer"]["_trainer"]["optimizer"]
+    assert last["trainer"]["iteration"] == 4
+    assert last["step"]["schedule"]["last_epoch"] == 4
+    optimizer = last["step"]["optimizer"]
     assert {float(state["step"]) for state in optimizer["state"].values()} == {4.0}
     assert load(run / runs.FINAL)["iteration"] == 4
     assert load(run / runs.BEST)["AP50"] >= best_before
@@ -90,7 +90,7 @@ def test_ctrl_c_in_a_terminal(tiny, cells, tmp_path, workers):
     assert "Traceback" not in err
     (run,) = tmp_path.glob("tiny/*")
     # Where it is said to have stopped is where the checkpoint is; the path as to be typed there.
-    stopped = load(run / runs.LAST)["trainer"]["iteration"] + 1
+    stopped = load(run / runs.LAST)["trainer"]["iteration"]
     assert f"stopped after iteration {stopped} of 100000; go on with: " in out
     assert out.rstrip().endswith(f"python train.py --resume {run.relative_to(tmp_path)}")
 
