@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 import annotation
 import train
 import utils
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn import config
+from cellseg.learn import config, folds
+from cellseg.score.ap import AveragePrecision
 from trainer import Trainer
 
 MISSION = (
@@ -169,6 +171,15 @@ def test_options_come_after_flags_in_rank():
         ("--config-file {tiny} SOLVER.WARMUP_METHOD x", "nothing can be built from it"),
         ("--config-file {tiny} INPUT.BRIGHTNESS (1,)", "INPUT.BRIGHTNESS (1,): two numbers"),
         ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
+        ("--config-file {tiny} --folds 6", "--folds 6: 2 to 5 are expected, as the data has 5"),
+        ("--config-file {tiny} --folds 5 -b 5", "which has 4 images after the split"),
+        ("--config-file {tiny} --folds 2 MODEL.RESNETS.DEPTH 51", "nothing can be built from it"),
+        ("--config-file {tiny} DATA.FOLDS 2 DATA.FOLD 3", "DATA.FOLD 3: a number from 1 to"),
+        ("--folds 1", "--folds 1: 2 or more is expected"),
+        ("--folds 2 --val_fraction 0.5", "--folds and --val_fraction: each fold is held out once"),
+        ("--folds 2 --num_machines 2 --dist_url tcp://a:1", "--folds and --num_machines: give"),
+        ("--resume --folds 2", "--resume and --folds: the run has its own"),
+        ("--show-batch INPUT.ZOOM 2", "--show-batch INPUT.ZOOM: a file that ends in .png"),
         ("--config-file {tiny} --resume", "--resume and --config-file"),
         ("--resume", "no unfinished run in it to resume"),
         ("--resume nowhere", "nowhere: not a run"),
@@ -224,6 +235,11 @@ def test_the_curves(run):
     tags = events.Tags()["scalars"]
     assert {"total_loss", "lr", "validation/AP50", "validation/AP"} <= set(tags)
     assert [event.step for event in events.Scalars("validation/AP50")] == [1, 3]
+    # Truth beside prediction, for each of the two held-out images each time.
+    pictures = events.Tags()["images"]
+    assert pictures == [f"held out/{name}" for name in runs.read_record(run)["held_out"]]
+    for picture in pictures:
+        assert [event.step for event in events.Images(picture)] == [1, 3]
     lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
     assert math.isfinite(lines[-1]["total_loss"])
 
@@ -258,6 +274,50 @@ def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler
 
 def test_loading_processes(go):
     assert go("--num_workers", 1, "SOLVER.MAX_ITER", 2) == 0
+
+
+@pytest.mark.parametrize("words", [["--num_workers", "999"], ["DATALOADER.NUM_WORKERS", "999"], []])
+def test_no_more_loading_processes_than_cores(monkeypatch, words):
+    """Of more, torch warns."""
+    monkeypatch.setattr(train, "count_cores", lambda: 3)
+    assert configured(*words).DATALOADER.NUM_WORKERS == 3
+
+
+def test_the_parameters_that_learn_are_counted(go, tmp_path, monkeypatch, capsys):
+    assert go("SOLVER.MAX_ITER", 1, "MODEL.BACKBONE.FREEZE_AT", 0) == 0
+    out = capsys.readouterr().out
+    weights = load(only_run(tmp_path / "runs") / runs.FINAL)["model"]
+    statistics = ("running_mean", "running_var", "num_batches_tracked", "cell_anchors.0")
+    learnt = sum(value.numel() for n, value in weights.items() if not n.endswith(statistics))
+    assert f"trainable parameters: {learnt:,}" in out
+    assert "warning" not in out
+    monkeypatch.setattr(train, "MOST_PARAMETERS", learnt - 1)
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    assert f"warning: the homework allows {learnt - 1:,} trainable" in capsys.readouterr().out
+
+
+def test_an_epoch_is_longer_where_images_are_repeated(cells):
+    """At a threshold of 4, an image whose rarest class is in a part f comes 2 / √f times."""
+    presence: dict[int, set[int]] = {}
+    for annotation_ in coco_of(cells)["annotations"]:
+        presence.setdefault(annotation_["image_id"], set()).add(annotation_["category_id"])
+    part = {c: sum(c in there for there in presence.values()) / 5 for c in range(1, 5)}
+    samples = sum(2 / math.sqrt(min(part[c] for c in there)) for there in presence.values())
+    cfg = configured("-m", "demo", "-e", "3", "-b", "2", "--data", str(cells))
+    train.prepare(cfg, None)
+    assert cfg.SOLVER.MAX_ITER == 8  # 3 · 5 images in twos
+    cfg.DATALOADER.REPEAT_THRESHOLD = 4.0
+    train.prepare(cfg, None)
+    assert cfg.SOLVER.MAX_ITER == math.ceil(3 * math.ceil(samples) / 2) > 15
+
+
+def test_a_batch_is_drawn_and_nothing_trained(go, tmp_path, capsys):
+    path = tmp_path / "pictures" / "batch.png"
+    assert go("--show-batch", path, "--weights", "imagenet", "-b", 3) == 0
+    with Image.open(path) as picture:
+        assert min(picture.size) > 100
+    assert f"{path}: " in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_validation_without_held_out_images(go, tmp_path, capsys):
@@ -318,6 +378,7 @@ SIX += ["SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 2]
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys, number):
+    handler = signal.getsignal(number)
     whole = rates_of(monkeypatch)
     assert go(*SIX, root=tmp_path / "whole") == 0
     monkeypatch.undo()
@@ -332,7 +393,7 @@ def test_a_stopped_run_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys, n
         output.out
     )
     assert "stopping after this iteration" in output.err
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) is handler
     assert not (run / runs.FINAL).exists()
     assert load(run / runs.LAST)["trainer"]["iteration"] == 3
     best = load(run / runs.BEST)
@@ -432,6 +493,110 @@ def test_a_checkpoint_of_another_network(stopped):
 def test_weights_alone_are_no_checkpoint(stopped, run):
     shutil.copy(run / runs.FINAL, stopped / runs.LAST)
     assert "without step, trainer" in refused("--resume", stopped, "--device", "cpu")
+
+
+# --- early stopping
+
+
+def scores(monkeypatch, *ap50):
+    """Let the held-out images score these numbers, one after the other."""
+    coming = iter(ap50)
+
+    def test(_cls, _cfg, _network, _show):
+        value = next(coming)
+        return AveragePrecision(100, value, value, value, *(np.full(4, value),) * 3)
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+
+
+PATIENT = ["--val_fraction", 0.4, "SOLVER.MAX_ITER", 9, "TEST.EVAL_PERIOD", 1]
+PATIENT += ["TEST.PATIENCE", 2, "SOLVER.CHECKPOINT_PERIOD", 100]
+
+
+def test_a_score_that_no_longer_rises_ends_the_training(go, tmp_path, monkeypatch, capsys):
+    scores(monkeypatch, 0.1, 0.05, 0.2, 0.2, 0.15)
+    assert go(*PATIENT) == 0
+    run = only_run(tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert "stopping early: no better AP50 in the last 2 scores (TEST.PATIENCE)" in out
+    assert f"finished; predict with: python inference.py --checkpoint {run}" in out
+    assert load(run / runs.BEST)["iteration"] == 3
+    assert load(run / runs.FINAL)["iteration"] == 5
+    assert load(run / runs.LAST)["trainer"]["iteration"] == 5
+    lines = (run / runs.CURVES).read_text().splitlines()
+    assert json.loads(lines[-1])["validation/AP50"] == pytest.approx(15)
+
+    # It has ended, and goes on only with more patience.
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
+    assert "nothing left to do: 5 iterations are done" in capsys.readouterr().out
+    scores(monkeypatch, 0.1, 0.1)
+    assert train.main(["--resume", str(run), "--device", "cpu", "TEST.PATIENCE", "4"]) == 0
+    assert load(run / runs.FINAL)["iteration"] == 7
+
+
+def test_the_scores_without_a_rise_are_counted_across_a_stop(go, tmp_path, monkeypatch):
+    scores(monkeypatch, 0.3, 0.2, 0.1)
+    with monkeypatch.context() as patched:
+        at_iteration(patched, 2, lambda _trainer: os.kill(os.getpid(), signal.SIGTERM))
+        assert go(*PATIENT) == 130
+    run = only_run(tmp_path / "runs")
+    assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
+    assert load(run / runs.FINAL)["iteration"] == 3
+
+
+# --- cross-validation
+
+
+def folder_of_folds(root):
+    (summary,) = root.glob(f"*/*/{folds.SUMMARY}")
+    return summary.parent
+
+
+def test_cross_validation(go, cells, tmp_path, capsys):
+    assert go("--folds", 2, "--seed", -1, "SOLVER.MAX_ITER", 1) == 0
+    folder = folder_of_folds(tmp_path / "runs")
+    both = folds.fold_runs(folder)
+    assert [run.name for run in both] == ["fold1", "fold2"]
+    held = [runs.read_record(run)["held_out"] for run in both]
+    assert sorted(map(len, held)) == [2, 3]
+    assert {*held[0], *held[1]} == {path.name for path in (cells / "train").iterdir()}
+    assert all((run / runs.FINAL).is_file() for run in both)
+
+    summary = json.loads((folder / folds.SUMMARY).read_text())
+    scores = [load(run / runs.BEST)["AP50"] for run in both]  # of the only score
+    assert [fold["AP50"] for fold in summary["folds"]] == pytest.approx(scores)
+    assert summary["AP50"]["mean"] == pytest.approx(sum(scores) / 2)
+    out = capsys.readouterr().out
+    assert "AP50 of the final weights over 2 folds, mean [95 % interval]:" in out
+    assert "class4" in out
+
+
+def test_cross_validation_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys):
+    second = []
+
+    def in_the_second_fold(trainer):
+        second.append(trainer)
+        if len(second) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        at_iteration(patched, 1, in_the_second_fold)
+        assert go("--folds", 2, "SOLVER.MAX_ITER", 2) == 130
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert f"go on with: python train.py --resume {folder}\n" in capsys.readouterr().out
+    first = (folder / "fold1" / runs.FINAL).stat().st_mtime_ns
+    assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert folder_of_folds(tmp_path / "runs") == folder
+    assert (folder / "fold1" / runs.FINAL).stat().st_mtime_ns == first
+    assert "nothing left to do: 2 iterations are done" in capsys.readouterr().out
+
+
+def test_one_fold_alone(go, tmp_path):
+    words = ["DATA.FOLDS", 2, "DATA.FOLD", 2, "SOLVER.MAX_ITER", 1]
+    assert go(*words) == 0
+    run = only_run(tmp_path / "runs")
+    assert len(runs.read_record(run)["held_out"]) in (2, 3)
+    assert (run / runs.FINAL).is_file()
 
 
 # --- divergence
@@ -620,7 +785,7 @@ def test_images_without_cells_are_trained_on(go, make_cells, tmp_path):
     data = make_cells(tmp_path / "half", n_train=2, n_test=1, n_empty=1)
     assert go("SOLVER.MAX_ITER", 2, data=data) == 0
     options = ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True", "SOLVER.MAX_ITER", 1]
-    assert go(*options, data=data) == 0
+    assert go("-b", 1, *options, data=data) == 0
 
 
 def test_classes_come_from_the_annotations(go, own, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.read.split import hold_out, read_groups
+from cellseg.read.split import hold_out, read_groups, split_folds
 
 NAMES = [f"image {n:02}" for n in range(20)]
 
@@ -55,6 +55,39 @@ def test_groups_stay_together(group_numbers, fraction, seed):
 def test_one_image_can_not_be_split():
     with pytest.raises(InputError, match="one image alone"):
         hold_out(["a"], 0.5, 0)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=40),
+    st.integers(2, 6),
+    st.integers(0, 2**40),
+)
+def test_folds_hold_each_image_once_and_split_no_group(group_numbers, n_folds, seed):
+    names = [f"i{n}" for n in range(len(group_numbers))]
+    groups = {name: str(number) for name, number in zip(names, group_numbers, strict=True)}
+    if len(set(group_numbers)) < n_folds:
+        with pytest.raises(InputError, match=f"--folds {n_folds}: 2 to "):
+            split_folds(names, n_folds, seed, groups)
+        return
+    folds = split_folds(names, n_folds, seed, groups)
+    assert len(folds) == n_folds
+    assert all(folds)
+    assert sorted(name for fold in folds for name in fold) == sorted(names)
+    of_folds = [{groups[name] for name in fold} for fold in folds]
+    assert sum(map(len, of_folds)) == len(set(group_numbers))
+    # Each group went to the smallest fold, so that none can be ahead by more than one.
+    sizes = [group_numbers.count(number) for number in set(group_numbers)]
+    assert max(map(len, folds)) - min(map(len, folds)) <= max(sizes)
+
+
+def test_folds_of_single_images():
+    folds = split_folds(NAMES[:11], 4, 3)
+    assert sorted(map(len, folds)) == [2, 3, 3, 3]
+    assert split_folds(NAMES[:11], 4, 3) == folds
+    assert split_folds(NAMES[10::-1], 4, 3) == [fold[::-1] for fold in folds]
+    assert split_folds(NAMES[:11], 4, 4) != folds
+    with pytest.raises(InputError, match=r"--folds 12: 2 to 11 are expected, as .* 11 images"):
+        split_folds(NAMES[:11], 12, 3)
 
 
 def test_groups_from_json_and_csv(tmp_path):

@@ -1,0 +1,61 @@
+"""The picture of a batch: each crop in its place, its cells outlined where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cellseg.cellmasks import CellMasks
+from cellseg.look.batch import draw_batch
+from cellseg.look.overlay import class_colour
+
+
+def sample(height, width, colour, cells=()):
+    """A plain image whose cells are (class, left, top, right, bottom)."""
+    image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
+    crops = [torch.ones(y1 - y0, x1 - x0, dtype=torch.bool) for _, x0, y0, x1, y1 in cells]
+    return {
+        "name": "x",
+        "image": image,
+        "classes": torch.tensor([cell[0] for cell in cells], dtype=torch.int64),
+        "masks": CellMasks.from_crops((height, width), [cell[1:3] for cell in cells], crops),
+    }
+
+
+def at(picture, x, y):
+    return tuple(picture[y, x].tolist())
+
+
+def test_crops_and_outlines_in_their_places():
+    """Of three crops of up to 500 x 600 px, two are in the first row; nothing is enlarged."""
+    red, green, blue = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    batch = [
+        sample(500, 400, red, [(1, 10, 20, 40, 60)]),
+        sample(300, 600, green, [(0, 0, 0, 5, 300)]),
+        sample(500, 600, blue, [(2, 590, 490, 600, 500), (0, 590, 490, 600, 495)]),
+    ]
+    picture = draw_batch(batch, ["a", "b", "c"], "RGB")
+    assert picture.shape[1] == 600 + 4 + 600
+    assert at(picture, 5, 5) == red
+    assert at(picture, 500, 5) == at(picture, 601, 5) == at(picture, 700, 400) == (160,) * 3
+    assert at(picture, 700, 100) == green
+    assert at(picture, 100, 600) == blue
+    # The first pixels of a cell and its last, and none around it.
+    for x, y in ((10, 20), (39, 59), (10, 40)):
+        assert at(picture, x, y) == class_colour(1)
+    for x, y in ((9, 20), (10, 19), (40, 59), (39, 60), (20, 40)):
+        assert at(picture, x, y) == red
+    assert at(picture, 604, 0) == at(picture, 608, 299) == class_colour(0)
+    assert at(picture, 599, 504 + 499) == class_colour(2)
+    assert at(picture, 599, 504 + 490) == class_colour(0)
+
+
+def test_channels_of_a_network_in_bgr():
+    picture = draw_batch([sample(600, 900, (10, 20, 30))], ["a"], "BGR")
+    assert at(picture, 0, 0) == (30, 20, 10)
+
+
+def test_a_batch_without_cells():
+    picture = draw_batch([sample(1, 1, (1, 2, 3))], ["a"], "RGB")
+    assert at(picture, 0, 0) == (1, 2, 3)
+    assert picture.dtype == np.uint8
