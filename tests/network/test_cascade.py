@@ -106,5 +106,7 @@ def test_the_boxes_are_refined_head_by_head(network, monkeypatch):
 
 
 def test_torchvision_does_not_have_it():
-    with pytest.raises(InputError, match=r"--engine torchvision; Detectron2 has more keys"):
-        config.load_recipe("cascade_mask_rcnn_R_50_FPN", "torchvision")
+    cfg = config.load_recipe("cascade_mask_rcnn_R_50_FPN", "torchvision")
+    cfg.MODEL.DEVICE = "cpu"
+    with pytest.raises(InputError, match=r"CascadeROIHeads': only Detectron2 has it"):
+        build_network(cfg)

@@ -274,9 +274,9 @@ def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
 @pytest.mark.parametrize("zoom", [0.7, 1.0, 1.33, 2.0])
 @pytest.mark.parametrize("size", [(33, 35), (97, 700), (1500, 2000)])
 def test_every_size_at_every_zoom(size, zoom):
-    """The largest one in the tiles that are chosen by the longest cell."""
+    """In tiles of 512 pixels that overlap as the longest cell wants it."""
     drawing = draw(size, step=30 if min(size) < 60 else 60 if min(size) < 1000 else 160)
-    predictor = oracle(INPUT__ZOOM=zoom)
+    predictor = oracle(INPUT__ZOOM=zoom, TEST__TILE=512)
     check_all_found(predictor.predict(drawing.image), drawing)
     assert len(predictor.plan(size)) == {33: 1, 97: 2, 1500: 20}[size[0]]
     for shape in predictor.networks[0].shapes:
