@@ -173,7 +173,7 @@ def test_options_come_after_flags_in_rank():
         ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
         ("--config-file {tiny} --folds 6", "--folds 6: 2 to 5 are expected, as the data has 5"),
         ("--config-file {tiny} --folds 5 -b 5", "which has 4 images after the split"),
-        ("--config-file {tiny} --folds 2 MODEL.RESNETS.DEPTH 51", "nothing can be built from it"),
+        ("--config-file {tiny} --folds 2 MODEL.ANCHOR_GENERATOR.SIZES [[8],[9]]", "SIZES|built from"),
         ("--config-file {tiny} DATA.FOLDS 2 DATA.FOLD 3", "DATA.FOLD 3: a number from 1 to"),
         ("--folds 1", "--folds 1: 2 or more is expected"),
         ("--folds 2 --val_fraction 0.5", "--folds and --val_fraction: each fold is held out once"),
