@@ -173,7 +173,10 @@ def test_options_come_after_flags_in_rank():
         ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
         ("--config-file {tiny} --folds 6", "--folds 6: 2 to 5 are expected, as the data has 5"),
         ("--config-file {tiny} --folds 5 -b 5", "which has 4 images after the split"),
-        ("--config-file {tiny} --folds 2 MODEL.ANCHOR_GENERATOR.SIZES [[8],[9]]", "SIZES|built from"),
+        (
+            "--config-file {tiny} --folds 2 MODEL.ANCHOR_GENERATOR.SIZES [[8],[9]]",
+            "SIZES|built from",
+        ),
         ("--config-file {tiny} DATA.FOLDS 2 DATA.FOLD 3", "DATA.FOLD 3: a number from 1 to"),
         ("--folds 1", "--folds 1: 2 or more is expected"),
         ("--folds 2 --val_fraction 0.5", "--folds and --val_fraction: each fold is held out once"),
@@ -400,6 +403,9 @@ def test_a_stopped_run_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys, n
 
     # A best score that nothing reaches any more shows that it is known again.
     torch.save({**best, "AP50": 99.5}, run / runs.BEST)
+    last = load(run / runs.LAST)
+    last["trainer"]["hooks"]["Validation"]["best"] = 99.5
+    torch.save(last, run / runs.LAST)
     assert train.main(["--resume", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]) == 0
     assert load(run / runs.BEST)["AP50"] == 99.5
     assert parts == whole
