@@ -39,7 +39,8 @@ class EnoughLearned(BaseException):
 class Validation(HookBase):
     """Scores the held-out images every `period` steps and at the end; keeps the best weights.
 
-    The best score stands in the file of the best weights, so that a resumed run knows it.
+    A resumed run knows the best score of its checkpoint. The file of the best weights may be
+    of a later step, which comes again, or gone.
     With `patience`, so many scores in a row without a better one end the training.
     """
 
@@ -61,7 +62,7 @@ class Validation(HookBase):
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
-            self.best = self.checkpointer.best_score()
+            self.best = min(self.best, self.checkpointer.best_score())
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -107,12 +108,13 @@ class Validation(HookBase):
                 file=sys.stdout,
             )
 
-    def state_dict(self) -> dict[str, int]:
-        """Give how many scores in a row were no better."""
-        return {"worse": self.worse}
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best score, and how many in a row were no better."""
+        return {"best": self.best, "worse": self.worse}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        self.best = state["best"]
         self.worse = state["worse"]
         if self.enough:  # it had ended early
             self.trainer.max_iter = self.trainer.iter

@@ -1,0 +1,98 @@
+"""Several processes that share a batch do what one with the whole batch does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import train
+from cellseg import runs
+from cellseg.learn.config import default_config
+from cellseg.learn.optimizer import build_optimizer, build_schedule
+from cellseg.learn.step import TrainingStep, any_process, rank, world_size
+from cellseg.network import together
+
+pytestmark = pytest.mark.detectron2  # which starts the processes
+
+
+class Regression(torch.nn.Module):
+    """Its loss is a mean over the samples, so that the mean over processes is that of all."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+
+    def forward(self, samples):
+        x = torch.stack([sample["x"] for sample in samples])
+        return {"loss": (self.layers(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+def batches():
+    numbers = torch.randn((3, 8, 4), generator=torch.Generator().manual_seed(1))
+    return [[{"x": x} for x in batch] for batch in numbers]
+
+
+def take_steps(folder):
+    """Take three steps, in one process or several; save what they lead to."""
+    cfg = default_config("torchvision")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.BASE_LR = 0.1
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.STEPS = ()
+    cfg.SOLVER.EMA = 0.9
+    cfg.SOLVER.ACCUMULATE = 2
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    net = Regression()
+    optimizer = build_optimizer(cfg, net)
+    step = TrainingStep(cfg, net, optimizer, build_schedule(cfg, optimizer))
+    share = 8 // world_size()
+    part = slice(rank() * share, (rank() + 1) * share)
+    losses = [step.step(batch[part], 0)["loss"] for batch in batches()]
+    result = {
+        "losses": torch.tensor(losses),
+        **net.state_dict(),
+        **{f"average {n}": v for n, v in step.best_network.state_dict().items()},
+    }
+    flags = [any_process(rank() == asked, "cpu") for asked in range(3)]
+    torch.save({"result": result, "flags": flags}, folder / f"{world_size()}-{rank()}.pth")
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    take_steps(tmp_path)
+    together(2, take_steps, tmp_path)
+    alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+    before = Regression().state_dict()
+    for name, value in alone["result"].items():
+        for one in both:
+            # Sums of another order: a few units in the last place of float32.
+            torch.testing.assert_close(one["result"][name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(both[0]["result"][name], both[1]["result"][name])
+        if name in before:
+            assert not torch.allclose(value, before[name], atol=1e-3)
+    assert alone["flags"] == [True, False, False]
+    assert both[0]["flags"] == both[1]["flags"] == [True, True, False]
+
+
+def test_a_run_of_two_processes_finishes_and_goes_on(tiny, cells, tmp_path):
+    words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
+    words += ["--num_gpus", 2, "--val_fraction", 0.4, "SOLVER.MAX_ITER", 2]
+    assert train.main([str(word) for word in words]) == 0
+    (run,) = tmp_path.glob("*/*")
+    assert torch.load(run / runs.FINAL)["iteration"] == 2
+    assert (run / runs.BEST).is_file()
+    assert len(list(run.glob("events.*"))) == 1  # the first process alone writes
+    longer = ["--resume", str(run), "--device", "cpu", "--num_gpus", "2", "SOLVER.MAX_ITER", "3"]
+    assert train.main(longer) == 0
+    assert list(tmp_path.glob("*/*")) == [run]
+    assert torch.load(run / runs.LAST)["trainer"]["iteration"] == 3
+
+
+def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
+    words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
+    with pytest.raises(train.InputError, match="--batch_size 3: 2 processes share a batch"):
+        train.main([str(word) for word in [*words, "--num_gpus", 2, "-b", 3]])
+    assert not list(tmp_path.iterdir())
