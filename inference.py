@@ -239,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"going on: {n_done} tiles were done before")
     try:
         predict(args, folders, predictor, journal, looks)
+        if undone := len(missing_looks(images, plans, journal)):
+            raise InputError(f"{undone} tiles were not done; the same command goes on from here")
         bad |= journal.faults()
         if len(bad) == len(images):
             journal.remove()

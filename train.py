@@ -273,8 +273,12 @@ def to_resume(args: argparse.Namespace) -> Path | None:
 
 
 def check_shares(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Refuse a batch that the processes can't share."""
+    """Refuse processes that can't be had, and a batch that they can't share."""
+    from cellseg.network import check_together
+
     n_processes = args.num_gpus * args.num_machines
+    if n_processes > 1:
+        check_together()
     if cfg.SOLVER.IMS_PER_BATCH % n_processes:
         raise InputError(
             f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n_processes} processes share a batch, so a "

@@ -32,13 +32,22 @@ from bench.annotation import draw_data
 from cellseg.learn import config
 from cellseg.learn.mapper import CellMapper
 from cellseg.learn.samples import Sample, load_training_data
+from cellseg.network import detectron2_problem
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
 MANY = 300  # cells
 
 
+def write_rgb(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write the images as RGB, which is what Detectron2's reader wants."""
+    for sample in samples:
+        pixels = tifffile.imread(sample["file_name"])[..., :3]
+        path = folder / f"{sample['name']}.tif"
+        tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
+
+
 def usual_mapper(folder: Path) -> Callable[[Sample], Any]:
-    """Build Detectron2's mapper; its reader wants RGB files, which are written first."""
+    """Build Detectron2's mapper, for images that `write_rgb` has written."""
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
     from detectron2.structures import BoxMode
@@ -59,13 +68,9 @@ def usual_mapper(folder: Path) -> Callable[[Sample], Any]:
     )
 
     def take(sample: Sample) -> Any:
-        path = folder / f"{sample['name']}.tif"
-        if not path.exists():
-            pixels = tifffile.imread(sample["file_name"])[..., :3]
-            tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
         return mapper(
             {
-                "file_name": str(path),
+                "file_name": str(folder / f"{sample['name']}.tif"),
                 "height": sample["height"],
                 "width": sample["width"],
                 "annotations": [
@@ -106,6 +111,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=209, help="how many (default: 209)")
     parser.add_argument("--seconds", type=float, default=20, help="each measurement (default: 20)")
     args = parser.parse_args()
+    if detectron2_problem():
+        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +124,7 @@ def main() -> None:
         order = np.random.default_rng(0).permutation(len(samples))
         shuffled = [samples[n] for n in order]
         crowded = [sample for sample in shuffled if len(sample["annotations"]) > MANY]
+        write_rgb(data, samples)
         usual, this = usual_mapper(data), this_mapper()
         print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")
         for name, part in (("all", shuffled), (f"over {MANY} cells", crowded)):

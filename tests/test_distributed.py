@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
 import train
 from cellseg import runs
+from cellseg.errors import InputError
 from cellseg.learn.config import default_config
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep, any_process, rank, world_size
@@ -96,3 +100,12 @@ def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
     with pytest.raises(train.InputError, match="--batch_size 3: 2 processes share a batch"):
         train.main([str(word) for word in [*words, "--num_gpus", 2, "-b", 3]])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_killed_is_one_line():
+    with pytest.raises(InputError, match=r"--num_gpus: one of the processes was ended from outs"):
+        together(2, die)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -133,11 +133,18 @@ def test_detectron2_wanted_all_the_same(without, flags, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_several_processes_are_refused_before_a_run_begins(without, flags, tmp_path):
+    line = refused(without("train.py", *flags, "--num_gpus", 2, "--output_dir", tmp_path))
+    assert "--num_gpus: several processes are started by Detectron2, which can't be used" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_detectron2_made(without, data, run, tmp_path):
     copy = other_engines(run, tmp_path / "run")
     line = refused(without("inference.py", "--checkpoint", copy, "--data", data, "--device", "cpu"))
     assert str(copy) in line
-    assert "made with --engine detectron2: can't be used here (No module named" in line
+    assert "made with --engine detectron2, which can't be used here (No module named" in line
+    assert line.endswith("make setup builds it, or train anew with torchvision")
 
 
 # --- the loop that stands in for Detectron2's
@@ -189,8 +196,8 @@ def zoo(tmp_path, tiny, monkeypatch):
     [
         ("--weights coco", "--weights coco: torchvision has none"),
         ("--weights {zoo}/detectron2.pth", "detectron2.pth: can't be loaded as weights"),
-        ("--weights {zoo}/caffe2.pkl", "caffe2.pkl"),
-        ("--weights detectron2://ImageNet/R-50.pkl", "R-50.pkl"),
+        ("--weights {zoo}/caffe2.pkl", "caffe2.pkl: of Detectron2's zoo, which torchvision can't"),
+        ("--weights detectron2://ImageNet/R-50.pkl", "R-50.pkl: of Detectron2's zoo, which"),
         ("--config-file {zoo}/own.yaml", "own.yaml: there is no key MODEL.RPN.CONV_DIMS"),
         ("MODEL.RPN.CONV_DIMS [64]", "there is no key MODEL.RPN.CONV_DIMS"),
         ("MODEL.RESNETS.NORM GN", "only Detectron2 has it"),

@@ -570,3 +570,12 @@ def test_a_list_with_a_missing_file(predict, own, capsys):
     path.unlink()
     message = refusal(predict, data=own)
     assert path.name in message + capsys.readouterr().err
+
+
+def test_tiles_that_no_process_did_are_not_left_out_in_silence(predict, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(inference, "predict", lambda *_: None)
+        message = refusal(predict, "--score_threshold", 0)
+    assert message == "3 tiles were not done; the same command goes on from here"
+    assert not (tmp_path / "out" / "test-results.json").exists()
+    assert predict("--score_threshold", 0) == 0

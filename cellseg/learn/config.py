@@ -22,7 +22,7 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.samples import Sample
-from cellseg.network import choose_engine
+from cellseg.network import choose_engine, detectron2_problem
 from cellseg.network.keys import SHARED
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
@@ -203,6 +203,11 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
         raise InputError(f"{path}: its _BASE_ leads back to itself; take it out") from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
+    if cfg.VERSION != SHARED["VERSION"]:
+        raise InputError(
+            f"{path}: not a config of this project (VERSION {cfg.VERSION}, expected "
+            f"{SHARED['VERSION']})"
+        )
     if not cfg.RECIPE:
         cfg.RECIPE = path.stem
     return cfg
@@ -215,10 +220,12 @@ def _engine_of(loaded: object, path: Path, wanted: str) -> str:
         return choose_engine(wanted)
     if wanted not in ("auto", named):
         raise InputError(f"{path}: made with --engine {named}, not {wanted}; leave --engine out")
-    try:
-        return choose_engine(str(named))
-    except InputError as error:
-        raise InputError(f"{path}: made with {error}") from None
+    if named == "detectron2" and detectron2_problem():
+        raise InputError(
+            f"{path}: made with --engine detectron2, which can't be used here "
+            f"({detectron2_problem()}); make setup builds it, or train anew with torchvision"
+        )
+    return choose_engine(str(named))
 
 
 def _unknown(message: str, cfg: CfgNode) -> str:

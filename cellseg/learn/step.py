@@ -43,7 +43,7 @@ class TrainingStep:
         self.scheduler = scheduler
         self.average = _build_average(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         self._device = torch.device(cfg.MODEL.DEVICE).type
-        self._precision = _precision(cfg)
+        self._precision = mixed_precision(self._device, cfg.SOLVER.AMP.ENABLED)
         # What float16 can't hold without; other types need none.
         self.scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
 
@@ -150,6 +150,16 @@ def any_process(flag: bool, device: str) -> bool:
     return bool(value)
 
 
+def mixed_precision(device: str, wanted: bool) -> torch.dtype | None:
+    """Choose the type of mixed precision: bfloat16 where the GPU has it; None for none.
+
+    There is none but on "cuda".
+    """
+    if not wanted or device != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
 def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     """Build an exponential moving average that soon forgets the random weights of the start."""
 
@@ -164,13 +174,6 @@ def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.eval()
     return average
-
-
-def _precision(cfg: CfgNode) -> torch.dtype | None:
-    """Choose the type of mixed precision: bfloat16 where the GPU has it, None for none."""
-    if not (cfg.SOLVER.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type == "cuda"):
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:

@@ -49,6 +49,11 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     elif wanted in ("imagenet", "coco") or (wanted is None and cfg.MODEL.WEIGHTS.startswith(_ZOO)):
         cfg.MODEL.WEIGHTS = engine(cfg.ENGINE).initial_weights(cfg, wanted or "imagenet")
     elif wanted is not None:
+        if cfg.ENGINE != "detectron2" and (wanted.startswith(_ZOO) or wanted.endswith(".pkl")):
+            raise InputError(
+                f"--weights {wanted}: of Detectron2's zoo, which {cfg.ENGINE} can't read; take "
+                "--weights imagenet, none, or --engine detectron2"
+            )
         cfg.MODEL.WEIGHTS = wanted
     if cfg.MODEL.WEIGHTS:
         path, trusted = local_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.TRUSTED_SHA256

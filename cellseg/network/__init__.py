@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cellseg.errors import InputError
 
@@ -55,13 +55,6 @@ class Found:
 
     def __getitem__(self, index: torch.Tensor) -> Found:
         return Found(self.boxes[index], self.scores[index], self.classes[index], self.masks[index])
-
-
-class Finder(Protocol):
-    """What prediction needs of a network."""
-
-    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
-        """Find the cells of `(3, h, w)` uint8 images in the config's channel order."""
 
 
 @functools.cache
@@ -116,6 +109,21 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     return network
 
 
+def check_together() -> None:
+    """Refuse several processes where Detectron2 can't be used, which starts them.
+
+    Raises
+    ------
+    InputError
+        If it can't.
+    """
+    if detectron2_problem():
+        raise InputError(
+            "--num_gpus: several processes are started by Detectron2, which can't be used here "
+            f"({detectron2_problem()}); take one"
+        )
+
+
 def together(
     n_processes: int,
     work: Callable[..., object],
@@ -138,15 +146,11 @@ def together(
     Raises
     ------
     InputError
-        If Detectron2 can't be used here, or one of the processes raises it.
+        If Detectron2 can't be used here, or one of the processes raises it or is killed.
     """
-    from torch.multiprocessing import ProcessRaisedException
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-    if detectron2_problem():
-        raise InputError(
-            "--num_gpus: several processes are started by Detectron2, which can't be used here "
-            f"({detectron2_problem()}); take one"
-        )
+    check_together()
     from detectron2.engine import launch
 
     try:
@@ -156,3 +160,8 @@ def together(
         if not found:
             raise
         raise InputError(message.strip()) from None
+    except ProcessExitedException as error:
+        raise InputError(
+            f"--num_gpus: one of the processes was ended from outside ({error}), perhaps for want "
+            "of memory; go on, with fewer of them if it happens again"
+        ) from None

@@ -28,12 +28,13 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import load_weights
 from cellseg.learn.config import building, check_network, load_config, merge_options
+from cellseg.learn.step import mixed_precision
 from cellseg.network import Found, build_network
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile, plan_tiles
-from cellseg.predict.views import check_views, plan_views
+from cellseg.predict.views import check_looks, plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.view import View, to_tensor
@@ -83,7 +84,7 @@ class Predictor:
         self.cfg = cfgs[0]
         self.batch = self.cfg.TEST.BATCH
         for cfg in cfgs:
-            check_views(cfg)
+            check_looks(cfg)
 
     @classmethod
     def of_run(
@@ -115,7 +116,8 @@ class Predictor:
         folders = [run] if isinstance(run, str | os.PathLike) else run
         networks, cfgs = [], []
         for folder in map(Path, folders):
-            cfg = load_config(runs.open_run(folder) / runs.CONFIG)
+            folder = runs.open_run(folder)
+            cfg = load_config(folder / runs.CONFIG)
             merge_options(cfg, options)
             cfg.MODEL.DEVICE = device
             networks.append(load_network(cfg, runs.choose_weights(folder, weights)))
@@ -204,9 +206,7 @@ class Predictor:
             for number, (look, seen) in enumerate(zip(group, pixels, strict=True)):
                 if isinstance(seen, InputError) or isinstance(found[number], InputError):
                     continue
-                height, width = look.tile.size
                 for view in plan_views(look.tile, look.size, cfg):
-                    view = View((0, 0, width, height), *_but_window(view))
                     jobs.append((number, view))
                     inputs.append(to_tensor(view.apply_image(seen), cfg.INPUT.FORMAT))
             outputs = self._in_batches(network, cfg, inputs)
@@ -223,7 +223,10 @@ class Predictor:
     ) -> Iterator[Found | InputError]:
         """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short."""
         done = 0
-        with _evaluating(network), torch.autocast("cuda", enabled=_mixed(cfg)):
+        device = torch.device(cfg.MODEL.DEVICE).type
+        precision = mixed_precision(device, cfg.TEST.AMP)
+        mixed = torch.autocast(device, precision, enabled=precision is not None)
+        with _evaluating(network), mixed:
             while done < len(inputs):
                 part = inputs[done : done + self.batch]
                 found = _find_if_it_fits(network, part)
@@ -292,10 +295,6 @@ def _sound(found: Predictions | InputError) -> Predictions:
     return found
 
 
-def _but_window(view: View) -> tuple[tuple[int, int], bool, bool, bool]:
-    return view.size, view.flip_x, view.flip_y, view.transpose
-
-
 def _find_if_it_fits(
     network: torch.nn.Module, images: Sequence[torch.Tensor]
 ) -> list[Found] | None:
@@ -343,10 +342,6 @@ def _too_large(tensor: torch.Tensor) -> InputError:
         f"{height} x {width} pixels, as the network sees it, are too many for the GPU's memory; "
         "predict in smaller tiles with TEST.TILE, with --device cpu, or enlarge less"
     )
-
-
-def _mixed(cfg: CfgNode) -> bool:
-    return bool(cfg.TEST.AMP) and torch.device(cfg.MODEL.DEVICE).type == "cuda"
 
 
 @contextlib.contextmanager

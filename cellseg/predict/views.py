@@ -24,8 +24,8 @@ SYMMETRIES = (
 )
 
 
-def check_views(cfg: CfgNode) -> None:
-    """Check the keys that say how often a network looks.
+def check_looks(cfg: CfgNode) -> None:
+    """Check the keys that say how a network looks at an image.
 
     Raises
     ------
@@ -37,6 +37,17 @@ def check_views(cfg: CfgNode) -> None:
             f"TEST.SYMMETRIES {cfg.TEST.SYMMETRIES}: 1 (none), 2 (flipped left to right), 4 (both "
             "ways) or 8 (with quarter turns) is expected"
         )
+    if cfg.TEST.BATCH < 1:
+        raise InputError(f"--batch (TEST.BATCH) {cfg.TEST.BATCH}: 1 or more is expected")
+    for key in ("TILE", "OVERLAP"):
+        if cfg.TEST[key] < 0:
+            raise InputError(
+                f"TEST.{key} {cfg.TEST[key]}: 1 or more is expected, or 0 to choose it"
+            )
+    if not 0 < cfg.TEST.MASK_IOU <= 1:
+        raise InputError(
+            f"TEST.MASK_IOU {cfg.TEST.MASK_IOU}: a number above 0 and up to 1 is expected"
+        )
     scales: Sequence[float] = cfg.TEST.SCALES
     if not len(scales) or not all(isinstance(s, int | float) and 0.1 <= s <= 10 for s in scales):
         raise InputError(
@@ -46,12 +57,12 @@ def check_views(cfg: CfgNode) -> None:
 
 
 def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
-    """List the views of a tile.
+    """List the views of a tile, in the tile's own pixels.
 
     Parameters
     ----------
     tile
-        The tile; its window is the views'.
+        The tile.
     size
         Height and width of the image in pixels, which decide the zoom where the config
         has no fixed one.
@@ -62,12 +73,12 @@ def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
     inputs = cfg.INPUT
     zoom_y = zoom_x = inputs.ZOOM
     if not inputs.ZOOM:
-        height, width = shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
-        zoom_y, zoom_x = height / size[0], width / size[1]
+        zoomed = shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+        zoom_y, zoom_x = zoomed[0] / size[0], zoomed[1] / size[1]
     height, width = tile.size
     return [
         View(
-            tile.window,
+            (0, 0, width, height),
             (max(1, round(height * zoom_y * scale)), max(1, round(width * zoom_x * scale))),
             *symmetry,
         )

@@ -199,15 +199,12 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
 )
 def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
-    cfg = default_config("torchvision")
-    cfg.SOLVER.AMP.ENABLED = enabled
-    cfg.MODEL.DEVICE = device
-    assert step_module._precision(cfg) is expected
+    assert step_module.mixed_precision(device, enabled) is expected
 
 
 def build_float16(monkeypatch, net=None, **solver):
     """With a scale that the small gradients here don't overflow."""
-    monkeypatch.setattr(step_module, "_precision", lambda _cfg: torch.float16)
+    monkeypatch.setattr(step_module, "mixed_precision", lambda *_: torch.float16)
     step = build(net, **solver)
     assert step.scaler.is_enabled()
     step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 128.0})
@@ -222,7 +219,7 @@ def test_a_step_in_mixed_precision(monkeypatch, type_):
     if type_ is torch.float16:
         step = build_float16(monkeypatch, net)
     else:
-        monkeypatch.setattr(step_module, "_precision", lambda _cfg: type_)
+        monkeypatch.setattr(step_module, "mixed_precision", lambda *_: type_)
         step = build(net)
         assert not step.scaler.is_enabled()
     step.step(SAMPLES, 0)

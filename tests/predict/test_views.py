@@ -8,7 +8,7 @@ import pytest
 from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.predict.tiles import Tile
-from cellseg.predict.views import SYMMETRIES, check_views, plan_views
+from cellseg.predict.views import SYMMETRIES, check_looks, plan_views
 from cellseg.view import shortest_edge
 
 TILE = Tile((10, 20, 70, 60), (True,) * 4)  # 40 high, 60 wide
@@ -41,7 +41,7 @@ def test_scales_times_symmetries(n):
         group = views[start : start + n]
         assert {view.size for view in group} == {group[0].size}
         assert tuple((v.flip_x, v.flip_y, v.transpose) for v in group) == SYMMETRIES[:n]
-    assert {view.window for view in views} == {TILE.window}
+    assert {view.window for view in views} == {(0, 0, 60, 40)}  # in the tile's own pixels
 
 
 @pytest.mark.parametrize("size", [(33, 35), (400, 500), (2500, 1987), (10, 2000)])
@@ -67,14 +67,29 @@ def test_no_view_is_empty():
 @pytest.mark.parametrize("n", [0, 3, 16, -1])
 def test_symmetries_that_there_are_not(n):
     with pytest.raises(InputError, match=f"TEST.SYMMETRIES {n}: 1 .none., 2 "):
-        check_views(cfg_of(TEST__SYMMETRIES=n))
+        check_looks(cfg_of(TEST__SYMMETRIES=n))
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (11,), (float("nan"),), ("1",)])
 def test_scales_that_make_no_sense(scales):
     with pytest.raises(InputError, match=r"numbers from 0\.1 to 10, times the run's own zoom"):
-        check_views(cfg_of(TEST__SCALES=scales))
+        check_looks(cfg_of(TEST__SCALES=scales))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("TEST__BATCH", 0, r"--batch \(TEST.BATCH\) 0: 1 or more"),
+        ("TEST__TILE", -1, "TEST.TILE -1: 1 or more"),
+        ("TEST__OVERLAP", -5, "TEST.OVERLAP -5: 1 or more"),
+        ("TEST__MASK_IOU", 0.0, "TEST.MASK_IOU 0.0: a number above 0"),
+        ("TEST__MASK_IOU", 1.5, "TEST.MASK_IOU 1.5: a number above 0"),
+    ],
+)
+def test_numbers_out_of_range(key, value, expected):
+    with pytest.raises(InputError, match=expected):
+        check_looks(cfg_of(**{key: value}))
 
 
 def test_sensible_keys_pass():
-    check_views(cfg_of(TEST__SCALES=(0.1, 1, 10), TEST__SYMMETRIES=8))
+    check_looks(cfg_of(TEST__SCALES=(0.1, 1, 10), TEST__SYMMETRIES=8))
