@@ -22,8 +22,8 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.samples import Sample
-from cellseg.network import choose_engine, detectron2_problem
-from cellseg.network.keys import SHARED
+from cellseg.network import ENGINES, check_network, choose_engine, detectron2_problem
+from cellseg.network.keys import DETECTRON2_ALONE, SHARED
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
@@ -117,7 +117,7 @@ def default_config(engine: str) -> CfgNode:
     cfg.TEST.SYMMETRIES = 1
     # Views that go through the network at once.
     cfg.TEST.BATCH = 1
-    # Mixed precision on a GPU.
+    # Mixed precision, on a GPU or a processor that computes in bfloat16.
     cfg.TEST.AMP = False
     # Of cells whose masks have at least this IoU, only the best stays …
     cfg.TEST.MASK_IOU = 0.5
@@ -185,9 +185,8 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     """
     cfg = CfgNode()
     try:
-        with path.open(encoding="utf-8") as file:
-            own = yaml.safe_load(file)
-        cfg = default_config(_engine_of(own, path, engine))
+        loaded = CfgNode.load_yaml_with_base(str(path))
+        cfg = default_config(_engine_of(loaded, path, engine))
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except FileNotFoundError as error:
         raise InputError(
@@ -218,28 +217,36 @@ def _engine_of(loaded: object, path: Path, wanted: str) -> str:
     named = loaded.get("ENGINE") if isinstance(loaded, dict) else None
     if named is None:
         return choose_engine(wanted)
-    if wanted not in ("auto", named):
-        raise InputError(f"{path}: made with --engine {named}, not {wanted}; leave --engine out")
+    if named not in ENGINES:
+        raise InputError(f"{path}: ENGINE {named!r}: {' or '.join(ENGINES)} is expected")
     if named == "detectron2" and detectron2_problem():
         raise InputError(
             f"{path}: made with --engine detectron2, which can't be used here "
-            f"({detectron2_problem()}); make setup builds it, or train anew with torchvision"
+            f"({detectron2_problem()}); make setup builds it, or train a recipe anew with "
+            "torchvision"
         )
-    return choose_engine(str(named))
+    if wanted not in ("auto", named):
+        raise InputError(f"{path}: made with --engine {named}, not {wanted}; leave --engine out")
+    return str(named)
 
 
 def _unknown(message: str, cfg: CfgNode) -> str:
     key = message.rpartition(" ")[2]
     keys = list(flatten(cfg))
+    if _has(DETECTRON2_ALONE, key) and not _has(keys, key):
+        return f"only Detectron2 has {key}; leave it out, or take --engine detectron2"
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     hint = (
         f"did you mean {close[0]}?"
         if close
         else "cellseg/learn/config.py and Detectron2's defaults list the keys"
     )
-    if cfg.ENGINE != "detectron2":
-        hint += f" (under --engine {cfg.ENGINE}; Detectron2 has more keys)"
     return f"there is no key {key}; {hint}"
+
+
+def _has(keys: Iterable[str], key: str) -> bool:
+    """Whether a key, or a section of keys, is among some."""
+    return any(f"{known}.".startswith(f"{key}.") for known in keys)
 
 
 def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
@@ -272,6 +279,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     for key, value in zip(options[::2], options[1::2], strict=True):
         if key not in keys:
             raise InputError(_unknown(key, cfg))
+        if key in ("ENGINE", "VERSION"):  # which the other keys hang on
+            raise InputError(f"{key} {value}: can't be set so; leave it out, or see --engine")
         try:
             # yacs takes 1 for an int and then refuses it where a float stands.
             cfg.merge_from_list([key, float(value) if isinstance(keys[key], float) else value])
@@ -281,21 +290,6 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             ) from None
         if key in _RELATIVE:
             cfg.merge_from_list([_RELATIVE[key], type(flatten(cfg)[_RELATIVE[key]])()])
-
-
-def check_network(cfg: CfgNode) -> None:
-    """Check that the config is one of a Mask R-CNN, which all steps rely on.
-
-    Raises
-    ------
-    InputError
-        If it is not.
-    """
-    if not cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.MASK_ON "
-            f"{cfg.MODEL.MASK_ON}: GeneralizedRCNN with masks on is expected"
-        )
 
 
 @contextlib.contextmanager

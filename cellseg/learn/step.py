@@ -151,13 +151,18 @@ def any_process(flag: bool, device: str) -> bool:
 
 
 def mixed_precision(device: str, wanted: bool) -> torch.dtype | None:
-    """Choose the type of mixed precision: bfloat16 where the GPU has it; None for none.
+    """Choose the type of mixed precision: bfloat16 where the device computes in it.
 
-    There is none but on "cuda".
+    Else float16 on "cuda", and None, for none, on "cpu": a processor without instructions
+    for bfloat16 would only imitate them.
     """
-    if not wanted or device != "cuda":
+    if not wanted:
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Older versions of torch don't tell.
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
 
 
 def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:

@@ -193,13 +193,22 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
     [
         (True, "cuda", True, torch.bfloat16),
         (True, "cuda", False, torch.float16),
-        (True, "cpu", True, None),
+        (True, "cpu", True, torch.bfloat16),
+        (True, "cpu", False, None),
         (False, "cuda", True, None),
+        (False, "cpu", True, None),
     ],
 )
 def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
+    has = {"avx2": True, "avx512_bf16": bfloat16}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert step_module.mixed_precision(device, enabled) is expected
+
+
+def test_a_torch_that_does_not_tell_what_the_processor_can(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert step_module.mixed_precision("cpu", True) is None
 
 
 def build_float16(monkeypatch, net=None, **solver):
