@@ -67,7 +67,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     looks.add_argument(
         "--batch", type=utils.whole_number, metavar="N", help="views at once on a GPU (1)"
     )
-    looks.add_argument("--amp", action="store_true", help="mixed precision, where the device has it")
+    looks.add_argument(
+        "--amp", action="store_true", help="mixed precision, where the device has it"
+    )
     looks.add_argument(
         "--num_gpus", type=utils.whole_number, default=1, metavar="N",
         help="processes, a GPU each, that share the tiles (1)",
