@@ -1,15 +1,14 @@
 """Reading an image window by window, so that a slide never has to be held whole.
 
 A TIFF stores its pixels in *segments*, tiles or strips, each compressed by itself. Only
-those that a window touches are read and decoded, and the last ones are kept, so that
-windows that overlap don't decode them again. What is not compressed is read in place.
+those that a window touches are read and decoded, and some are kept, so that windows that
+overlap don't decode them again. What is not compressed is read in place.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 import math
 import os
 import threading
@@ -34,8 +33,9 @@ from cellseg.read.tiff import (
     to_rgb,
 )
 
-# Enough for a row of windows across a slide: 50,000 pixels wide, 1,700 high.
-CACHE_BYTES = 256 * 2**20
+# Enough for a window and, as long as the next row of windows needs them, the segments below
+# it: two rows of 512 x 512 pixels across a slide 20,000 wide.
+CACHE_BYTES = 64 * 2**20
 
 
 class WindowedImage(abc.ABC):
@@ -215,7 +215,13 @@ class _StoredImage(_TiffImage):
 
 
 class _SegmentedImage(_TiffImage):
-    """Pixels in tiles or strips that have to be decoded; the last ones are kept."""
+    """Pixels in tiles or strips that have to be decoded; some are kept.
+
+    Windows mostly come row by row, from the top left. Of the segments kept, the highest,
+    and of these the leftmost, is then the first that no later window needs. Hence it goes
+    first, also where a row of windows is more than can be kept. A window further up begins
+    anew.
+    """
 
     def __init__(
         self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage, cache_bytes: int
@@ -224,17 +230,23 @@ class _SegmentedImage(_TiffImage):
         height, width = self.size
         high, wide = self._segment_size = segment_size(page)
         self._grid = math.ceil(height / high), math.ceil(width / wide)
-        kept = max(1, cache_bytes // (3 * high * wide))
-        self._segment = functools.lru_cache(kept)(self._decode)
+        self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._most_kept = max(1, cache_bytes // (3 * high * wide))
+        self._top = 0  # the row of segments that the last window began in
+        self._keeping = threading.Lock()
         self._reading = threading.Lock()  # where the file stands belongs to one thread at a time
 
     def close(self) -> None:
         super().close()
-        self._segment.cache_clear()
+        self._kept.clear()
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         high, wide = self._segment_size
         y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
+        with self._keeping:
+            if y0 // high < self._top:
+                self._kept.clear()
+            self._top = y0 // high
         with damage(self._path):
             for top in range(y0 // high * high, y1, high):
                 for left in range(x0 // wide * wide, x1, wide):
@@ -244,6 +256,17 @@ class _SegmentedImage(_TiffImage):
                     rgb[a - y0 : b - y0, c - x0 : d - x0] = segment[
                         a - top : b - top, c - left : d - left
                     ]
+
+    def _segment(self, row: int, column: int) -> NDArray[np.uint8]:
+        with self._keeping:
+            segment = self._kept.get((row, column))
+        if segment is None:
+            segment = self._decode(row, column)
+            with self._keeping:
+                self._kept[row, column] = segment
+                if len(self._kept) > self._most_kept:
+                    del self._kept[min(self._kept)]
+        return segment
 
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
         down, across = self._grid

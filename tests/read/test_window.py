@@ -321,14 +321,43 @@ def test_windows_that_overlap_decode_nothing_twice(tiled, reads):
     assert sorted(reads) == sorted(tile_offsets(tiled).ravel())
 
 
-def test_no_more_is_kept_than_fits(tiled, reads):
+def test_what_lies_highest_and_leftmost_goes_first(tiled, reads):
     tile = 16 * 16 * 3
-    offsets = tile_offsets(tiled).ravel().tolist()
+    offsets = tile_offsets(tiled)
     with open_image(tiled, cache_bytes=3 * tile + tile // 2) as image:
         reads.clear()
-        for column in (0, 1, 2, 0, 3, 0, 2, 1):  # the one left longest alone goes first
-            image.read((16 * column, 0, 16 * column + 1, 1))
-    assert reads == [offsets[column] for column in (0, 1, 2, 3, 1)]
+        for row, column in ((0, 1), (0, 2), (1, 0), (1, 1), (0, 2)):
+            image.read((16 * column, 16 * row, 16 * column + 1, 16 * row + 1))
+        # The fourth sent the first away; the last, further up, begins anew.
+        assert reads == [offsets[at] for at in ((0, 1), (0, 2), (1, 0), (1, 1), (0, 2))]
+        reads.clear()
+        for row, column in ((0, 2), (1, 0), (1, 1), (1, 2), (1, 1), (1, 0), (1, 2)):
+            image.read((16 * column, 16 * row, 16 * column + 1, 16 * row + 1))
+        assert reads == [offsets[at] for at in ((1, 0), (1, 1), (1, 2))]
+
+
+@pytest.mark.parametrize(("n_kept", "twice"), [(5, 0), (4, 6)])
+def test_less_than_a_row_of_windows_is_kept(tiled, reads, n_kept, twice):
+    """Of a row of windows, two tiles high, the four lower tiles, and one for the next window."""
+    offsets = tile_offsets(tiled)
+    with open_image(tiled, cache_bytes=n_kept * 16 * 16 * 3) as image:
+        reads.clear()
+        for y in range(0, 64, 16):
+            for x in range(0, 48, 16):
+                check(image, (x, y, min(x + 32, WIDTH), min(y + 32, HEIGHT)), RGB)
+    assert set(reads) == set(offsets.ravel().tolist())
+    assert len(reads) == 20 + twice
+
+
+def test_strips_that_are_more_than_can_be_kept(tmp_path, reads):
+    """Ten strips a window, nine kept: each further window beside it decodes one of them anew."""
+    path = tmp_path / "strips.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=4, **ZIP)
+    with open_image(path, cache_bytes=9 * 4 * WIDTH * 3) as image:
+        reads.clear()
+        for x in range(0, 50, 10):
+            check(image, (x, 0, x + 10, 40), RGB)
+    assert len(reads) == 10 + 4
 
 
 @pytest.mark.parametrize("kind", ["RGB", "RGBA in planes"])
