@@ -113,7 +113,8 @@ class TrainingStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.last_epoch = state["schedule"]["last_epoch"]
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # there is none if the run began on a device with bfloat16
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
@@ -153,13 +154,14 @@ def any_process(flag: bool, device: str) -> bool:
 def mixed_precision(device: str, wanted: bool) -> torch.dtype | None:
     """Choose the type of mixed precision: bfloat16 where the device computes in it.
 
-    Else float16 on "cuda", and None, for none, on "cpu": a processor without instructions
-    for bfloat16 would only imitate them.
+    Else float16 on "cuda", and None, for none, on "cpu": a device without instructions for
+    bfloat16 would only imitate them, and slowly.
     """
     if not wanted:
         return None
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     # Older versions of torch don't tell.
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None

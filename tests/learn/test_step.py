@@ -200,7 +200,12 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
     ],
 )
 def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
+    # Without instructions for bfloat16, a GPU imitates it.
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or bfloat16,
+    )
     has = {"avx2": True, "avx512_bf16": bfloat16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert step_module.mixed_precision(device, enabled) is expected
@@ -254,3 +259,13 @@ def test_the_scale_of_float16_comes_back(monkeypatch):
     other = build()
     other.load_state_dict(step.state_dict())
     assert other.scaler.get_scale() == 64
+
+
+def test_a_run_goes_on_where_there_is_no_bfloat16(monkeypatch):
+    monkeypatch.setattr(step_module, "mixed_precision", lambda *_: torch.bfloat16)
+    began = build()
+    began.step(SAMPLES, 0)
+    step = build_float16(monkeypatch)
+    step.load_state_dict(began.state_dict())
+    assert step.scaler.is_enabled()
+    assert step.scheduler.last_epoch == 1
