@@ -68,7 +68,14 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = No
 
 
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
-    """Read a JSON file.
+    """Read a JSON file. The parameters and errors are those of `open_json`."""
+    with open_json(path, what, remedy) as file:
+        return json.load(file)
+
+
+@contextlib.contextmanager
+def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[IO[str]]:
+    """Open a JSON file, and say what is wrong with it, also if that is found in the block.
 
     Parameters
     ----------
@@ -86,7 +93,7 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            yield file
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file, but the {what} should be there; {remedy}"

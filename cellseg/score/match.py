@@ -54,7 +54,9 @@ class Scene:
     entries: NDArray[np.int64]
 
 
-def side_by_side(truth: COCO, results: Sequence[Any], source: object = "results") -> list[Scene]:
+def side_by_side(
+    truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
+) -> list[Scene]:
     """Sort truth and results by image.
 
     Parameters
@@ -66,6 +68,8 @@ def side_by_side(truth: COCO, results: Sequence[Any], source: object = "results"
         each. They are checked here against the truth, whoever asks.
     source
         The results' file, for the errors' text.
+    first
+        The place of `results[0]` in that file, for the errors' text.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def side_by_side(truth: COCO, results: Sequence[Any], source: object = "results"
     for index, entry in enumerate(results):
         problem = _entry_problem(entry, place, sizes, classes)
         if problem:
-            raise InputError(f"{source}: entry {index}: {problem}")
+            raise InputError(f"{source}: entry {first + index}: {problem}")
         entries[place[entry["image_id"]]].append(index)
 
     scenes = []
@@ -101,7 +105,7 @@ def side_by_side(truth: COCO, results: Sequence[Any], source: object = "results"
         except ValueError as error:
             at, _, problem = str(error).partition(": ")
             raise InputError(
-                f"{source}: entry {found[int(at)]}: segmentation: {problem};"
+                f"{source}: entry {first + found[int(at)]}: segmentation: {problem};"
                 " the file is damaged or was not written by inference.py: write it again"
             ) from None
         scenes.append(

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from cellseg.errors import InputError
-from cellseg.files import read_json
+from cellseg.files import open_json
 from cellseg.read.coco import COCO
+from cellseg.read.json_list import NotAListError, json_items
 
 FILE_NAME = "test-results.json"
 REMEDY = "run inference.py, or name another results file"
 
 
 def read_results(path: Path) -> list[Any]:
-    """Read a list of detections in COCO's result form.
+    """Read a list of detections in COCO's result form, as `each_result` does, all at once."""
+    return list(each_result(path))
+
+
+def each_result(path: Path) -> Iterator[Any]:
+    """Read detections in COCO's result form, one after the other.
 
     Parameters
     ----------
     path
         A JSON file, a zip that holds `test-results.json`, or a run folder that does.
 
-    Returns
-    -------
-    The list; `cellseg.score.match.side_by_side` checks its entries against the truth.
+    Yields
+    ------
+    Each item of the list; `cellseg.score.match.side_by_side` checks them against the truth.
 
     Raises
     ------
     InputError
-        If there is no such file, or it is damaged or not a list.
+        If there is no such file, or it is damaged or not a list. What is damaged further on
+        is found out there.
     """
     path = Path(path)
     if path.is_dir():
         path = path / FILE_NAME
     # By its first bytes: a zip is one under any name, and so is JSON.
-    value = _read_zip(path) if _is_zip(path) else read_json(path, "results", REMEDY)
-    if not isinstance(value, list):
+    opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
+    try:
+        with opened as file:
+            yield from json_items(file)
+    except NotAListError as error:
         raise InputError(
-            f"{path}: holds a {type(value).__name__}, expected a list of detections"
+            f"{path}: holds a {type(error.args[0]).__name__}, expected a list of detections"
             f" {{image_id, category_id, segmentation, score}}; {REMEDY}"
-        )
-    return value
+        ) from None
 
 
 def _is_zip(path: Path) -> bool:
@@ -54,7 +65,9 @@ def _is_zip(path: Path) -> bool:
         return False  # read_json says why
 
 
-def _read_zip(path: Path) -> Any:
+@contextlib.contextmanager
+def _open_zip(path: Path) -> Iterator[IO[str]]:
+    """Open the results in a zip, and say what is wrong with it, also if found in the block."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if PurePosixPath(n).name == FILE_NAME]
@@ -63,7 +76,8 @@ def _read_zip(path: Path) -> Any:
                 raise InputError(
                     f"{path}: the zip holds {held}, but no {FILE_NAME}; write it with inference.py"
                 )
-            return json.loads(archive.read(min(names, key=len)).decode("utf-8"))
+            with archive.open(min(names, key=len)) as member:
+                yield io.TextIOWrapper(member, "utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {FILE_NAME} in it is not JSON ({error}); {REMEDY}") from None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:

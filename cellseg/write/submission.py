@@ -7,6 +7,7 @@ format: https://cocodataset.org/#format-results
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import zipfile
@@ -19,7 +20,9 @@ from cellseg.files import write_atomic
 from cellseg.predictions import Predictions
 from cellseg.rle import xyxy_to_xywh
 from cellseg.score.match import side_by_side
-from cellseg.score.results import FILE_NAME, read_results
+from cellseg.score.results import FILE_NAME, each_result
+
+_BLOCK = 1 << 14  # cells that are checked at a time
 
 
 class SubmissionWriter:
@@ -86,6 +89,8 @@ def check_submission(
 ) -> tuple[int, list[int]]:
     """Check a submission as the server would: the zip, or the JSON alone.
 
+    Some thousand cells are held at a time, however large the file is.
+
     Parameters
     ----------
     path
@@ -107,7 +112,24 @@ def check_submission(
     InputError
         At the first thing that the server would refuse or misread.
     """
-    entries = read_results(path)
+    expected = {
+        "images": list(images),
+        "annotations": [],
+        "categories": [{"id": id_, "name": str(id_)} for id_ in category_ids],
+    }
+    entries, count = each_result(path), 0
+    empty = {image["id"] for image in images}
+    while block := list(itertools.islice(entries, _BLOCK)):
+        scenes = side_by_side(expected, block, path, count)
+        empty -= {scene.id for scene in scenes if scene.masks}
+        for index, entry in enumerate(block, count):
+            box = entry.get("bbox", [0, 0, 0, 0])
+            if not _is_box(box):
+                raise InputError(
+                    f"{path}: entry {index}: bbox {box!r}, but four finite numbers x, y, width, "
+                    "height are expected; write it again with inference.py"
+                )
+        count += len(block)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if FILE_NAME not in archive.namelist():
@@ -115,20 +137,7 @@ def check_submission(
                     f"{path}: {FILE_NAME} is in a folder of the zip, but must stand at its root; "
                     "zip the file itself"
                 )
-    expected = {
-        "images": list(images),
-        "annotations": [],
-        "categories": [{"id": id_, "name": str(id_)} for id_ in category_ids],
-    }
-    scenes = side_by_side(expected, entries, path)
-    for index, entry in enumerate(entries):
-        box = entry.get("bbox", [0, 0, 0, 0])
-        if not _is_box(box):
-            raise InputError(
-                f"{path}: entry {index}: bbox {box!r}, but four finite numbers x, y, width, "
-                "height are expected; write it again with inference.py"
-            )
-    return len(entries), [scene.id for scene in scenes if not scene.masks]
+    return count, sorted(empty)
 
 
 def _is_box(box: Any) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cellseg.errors import InputError
 from cellseg.predictions import Predictions
+from cellseg.write import submission
 from cellseg.write.submission import check_submission, write_submission, write_zip
 
 IMAGES = [
@@ -149,6 +150,25 @@ def test_what_the_server_would_refuse(tmp_path, change, expected):
         check_submission(path, IMAGES, [1, 2])
     assert str(caught.value).startswith(f"{path}: entry 1: ")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 99])
+def test_a_file_is_checked_block_by_block(tmp_path, monkeypatch, block):
+    """Entries count from its beginning, and what one block lacks another may have."""
+    monkeypatch.setattr(submission, "_BLOCK", block)
+    path = tmp_path / "mine.json"
+    other = ENTRY | {"image_id": 8, "segmentation": {"size": [1, 1], "counts": "01"}}
+    for entries in ([ENTRY] * 5, [other, *[ENTRY] * 4], [*[ENTRY] * 4, other]):
+        path.write_text(json.dumps(entries))
+        assert check_submission(path, IMAGES, [1]) == (5, [] if other in entries else [8])
+    for change in (
+        {"bbox": []},
+        {"score": None},
+        {"segmentation": {"size": [4, 6], "counts": "0"}},
+    ):
+        path.write_text(json.dumps([*[ENTRY] * 3, ENTRY | change, other]))
+        with pytest.raises(InputError, match=r"mine\.json: entry 3: "):
+            check_submission(path, IMAGES, [1])
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "segmentation", "score"])
