@@ -300,7 +300,8 @@ def predict(
     if args.num_gpus == 1 or len(looks) < 2:
         predict_share(predictor, journal, looks, 0, 1)
     else:
-        together(args.num_gpus, _predict_in_process, args, folders, journal, looks)
+        work = (_predict_in_process, args, folders, journal, looks)
+        together(args.num_gpus, *work, device=args.device)
 
 
 def _predict_in_process(

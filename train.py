@@ -278,7 +278,7 @@ def check_shares(args: argparse.Namespace, cfg: CfgNode) -> None:
 
     n_processes = args.num_gpus * args.num_machines
     if n_processes > 1:
-        check_together()
+        check_together(args.num_gpus, cfg.MODEL.DEVICE)
     if cfg.SOLVER.IMS_PER_BATCH % n_processes:
         raise InputError(
             f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n_processes} processes share a batch, so a "
@@ -432,7 +432,7 @@ def train_together(args: argparse.Namespace, cfg: CfgNode, new: bool) -> int:
     from cellseg.network import together
 
     together(
-        args.num_gpus, train, cfg, new,
+        args.num_gpus, train, cfg, new, device=cfg.MODEL.DEVICE,
         n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
     )  # fmt: skip
     finished = (Path(cfg.OUTPUT_DIR) / runs.FINAL).is_file()

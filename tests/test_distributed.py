@@ -14,7 +14,7 @@ from cellseg.errors import InputError
 from cellseg.learn.config import default_config
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep, any_process, rank, world_size
-from cellseg.network import together
+from cellseg.network import check_together, together
 
 pytestmark = pytest.mark.detectron2  # which starts the processes
 
@@ -109,3 +109,23 @@ def test_a_process_that_is_killed_is_one_line():
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say_gpus(folder):
+    (folder / str(rank())).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def test_processes_on_the_cpu_see_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    together(2, say_gpus, tmp_path, device="cpu")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["", ""]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.parametrize(("n_processes", "device"), [(3, "cuda"), (2, "cuda:1")])
+def test_every_process_has_a_gpu_of_its_own(n_processes, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_together(2, "cuda")
+    check_together(3, "cpu")
+    with pytest.raises(InputError, match=rf"--num_gpus {n_processes}: .* on {device} .*2 GPUs"):
+        together(n_processes, die, device=device)

@@ -13,9 +13,11 @@ names. All other rooms speak to these alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -109,18 +111,28 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     return network
 
 
-def check_together() -> None:
-    """Refuse several processes where Detectron2 can't be used, which starts them.
+def check_together(n_processes: int, device: str) -> None:
+    """Refuse several processes on this machine where they can't be had.
 
     Raises
     ------
     InputError
-        If it can't.
+        If Detectron2 can't be used, which starts them, or not each has a GPU of its own
+        where they are to work on some.
     """
+    import torch
+
     if detectron2_problem():
         raise InputError(
             "--num_gpus: several processes are started by Detectron2, which can't be used here "
             f"({detectron2_problem()}); take one"
+        )
+    kind = torch.device(device)
+    if kind.type == "cuda" and (n_processes > torch.cuda.device_count() or kind.index is not None):
+        raise InputError(
+            f"--num_gpus {n_processes}: each process takes a GPU of its own, but on {device} there "
+            f"are not as many ({torch.cuda.device_count()} GPUs are in this machine); take fewer, "
+            "and choose among them with CUDA_VISIBLE_DEVICES, not --device"
         )
 
 
@@ -128,6 +140,7 @@ def together(
     n_processes: int,
     work: Callable[..., object],
     *args: Any,
+    device: str = "cpu",
     n_machines: int = 1,
     machine: int = 0,
     address: str = "auto",
@@ -137,24 +150,28 @@ def together(
     Parameters
     ----------
     n_processes
-        How many on this machine, each with a GPU of its own if there are any.
+        How many on this machine.
     work
         Called in each with `args`, which are pickled.
+    device
+        "cuda" for a GPU of its own for each process; on "cpu" they see none.
     n_machines, machine, address
         How many machines take part, this one's number, and where number 0 is to be found.
 
     Raises
     ------
     InputError
-        If Detectron2 can't be used here, or one of the processes raises it or is killed.
+        As `check_together` does, or if one of the processes raises it or is killed.
     """
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-    check_together()
+    check_together(n_processes, device)
+    import torch
     from detectron2.engine import launch
 
     try:
-        launch(work, n_processes, n_machines, machine, address, args=args)
+        with _no_gpus() if torch.device(device).type == "cpu" else contextlib.nullcontext():
+            launch(work, n_processes, n_machines, machine, address, args=args)
     except ProcessRaisedException as error:
         _, found, message = str(error).rpartition("InputError: ")
         if not found:
@@ -165,3 +182,17 @@ def together(
             f"--num_gpus: one of the processes was ended from outside ({error}), perhaps for want "
             "of memory; go on, with fewer of them if it happens again"
         ) from None
+
+
+@contextlib.contextmanager
+def _no_gpus() -> Iterator[None]:
+    """Hide the GPUs from processes that are started: Detectron2 would connect them by those."""
+    key = "CUDA_VISIBLE_DEVICES"
+    former = os.environ.get(key)
+    os.environ[key] = ""
+    try:
+        yield
+    finally:
+        del os.environ[key]
+        if former is not None:
+            os.environ[key] = former
