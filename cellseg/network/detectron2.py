@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
+from torchvision.ops import RoIAlign
 
 from cellseg.errors import InputError
 from cellseg.network import Found
@@ -85,8 +88,20 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device."""
-    network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
+    network: CellRCNN = CellRCNN(cfg)
+    for module in network.modules():
+        if isinstance(module, ROIPooler):
+            module.level_poolers = torch.nn.ModuleList(map(_exact, module.level_poolers))
+    network = network.to(cfg.MODEL.DEVICE)
     return network
+
+
+def _exact(pooler: torch.nn.Module) -> torch.nn.Module:
+    """Pool as Detectron2, which in mixed precision would round boxes by up to 4 pixels."""
+    if not isinstance(pooler, ROIAlign):
+        return pooler
+    options = (pooler.spatial_scale, pooler.sampling_ratio, pooler.aligned)
+    return RoIAlign(pooler.output_size, *options)
 
 
 def initial_weights(cfg: CfgNode, wanted: str) -> str:
