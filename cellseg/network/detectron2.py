@@ -88,11 +88,10 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device."""
-    network: CellRCNN = CellRCNN(cfg)
+    network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
     for module in network.modules():
         if isinstance(module, ROIPooler):
             module.level_poolers = torch.nn.ModuleList(map(_exact, module.level_poolers))
-    network = network.to(cfg.MODEL.DEVICE)
     return network
 
 
