@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cellseg.learn.samples import TrainingData
 
 MODEL = "mask_rcnn_R_50_DC5_3x"
+WORKERS = 4  # processes that load images for a GPU, where the recipe is for the CPU
 MOST_PARAMETERS = 200_000_000  # trainable ones that the homework allows
 
 
@@ -202,10 +203,14 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
     config.check_values(cfg)
-    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, count_cores())
     if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
         cfg.SEED = random.SystemRandom().randrange(2**32)
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
+    wanted = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
+    if cfg.MODEL.DEVICE.startswith("cuda") and not wanted:
+        # Recipes for the CPU leave it every core; a GPU would wait for its images.
+        cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS or WORKERS
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, count_cores())
     if not (run or args.show_batch):
         choose_initial_weights(cfg, args.weights)
     return cfg

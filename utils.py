@@ -146,4 +146,6 @@ def quiet_libraries() -> None:
     """Silence the remarks that libraries make about their own insides."""
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    # In float16 the first steps may be left out, until the gradients' scale suits.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)

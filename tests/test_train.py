@@ -279,6 +279,23 @@ def test_loading_processes(go):
     assert go("--num_workers", 1, "SOLVER.MAX_ITER", 2) == 0
 
 
+@pytest.mark.parametrize(
+    ("device", "words", "expected"),
+    [
+        ("cpu", [], 0),
+        ("cuda", [], 4),
+        ("cuda:1", ["-m", "mask_rcnn_R_50_FPN_3x", "--num_workers", "7"], 7),
+        ("cuda", ["--num_workers", "0"], 0),
+        ("cuda", ["DATALOADER.NUM_WORKERS", "0"], 0),
+    ],
+)
+def test_a_gpu_does_not_wait_for_one_process_that_loads(monkeypatch, device, words, expected):
+    monkeypatch.setattr(utils, "choose_device", lambda *_: device)
+    monkeypatch.setattr(train, "count_cores", lambda: 8)
+    recipe = [] if "-m" in words else ["-m", "narrow_fpn"]
+    assert configured(*recipe, *words).DATALOADER.NUM_WORKERS == expected
+
+
 @pytest.mark.parametrize("words", [["--num_workers", "999"], ["DATALOADER.NUM_WORKERS", "999"], []])
 def test_no_more_loading_processes_than_cores(monkeypatch, words):
     """Of more, torch warns."""
