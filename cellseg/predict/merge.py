@@ -4,7 +4,9 @@ A tile's inner edge cuts cells, and each overlap shows cells twice. These rules 
 cell once:
 
 1. Of cells of one tile that are the same by their overlap, the best score stays (`suppress`).
-   Slivers go if another tile shows all of them, and more.
+   A piece that seems to be less than half of a cell goes if another tile shows all of it, and
+   more: even if that tile missed the cell, so small a part would not count as found. The
+   larger part would, hence it stays.
 2. A cut piece gives way to a whole cell of another tile that covers most of it.
 3. Cut pieces of two tiles that agree where both tiles look are pieces of one cell, longer
    than the overlap or even than a tile. They are joined.
@@ -126,7 +128,7 @@ def merge_tiles(
             raise ValueError(f"cells of {predictions.size} in a tile of {tile.size}")
         new = _Pieces.of_tile(tile, predictions, plan.size)
         new = new[_distinct(new.runs, new.scores, new.classes, iou, inside, across_classes)]
-        new = new[~(tile.cuts_to_slivers(new.boxes) & plan.shows_whole(new.boxes))]
+        new = new[~(tile.cuts_before_the_middle(new.boxes) & plan.shows_whole(new.boxes))]
         n_before = len(pending)
         pending = pending.and_more(new)
         relations = relations.and_more(_relate(pending, n_before, tile, iou))

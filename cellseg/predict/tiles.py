@@ -54,12 +54,13 @@ class Tile:
         -------
         `(N,)` bool: comes nearer than `EDGE` pixels to an inner edge.
         """
-        left, top, right, bottom = self.window
-        space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
-        return np.any((space < EDGE) & self.inner, axis=1)
+        return np.any(self._edges_that_cut(boxes), axis=1)
 
-    def cuts_to_slivers(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which of the cells that it cuts end at most `2 * EDGE` pixels from that edge.
+    def cuts_before_the_middle(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say of which of the cells that it cuts the tile shows less than half, if they are round.
+
+        Such a piece reaches into the tile less than half as far as it is long at the edge. Of
+        a piece that reaches in `2 * EDGE` pixels at most, a network sees too little to tell.
 
         Parameters
         ----------
@@ -72,7 +73,16 @@ class Tile:
         """
         left, top, right, bottom = self.window
         depth = boxes[:, [2, 3, 0, 1]] * (1, 1, -1, -1) - (left, top, -right, -bottom)
-        return self.cuts(boxes) & np.any((depth <= 2 * EDGE) & self.inner, axis=1)
+        width, height = (boxes[:, 2:] - boxes[:, :2]).T
+        length = np.stack([height, width] * 2, axis=1)
+        little = (depth <= 2 * EDGE) | (2 * depth < length)
+        return np.any(self._edges_that_cut(boxes) & little, axis=1)
+
+    def _edges_that_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """`(N, 4)`: whether a cell comes near to the left, top, right, bottom, an inner edge."""
+        left, top, right, bottom = self.window
+        space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
+        return (space < EDGE) & self.inner
 
 
 @dataclass(frozen=True)

@@ -279,9 +279,17 @@ def test_a_piece_gives_way_to_a_better_cell_of_another_class():
     assert worse == of_image(SIZE, whole)
 
 
-@pytest.mark.parametrize(("left", "stays"), [(13, True), (14, False), (19, False)])
-def test_of_what_the_neighbour_missed_slivers_go(left, stays):
-    piece = (left, 5, 20, 9)
+@pytest.mark.parametrize(
+    ("piece", "stays"),
+    [
+        ((13, 5, 20, 9), True),
+        ((14, 5, 20, 9), False),  # a sliver
+        ((19, 5, 20, 9), False),
+        ((13, 2, 20, 16), True),  # a disc of 14 px, cut in its middle
+        ((13, 2, 20, 17), False),
+    ],
+)
+def test_of_what_the_neighbour_missed_the_larger_part_stays(piece, stays):
     cells, _ = merge_by_hand(TWO, (drawn((20, 20), piece), [0.9]), (drawn((20, 20)), []))
     assert cells == (of_image(SIZE, piece) if stays else [])
 

@@ -103,15 +103,40 @@ def test_cuts_near_inner_edges_alone():
     assert tile.cuts(np.zeros((0, 4))).shape == (0,)
 
 
-def test_slivers_end_near_the_edge_that_cuts_them():
+def test_what_is_cut_before_the_middle():
     first, *_, last = plan_tiles((100, 100), tile=60, overlap=20)
+    # By the right edge: 20 px along it; by the bottom; not quite at the edge; by both.
+    boxes = [[51, 9, 60, 29], [50, 9, 60, 29], [9, 51, 29, 60], [50, 9, 60 - EDGE + 0.5, 30.5]]
+    boxes += [[51, 30, 60, 60], [60 - EDGE - 9, 9, 60 - EDGE, 40]]
+    expected = [True, False, True, True, True, False]
+    assert first.cuts_before_the_middle(np.array(boxes)).tolist() == expected
+    # The left and the top edge are the image's own.
+    assert not first.cuts_before_the_middle(np.array([[0, 9, 2, 30], [9, 0, 30, 2]])).any()
+    boxes = [[40, 60, 49, 80], [40, 60, 50, 80], [60, 40, 80, 49], [91, 60, 100, 80]]
+    expected = [True, False, True, False]
+    assert last.cuts_before_the_middle(np.array(boxes)).tolist() == expected
+
+
+def test_slivers_are_cut_before_the_middle_however_short():
+    tile = plan_tiles((100, 100), tile=60, overlap=20)[0]
     far = 60 - 2 * EDGE
-    boxes = [[far, 9, 60, 30], [far - 1, 9, 60, 30], [9, far, 30, 60], [far, 9, 60 - EDGE, 30]]
-    assert first.cuts_to_slivers(np.array(boxes)).tolist() == [True, False, True, False]
-    assert not first.cuts_to_slivers(np.array([[0, 9, 2, 30], [9, 0, 30, 2]])).any()
-    near = 40 + 2 * EDGE
-    boxes = [[40, 60, near, 80], [40, 60, near + 1, 80], [60, 40, 80, near], [99, 60, 100, 80]]
-    assert last.cuts_to_slivers(np.array(boxes)).tolist() == [True, False, True, False]
+    boxes = [[far, 9, 60, 11], [far - 1, 9, 60, 11], [far, 9, 60 - EDGE, 11]]
+    assert tile.cuts_before_the_middle(np.array(boxes)).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+@given(radius=st.floats(9, 30), share=st.floats(0, 0.95))
+def test_of_a_disc_it_is_less_than_half(vertical, radius, share):
+    """A disc with `share` of its diameter within the tile, whose edge is at 120."""
+    tile = plan_tiles((200, 200), tile=120, overlap=20)[0]
+    shown = 2 * radius * share
+    half_chord = np.sqrt(radius**2 - max(radius - shown, 0) ** 2)
+    box = [120 - shown, 60 - half_chord, 120, 60 + half_chord]
+    if vertical:
+        box = [box[1], box[0], box[3], box[2]]
+    expected = shown <= 2 * EDGE or share < 0.5
+    if abs(share - 0.5) > 1e-6:
+        assert tile.cuts_before_the_middle(np.array([box])).tolist() == [expected]
 
 
 @settings(max_examples=100, deadline=None)
