@@ -94,10 +94,11 @@ N_ITEMS = 40_000
 def test_memory_does_not_grow_with_the_list(monkeypatch):
     monkeypatch.setattr(json_list, "_CHUNK", 1 << 10)
 
-    class Endless(io.TextIOBase):
+    class Endless(io.StringIO):
         """A list of `N_ITEMS + 1` items."""
 
         def __init__(self):
+            super().__init__()
             self.left = N_ITEMS
 
         def read(self, size=-1):
@@ -108,7 +109,7 @@ def test_memory_does_not_grow_with_the_list(monkeypatch):
 
     tracemalloc.start()
     try:
-        assert sum(1 for _ in json_items(Endless())) == N_ITEMS + 1
+        assert sum(item > 0 for item in json_items(Endless())) == N_ITEMS
         assert tracemalloc.get_traced_memory()[1] < 1 << 15
     finally:
         tracemalloc.stop()

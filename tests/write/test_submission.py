@@ -161,11 +161,12 @@ def test_a_file_is_checked_block_by_block(tmp_path, monkeypatch, block):
     for entries in ([ENTRY] * 5, [other, *[ENTRY] * 4], [*[ENTRY] * 4, other]):
         path.write_text(json.dumps(entries))
         assert check_submission(path, IMAGES, [1]) == (5, [] if other in entries else [8])
-    for change in (
+    changes: list[dict[str, object]] = [
         {"bbox": []},
         {"score": None},
         {"segmentation": {"size": [4, 6], "counts": "0"}},
-    ):
+    ]
+    for change in changes:
         path.write_text(json.dumps([*[ENTRY] * 3, ENTRY | change, other]))
         with pytest.raises(InputError, match=r"mine\.json: entry 3: "):
             check_submission(path, IMAGES, [1])
