@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if NO_DETECTRON2 and item.get_closest_marker("detectron2"):
             item.add_marker(pytest.mark.skip(reason=NO_DETECTRON2))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count and name the tests that Detectron2's absence has skipped."""
+    skipped = Counter(
+        report.nodeid.partition("[")[0]
+        for report in terminalreporter.stats.get("skipped", ())
+        if NO_DETECTRON2 and NO_DETECTRON2 in str(report.longrepr)
+    )
+    if not skipped:
+        return
+    terminalreporter.section(f"{skipped.total()} tests skipped, which need Detectron2")
+    terminalreporter.write_line(NO_DETECTRON2)
+    for name, count in skipped.items():
+        terminalreporter.write_line(name + (f" ({count} cases)" if count > 1 else ""))
 
 
 @pytest.fixture(

@@ -81,7 +81,7 @@ def flags(tiny, data):
 
 
 # With these, the tiny training of 4 iterations is scored and saved twice.
-OPTIONS = ["TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "3"]
+OPTIONS = ["TEST.EVAL_PERIOD", "2", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.EMA", "0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,13 @@ def test_the_run_is_predicted_and_scored_without_being_told(without, data, run, 
     assert 0 <= metrics["AP50@100"]["mean of classes"]["value"] <= 1
 
 
+def test_the_run_goes_on(without, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    said = succeeded(without("train.py", "--resume", copy, "SOLVER.MAX_ITER", 6))
+    assert said.splitlines()[-1].startswith("finished; ")
+    assert [line["iteration"] for line in curves(copy)] == [1, 3, 5]
+
+
 def test_detectron2_wanted_all_the_same(without, flags, tmp_path):
     line = refused(without("train.py", "--engine", "detectron2", *flags, "--output_dir", tmp_path))
     assert line.startswith("train.py: error: --engine detectron2: can't be used here (No module")
@@ -144,7 +151,25 @@ def test_a_run_that_detectron2_made(without, data, run, tmp_path):
     line = refused(without("inference.py", "--checkpoint", copy, "--data", data, "--device", "cpu"))
     assert str(copy) in line
     assert "made with --engine detectron2, which can't be used here (No module named" in line
-    assert line.endswith("make setup builds it, or train anew with torchvision")
+    assert line.endswith("make setup builds it, or train a recipe anew with torchvision")
+    # The same, whatever engine is wanted: the advice must not end in another refusal.
+    for engine in ("torchvision", "detectron2"):
+        command = ("inference.py", "--checkpoint", copy, "--data", data, "--engine", engine)
+        assert refused(without(*command)) == line
+
+
+BENCHES = sorted((PROJECT / "bench").glob("*.py"))
+USUAL_WAY = [path for path in BENCHES if "from detectron2" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", USUAL_WAY, ids=lambda path: path.stem)
+def test_a_benchmark_of_what_detectron2_does(without, path):
+    done = without(path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"{path.name}: error: the usual way is Detectron2's, which can't be used: "
+        "No module named 'detectron2'"
+    )
 
 
 # --- the loop that stands in for Detectron2's
@@ -186,6 +211,7 @@ def zoo(tmp_path, tiny, monkeypatch):
     (tmp_path / "detectron2" / "ImageNet").mkdir(parents=True)
     (tmp_path / "detectron2" / "ImageNet" / "R-50.pkl").write_bytes(caffe2)
     own = {"model": {"backbone.stem.conv1.weight": torch.zeros(8, 3, 7, 7)}}
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # nothing is
     torch.save(own, tmp_path / "detectron2.pth")
     (tmp_path / "own.yaml").write_text(f"_BASE_: {tiny}\nMODEL: {{RPN: {{CONV_DIMS: [64]}}}}\n")
     return tmp_path
@@ -195,24 +221,43 @@ def zoo(tmp_path, tiny, monkeypatch):
     ("words", "expected"),
     [
         ("--weights coco", "--weights coco: torchvision has none"),
-        ("--weights {zoo}/detectron2.pth", "detectron2.pth: can't be loaded as weights"),
-        ("--weights {zoo}/caffe2.pkl", "caffe2.pkl: of Detectron2's zoo, which torchvision can't"),
-        ("--weights detectron2://ImageNet/R-50.pkl", "R-50.pkl: of Detectron2's zoo, which"),
-        ("--config-file {zoo}/own.yaml", "own.yaml: there is no key MODEL.RPN.CONV_DIMS"),
-        ("MODEL.RPN.CONV_DIMS [64]", "there is no key MODEL.RPN.CONV_DIMS"),
+        ("--weights {zoo}/detectron2.pth", "can't be loaded as weights (they are of Detectron2's"),
+        ("--weights {zoo}/caffe2.pkl", "caffe2.pkl: in the form of Detectron2's zoo, which torchv"),
+        ("--weights detectron2://ImageNet/R-50.pkl", "R-50.pkl: in the form of Detectron2's zoo"),
+        ("--weights detectron2://no/where.pkl", "where.pkl: in the form of Detectron2's zoo"),
+        (
+            "--weights https://dl.fbaipublicfiles.com/detectron2/no/where.pth",
+            "where.pth: in the form of Detectron2's zoo",
+        ),
+        ("MODEL.WEIGHTS {zoo}/caffe2.pkl", "caffe2.pkl: in the form of Detectron2's zoo"),
+        ("MODEL.WEIGHTS detectron2://COCO/a.pkl", "a.pkl: in the form of Detectron2's zoo"),
+        ("--config-file {zoo}/own.yaml", "own.yaml: only Detectron2 has MODEL.RPN.CONV_DIMS; "),
+        ("MODEL.RPN.CONV_DIMS [64]", "only Detectron2 has MODEL.RPN.CONV_DIMS; leave it out, or"),
         ("MODEL.RESNETS.NORM GN", "only Detectron2 has it"),
+        (
+            "-m cascade_mask_rcnn_R_50_FPN",
+            "MODEL.ROI_HEADS.NAME 'CascadeROIHeads': only Detectron2 has it",
+        ),
+        (
+            "-m cascade_mask_rcnn_convnextv2_tiny_FPN",
+            "MODEL.BACKBONE.NAME 'build_timm_fpn_backbone': only Detectron2 has it",
+        ),
     ],
 )
 def test_what_is_detectron2s_alone_is_one_line(words, expected, flags, zoo):
     root = zoo / "runs"
     argv = ["--engine", "torchvision", *flags, "--output_dir", str(root)]
+    if words.startswith("-m "):
+        argv = argv[:2] + argv[4:]
     with pytest.raises(InputError) as caught:
         train.main([*argv, *words.format(zoo=zoo).split()])
     assert expected in str(caught.value)
     assert not list(root.glob("*/*")), "a run folder was left behind"
 
 
-@pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
+@pytest.mark.parametrize(
+    "engine", ["detectron2", pytest.param("torchvision", marks=pytest.mark.detectron2)]
+)
 def test_a_run_is_not_predicted_by_the_other_engine(engine, run, data, tmp_path):
     folder = other_engines(run, tmp_path / "run") if engine == "torchvision" else run
     argv = ["--checkpoint", str(folder), "--data", str(data), "--device", "cpu"]

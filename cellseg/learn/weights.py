@@ -22,6 +22,7 @@ from cellseg.network import engine
 from cellseg.runs import file_hash
 
 _ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
+_IMAGENET = "detectron2://ImageNetPretrained/"  # for which other engines have their own
 _TIMM = ("timm://", "https://huggingface.co/timm/")
 _TIMM_FILE = "/resolve/main/model.safetensors"
 _TIMEOUT = 30.0  # seconds without an answer, after which a server counts as out of reach
@@ -46,20 +47,24 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     """
     if wanted == "none":
         cfg.MODEL.WEIGHTS = ""
-    elif wanted in ("imagenet", "coco") or (wanted is None and cfg.MODEL.WEIGHTS.startswith(_ZOO)):
+    elif wanted in ("imagenet", "coco") or (
+        wanted is None and cfg.MODEL.WEIGHTS.startswith(_IMAGENET)
+    ):
         cfg.MODEL.WEIGHTS = engine(cfg.ENGINE).initial_weights(cfg, wanted or "imagenet")
     elif wanted is not None:
-        if cfg.ENGINE != "detectron2" and (wanted.startswith(_ZOO) or wanted.endswith(".pkl")):
-            raise InputError(
-                f"--weights {wanted}: of Detectron2's zoo, which {cfg.ENGINE} can't read; take "
-                "--weights imagenet, none, or --engine detectron2"
-            )
         cfg.MODEL.WEIGHTS = wanted
-    if cfg.MODEL.WEIGHTS:
-        path, trusted = local_weights(cfg.MODEL.WEIGHTS), cfg.MODEL.TRUSTED_SHA256
-        # The zoo publishes no sums: its own address must do, unless the user has them.
-        if trusted or not cfg.MODEL.WEIGHTS.startswith(_ZOO):
-            check_pickle(path, trusted)
+    name = cfg.MODEL.WEIGHTS
+    if not name:
+        return
+    if cfg.ENGINE != "detectron2" and (name.startswith(_ZOO) or name.endswith(".pkl")):
+        raise InputError(
+            f"--weights {name}: in the form of Detectron2's zoo, which {cfg.ENGINE} can't read; "
+            "take --weights imagenet, none, or --engine detectron2"
+        )
+    path, trusted = local_weights(name), cfg.MODEL.TRUSTED_SHA256
+    # The zoo publishes no sums: its own address must do, unless the user has them.
+    if trusted or not name.startswith(_ZOO):
+        check_pickle(path, trusted)
 
 
 def check_pickle(path: Path, trusted: str) -> None:

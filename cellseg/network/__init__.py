@@ -2,6 +2,7 @@
 
 An engine is a module of this folder, `detectron2` or `torchvision`, with
 
+- `check(cfg)`, which refuses what the engine is known not to have;
 - `build_network(cfg)`: the network of a config, on its device;
 - `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them.
 
@@ -99,14 +100,31 @@ def engine(name: str) -> ModuleType:
     return importlib.import_module(f"cellseg.network.{name}")
 
 
+def check_network(cfg: CfgNode) -> None:
+    """Check that the config is one of a Mask R-CNN, which all steps rely on, as its engine has it.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if not cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.MASK_ON "
+            f"{cfg.MODEL.MASK_ON}: GeneralizedRCNN with masks on is expected"
+        )
+    engine(cfg.ENGINE).check(cfg)
+
+
 def build_network(cfg: CfgNode) -> torch.nn.Module:
     """Build the network of a config, on its device.
 
     Raises
     ------
     InputError
-        If the config asks for what its engine doesn't have.
+        As `check_network` does, or if the parts of the network don't fit together.
     """
+    check_network(cfg)
     network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
     return network
 

@@ -86,6 +86,10 @@ def _instances(sample: dict[str, Any]) -> Instances:
     return instances
 
 
+def check(_cfg: CfgNode) -> None:
+    """Refuse nothing: Detectron2 says itself what it can't build."""
+
+
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device."""
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)

@@ -33,8 +33,6 @@ from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 
 # The values that there are here, of keys that have others in Detectron2.
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MASK_ON": (True,),
     "BACKBONE.NAME": ("build_resnet_backbone", FPN),
     "RESNETS.DEPTH": tuple(BLOCKS),
     "RESNETS.NORM": tuple(NORMS),
@@ -118,10 +116,18 @@ class CellRCNN(nn.Module):
         """Give the weights of a file under this network's names.
 
         A run's own have them; those of torchvision's classifiers go to the ResNet.
+
+        Raises
+        ------
+        ValueError
+            If they are those of a network of Detectron2.
         """
         if "conv1.weight" in data:
             return {f"backbone.body.{name}": value for name, value in data.items()}
-        return dict(data.get("model", data))
+        state = dict(data.get("model", data))
+        if any(name.startswith(("backbone.stem.", "backbone.bottom_up.")) for name in state):
+            raise ValueError("they are of Detectron2's network, and this is torchvision's")
+        return state
 
     def _look(
         self, images: Sequence[torch.Tensor]
@@ -277,20 +283,24 @@ class _ProposalHead(RPNHead):
         return tuple([level.float() for level in levels] for levels in super().forward(features))
 
 
-def build_network(cfg: CfgNode) -> CellRCNN:
-    """Build the network of a config, on its device.
-
-    Raises
-    ------
-    InputError
-        If the config asks for what only Detectron2 has, or for features that there aren't.
-    """
+def check(cfg: CfgNode) -> None:
+    """Refuse what only Detectron2 has."""
     for key, values in _VALUES.items():
         if (value := attrgetter(key)(cfg.MODEL)) not in values:
             raise InputError(
                 f"MODEL.{key} {value!r}: only Detectron2 has it; "
                 f"{' or '.join(map(repr, values))} is expected, or --engine detectron2"
             )
+
+
+def build_network(cfg: CfgNode) -> CellRCNN:
+    """Build the network of a config, on its device.
+
+    Raises
+    ------
+    InputError
+        If the config asks for features that there aren't.
+    """
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
     return network
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import load_weights
-from cellseg.learn.config import building, check_network, load_config, merge_options
+from cellseg.learn.config import building, load_config, merge_options
 from cellseg.learn.step import mixed_precision
 from cellseg.network import Found, build_network
 from cellseg.predict.fuse import fuse
@@ -111,12 +111,14 @@ class Predictor:
         Raises
         ------
         InputError
-            If it isn't a run, its files are damaged, or a key or value is unknown.
+            If it isn't a run, its files are damaged, a key or value is unknown, or several
+            runs have other classes.
         """
-        folders = [run] if isinstance(run, str | os.PathLike) else run
+        named = [run] if isinstance(run, str | os.PathLike) else run
+        folders = [runs.open_run(Path(folder)) for folder in named]
+        runs.shared_categories(folders)
         networks, cfgs = [], []
-        for folder in map(Path, folders):
-            folder = runs.open_run(folder)
+        for folder in folders:
             cfg = load_config(folder / runs.CONFIG)
             merge_options(cfg, options)
             cfg.MODEL.DEVICE = device
@@ -149,11 +151,13 @@ class Predictor:
         return join(size, self.merge(plan, map(_sound, self.look(looks))))
 
     def plan(self, size: tuple[int, int]) -> TilePlan:
-        """Plan the tiles of an image of that height and width."""
+        """Plan the tiles of an image of that height and width, the same for all networks."""
         test = self.cfg.TEST
-        if not (self.cfg.INPUT.ZOOM or test.TILE):
+        zoom = max(cfg.INPUT.ZOOM for cfg in self.cfgs)
+        if not (zoom or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # as a whole
-        tile, overlap = choose_tile(self.cfg.DATA.LONGEST_CELL, self.cfg.INPUT.ZOOM or 1.0)
+        longest_cell = max(cfg.DATA.LONGEST_CELL for cfg in self.cfgs)
+        tile, overlap = choose_tile(longest_cell, zoom or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:
@@ -267,7 +271,6 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
     InputError
         If the config gives no Mask R-CNN, or the file does not hold its weights.
     """
-    check_network(cfg)
     with building("the run's config"):
         network = build_network(cfg)
     load_weights(network, weights)

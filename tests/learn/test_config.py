@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.network import build_network
-from cellseg.network.keys import SHARED
+from cellseg.network.keys import DETECTRON2_ALONE, SHARED
 
 MODELS = {  # parameters in millions, with the frozen ones
     "demo": 3,
@@ -89,6 +89,40 @@ def test_defaults_are_detectron2s():
     assert theirs.items() <= config.flatten(config.default_config("detectron2")).items()
     shared = config.flatten(CfgNode(SHARED))
     assert shared.items() <= theirs.items()
+    assert theirs.keys() - config.flatten(config.default_config("torchvision")).keys() == (
+        DETECTRON2_ALONE
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("CUDNN_BENCHMARK", "only Detectron2 has CUDNN_BENCHMARK; leave it out, or take --engine"),
+        ("MODEL.RPN.CONV_DIMS", "only Detectron2 has MODEL.RPN.CONV_DIMS; "),
+        ("MODEL.RETINANET", "only Detectron2 has MODEL.RETINANET; "),  # a section
+        ("TEST.AUG.FLIP", "only Detectron2 has TEST.AUG.FLIP; "),
+        ("MODEL.RPN", "there is no key MODEL.RPN; "),  # a section of both
+        ("MODEL.RPN.CONV", "there is no key MODEL.RPN.CONV; "),
+        ("SOLVER.BASELR", "there is no key SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
+    ],
+)
+def test_a_key_that_torchvision_does_not_have(key, expected):
+    with pytest.raises(InputError) as caught:
+        config.merge_options(config.load_recipe("demo", "torchvision"), [key, "1"])
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_config_file_names_its_engine_or_its_base_does(tmp_path):
+    base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
+    base.write_text(config.load_recipe("demo", "torchvision").dump())
+    own.write_text("_BASE_: base.yaml\nSEED: 3")
+    cfg = config.load_config(own)
+    assert (cfg.ENGINE, cfg.SEED) == ("torchvision", 3)
+    with pytest.raises(InputError, match=r"own\.yaml: made with --engine torchvision, not det"):
+        config.load_config(own, "detectron2")
+    own.write_text("ENGINE: tensorflow")
+    with pytest.raises(InputError, match=r"own\.yaml: ENGINE 'tensorflow': detectron2 or torch"):
+        config.load_config(own)
 
 
 def test_every_engine_has_the_projects_own_keys(engine):
@@ -128,6 +162,7 @@ def test_an_unknown_recipe(name, expected):
         (b"hello", "not a config of this project"),
         (b"3", "not a config of this project"),
         (b"VERSION: 9", "not a config of this project"),
+        (b"VERSION: 9\nENGINE: torchvision", r"not a config of this .*VERSION 9, expected 2"),
         (b"_BASE_: nowhere.yaml", "nowhere.yaml: no such config file"),
         (b"_BASE_: c.yaml", "its _BASE_ leads back to itself"),
         (b"_BASE_: 3", "c.yaml: "),
@@ -164,6 +199,8 @@ def test_options():
         (["solver.base_lr", "1"], "no key solver.base_lr; "),
         (["SOLVER", "1"], "no key SOLVER; "),
         (["", "1"], "there is no key ; "),
+        (["VERSION", "9"], "VERSION 9: can't be set so"),
+        (["ENGINE", "torchvision"], "ENGINE torchvision: can't be set so"),
         (["SEED", "1.5"], "SEED 1.5: a value like"),
         (["SEED", "many"], "SEED many: a value like"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR fast: a value like"),

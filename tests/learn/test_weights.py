@@ -19,8 +19,6 @@ from cellseg.learn.checkpoint import load_initial_weights
 from cellseg.learn.weights import check_pickle, choose_initial_weights, local_weights
 from cellseg.network import build_network
 
-pytestmark = pytest.mark.detectron2
-
 R50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 R50_URL = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
 
@@ -59,6 +57,7 @@ def chosen(recipe, wanted, trusted=KNOWN):
     return cfg.MODEL.WEIGHTS
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("wanted", [None, "imagenet"])
 def test_imagenet_is_the_default(downloads, cache, wanted):
     assert chosen("mask_rcnn_R_50_DC5_3x", wanted) == R50
@@ -72,6 +71,7 @@ def test_imagenet_is_the_default(downloads, cache, wanted):
 ZOO = [name for name in config.recipe_names() if name.startswith("mask_rcnn")]
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("recipe", ZOO)
 def test_the_zoo_has_weights_for_every_recipe(downloads, recipe):
     imagenet, coco = chosen(recipe, "imagenet"), chosen(recipe, "coco")
@@ -80,6 +80,7 @@ def test_the_zoo_has_weights_for_every_recipe(downloads, recipe):
     assert len(downloads) == 2
 
 
+@pytest.mark.detectron2
 def test_timms_weights(downloads, cache):
     name = "convnextv2_base.fcmae_ft_in22k_in1k"
     for wanted in (None, "imagenet"):
@@ -88,6 +89,7 @@ def test_timms_weights(downloads, cache):
     assert local_weights(f"timm://{name}").is_relative_to(cache)
 
 
+@pytest.mark.detectron2
 def test_timm_has_the_weights_that_recipes_name():
     timm = pytest.importorskip("timm")
     for recipe in config.recipe_names():
@@ -109,6 +111,7 @@ def test_none_asks_for_nothing(downloads):
     assert downloads == []
 
 
+@pytest.mark.detectron2
 def test_there_are_none(downloads):
     with pytest.raises(InputError, match="there are none for demo; train it with --weights none"):
         chosen("demo", "imagenet")
@@ -135,6 +138,7 @@ def test_a_url(downloads, cache):
     assert local_weights(url) == cache / "a" / "mine.pth"
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize(
     "error",
     [
@@ -171,6 +175,7 @@ def test_a_cache_that_can_not_be_written(tmp_path, downloads, monkeypatch):
     assert downloads == []
 
 
+@pytest.mark.detectron2
 def test_what_lies_in_the_cache_is_what_the_trainer_loads(cache, tiny, monkeypatch):
     """Put there by hand, in the zoo's form: Detectron2 must look at the same place."""
     cfg = config.load_config(tiny)
@@ -214,6 +219,7 @@ def test_a_pickle_is_trusted_by_its_sum(tmp_path):
         check_pickle(path, known)
 
 
+@pytest.mark.detectron2
 def test_the_zoos_pickle_is_trusted_by_its_address(downloads):
     """But where sums are given, they count."""
     assert chosen("mask_rcnn_R_50_DC5_3x", None, trusted="") == R50
@@ -230,6 +236,7 @@ def test_what_is_not_a_pickle_needs_no_trust(tmp_path):
         check_pickle(tmp_path / name, "")
 
 
+@pytest.mark.detectron2
 def test_the_sum_is_given_as_the_refusal_says(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(b"abc")

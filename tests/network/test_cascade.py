@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cellseg.cellmasks import CellMasks
-from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.network import build_network
 
@@ -103,10 +102,3 @@ def test_the_boxes_are_refined_head_by_head(network, monkeypatch):
     limit = torch.tensor([96.0, 64.0, 96.0, 64.0])
     for (_, made), (given, _) in pairwise(seen):
         torch.testing.assert_close(given, made.clamp(min=0).minimum(limit))
-
-
-def test_torchvision_does_not_have_it():
-    cfg = config.load_recipe("cascade_mask_rcnn_R_50_FPN", "torchvision")
-    cfg.MODEL.DEVICE = "cpu"
-    with pytest.raises(InputError, match=r"CascadeROIHeads': only Detectron2 has it"):
-        build_network(cfg)

@@ -18,7 +18,7 @@ from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.network.resnet import ResNet
-from cellseg.network.torchvision import build_network, initial_weights
+from cellseg.network.torchvision import build_network, check, initial_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -413,6 +413,14 @@ def test_a_runs_weights_keep_their_names(load):
     assert network.adapt_weights(state) == state
 
 
+def test_a_run_of_detectron2_is_not_begun_with(load):
+    network = build_network(load("fpn"))
+    for name in ("backbone.stem.conv1.weight", "backbone.bottom_up.stem.conv1.weight"):
+        for data in ({name: torch.zeros(1)}, {"model": {name: torch.zeros(1)}}):
+            with pytest.raises(ValueError, match="they are of Detectron2's network"):
+                network.adapt_weights(data)
+
+
 def test_frozen_stages_do_not_learn(load):
     for freeze_at, frozen in {0: (), 1: ("conv1",), 3: ("conv1", "layer1", "layer2")}.items():
         body: Any = build_network(load("fpn", "MODEL.BACKBONE.FREEZE_AT", freeze_at)).backbone.body
@@ -449,7 +457,6 @@ def test_stages_that_nothing_needs_are_not_built(load):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("META_ARCHITECTURE", "PanopticFPN", "'GeneralizedRCNN' is expected"),
         ("BACKBONE.NAME", "build_mobilenet", "'build_resnet_backbone' or 'build_resnet_fpn"),
         ("RESNETS.DEPTH", 18, "50 or 101 or 152 is expected"),
         ("RESNETS.NORM", "GN", "'BN' or 'FrozenBN' is expected"),
@@ -461,7 +468,7 @@ def test_stages_that_nothing_needs_are_not_built(load):
 )
 def test_what_only_detectron2_has(load, key, value, expected):
     with pytest.raises(InputError) as caught:
-        build_network(load("fpn", f"MODEL.{key}", value))
+        check(load("fpn", f"MODEL.{key}", value))
     message = str(caught.value)
     assert message.startswith(f"MODEL.{key} {value!r}: only Detectron2 has it; ")
     assert expected in message
