@@ -175,20 +175,6 @@ def load_predictor(args: argparse.Namespace, folders: Sequence[Path]) -> Predict
     )
 
 
-def read_categories(folders: Sequence[Path]) -> list[int]:
-    """Give the ids of the runs' classes, which must be the same in all."""
-    from cellseg import runs
-
-    categories = [runs.read_record(folder)["categories"] for folder in folders]
-    for folder, other in zip(folders, categories, strict=True):
-        if other != categories[0]:
-            raise InputError(
-                f"--checkpoint {folder}: has other classes than {folders[0]}, so that what they "
-                "find can't be fused; predict with each alone"
-            )
-    return [category["id"] for category in categories[0]]
-
-
 def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedImage]]:
     """List the images to predict, and name the results."""
     from cellseg import runs
@@ -223,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.checkpoint
         else [runs.newest_run(utils.RUNS)]
     )
-    category_ids = read_categories(folders)
+    category_ids = [category["id"] for category in runs.shared_categories(folders)]
     name, images = list_wanted(args, folders[0])
     args.device = utils.choose_device(args.device, args.options)
     weights = [runs.choose_weights(folder, args.weight_name) for folder in folders]

@@ -165,6 +165,29 @@ def read_record(run: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Give the categories of runs whose findings are to be fused, `{"id", "name"}` each.
+
+    Raises
+    ------
+    InputError
+        If they are not the same in all.
+    """
+    categories = [read_record(run)["categories"] for run in runs]
+    for run, other in zip(runs, categories, strict=True):
+        if other != categories[0]:
+            raise InputError(
+                f"{run}: has other classes ({_named(other)}) than {runs[0]} "
+                f"({_named(categories[0])}), so that what they find can't be fused; predict with "
+                "each alone"
+            )
+    return list(categories[0])
+
+
+def _named(categories: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{category['id']} {category['name']}" for category in categories)
+
+
 def versions() -> dict[str, str]:
     """Give the versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version()}

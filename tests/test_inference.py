@@ -497,7 +497,12 @@ def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
                 values += 0.1
         torch.save(saved, copy / runs.BEST)
     assert inference.main([*argv[:2], str(copy), *argv[2:]]) == 0
-    assert results(tmp_path / "images-results.json") != json.loads(undisturbed)
+    written = results(tmp_path / "images-results.json")
+    assert written != json.loads(undisturbed)
+    options = ["INPUT.ZOOM", "1.0", "TEST.TILE", "40", "TEST.OVERLAP", "12"]
+    options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"]
+    found = Predictor.of_run([run, copy], options=options).predict(slide)
+    assert sorted(map(float, map(str, found.scores))) == sorted(e["score"] for e in written)
 
 
 def test_runs_of_other_classes_are_not_fused(run, slide, tmp_path):
@@ -506,8 +511,11 @@ def test_runs_of_other_classes_are_not_fused(run, slide, tmp_path):
     record["categories"][0]["name"] = "other"
     (copy / runs.RECORD).write_text(json.dumps(record))
     argv = argv_of(run, slide, tmp_path)
-    with pytest.raises(InputError, match="has other classes than"):
+    expected = rf"{copy}: has other classes \(1 other, 2 .*\) than {run} \(1 class1, 2 "
+    with pytest.raises(InputError, match=expected):
         inference.main([*argv[:2], str(copy), *argv[2:]])
+    with pytest.raises(InputError, match=expected):
+        Predictor.of_run([run, copy])
 
 
 @pytest.mark.parametrize(

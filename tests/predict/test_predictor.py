@@ -350,6 +350,46 @@ def test_two_networks():
     check_all_found(found, drawing, score=always(0.45))
 
 
+def test_tiles_suit_the_network_that_enlarges_most_and_the_longest_cell_known():
+    """Whichever of them comes first."""
+    cfgs = [
+        oracle_cfg(),  # has no zoom of its own
+        oracle_cfg(INPUT__ZOOM=2.0),
+        oracle_cfg(INPUT__ZOOM=1.0, DATA__LONGEST_CELL=100.0),
+    ]
+    expected = oracle(INPUT__ZOOM=2.0, DATA__LONGEST_CELL=100.0).plan((3000, 2000))
+    assert expected.tile_size == (768, 768)
+    for turn in range(3):
+        assert Predictor([], cfgs[turn:] + cfgs[:turn]).plan((3000, 2000)) == expected
+    assert len(Predictor([], cfgs[:1] * 2).plan((3000, 2000))) == 1
+
+
+def test_small_images_are_neither_stretched_nor_cut():
+    """Padding to what a network can take is the network's own matter."""
+    predictor = oracle(INPUT__ZOOM=1.5)
+    assert len(predictor.predict(np.full((33, 35, 3), 255, np.uint8))) == 0
+    assert predictor.networks[0].shapes == [(50, 52)]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((9, 9, 3)),
+        np.zeros((9, 9), np.float32),
+        np.zeros((9, 9), bool),
+        np.zeros((9, 9, 3), np.int64),
+        np.zeros((3, 9, 9), np.uint8),
+        np.zeros((9, 9, 1), np.uint8),
+        np.zeros((0, 9, 3), np.uint8),
+        np.zeros(9, np.uint8),
+    ],
+    ids=lambda image: f"{image.dtype} {image.shape}",
+)
+def test_arrays_that_are_no_image(image):
+    with pytest.raises(ValueError, match=r"array is .*, expected uint8 or uint16 \(H, W\), "):
+        oracle().predict(image)
+
+
 def test_a_score_that_sinks_below_the_threshold():
     """The threshold is one of the fused score."""
     drawing = draw((150, 150))
