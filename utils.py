@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -58,13 +59,27 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+# What the system says of a path, whatever is asked of it: too long a name, no rights, …
+_OF_A_PLACE = (
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ESTALE,
+)
+
+
 def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a command's `main` and leave with its exit code.
 
-    What the user can mend (`InputError`) is one line on stderr and exit code 2;
-    Ctrl-C is one line and 130. Anything else is a bug and keeps its traceback.
+    What the user can mend (`InputError`) is one line on stderr and exit code 2; Ctrl-C and
+    SIGTERM are one line and 130. Anything else is a bug and keeps its traceback.
     """
     command = Path(sys.argv[0]).name
+    # Else a process that is ended from outside would leave its unfinished files.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main(None)
         sys.stdout.flush()
@@ -79,16 +94,17 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        # Event files and logs are written by libraries.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        reason = os.strerror(error.errno).lower()
-        print(
-            f"{command}: error: {where}writing failed ({reason}); make room, then run it again "
-            "(a training goes on with --resume)",
-            file=sys.stderr,
-        )
+        reason = os.strerror(error.errno).lower() if error.errno else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # Event files and logs are written by libraries.
+            advice = "make room, then run it again (a training goes on with --resume)"
+            problem = f"writing failed ({reason}); {advice}"
+        elif where and error.errno in _OF_A_PLACE:
+            problem = f"can't be used ({reason}); check the name and its rights, or name another"
+        else:
+            raise
+        print(f"{command}: error: {where}{problem}", file=sys.stderr)
         code = 2
     sys.exit(code)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
 import tempfile
@@ -18,8 +20,9 @@ from cellseg.errors import InputError
 def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a new file that becomes `path` when the block ends without an exception.
 
-    Until then `path` stays what it was, and a killed process leaves it so. Missing
-    parent folders are made. Text is UTF-8.
+    Until then `path` stays what it was, and a killed process leaves it so. The unfinished
+    file that it leaves too, hidden and beside it, goes when `path` is written the next time.
+    Missing parent folders are made. Text is UTF-8.
 
     Raises
     ------
@@ -32,7 +35,10 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if path.is_dir():  # else found out at the end alone, when the work is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        made, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _clear_leftovers(path)
+        made, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
+        with contextlib.suppress(OSError):  # of a file system that knows no locks
+            _lock(made)  # as long as this process lives
         # mkstemp makes the file private; give it the rights of any new file.
         Path(temporary).chmod(0o666 & ~_umask())
         encoding = None if "b" in mode else "utf-8"
@@ -52,6 +58,22 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+_UNFINISHED = ".part"
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove the unfinished files of processes that were killed while they wrote `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
+        with contextlib.suppress(OSError), open(left, "r+b") as file:
+            _lock(file.fileno())
+            left.unlink()
+
+
+def _lock(file: int) -> None:
+    """Lock an open file; raise OSError where another process holds it."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _umask() -> int:

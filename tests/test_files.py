@@ -91,8 +91,10 @@ def test_full_disk(tmp_path):
 
 
 def test_a_kill_leaves_the_former_file(tmp_path):
-    path = tmp_path / "a"
+    path = tmp_path / "a*"  # of a name that is a pattern, too
     path.write_text("former")
+    mine = tmp_path / ".a*.settings"
+    mine.touch()
     code = (
         "import sys, time\nfrom cellseg.files import write_atomic\n"
         "with write_atomic(sys.argv[1]) as file:\n"
@@ -105,8 +107,14 @@ def test_a_kill_leaves_the_former_file(tmp_path):
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "half\n"
+        with write_atomic(path) as file:  # what a process that lives is writing is its own
+            file.write("later")
+        (unfinished,) = tmp_path.glob(".*.part")
         process.kill()
-    assert path.read_text() == "former"
+    assert path.read_text() == "later"
+    with write_atomic(path):
+        assert not unfinished.exists()
+    assert sorted(tmp_path.iterdir()) == [mine, path]
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))

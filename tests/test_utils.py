@@ -54,6 +54,42 @@ def test_full_disk_of_a_library(monkeypatch, capsys, number):
     assert capsys.readouterr().err.startswith("train.py: error: writing failed (")
 
 
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ELOOP])
+def test_a_place_that_the_system_refuses(monkeypatch, capsys, number):
+    assert leave(monkeypatch, raising(OSError(number, "whatever", "some/where"))) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("train.py: error: some/where: can't be used (")
+    assert err.count("\n") == 1
+
+
+def test_a_command_that_is_ended_cleans_up(tmp_path):
+    code = (
+        "import sys, time, utils\n"
+        "from cellseg.files import write_atomic\n"
+        "def main(argv):\n"
+        "    with write_atomic(sys.argv[1]) as file:\n"
+        "        print('half', flush=True)\n"
+        "        time.sleep(60)\n"
+        "utils.run_command(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "half\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.stderr.read() == "\n-c: interrupted\n"
+    assert process.returncode == 130
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(PermissionError):
