@@ -22,7 +22,7 @@ from cellseg.rle import boxes_xyxy, crop_runs, decode, encode
 from cellseg.score.results import newest_results
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
-from utils import DATA, RUNS, CommandParser, run_command, shown
+from utils import DATA, RUNS, CommandParser, run_command, share, shown
 
 FORMATS = ("geojson", "labels", "overlay")
 
@@ -86,7 +86,7 @@ def get_parser() -> CommandParser:
     parser.add_argument(
         "--score_threshold",
         "--score-threshold",
-        type=_share,
+        type=share,
         metavar="S",
         help="leave out predicted cells with a score below this, 0 to 1 (default: 0.5)",
     )
@@ -99,16 +99,6 @@ def get_parser() -> CommandParser:
         "in, else class1 class2 class3 class4); annotations name their own",
     )
     return parser
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[ImageCells]]:
