@@ -233,7 +233,8 @@ def test_masks_take_less_than_two_percent_of_the_whole_ones():
     assert len(pickle.dumps(masks)) < 0.02 * len(masks) * 304 * 400
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 def test_targets_on_a_gpu(crop_of_tissue):
     masks = crop_of_tissue
     boxes = jittered(masks.boxes, masks.size, torch.Generator().manual_seed(0))
