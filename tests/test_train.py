@@ -90,13 +90,13 @@ def test_short_flags_and_other_names():
 def test_every_flag_reaches_the_config(tmp_path):
     cfg = configured(
         "-m", "demo", "-e", "2.5", "-b", "3", "-l", "0.5", "-o", "SGD", "-s", "WarmupMultiStepLR",
-        "--seed", "9", "--num_workers", "2", "--val_fraction", "0.25", "--groups", "g.json",
+        "--seed", "9", "--num_workers", "1", "--val_fraction", "0.25", "--groups", "g.json",
         "--data", str(tmp_path), "SOLVER.MOMENTUM", "0.5",
     )  # fmt: skip
     solver = cfg.SOLVER
     assert (solver.EPOCHS, solver.IMS_PER_BATCH, solver.BASE_LR) == (2.5, 3, 0.5)
     assert (solver.OPTIMIZER, solver.LR_SCHEDULER_NAME) == ("SGD", "WarmupMultiStepLR")
-    assert (cfg.SEED, cfg.DATALOADER.NUM_WORKERS, solver.MOMENTUM) == (9, 2, 0.5)
+    assert (cfg.SEED, cfg.DATALOADER.NUM_WORKERS, solver.MOMENTUM) == (9, 1, 0.5)
     assert (cfg.DATA.VAL_FRACTION, cfg.DATA.GROUPS) == (0.25, str(Path("g.json").absolute()))
     assert cfg.DATA.ROOT == str(tmp_path)
     assert cfg.DATA.ANNOTATIONS == str(tmp_path / "train__annot.json")
