@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
+import reprlib
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -126,17 +127,24 @@ def check_submission(
             box = entry.get("bbox", [0, 0, 0, 0])
             if not _is_box(box):
                 raise InputError(
-                    f"{path}: entry {index}: bbox {box!r}, but four finite numbers x, y, width, "
+                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, but four finite numbers x, y, width, "
                     "height are expected; write it again with inference.py"
                 )
         count += len(block)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if FILE_NAME not in archive.namelist():
-                raise InputError(
-                    f"{path}: {FILE_NAME} is in a folder of the zip, but must stand at its root; "
-                    "zip the file itself"
-                )
+            # macOS adds what it knows of a file beside it.
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+        if FILE_NAME not in names:
+            raise InputError(
+                f"{path}: {FILE_NAME} is in a folder of the zip, but must stand at its root; "
+                "zip the file itself"
+            )
+        if len(names) > 1:
+            raise InputError(
+                f"{path}: the zip holds {', '.join(names[:3])}{', …' * (len(names) > 3)}, but "
+                f"{FILE_NAME} alone is expected; zip that file by itself"
+            )
     return count, sorted(empty)
 
 
@@ -144,6 +152,7 @@ def _is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(type(side) in (int, float) and math.isfinite(side) for side in box)
+        # JSON may hold a whole number that no float can.
+        and all(type(side) in (int, float) and abs(side) <= sys.float_info.max for side in box)
         and min(box[2:]) >= 0
     )

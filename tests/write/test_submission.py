@@ -107,6 +107,9 @@ def test_zip_holds_the_name_that_the_server_wants(tmp_path):
         assert opened.read("test-results.json") == b"[]"
         assert opened.testzip() is None
     assert check_submission(archive, IMAGES, [1]) == (0, [3, 8])
+    with zipfile.ZipFile(archive, "a") as opened:  # as macOS would
+        opened.writestr("__MACOSX/._test-results.json", b"")
+    assert check_submission(archive, IMAGES, [1]) == (0, [3, 8])
 
 
 ENTRY = {
@@ -138,6 +141,7 @@ ENTRY = {
         ({"bbox": [0, 0, 1]}, "bbox [0, 0, 1]"),
         ({"bbox": [0, 0, -1, 1]}, "bbox [0, 0, -1, 1]"),
         ({"bbox": [0, 0, 1, math.nan]}, "bbox [0, 0, 1, nan]"),
+        ({"bbox": [0, 0, 1, 10**400]}, "bbox [0, 0, 1, 1000"),
         ({"bbox": [0, 0, True, 1]}, "bbox [0, 0, True, 1]"),
         ({"bbox": "0 0 1 1"}, "bbox '0 0 1 1'"),
         ({"bbox": None}, "bbox None"),
@@ -209,11 +213,20 @@ def test_zips_that_the_server_can_not_read(tmp_path):
         ([], "the zip holds nothing"),
         (["results.json"], r"the zip holds results\.json, but no test-results\.json"),
         (["folder/test-results.json"], "is in a folder of the zip, but must stand at its root"),
+        (["test-results.json", "notes.txt"], r"holds test-results\.json, notes\.txt, but"),
+        (["test-results.json", "old/test-results.json"], "alone is expected"),
+        (["test-results.json", "a", "b", "c"], "holds test-results.json, a, b, …, but"),
     ):
         with zipfile.ZipFile(path, "w") as archive:
             for name in names:
                 archive.writestr(name, "[]")
         refused(expected)
+    # Which of two of one name is read depends on the program.
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("test-results.json", "[]")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("test-results.json", json.dumps([ENTRY]))
+    refused("holds test-results.json, test-results.json, but")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("test-results.json", "[" + json.dumps(ENTRY) * 100)
     refused("is not JSON")
