@@ -109,12 +109,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800; behind -- where they follow a "
-        "flag that takes several values",
+        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800",
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.options[:1] == ["--"]:
-        del args.options[0]
+    args = parser.parse_with_keys(argv)
     if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
         parser.error(f"--score_threshold {args.score_threshold}: a number from 0 to 1 is expected")
     if args.max_detections is not None and args.max_detections < 1:
@@ -201,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg import runs
+    from cellseg.network import check_together
     from cellseg.predict.journal import Journal, signature
     from cellseg.predict.shares import missing_looks
 
@@ -212,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     category_ids = [category["id"] for category in runs.shared_categories(folders)]
     name, images = list_wanted(args, folders[0])
     args.device = utils.choose_device(args.device, args.options)
+    if args.num_gpus > 1:
+        check_together(args.num_gpus, args.device)
     weights = [runs.choose_weights(folder, args.weight_name) for folder in folders]
     print("weights: " + ", ".join(map(utils.shown, weights)))
     predictor = load_predictor(args, folders)

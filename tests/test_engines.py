@@ -146,6 +146,13 @@ def test_several_processes_are_refused_before_a_run_begins(without, flags, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_several_processes_are_refused_before_a_prediction_begins(without, data, run, tmp_path):
+    words = ("--checkpoint", run, "--data", data, "--output", tmp_path, "--device", "cpu")
+    line = refused(without("inference.py", *words, "--num_gpus", 2))
+    assert "--num_gpus: several processes are started by Detectron2, which can't be used" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_detectron2_made(without, data, run, tmp_path):
     copy = other_engines(run, tmp_path / "run")
     line = refused(without("inference.py", "--checkpoint", copy, "--data", data, "--device", "cpu"))
