@@ -127,7 +127,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="keys of Detectron2's config or the project's, such as SOLVER.WARMUP_ITERS 200",
     )  # fmt: skip
-    args = parser.parse_args(argv)
+    args = parser.parse_with_keys(argv)
     if args.model and args.config_file:
         parser.error("--model and --config-file: give one of them")
     # What a run began with is what it goes on with.

@@ -7,6 +7,7 @@ import errno
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -23,6 +24,10 @@ RUNS = PROJECT / "tensorboard"
 ANNOTATIONS = "train__annot.json"  # in the data folder
 
 
+# A key of the config in one of its sections.
+_KEY = re.compile(r"(DATA|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)(\.[A-Z0-9_]+)+")
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other error of the project.
 
@@ -36,6 +41,25 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse_with_keys(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line that KEY VALUE pairs may end: `options`, an argument of REMAINDER.
+
+        A key ends the values of a flag that takes any number of them.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        for place, word in enumerate(words):
+            before = self._option_string_actions.get(words[place - 1]) if place else None
+            wanted = before is not None and before.nargs in (None, "+")  # the flag's first value
+            if word == "--":
+                break
+            if _KEY.fullmatch(word) and not wanted and not Path(word).exists():
+                words.insert(place, "--")
+                break
+        args = self.parse_args(words)
+        if args.options[:1] == ["--"]:
+            del args.options[0]
+        return args
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help explains every flag)")

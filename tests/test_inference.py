@@ -527,12 +527,28 @@ def test_runs_of_other_classes_are_not_fused(run, slide, tmp_path):
         (["--tta", "turns"], 8, (1.0,)),
         (["--tta", "scales"], 1, (0.8, 1.0, 1.25)),
         (["--tta", "turns", "flips", "scales"], 8, (0.8, 1.0, 1.25)),
-        (["--tta", "--", "TEST.SYMMETRIES", "2"], 2, (1.0,)),
+        (["--tta", "TEST.SYMMETRIES", "2"], 2, (1.0,)),
+        (["--tta", "scales", "--", "TEST.SYMMETRIES", "2"], 2, (0.8, 1.0, 1.25)),
     ],
 )
 def test_views_as_they_are_asked_for(run, words, symmetries, scales):
     cfg = inference.configure(inference.parse(["--device", "cpu", *words]), run)
     assert (cfg.TEST.SYMMETRIES, tuple(cfg.TEST.SCALES)) == (symmetries, scales)
+
+
+def test_keys_end_the_values_of_a_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("INPUT.PNG", "b.tif"):
+        (tmp_path / name).touch()
+    pairs = ["TEST.TILE", "40", "INPUT.ZOOM", "1.0"]
+    # A file may be named as a key is; a value that a flag must have is the flag's.
+    words = ["--output", "TEST.JSON", "--images", "DATA.TIF", "INPUT.PNG", "b.tif"]
+    for more in ([], ["--amp"], ["--tta"], ["--checkpoint", "run"]):
+        args = inference.parse([*words, *more, *pairs])
+        assert args.options == pairs
+        assert args.images == [Path("DATA.TIF"), Path("INPUT.PNG"), Path("b.tif")]
+        assert args.output == Path("TEST.JSON")
+    assert inference.parse([]).options == []
 
 
 @pytest.mark.parametrize("views", [[], ["scales"]])

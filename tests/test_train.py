@@ -110,6 +110,13 @@ def test_defaults_do_not_depend_on_where_the_command_runs(tmp_path, monkeypatch)
     assert train.parse([]).output_dir == utils.PROJECT / "tensorboard"
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--show-batch"])
+def test_a_flag_that_may_stand_alone_takes_no_key(flag):
+    args = train.parse([flag, "SOLVER.MAX_ITER", "5"])
+    assert args.options == ["SOLVER.MAX_ITER", "5"]
+    assert vars(args)[flag[2:].replace("-", "_")] in ("newest", Path("batch.png"))
+
+
 def test_options_come_after_flags_in_rank():
     assert configured("--lr", "0.5", "SOLVER.BASE_LR", "0.25").SOLVER.BASE_LR == 0.25
 
