@@ -124,7 +124,8 @@ def _state(path: Path) -> list[Any]:
         stat = path.stat()
     except OSError:
         return [str(path.absolute())]
-    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+    # The time of change can't be set back, as a copy does with that of modification.
+    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _read_signature(folder: Path) -> Any:
@@ -135,12 +136,20 @@ def _read_signature(folder: Path) -> Any:
 
 
 def _lines(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Read the whole lines of a file; a process that was killed may have left a part of one."""
-    with path.open(encoding="utf-8") as file:
+    """Read the whole lines of a file.
+
+    A process that was killed may have left a part of one, and a machine that lost its power
+    a damaged one.
+    """
+    with path.open("rb") as file:
         for text in file:
-            if text.endswith("\n"):
+            if not text.endswith(b"\n"):
+                continue
+            try:
                 line = json.loads(text)
-                yield (line["image"], line["tile"]), line
+            except ValueError:
+                continue
+            yield (line["image"], line["tile"]), line
 
 
 def _parsed(line: dict[str, Any]) -> Predictions | InputError:

@@ -130,6 +130,18 @@ def test_wherever_a_line_is_torn_it_is_not_there(journal):
     check_same(list(journal.entries())[1][1], cells(seed=1))
 
 
+@pytest.mark.parametrize("damage", [bytes(9), b"\xff\xfe", b"[", b"\n"])
+def test_a_damaged_line_is_not_there(journal, damage):
+    keep(journal, [((0, n), cells(seed=n)) for n in range(3)])
+    (path,) = journal.folder.glob("*.jsonl")
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + second[len(damage) :] + third)
+    assert journal.done() == {(0, 0), (0, 2)}
+    keep(journal, [((0, 1), cells(seed=1))])
+    for (_, found), seed in zip(journal.entries(), range(3), strict=True):
+        check_same(found, cells(seed=seed))
+
+
 def test_the_same_signature_finds_what_is_there(journal):
     keep(journal, [((0, 0), cells())])
     assert Journal(journal.folder, {"a": 1}).done() == {(0, 0)}
@@ -202,6 +214,14 @@ def test_a_file_written_anew_has_another_signature(made_from, which):
     os.utime(path, ns=(1, 1))
     assert signature(*made_from) != touched
     path.unlink()
+    assert signature(*made_from) != before
+
+
+def test_another_file_of_the_same_size_and_time_has_another_signature(made_from):
+    path = made_from[2][0].path
+    before, times = signature(*made_from), path.stat()
+    path.write_bytes(b"j")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert signature(*made_from) != before
 
 
