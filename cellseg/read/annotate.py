@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
@@ -19,7 +20,7 @@ from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
 from cellseg.read.outlines import cells_of_outlines
 from cellseg.read.tiff import read_image, read_labels
-from cellseg.rle import RLE, Runs, areas, decode, runs_of_labels
+from cellseg.rle import RLE, Runs, areas, crop_mask, decode, runs_of_labels
 
 SMALL = 10
 """Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
@@ -183,6 +184,10 @@ def _read_label_maps(
         ids = set(values.tolist())
         odd["labels that stand in two class files of an image"] += len(ids & seen)
         odd["class files without a cell"] += not ids
+        odd["class files of one cell in pieces (does each cell have a number of its own?)"] += (
+            len(ids) == 1
+            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 1
+        )
         seen |= ids
     return cells, odd
 

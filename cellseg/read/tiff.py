@@ -134,6 +134,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
+# JPEG in its old and its new form, and the one of DNG.
+_LOSSY = (6, 7, 34892)
+
+
 def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Read a label map from a TIFF.
 
@@ -158,6 +162,11 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
             )
         if page.dtype.kind == "c":
             raise InputError(f"{path}: complex numbers, but labels are whole numbers; save it so")
+        if page.compression in _LOSSY:
+            raise InputError(
+                f"{path}: compressed as JPEG, which changes the labels; save it anew without "
+                "compression or with LZW or Deflate, from what it was made of"
+            )
         labels: NDArray[Any] = page.asarray(maxworkers=1)
     return labels.view(np.uint8) if labels.dtype == bool else labels
 

@@ -127,8 +127,8 @@ def check_submission(
             box = entry.get("bbox", [0, 0, 0, 0])
             if not _is_box(box):
                 raise InputError(
-                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, but four finite numbers x, y, width, "
-                    "height are expected; write it again with inference.py"
+                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, but four finite numbers "
+                    "x, y, width, height are expected; write it again with inference.py"
                 )
         count += len(block)
     if zipfile.is_zipfile(path):

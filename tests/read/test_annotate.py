@@ -130,6 +130,17 @@ def test_an_image_without_a_cell_stays(tmp_path):
     assert coco["annotations"] == []
 
 
+def test_a_mask_of_all_cells_is_odd(tmp_path):
+    """Where one number stands for them all, each cell has probably lost its own."""
+    two = paint((6, 8), (1, 0, 2, 0, 2), (1, 3, 5, 4, 7))
+    one = paint((6, 8), (1, 0, 2, 0, 2), (1, 2, 5, 2, 7))  # touching at a corner
+    each = paint((6, 8), (1, 0, 2, 0, 2), (2, 3, 5, 4, 7))
+    kinds = {"two": two, "bool": two > 0, "one": one, "each": each}
+    for n, (name, labels) in enumerate(kinds.items()):
+        odd = annotate(write_image(tmp_path / str(n), {1: labels})).odd
+        assert any("one cell in pieces" in what for what in odd) == (name in ("two", "bool")), name
+
+
 def test_what_is_odd_is_counted(tmp_path):
     big = paint((6, 8), (1, 0, 6, 0, 2), (2, 0, 6, 2, 4))  # two cells of 12 pixels
     other = paint((6, 8), (2, 0, 6, 3, 5), (4, 0, 2, 6, 8))  # of 12 and 4

@@ -243,6 +243,7 @@ LABELS_TO_REFUSE = {
     "RGB": (RGB, {"photometric": "rgb"}, "3 channels"),
     "complex": (LABELS.astype(np.complex64), {}, "complex numbers"),
     "stack": (np.stack([GREY] * 3), {"photometric": "minisblack"}, "a stack of 3 images"),
+    "JPEG": (GREY, {"photometric": "minisblack", "compression": "jpeg"}, "compressed as JPEG"),
 }
 
 
