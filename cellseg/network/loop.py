@@ -6,9 +6,8 @@ as this project uses it, so that one trainer and one set of hooks serve every en
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellseg.network import detectron2_problem
@@ -80,19 +79,14 @@ else:
             self.iter = self.start_iter = start_iter
             self.max_iter = max_iter
             self.storage = EventStorage(start_iter)
-            with self._around_training():
+            try:
+                for hook in self._hooks:
+                    hook.before_train()
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
                     self.after_step()
                 self.iter += 1
-
-        @contextlib.contextmanager
-        def _around_training(self) -> Iterator[None]:
-            try:
-                for hook in self._hooks:
-                    hook.before_train()
-                yield
             finally:
                 for hook in self._hooks:
                     hook.after_train()
@@ -108,10 +102,6 @@ else:
 
     class DefaultTrainer(_TrainerBase):
         """Stands where Detectron2's would; `trainer.Trainer` fills in all that it builds."""
-
-        def train(self) -> None:  # type: ignore[override]
-            """Train from `start_iter` to `max_iter`."""
-            super().train(self.start_iter, self.max_iter)
 
 
 __all__ = ["DefaultTrainer", "HookBase"]
