@@ -141,6 +141,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag, value in began_with.items():
         if args.resume and value:
             parser.error(f"--resume and {flag}: the run has its own; give one of them")
+    if not args.num_machines:
+        parser.error("--num_machines 0: 1 or more is expected")
     if not 0 <= args.machine_rank < args.num_machines:
         parser.error(
             f"--machine_rank {args.machine_rank}: 0 to {args.num_machines - 1} is expected with "
@@ -332,11 +334,12 @@ def clear_leftovers(run: Path) -> None:
 def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str]) -> int:
     """Begin a run for each fold of the images, and train them; give the exit code."""
     check_shares(args, cfg)
-    cfgs = [cfg.clone() for _ in range(cfg.DATA.FOLDS)]
-    parts = []
-    for number, of_fold in enumerate(cfgs, 1):
+    cfgs, parts = [], []
+    for number in range(1, cfg.DATA.FOLDS + 1):
+        of_fold = cfg.clone()
         of_fold.DATA.FOLD = number
-        parts.append(prepare(of_fold, None))
+        parts.append(prepare(of_fold, None))  # the first finds out if there are too many
+        cfgs.append(of_fold)
     folder = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
     # All runs at once, so that --resume knows what is to be done.
     for of_fold, data in zip(cfgs, parts, strict=True):

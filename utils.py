@@ -172,7 +172,7 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
         return "cpu"
     try:
         device = torch.device(wanted)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()  # "meta" has devices, but no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

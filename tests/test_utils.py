@@ -181,7 +181,7 @@ def test_the_device_that_is_asked_for(capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cpu:x", "hip hop"])
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta", "cpu:x", "hip hop"])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(InputError, match=f"--device {name}: not to be had here .*--device cpu"):
         utils.choose_device(name)

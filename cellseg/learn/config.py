@@ -443,6 +443,14 @@ def check_values(cfg: CfgNode) -> None:
             list(steps) != sorted(set(steps))
         ):
             raise InputError(f"SOLVER.{name} {tuple(steps)}: rising positive numbers are expected")
+    folds, fold = cfg.DATA.FOLDS, cfg.DATA.FOLD
+    if folds == 1 or not 0 <= fold <= folds:
+        raise InputError(
+            f"DATA.FOLDS {folds} and DATA.FOLD {fold}: 2 folds or more, and the number of one, "
+            "are expected, or 0 for none"
+        )
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT {cfg.INPUT.FORMAT}: RGB or BGR is expected")
     if not 0 <= cfg.DATA.VAL_FRACTION < 1:
         raise InputError(
             f"--val_fraction {cfg.DATA.VAL_FRACTION}: a number from 0 to below 1 is expected"

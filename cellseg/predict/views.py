@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
@@ -24,6 +25,9 @@ SYMMETRIES = (
 )
 
 
+_MOST_PIXELS = 100_000  # of a view's sides
+
+
 def check_looks(cfg: CfgNode) -> None:
     """Check the keys that say how a network looks at an image.
 
@@ -44,6 +48,20 @@ def check_looks(cfg: CfgNode) -> None:
             raise InputError(
                 f"TEST.{key} {cfg.TEST[key]}: 1 or more is expected, or 0 to choose it"
             )
+    box_head = cfg.MODEL.ROI_HEADS
+    for name, value, least, most in (
+        ("INPUT.ZOOM", cfg.INPUT.ZOOM, 0, 100),
+        ("INPUT.MIN_SIZE_TEST", cfg.INPUT.MIN_SIZE_TEST, 0, _MOST_PIXELS),
+        ("INPUT.MAX_SIZE_TEST", cfg.INPUT.MAX_SIZE_TEST, 1, _MOST_PIXELS),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", box_head.SCORE_THRESH_TEST, 0, 1),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", box_head.NMS_THRESH_TEST, 0, 1),
+        ("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, 1, math.inf),
+    ):
+        if not least <= value <= most:
+            expected = (
+                f"{least} or more" if most == math.inf else f"a number from {least} to {most}"
+            )
+            raise InputError(f"{name} {value}: {expected} is expected")
     if not 0 < cfg.TEST.MASK_IOU <= 1:
         raise InputError(
             f"TEST.MASK_IOU {cfg.TEST.MASK_IOU}: a number above 0 and up to 1 is expected"
