@@ -9,8 +9,8 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic, write_json
+from cellseg.read.results import newest_results, only_annotated, read_results
 from cellseg.score.labelmap import OVERLAP_RULES
-from cellseg.score.results import newest_results, only_annotated, read_results
 from cellseg.score.summary import Scores, difference, score
 from cellseg.score.tables import (
     as_json,

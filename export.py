@@ -17,9 +17,9 @@ from cellseg.read.cells import (
     read_annotated_cells,
     read_predicted_cells,
 )
+from cellseg.read.results import newest_results
 from cellseg.read.tiff import read_image
 from cellseg.rle import boxes_xyxy, crop_runs, decode, encode
-from cellseg.score.results import newest_results
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
 from utils import DATA, RUNS, CommandParser, run_command, share, shown

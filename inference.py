@@ -176,7 +176,7 @@ def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedIm
     """List the images to predict, and name the results."""
     from cellseg import runs
     from cellseg.predict import images
-    from cellseg.score.results import FILE_NAME
+    from cellseg.read.results import FILE_NAME
 
     if args.images:
         return "images-results.json", images.list_any_images(args.images, args.level)

@@ -15,9 +15,9 @@ from cellseg.look.report import Content, write_report
 from cellseg.read.cells import ImageCells, is_annotations, read_predicted_cells
 from cellseg.read.coco import class_names
 from cellseg.read.layout import TEST
+from cellseg.read.results import newest_results, only_annotated, read_results
 from cellseg.rle import decode
 from cellseg.score.match import Scene, side_by_side
-from cellseg.score.results import newest_results, only_annotated, read_results
 from cellseg.score.summary import score
 from cellseg.score.truth import read_truth
 from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number

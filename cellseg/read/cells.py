@@ -14,9 +14,9 @@ from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.read.coco import class_names, contiguous_classes, load_coco
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, find_test_folder, read_test_list
+from cellseg.read.results import read_results
 from cellseg.rle import RLE
 from cellseg.score.match import side_by_side
-from cellseg.score.results import read_results
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from cellseg.errors import InputError
-from cellseg.score.results import newest_results, only_annotated, read_results
+from cellseg.read.results import newest_results, only_annotated, read_results
 
 ENTRIES = [{"image_id": 1, "category_id": 1, "score": 0.5}]
 
