@@ -11,10 +11,13 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from cellseg.errors import InputError
 
@@ -189,3 +192,6 @@ def quiet_libraries() -> None:
     # In float16 the first steps may be left out, until the gradients' scale suits.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    # Its own lock is a semaphore of the system, of which Python remarks that it is left over
+    # when a process is killed.
+    tqdm.set_lock(threading.RLock())

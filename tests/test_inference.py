@@ -383,10 +383,12 @@ inference.main()
 
 
 @pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
-@pytest.mark.parametrize("n_done", [0, 4, 6])
-def test_killed_and_started_again(run, slide, undisturbed, tmp_path, monkeypatch, capsys, n_done):
+@pytest.mark.parametrize(("n_done", "views"), [(0, []), (4, ["--tta"]), (6, [])])
+def test_killed_and_started_again(
+    run, slide, undisturbed, tmp_path, monkeypatch, capsys, n_done, views
+):
     """While it does tile number `n_done`; after the last one, while it writes the results."""
-    argv = argv_of(run, slide, tmp_path)
+    argv = argv_of(run, slide, tmp_path, *views)
     done = subprocess.run(
         [sys.executable, "-c", DIE, str(n_done), *argv], cwd=HERE, capture_output=True, text=True
     )
@@ -397,8 +399,52 @@ def test_killed_and_started_again(run, slide, undisturbed, tmp_path, monkeypatch
     assert len(looked) == 6 - n_done
     said = f"going on: {n_done} tiles were done before"
     assert (said in capsys.readouterr().out) == (n_done > 0)
-    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    written = (tmp_path / "images-results.json").read_bytes()
     assert not (tmp_path / "images-results.parts").exists()
+    if views:
+        assert inference.main(argv) == 0
+        assert written == (tmp_path / "images-results.json").read_bytes() != undisturbed
+    else:
+        assert written == undisturbed
+
+
+# One of two processes dies in the middle of its second tile. Each reads this script anew.
+ONE_DIES = """\
+import os, signal
+import inference, utils
+from cellseg.predict.journal import Journal
+append = Journal.append
+def die(self, key, found, file):
+    append(self, key, found, file)
+    if file.name.endswith("-1.jsonl"):
+        file.write('{"image": 0, "ti')
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+Journal.append = die
+if __name__ == "__main__":
+    utils.run_command(inference.main)
+"""
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
+def test_one_of_two_processes_is_killed(run, slide, undisturbed, tmp_path, capsys):
+    argv = argv_of(run, slide, tmp_path, "--num_gpus", 2)
+    script = tmp_path / "one_dies.py"
+    script.write_text(ONE_DIES)
+    done = subprocess.run(
+        [sys.executable, script, *argv], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(HERE)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("one_dies.py: error: --num_gpus: one of the processes was ended")
+    assert not list(tmp_path.glob("*.json"))
+    # The process alone does what both left undone, and knows their tiles.
+    assert inference.main(argv_of(run, slide, tmp_path)) == 0
+    assert "tiles were done before" in capsys.readouterr().out
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
 
 
 def counted_looks(monkeypatch):

@@ -109,8 +109,10 @@ def signature(
     """Give all that decides what is found: weights, configs, images and how they are listed."""
     configs = [flatten(cfg) for cfg in cfgs]
     for keys in configs:
-        for key in ("MODEL.DEVICE", "TEST.BATCH", "OUTPUT_DIR"):
+        for key in ("TEST.BATCH", "OUTPUT_DIR"):
             del keys[key]
+        # One GPU finds what another does, but a CPU rounds in its own way.
+        keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
         "weights": list(map(_state, weights)),
         "configs": configs,

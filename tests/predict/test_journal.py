@@ -225,8 +225,11 @@ def test_another_file_of_the_same_size_and_time_has_another_signature(made_from)
     assert signature(*made_from) != before
 
 
-def test_where_and_how_fast_does_not_matter(made_from):
+def test_how_fast_does_not_matter(made_from):
     weights, (cfg,), images = made_from
+    cfg.MODEL.DEVICE = "cuda"
     other = cfg.clone()
-    other.MODEL.DEVICE, other.TEST.BATCH, other.OUTPUT_DIR = "cuda", 16, "elsewhere"
+    other.MODEL.DEVICE, other.TEST.BATCH, other.OUTPUT_DIR = "cuda:1", 16, "elsewhere"
     assert signature(weights, [other], images) == signature(*made_from)
+    other.MODEL.DEVICE = "cpu"
+    assert signature(weights, [other], images) != signature(*made_from)
