@@ -358,7 +358,7 @@ def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str
 
 def train_folds(args: argparse.Namespace, folder: Path, cfgs: Sequence[CfgNode]) -> int:
     """Train the runs of a cross-validation as far as they are not, and sum up their scores."""
-    from cellseg.learn.folds import SUMMARY, as_text, fold_runs, last_scores, summarise
+    from cellseg.learn.folds import as_text, fold_runs, last_scores, summarise
 
     folds = fold_runs(folder)
     for run, cfg in zip(folds, cfgs, strict=True):
@@ -369,8 +369,8 @@ def train_folds(args: argparse.Namespace, folder: Path, cfgs: Sequence[CfgNode])
             return code
     names = [category["name"] for category in runs.read_record(folds[0])["categories"]]
     summary = summarise([last_scores(run) for run in folds], names)
-    write_json(folder / SUMMARY, summary, indent=1)
-    print(f"{as_text(summary)}\nwritten to {utils.shown(folder / SUMMARY)}")
+    write_json(folder / runs.SUMMARY, summary, indent=1)
+    print(f"{as_text(summary)}\nwritten to {utils.shown(folder / runs.SUMMARY)}")
     return 0
 
 

@@ -19,6 +19,8 @@ LAST = "last.pth"  # weights, optimizer, schedule, iteration: what --resume goes
 FINAL = "model_final.pth"  # weights after the last iteration; a run that has it is finished
 BEST = "model_best.pth"  # weights that scored best on the held-out images
 
+SUMMARY = "cross-validation.json"  # beside the runs of all folds, when they are finished
+
 CURVES = "metrics.json"  # a line of JSON for each point of the curves
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pycocotools", "tifffile")
@@ -51,8 +53,8 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     recipe
         Look at the runs of this recipe alone; "*" for any.
     finished
-        Among the runs that came to their end, by when they did; otherwise among those
-        that did not, by when they began.
+        Among the runs that came to their end, by when they did; otherwise among those,
+        cross-validations as a whole too, that did not, by when they began.
 
     Raises
     ------
@@ -76,6 +78,12 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
         )
         raise InputError(f"{root}: no finished run in it; {hint}")
     going = [run for run in runs if not (run / FINAL).is_file()]
+    in_folds = {config.parents[1] for config in root.glob(f"*/*/fold*/{CONFIG}")}
+    going += [
+        folder
+        for folder in in_folds
+        if recipe in ("*", folder.parent.name) and not (folder / SUMMARY).is_file()
+    ]
     if not going:
         raise InputError(f"{root}: no unfinished run in it to resume; begin one without --resume")
     return max(going, key=lambda run: run.name)

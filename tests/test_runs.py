@@ -51,6 +51,19 @@ def test_the_newest_unfinished_run_is_the_one_that_began_last(tmp_path):
     assert runs.newest_run(tmp_path, finished=False) == last
 
 
+def test_a_cross_validation_goes_on_as_a_whole(tmp_path):
+    make(tmp_path, "20250101-000000")
+    folder = tmp_path / "model" / "20250102-000000"
+    for fold in ("fold1", "fold2"):
+        make(folder.parent, fold, runs.FINAL, recipe=folder.name)
+    assert runs.newest_run(tmp_path, finished=False) == folder  # not summed up yet
+    assert runs.newest_run(tmp_path, "model", finished=False) == folder
+    with pytest.raises(InputError, match="no unfinished run"):
+        runs.newest_run(tmp_path, folder.name, finished=False)
+    (folder / runs.SUMMARY).touch()
+    assert runs.newest_run(tmp_path, finished=False).name == "20250101-000000"
+
+
 def test_of_one_recipe(tmp_path):
     one = make(tmp_path, "20250101-000000", recipe="a", finished_at=1)
     make(tmp_path, "20250102-000000", recipe="ab", finished_at=2)

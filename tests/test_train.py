@@ -580,7 +580,7 @@ def test_the_scores_without_a_rise_are_counted_across_a_stop(go, tmp_path, monke
 
 
 def folder_of_folds(root):
-    (summary,) = root.glob(f"*/*/{folds.SUMMARY}")
+    (summary,) = root.glob(f"*/*/{runs.SUMMARY}")
     return summary.parent
 
 
@@ -594,7 +594,7 @@ def test_cross_validation(go, cells, tmp_path, capsys):
     assert {*held[0], *held[1]} == {path.name for path in (cells / "train").iterdir()}
     assert all((run / runs.FINAL).is_file() for run in both)
 
-    summary = json.loads((folder / folds.SUMMARY).read_text())
+    summary = json.loads((folder / runs.SUMMARY).read_text())
     scores = [load(run / runs.BEST)["AP50"] for run in both]  # of the only score
     assert [fold["AP50"] for fold in summary["folds"]] == pytest.approx(scores)
     assert summary["AP50"]["mean"] == pytest.approx(sum(scores) / 2)
@@ -617,7 +617,8 @@ def test_cross_validation_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys
     (folder,) = (tmp_path / "runs").glob("*/*")
     assert f"go on with: python train.py --resume {folder}\n" in capsys.readouterr().out
     first = (folder / "fold1" / runs.FINAL).stat().st_mtime_ns
-    assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    words = ["--resume", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    assert train.main(words) == 0  # it is the newest
     assert folder_of_folds(tmp_path / "runs") == folder
     assert (folder / "fold1" / runs.FINAL).stat().st_mtime_ns == first
     assert "nothing left to do: 2 iterations are done" in capsys.readouterr().out

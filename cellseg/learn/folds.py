@@ -21,8 +21,6 @@ from cellseg.learn.samples import TrainingData
 from cellseg.read.split import read_groups, split_folds
 from cellseg.runs import CONFIG, CURVES
 
-SUMMARY = "cross-validation.json"
-
 _SCORE = "validation/AP50"
 
 
