@@ -18,7 +18,7 @@ from torchvision.ops import RoIAlign
 
 from cellseg.errors import InputError
 from cellseg.network import Found
-from cellseg.network.timm_backbone import TimmBackbone
+from cellseg.network.timm_backbone import TimmBackbone, build_timm_fpn_backbone, check_name
 
 
 class CellRCNN(GeneralizedRCNN):
@@ -86,8 +86,10 @@ def _instances(sample: dict[str, Any]) -> Instances:
     return instances
 
 
-def check(_cfg: CfgNode) -> None:
-    """Refuse nothing: Detectron2 says itself what it can't build."""
+def check(cfg: CfgNode) -> None:
+    """Refuse what timm does not have; Detectron2 says itself what it can't build."""
+    if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
+        check_name(cfg.MODEL.TIMM.NAME)
 
 
 def build_network(cfg: CfgNode) -> CellRCNN:

@@ -113,14 +113,25 @@ def _timm(module: str = "timm") -> Any:
         ) from None
 
 
-def _create(name: str) -> Any:
-    """Let timm build a network that gives the features of its four last stages."""
+def check_name(name: str) -> None:
+    """Check that timm has a network of some name.
+
+    Raises
+    ------
+    InputError
+        If it hasn't, or timm is missing.
+    """
     timm = _timm()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists those there are"
         raise InputError(f"MODEL.TIMM.NAME {name!r}: timm has no such network; {hint}")
-    body = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+
+
+def _create(name: str) -> Any:
+    """Let timm build a network that gives the features of its four last stages."""
+    check_name(name)
+    body = _timm().create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
     strides, layout = tuple(body.feature_info.reduction()), getattr(body, "output_fmt", "NCHW")
     if strides != _STRIDES or layout != "NCHW":
         raise InputError(

@@ -196,6 +196,11 @@ def test_networks_that_do_not_fit(build, name, expected):
     assert expected in str(caught.value)
 
 
+def test_an_unknown_name_is_refused_before_weights_are_looked_for(load):
+    with pytest.raises(InputError, match="timm has no such network"):
+        config.check_values(load("convnextv2_bsae"))
+
+
 def test_without_timm(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match="needs timm, which can't be imported"):
