@@ -185,7 +185,7 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.iter = state["iteration"]
+        self.iter = int(state["iteration"])
         for hook in self._hooks:
             if type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])

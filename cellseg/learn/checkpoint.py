@@ -33,8 +33,8 @@ _DAMAGE = (
 """What torch and pickle raise at a file that isn't what it should be."""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 class _ArraysAlone(pickle.Unpickler):
@@ -165,7 +165,7 @@ class RunCheckpointer:
             return float(_load(path)["AP50"])
         except _DAMAGE as error:
             raise InputError(
-                f"{path}: damaged ({_first_line(error)}), so the best score so far is not known; "
+                f"{path}: damaged ({_reason(error)}), so the best score so far is not known; "
                 "delete it to go on without"
             ) from error
 
@@ -220,14 +220,18 @@ def _loading(path: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise InputError(
-            f"{path}: can't be loaded as weights ({_first_line(error)}); it may be cut off or "
+            f"{path}: can't be loaded as weights ({_reason(error)}); it may be cut off or "
             "not be a checkpoint of this network: fetch it again or name another"
         ) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
     # Weights are data: nothing in the file is run.
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, LookupError, EOFError):
+        # What torch says of such a file ends in advice to run it.
+        raise ValueError("cut off, or not weights alone but a pickle that can run code") from None
     if not isinstance(loaded, dict):
         raise TypeError("not a checkpoint")
     return loaded
