@@ -61,7 +61,8 @@ class SubmissionWriter:
                 "bbox": box,
             }
             self._file.write(",\n" if self.count else "\n")
-            json.dump(entry, self._file, allow_nan=False)
+            # Not json.dump, which is ten times slower.
+            self._file.write(json.dumps(entry, allow_nan=False))
             self.count += 1
 
 

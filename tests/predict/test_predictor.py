@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from dataclasses import dataclass
 
 import cv2
@@ -17,8 +19,10 @@ from cellseg.errors import InputError
 from cellseg.learn import config
 from cellseg.learn.checkpoint import load_weights
 from cellseg.network import Found, build_network
+from cellseg.predict import predictor as predictor_module
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
+from cellseg.read import window
 from cellseg.read.tiff import read_image
 from cellseg.rle import decode
 from cellseg.view import shortest_edge, to_tensor
@@ -424,6 +428,39 @@ def test_a_gpu_that_takes_few_images_at_once(n, capsys):
         for k in (8, 4, 2, 1)
         if k >= fits
     ]
+
+
+def test_reading_and_encoding_go_on_while_the_network_looks(monkeypatch):
+    """It returns only when the next tile is read and the masks of the last one are encoded."""
+    drawing = draw((200, 310))
+    expected = oracle(TEST__TILE=150).predict(drawing.image)
+    n_tiles = 8
+    was_read, was_encoded = (deque([threading.Event() for _ in range(n_tiles)]) for _ in range(2))
+    read, encode = window._ArrayImage.read, predictor_module._encode
+
+    class Waiting(Oracle):
+        def find(self, images):
+            n = len(self.shapes)
+            assert n + 1 == n_tiles or read_done[n + 1].wait(60)
+            assert n == 0 or encoded[n - 1].wait(60)
+            return super().find(images)
+
+    def reading(*what):
+        pixels = read(*what)
+        was_read.popleft().set()
+        return pixels
+
+    def encoding(*what):
+        cells = encode(*what)
+        was_encoded.popleft().set()
+        return cells
+
+    read_done, encoded = list(was_read), list(was_encoded)
+    monkeypatch.setattr(window._ArrayImage, "read", reading)
+    monkeypatch.setattr(predictor_module, "_encode", encoding)
+    check_same(oracle(Waiting(), TEST__TILE=150).predict(drawing.image), expected)
+    assert not was_read
+    assert not was_encoded
 
 
 def check_same(found, expected):
