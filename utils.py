@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import math
 import os
@@ -16,8 +17,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-from tqdm import tqdm
 
 from cellseg.errors import InputError
 
@@ -107,6 +106,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     command = Path(sys.argv[0]).name
     # Else a process that is ended from outside would leave its unfinished files.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _mend_output()
     try:
         code = main(None)
         sys.stdout.flush()
@@ -136,12 +136,21 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     sys.exit(code)
 
 
+def _mend_output() -> None:
+    """Let nothing fail for want of a place to print to, or of a letter in its encoding."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `… >&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """Give a path as short as the user can still type it: relative to here where it lies below."""
-    path = Path(path).absolute()
     try:
+        path = Path(path).absolute()
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError):  # not below here, or here is a folder that is gone
         return str(path)
 
 
@@ -187,6 +196,8 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
 
 def quiet_libraries() -> None:
     """Silence the remarks that libraries make about their own insides."""
+    from tqdm import tqdm
+
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     # In float16 the first steps may be left out, until the gradients' scale suits.

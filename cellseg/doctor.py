@@ -7,11 +7,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cellseg.network import detectron2_problem
 from cellseg.runs import versions
+from utils import CommandParser, run_command
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def _built_with_cuda() -> bool:
         return True  # said before
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found; 0 if all that is needed is there, else 2."""
+    CommandParser(__doc__ or "", "python -m cellseg.doctor").parse_args(argv)
     healthy = True
     for finding in examine():
         mark = "ok " if finding.good else "NO " if finding.needed else "-  "
@@ -125,4 +127,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

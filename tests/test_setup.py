@@ -112,7 +112,7 @@ def test_the_wrong_python_is_refused_by_name(tmp_path):
 
 @pytest.mark.detectron2
 def test_the_self_check_finds_this_installation_whole(capsys):
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     said = capsys.readouterr().out
     assert re.search(r"ok  detectron2 \S+: its compiled operators load", said)
     assert "ok  torchvision's compiled operators load" in said
@@ -126,7 +126,7 @@ def test_the_self_check_says_what_is_missing(monkeypatch, capsys, ci):
     monkeypatch.setattr(doctor, "versions", lambda: {"python": "3.11", "detectron2": "missing"})
     monkeypatch.setenv("CI", "true" if ci else "")
     # It can be done without, but not in CI.
-    assert doctor.main() == (2 if ci else 0)
+    assert doctor.main([]) == (2 if ci else 0)
     said = capsys.readouterr().out
     mark = "NO " if ci else "-  "
     assert f"{mark} detectron2 missing: No module named 'detectron2'\n     everything runs" in said
@@ -137,5 +137,5 @@ def test_the_self_check_says_which_package_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(
         doctor, "versions", lambda: {"python": "3.11", "numpy": "missing", "detectron2": "0.6"}
     )
-    assert doctor.main() == 2
+    assert doctor.main([]) == 2
     assert "NO  numpy missing\n     run make setup" in capsys.readouterr().out

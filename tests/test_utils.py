@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,27 @@ def test_the_reader_of_the_output_goes_away():
     assert process.returncode == 0
 
 
+def test_output_that_is_closed_or_knows_few_letters(tmp_path):
+    code = (
+        "import sys, utils\n"
+        "def main(argv):\n    print('100 – 200 µm')\n    print('é', file=sys.stderr)\n    return 0\n"
+        "utils.run_command(main)"
+    )
+    (tmp_path / "it.py").write_text(code, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONIOENCODING": "ascii"}
+    for closed in ("", ">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" it.py {closed}', sys.executable],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ("" if ">&-" in closed.split() else "100 ? 200 ?m\n")
+
+
 def test_the_parser_explains_in_one_line():
     parser = utils.CommandParser("Does it.", "python it.py")
     parser.add_argument("--number", type=int)
@@ -163,6 +185,12 @@ def test_shown(tmp_path, monkeypatch):
     assert utils.shown(tmp_path / "a" / "b") == "a/b"
     assert utils.shown("a") == "a"
     assert utils.shown(tmp_path.parent) == str(tmp_path.parent)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert utils.shown(tmp_path) == str(tmp_path)
+    assert utils.shown("a") == "a"
 
 
 @pytest.mark.parametrize("cuda", [False, True])

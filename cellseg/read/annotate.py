@@ -184,9 +184,9 @@ def _read_label_maps(
         ids = set(values.tolist())
         odd["labels that stand in two class files of an image"] += len(ids & seen)
         odd["class files without a cell"] += not ids
-        odd["class files of one cell in pieces (does each cell have a number of its own?)"] += (
+        odd["class files of one cell in many pieces (has each cell a number of its own?)"] += (
             len(ids) == 1
-            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 1
+            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
         )
         seen |= ids
     return cells, odd

@@ -79,7 +79,8 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
     """
     train = Path(data) / TRAIN
     _entries(Path(data), "check the name, or say where the data is with --data")
-    folders = [path for path in _entries(train, _LAYOUT) if path.is_dir()]
+    put = "put the training images there, or say where the data is with --data"
+    folders = [path for path in _entries(train, f"{put}; {_LAYOUT}") if path.is_dir()]
     if not folders:
         raise InputError(f"{train}: no training image in it; {_LAYOUT}")
     return folders
