@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from cellseg.predict.images import ListedImage
-    from cellseg.predict.journal import Journal, Key
-    from cellseg.predict.predictor import Look, Predictor
+    from cellseg.predict.journal import Journal
+    from cellseg.predict.predictor import Predictor
     from cellseg.predict.shares import Plans
     from cellseg.predict.tiles import TilePlan
 
@@ -70,10 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     looks.add_argument(
         "--amp", action="store_true", help="mixed precision, where the device has it"
     )
-    looks.add_argument(
-        "--num_gpus", type=utils.whole_number, default=1, metavar="N",
-        help="processes, a GPU each, that share the tiles (1)",
-    )  # fmt: skip
+    utils.add_processes(looks, "tiles", "results")
     images = parser.add_argument_group("images")
     images.add_argument(
         "--data", type=Path, default=utils.DATA, metavar="DIR", help="data folder (nycu-hw3-data)"
@@ -120,9 +117,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--images and --dataset: give one of them")
     if args.level and not args.images:
         parser.error("--level: is for --images")
-    for flag in ("tile", "overlap", "batch", "num_gpus"):
+    for flag in ("tile", "overlap", "batch"):
         if getattr(args, flag) == 0:
             parser.error(f"--{flag} 0: 1 or more is expected")
+    utils.check_processes(parser, args)
     first = args.checkpoint[0] if args.checkpoint else None
     if first and first.is_file() and first.suffix == ".pth":
         # Weights in place of their folder.
@@ -210,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     category_ids = [category["id"] for category in runs.shared_categories(folders)]
     name, images = list_wanted(args, folders[0])
     args.device = utils.choose_device(args.device, args.options)
-    if args.num_gpus > 1:
+    if args.num_gpus * args.num_machines > 1:
         check_together(args.num_gpus, args.device)
     weights = [runs.choose_weights(folder, args.weight_name) for folder in folders]
     print("weights: " + ", ".join(map(utils.shown, weights)))
@@ -219,14 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = place_of_results(args.output or folders[0], name)
     plans, bad = plan_images(predictor, images)
     journal = Journal(
-        results.with_name(results.stem + ".parts"), signature(weights, predictor.cfgs, images)
+        results.with_name(results.stem + ".parts"),
+        signature(weights, predictor.cfgs, images),
+        begin=args.machine_rank == 0,
     )
-    looks = missing_looks(images, plans, journal)
-    n_done = sum(map(len, plans.values())) - len(looks)
-    if n_done:
-        print(f"going on: {n_done} tiles were done before")
     try:
-        predict(args, folders, predictor, journal, looks)
+        predict(args, folders, predictor, journal, images, plans)
+        if args.machine_rank:
+            print("done; machine 0 writes the results")
+            return 0
         if undone := len(missing_looks(images, plans, journal)):
             raise InputError(f"{undone} tiles were not done; the same command goes on from here")
         bad |= journal.faults()
@@ -277,30 +276,44 @@ def predict(
     folders: Sequence[Path],
     predictor: Predictor,
     journal: Journal,
-    looks: Sequence[tuple[Key, Look]],
+    images: Sequence[ListedImage],
+    plans: Plans,
 ) -> None:
-    """Predict some tiles, in this process or in several."""
+    """Predict the tiles that are missing, in this process or in several."""
     from cellseg.network import together
-    from cellseg.predict.shares import predict_share
+    from cellseg.predict.shares import missing_looks, predict_share
 
-    if args.num_gpus == 1 or len(looks) < 2:
+    looks = missing_looks(images, plans, journal)
+    if n_done := sum(map(len, plans.values())) - len(looks):
+        print(f"going on: {n_done} tiles were done before")
+    if args.num_machines == 1 and (args.num_gpus == 1 or len(looks) < 2):
         predict_share(predictor, journal, looks, 0, 1)
     else:
-        work = (_predict_in_process, args, folders, journal, looks)
-        together(args.num_gpus, *work, device=args.device)
+        together(
+            args.num_gpus, _predict_in_process, args, folders, journal, images, plans,
+            device=args.device,
+            n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
+        )  # fmt: skip
 
 
 def _predict_in_process(
     args: argparse.Namespace,
     folders: Sequence[Path],
     journal: Journal,
-    looks: Sequence[tuple[Key, Look]],
+    images: Sequence[ListedImage],
+    plans: Plans,
 ) -> None:
     utils.quiet_libraries()
     from cellseg.learn.step import rank, world_size
-    from cellseg.predict.shares import predict_share
+    from cellseg.network import meeting_point
+    from cellseg.predict.shares import missing_looks, predict_share
 
+    meet = meeting_point()
+    journal.check()
+    looks = missing_looks(images, plans, journal)
+    meet()  # none begins before all know what is missing, none ends before all is done
     predict_share(load_predictor(args, folders), journal, looks, rank(), world_size())
+    meet()
 
 
 def write(

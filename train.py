@@ -103,22 +103,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     where.add_argument(
         "--num_workers", type=int, metavar="N", help="processes that load images (4)"
     )
-    where.add_argument(
-        "--num_gpus", type=utils.whole_number, default=1, metavar="N",
-        help="processes on this machine, a GPU each, that share the batch (1)",
-    )  # fmt: skip
-    where.add_argument(
-        "--num_machines", type=utils.whole_number, default=1, metavar="N",
-        help="machines that share the batch; run the same command on each (1)",
-    )  # fmt: skip
-    where.add_argument(
-        "--machine_rank", type=utils.whole_number, default=0, metavar="N",
-        help="this machine's number; machine 0 writes the run (0)",
-    )  # fmt: skip
-    where.add_argument(
-        "--dist_url", default="auto", metavar="URL",
-        help="where machine 0 is to be found, such as tcp://10.0.0.1:29500 (auto: on this machine)",
-    )  # fmt: skip
+    utils.add_processes(where, "batch", "run")
     where.add_argument(
         "--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)",
@@ -141,15 +126,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag, value in began_with.items():
         if args.resume and value:
             parser.error(f"--resume and {flag}: the run has its own; give one of them")
-    if not args.num_machines:
-        parser.error("--num_machines 0: 1 or more is expected")
-    if not 0 <= args.machine_rank < args.num_machines:
-        parser.error(
-            f"--machine_rank {args.machine_rank}: 0 to {args.num_machines - 1} is expected with "
-            f"--num_machines {args.num_machines}"
-        )
-    if not args.num_gpus:
-        parser.error("--num_gpus 0: 1 or more is expected; --device cpu trains without a GPU")
+    utils.check_processes(parser, args)
     if args.folds is not None and args.folds < 2:
         parser.error(f"--folds {args.folds}: 2 or more is expected")
     if args.folds and args.val_fraction:
@@ -161,8 +138,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if args.show_batch and args.show_batch.suffix.lower() != ".png":
         parser.error(f"--show-batch {args.show_batch}: a file that ends in .png is expected")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        parser.error("--num_machines: say with --dist_url tcp://HOST:PORT where machine 0 is")
     return args
 
 

@@ -67,6 +67,41 @@ class CommandParser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help explains every flag)")
 
 
+def add_processes(group: argparse._ArgumentGroup, work: str, result: str) -> None:
+    """Add the flags that say how many processes on how many machines share some work."""
+    group.add_argument(
+        "--num_gpus", type=whole_number, default=1, metavar="N",
+        help=f"processes on this machine, a GPU each, that share the {work} (1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--num_machines", type=whole_number, default=1, metavar="N",
+        help=f"machines that share the {work}; run the same command on each (1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--machine_rank", type=whole_number, default=0, metavar="N",
+        help=f"this machine's number; machine 0 writes the {result} (0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dist_url", default="auto", metavar="URL",
+        help="where machine 0 is to be found, such as tcp://10.0.0.1:29500 (auto: on this machine)",
+    )  # fmt: skip
+
+
+def check_processes(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Refuse numbers of processes and machines that make no sense."""
+    if not args.num_gpus:
+        parser.error("--num_gpus 0: 1 or more is expected; --device cpu works without a GPU")
+    if not args.num_machines:
+        parser.error("--num_machines 0: 1 or more is expected")
+    if args.machine_rank >= args.num_machines:
+        parser.error(
+            f"--machine_rank {args.machine_rank}: 0 to {args.num_machines - 1} is expected with "
+            f"--num_machines {args.num_machines}"
+        )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error("--num_machines: say with --dist_url tcp://HOST:PORT where machine 0 is")
+
+
 def share(text: str) -> float:
     """Read a flag's value from 0 to 1."""
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -247,6 +248,8 @@ def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
         (["--max_detections", 0], "--max_detections 0: 1 or more"),
         (["--max_detections", "x"], "invalid int value"),
         (["--tile", 0], "--tile 0: 1 or more"),
+        (["--num_gpus", 0], "--num_gpus 0: 1 or more is expected; --device cpu works"),
+        (["--num_machines", 2], "say with --dist_url tcp://HOST:PORT where machine 0 is"),
         (["--overlap", 0], "--overlap 0: 1 or more"),
         (["--tile", 10, "--overlap", 10], "tiles of 10 px that overlap by 10 px"),
         (["--tta", "twice"], "invalid choice: 'twice'"),
@@ -406,6 +409,28 @@ def test_killed_and_started_again(
         assert written == (tmp_path / "images-results.json").read_bytes() != undisturbed
     else:
         assert written == undisturbed
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
+def test_two_machines_write_what_one_writes(run, slide, undisturbed, tmp_path):
+    """As far as one machine can tell: two commands that find each other by their address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ["--num_machines", 2, "--dist_url", f"tcp://127.0.0.1:{port}", "--machine_rank"]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "inference.py", *argv_of(run, slide, tmp_path, *where, machine)],
+            cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for machine in (0, 1)
+    ]  # fmt: skip
+    out = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0]
+    assert out[1].splitlines()[-1] == "done; machine 0 writes the results"
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    assert not (tmp_path / "images-results.parts").exists()
 
 
 # One of two processes dies in the middle of its second tile. Each reads this script anew.

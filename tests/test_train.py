@@ -191,7 +191,6 @@ def test_options_come_after_flags_in_rank():
         ("--folds 2 --val_fraction 0.5", "--folds and --val_fraction: each fold is held out once"),
         ("--folds 2 --num_machines 2 --dist_url tcp://a:1", "--folds and --num_machines: give"),
         ("--resume --folds 2", "--resume and --folds: the run has its own"),
-        ("--show-batch INPUT.ZOOM 2", "--show-batch INPUT.ZOOM: a file that ends in .png"),
         ("--config-file {tiny} --resume", "--resume and --config-file"),
         ("--resume", "no unfinished run in it to resume"),
         ("--resume nowhere", "nowhere: not a run"),

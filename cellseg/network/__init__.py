@@ -15,6 +15,7 @@ names. All other rooms speak to these alone.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import importlib
 import os
@@ -200,6 +201,27 @@ def together(
             f"--num_gpus: one of the processes was ended from outside ({error}), perhaps for want "
             "of memory; go on, with fewer of them if it happens again"
         ) from None
+
+
+def meeting_point() -> Callable[[], None]:
+    """Give a function that returns when all processes have called it that `together` started.
+
+    It waits for the slowest, however long that takes, and raises InputError if one of them
+    has ended. So all of them must ask for it.
+    """
+    from torch import distributed
+
+    group = distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+
+    def meet() -> None:
+        try:
+            distributed.barrier(group)
+        except RuntimeError:
+            raise InputError(
+                "--num_gpus: one of the other processes has ended; its own message says why"
+            ) from None
+
+    return meet
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ Key = tuple[int, int]  # the number of an image, and that of its tile
 class Journal:
     """The tiles of a prediction that are done."""
 
-    def __init__(self, folder: Path, signature: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, signature: dict[str, Any], begin: bool = True) -> None:
         """
         Parameters
         ----------
@@ -39,11 +39,13 @@ class Journal:
             Where it is kept. What is there goes, if it has another signature.
         signature
             All that decides what the tiles give.
+        begin
+            Whether the folder is to be made; otherwise another process does that.
         """
         self.folder = folder
         # As it reads back from JSON.
-        signature = json.loads(json.dumps(signature))
-        if _read_signature(folder) != signature:
+        self._signature = json.loads(json.dumps(signature))
+        if begin and _read_signature(folder) != self._signature:
             self.remove()
             try:
                 folder.mkdir(parents=True)
@@ -51,7 +53,21 @@ class Journal:
                 raise InputError(
                     f"{folder}: can't be made ({error.strerror}); choose another --output"
                 ) from None
-            write_json(folder / _SIGNATURE, signature)
+            write_json(folder / _SIGNATURE, self._signature)
+
+    def check(self) -> None:
+        """Check that the folder is there, and is of this signature.
+
+        Raises
+        ------
+        InputError
+            If not.
+        """
+        if _read_signature(self.folder) != self._signature:
+            raise InputError(
+                f"{self.folder}: not what machine 0 began; all machines need the same command, "
+                "and the runs, images and results at the same place of a disk that they share"
+            )
 
     def done(self) -> set[Key]:
         """Tell which tiles are there."""

@@ -170,6 +170,20 @@ def test_remove(journal):
     assert not journal.folder.exists()
 
 
+def test_another_machine_finds_what_the_first_began(tmp_path):
+    folder = tmp_path / "parts"
+    second = Journal(folder, {"a": (1,)}, begin=False)
+    assert not folder.exists()
+    with pytest.raises(InputError, match="parts: not what machine 0 began; all machines need"):
+        second.check()
+    keep(Journal(folder, {"a": (1,)}), [((0, 0), cells())])
+    second.check()
+    assert second.done() == {(0, 0)}
+    with pytest.raises(InputError, match="not what machine 0 began"):
+        Journal(folder, {"a": (2,)}, begin=False).check()
+    assert second.done() == {(0, 0)}
+
+
 def test_a_place_that_can_not_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"parts: can't be made .*; choose another --output"):
