@@ -77,7 +77,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     images.add_argument(
         "--dataset", choices=("test", "train", "val"), default="test",
-        help="the test list, all annotated images, or those that the run held out (test)",
+        help="the test list, all annotated images, or those that the run held out, with the "
+        "annotations to score them by (test)",
     )  # fmt: skip
     images.add_argument(
         "--annotations", type=Path, metavar="FILE",
@@ -335,6 +336,7 @@ def write(
     listed = [image.entry() for number, image in enumerate(images) if number not in bad]
     if args.images:
         write_json(results.with_name(results.stem + "-list.json"), listed, indent=1)
+    truth = write_truth(args, results, images) if args.dataset == "val" else None
     submitted = not args.images and args.dataset == "test"
     archive = write_zip(results) if submitted else None
     count, empty = check_submission(archive or results, listed, category_ids)
@@ -345,6 +347,22 @@ def write(
     )
     if archive:
         print(f"checked, and ready to submit: {utils.shown(archive)}")
+    if truth:
+        print(f"score them: python evaluate.py {utils.shown(results)} --truth {utils.shown(truth)}")
+
+
+def write_truth(args: argparse.Namespace, results: Path, images: Sequence[ListedImage]) -> Path:
+    """Write the annotations of held-out images beside their results, which are scored by them.
+
+    By the whole annotation file, all cells of the other images would count as missed.
+    """
+    from cellseg.files import write_json
+    from cellseg.read.coco import load_coco, only_images
+
+    path = results.with_name(results.stem + "-truth.json")
+    coco = load_coco(args.annotations or args.data / utils.ANNOTATIONS)
+    write_json(path, only_images(coco, {image.id for image in images}))
+    return path
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from PIL import Image
 
 import annotation
 import check_submission
+import evaluate
 import inference
 import train
 import utils
@@ -27,6 +28,7 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
+from cellseg.read.coco import load_coco
 from cellseg.read.tiff import read_image
 
 HERE = Path(__file__).resolve().parents[1]
@@ -152,6 +154,17 @@ def test_other_parts_of_the_data(predict, run, cells, tmp_path, capsys, dataset,
     assert found <= expected
     assert len(expected) == count
     assert not list((tmp_path / "out").glob("*.zip"))
+    truth = tmp_path / "out" / "val-results-truth.json"
+    assert truth.exists() == (dataset == "val")
+
+
+def test_held_out_images_are_scored_alone(predict, tmp_path, capsys):
+    assert predict("--dataset", "val", "--score_threshold", 0) == 0
+    said = capsys.readouterr().out.splitlines()[-1].partition("score them: python evaluate.py ")
+    assert evaluate.main([*said[2].split(), "--resamples", "0"]) == 0
+    truth = load_coco(tmp_path / "out" / "val-results-truth.json")
+    out = capsys.readouterr().out
+    assert f"\n2 images, {len(truth['annotations'])} true cells, " in out
 
 
 def test_annotations_named(predict, cells, tmp_path):

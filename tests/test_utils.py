@@ -124,7 +124,10 @@ def test_the_reader_of_the_output_goes_away():
 def test_output_that_is_closed_or_knows_few_letters(tmp_path):
     code = (
         "import sys, utils\n"
-        "def main(argv):\n    print('100 – 200 µm')\n    print('é', file=sys.stderr)\n    return 0\n"
+        "def main(argv):\n"
+        "    print('100 – 200 µm')\n"
+        "    print('é', file=sys.stderr)\n"
+        "    return 0\n"
         "utils.run_command(main)"
     )
     (tmp_path / "it.py").write_text(code, encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pycocotools.mask
@@ -79,6 +79,15 @@ def contiguous_classes(coco: COCO) -> dict[int, int]:
 def class_names(coco: COCO) -> list[str]:
     """Name the K classes, in the order of `contiguous_classes`."""
     return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
+
+
+def only_images(coco: COCO, image_ids: Container[int]) -> COCO:
+    """Give some of the images alone, with their annotations."""
+    return {
+        **coco,
+        "images": [image for image in coco["images"] if image["id"] in image_ids],
+        "annotations": [a for a in coco["annotations"] if a["image_id"] in image_ids],
+    }
 
 
 def load_coco(path: str | os.PathLike[str]) -> COCO:

@@ -20,9 +20,10 @@ HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
 def as_text(scores: Scores) -> str:
     """All tables but those of single images."""
     caps = {_cap(cap): cap for cap in scores.ap}
+    found = [len(scene.scores) for scene in scores.scenes]
     parts = [
-        f"{len(scores.scenes)} images, {scores.truth_counts.sum()} true cells,"
-        f" {sum(len(scene.scores) for scene in scores.scenes)} detections"
+        f"{len(found)} images, {scores.truth_counts.sum()} true cells, {sum(found)} detections"
+        + (f" ({found.count(0)} images without any)" if 0 in found else "")
     ]
     for shown, cap in caps.items():
         names = [f"{name}@{shown}" for name in ("AP", "AP50", "AP75")]

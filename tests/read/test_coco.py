@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from cellseg.errors import InputError
 from cellseg.files import write_json
 from cellseg.read.annotate import AnnotatedImage
-from cellseg.read.coco import build_coco, class_names, contiguous_classes, load_coco
+from cellseg.read.coco import build_coco, class_names, contiguous_classes, load_coco, only_images
 from cellseg.rle import runs_of_labels
 
 # pycocotools 2.0.11 says so of itself when it decodes.
@@ -304,3 +304,13 @@ def test_any_value_anywhere_is_read_or_refused(tmp_path_factory, place, value):
         rle = annotation["segmentation"]
         assert annotation["area"] == pycocotools.mask.decode(rle).sum() > 0
         assert isinstance(rle["counts"], str)
+
+
+def test_some_of_the_images():
+    coco = build_coco(IMAGES, ["a", "b"])
+    some = only_images(coco, {1, 2})
+    assert [image["id"] for image in some["images"]] == [1, 2]
+    assert [a["id"] for a in some["annotations"]] == [1, 2]
+    assert some["categories"] == coco["categories"]
+    assert len(coco["images"]) == 3
+    assert only_images(coco, set())["annotations"] == []

@@ -249,7 +249,11 @@ def test_per_image_rows():
 
 def test_text_shows_every_row():
     text = as_text(score(*case_by_hand(), n_resamples=10))
-    assert "2 images, 4 true cells, 5 detections" in text
+    assert "2 images, 4 true cells, 5 detections\n" in text
+    truth, results = case_by_hand()
+    first = [entry for entry in results if entry["image_id"] == results[0]["image_id"]]
+    text_of_one = as_text(score(truth, first, n_resamples=0))
+    assert f" {len(first)} detections (1 images without any)\n" in text_of_one
     lines = text.splitlines()
     for row, times in (("round", 5), ("long", 5), ("mean of classes", 4), ("any class", 2)):
         assert sum(line.startswith(row) for line in lines) == times
