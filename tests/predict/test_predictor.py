@@ -463,6 +463,32 @@ def test_reading_and_encoding_go_on_while_the_network_looks(monkeypatch):
     assert not was_encoded
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_mixed_precision_by_choice(monkeypatch, amp):
+    """Whatever the network computes in, boxes and scores are float32 as ever."""
+    drawing = draw((100, 100))
+    wanted = []
+
+    def precision(device, mixed):
+        wanted.append((device, mixed))
+        return torch.bfloat16 if mixed else None
+
+    class Halved(Oracle):
+        def find(self, images):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+            assert product.dtype == (torch.bfloat16 if amp else torch.float32)
+            (found,) = super().find(images)
+            scores = found.scores.to(product.dtype)
+            return [Found(found.boxes.to(product.dtype), scores, found.classes, found.masks)]
+
+    monkeypatch.setattr(predictor_module, "mixed_precision", precision)
+    options = {"MODEL__DEVICE": "cpu", "TEST__AMP": amp}
+    found = oracle(Halved(always(0.75)), **options).predict(drawing.image)
+    assert wanted == [("cpu", amp)]
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    check_all_found(found, drawing, score=always(0.75))
+
+
 def check_same(found, expected):
     assert found.size == expected.size
     assert np.array_equal(found.boxes, expected.boxes)
