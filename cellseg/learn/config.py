@@ -8,7 +8,6 @@ unknown key or a value of the wrong type is an error.
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import logging
 import math
@@ -22,7 +21,13 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.samples import Sample
-from cellseg.network import ENGINES, check_network, choose_engine, detectron2_problem
+from cellseg.network import (
+    ENGINES,
+    check_network,
+    choose_engine,
+    default_keys,
+    detectron2_problem,
+)
 from cellseg.network.keys import DETECTRON2_ALONE, SHARED
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
@@ -31,16 +36,8 @@ SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
 
 
 def default_config(engine: str) -> CfgNode:
-    """Give an engine's default config and, commented here, the project's own keys.
-
-    Under "detectron2" these are all of its keys, else those that every engine understands.
-    """
-    if engine == "detectron2":
-        from detectron2.config import get_cfg
-
-        cfg = get_cfg()
-    else:
-        cfg = CfgNode(copy.deepcopy(SHARED))
+    """Give an engine's default config and, commented here, the project's own keys."""
+    cfg = default_keys(engine)
     cfg.ENGINE = engine
     # The recipe that the run began with: the name of a file in configs/.
     cfg.RECIPE = ""

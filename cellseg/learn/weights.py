@@ -18,11 +18,10 @@ from fvcore.common.config import CfgNode
 from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
-from cellseg.network import engine
+from cellseg.network import ZOO, engine
 from cellseg.runs import file_hash
 
-_ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
-_IMAGENET = "detectron2://ImageNetPretrained/"  # for which other engines have their own
+_IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # for which other engines have their own
 _TIMM = ("timm://", "https://huggingface.co/timm/")
 _TIMM_FILE = "/resolve/main/model.safetensors"
 _TIMEOUT = 30.0  # seconds without an answer, after which a server counts as out of reach
@@ -42,28 +41,19 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     Raises
     ------
     InputError
-        If there are none of that kind, they can be neither found nor downloaded, or they
-        are a pickle that is neither the zoo's nor named by `MODEL.TRUSTED_SHA256`.
+        If there are none of that kind for the engine, they can be neither found nor
+        downloaded, or they are a pickle that is neither the zoo's nor named by
+        `MODEL.TRUSTED_SHA256`.
     """
-    if wanted == "none":
+    if wanted is None:
+        wanted = "imagenet" if cfg.MODEL.WEIGHTS.startswith(_IMAGENET) else cfg.MODEL.WEIGHTS
+    if wanted in ("", "none"):
         cfg.MODEL.WEIGHTS = ""
-    elif wanted in ("imagenet", "coco") or (
-        wanted is None and cfg.MODEL.WEIGHTS.startswith(_IMAGENET)
-    ):
-        cfg.MODEL.WEIGHTS = engine(cfg.ENGINE).initial_weights(cfg, wanted or "imagenet")
-    elif wanted is not None:
-        cfg.MODEL.WEIGHTS = wanted
-    name = cfg.MODEL.WEIGHTS
-    if not name:
         return
-    if cfg.ENGINE != "detectron2" and (name.startswith(_ZOO) or name.endswith(".pkl")):
-        raise InputError(
-            f"--weights {name}: in the form of Detectron2's zoo, which {cfg.ENGINE} can't read; "
-            "take --weights imagenet, none, or --engine detectron2"
-        )
+    cfg.MODEL.WEIGHTS = name = engine(cfg.ENGINE).initial_weights(cfg, wanted)
     path, trusted = local_weights(name), cfg.MODEL.TRUSTED_SHA256
     # The zoo publishes no sums: its own address must do, unless the user has them.
-    if trusted or not name.startswith(_ZOO):
+    if trusted or not name.startswith(ZOO):
         check_pickle(path, trusted)
 
 
@@ -106,7 +96,7 @@ def local_weights(name: str) -> Path:
     InputError
         If it is neither there nor to be had; the line says where to put it by hand.
     """
-    url = name.replace(*_ZOO, 1)
+    url = name.replace(*ZOO, 1)
     if name.startswith(_TIMM[0]):
         url = name.replace(*_TIMM, 1) + _TIMM_FILE
     parsed = urlparse(url)

@@ -2,9 +2,11 @@
 
 An engine is a module of this folder, `detectron2` or `torchvision`, with
 
+- `default_keys()`: its config, before the project's own keys;
 - `check(cfg)`, which refuses what the engine is known not to have;
 - `build_network(cfg)`: the network of a config, on its device;
-- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them.
+- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them;
+  it refuses what it can't read.
 
 A network is a `torch.nn.Module`. In training, called with samples of
 `cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `find` takes images and
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
 ENGINES = ("detectron2", "torchvision")
+ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ def choose_engine(wanted: str) -> str:
 def engine(name: str) -> ModuleType:
     """Give the module of an engine."""
     return importlib.import_module(f"cellseg.network.{name}")
+
+
+def default_keys(name: str) -> CfgNode:
+    """Give the keys that an engine understands, with their default values."""
+    return engine(name).default_keys()
 
 
 def check_network(cfg: CfgNode) -> None:

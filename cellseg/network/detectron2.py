@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import get_cfg
 from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
@@ -86,6 +87,11 @@ def _instances(sample: dict[str, Any]) -> Instances:
     return instances
 
 
+def default_keys() -> CfgNode:
+    """Give all of Detectron2's keys."""
+    return get_cfg()
+
+
 def check(cfg: CfgNode) -> None:
     """Refuse what timm does not have; Detectron2 says itself what it can't build."""
     if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
@@ -110,7 +116,7 @@ def _exact(pooler: torch.nn.Module) -> torch.nn.Module:
 
 
 def initial_weights(cfg: CfgNode, wanted: str) -> str:
-    """Name the weights that "imagenet" or "coco" means for a config.
+    """Name the weights that "imagenet" or "coco" means for a config; all others it may read.
 
     Raises
     ------
@@ -123,6 +129,8 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
                 f"--weights imagenet: there are none for {cfg.RECIPE}; train it with --weights none"
             )
         return str(cfg.MODEL.WEIGHTS)
+    if wanted != "coco":
+        return wanted
     with warnings.catch_warnings():
         # It imports pkg_resources, which says at every import that it is going.
         warnings.simplefilter("ignore")

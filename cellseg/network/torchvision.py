@@ -28,7 +28,8 @@ from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
-from cellseg.network import Found
+from cellseg.network import ZOO, Found
+from cellseg.network.keys import SHARED
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 
 # The values that there are here, of keys that have others in Detectron2.
@@ -283,6 +284,11 @@ class _ProposalHead(RPNHead):
         return tuple([level.float() for level in levels] for levels in super().forward(features))
 
 
+def default_keys() -> CfgNode:
+    """Give the keys that every engine understands."""
+    return CfgNode(SHARED)
+
+
 def check(cfg: CfgNode) -> None:
     """Refuse what only Detectron2 has."""
     for key, values in _VALUES.items():
@@ -405,8 +411,15 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
     Raises
     ------
     InputError
-        If there are none of that kind.
+        If there are none of that kind, or they are in the form of Detectron2's zoo.
     """
+    if wanted.startswith(ZOO) or wanted.endswith(".pkl"):
+        raise InputError(
+            f"--weights {wanted}: in the form of Detectron2's zoo, which torchvision can't read; "
+            "take --weights imagenet, none, or --engine detectron2"
+        )
+    if wanted not in ("imagenet", "coco"):
+        return wanted
     keys = cfg.MODEL.RESNETS
     shape = (
         keys.DEPTH,
@@ -415,7 +428,7 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         keys.STEM_OUT_CHANNELS,
         keys.RES2_OUT_CHANNELS,
     )
-    if wanted != "imagenet" or shape not in _IMAGENET:
+    if wanted == "coco" or shape not in _IMAGENET:
         raise InputError(
             f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
             "path, or --engine detectron2"
