@@ -111,15 +111,20 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def say_gpus(folder):
-    (folder / str(rank())).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+def say_share(folder):
+    (folder / str(rank())).write_text(
+        f"{os.environ['CUDA_VISIBLE_DEVICES']} {torch.get_num_threads()}"
+    )
 
 
-def test_processes_on_the_cpu_see_no_gpu(tmp_path, monkeypatch):
+def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    together(2, say_gpus, tmp_path, device="cpu")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["", ""]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    together(2, say_share, tmp_path, device="cpu")
+    assert [path.read_text() for path in tmp_path.iterdir()] == [" 2", " 2"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.parametrize(("n_processes", "device"), [(3, "cuda"), (2, "cuda:1")])

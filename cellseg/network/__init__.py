@@ -133,8 +133,12 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     InputError
         As `check_network` does, or if the parts of the network don't fit together.
     """
+    import torch
+
     check_network(cfg)
     network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
+    # How the libraries of convolutions store them: in the other order they copy all the time.
+    network.to(memory_format=torch.channels_last)
     return network
 
 
@@ -196,8 +200,12 @@ def together(
     import torch
     from detectron2.engine import launch
 
+    # Each would take all cores, and all would wait for each other.
+    values = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_processes))}
+    if torch.device(device).type == "cpu":
+        values["CUDA_VISIBLE_DEVICES"] = ""  # Detectron2 would connect them by their GPUs
     try:
-        with _no_gpus() if torch.device(device).type == "cpu" else contextlib.nullcontext():
+        with _environment(values):
             launch(work, n_processes, n_machines, machine, address, args=args)
     except ProcessRaisedException as error:
         _, found, message = str(error).rpartition("InputError: ")
@@ -233,14 +241,15 @@ def meeting_point() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def _no_gpus() -> Iterator[None]:
-    """Hide the GPUs from processes that are started: Detectron2 would connect them by those."""
-    key = "CUDA_VISIBLE_DEVICES"
-    former = os.environ.get(key)
-    os.environ[key] = ""
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the processes that are started within."""
+    former = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        del os.environ[key]
-        if former is not None:
-            os.environ[key] = former
+        for key, value in former.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

@@ -115,7 +115,9 @@ class Backbone(nn.Module):
         self.below = model.FPN.IN_FEATURES if model.BACKBONE.NAME == FPN else ()
         if self.below:
             channels = [self.channels[name] for name in self.below]
-            self.fpn = FeaturePyramidNetwork(channels, model.FPN.OUT_CHANNELS, LastLevelMaxPool())
+            self.fpn = FeaturePyramidNetwork(
+                channels, model.FPN.OUT_CHANNELS, LastLevelMaxPool(), NORMS.get(model.FPN.NORM)
+            )
             levels = [int(name.removeprefix("res")) for name in self.below]
             self.strides = {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
             self.channels = dict.fromkeys(self.strides, model.FPN.OUT_CHANNELS)

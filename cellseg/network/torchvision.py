@@ -38,7 +38,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "RESNETS.DEPTH": tuple(BLOCKS),
     "RESNETS.NORM": tuple(NORMS),
     "RESNETS.RES5_DILATION": (1, 2),
-    "FPN.NORM": ("",),
+    "FPN.NORM": ("", *NORMS),
     "ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "ANCHOR_GENERATOR.OFFSET": (0.0,),
     "PROPOSAL_GENERATOR.NAME": ("RPN",),
@@ -49,7 +49,7 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
     "ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
-    "ROI_MASK_HEAD.NORM": ("",),
+    "ROI_MASK_HEAD.NORM": ("", *NORMS),
     "ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
 }
 
@@ -377,7 +377,9 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         nms_thresh=keys.NMS_THRESH_TEST,
         detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
         mask_roi_pool=_RoIPool(strides, mask),
-        mask_head=MaskRCNNHeads(channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1),
+        mask_head=MaskRCNNHeads(
+            channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1, norm_layer=NORMS.get(mask.NORM)
+        ),
         mask_predictor=MaskRCNNPredictor(
             mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
         ),

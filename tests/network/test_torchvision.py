@@ -88,13 +88,15 @@ _NAMES: list[tuple[str, Any]] = [
     (r"shortcut\.norm", "downsample.1"),
     (r"shortcut", "downsample.0"),
     (r"conv(\d)\.norm", r"bn\1"),
-    (r"backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0"),
-    (r"backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}.0"),
+    (r"(fpn_lateral\d|fpn_output\d|mask_fcn\d)\.norm\.", r"\1.1."),
+    (r"(fpn_lateral\d|fpn_output\d|mask_fcn\d)\.(?=[a-z])", r"\1.0."),
+    (r"backbone\.fpn_lateral(\d)", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}"),
+    (r"backbone\.fpn_output(\d)", lambda m: f"backbone.fpn.layer_blocks.{int(m[1]) - 2}"),
     (r"proposal_generator\.rpn_head\.conv", "rpn.head.conv.0.0"),
     (r"proposal_generator\.rpn_head\.objectness_logits", "rpn.head.cls_logits"),
     (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn.head.bbox_pred"),
     (r"box_head\.fc(\d)", lambda m: f"box_head.fc{int(m[1]) + 5}"),
-    (r"mask_head\.mask_fcn(\d)", lambda m: f"mask_head.{int(m[1]) - 1}.0"),
+    (r"mask_head\.mask_fcn(\d)", lambda m: f"mask_head.{int(m[1]) - 1}"),
     (r"mask_head\.deconv", "mask_predictor.conv5_mask"),
     (r"mask_head\.predictor", "mask_predictor.mask_fcn_logits"),
 ]
@@ -114,17 +116,23 @@ def translated(state):
     return mine
 
 
-@pytest.fixture(params=BASES)
+# Normalised beyond the backbone too, as networks without pretrained weights want it.
+NORMED = ("MODEL.FPN.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN")
+
+
+@pytest.fixture(params=[(base, ()) for base in BASES] + [("fpn", NORMED)], ids=str)
 def both(request, load):
     """Two networks with the same random weights, Detectron2's and torchvision's."""
     from cellseg.network import detectron2
 
+    base, norms = request.param
     options = [
+        *norms,
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6),  # all there are: nothing is drawn by chance
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**4),
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[13.7, 32]]),
     ]
-    theirs_cfg = load(request.param, *options, engine="detectron2")
+    theirs_cfg = load(base, *options, engine="detectron2")
     config.merge_options(
         theirs_cfg,
         [
@@ -141,7 +149,7 @@ def both(request, load):
             elif "norm.weight" in name or "norm.bias" in name:
                 value += 0.1 * torch.randn_like(value)
     settled(theirs, lambda images: theirs.backbone(torch.stack(images) - theirs.pixel_mean))
-    mine = build_network(load(request.param, *options))
+    mine = build_network(load(base, *options))
     mine.load_state_dict(translated(theirs.state_dict()))
     return theirs, mine
 
