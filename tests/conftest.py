@@ -6,12 +6,17 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported. The networks here are so small that threads only wait.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from cellseg.network import ENGINES, detectron2_problem
+
+# A machine that is busy with other things is no fault.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 NO_DETECTRON2 = (
     f"Detectron2 can't be used here: {detectron2_problem()}" if detectron2_problem() else ""

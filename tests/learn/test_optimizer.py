@@ -31,7 +31,8 @@ class Net(torch.nn.Module):
 
 def configured(*options):
     cfg = config.default_config("torchvision")
-    config.merge_options(cfg, ["MODEL.MASK_ON", "True", *options])
+    cfg.MODEL = config.load_recipe("demo", "torchvision").MODEL  # the default is none of ours
+    config.merge_options(cfg, options)
     return cfg
 
 
