@@ -16,7 +16,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -61,12 +63,15 @@ WARM_UP, TIMED = 4, 12  # steps
 
 
 def train_for(
-    flags: list[str], keys: list[str], data: Path, output: Path, minutes: float
+    flags: list[str], keys: list[str], data: Path, output: Path, minutes: float, device: str = "cpu"
 ) -> tuple[Path, float]:
-    """Train for so many minutes; give the run's folder and the minutes that it took."""
+    """Train for so many minutes; give the run's folder and the minutes that it took.
+
+    The annotations are `annotations.json` in `output`, where the run's folder lands too.
+    """
     marks: list[float] = []
     flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
-    flags += ["--device", "cpu", "--weights", "none", "--output_dir"]
+    flags += ["--device", device, "--weights", "none", "--output_dir"]
 
     def run(folder: str, iterations: int) -> None:
         train.main([*flags, folder, *keys, "SOLVER.MAX_ITER", str(iterations)])
@@ -85,13 +90,29 @@ def train_for(
     return runs.newest_run(output / "runs"), (time.perf_counter() - began) / 60
 
 
-def score(run: Path, data: Path) -> dict[str, float]:
-    """Predict the test images and give AP50 at 100 detections, of each class and the mean."""
-    inference.main(["--checkpoint", str(run), "--data", str(data), "--device", "cpu"])
-    path = run / "scores.json"
-    evaluate.main([str(run), "--data", str(data), "--json", str(path)])
-    values = read_json(path, "scores", "")["metrics"]["AP50@100"]
-    return {name: value["value"] for name, value in values.items()}
+def score(
+    run: Path, data: Path, words: Sequence[str] = (), device: str = "cpu"
+) -> tuple[dict[str, Any], float]:
+    """Predict the test images of a data folder, and score them.
+
+    Parameters
+    ----------
+    words
+        Flags and KEY VALUE pairs of inference.py.
+
+    Returns
+    -------
+    What evaluate.py writes under "metrics", and the seconds of the prediction.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        results, scores = Path(folder) / "test-results.json", Path(folder) / "scores.json"
+        began = time.perf_counter()
+        flags = ["--checkpoint", str(run), "--data", str(data), "--device", device]
+        inference.main([*flags, "--output", str(results), *words])
+        seconds = time.perf_counter() - began
+        evaluate.main([str(results), "--data", str(data), "--json", str(scores)])
+        metrics: dict[str, Any] = read_json(scores, "scores", "")["metrics"]
+    return metrics, seconds
 
 
 def main() -> None:
@@ -119,7 +140,8 @@ def main() -> None:
             seeded = [*flags, "--seed", str(seed)]
             with contextlib.redirect_stdout(sys.stderr):
                 run, minutes = train_for(seeded, keys, args.data, args.output, args.minutes)
-                found = score(run, args.data)
+                metrics, _ = score(run, args.data)
+            found = {name: value["value"] for name, value in metrics["AP50@100"].items()}
             table.setdefault(name, []).append(found | {"minutes": minutes})
             write_json(args.output / "table.json", table, indent=1)
             print(f"{name}, seed {seed}: {found} after {minutes:.1f} minutes", flush=True)

@@ -46,17 +46,37 @@ def write_rgb(folder: Path, samples: Sequence[Sample]) -> None:
         tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
 
 
-def usual_mapper(folder: Path) -> Callable[[Sample], Any]:
-    """Build Detectron2's mapper, for images that `write_rgb` has written."""
-    from detectron2.data import DatasetMapper
-    from detectron2.data import transforms as T
+def usual_record(sample: Sample, folder: Path) -> dict[str, Any]:
+    """Describe a sample as Detectron2's data sets do, its image as `write_rgb` has written it."""
     from detectron2.structures import BoxMode
 
-    mapper = DatasetMapper(
+    return {
+        "file_name": str(folder / f"{sample['name']}.tif"),
+        "height": sample["height"],
+        "width": sample["width"],
+        "annotations": [
+            {
+                "bbox": a["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "segmentation": a["segmentation"],
+                "category_id": a["class"],
+                "iscrowd": 0,
+            }
+            for a in sample["annotations"]
+        ],
+    }
+
+
+def usual_mapper(shortest: Sequence[int] = (608,)) -> Callable[[dict[str, Any]], Any]:
+    """Build Detectron2's mapper, for what `usual_record` gives."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    mapper: Callable[[dict[str, Any]], Any] = DatasetMapper(
         is_train=True,
         augmentations=[
             T.RandomCrop("relative", (0.5, 0.5)),
-            T.ResizeShortestEdge((608,), 1333, "choice"),
+            T.ResizeShortestEdge(tuple(shortest), 1333, "choice"),
             T.RandomFlip(horizontal=True, vertical=False),
             T.RandomFlip(horizontal=False, vertical=True),
             T.RandomBrightness(0.9, 1.1),
@@ -66,27 +86,7 @@ def usual_mapper(folder: Path) -> Callable[[Sample], Any]:
         instance_mask_format="bitmask",
         recompute_boxes=True,
     )
-
-    def take(sample: Sample) -> Any:
-        return mapper(
-            {
-                "file_name": str(folder / f"{sample['name']}.tif"),
-                "height": sample["height"],
-                "width": sample["width"],
-                "annotations": [
-                    {
-                        "bbox": a["bbox"],
-                        "bbox_mode": BoxMode.XYWH_ABS,
-                        "segmentation": a["segmentation"],
-                        "category_id": a["class"],
-                        "iscrowd": 0,
-                    }
-                    for a in sample["annotations"]
-                ],
-            }
-        )
-
-    return take
+    return mapper
 
 
 def this_mapper() -> Callable[[Sample], Any]:
@@ -125,7 +125,11 @@ def main() -> None:
         shuffled = [samples[n] for n in order]
         crowded = [sample for sample in shuffled if len(sample["annotations"]) > MANY]
         write_rgb(data, samples)
-        usual, this = usual_mapper(data), this_mapper()
+        mapper, this = usual_mapper(), this_mapper()
+
+        def usual(sample: Sample) -> Any:
+            return mapper(usual_record(sample, data))
+
         print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")
         for name, part in (("all", shuffled), (f"over {MANY} cells", crowded)):
             for sample in part:  # files are in memory, and masks decoded where they are kept

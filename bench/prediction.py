@@ -47,8 +47,13 @@ def usual(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> li
     """Paste into the whole image, then encode."""
     from detectron2.layers.mask_ops import paste_masks_in_image
 
-    full = paste_masks_in_image(masks, boxes, size).numpy()
-    encoded = [coco_mask.encode(np.asfortranarray(mask.view(np.uint8))) for mask in full]
+    return encode_each(paste_masks_in_image(masks, boxes, size))
+
+
+def encode_each(full: torch.Tensor) -> list[RLE]:
+    """Encode `(N, H, W)` bool masks of the whole image, one after the other."""
+    arrays = full.cpu().numpy()
+    encoded = [coco_mask.encode(np.asfortranarray(mask.view(np.uint8))) for mask in arrays]
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
 
 

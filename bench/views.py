@@ -1,6 +1,6 @@
 """AP50 and seconds an image for each way of looking with one trained network, in one run.
 
-    python bench/views.py --checkpoint RUN --data DIR
+    python bench/views.py --checkpoint RUN --data DIR [--json FILE]
 
 DIR has test images with masks in `test_masks/`; RUN was trained at a fixed zoom. The first
 row looks as the usual recipe does: at the whole image, its short side enlarged to 1000
@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import evaluate
 import inference
-from cellseg.files import read_json
+from bench.learning import score
+from cellseg import runs
+from cellseg.files import write_json
 from cellseg.read.layout import read_test_list
 
 NO_TILES = ["TEST.TILE", "100000"]
@@ -39,34 +38,50 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+def count_views(run: Path, words: list[str]) -> int:
+    """Count the views in which each tile is looked at."""
+    args = inference.parse(["--device", "cpu", *words])
+    test = inference.configure(args, runs.open_run(run)).TEST
+    return int(test.SYMMETRIES * len(test.SCALES))
+
+
 def main() -> None:
     """Predict and score in each way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, metavar="RUN")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help="some of the rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     args = parser.parse_args()
     n_images = len(read_test_list(args.data))
-    print(f"{'way of looking':24}{'AP50@100':>9}{'interval':>17}{'AP50@all':>9}{'s/image':>9}")
+    print(
+        f"{'way of looking':24}{'views':>6}{'AP50@100':>9}{'interval':>17}{'AP50@all':>9}"
+        f"{'s/image':>9}"
+    )
+    rows = []
     for name, (flags, keys) in ROWS.items():
         if args.only and name not in args.only:
             continue
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-            results, scores = Path(folder) / "test-results.json", Path(folder) / "scores.json"
-            words = ["--checkpoint", args.checkpoint, "--data", str(args.data), "--device", "cpu"]
-            began = time.perf_counter()
-            inference.main([*words, "--output", str(results), *flags, *keys])
-            seconds = (time.perf_counter() - began) / n_images
-            evaluate.main([str(results), "--data", str(args.data), "--json", str(scores)])
-            metrics = read_json(scores, "scores", "")["metrics"]
+        with contextlib.redirect_stdout(sys.stderr):
+            metrics, seconds = score(args.checkpoint, args.data, [*flags, *keys])
         at_100 = metrics["AP50@100"]["mean of classes"]
-        everything = metrics["AP50@all"]["mean of classes"]["value"]
-        low, high = at_100["low"], at_100["high"]
+        row = {
+            "way of looking": name,
+            "views": count_views(args.checkpoint, [*flags, *keys]),
+            "AP50@100": at_100["value"],
+            "low": at_100["low"],
+            "high": at_100["high"],
+            "AP50@all": metrics["AP50@all"]["mean of classes"]["value"],
+            "seconds an image": seconds / n_images,
+        }
         print(
-            f"{name:24}{at_100['value']:9.3f}   [{low:.3f}, {high:.3f}]{everything:9.3f}"
-            f"{seconds:9.2f}",
+            f"{name:24}{row['views']:6}{row['AP50@100']:9.3f}   [{row['low']:.3f}, "
+            f"{row['high']:.3f}]{row['AP50@all']:9.3f}{row['seconds an image']:9.2f}",
             flush=True,
         )
+        rows.append(row)
+        if args.json:  # row by row, since all of them take long
+            write_json(args.json, rows, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,603 @@
+"""On a GPU: whether it works there, how fast it is and how well it learns, in one call.
+
+    python bench/gpu.py [--parts tests training prediction] [--minutes M] [--profile]
+    python bench/gpu.py --parts learning --data DIR [--minutes M] [KEY VALUE ...]
+
+Nothing is built or downloaded; networks have random weights. Both sides of a ratio are
+measured in the same call: the usual way is Detectron2's own, in float32. The table is printed
+last and written as Markdown. `--device cpu --tiny` rehearses all of it without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import gc
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import torch
+from fvcore.common.config import CfgNode
+
+import annotation
+import train
+import utils
+from bench.annotation import draw_data
+from bench.learning import OURS, score, train_for
+from bench.mapper import usual_mapper, usual_record, write_rgb
+from bench.overhead import time_rest, write_images
+from bench.prediction import encode_each
+from bench.sizes import image_sizes
+from cellseg.errors import InputError
+from cellseg.files import write_atomic
+from cellseg.learn.config import merge_options
+from cellseg.learn.optimizer import build_optimizer
+from cellseg.network import build_network, choose_engine, detectron2_problem
+from cellseg.predict.images import ListedImage
+from cellseg.predict.predictor import Predictor
+from cellseg.read.synthetic import write_dataset
+from cellseg.runs import versions
+from trainer import Trainer
+
+RECIPE = "mask_rcnn_R_50_DC5_3x"
+MINUTES = {"tests": 3.0, "training": 3.0, "prediction": 3.0, "learning": 8.0}
+IMAGES = 209
+# What random weights find is as much as they may: the recipe's 800, and the homework's mean.
+CELLS = (800, 150)
+# Inputs of unit size, since weights are random.
+RANDOM = ["MODEL.PIXEL_STD", "[57.0, 57.0, 57.0]"]
+# A network and images so small that the whole takes a minute on a CPU.
+TINY = shlex.split("""
+    MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.RESNETS.STEM_OUT_CHANNELS 8
+    MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.RESNETS.WIDTH_PER_GROUP 4
+    MODEL.RPN.PRE_NMS_TOPK_TEST 100 MODEL.RPN.POST_NMS_TOPK_TEST 50 MODEL.ROI_BOX_HEAD.FC_DIM 32
+    MODEL.ROI_MASK_HEAD.CONV_DIM 16 MODEL.ROI_MASK_HEAD.NUM_CONV 1 INPUT.MIN_SIZE_TRAIN (64,)
+    INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 100
+""")
+TINY_SIZES = [(60, 70), (72, 50), (33, 35), (64, 64)]
+# Four images a step, which suit a CPU, leave a GPU idle.
+LEARNING = ["SOLVER.IMS_PER_BATCH", "16"]
+PROFILED = 3  # steps or images
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    usual: str = ""
+    here: str = ""
+    ratio: str = ""
+    target: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Give its five columns."""
+        return self.what, self.usual, self.here, self.ratio, self.target
+
+
+HEAD = Row("what", "usual way", "here", "ratio", "target")
+RULE = Row("---", "---", "---", "---", "---")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training is.
+
+    Attributes
+    ----------
+    rate
+        Images a second.
+    waiting
+        Share of the time that it waits for data.
+    memory
+        The most memory on the GPU at a time, for the table.
+    """
+
+    rate: float
+    waiting: float
+    memory: str
+
+
+# --- The GPU's tests
+
+
+def run_tests(args: argparse.Namespace) -> Iterator[Row]:
+    """Run the tests that are marked `gpu`."""
+    words = ["tests/test_gpu.py", "-k", "moving_average and torchvision"] if args.tiny else []
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *words]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=utils.PROJECT,
+            env=os.environ | {"TEST_GPU": args.device},
+            capture_output=True,
+            text=True,
+            timeout=60 * (MINUTES["tests"] if args.tiny else minutes_of("tests", args)),
+        )
+        print(done.stdout + done.stderr, file=sys.stderr)
+        said = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1].strip("= ")
+    except subprocess.TimeoutExpired:
+        said = "not done in time: give more --minutes"
+    yield Row("tests on the GPU", NONE, said, "", "no failure")
+
+
+# --- Training
+
+
+def measure_training(args: argparse.Namespace) -> Iterator[Row]:
+    """Measure the throughput of training, the usual way and here."""
+    end = time.perf_counter() + 60 * minutes_of("training", args)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        data = Path(folder)
+        if args.tiny:
+            write_dataset(data, n_train=6, n_test=1, sizes=TINY_SIZES, cells_per_megapixel=3000)
+        else:
+            draw_data(data, IMAGES)
+        annotation.main(["--data", folder])
+        usual = here = None
+        if not detectron2_problem():
+            seconds = (end - time.perf_counter()) / 2
+            usual = _if_it_fits(lambda: train_as_usual(args, data, seconds))
+        left = end - time.perf_counter()
+        here = _if_it_fits(lambda: train_here(args, data, left))
+    batch = f"batch {args.batch}"
+    yield _compared(f"training, {batch}, images/s", usual, here, lambda p: p.rate, "≥ 1.5 ×")
+    yield _beside("… waiting for data", usual, here, lambda p: f"{p.waiting:.1%}", "< 10 %")
+    yield _compared("… images/s but for waiting", usual, here, lambda p: p.rate / (1 - p.waiting))
+    yield _beside("… peak memory", usual, here, lambda p: p.memory)
+
+
+def configure(args: argparse.Namespace, engine: str, data: Path, *keys: str) -> CfgNode:
+    """Give the config of a training on a data folder."""
+    flags = ["-m", RECIPE, "--engine", engine, "--data", data, "--device", args.device]
+    flags += ["--weights", "none", "-b", args.batch, "--num_workers", args.workers]
+    cfg = train.configure(train.parse([*map(str, flags), *own_keys(args), *keys]), None)
+    train.prepare(cfg, None)
+    cfg.OUTPUT_DIR = str(data)
+    return cfg
+
+
+def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace:
+    """Train with Detectron2's mapper, `BitMasks`, loader and network, in float32."""
+    from detectron2.data import build_detection_train_loader
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg = configure(args, "detectron2", data)
+    # As its DefaultTrainer does, it leaves images without a cell out.
+    samples = [sample for sample in Trainer.data(cfg).train if sample["annotations"]]
+    write_rgb(data, samples)
+    loader = build_detection_train_loader(
+        [usual_record(sample, data) for sample in samples],
+        mapper=usual_mapper(cfg.INPUT.MIN_SIZE_TRAIN),
+        total_batch_size=args.batch,
+        num_workers=args.workers,
+    )
+    torch.manual_seed(0)
+    network = build_model(cfg).train()
+    keep_small(network)
+    optimizer = build_optimizer(cfg, network)
+
+    def step(samples: Sequence[dict[str, Any]]) -> None:
+        losses = network(samples)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.stack([loss.detach() for loss in losses.values()]).tolist()  # for its curves
+        optimizer.step()
+
+    with EventStorage():
+        return pace(iter(loader), step, args, seconds)
+
+
+def train_here(args: argparse.Namespace, data: Path, seconds: float) -> Pace:
+    """Train as train.py does, in mixed precision unless that is not wanted."""
+    cfg = configure(args, args.engine, data, "SOLVER.AMP.ENABLED", str(args.amp))
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    keep_small(trainer.step.network)
+    seeds = itertools.count()
+
+    def step(samples: Sequence[dict[str, Any]]) -> None:
+        trainer.step.step(samples, next(seeds))
+
+    batches = trainer.build_train_loader(cfg)
+    with _storage():
+        found = pace(batches, step, args, seconds)
+        if args.profile:
+            with profiled("training"):
+                for _ in range(PROFILED):
+                    step(next(batches))
+    return found
+
+
+def keep_small(network: torch.nn.Module) -> None:
+    """Let residual branches begin small, so that features keep the size that trained ones have."""
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if name.endswith(("conv3.norm", "bn3")):
+                weight: Any = module.weight
+                weight.fill_(0.1)
+
+
+def pace(
+    batches: Iterator[Any],
+    step: Callable[[Sequence[dict[str, Any]]], None],
+    args: argparse.Namespace,
+    seconds: float,
+) -> Pace:
+    """Step for so many seconds, after as many steps as were loaded ahead."""
+    end = time.perf_counter() + seconds
+    ahead = 2 + 2 * args.workers
+    while ahead and time.perf_counter() < end - seconds / 2:
+        step(next(batches))
+        ahead -= 1
+    _synchronise(args.device)
+    on_gpu = args.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(args.device)
+    began, waited, images, steps = time.perf_counter(), 0.0, 0, 0
+    while steps < 2 or time.perf_counter() < end:
+        asked = time.perf_counter()
+        samples = next(batches)
+        waited += time.perf_counter() - asked
+        step(samples)
+        images += len(samples)
+        steps += 1
+    _synchronise(args.device)
+    took = time.perf_counter() - began
+    most = f"{torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB" if on_gpu else NONE
+    return Pace(images / took, waited / took, most)
+
+
+# --- Prediction
+
+
+def measure_prediction(args: argparse.Namespace) -> Iterator[Row]:
+    """Measure the prediction of images of the homework's sizes, the usual way and here."""
+    end = time.perf_counter() + 60 * minutes_of("prediction", args)
+    with tempfile.TemporaryDirectory() as folder:
+        images = write_images(Path(folder), TINY_SIZES if args.tiny else image_sizes())
+        for number, cells in enumerate(args.cells):
+            left = (end - time.perf_counter()) / (len(args.cells) - number)
+            yield from _predict(args, Path(folder), images, cells, left)
+
+
+def _predict(
+    args: argparse.Namespace,
+    folder: Path,
+    images: Sequence[ListedImage],
+    cells: int,
+    seconds: float,
+) -> Iterator[Row]:
+    keys = ["TEST.DETECTIONS_PER_IMAGE", str(cells), "TEST.AMP", str(args.amp)]
+    end = time.perf_counter() + seconds
+    usual = None
+    if not detectron2_problem():
+        usual = _if_it_fits(lambda: predict_as_usual(args, images, keys, seconds / 2))
+        if usual:
+            images = images[: usual[1]]  # both look at the same
+    rates = {}
+    for name, more, part in (
+        ("", [], 0.4),
+        (", four flips", ["TEST.SYMMETRIES", "4", "TEST.BATCH", "4"], 1.0),
+    ):
+        left = max(0.0, end - time.perf_counter()) * part
+        rates[name] = predict_here(args, folder, images, [*keys, *more], left)
+    slow = usual and usual[0]
+    for name, fast in rates.items():
+        yield _compared(
+            f"prediction, {cells} cells an image{name}, images/s",
+            slow,
+            fast,
+            lambda rate: rate,
+            "" if name else "≥ 3 ×",
+        )
+
+
+def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
+    """Give the config of a prediction with random weights."""
+    flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
+    cfg = train.configure(train.parse([*flags, *own_keys(args)]), None)
+    merge_options(cfg, keys)
+    return cfg
+
+
+def predict_as_usual(
+    args: argparse.Namespace, images: Sequence[ListedImage], keys: Sequence[str], seconds: float
+) -> tuple[float, int]:
+    """Predict with `DefaultPredictor`, whole masks, each encoded; give images/s and how many."""
+    from detectron2.engine import DefaultPredictor
+
+    torch.manual_seed(0)
+    predictor = DefaultPredictor(prediction_config(args, "detectron2", keys))
+    keep_small(predictor.model)
+
+    def predict(image: ListedImage) -> None:
+        found = predictor(cv2.imread(str(image.path)))["instances"]
+        encode_each(found.pred_masks)
+
+    predict(images[0])
+    began, count = time.perf_counter(), 0
+    for image in images:
+        predict(image)
+        count += 1
+        if time.perf_counter() - began > seconds:
+            break
+    return count / (time.perf_counter() - began), count
+
+
+def predict_here(
+    args: argparse.Namespace,
+    folder: Path,
+    images: Sequence[ListedImage],
+    keys: Sequence[str],
+    seconds: float,
+) -> float:
+    """Predict as inference.py does, from the files to the checked zip; give images a second."""
+    torch.manual_seed(0)
+    cfg = prediction_config(args, args.engine, keys)
+    network = build_network(cfg)
+    keep_small(network)
+    predictor = Predictor([network], [cfg])
+
+    def rate(part: Sequence[ListedImage]) -> float:
+        return len(part) / float(time_rest(folder, part, predictor)[0])
+
+    rate(images[:1])
+    found = rate(images[: max(1, int(seconds * rate(images[:4])))])
+    if args.profile:
+        with profiled("prediction"):
+            rate(images[:PROFILED])
+    return found
+
+
+# --- Learning
+
+
+def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
+    """Train from random weights, and score on the test images."""
+    recipe, keys = (RECIPE, [*own_keys(args), "SOLVER.IMS_PER_BATCH", "2"])
+    if not args.tiny:
+        recipe, keys = args.recipe, LEARNING
+    keys = [*keys, *args.options]
+    args.output.mkdir(parents=True, exist_ok=True)
+    wanted = minutes_of("learning", args)
+    flags = ["-m", recipe, "--engine", args.engine, "--num_workers", str(args.workers)]
+    found = {}
+    with contextlib.redirect_stdout(sys.stderr):
+        annotations = args.output / "annotations.json"
+        annotation.main(["--data", str(args.data), "--output", str(annotations)])
+        run, took = train_for(flags, keys, args.data, args.output, wanted, args.device)
+        for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
+            found[name], _ = score(run, args.data, words, args.device)
+    for name, metrics in found.items():
+        for cap, what in {"100": "100 detections", "all": "no cap"}.items():
+            value = metrics[f"AP50@{cap}"]["mean of classes"]
+            here = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+            target = "≥ 0.40" if (name, cap) == ("", "100") else ""
+            what = f"AP50 at {what}{name}, {recipe}, {took:.1f} min"
+            yield Row(what, NONE, here, "", target)
+
+
+# --- What the parts share
+
+
+def minutes_of(part: str, args: argparse.Namespace) -> float:
+    """Give the minutes that a part may take."""
+    return float(args.minutes or MINUTES[part])
+
+
+def own_keys(args: argparse.Namespace) -> list[str]:
+    """Give the keys of a network with random weights."""
+    return [*RANDOM, *(TINY if args.tiny else [])]
+
+
+def _if_it_fits(measure: Callable[[], Any]) -> Any:
+    """Measure; None if the GPU's memory is too small. What it held is given back."""
+    found = None
+    try:
+        found = measure()
+    except torch.OutOfMemoryError as error:
+        print(f"out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _storage() -> contextlib.AbstractContextManager[Any]:
+    """Give Detectron2's heads the storage that they write their scalars to."""
+    if detectron2_problem():
+        return contextlib.nullcontext()
+    from detectron2.utils.events import EventStorage
+
+    storage: contextlib.AbstractContextManager[Any] = EventStorage()
+    return storage
+
+
+@contextlib.contextmanager
+def profiled(what: str) -> Iterator[None]:
+    """Print the operators that take the most time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
+    with profile(activities=activities, acc_events=True) as profiler:
+        yield
+    by = f"self_{'device' if gpu else 'cpu'}_time_total"
+    table = profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=50)
+    print(f"{what}, profiled:\n{table}", file=sys.stderr)
+
+
+def _beside(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: str = "") -> Row:
+    """Give the row of two values that there may be."""
+    slow, fast = (NONE if x is None else say(x) for x in (usual, here))
+    return Row(what, slow, fast, "", target)
+
+
+def _compared(
+    what: str, usual: Any, here: Any, value: Callable[[Any], float], target: str = ""
+) -> Row:
+    """Give the row of two rates that there may be, and of their ratio."""
+    row = _beside(what, usual, here, lambda x: f"{value(x):.2f}", target)
+    if usual is None or here is None:
+        return row
+    return Row(what, row.usual, row.here, f"{value(here) / value(usual):.1f} ×", target)
+
+
+def machine(device: str) -> str:
+    """Say what it ran on."""
+    if not device.startswith("cuda"):
+        return "CPU"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def as_markdown(args: argparse.Namespace, command: Sequence[str], rows: Sequence[Row]) -> str:
+    """Write the table with all that it takes to repeat it."""
+    found = ", ".join(f"{package} {version}" for package, version in versions().items())
+    lines = [
+        f"## {datetime.date.today()}, {machine(args.device)}",
+        "",
+        f"{found}, CUDA {torch.version.cuda}; {train.count_cores()} cores, {args.workers} of them "
+        f"loading images; engine {args.engine}",
+        "",
+        f"    {shlex.join(command)}",
+        "",
+        *(f"| {' | '.join(row.cells())} |" for row in (HEAD, RULE, *rows)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Write the table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*(r.cells() for r in rows), strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row.cells(), widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+RUN: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "tests": run_tests,
+    "training": measure_training,
+    "prediction": measure_prediction,
+    "learning": measure_learning,
+}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = utils.CommandParser(
+        "Check, measure and print a table: the tests of the GPU, the throughput of training and\n"
+        "of prediction beside the usual way's, and what is learned from random weights.",
+        "python bench/gpu.py\npython bench/gpu.py --parts learning --data tissue\n"
+        "python bench/gpu.py --device cpu --tiny",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=RUN, default=["tests", "training", "prediction"],
+        metavar="PART", help=f"some of {', '.join(RUN)} (all but the last)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float, metavar="M",
+        help="for each part (3; learning 8 of training, and the scoring)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="images with masks, in test_masks/ too: to learn"
+    )
+    parser.add_argument("--recipe", default=OURS, metavar="NAME", help=f"to learn with ({OURS})")
+    parser.add_argument("--engine", default="auto", metavar="NAME", help="as of train.py (auto)")
+    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda)")
+    parser.add_argument("--batch", type=int, default=14, metavar="N", help="images a step (14)")
+    parser.add_argument(
+        "--workers", type=utils.whole_number, default=4, metavar="N",
+        help="processes that load images, for both ways (4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cells", type=int, nargs="+", default=CELLS, metavar="N",
+        help="found in an image at the most, in prediction (800 and 150)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--amp", action=argparse.BooleanOptionalAction, default=True,
+        help="mixed precision here; the usual way has none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", action="store_true", help="print the operators that take the most time"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a tiny network on tiny images")
+    parser.add_argument(
+        "--output", type=Path, default=Path("gpu-benchmark"), metavar="DIR",
+        help="where table.md and the run that learned come to be (gpu-benchmark)",
+    )  # fmt: skip
+    parser.add_argument(
+        "options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the learning"
+    )
+    args = parser.parse_args(argv)
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes {args.minutes}: a positive number is expected")
+    if "learning" in args.parts and not args.data:
+        parser.error("--parts learning: --data DIR is needed, with masks in test_masks/")
+    if args.batch < 1 or min(args.cells) < 1:
+        parser.error("--batch and --cells: 1 or more is expected")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts and print the table; give the exit code."""
+    args = parse(argv)
+    utils.quiet_libraries()
+    if not (args.device or torch.cuda.is_available()):
+        raise InputError(
+            "no CUDA GPU that torch can use: make doctor says what is missing; --device cpu --tiny "
+            "rehearses this without one"
+        )
+    args.device = utils.choose_device(args.device)
+    args.workers = min(args.workers, train.count_cores())
+    if args.tiny:
+        args.batch, args.workers, args.minutes = 2, 0, args.minutes or 0.05
+    args.engine = choose_engine(args.engine)
+    if detectron2_problem():
+        print("the usual way is Detectron2's and can't be measured:", detectron2_problem())
+    command = ["python", "bench/gpu.py", *(sys.argv[1:] if argv is None else argv)]
+    rows: list[Row] = []
+    for part in args.parts:
+        try:
+            for row in RUN[part](args):
+                print("  ".join(filter(None, row.cells())), file=sys.stderr, flush=True)
+                rows.append(row)
+        except Exception as error:  # noqa: BLE001 what the other parts found must not be lost
+            if not isinstance(error, InputError):
+                traceback.print_exc()
+            said = f"failed: {type(error).__name__}: {error}"
+            rows.append(Row(part, NONE, said.splitlines()[0]))
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "table.md"
+    with write_atomic(path) as file:
+        file.write(as_markdown(args, command, rows))
+    print(f"{machine(args.device)}; written to {utils.shown(path)}\n{as_text([HEAD, *rows])}")
+    return int(any(word in row.here for row in rows for word in ("failed", "error")))
+
+
+if __name__ == "__main__":
+    utils.run_command(main)

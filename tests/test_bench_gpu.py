@@ -1,0 +1,116 @@
+"""bench/gpu.py from end to end on the CPU, as small as it gets."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+
+from bench import gpu
+from cellseg.errors import InputError
+from cellseg.network import detectron2_problem
+
+
+@pytest.fixture
+def rehearse(tmp_path):
+    """Call this with flags; gives the exit code and the rows of the table, in five columns."""
+
+    def go(*words):
+        argv = ["--device", "cpu", "--tiny", "--output", str(tmp_path), *words]
+        code = gpu.main([str(word) for word in argv])
+        text = (tmp_path / "table.md").read_text()
+        lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
+        return code, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines], text
+
+    return go
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Detectron2's
+def test_the_whole_on_the_cpu(rehearse, cells, capsys):
+    parts = ["tests", "training", "prediction", "learning"]
+    code, rows, text = rehearse("--parts", *parts, "--data", cells, "--profile", "--cells", 20)
+    out, err = capsys.readouterr()
+    assert code == 0, text
+    assert re.match(r"## \d{4}-\d\d-\d\d, CPU\n\npython 3\.\d+\.\d+, torch 2\.", text)
+    assert "    python bench/gpu.py --device cpu --tiny" in text
+    tests, images, waiting, others, memory, plain, flips, *scores = rows
+    assert re.match(r"\d+ passed", tests[2])
+    assert images[4] == "≥ 1.5 ×"
+    assert plain[4] == "≥ 3 ×"
+    for what, usual, here, ratio, _ in (images, others, plain, flips):
+        assert float(here) > 0, what
+        if detectron2_problem():
+            assert (usual, ratio) == ("–", "")
+        else:
+            # All three are rounded.
+            assert float(ratio.removesuffix(" ×")) == pytest.approx(
+                float(here) / float(usual), abs=0.06, rel=0.02
+            )
+    assert 0 <= float(waiting[2].removesuffix("%")) <= 100
+    assert memory[2] == "–"
+    assert [row[4] for row in scores] == ["≥ 0.40", "", "", ""]
+    for row in scores:
+        value, low, high = map(float, re.findall(r"[\d.]+", row[2]))
+        assert 0 <= low <= value <= high <= 1
+    for row in rows:  # the table comes last in the terminal too
+        assert row[0] in out
+    assert "training, profiled:" in err
+    assert "prediction, profiled:" in err
+
+
+def test_a_part_that_fails_leaves_the_others(rehearse, monkeypatch):
+    def fail(_args):
+        raise RuntimeError("no such kernel\nand more")
+        yield
+
+    monkeypatch.setitem(gpu.RUN, "training", fail)
+    row = gpu.Row("a", "1", "2", "2.0 ×")
+    monkeypatch.setitem(gpu.RUN, "prediction", lambda _args: iter([row]))
+    code, rows, _ = rehearse("--parts", "training", "prediction")
+    assert code == 1
+    assert rows[0][2] == "failed: RuntimeError: no such kernel"
+    assert rows[1] == ["a", "1", "2", "2.0 ×", ""]
+
+
+def test_a_memory_that_is_too_small_for_one_way_leaves_the_other(rehearse, monkeypatch):
+    def fail(*_arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(gpu, "train_as_usual", fail)
+    monkeypatch.setattr(gpu, "train_here", lambda *_: gpu.Pace(3.0, 0.25, "1.0 GiB"))
+    code, rows, _ = rehearse("--parts", "training")
+    assert code == 0
+    assert [row[1:4] for row in rows] == [
+        ["–", "3.00", ""], ["–", "25.0%", ""], ["–", "4.00", ""], ["–", "1.0 GiB", ""],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "no CUDA GPU that torch can use"),
+        (["--device", "cuda:99"], "--device cuda:99: not to be had here"),
+        (["--parts", "learning"], "--data DIR is needed"),
+        (["--minutes", "0"], "--minutes 0.0"),
+        (["--parts", "driving"], "invalid choice: 'driving'"),
+    ],
+)
+def test_what_is_refused(words, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        gpu.main(words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_is_a_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench/gpu.py"])
+    with pytest.raises(SystemExit) as left:
+        gpu.utils.run_command(gpu.main)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gpu.py: error: no CUDA GPU")
+    assert "--device cpu --tiny" in line
