@@ -43,4 +43,6 @@ esac
 # Its setup.py imports torch, so it builds in this environment and not in one of its own.
 "$python" -m pip install --disable-pip-version-check --no-build-isolation "$source" ||
     without "Detectron2 could not be built from $source: see the messages above. It needs a C++
-compiler (on Debian or Ubuntu: apt install g++ python3-dev)."
+compiler (on Debian or Ubuntu: apt install g++ python3-dev). If nvcc is of another CUDA
+than torch: CUDA_VISIBLE_DEVICES= make setup builds it without CUDA, which the recipes
+don't need on a GPU either."

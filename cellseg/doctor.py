@@ -70,8 +70,8 @@ def _torchvision() -> Finding:
         return Finding(
             f"torchvision's compiled operators: {reason}",
             False,
-            "torch and torchvision must be the pair in requirements.txt: make distclean, "
-            "make setup",
+            "torch and torchvision must be a pair that was built together, as the one in "
+            "requirements.txt is: make distclean, make setup",
         )
     return Finding("torchvision's compiled operators load", True)
 
@@ -91,8 +91,9 @@ def _cuda() -> Finding:
                 return Finding(
                     f"CUDA: {capability.name} is there, but Detectron2 was built without CUDA",
                     False,
-                    "some of its layers can't use the GPU: with nvcc of CUDA "
-                    f"{torch.version.cuda} on the PATH: make distclean, FORCE_CUDA=1 make setup",
+                    "the recipes run on the GPU all the same; for its deformable convolutions and "
+                    f"rotated boxes, with nvcc of CUDA {torch.version.cuda} on the PATH: make "
+                    "distclean, FORCE_CUDA=1 make setup",
                     needed=False,
                 )
             return Finding(
