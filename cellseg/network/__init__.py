@@ -138,7 +138,7 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     check_network(cfg)
     network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
     # How the libraries of convolutions store them: in the other order they copy all the time.
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
