@@ -243,7 +243,7 @@ def zoo(tmp_path, tiny, monkeypatch):
         ),
         (
             "-m cascade_mask_rcnn_convnextv2_tiny_FPN",
-            "MODEL.BACKBONE.NAME 'build_timm_fpn_backbone': only Detectron2 has it",
+            "MODEL.ROI_HEADS.NAME 'CascadeROIHeads': only Detectron2 has it",
         ),
     ],
 )

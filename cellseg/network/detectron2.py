@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import get_cfg
-from detectron2.layers import ROIAlign
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.layers import ROIAlign, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
@@ -19,7 +20,36 @@ from torchvision.ops import RoIAlign
 
 from cellseg.errors import InputError
 from cellseg.network import Found
-from cellseg.network.timm_backbone import TimmBackbone, build_timm_fpn_backbone, check_name
+from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
+
+
+class _BottomUp(TimmBackbone, Backbone):
+    """A network of timm as Detectron2 takes it."""
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Give the channels and the stride of each feature."""
+        return {
+            name: ShapeSpec(channels=self.channels[name], stride=stride)
+            for name, stride in self.strides.items()
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
+    """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64.
+
+    Raises
+    ------
+    InputError
+        As `TimmBackbone` does.
+    """
+    return FPN(
+        bottom_up=_BottomUp(cfg.MODEL.TIMM.NAME, cfg.MODEL.BACKBONE.FREEZE_AT),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+    )
 
 
 class CellRCNN(GeneralizedRCNN):
@@ -94,7 +124,7 @@ def default_keys() -> CfgNode:
 
 def check(cfg: CfgNode) -> None:
     """Refuse what timm does not have; Detectron2 says itself what it can't build."""
-    if cfg.MODEL.BACKBONE.NAME == build_timm_fpn_backbone.__name__:
+    if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         check_name(cfg.MODEL.TIMM.NAME)
 
 

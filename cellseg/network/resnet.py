@@ -12,6 +12,8 @@ from torchvision.models import resnet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone
+
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # by depth, in each stage
 NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
 FPN = "build_resnet_fpn_backbone"
@@ -97,22 +99,27 @@ class ResNet(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A ResNet, perhaps with a feature pyramid (Lin et al. 2017, arXiv:1612.03144).
+    """A ResNet, or a network of timm, perhaps with a feature pyramid (arXiv:1612.03144).
 
     Attributes
     ----------
     strides, channels
         Of its features by name: "res2" and so on, with a pyramid "p2" and so on.
     coarsest
-        The ResNet's coarsest stride.
+        The coarsest stride below the pyramid.
     """
 
     def __init__(self, model: CfgNode) -> None:
         super().__init__()
-        self.body = ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
+        of_timm = model.BACKBONE.NAME == TIMM_FPN
+        self.body = (
+            TimmBackbone(model.TIMM.NAME, model.BACKBONE.FREEZE_AT)
+            if of_timm
+            else ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
+        )
         self.strides, self.channels = self.body.strides, self.body.channels
         self.coarsest = max(self.strides.values())
-        self.below = model.FPN.IN_FEATURES if model.BACKBONE.NAME == FPN else ()
+        self.below = model.FPN.IN_FEATURES if of_timm or model.BACKBONE.NAME == FPN else ()
         if self.below:
             channels = [self.channels[name] for name in self.below]
             self.fpn = FeaturePyramidNetwork(

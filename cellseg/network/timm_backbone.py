@@ -1,4 +1,4 @@
-"""timm's networks as backbones of Detectron2, with a feature pyramid.
+"""timm's networks as backbones, for a feature pyramid.
 
 `MODEL.BACKBONE.NAME: build_timm_fpn_backbone` takes the network that `MODEL.TIMM.NAME`
 names. Images are normalised by `MODEL.PIXEL_MEAN` and `PIXEL_STD`, in 0…255; timm's weights
@@ -13,18 +13,17 @@ import re
 from typing import Any
 
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from fvcore.common.config import CfgNode
+from torch import nn
 
 from cellseg.errors import InputError
+
+TIMM_FPN = "build_timm_fpn_backbone"
 
 _STRIDES = (4, 8, 16, 32)
 _NAMES = ("res2", "res3", "res4", "res5")  # as of Detectron2's ResNet
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(nn.Module):
     """The four last stages of a network of timm, with random weights.
 
     Its features have the names and the strides of a ResNet's: "res2", 4, to "res5", 32.
@@ -41,16 +40,18 @@ class TimmBackbone(Backbone):
     ------
     InputError
         If timm is missing, has no such network, or it has not these strides or stages.
+
+    Attributes
+    ----------
+    strides, channels
+        Of its features by name.
     """
 
     def __init__(self, name: str, freeze_at: int = 0) -> None:
         super().__init__()
         self.body = _create(name)
-        channels = self.body.feature_info.channels()
-        self._shapes = {
-            feature: ShapeSpec(channels=count, stride=stride)
-            for feature, count, stride in zip(_NAMES, channels, _STRIDES, strict=True)
-        }
+        self.strides = dict(zip(_NAMES, _STRIDES, strict=True))
+        self.channels = dict(zip(_NAMES, self.body.feature_info.channels(), strict=True))
         if freeze_at:
             self._freeze(name, freeze_at)
 
@@ -69,10 +70,6 @@ class TimmBackbone(Backbone):
         """Give the `(B, C, H / stride, W / stride)` features of `(B, 3, H, W)` images."""
         return dict(zip(_NAMES, self.body(images), strict=True))
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Give the channels and the stride of each feature."""
-        return self._shapes
-
     def adapt_weights(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Give the weights of timm's whole network under the names that they have here.
 
@@ -83,24 +80,6 @@ class TimmBackbone(Backbone):
             for name in self.state_dict()
         }
         return {name: data[theirs] for name, theirs in whole.items() if theirs in data}
-
-
-@BACKBONE_REGISTRY.register()
-def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
-    """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64.
-
-    Raises
-    ------
-    InputError
-        As `TimmBackbone` does.
-    """
-    return FPN(
-        bottom_up=TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.BACKBONE.FREEZE_AT),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-    )
 
 
 def _timm(module: str = "timm") -> Any:

@@ -31,10 +31,11 @@ from cellseg.errors import InputError
 from cellseg.network import ZOO, Found
 from cellseg.network.keys import SHARED
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
+from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 # The values that there are here, of keys that have others in Detectron2.
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "BACKBONE.NAME": ("build_resnet_backbone", FPN),
+    "BACKBONE.NAME": ("build_resnet_backbone", FPN, TIMM_FPN),
     "RESNETS.DEPTH": tuple(BLOCKS),
     "RESNETS.NORM": tuple(NORMS),
     "RESNETS.RES5_DILATION": (1, 2),
@@ -116,19 +117,23 @@ class CellRCNN(nn.Module):
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
         """Give the weights of a file under this network's names.
 
-        A run's own have them; those of torchvision's classifiers go to the ResNet.
+        A run's own have them; those of the classifiers of torchvision or timm go to the
+        backbone.
 
         Raises
         ------
         ValueError
             If they are those of a network of Detectron2.
         """
-        if "conv1.weight" in data:
-            return {f"backbone.body.{name}": value for name, value in data.items()}
         state = dict(data.get("model", data))
         if any(name.startswith(("backbone.stem.", "backbone.bottom_up.")) for name in state):
             raise ValueError("they are of Detectron2's network, and this is torchvision's")
-        return state
+        own: dict[str, Any] = {}
+        if isinstance(self.backbone.body, TimmBackbone):
+            own = self.backbone.body.adapt_weights(state)
+        elif "conv1.weight" in state:
+            own = state
+        return {f"backbone.body.{name}": value for name, value in own.items()} or state
 
     def _look(
         self, images: Sequence[torch.Tensor]
@@ -290,13 +295,15 @@ def default_keys() -> CfgNode:
 
 
 def check(cfg: CfgNode) -> None:
-    """Refuse what only Detectron2 has."""
+    """Refuse what only Detectron2 has, and what timm does not have."""
     for key, values in _VALUES.items():
         if (value := attrgetter(key)(cfg.MODEL)) not in values:
             raise InputError(
                 f"MODEL.{key} {value!r}: only Detectron2 has it; "
                 f"{' or '.join(map(repr, values))} is expected, or --engine detectron2"
             )
+    if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
+        check_name(cfg.MODEL.TIMM.NAME)
 
 
 def build_network(cfg: CfgNode) -> CellRCNN:
@@ -422,6 +429,9 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         )
     if wanted not in ("imagenet", "coco"):
         return wanted
+    of_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
+    if of_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:
+        return str(cfg.MODEL.WEIGHTS)
     keys = cfg.MODEL.RESNETS
     shape = (
         keys.DEPTH,
@@ -430,7 +440,7 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         keys.STEM_OUT_CHANNELS,
         keys.RES2_OUT_CHANNELS,
     )
-    if wanted == "coco" or shape not in _IMAGENET:
+    if wanted == "coco" or of_timm or shape not in _IMAGENET:
         raise InputError(
             f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
             "path, or --engine detectron2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -14,10 +15,7 @@ from cellseg.learn import config
 from cellseg.learn.checkpoint import load_initial_weights
 from cellseg.network import build_network
 
-pytestmark = [
-    pytest.mark.detectron2,
-    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # Detectron2's
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
 timm = pytest.importorskip("timm")
 
@@ -27,23 +25,25 @@ FAMILIES = {  # channels of the four stages, parameters up to the last
 }
 
 
-@pytest.fixture(autouse=True)
-def storage():
-    """Detectron2's heads write scalars to one as they learn."""
-    from detectron2.utils.events import EventStorage
+@pytest.fixture(params=[pytest.param("detectron2", marks=pytest.mark.detectron2), "torchvision"])
+def engine(request):
+    """Each engine; Detectron2's heads write scalars to a storage as they learn."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "detectron2":
+            from detectron2.utils.events import EventStorage
 
-    with EventStorage():
-        yield
+            stack.enter_context(EventStorage())
+        yield request.param
 
 
 @pytest.fixture
-def load(tiny, tmp_path):
+def load(engine, tiny, tmp_path):
     """Load the tiny network's config with a backbone of timm."""
 
     def load(name, *options, freeze_at=0):
         path = tmp_path / "timm.yaml"
         path.write_text(tiny.read_text().replace("dilated_c5", "fpn"))
-        cfg = config.load_config(path, "detectron2")
+        cfg = config.load_config(path, engine)
         keys = {
             "DEVICE": "cpu",
             "BACKBONE.NAME": "build_timm_fpn_backbone",
@@ -68,6 +68,12 @@ def build(load):
     return build
 
 
+def of_timm(network):
+    """The part of a network that is timm's, below the pyramid."""
+    backbone = network.backbone
+    return backbone.bottom_up if hasattr(backbone, "bottom_up") else backbone.body
+
+
 def picture(height=64, width=96):
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
 
@@ -87,18 +93,16 @@ def sample():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features(build, name):
     channels, n_parameters = FAMILIES[name]
-    pyramid = build(name).backbone
-    body = pyramid.bottom_up
+    network = build(name)
+    pyramid, body = network.backbone, of_timm(network)
     assert sum(p.numel() for p in body.parameters()) == n_parameters
     assert all(p.requires_grad for p in body.parameters())
-    shapes = body.output_shape()
-    assert list(shapes) == ["res2", "res3", "res4", "res5"]
-    assert [shape.channels for shape in shapes.values()] == channels
+    assert body.strides == {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+    assert list(body.channels.values()) == channels
     features = body(torch.zeros(1, 3, 64, 96))
-    for (key, shape), stride in zip(shapes.items(), (4, 8, 16, 32), strict=True):
-        assert shape.stride == stride
-        assert features[key].shape == (1, shape.channels, 64 // stride, 96 // stride)
-    assert pyramid.size_divisibility == 32
+    for key, stride in body.strides.items():
+        shape = (1, body.channels[key], 64 // stride, 96 // stride)
+        assert features[key].shape == shape
     levels = pyramid(torch.zeros(1, 3, 64, 96))
     assert {key: level.shape[-1] for key, level in levels.items()} == {
         "p2": 24,
@@ -133,7 +137,7 @@ def test_a_step_and_a_search(build, name):
 )
 def test_frozen_stages(build, name, freeze_at, frozen):
     network = build(name, freeze_at=freeze_at)
-    body = network.backbone.bottom_up.body
+    body = of_timm(network).body
     learning = {key.split(".")[0] for key, p in body.named_parameters() if p.requires_grad}
     everything = {key.split(".")[0] for key in body.state_dict()}
     assert everything - learning == frozen
@@ -163,7 +167,7 @@ def test_the_weights_of_timms_whole_network(build, name, tmp_path):
     load_initial_weights(network, str(path))
     images = torch.rand(1, 3, 64, 96)
     expected = whole.forward_intermediates(images, intermediates_only=True)[-4:]
-    features = network.eval().backbone.bottom_up(images).values()
+    features = of_timm(network.eval())(images).values()
     for found, wanted in zip(features, expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -174,7 +178,8 @@ def test_a_runs_own_weights_come_back(build, tmp_path):
     torch.save({"model": network.state_dict()}, path)
     torch.manual_seed(5)
     again = build("convnextv2_atto", freeze_at=1)
-    torch.nn.init.zeros_(again.backbone.fpn_lateral2.weight)
+    for parameter in again.parameters():
+        torch.nn.init.zeros_(parameter)
     load_initial_weights(again, str(path))
     for key, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
