@@ -121,6 +121,8 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             annotation.main(["--data", str(data)])
         samples = load_training_data(folder, str(data / annotation.ANNOTATIONS), 0, "", 0).train
+        # Detectron2's mapper can't take an image without a cell, which its trainer leaves out.
+        samples = [sample for sample in samples if sample["annotations"]]
         order = np.random.default_rng(0).permutation(len(samples))
         shuffled = [samples[n] for n in order]
         crowded = [sample for sample in shuffled if len(sample["annotations"]) > MANY]
