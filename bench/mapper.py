@@ -134,6 +134,8 @@ def main() -> None:
 
         print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")
         for name, part in (("all", shuffled), (f"over {MANY} cells", crowded)):
+            if not part:
+                continue
             for sample in part:  # files are in memory, and masks decoded where they are kept
                 this(sample)
             slow, fast = (rate(take, part, args.seconds) for take in (usual, this))
