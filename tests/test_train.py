@@ -300,7 +300,7 @@ def test_loading_processes(go):
 def test_a_gpu_does_not_wait_for_one_process_that_loads(monkeypatch, device, words, expected):
     monkeypatch.setattr(utils, "choose_device", lambda *_: device)
     monkeypatch.setattr(train, "count_cores", lambda: 8)
-    recipe = [] if "-m" in words else ["-m", "narrow_fpn"]
+    recipe = [] if "-m" in words else ["-m", "small_fpn"]
     assert configured(*recipe, *words).DATALOADER.NUM_WORKERS == expected
 
 

@@ -13,7 +13,7 @@ from cellseg.learn.samples import Sample
 
 # The longest side of the median cell that suits fine and coarse features, in the network's
 # pixels. Longer, and the cost grows with the square; but coarse features need it.
-_LENGTH_FINE, _LENGTH_COARSE = 40, 56
+_LENGTH_FINE, _LENGTH_COARSE = 30, 56
 _COARSE_STRIDE = 16
 _ZOOMS = (0.5, 4.0)  # beyond, cells vanish or only the blur grows
 

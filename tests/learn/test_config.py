@@ -14,8 +14,8 @@ from cellseg.network import build_network
 from cellseg.network.keys import DETECTRON2_ALONE, SHARED
 
 MODELS = {  # parameters in millions, with the frozen ones
-    "demo": 3,
-    "narrow_fpn": 3,
+    "demo": 6,
+    "small_fpn": 6,
     "mask_rcnn_R_50_DC5_3x": 172,
     "mask_rcnn_R_101_DC5_3x": 191,
     "mask_rcnn_R_50_FPN_3x": 44,
@@ -330,14 +330,14 @@ def cells_of(*sides):
 
 
 def test_what_follows_from_the_data():
-    """Ten cells of 20 px: 40 px on features of stride 4, hence twice as large."""
-    cfg = config.load_recipe("narrow_fpn", "torchvision")
+    """Ten cells of 20 px: 30 px on features of stride 4, hence larger by a half."""
+    cfg = config.load_recipe("small_fpn", "torchvision")
     zoom, anchors = config.follow_data(cfg, cells_of(*[(20, 20)] * 10))
-    assert cfg.INPUT.ZOOM == 2.0
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[40.0], [80.0], [160.0]]
+    assert cfg.INPUT.ZOOM == 1.5
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[30.0], [60.0], [120.0]]
     assert cfg.DATA.LONGEST_CELL == 20
-    assert zoom.startswith("zoom 2: the median cell is 20 px long")
-    assert anchors.startswith("anchors of 40, 80, 160 px")
+    assert zoom.startswith("zoom 1.5: the median cell is 20 px long")
+    assert anchors.startswith("anchors of 30, 60, 120 px")
 
 
 def test_the_coarser_features_of_dc5_want_larger_cells():
@@ -348,7 +348,7 @@ def test_the_coarser_features_of_dc5_want_larger_cells():
 
 
 def test_what_is_given_does_not_follow_from_the_data():
-    cfg = config.load_recipe("narrow_fpn", "torchvision")
+    cfg = config.load_recipe("small_fpn", "torchvision")
     options = ["INPUT.ZOOM", "1.25", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[9],[10]]"]
     config.merge_options(cfg, options)
     assert config.follow_data(cfg, cells_of((20, 20))) == []

@@ -45,13 +45,13 @@ def test_no_cell(samples):
 @pytest.mark.parametrize(
     ("length", "stride", "value"),
     [
-        (26, 4, 1.54),  # the homework's cells
-        (26, 8, 1.54),
+        (26, 4, 1.15),  # the homework's cells
+        (26, 8, 1.15),
         (26, 16, 2.15),
-        (20, 4, 2.0),
-        (80, 4, 0.5),
+        (20, 4, 1.5),
+        (60, 4, 0.5),
         (1000, 4, 0.5),
-        (10, 4, 4.0),
+        (10, 4, 3.0),
         (1, 16, 4.0),
     ],
 )
@@ -61,7 +61,7 @@ def test_zoom_by_hand(length, stride, value):
 
 def test_zoom_says_why():
     assert choose_zoom(CellSizes(26.0, 9, 40, 60), 4).reason == (
-        "zoom 1.54: the median cell is 26 px long, 40 px suit features of stride 4"
+        "zoom 1.15: the median cell is 26 px long, 30 px suit features of stride 4"
     )
     assert choose_zoom(CellSizes(10.5, 9, 40, 60), 16).reason == (
         "zoom 4: the median cell is 10.5 px long, 56 px suit features of stride 16, but zooms go "

@@ -351,7 +351,7 @@ def test_anchors_by_hand():
 
 
 def test_boxes_are_pooled_from_the_level_of_their_size():
-    part = config.load_recipe("demo", "torchvision").MODEL.ROI_BOX_HEAD
+    part = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision").MODEL.ROI_BOX_HEAD
     pool = engine._RoIPool([4, 8, 16], part)
     torch.manual_seed(0)
     features = [torch.rand(2, 3, 256 // stride, 256 // stride) for stride in (4, 8, 16)]
