@@ -129,6 +129,8 @@ def distribute(network: torch.nn.Module) -> torch.nn.Module:
         # A process group of CPUs refuses to be told a device.
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
+        # A recipe may look at fewer levels of a pyramid than it has.
+        find_unused_parameters=True,
     )
 
 
