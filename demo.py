@@ -29,7 +29,7 @@ SURE = 0.5  # cells that score less are left out of the pictures
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; give the exit code."""
     parser = utils.CommandParser(
-        "Make a small synthetic data set in the homework's layout, train a narrow network on it\n"
+        "Make a small synthetic data set in the homework's layout, train a small network on it\n"
         "(a few minutes, no GPU needed), predict the held-out images, score and draw them.\n"
         "Each command is shown as you would type it.",
         "python demo.py --seed 7",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cellseg.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextlib.contextmanager
@@ -73,6 +76,8 @@ def _clear_leftovers(path: Path) -> None:
 
 def _lock(file: int) -> None:
     """Lock an open file; raise OSError where another process holds it."""
+    if sys.platform == "win32":
+        raise OSError("no such locks here")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
