@@ -54,9 +54,9 @@ def _detectron2(version: str) -> Finding:
     return Finding(
         f"detectron2 {version}: " + (problem or "its compiled operators load"),
         not problem,
-        "everything runs on torchvision without it (--engine torchvision); to have it, make setup, "
-        "or without a network: make setup DETECTRON2=/path/to/clone-or-wheel; if it was built "
-        "against another torch: make distclean, make setup",
+        "all but cascades and several processes runs on torchvision without it; to have it: make "
+        "setup, or without a network make setup DETECTRON2=/path/to/clone-or-wheel; if it was "
+        "built against another torch: make distclean, make setup",
         needed=bool(os.environ.get("CI")),
     )
 
