@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import utils
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.files import write_atomic, write_json
+from cellseg.files import clear_leftovers, write_atomic, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -283,7 +283,8 @@ def record(run: Path, cfg: CfgNode, data: TrainingData, command: Sequence[str]) 
 def train_run(args: argparse.Namespace, cfg: CfgNode, data: TrainingData, new: bool) -> int:
     """Train the run whose folder is `OUTPUT_DIR`, in all processes; give the exit code."""
     if args.machine_rank == 0:
-        clear_leftovers(Path(cfg.OUTPUT_DIR))
+        for name in (runs.LAST, runs.BEST, runs.FINAL):  # not all of them are soon written again
+            clear_leftovers(Path(cfg.OUTPUT_DIR) / name)
         write_config(cfg)
     cfg.freeze()
     n_processes = args.num_gpus * args.num_machines
@@ -297,13 +298,6 @@ def write_config(cfg: CfgNode) -> None:
     """Write a run's config into its folder."""
     with write_atomic(Path(cfg.OUTPUT_DIR) / runs.CONFIG) as file:
         file.write(cfg.dump())
-
-
-def clear_leftovers(run: Path) -> None:
-    """Delete the unfinished files that a killed training has left in its folder."""
-    for name in (runs.CONFIG, runs.LAST, runs.BEST, runs.FINAL):
-        for path in run.glob(f".{name}.*"):
-            path.unlink()
 
 
 def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str]) -> int:

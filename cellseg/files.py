@@ -38,7 +38,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if path.is_dir():  # else found out at the end alone, when the work is done
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(path)
+        clear_leftovers(path)
         made, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
         with contextlib.suppress(OSError):  # of a file system that knows no locks
             _lock(made)  # as long as this process lives
@@ -66,7 +66,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 _UNFINISHED = ".part"
 
 
-def _clear_leftovers(path: Path) -> None:
+def clear_leftovers(path: Path) -> None:
     """Remove the unfinished files of processes that were killed while they wrote `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
         with contextlib.suppress(OSError), open(left, "r+b") as file:
