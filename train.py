@@ -120,6 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--config-file": args.config_file,
         "--weights": args.weights,
         "--folds": args.folds is not None,
+        "MODEL.WEIGHTS": "MODEL.WEIGHTS" in args.options,
     }
     if args.resume not in (None, "newest"):
         began_with["--model"] = args.model
@@ -153,6 +154,7 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg = config.load_config(args.config_file, engine)
     else:
         cfg = config.load_recipe(args.model or MODEL, engine)
+    began = cfg.SOLVER.clone()
 
     flags = {
         "SOLVER.EPOCHS": args.epochs,
@@ -180,6 +182,10 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
     config.check_values(cfg)
+    if run:
+        check_same_solver(run, cfg.SOLVER, began)
+    if cfg.SEED < 0 and args.num_machines > 1:
+        raise InputError(f"--seed {cfg.SEED}: each machine would draw another; give a number")
     if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
         cfg.SEED = random.SystemRandom().randrange(2**32)
     cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
@@ -198,6 +204,17 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_same_solver(run: Path, solver: CfgNode, began: CfgNode) -> None:
+    """Refuse to go on with a run in other steps than those that it counts."""
+    for flag, key in (("--optimizer", "OPTIMIZER"), ("--batch_size", "IMS_PER_BATCH")):
+        if solver[key] != began[key]:
+            raise InputError(
+                f"{flag} {solver[key]}: {utils.shown(run)} began with {began[key]}, and goes on "
+                "from its steps; leave it out (SOLVER.ACCUMULATE splits a batch), or begin a new "
+                "run without --resume"
+            )
 
 
 def check_same_data(run: Path, annotations: Path, held_out: Sequence[str]) -> None:
@@ -224,19 +241,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
     folder = to_resume(args)
-    if folder and fold_runs(folder):
-        return train_folds(args, folder, [configure(args, run) for run in fold_runs(folder)])
-    cfg = configure(args, folder)
+    folds = fold_runs(folder) if folder else []
+    cfg, *others = [configure(args, run) for run in folds or [folder]]
     if args.show_batch:
         return show_batch(cfg, args.show_batch)
+    if folder and folds:
+        if args.num_machines > 1:
+            raise InputError(
+                f"{utils.shown(folder)}: a cross-validation, which one machine goes on with; leave "
+                "--num_machines out"
+            )
+        check_shares(args, cfg)
+        return train_folds(args, folder, [cfg, *others])
     if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
         return cross_validate(args, cfg, command)
-    data = prepare(cfg, folder)
+    data, reasons = prepare(cfg, folder)
     check_shares(args, cfg)
     run = folder
     if run is None and args.machine_rank == 0:
         run = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
-        record(run, cfg, data, command)
+        record(run, cfg, data, reasons, command)
     if run is not None:
         cfg.OUTPUT_DIR = str(run.absolute())
     return train_run(args, cfg, data, new=folder is None)
@@ -268,8 +292,10 @@ def check_shares(args: argparse.Namespace, cfg: CfgNode) -> None:
         )
 
 
-def record(run: Path, cfg: CfgNode, data: TrainingData, command: Sequence[str]) -> None:
-    """Write down what makes a run."""
+def record(
+    run: Path, cfg: CfgNode, data: TrainingData, reasons: Sequence[str], command: Sequence[str]
+) -> None:
+    """Write down what makes a run; `reasons` are those of the keys that follow from the data."""
     runs.write_record(
         run,
         command,
@@ -277,6 +303,7 @@ def record(run: Path, cfg: CfgNode, data: TrainingData, command: Sequence[str]) 
         data.categories,
         [sample["name"] for sample in data.train],
         [sample["name"] for sample in data.held_out],
+        reasons,
     )
 
 
@@ -285,7 +312,8 @@ def train_run(args: argparse.Namespace, cfg: CfgNode, data: TrainingData, new: b
     if args.machine_rank == 0:
         for name in (runs.LAST, runs.BEST, runs.FINAL):  # not all of them are soon written again
             clear_leftovers(Path(cfg.OUTPUT_DIR) / name)
-        write_config(cfg)
+        if new:  # the config of a resumed run may not fit what it left
+            write_config(cfg)
     cfg.freeze()
     n_processes = args.num_gpus * args.num_machines
     announce(cfg, data, n_processes)
@@ -311,11 +339,11 @@ def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str
         cfgs.append(of_fold)
     folder = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
     # All runs at once, so that --resume knows what is to be done.
-    for of_fold, data in zip(cfgs, parts, strict=True):
+    for of_fold, (data, reasons) in zip(cfgs, parts, strict=True):
         run = folder / f"fold{of_fold.DATA.FOLD}"
         run.mkdir()
         of_fold.OUTPUT_DIR = str(run)
-        record(run, of_fold, data, command)
+        record(run, of_fold, data, reasons, command)
         write_config(of_fold)
     try:
         return train_folds(args, folder, cfgs)
@@ -333,7 +361,8 @@ def train_folds(args: argparse.Namespace, folder: Path, cfgs: Sequence[CfgNode])
     for run, cfg in zip(folds, cfgs, strict=True):
         print(f"fold {cfg.DATA.FOLD} of {cfg.DATA.FOLDS}")
         cfg.OUTPUT_DIR = str(run.absolute())
-        code = train_run(args, cfg, prepare(cfg, run), new=False)
+        data, _ = prepare(cfg, run)
+        code = train_run(args, cfg, data, new=False)
         if code:
             return code
     names = [category["name"] for category in runs.read_record(folds[0])["categories"]]
@@ -349,7 +378,7 @@ def show_batch(cfg: CfgNode, path: Path) -> int:
     from cellseg.look.batch import draw_batch
     from cellseg.look.overlay import write_png
 
-    data = prepare(cfg, None)
+    data, _ = prepare(cfg, None)
     stream = build_stream(cfg, data)
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
     names = [category["name"] for category in data.categories]
@@ -358,8 +387,8 @@ def show_batch(cfg: CfgNode, path: Path) -> int:
     return 0
 
 
-def prepare(cfg: CfgNode, run: Path | None) -> TrainingData:
-    """Load the data, and set what the config takes from them."""
+def prepare(cfg: CfgNode, run: Path | None) -> tuple[TrainingData, list[str]]:
+    """Load the data, and set what the config takes from them; give both, this as its reasons."""
     from cellseg.learn.config import follow_data, set_schedule
     from cellseg.learn.mapper import build_stream
     from trainer import Trainer
@@ -368,10 +397,10 @@ def prepare(cfg: CfgNode, run: Path | None) -> TrainingData:
     if run:
         check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s["name"] for s in data.held_out])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
-    for reason in follow_data(cfg, data.train):
-        print(reason)
+    reasons = follow_data(cfg, data.train)
+    print(*reasons, sep="\n", end="\n" if reasons else "")
     set_schedule(cfg, build_stream(cfg, data).epoch_length)
-    return data
+    return data, reasons
 
 
 def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
@@ -391,6 +420,8 @@ def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
             f"note: the warm-up of {solver.WARMUP_ITERS} iterations is longer than the run; "
             "shorten it with SOLVER.WARMUP_ITERS"
         )
+    if cfg.TEST.PATIENCE and not data.held_out:
+        print("note: nothing is held out to be scored (--val_fraction), so TEST.PATIENCE is idle")
 
 
 def announce_network(network: torch.nn.Module) -> None:
@@ -437,6 +468,8 @@ def train(cfg: CfgNode, new: bool) -> int:
             with building(run / runs.CONFIG):
                 trainer = Trainer(cfg)
             trainer.resume_or_load(resume=not new)
+            if first and not new:
+                write_config(cfg)
             if first:
                 announce_network(trainer.step.network)
         except InputError:

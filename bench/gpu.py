@@ -382,7 +382,7 @@ def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
     with contextlib.redirect_stdout(sys.stderr):
         annotations = args.output / "annotations.json"
         annotation.main(["--data", str(args.data), "--output", str(annotations)])
-        run, took = train_for(flags, keys, args.data, args.output, wanted, args.device)
+        run, took, _ = train_for(flags, keys, args.data, args.output, wanted, args.device)
         for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
             found[name], _ = score(run, args.data, words, args.device)
     for name, metrics in found.items():

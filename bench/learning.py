@@ -3,9 +3,10 @@
     python bench/learning.py --data DIR [--minutes M] [--seeds N ...] [--only NAME ...]
 
 DIR has `train/` and test images with masks in `test_masks/`. Networks are small and begin
-with random weights. Some steps are timed first, so that the schedule fits the minutes;
-then each recipe trains and is scored by AP50 on the test images. `--ingredients` takes one
-ingredient after the other away from this project's recipe instead.
+with random weights. Some steps are timed first, so that the schedule fits the minutes (a
+recipe's second seed goes by the pace of its first); then each recipe trains and is scored by
+AP50 on the test images. `--ingredients` takes one ingredient after the other away from this
+project's recipe instead.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,10 @@ INGREDIENTS: dict[str, list[str]] = {
     ],
 }
 
-PILOT = 120  # steps: the first are quicker; the median of the last 20 counts, as the curves keep it
+# Steps that are timed first: the median of the last 20 counts, as the curves keep it. The first
+# steps of a training are quicker than later ones, so where steps are quick, more are timed.
+PILOT = (30, 120)
+PILOT_SECONDS = 60.0
 
 
 def train_for(
@@ -87,10 +92,20 @@ def train_for(
     output: Path,
     minutes: float,
     device: str = "cpu",
-) -> tuple[Path, float]:
-    """Train for so many minutes; give the run's folder and the minutes that it took.
+    pace: float | None = None,
+) -> tuple[Path, float, float]:
+    """Train for so many minutes.
 
     The annotations are `annotations.json` in `output`, where the run's folder lands too.
+
+    Parameters
+    ----------
+    pace
+        Seconds a step, where they are known; otherwise some steps are timed.
+
+    Returns
+    -------
+    The run's folder, the minutes that it took, and its seconds a step.
     """
     flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
     flags += ["--device", device, "--weights", "none", "--output_dir"]
@@ -99,12 +114,20 @@ def train_for(
         train.main([*flags, str(folder), *keys, "SOLVER.MAX_ITER", str(iterations)])
         return runs.newest_run(folder)
 
-    with tempfile.TemporaryDirectory() as folder:
-        pilot = run(Path(folder), PILOT)
-        pace = json.loads((pilot / runs.CURVES).read_text().splitlines()[-1])["time"]
+    for steps in PILOT if pace is None else ():
+        if pace is not None:
+            steps = min(steps, round(PILOT_SECONDS / pace))
+            if steps <= PILOT[0]:
+                break
+        with tempfile.TemporaryDirectory() as folder:
+            pilot = run(Path(folder), steps)
+            pace = json.loads((pilot / runs.CURVES).read_text().splitlines()[-1])["time"]
+    assert pace is not None
+    iterations = max(1, round(60 * minutes / pace))
     began = time.perf_counter()
-    trained = run(output / "runs", max(1, round(60 * minutes / pace)))
-    return trained, (time.perf_counter() - began) / 60
+    trained = run(output / "runs", iterations)
+    seconds = time.perf_counter() - began
+    return trained, seconds / 60, seconds / iterations
 
 
 def score(
@@ -132,6 +155,20 @@ def score(
     return metrics, seconds
 
 
+@contextlib.contextmanager
+def printed_as_errors() -> Iterator[None]:
+    """Let what is printed, by processes started here too, go to the standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def main() -> None:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -144,6 +181,7 @@ def main() -> None:
         "--processes", type=int, default=1, help="that share a batch, as --num_gpus of train.py (1)"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="for every row")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     annotation.main(["--data", str(args.data), "--output", str(args.output / "annotations.json")])
@@ -155,13 +193,21 @@ def main() -> None:
     for name in set(args.only or rows) - set(rows):
         parser.error(f"--only {name!r}: {', '.join(map(repr, rows))} are there")
     table: dict[str, list[dict[str, float]]] = {}
+    paces: dict[str, float] = {}
     for seed in args.seeds:  # in turn, so that a busy hour meets all rows
         for name, (flags, keys) in rows.items():
             if args.only and name not in args.only:
                 continue
             seeded = [*flags, "--seed", str(seed), "--num_gpus", str(args.processes)]
-            with contextlib.redirect_stdout(sys.stderr):
-                run, minutes = train_for(seeded, keys, args.data, args.output, args.minutes)
+            with printed_as_errors():
+                run, minutes, paces[name] = train_for(
+                    seeded,
+                    [*keys, *args.set],
+                    args.data,
+                    args.output,
+                    args.minutes,
+                    pace=paces.get(name),
+                )
                 metrics, _ = score(run, args.data)
             ap50 = metrics["AP50@100"]
             found = {label: value["value"] for label, value in ap50["classes"].items()}
@@ -169,11 +215,14 @@ def main() -> None:
             table.setdefault(name, []).append(found | {"minutes": minutes})
             write_json(args.output / "table.json", table, indent=1)
             print(f"{name}, seed {seed}: {found} after {minutes:.1f} minutes", flush=True)
-    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}  seeds")
+    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'beside the first':>18}  seeds")
+    first = next(iter(table.values()))
     for name, of_seeds in table.items():
         values = [found["mean of classes"] for found in of_seeds]
+        mean = statistics.mean(values)
+        gain = mean - statistics.mean(found["mean of classes"] for found in first)
         each = ", ".join(f"{value:.3f}" for value in values)
-        print(f"{name:38}{statistics.mean(values):7.3f}  {each}")
+        print(f"{name:38}{mean:7.3f}{gain:+18.3f}  {each}")
 
 
 if __name__ == "__main__":

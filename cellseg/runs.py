@@ -124,6 +124,7 @@ def write_record(
     categories: Sequence[dict[str, Any]],
     train: Sequence[str],
     held_out: Sequence[str],
+    reasons: Sequence[str],
 ) -> None:
     """Write what made a run: the command, versions, the data's hash, classes and split.
 
@@ -139,6 +140,8 @@ def write_record(
         Its categories, `{"id", "name"}`, in the order of the classes inside.
     train, held_out
         The names of the images trained on and held out.
+    reasons
+        What the config took from the data, and why, a line each.
     """
     write_json(
         run / RECORD,
@@ -150,6 +153,7 @@ def write_record(
             "categories": list(categories),
             "train": list(train),
             "held_out": list(held_out),
+            "from_data": list(reasons),
         },
         indent=1,
     )

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import train
+import utils
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn.config import default_config
+from cellseg.learn.config import default_config, load_config
+from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep, any_process, rank, world_size
-from cellseg.network import check_together, together
+from cellseg.network import build_network, check_together, together
+from trainer import Trainer
 
 pytestmark = pytest.mark.detectron2  # which starts the processes
 
@@ -80,6 +83,65 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
             assert not torch.allclose(value, before[name], atol=1e-3)
     assert alone["flags"] == [True, False, False]
     assert both[0]["flags"] == both[1]["flags"] == [True, True, False]
+
+
+ALL_OF_THEM = """\
+_BASE_: "{tiny}"
+MODEL:
+  RESNETS: {{NORM: FrozenBN}}  # statistics of a batch are those of a process
+  RPN: {{BATCH_SIZE_PER_IMAGE: 1024, POST_NMS_TOPK_TRAIN: 0}}
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 64, POSITIVE_FRACTION: 1.0}}
+INPUT: {{CROP: {{ENABLED: False}}}}
+SOLVER: {{OPTIMIZER: SGD, BASE_LR: 0.1, WARMUP_ITERS: 0}}
+"""
+
+
+def learn_from_two_images(folder, config_file, data):
+    """Take a step of a Mask R-CNN in one process, or one for each image; save its weights.
+
+    Nothing is drawn: all anchors count, and the true boxes are the proposals. Both images
+    have as many cells, so that the means over the boxes of each are alike.
+    """
+    from detectron2.utils.events import EventStorage
+
+    utils.quiet_libraries()
+    cfg = load_config(config_file)
+    cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS = str(data), str(data / "train__annot.json")
+    cfg.MODEL.DEVICE = "cpu"
+    stream = build_stream(cfg, Trainer.data(cfg))
+    samples = sorted((stream[n] for n in range(5)), key=lambda sample: sample["image"].shape)
+    first, second = samples[:2]
+    assert first["image"].shape == second["image"].shape
+    assert first["name"] != second["name"]
+    n = min(len(first["boxes"]), len(second["boxes"]))
+    for sample in (first, second):
+        for key in ("boxes", "classes", "masks"):
+            sample[key] = sample[key][torch.arange(n)]
+    torch.manual_seed(0)
+    network = build_network(cfg)
+    optimizer = build_optimizer(cfg, network)
+    step = TrainingStep(cfg, network, optimizer, build_schedule(cfg, optimizer))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    part = [first, second] if world_size() == 1 else [[first], [second]][rank()]
+    with EventStorage():  # where Detectron2's networks count
+        losses = step.step(part, 0)
+    moved = {name: p.detach() - before[name] for name, p in network.named_parameters()}
+    torch.save({"losses": losses, "moved": moved}, folder / f"{world_size()}-{rank()}.pth")
+
+
+def test_two_processes_take_the_step_of_one_with_a_network(tiny, cells, tmp_path):
+    path = tmp_path / "all.yaml"
+    path.write_text(ALL_OF_THEM.format(tiny=tiny))
+    learn_from_two_images(tmp_path, path, cells)
+    together(2, learn_from_two_images, tmp_path, path, cells)
+    alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+    assert both[0]["losses"] == both[1]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    for name, moved in alone["moved"].items():
+        assert torch.equal(both[0]["moved"][name], both[1]["moved"][name])
+        # To a thousandth of the largest step of its parameter: sums of another order.
+        bound = 1e-3 * float(moved.abs().max())
+        torch.testing.assert_close(both[0]["moved"][name], moved, rtol=0, atol=bound)
+    assert sum(bool(moved.any()) for moved in alone["moved"].values()) > 20
 
 
 def test_a_run_of_two_processes_finishes_and_goes_on(tiny, cells, tmp_path):

@@ -109,11 +109,14 @@ def test_record(tmp_path):
     annotations = tmp_path / "annotations.json"
     annotations.write_bytes(b"[1]")
     categories = [{"id": 3, "name": "ä"}]
-    runs.write_record(tmp_path, ["train.py", "-e", "3"], annotations, categories, ["a"], ["b"])
+    runs.write_record(
+        tmp_path, ["train.py", "-e", "3"], annotations, categories, ["a"], ["b"], ["zoom"]
+    )
     record = runs.read_record(tmp_path)
     assert record["command"] == ["train.py", "-e", "3"]
     assert record["categories"] == categories
     assert (record["train"], record["held_out"]) == (["a"], ["b"])
+    assert record["from_data"] == ["zoom"]
     assert record["annotations"] == {
         "path": str(annotations),
         "sha256": hashlib.sha256(b"[1]").hexdigest(),

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -191,6 +192,11 @@ def test_options_come_after_flags_in_rank():
         ("--folds 2 --val_fraction 0.5", "--folds and --val_fraction: each fold is held out once"),
         ("--folds 2 --num_machines 2 --dist_url tcp://a:1", "--folds and --num_machines: give"),
         ("--resume --folds 2", "--resume and --folds: the run has its own"),
+        ("--resume MODEL.WEIGHTS x.pth", "--resume and MODEL.WEIGHTS: the run has its own"),
+        (
+            "--config-file {tiny} --seed -1 --num_machines 2 --dist_url tcp://a:1",
+            "--seed -1: each machine would draw another",
+        ),
         ("--config-file {tiny} --resume", "--resume and --config-file"),
         ("--resume", "no unfinished run in it to resume"),
         ("--resume nowhere", "nowhere: not a run"),
@@ -515,10 +521,32 @@ def test_damaged_files_of_a_run(stopped, name):
 
 
 def test_a_checkpoint_of_another_network(stopped):
+    kept = (stopped / runs.CONFIG).read_bytes()
     message = refused("--resume", stopped, "--device", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", 16)
     assert "can't be loaded as weights" in message
     assert "another shape" in message
     assert (stopped / runs.LAST).is_file()
+    assert (stopped / runs.CONFIG).read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--optimizer", "Adagrad"], "--optimizer Adagrad: .* began with AdamW, and goes on"),
+        (["--batch_size", 1], "--batch_size 1: .* began with 2, and goes on from its steps"),
+    ],
+)
+def test_a_run_goes_on_in_its_own_steps(stopped, words, expected):
+    assert re.match(expected, refused("--resume", stopped, "--device", "cpu", *words))
+
+
+def test_the_decay_and_the_rate_can_change(stopped):
+    words = ["SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.BASE_LR", "0.5", "SOLVER.MAX_ITER", "5"]
+    assert train.main(["--resume", str(stopped), "--device", "cpu", *words]) == 0
+    groups = load(stopped / runs.LAST)["step"]["optimizer"]["param_groups"]
+    assert 0.25 in {group["weight_decay"] for group in groups}
+    assert max(group["lr"] for group in groups) > 0.001
+    assert config.load_config(stopped / runs.CONFIG).SOLVER.WEIGHT_DECAY == 0.25
 
 
 def test_weights_alone_are_no_checkpoint(stopped, run):
@@ -616,6 +644,12 @@ def test_cross_validation_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys
     (folder,) = (tmp_path / "runs").glob("*/*")
     assert f"go on with: python train.py --resume {folder}\n" in capsys.readouterr().out
     first = (folder / "fold1" / runs.FINAL).stat().st_mtime_ns
+    words = ["--resume", str(folder), "--device", "cpu"]
+    machines = ["--num_machines", "2", "--dist_url", "tcp://a:1"]
+    assert "one machine goes on with" in refused(*words, *machines)
+    assert train.main([*words, "--show-batch", str(tmp_path / "batch.png")]) == 0
+    assert (tmp_path / "batch.png").is_file()
+    assert not (folder / "fold2" / runs.FINAL).exists()  # it only draws
     words = ["--resume", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
     assert train.main(words) == 0  # it is the newest
     assert folder_of_folds(tmp_path / "runs") == folder

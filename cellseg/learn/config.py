@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
@@ -29,10 +30,12 @@ from cellseg.network import (
     detectron2_problem,
 )
 from cellseg.network.keys import DETECTRON2_ALONE, SHARED
+from cellseg.predict.views import check_looks
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
 SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
+CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def default_config(engine: str) -> CfgNode:
@@ -57,7 +60,7 @@ def default_config(engine: str) -> CfgNode:
     # The network's pixels for each pixel of the image, in training and prediction alike;
     # 0 zooms as Detectron2 does, until the short side is as in MIN_SIZE_TRAIN or _TEST.
     cfg.INPUT.ZOOM = 0.0
-    # Choose ZOOM by the training cells' own sizes. Giving ZOOM sets this to False.
+    # Choose ZOOM by the training cells' own sizes. Giving ZOOM alone sets this to False.
     cfg.INPUT.ZOOM_FROM_DATA = False
     # With a ZOOM, training sees windows of this side, in the network's pixels …
     cfg.INPUT.WINDOW = 512
@@ -83,7 +86,7 @@ def default_config(engine: str) -> CfgNode:
     # SHA-256 sums, with commas between them, of the pickles (.pkl) that MODEL.WEIGHTS may be;
     # without any, only those from the address of Detectron2's zoo.
     cfg.MODEL.TRUSTED_SHA256 = ""
-    # Choose the anchors' sizes by the training cells'. Giving SIZES sets this to False.
+    # Choose the anchors' sizes by the training cells'. Giving SIZES alone sets this to False.
     cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False
     # One of SGD, Adam, AdamW, Adagrad.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -94,7 +97,7 @@ def default_config(engine: str) -> CfgNode:
     cfg.SOLVER.EMA = 0.0
     # Lengths in passes over the training images. Where one is not 0, it sets
     # Detectron2's key in iterations: MAX_ITER, WARMUP_ITERS, CHECKPOINT_PERIOD and
-    # TEST.EVAL_PERIOD. Giving that key on the command line sets this one to 0.
+    # TEST.EVAL_PERIOD. Giving that key alone sets this one to 0.
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
@@ -184,7 +187,9 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     try:
         loaded = CfgNode.load_yaml_with_base(str(path))
         cfg = default_config(_engine_of(loaded, path, engine))
-        cfg.merge_from_file(str(path), allow_unsafe=False)
+        cfg.merge_from_other_cfg(_with_floats(type(cfg)(loaded), cfg))
+        for key in _overruled(path):
+            cfg.merge_from_list([key, type(flatten(cfg)[key])()])
     except FileNotFoundError as error:
         raise InputError(
             f"{error.filename or path}: no such config file; the recipes are in configs/"
@@ -207,6 +212,32 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     if not cfg.RECIPE:
         cfg.RECIPE = path.stem
     return cfg
+
+
+def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:
+    """Turn whole numbers into floats where the default is one: merging would refuse them."""
+    for key, value in loaded.items():
+        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
+            _with_floats(value, cfg[key])
+        elif type(value) is int and isinstance(cfg.get(key), float):
+            loaded[key] = float(value)
+    return loaded
+
+
+def _overruled(path: Path) -> set[str]:
+    """Name the keys of a config file's `_BASE_` that set a key which the file itself gives."""
+    own = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
+    bases = own.pop("_BASE_", [])
+    keys = flatten(own)
+    overruled: set[str] = set()
+    for base in [bases] if isinstance(bases, str) else bases:
+        overruled |= _overruled(path.parent / Path(base).expanduser())
+    for key, setter in _RELATIVE.items():
+        if setter in keys:
+            overruled.discard(setter)
+        elif key in keys:
+            overruled.add(setter)
+    return overruled
 
 
 def _engine_of(loaded: object, path: Path, wanted: str) -> str:
@@ -339,10 +370,24 @@ def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
             cfg.INPUT.ZOOM = zoom.value
             reasons.append(zoom.reason)
         if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-            anchors = choose_anchors(sizes, cfg.INPUT.ZOOM or 1.0, strides)
+            anchors = choose_anchors(sizes, _typical_zoom(cfg, samples), strides)
             cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
             reasons.append(anchors.reason)
     return reasons
+
+
+def _typical_zoom(cfg: CfgNode, samples: Sequence[Sample]) -> float:
+    """Give the zoom of the training; without a fixed one, the median of its crops'."""
+    if cfg.INPUT.ZOOM:
+        return float(cfg.INPUT.ZOOM)
+    augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)
+    views = [augmentations.view((s["height"], s["width"]), rng, None) for s in samples]
+    zooms = [
+        math.sqrt(math.prod(view.size) / ((right - left) * (bottom - top)))
+        for view in views
+        for left, top, right, bottom in [view.window]
+    ]
+    return round(float(np.median(zooms)), 2)
 
 
 def _stride(feature: str, cfg: CfgNode) -> int:
@@ -395,6 +440,7 @@ def check_values(cfg: CfgNode) -> None:
     """
     check_network(cfg)
     build_augmentations(cfg)
+    check_looks(cfg)
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(
@@ -404,6 +450,11 @@ def check_values(cfg: CfgNode) -> None:
         raise InputError(
             f"--scheduler {solver.LR_SCHEDULER_NAME}: unknown; "
             f"{nearest(solver.LR_SCHEDULER_NAME, SCHEDULERS)}"
+        )
+    if solver.CLIP_GRADIENTS.CLIP_TYPE not in CLIP_TYPES:
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {solver.CLIP_GRADIENTS.CLIP_TYPE}: one of "
+            f"{', '.join(CLIP_TYPES)} is expected"
         )
     positive = {
         "--lr (SOLVER.BASE_LR)": solver.BASE_LR,
@@ -423,8 +474,8 @@ def check_values(cfg: CfgNode) -> None:
         "SOLVER.WEIGHT_DECAY": solver.WEIGHT_DECAY,
         "SOLVER.CHECKPOINT_EPOCHS": solver.CHECKPOINT_EPOCHS,
         "SOLVER.BASE_LR_END": solver.BASE_LR_END,
-        "INPUT.ZOOM": cfg.INPUT.ZOOM,
         "INPUT.ZOOM_JITTER": cfg.INPUT.ZOOM_JITTER,
+        "DATALOADER.REPEAT_THRESHOLD": cfg.DATALOADER.REPEAT_THRESHOLD,
         "TEST.PATIENCE": cfg.TEST.PATIENCE,
         "TEST.EVAL_EPOCHS": cfg.TEST.EVAL_EPOCHS,
         "TEST.EVAL_PERIOD": cfg.TEST.EVAL_PERIOD,

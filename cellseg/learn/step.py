@@ -109,8 +109,12 @@ class TrainingStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; the optimizer's options stay those of the config."""
+        groups = self.optimizer.param_groups
+        options = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
         self.scheduler.last_epoch = state["schedule"]["last_epoch"]
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if state["scaler"]:  # there is none if the run began on a device with bfloat16

@@ -7,6 +7,7 @@ read without running any.
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from http.client import HTTPException
 from pathlib import Path
@@ -88,8 +89,8 @@ def local_weights(name: str) -> Path:
     """Give the local file of a path, a URL or a short name, downloaded if need be.
 
     Short names are Detectron2's `detectron2://` and `timm://NAME` with a name of timm's
-    weights. Downloads are cached where Detectron2 caches them: below `$FVCORE_CACHE`, by
-    default `~/.torch/iopath_cache`.
+    weights. Downloads are cached below `$FVCORE_CACHE`, by default `~/.torch/iopath_cache`:
+    those of Detectron2's zoo where Detectron2 has them, others by their server.
 
     Raises
     ------
@@ -107,7 +108,12 @@ def local_weights(name: str) -> Path:
                 f"--weights {name}: no such file; imagenet, coco, none, a path or a URL is expected"
             )
         return path
-    path = Path(get_cache_dir()) / parsed.path.lstrip("/")
+    # The zoo's where Detectron2 has them; others must not take their place.
+    server = "" if url.startswith(ZOO[1]) else parsed.netloc
+    path = Path(get_cache_dir()) / server / parsed.path.lstrip("/")
+    if parsed.query:
+        mark = hashlib.sha256(parsed.query.encode()).hexdigest()[:16]
+        path = path.with_name(f"{path.stem}-{mark}{path.suffix}")
     if path.is_file():
         return path
     patience = socket.getdefaulttimeout()

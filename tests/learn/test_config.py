@@ -246,6 +246,10 @@ def test_bad_options(options, expected):
         (["SOLVER.STEPS", "(5, 3)"], "SOLVER.STEPS (5, 3): rising"),
         (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS ('a',): rising"),
         (["SOLVER.STEP_FRACTIONS", "(0.5, 0.5)"], "SOLVER.STEP_FRACTIONS (0.5, 0.5): rising"),
+        (["DATALOADER.REPEAT_THRESHOLD", "-1"], "DATALOADER.REPEAT_THRESHOLD -1.0: a number that"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "fullmodel"], "one of value, norm, full_model is"),
+        (["INPUT.ZOOM", "-1"], "INPUT.ZOOM -1.0: a number from 0 to 100"),
+        (["TEST.SYMMETRIES", "3"], "TEST.SYMMETRIES 3: 1 (none), 2"),
         (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: GeneralizedRCNN with masks on"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "RetinaNet with MODEL.MASK_ON True"),
     ],
@@ -326,7 +330,7 @@ def test_what_is_one_line_already_stays_so():
 
 def cells_of(*sides):
     annotations = [{"bbox": [0, 0, width, height], "class": 0} for width, height in sides]
-    return [{"annotations": annotations}]
+    return [{"height": 400, "width": 600, "annotations": annotations}]
 
 
 def test_what_follows_from_the_data():
@@ -354,6 +358,37 @@ def test_what_is_given_does_not_follow_from_the_data():
     assert config.follow_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 1.25
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10]]
+
+
+def test_anchors_without_a_fixed_zoom_follow_from_that_of_the_crops():
+    """Half of 400 x 600, enlarged until the short side of 200 is 608: by 3.04."""
+    cfg = config.load_recipe("small_fpn", "torchvision")
+    half = ["INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"]
+    config.merge_options(cfg, [*half, "INPUT.MIN_SIZE_TRAIN", "(608,)"])
+    (anchors,) = config.follow_data(cfg, cells_of((20, 20)))
+    assert cfg.INPUT.ZOOM == 0
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[61.0], [122.0], [243.0]]
+    assert anchors.endswith("zoomed by 3.04")
+
+
+@pytest.mark.parametrize(
+    ("text", "zoom", "iterations"),
+    [
+        ("INPUT: {ZOOM: 1.25}", 1.25, 120),
+        ("INPUT: {ZOOM: 1.25, ZOOM_FROM_DATA: True}", 1.5, 120),
+        ("SOLVER: {MAX_ITER: 7}", 1.5, 7),
+        ("SOLVER: {MAX_ITER: 7, EPOCHS: 2}", 1.5, 20),
+    ],
+)
+def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, zoom, iterations):
+    base = tmp_path / "base.yaml"
+    base.write_text(f"_BASE_: {config.RECIPES / 'small_fpn.yaml'}\nSOLVER: {{EPOCHS: 12}}\n")
+    for name, lines in {"mine": f"_BASE_: base.yaml\n{text}", "last": "_BASE_: mine.yaml"}.items():
+        (tmp_path / f"{name}.yaml").write_text(lines + "\n")
+        cfg = config.load_config(tmp_path / f"{name}.yaml", "torchvision")
+        config.follow_data(cfg, cells_of((20, 20)))
+        config.set_schedule(cfg, 80)  # in batches of 8
+        assert (cfg.INPUT.ZOOM, cfg.SOLVER.MAX_ITER) == (zoom, iterations)
 
 
 def test_the_mission_sees_images_as_it_did():

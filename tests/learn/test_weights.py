@@ -136,7 +136,11 @@ def test_a_url(downloads, cache):
     url = "https://example.org/a/mine.pth"
     assert chosen("demo", url) == url
     assert downloads == [url]
-    assert local_weights(url) == cache / "a" / "mine.pth"
+    assert local_weights(url) == cache / "example.org" / "a" / "mine.pth"
+    others = [f"https://example.com/{R50.partition('//')[2]}", f"{url}?v=1", f"{url}?v=2"]
+    places = {local_weights(other) for other in [R50, url, *others]}
+    assert len(places) == 5  # what one server gives never passes for what another does
+    assert all(place.is_relative_to(cache) for place in places)
 
 
 @pytest.mark.detectron2
