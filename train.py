@@ -242,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
     folder = to_resume(args)
     folds = fold_runs(folder) if folder else []
-    cfg, *others = [configure(args, run) for run in folds or [folder]]
+    resumed: list[Path | None] = [*folds] if folds else [folder]
+    cfg, *others = [configure(args, run) for run in resumed]
     if args.show_batch:
         return show_batch(cfg, args.show_batch)
     if folder and folds:

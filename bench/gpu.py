@@ -205,7 +205,7 @@ def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace
 
 
 def train_here(args: argparse.Namespace, data: Path, seconds: float) -> Pace:
-    """Train as train.py does, in mixed precision unless that is not wanted."""
+    """Train as train.py does with mixed precision, unless that is not wanted."""
     cfg = configure(args, args.engine, data, "SOLVER.AMP.ENABLED", str(args.amp))
     torch.manual_seed(0)
     trainer = Trainer(cfg)
