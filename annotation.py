@@ -190,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = get_parser()
     args = parser.parse_args(argv)
+    output = args.output or args.data / ANNOTATIONS
+    if args.coco and args.coco.resolve() == output.resolve():
+        parser.error(f"argument --output: {output} is the file of --coco; name another")
     if args.coco and args.class_names:
         parser.error("argument --class_names: the file of --coco names its classes; omit it")
     names = args.class_names or list(CLASS_NAMES)
@@ -206,8 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             refused.append(str(error))
     if args.coco:
-        names, sources = read_coco_images(args.coco, args.data)
+        bad: dict[int, str] = {}
+        names, sources = read_coco_images(args.coco, args.data, bad if args.skip_bad else None)
         images, bad_images = annotate(sources, annotate_coco_image, args.jobs, args.skip_bad)
+        bad_images = [*bad.values(), *bad_images]
     else:
 
         def read(folder: Path) -> AnnotatedImage:
@@ -220,7 +225,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{args.coco or args.data}: none of its {len(bad_images)} training images can be used; "
             f"the first: {bad_images[0]}"
         )
-    output = args.output or args.data / ANNOTATIONS
     write_json(output, build_coco(images, names))
 
     print(summary(images, names))

@@ -9,7 +9,13 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic, write_json
-from cellseg.read.results import newest_results, only_annotated, read_results
+from cellseg.read.results import (
+    beside,
+    newest_results,
+    only_annotated,
+    own_truth,
+    read_results,
+)
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference, score
 from cellseg.score.tables import (
@@ -129,13 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.compare and not args.resamples:
         parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
 
-    truth_path = args.truth or args.data / "test_masks"
+    paths = args.compare or [args.results or newest_results(RUNS)]
+    truth_path = args.truth or own_truth(paths[0]) or args.data / "test_masks"
+    if not args.truth and beside(paths[0], "list").is_file():
+        raise InputError(f"{paths[0]}: of images of your own; name their annotations with --truth")
     if not truth_path.exists():
         raise InputError(
             f"{truth_path}: no such annotations; name a COCO file or a folder of label maps"
             " with --truth"
         )
-    paths = args.compare or [args.results or newest_results(RUNS)]
     all_results = [read_results(path) for path in paths]
     truth = read_truth(truth_path, args.data)
 

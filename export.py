@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from cellseg.read.cells import (
     read_predicted_cells,
 )
 from cellseg.read.results import newest_results
-from cellseg.read.tiff import read_image
+from cellseg.read.window import open_image, open_image_of
 from cellseg.rle import boxes_xyxy, crop_runs, decode, encode
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
@@ -117,9 +119,7 @@ def _at_least(threshold: float, image: ImageCells) -> ImageCells:
     assert image.scores is not None
     keep = np.flatnonzero(image.scores >= threshold)
     masks = [image.masks[n] for n in keep]
-    return ImageCells(
-        image.name, image.path, image.size, masks, image.classes[keep], image.scores[keep]
-    )
+    return replace(image, masks=masks, classes=image.classes[keep], scores=image.scores[keep])
 
 
 def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path, bar: tqdm) -> int:
@@ -135,6 +135,7 @@ def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path
             [class_colour(k) for k in range(len(names))],
             image.scores,
             "detection" if image.scores is not None else "annotation",
+            scale_to_finest(image),
         )
 
         def counted():
@@ -153,20 +154,21 @@ def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path
     return 0
 
 
+def scale_to_finest(image: ImageCells) -> tuple[float, float]:
+    """Give what x and y are multiplied by to lie in the finest level, which viewers show."""
+    if not image.level:
+        return 1, 1
+    with open_image(image.path) as finest:
+        return finest.size[1] / image.size[1], finest.size[0] / image.size[0]
+
+
 def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
     """Draw an image's cells on it: one picture, or one for each window of a large image."""
     boxes = boxes_xyxy(decode(image.masks, image.size))
-    pixels = read_image(image.path)
-    if pixels.shape[:2] != image.size:
-        raise InputError(
-            f"{image.path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but its "
-            f"cells lie in {image.size[0]} x {image.size[1]}; name the data folder that they are "
-            "of with --data"
-        )
     height, width = image.size
     whole = max(image.size) <= WINDOW
-    for top in range(0, height, WINDOW):
-        for left in range(0, width, WINDOW):
+    with open_image_of(image.path, image.size, image.level) as pixels:
+        for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
             right, bottom = min(left + WINDOW, width), min(top + WINDOW, height)
             here = np.flatnonzero(
                 (boxes[:, 0] < right)
@@ -177,7 +179,7 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
             runs = decode([image.masks[n] for n in here], image.size)
             masks = encode(crop_runs(runs, (left, top, right, bottom)))
             picture = draw_overlay(
-                pixels[top:bottom, left:right],
+                pixels.read((left, top, right, bottom)),
                 masks,
                 image.classes[here],
                 names,

@@ -122,10 +122,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, flag) == 0:
             parser.error(f"--{flag} 0: 1 or more is expected")
     utils.check_processes(parser, args)
-    first = args.checkpoint[0] if args.checkpoint else None
-    if first and first.is_file() and first.suffix == ".pth":
-        # Weights in place of their folder.
-        args.weight_name = args.weight_name or first.name
     return args
 
 
@@ -156,22 +152,16 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     return cfg
 
 
-def load_predictor(args: argparse.Namespace, folders: Sequence[Path]) -> Predictor:
-    """Build the runs' networks with their weights, as the flags want them."""
-    from cellseg import runs
+def load_predictor(args: argparse.Namespace, weights: Sequence[Path]) -> Predictor:
+    """Build the networks of the runs in which these weights are, as the flags want them."""
     from cellseg.predict.predictor import Predictor, load_network
 
-    cfgs = [configure(args, folder) for folder in folders]
-    return Predictor(
-        [
-            load_network(cfg, runs.choose_weights(folder, args.weight_name))
-            for folder, cfg in zip(folders, cfgs, strict=True)
-        ],
-        cfgs,
-    )
+    cfgs = [configure(args, path.parent) for path in weights]
+    networks = [load_network(cfg, path) for cfg, path in zip(cfgs, weights, strict=True)]
+    return Predictor(networks, cfgs)
 
 
-def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedImage]]:
+def list_wanted(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ListedImage]]:
     """List the images to predict, and name the results."""
     from cellseg import runs
     from cellseg.predict import images
@@ -184,9 +174,14 @@ def list_wanted(args: argparse.Namespace, run: Path) -> tuple[str, list[ListedIm
     annotations = args.annotations or args.data / utils.ANNOTATIONS
     names = None
     if args.dataset == "val":
-        names = runs.read_record(run)["held_out"]
+        names, *others = [sorted(runs.read_record(run)["held_out"]) for run in folders]
         if not names:
-            raise InputError(f"--dataset val: {utils.shown(run)} held no images out")
+            raise InputError(f"--dataset val: {utils.shown(folders[0])} held no images out")
+        if any(other != names for other in others):
+            raise InputError(
+                "--dataset val: the runs held other images out, so that each has learned from what "
+                "another is scored by; predict with one at a time"
+            )
     return f"{args.dataset}-results.json", images.list_annotated_images(
         args.data, annotations, names
     )
@@ -201,19 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.journal import Journal, signature
     from cellseg.predict.shares import missing_looks
 
-    folders = (
-        [runs.open_run(path) for path in args.checkpoint]
-        if args.checkpoint
-        else [runs.newest_run(utils.RUNS)]
-    )
+    checkpoints = args.checkpoint or [runs.newest_run(utils.RUNS)]
+    folders = [runs.open_run(path) for path in checkpoints]
     category_ids = [category["id"] for category in runs.shared_categories(folders)]
-    name, images = list_wanted(args, folders[0])
+    name, images = list_wanted(args, folders)
     args.device = utils.choose_device(args.device, args.options)
     if args.num_gpus * args.num_machines > 1:
         check_together(args.num_gpus, args.device)
-    weights = [runs.choose_weights(folder, args.weight_name) for folder in folders]
+    weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
     print("weights: " + ", ".join(map(utils.shown, weights)))
-    predictor = load_predictor(args, folders)
+    predictor = load_predictor(args, weights)
 
     results = place_of_results(args.output or folders[0], name)
     plans, bad = plan_images(predictor, images)
@@ -223,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         begin=args.machine_rank == 0,
     )
     try:
-        predict(args, folders, predictor, journal, images, plans)
+        predict(args, weights, predictor, journal, images, plans)
         if args.machine_rank:
             print("done; machine 0 writes the results")
             return 0
@@ -274,7 +266,7 @@ def plan_images(
 
 def predict(
     args: argparse.Namespace,
-    folders: Sequence[Path],
+    weights: Sequence[Path],
     predictor: Predictor,
     journal: Journal,
     images: Sequence[ListedImage],
@@ -291,7 +283,7 @@ def predict(
         predict_share(predictor, journal, looks, 0, 1)
     else:
         together(
-            args.num_gpus, _predict_in_process, args, folders, journal, images, plans,
+            args.num_gpus, _predict_in_process, args, weights, journal, images, plans,
             device=args.device,
             n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
         )  # fmt: skip
@@ -299,7 +291,7 @@ def predict(
 
 def _predict_in_process(
     args: argparse.Namespace,
-    folders: Sequence[Path],
+    weights: Sequence[Path],
     journal: Journal,
     images: Sequence[ListedImage],
     plans: Plans,
@@ -313,7 +305,7 @@ def _predict_in_process(
     journal.check()
     looks = missing_looks(images, plans, journal)
     meet()  # none begins before all know what is missing, none ends before all is done
-    predict_share(load_predictor(args, folders), journal, looks, rank(), world_size())
+    predict_share(load_predictor(args, weights), journal, looks, rank(), world_size())
     meet()
 
 
@@ -327,15 +319,19 @@ def write(
     """Merge the tiles into the results, zip them where they are to be submitted, and check."""
     from cellseg.files import write_json
     from cellseg.predict.shares import joined
+    from cellseg.read.results import beside
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
     results, images, plans, bad = what
     with write_submission(results, category_ids) as writer:
         for number, cells in joined(predictor, journal, plans, bad):
             writer.add(images[number].id, cells)
+    for other, mine in {"list": args.images, "truth": args.dataset == "val"}.items():
+        if not mine:  # of results that were there before
+            beside(results, other).unlink(missing_ok=True)
     listed = [image.entry() for number, image in enumerate(images) if number not in bad]
     if args.images:
-        write_json(results.with_name(results.stem + "-list.json"), listed, indent=1)
+        write_json(beside(results, "list"), listed, indent=1)
     truth = write_truth(args, results, images) if args.dataset == "val" else None
     submitted = not args.images and args.dataset == "test"
     archive = write_zip(results) if submitted else None
@@ -358,8 +354,9 @@ def write_truth(args: argparse.Namespace, results: Path, images: Sequence[Listed
     """
     from cellseg.files import write_json
     from cellseg.read.coco import load_coco, only_images
+    from cellseg.read.results import beside
 
-    path = results.with_name(results.stem + "-truth.json")
+    path = beside(results, "truth")
     coco = load_coco(args.annotations or args.data / utils.ANNOTATIONS)
     write_json(path, only_images(coco, {image.id for image in images}))
     return path

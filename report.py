@@ -15,7 +15,13 @@ from cellseg.look.report import Content, write_report
 from cellseg.read.cells import ImageCells, is_annotations, read_predicted_cells
 from cellseg.read.coco import class_names
 from cellseg.read.layout import TEST
-from cellseg.read.results import newest_results, only_annotated, read_results
+from cellseg.read.results import (
+    beside,
+    newest_results,
+    only_annotated,
+    own_truth,
+    read_results,
+)
 from cellseg.rle import decode
 from cellseg.score.match import Scene, side_by_side
 from cellseg.score.summary import score
@@ -184,7 +190,10 @@ def of_results_alone(args: argparse.Namespace, paths: list[Path]) -> Content:
                 "the same images"
             )
         runs.append(others)
-    views = [View(each[0].path, [_scene(one) for one in each]) for each in zip(*runs, strict=True)]
+    views = [
+        View(each[0].path, [_scene(one) for one in each], each[0].level)
+        for each in zip(*runs, strict=True)
+    ]
     return Content(**_common(args, paths), classes=names, views=views, has_truth=False)
 
 
@@ -230,23 +239,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, flag) is not None:
                 name = "RESULTS" if flag == "results" else f"--{flag}"
                 raise InputError(f"--annotations: shows annotations alone; leave out {name}")
-        beside = args.annotations
-        if not beside.exists():
+        source = args.annotations
+        if not source.exists():
             raise InputError(
-                f"{beside}: no such annotations; name a COCO file or a folder of label maps"
+                f"{source}: no such annotations; name a COCO file or a folder of label maps"
             )
         content = of_annotations(args)
     else:
-        beside = args.results or newest_results(RUNS)
-        for path in (beside, args.compare):
+        source = args.results or newest_results(RUNS)
+        for path in (source, args.compare):
             if path is not None and is_annotations(path):
                 raise InputError(
                     f"{path}: annotations, expected results; look at annotations alone with "
                     f"--annotations {path}, give them as truth with --truth {path}"
                 )
-        paths = [beside, *([args.compare] if args.compare else [])]
+        paths = [source, *([args.compare] if args.compare else [])]
+        args.truth = args.truth or own_truth(source)
         default = args.data / "test_masks"
-        if args.truth is None and default.is_dir() and not _own_list(beside).is_file():
+        if args.truth is None and default.is_dir() and not beside(source, "list").is_file():
             args.truth = default
         if args.truth is None:
             content = of_results_alone(args, paths)
@@ -257,17 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             content = of_results(args, paths, args.truth)
-    output = args.output or (beside if beside.is_dir() else beside.parent) / "report.html"
+    output = args.output or (source if source.is_dir() else source.parent) / "report.html"
     n_reduced = write_report(output, content)
     note = f", {n_reduced} of them in fewer pixels than they have" if n_reduced else ""
     size = output.stat().st_size / 1e6
     print(f"{len(content.views)} images{note}, {size:.1f} MB: open {shown(output)} in a browser")
     return 0
-
-
-def _own_list(results: Path) -> Path:
-    """Where `inference.py --images` names its images: they are not the data folder's."""
-    return results.with_name(results.stem + "-list.json")
 
 
 if __name__ == "__main__":

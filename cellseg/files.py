@@ -30,13 +30,16 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     Raises
     ------
     InputError
-        If the file can't be written: no right to, a full disk, a folder of that name.
+        If the file can't be written: no right to, a full disk, a folder or device of that name.
     """
     path = Path(path)
     temporary = None
     try:
-        if path.is_dir():  # else found out at the end alone, when the work is done
+        # Else found out at the end alone, when the work is done.
+        if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():  # a device would be replaced
+            raise OSError(errno.EINVAL, "not an ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path)
         made, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
@@ -89,9 +92,22 @@ def _umask() -> int:
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
     """Write `value` as JSON, whole or not at all. NaN and infinity are refused."""
-    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    text = to_json(value, indent=indent)
     with write_atomic(path) as file:
         file.write(text + "\n")
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Give `value` as JSON, with `json.dumps`'s options, in letters that UTF-8 has.
+
+    The bytes of a file's name may be none; they are escaped then, and read back as they were.
+    """
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, **options)
+    return text
 
 
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +34,10 @@ def new_run(root: Path, recipe: str) -> Path:
         run = root / recipe / now.strftime("%Y%m%d-%H%M%S")
         try:
             run.mkdir(parents=True)
-        except FileExistsError:
-            now += datetime.timedelta(seconds=1)
         except OSError as error:
+            if os.path.lexists(run):  # another began in this second
+                now += datetime.timedelta(seconds=1)
+                continue
             raise InputError(
                 f"{run}: can't be made ({error.strerror}); choose another --output_dir"
             ) from None
@@ -175,6 +177,21 @@ def read_record(run: Path) -> dict[str, Any]:
     if not good:
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
     return dict(record)
+
+
+def find_weights(path: Path, name: str | None = None) -> Path:
+    """Give the weights that a path names, or those that `choose_weights` takes in a run's folder.
+
+    Parameters
+    ----------
+    path
+        A run's folder, or a file of weights in it.
+    name
+        Which weights to take in place of these.
+    """
+    run = open_run(path)
+    named = path.is_file() and path.suffix == ".pth"
+    return choose_weights(run, name or (path.name if named else None))
 
 
 def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:

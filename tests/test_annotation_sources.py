@@ -219,6 +219,36 @@ def test_coco_without_its_image(tmp_path):
     assert "a.tif: " in text
 
 
+def test_a_name_that_no_file_has(tmp_path):
+    value = coco_of(rle_of(BOX))
+    value["images"][0]["file_name"] = "a\0.tif"
+    assert "not the name of a file" in refused(tmp_path, *write_coco(tmp_path, value))
+
+
+def test_the_source_is_not_overwritten(tmp_path):
+    source = tmp_path / "train__annot.json"
+    source.write_text(json.dumps(coco_of(rle_of(BOX))))
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="is the file of --coco; name another"):
+        annotation.main(["--data", str(tmp_path), "--coco", str(source)])
+    assert source.read_bytes() == before
+
+
+def test_skip_bad_goes_on_without_images_of_bad_cells(tmp_path, capsys):
+    for name in ("pictures/a.tif", "b.tif"):
+        write_image(tmp_path / name)
+    value = coco_of([[0, 0, 3, 3]])  # a polygon of two points
+    value["images"].append({"id": 6, "file_name": "b.tif", "height": 4, "width": 6})
+    value["annotations"].append({**value["annotations"][0], "id": 9, "image_id": 6})
+    value["annotations"][1]["segmentation"] = rle_of(BOX)
+    arguments = write_coco(tmp_path, value)
+    assert "annotation 8: segmentation" in refused(tmp_path, *arguments)
+    coco = run(tmp_path, *arguments, "--skip-bad")
+    assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
+    assert len(coco["annotations"]) == 1
+    assert "theirs.json: annotation 8: segmentation" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["../a.tif", "/a.tif", "x\\..\\..\\a.tif"])
 def test_coco_images_that_lead_out(tmp_path, name):
     value = coco_of(rle_of(BOX))

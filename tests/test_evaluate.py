@@ -214,6 +214,24 @@ def test_no_truth(data, tmp_path):
         evaluate.main([str(data / "results.json"), "--truth", str(data / "gone.json")])
 
 
+def test_results_are_not_scored_by_the_truth_of_other_images(data, capsys):
+    (data / "results-list.json").write_text("[]")  # as inference.py --images leaves it
+    with pytest.raises(InputError, match=r"results\.json: of images of your own; name .* --truth"):
+        evaluate.main([str(data / "results.json"), "--data", str(data)])
+    (data / "results-list.json").unlink()
+    truth = {
+        "images": [{"id": n, "file_name": f"{n}.tif", "height": 6, "width": 40} for n in (21, 22)],
+        "categories": [{"id": n, "name": f"own{n}"} for n in (1, 2, 3, 4)],
+        "annotations": [],
+    }
+    (data / "results-truth.json").write_text(json.dumps(truth))  # as --dataset val does
+    words = [str(data / "results.json"), "--data", str(data), "--resamples", "0"]
+    assert evaluate.main(words) == 0
+    out = capsys.readouterr().out
+    assert "against" in out
+    assert "own1" in out
+
+
 def test_results_that_don_t_fit_name_their_file(data):
     (data / "bad.json").write_text(json.dumps([*RESULTS, found(21, 9, 0, 2, 0.5)]))
     with pytest.raises(InputError, match=r"bad\.json: entry 4: category_id 9, but"):

@@ -60,6 +60,20 @@ def test_a_folder_of_that_name_is_said_before_any_work(tmp_path):
         pytest.fail("the block ran")
 
 
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused = pytest.raises(InputError, match=r"pipe: can't be written \(not an ordinary file\)")
+    with refused, write_atomic(tmp_path / "pipe"):
+        pytest.fail("the block ran")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["é \u202f", os.fsdecode(b"caf\xe9")])
+def test_names_of_files_come_back_as_they_were(tmp_path, name):
+    write_json(tmp_path / "a.json", {"name": name})
+    assert read_json(tmp_path / "a.json", "names", "mend it") == {"name": name}
+
+
 def test_a_file_in_place_of_the_parent(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't be written"), write_atomic(tmp_path / "file" / "a"):

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import tifffile
 import torch
@@ -21,7 +22,9 @@ from PIL import Image
 import annotation
 import check_submission
 import evaluate
+import export
 import inference
+import report
 import train
 import utils
 from cellseg import runs
@@ -562,9 +565,59 @@ def test_levels_of_a_pyramid(predict, slide, tmp_path):
     found = results(out / "images-results.json")
     assert found
     assert all(entry["segmentation"]["size"] == [32, 48] for entry in found)
+    # Drawn on that level, and outlined in the finest one, which viewers show.
+    words = [str(out / "images-results.json"), "--score_threshold", "0"]
+    assert export.main(words) == 0
+    assert (out / "export" / "overlay" / "slide.png").is_file()
+    (outlines,) = (out / "export" / "geojson").iterdir()
+    corners = np.concatenate(
+        [
+            np.concatenate(polygon)
+            for feature in results(outlines)["features"]
+            for polygon in (
+                [feature["geometry"]["coordinates"]]
+                if feature["geometry"]["type"] == "Polygon"
+                else feature["geometry"]["coordinates"]
+            )
+        ]
+    )
+    assert corners.max(0).tolist() == [
+        2 * max(right for _, _, right, _ in map(extent, found)),
+        2 * max(bottom for _, _, _, bottom in map(extent, found)),
+    ]
+    assert report.main([*words, "--output", str(tmp_path / "page.html")]) == 0
     message = refusal(predict, "--images", slide, "--level", 2)
     assert message.endswith("it has 2 levels, 0 to 1, but level 2 was asked for; take another")
     assert "--level: is for --images" in refusal(predict, "--level", 1)
+
+
+def extent(entry):
+    """The box of a result's mask, XYXY in whole pixels."""
+    left, top, width, height = pycocotools.mask.toBbox(entry["segmentation"]).tolist()
+    return left, top, left + width, top + height
+
+
+def test_every_weights_file_that_is_named_is_taken(run, slide, tmp_path, capsys):
+    argv = argv_of(run / runs.BEST, slide, tmp_path)
+    assert inference.main([*argv[:2], str(run / runs.FINAL), *argv[2:]]) == 0
+    weights = capsys.readouterr().out.splitlines()[0]
+    assert weights.count(runs.BEST) == weights.count(runs.FINAL) == 1
+
+
+def test_runs_that_held_other_images_out_are_not_scored_together(predict, run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    record = results(copy / runs.RECORD)
+    record["held_out"], record["train"] = record["train"][:2], record["held_out"]
+    (copy / runs.RECORD).write_text(json.dumps(record))
+    message = refusal(predict, "--checkpoint", run, copy, "--dataset", "val")
+    assert "the runs held other images out" in message
+
+
+def test_what_belonged_to_former_results_goes(predict, tmp_path):
+    for name in ("mine-list.json", "mine-truth.json"):
+        (tmp_path / name).write_text("[]")
+    assert predict(output=tmp_path / "mine.json") == 0
+    assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.zip"]
 
 
 def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):

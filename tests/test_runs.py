@@ -92,6 +92,24 @@ def test_open_run(tmp_path):
             runs.open_run(path)
 
 
+def test_a_folder_of_runs_that_leads_nowhere(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match=r"can't be made .*; choose another --output_dir"):
+        runs.new_run(tmp_path / "link", "model")
+    first, second = runs.new_run(tmp_path, "model"), runs.new_run(tmp_path, "model")
+    assert first.parent == second.parent
+    assert first != second
+
+
+def test_weights_that_are_named_and_those_that_are_not(tmp_path):
+    run = make(tmp_path, "one", runs.FINAL)
+    (run / runs.BEST).touch()
+    assert runs.find_weights(run) == run / runs.BEST
+    assert runs.find_weights(run / runs.FINAL) == run / runs.FINAL
+    assert runs.find_weights(run / runs.CONFIG) == run / runs.BEST
+    assert runs.find_weights(run / runs.BEST, runs.FINAL) == run / runs.FINAL
+
+
 def test_weights(tmp_path):
     run = make(tmp_path, "one")
     with pytest.raises(InputError, match="the run has saved no weights yet"):

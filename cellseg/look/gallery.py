@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.errors import InputError
 from cellseg.look.overlay import draw_outlines
-from cellseg.read.tiff import read_image
+from cellseg.read.window import open_image_of
 from cellseg.score.labelmap import compare
 from cellseg.score.match import Scene
 from cellseg.write.outline import Polygon, trace
@@ -42,10 +41,13 @@ class View:
     scenes
         The image in each run, all with the same truth; at least one, which has no
         detections if there is no run.
+    level
+        Of a file with a pyramid, which level of it.
     """
 
     path: Path
     scenes: list[Scene]
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,14 +233,9 @@ def read_pixels(view: View) -> NDArray[np.uint8]:
     InputError
         If it can't be read, or is of another size than its cells.
     """
-    pixels = read_image(view.path)
     height, width = view.scenes[0].size
-    if pixels.shape[:2] != (height, width):
-        raise InputError(
-            f"{view.path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), but its"
-            f" cells lie in {height} x {width}; name the data folder that they are of with --data"
-        )
-    return pixels
+    with open_image_of(view.path, (height, width), view.level) as image:
+        return image.read((0, 0, width, height))
 
 
 def picture(pixels: NDArray[np.uint8], most_bytes: int, most_side: int) -> tuple[bytes, int]:

@@ -55,7 +55,7 @@
     return {
       true: new Float64Array(k), found: new Float64Array(k), hits: new Float64Array(k),
       falseAlarms: new Float64Array(k), iou: new Float64Array(k),
-      anyHits: 0, anyFalse: 0, anyIou: 0, scores: 0,
+      scores: new Float64Array(k), anyHits: 0, anyFalse: 0, anyIou: 0,
       matrix: Array.from({ length: k + 1 }, () => new Float64Array(k + 1)),
     };
   }
@@ -75,8 +75,10 @@
       const k = found.classes[cell];
       const match = found.match[cell];
       const counts = found.state[cell] === 1;
-      sums.scores += found.scores[cell];
-      if (found.state[cell] > 0) sums.found[k]++;
+      if (found.state[cell] > 0) {
+        sums.found[k]++;
+        sums.scores[k] += found.scores[cell];
+      }
       if (match >= 0) {
         sums.anyHits++;
         sums.anyIou += found.iou[cell];
@@ -113,7 +115,7 @@
       missed: ofChosen(sums.matrix.map((row) => row[last])), falseAlarms: ofChosen(sums.matrix[last]),
       f1: any ? (2 * hits) / (2 * hits + wrong) : 2, // nothing to find, nothing found: best
       pq: any ? ofChosen(sums.iou) / (hits + wrong / 2) : 2,
-      sure: sum(sums.found) ? sums.scores / sum(sums.found) : 2,
+      sure: ofChosen(sums.found) ? ofChosen(sums.scores) / ofChosen(sums.found) : 2,
     };
   }
 

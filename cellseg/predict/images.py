@@ -54,9 +54,16 @@ class ListedImage:
             return image.size
 
     def entry(self) -> dict[str, int | str]:
-        """Give it in the form of the test list."""
+        """Give it in the form of the test list, with the level if it isn't the finest."""
         height, width = self.read_size()
-        return {"file_name": self.file_name, "id": self.id, "height": height, "width": width}
+        level = {"level": self.level} if self.level else {}
+        return {
+            "file_name": self.file_name,
+            "id": self.id,
+            "height": height,
+            "width": width,
+            **level,
+        }
 
 
 def list_test_images(data: Path) -> list[ListedImage]:

@@ -7,6 +7,7 @@ merged into the results, and the folder goes.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import shutil
@@ -43,8 +44,8 @@ class Journal:
             Whether the folder is to be made; otherwise another process does that.
         """
         self.folder = folder
-        # As it reads back from JSON.
-        self._signature = json.loads(json.dumps(signature))
+        # A sum of it: JSON itself has neither infinity nor every file's name.
+        self._signature = hashlib.sha256(json.dumps(signature).encode()).hexdigest()
         if begin and _read_signature(folder) != self._signature:
             self.remove()
             try:

@@ -10,6 +10,7 @@ they are wanted; what they find is fused, and the tiles are merged.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,9 +100,9 @@ class Predictor:
         Parameters
         ----------
         run
-            The folder, or folders.
+            The folder, or weights in it; or several of these.
         weights
-            Which weights in it; the best ones, if there are such, else the final ones.
+            Which weights in the folder; the best ones, if there are such, else the final ones.
         device
             Where the network runs: "cpu", "cuda", …
         options
@@ -115,14 +116,14 @@ class Predictor:
             runs have other classes.
         """
         named = [run] if isinstance(run, str | os.PathLike) else run
-        folders = [runs.open_run(Path(folder)) for folder in named]
-        runs.shared_categories(folders)
+        files = [runs.find_weights(Path(path), weights) for path in named]
+        runs.shared_categories([file.parent for file in files])
         networks, cfgs = [], []
-        for folder in folders:
-            cfg = load_config(folder / runs.CONFIG)
+        for file in files:
+            cfg = load_config(file.parent / runs.CONFIG)
             merge_options(cfg, options)
             cfg.MODEL.DEVICE = device
-            networks.append(load_network(cfg, runs.choose_weights(folder, weights)))
+            networks.append(load_network(cfg, file))
             cfgs.append(cfg)
         return cls(networks, cfgs)
 
@@ -225,14 +226,19 @@ class Predictor:
     def _in_batches(
         self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
     ) -> Iterator[Found | InputError]:
-        """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short."""
+        """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short.
+
+        Those of one batch have one shape: padding would change what is found near it.
+        """
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
         precision = mixed_precision(device, cfg.TEST.AMP)
         mixed = torch.autocast(device, precision, enabled=precision is not None)
         with _evaluating(network), mixed:
             while done < len(inputs):
-                part = inputs[done : done + self.batch]
+                ahead = inputs[done : done + self.batch]
+                _, alike = next(itertools.groupby(ahead, key=lambda image: image.shape))
+                part = list(alike)
                 found = _find_if_it_fits(network, part)
                 if found is None and len(part) > 1:
                     self.batch = len(part) // 2

@@ -101,21 +101,34 @@ class CocoImage:
     crowds: int
 
 
-def read_coco_images(path: Path, data: Path) -> tuple[list[str], list[CocoImage]]:
+def read_coco_images(
+    path: Path, data: Path, bad: dict[int, str] | None = None
+) -> tuple[list[str], list[CocoImage]]:
     """Read a COCO file: the K class names, by category id, and the images, by file name.
+
+    Parameters
+    ----------
+    path
+        The file.
+    data
+        The folder that its file names are relative to.
+    bad
+        As `load_coco` takes it; images that land in it are left out.
 
     Raises
     ------
     InputError
         If the file is not what `load_coco` takes.
     """
-    coco = load_coco(path)
+    coco = load_coco(path, bad)
     classes = contiguous_classes(coco)
     of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
     for annotation in coco["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
     images = []
     for image in sorted(coco["images"], key=lambda image: image["file_name"]):
+        if bad and image["id"] in bad:
+            continue
         masks: dict[int, list[RLE]] = {}
         crowds = 0
         for annotation in of_image[image["id"]]:

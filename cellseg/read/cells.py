@@ -13,8 +13,15 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.read.coco import class_names, contiguous_classes, load_coco
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, find_test_folder, read_test_list
-from cellseg.read.results import read_results
+from cellseg.read.layout import (
+    CLASS_NAMES,
+    TEST_LIST,
+    TestImage,
+    find_test_folder,
+    is_printable,
+    read_test_list,
+)
+from cellseg.read.results import beside, read_results
 from cellseg.rle import RLE
 from cellseg.score.match import side_by_side
 
@@ -39,6 +46,8 @@ class ImageCells:
         `(N,)` int64, 0…K−1.
     scores
         `(N,)` float64, or None for annotations.
+    level
+        Of a file with a pyramid, the level that the cells lie in.
     """
 
     name: str
@@ -47,6 +56,7 @@ class ImageCells:
     masks: list[RLE]
     classes: NDArray[np.int64]
     scores: NDArray[np.float64] | None
+    level: int = 0
 
 
 def is_annotations(path: Path) -> bool:
@@ -122,7 +132,7 @@ def read_predicted_cells(
     run = path if path.is_dir() else path.parent
     if names is None and (run / runs.RECORD).is_file():
         categories = runs.read_record(run)["categories"]
-    own_list = path.with_name(path.stem + "-list.json")
+    own_list = beside(path, "list")
     if annotations is not None:
         images, source = load_coco(annotations)["images"], annotations
         folder = data
@@ -138,9 +148,9 @@ def read_predicted_cells(
     else:
         images, source = [_entry(image) for image in read_test_list(data)], data / TEST_LIST
         folder = find_test_folder(data)
-    listed = {image["id"]: image["file_name"] for image in images}
+    levels = {image["id"]: image.get("level", 0) for image in images}
     _check_known(
-        path, results, "image_id", set(listed), f"the images of {source}", "--data or --annotations"
+        path, results, "image_id", set(levels), f"the images of {source}", "--data or --annotations"
     )
     known = {category["id"] for category in categories}
     _check_known(path, results, "category_id", known, "the classes", "--class_names")
@@ -153,6 +163,7 @@ def read_predicted_cells(
             masks=scene.masks,
             classes=scene.classes,
             scores=scene.scores,
+            level=levels[scene.id] if source == own_list else 0,
         )
         for scene in side_by_side(coco, results, path)
     ]
@@ -180,6 +191,8 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
             and isinstance(image.get("file_name"), str)
             and type(image.get("id")) is int
             and all(type(image.get(k)) is int and image[k] > 0 for k in ("height", "width"))
+            and type(image.get("level", 0)) is int
+            and image.get("level", 0) >= 0
             for image in images
         )
         or len({image["id"] for image in images}) < len(images)
@@ -208,7 +221,7 @@ def _output_name(source: Path, file_name: str, anywhere: bool = False) -> str:
         path = PurePosixPath(path.name)
     elif anywhere:
         path = PurePosixPath(*path.parts[-2:])
-    if path.is_absolute() or not path.name or ".." in path.parts or not file_name.isprintable():
+    if path.is_absolute() or not path.name or ".." in path.parts or not is_printable(file_name):
         raise InputError(
             f"{source}: the image {file_name!r} lies outside the data folder; write its name "
             "relative to it"

@@ -90,11 +90,19 @@ def only_images(coco: COCO, image_ids: Container[int]) -> COCO:
     }
 
 
-def load_coco(path: str | os.PathLike[str]) -> COCO:
+def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -> COCO:
     """Read an annotation file and check all that training and scoring rely on.
 
     Files of other programs are welcome: masks may be polygons, RLEs with their counts
     as a list, or compressed ones; category ids any whole numbers.
+
+    Parameters
+    ----------
+    path
+        The file.
+    bad
+        Gets a line for each image, by its id, of which a mask can't be used, in place of an
+        error; its annotations stay as in the file, and must not be used.
 
     Returns
     -------
@@ -144,7 +152,12 @@ def load_coco(path: str | os.PathLike[str]) -> COCO:
         _check_optional(where, annotation)
         of_image[annotation["image_id"]].append(annotation)
     for image_id, its_annotations in of_image.items():
-        _normalise(path, images[image_id], its_annotations)
+        try:
+            _normalise(path, images[image_id], its_annotations)
+        except InputError as error:
+            if bad is None:
+                raise
+            bad[image_id] = str(error)
     return coco
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -253,6 +254,11 @@ def _is_plain(name: str) -> bool:
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
 
 
+def is_printable(name: str) -> bool:
+    """Whether a name fits a line of UTF-8: it has no control character and no lone byte."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+
+
 def _entries(folder: Path, remedy: str) -> list[Path]:
     """List what is in a folder, by name, without what is hidden."""
     try:
@@ -266,7 +272,7 @@ def _entries(folder: Path, remedy: str) -> list[Path]:
             f"{folder}: can't be listed ({error.strerror}); check its rights"
         ) from None
     for path in entries:
-        if not path.name.isprintable():
+        if not is_printable(path.name):
             raise InputError(
                 f"{folder}: {path.name!r} in it is a name that can't be printed; rename that file"
             )

@@ -85,6 +85,26 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 
 
+def beside(results: Path, what: str) -> Path:
+    """Give the place of what inference.py leaves beside results.
+
+    Parameters
+    ----------
+    results
+        A results file, or a folder that has one.
+    what
+        "list" of the images, where they are the user's own; "truth", where they were held out.
+    """
+    file = results / FILE_NAME if results.is_dir() else results
+    return file.with_name(f"{file.stem}-{what}.json")
+
+
+def own_truth(results: Path) -> Path | None:
+    """Give the annotations that inference.py left beside results of held-out images, if it did."""
+    path = beside(results, "truth")
+    return path if path.is_file() else None
+
+
 def only_annotated(results: list[Any], truth: COCO) -> list[Any]:
     """Leave out the detections in images that the truth doesn't have."""
     annotated = {image["id"] for image in truth["images"]}

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
+# Slides are large; where the memory can't hold one, `damage` says so.
+PIL.Image.MAX_IMAGE_PIXELS = None
+
 # The value of a TIFF's PhotometricInterpretation where the numbers rise from white to black.
 WHITE_IS_ZERO = 0
 
@@ -187,6 +190,8 @@ def _magic(path: Path) -> bytes:
         raise InputError(f"{path}: a folder, but an image file should be there") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); check its rights") from None
+    except ValueError:  # what no system takes
+        raise InputError(f"{str(path)!r}: not the name of a file; mend it") from None
     if not head:
         raise InputError(f"{path}: an empty file; copy or export it again")
     for magic in (*_TIFF_MAGIC, _PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC):

@@ -96,6 +96,31 @@ class WindowedImage(abc.ABC):
         self.close()
 
 
+def open_image_of(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
+    """Open the image in which cells lie.
+
+    Parameters
+    ----------
+    path, level
+        As `open_image` takes them.
+    size
+        Height and width that it must have, in pixels.
+
+    Raises
+    ------
+    InputError
+        As `open_image` does, or if the image has another size.
+    """
+    opened = open_image(path, level)
+    if opened.size != size:
+        opened.close()
+        raise InputError(
+            f"{path}: {opened.size[0]} x {opened.size[1]} pixels (height x width), but its cells "
+            f"lie in {size[0]} x {size[1]}; name the data folder that they are of with --data"
+        )
+    return opened
+
+
 def open_image(
     path: str | os.PathLike[str], level: int = 0, cache_bytes: int = CACHE_BYTES
 ) -> WindowedImage:

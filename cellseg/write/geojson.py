@@ -8,7 +8,6 @@ class with its colour, the score as a measurement. The form is QuPath's own
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from cellseg.files import write_atomic
+from cellseg.files import to_json, write_atomic
 from cellseg.rle import RLE, decode
 from cellseg.write.outline import trace
 
@@ -36,6 +35,7 @@ def cell_features(
     colours: Sequence[Colour],
     scores: NDArray[Any] | None = None,
     object_type: Literal["detection", "annotation"] = "detection",
+    scale: tuple[float, float] = (1, 1),
 ) -> Iterator[Feature]:
     """Make a GeoJSON feature of each cell of an image, block by block.
 
@@ -56,11 +56,14 @@ def cell_features(
         `(N,)` in 0…1, the measurement "score"; None for cells that have none.
     object_type
         What QuPath makes of the cells: detections are light, annotations can be edited.
+    scale
+        What x and y are multiplied by: cells of a coarser level lie in the finest one then.
 
     Yields
     ------
     Features whose geometry is a Polygon, or a MultiPolygon where a cell is in several
-    pieces: integer x, y in pixels, origin at the image's top left corner, y downwards.
+    pieces: x, y in pixels, integers unless scaled, origin at the image's top left corner, y
+    downwards.
 
     Raises
     ------
@@ -82,7 +85,10 @@ def cell_features(
             }
             if scores is not None:
                 properties["measurements"] = {"score": round(float(scores[index]), 6)}
-            coordinates = [[ring.tolist() for ring in polygon] for polygon in polygons]
+            coordinates = [
+                [(ring if scale == (1, 1) else ring * scale).tolist() for ring in polygon]
+                for polygon in polygons
+            ]
             geometry = (
                 {"type": "Polygon", "coordinates": coordinates[0]}
                 if len(coordinates) == 1
@@ -108,7 +114,7 @@ def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> 
     with write_atomic(path) as file:
         file.write('{"type":"FeatureCollection","features":[')
         for feature in features:
-            text = json.dumps(feature, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            text = to_json(feature, separators=(",", ":"))
             file.write(("," if count else "") + "\n" + text)
             count += 1
         file.write("\n]}\n")

@@ -478,6 +478,16 @@ def test_two_runs(show, folder):
     assert "B − A with 95 % intervals" in page.read_text()
 
 
+def test_the_mean_score_is_that_of_the_cells_that_count(show, folder):
+    """Of two detections of the same pixels the better one is the cell."""
+    mask = rectangle(SIZE, 5, 5, 20, 20)
+    own = [entry(7, 1, mask, 0.9), entry(7, 2, mask, 0.8)]
+    (folder / "twice.json").write_text(json.dumps(own))
+    driver = show(write(folder, folder / "twice.json"))
+    told = driver.execute_script("return document.getElementById('list').textContent")
+    assert "1 cell, mean score 0.90" in told
+
+
 def test_results_without_truth(show, folder):
     driver = show(write(folder, folder / "found.json"))
     assert sorted(names(driver)) == ["1", "2", "7"]

@@ -333,6 +333,21 @@ def test_grey_and_16_bit_pixels():
     assert len(oracle().predict(grey)) == len(np.unique(drawing.labels)) - 1
 
 
+def test_views_of_several_shapes_are_never_padded_to_one_another():
+    """Whatever the batch, a network sees images of one shape at once, in their order."""
+    batches = []
+
+    class Noting(Oracle):
+        def find(self, images):
+            batches.append([tuple(image.shape[1:]) for image in images])
+            return super().find(images)
+
+    scales = {"TEST__SCALES": (1.0, 1.5), "TEST__SYMMETRIES": 4}
+    drawing = draw((150, 150))
+    check_all_found(oracle(Noting(), TEST__BATCH=8, **scales).predict(drawing.image), drawing)
+    assert batches == [[(150, 150)] * 4, [(225, 225)] * 4]
+
+
 def test_two_networks():
     """A score is the mean of all networks' views, also of those that see nothing."""
     drawing = draw((150, 150))

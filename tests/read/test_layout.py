@@ -110,6 +110,13 @@ def test_a_mask_in_another_format_is_not_passed_over(tmp_path):
     assert "save it as class1.tif" in refusal(train_image, folder, 4)
 
 
+def test_names_with_spaces_of_other_scripts(tmp_path):
+    folders = [tmp_path / "train" / name for name in ("3.14\u202fPM", "全角\u3000空白")]
+    for folder in folders:
+        fill(folder, "image.tif", "class1.tif")
+    assert [f.name for f in list_train_folders(tmp_path)] == [f.name for f in sorted(folders)]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the name can't be made")
 def test_a_name_that_is_not_text(tmp_path):
     fill(tmp_path / "train")

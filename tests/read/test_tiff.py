@@ -256,6 +256,12 @@ def test_label_maps_that_are_not_one_number_a_pixel(tmp_path, pixels, options, f
     assert found in refusal(read_labels, path)
 
 
+def test_pictures_of_any_size(tmp_path):
+    """More pixels than Pillow takes without being told to."""
+    PIL.Image.new("1", (14_000, 13_000)).save(tmp_path / "large.png")
+    assert image_size(tmp_path / "large.png") == (13_000, 14_000)
+
+
 @pytest.mark.parametrize("read", [read_image, image_size, read_labels])
 def test_what_is_no_image_file(tmp_path, read):
     assert "no such file" in refusal(read, tmp_path / "absent.tif")
