@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +172,43 @@ def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
 def test_a_process_that_is_killed_is_one_line():
     with pytest.raises(InputError, match=r"--num_gpus: one of the processes was ended from outs"):
         together(2, die)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
+def test_no_thread_of_a_process_group_is_left_when_the_interpreter_ends(tiny, cells, tmp_path):
+    # One that needs the interpreter then aborts the process, now and then.
+    together(2, train_and_list_threads, tiny, cells, tmp_path)
+    for number in range(2):
+        during, after = json.loads((tmp_path / f"{number}.json").read_text())
+        assert "pt_gloo_runloop" in during
+        assert "pt_gloo_runloop" not in after
+
+
+def train_and_list_threads(config_file, data, folder):
+    number = rank()
+    cfg = load_config(config_file)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 2, 2
+    cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS = str(data), str(data / "train__annot.json")
+    cfg.OUTPUT_DIR = str(folder / "run")
+    cfg.MODEL.DEVICE = "cpu"
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    lists = [threads()]
+
+    def write():
+        lists.append(threads())
+        (folder / f"{number}.json").write_text(json.dumps(lists))
+
+    atexit.register(write)
+
+
+def threads():
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended since
+            names.append((task / "comm").read_text().strip())
+    return names
 
 
 def die():

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -206,7 +207,7 @@ def together(
         values["CUDA_VISIBLE_DEVICES"] = ""  # Detectron2 would connect them by their GPUs
     try:
         with _environment(values):
-            launch(work, n_processes, n_machines, machine, address, args=args)
+            launch(_take_part, n_processes, n_machines, machine, address, args=(work, args))
     except ProcessRaisedException as error:
         _, found, message = str(error).rpartition("InputError: ")
         if not found:
@@ -217,6 +218,22 @@ def together(
             f"--num_gpus: one of the processes was ended from outside ({error}), perhaps for want "
             "of memory; go on, with fewer of them if it happens again"
         ) from None
+
+
+def _take_part(work: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Do this process's work, and then leave the others in good order.
+
+    The threads of a process group let go of tensors, for which they need the interpreter:
+    one that is still there when it ends aborts the process.
+    """
+    from detectron2.utils import comm
+    from torch import distributed
+
+    work(*args)
+    if distributed.is_initialized():
+        gc.collect()  # of what may hold a group, as a network that shares its gradients
+        comm._LOCAL_PROCESS_GROUP = None
+        distributed.destroy_process_group()
 
 
 def meeting_point() -> Callable[[], None]:
