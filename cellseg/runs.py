@@ -228,9 +228,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_hash(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
+def file_hash(path: Path, digest: hashlib._Hash | None = None) -> str:
+    """Give the SHA-256 of a file, or another digest, in hexadecimal."""
+    digest = digest or hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -3,11 +3,16 @@
 Weights are data. Files of torch and safetensors are read as such; a pickle (.pkl) can name
 any code, so it must come from Detectron2's zoo or be trusted by its SHA-256, and is still
 read without running any.
+
+The zoo publishes no SHA-256 sums. Its trained models carry the beginning of their MD5 in
+their names, "to check downloaded file integrity" (MODEL_ZOO.md of Detectron2); those of
+ImageNet carry nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from http.client import HTTPException
 from pathlib import Path
@@ -23,6 +28,7 @@ from cellseg.network import ZOO, engine
 from cellseg.runs import file_hash
 
 _IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # for which other engines have their own
+_MD5_IN_NAME = re.compile(r"_([0-9a-f]{6})\.pkl")
 _TIMM = ("timm://", "https://huggingface.co/timm/")
 _TIMM_FILE = "/resolve/main/model.safetensors"
 _TIMEOUT = 30.0  # seconds without an answer, after which a server counts as out of reach
@@ -44,7 +50,7 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     InputError
         If there are none of that kind for the engine, they can be neither found nor
         downloaded, or they are a pickle that is neither the zoo's nor named by
-        `MODEL.TRUSTED_SHA256`.
+        `MODEL.TRUSTED_SHA256`, or not the one that the zoo has under this name.
     """
     if wanted is None:
         wanted = "imagenet" if cfg.MODEL.WEIGHTS.startswith(_IMAGENET) else cfg.MODEL.WEIGHTS
@@ -53,9 +59,10 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
         return
     cfg.MODEL.WEIGHTS = name = engine(cfg.ENGINE).initial_weights(cfg, wanted)
     path, trusted = local_weights(name), cfg.MODEL.TRUSTED_SHA256
-    # The zoo publishes no sums: its own address must do, unless the user has them.
     if trusted or not name.startswith(ZOO):
         check_pickle(path, trusted)
+    else:
+        _check_name(path)
 
 
 def check_pickle(path: Path, trusted: str) -> None:
@@ -82,6 +89,19 @@ def check_pickle(path: Path, trusted: str) -> None:
             "of MODEL.TRUSTED_SHA256; compare it with one from a source that you trust and end "
             f"the command with MODEL.TRUSTED_SHA256 {found}, or take weights that are data alone "
             "(.pth, .safetensors), or --weights none"
+        )
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file of the zoo that is not the one which its name speaks of."""
+    expected = _MD5_IN_NAME.search(path.name)
+    if not expected:
+        return
+    found = file_hash(path, hashlib.md5(usedforsecurity=False))
+    if not found.startswith(expected[1]):
+        raise InputError(
+            f"--weights: {path} is cut off or not what Detectron2's zoo has under this name (its "
+            f"MD5 is {found}, and {expected[1]}… is expected); delete it to download it anew"
         )
 
 

@@ -235,6 +235,20 @@ def test_the_zoos_pickle_is_trusted_by_its_address(downloads):
         chosen("demo", "https://elsewhere.org/detectron2/R-50.pkl", trusted="")
 
 
+@pytest.mark.detectron2
+def test_the_zoos_pickle_is_the_one_that_its_name_speaks_of(cache):
+    # RFC 1321's example for MD5: that of "abc" is 900150983cd24fb0d6963f7d28e17f72.
+    zoo = "detectron2://COCO-InstanceSegmentation/x/1/"
+    folder = cache / "detectron2/COCO-InstanceSegmentation/x/1"
+    folder.mkdir(parents=True)
+    for name in ("model_final_900150.pkl", "model_final.pkl"):
+        (folder / name).write_bytes(b"abc")
+        assert chosen("demo", zoo + name, trusted="") == zoo + name
+    (folder / "model_final_900150.pkl").write_bytes(b"ab")  # as a cut download leaves it
+    with pytest.raises(InputError, match=r"cut off or .* 187ef44.* 900150… is .*delete it"):
+        chosen("demo", zoo + "model_final_900150.pkl", trusted="")
+
+
 def test_what_is_not_a_pickle_needs_no_trust(tmp_path):
     for name in ("a.pth", "a.safetensors"):
         (tmp_path / name).write_bytes(b"abc")
