@@ -45,6 +45,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
+    if all(p.device.type == "cpu" for p in seen):
+        # One pass over the memory: AdamW's step takes a quarter of its time. It relies on
+        # moments that lie in memory as their parameter does, as gradients do.
+        options["fused"] = True
     optimizer: torch.optim.Optimizer = kind(
         [
             {"params": parameters, "lr": rate, "weight_decay": decay}
@@ -54,6 +58,22 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         **options,
     )
     return optimizer
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take back a state of the optimizer; its options stay those of the config, but the rate.
+
+    Moments are laid out in memory as their parameters, wherever the state was made.
+    """
+    groups = optimizer.param_groups
+    options = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:

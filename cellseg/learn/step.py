@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from cellseg.learn.optimizer import clip_gradients
+from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
 
 
 class TrainingStep:
@@ -110,11 +110,7 @@ class TrainingStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; the optimizer's options stay those of the config."""
-        groups = self.optimizer.param_groups
-        options = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scheduler.last_epoch = state["schedule"]["last_epoch"]
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if state["scaler"]:  # there is none if the run began on a device with bfloat16

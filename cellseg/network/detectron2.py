@@ -16,10 +16,10 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
-from torchvision.ops import RoIAlign
 
 from cellseg.errors import InputError
 from cellseg.network import Found
+from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 

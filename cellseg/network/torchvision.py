@@ -24,12 +24,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network import ZOO, Found
 from cellseg.network.keys import SHARED
+from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -229,19 +229,17 @@ class _RoIPool(nn.Module):
 
     def __init__(self, strides: Sequence[int], part: CfgNode) -> None:
         super().__init__()
-        self.strides = tuple(strides)
-        self.resolution = part.POOLER_RESOLUTION
-        self.sampling_ratio = part.POOLER_SAMPLING_RATIO
+        options = (part.POOLER_RESOLUTION, part.POOLER_SAMPLING_RATIO)
+        self.poolers = nn.ModuleList(RoIAlign(options[0], 1 / s, options[1]) for s in strides)
         self.levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
 
     def forward(self, features: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
         """Give `(N, C, resolution, resolution)` for the `(n, 4)` XYXY boxes of each image."""
         rois = torch.cat([functional.pad(box, (1, 0), value=n) for n, box in enumerate(boxes)])
         level = self.levels(boxes)
-        options = (self.sampling_ratio, True)
         pooled = [
-            roi_align(feature, rois[level == n], self.resolution, 1 / stride, *options)
-            for n, (feature, stride) in enumerate(zip(features, self.strides, strict=True))
+            pooler(feature, rois[level == n])
+            for n, (feature, pooler) in enumerate(zip(features, self.poolers, strict=True))
         ]
         by_level = torch.argsort(level, stable=True)
         return torch.cat(pooled)[torch.argsort(by_level)]

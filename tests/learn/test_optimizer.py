@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from cellseg.learn import config
-from cellseg.learn.optimizer import build_optimizer, build_schedule, clip_gradients
+from cellseg.learn.optimizer import (
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    load_optimizer_state,
+)
 from cellseg.network import build_network
 
 KINDS = {
@@ -40,6 +45,33 @@ def decay_of(optimizer):
     return {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_on_a_cpu_are_the_plain_ones_wherever_moments_come_from(name):
+    """Fused kernels take what lies at the same place in memory for one and the same number."""
+    cfg = configured("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.9")
+    ends = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(6, 8, 3)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = build_optimizer(cfg, net)
+        for group in optimizer.param_groups:
+            assert group["fused"]
+            group["fused"] = fused
+        for step in range(4):
+            optimizer.zero_grad()
+            net(torch.randn(2, 6, 5, 5)).square().sum().backward()
+            optimizer.step()
+            if step == 1:
+                state = optimizer.state_dict()
+                for moments in state["state"].values():
+                    for key, value in moments.items():
+                        moments[key] = value.contiguous() if value is not None else None
+                load_optimizer_state(optimizer, state)
+        ends.append(net.weight.detach())
+    torch.testing.assert_close(*ends)
 
 
 @pytest.mark.parametrize("name", KINDS)

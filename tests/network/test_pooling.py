@@ -1,0 +1,81 @@
+"""Pooling of boxes against torchvision's, and by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import roi_align
+
+from cellseg.network.pooling import RoIAlign
+
+
+def boxes_in(generator, count, images, reach):
+    corner = torch.rand((count, 2), generator=generator) * 2 * reach - reach / 2
+    size = torch.rand((count, 2), generator=generator) * reach * 1.5
+    number = torch.randint(0, images, (count, 1), generator=generator)
+    return torch.cat([number, corner, corner + size], 1)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(*(st.integers(1, top) for top in (3, 5, 9, 9))),
+    bins=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    ratio=st.integers(0, 3),
+    aligned=st.booleans(),
+    stored=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    count=st.integers(0, 9),
+)
+def test_values_and_gradients_are_torchvisions(seed, shape, bins, ratio, aligned, stored, count):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(shape, generator=generator).contiguous(memory_format=stored)
+    # From far outside to far outside, at a stride of 4.
+    boxes = boxes_in(generator, count, shape[0], 4.0 * max(shape[2:]))
+    theirs, ours = (features.clone().requires_grad_() for _ in range(2))
+    expected = roi_align(theirs, boxes, bins, 0.25, ratio, aligned)
+    pooled = RoIAlign(bins, 0.25, ratio, aligned)(ours, boxes)
+    assert pooled.shape == expected.shape == (count, shape[1], *bins)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
+    weights = torch.randn(expected.shape, generator=generator)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_slope_bins_are_their_middles():
+    """Features that rise by 1 to the right and by 100 downwards, at half pixels: by hand."""
+    y, x = torch.meshgrid(torch.arange(8.0) + 0.5, torch.arange(10.0) + 0.5, indexing="ij")
+    features = (x + 100 * y)[None, None]
+    box = torch.tensor([[0.0, 8, 4, 32, 28]])  # at stride 4: x from 2 to 8, y from 1 to 7
+    pooled = RoIAlign((2, 3), 0.25, 1)(features, box)
+    torch.testing.assert_close(pooled[0, 0], torch.tensor([[253.0, 255, 257], [553, 555, 557]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_summed_in_full(dtype):
+    """In bfloat16 a box at 301 would be one at 302."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((2, 3, 90, 90), generator=generator).to(dtype)
+    boxes = torch.tensor([[0, 301.0, 303, 331, 329], [1, 5, 299, 23, 341]])
+    pooled = RoIAlign(7, 0.25, 1)(features, boxes)
+    assert pooled.dtype == dtype
+    expected = roi_align(features.float(), boxes, 7, 0.25, 1, True).to(dtype)
+    torch.testing.assert_close(pooled, expected)
+
+
+def test_gradients_are_those_of_small_steps():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((1, 2, 3, 4), generator=generator, dtype=torch.float64)
+    boxes = torch.tensor([[0, -1.3, 0.2, 3.1, 2.9]])
+    pool = RoIAlign(2, 1.0, 2)
+    assert torch.autograd.gradcheck(lambda f: pool(f, boxes), features.requires_grad_())
+
+
+def test_boxes_that_are_not_numbers_give_none():
+    features = torch.ones((1, 2, 3, 4))
+    boxes = torch.tensor([[0, float("nan"), 0, 1, 1], [0, 0, 0, 1, 1]])
+    pooled = RoIAlign(2, 1.0, 1)(features, boxes)
+    assert pooled[0].isnan().all()
+    assert (pooled[1] == 1).all()
