@@ -253,7 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--num_machines out"
             )
         check_shares(args, cfg)
-        return train_folds(args, folder, [cfg, *others])
+        known = {of_fold.DATA.FOLD: of_fold for of_fold in (cfg, *others)}
+        for number in range(1, cfg.DATA.FOLDS + 1):
+            if number not in known:  # deleted, or never begun
+                known[number] = begin_fold(folder, cfg, number, command)
+        return train_folds(args, folder, [known[number] for number in sorted(known)])
     if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
         return cross_validate(args, cfg, command)
     data, reasons = prepare(cfg, folder)
@@ -332,26 +336,28 @@ def write_config(cfg: CfgNode) -> None:
 def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str]) -> int:
     """Begin a run for each fold of the images, and train them; give the exit code."""
     check_shares(args, cfg)
-    cfgs, parts = [], []
-    for number in range(1, cfg.DATA.FOLDS + 1):
-        of_fold = cfg.clone()
-        of_fold.DATA.FOLD = number
-        parts.append(prepare(of_fold, None))  # the first finds out if there are too many
-        cfgs.append(of_fold)
     folder = runs.new_run(args.output_dir.absolute(), cfg.RECIPE)
-    # All runs at once, so that --resume knows what is to be done.
-    for of_fold, (data, reasons) in zip(cfgs, parts, strict=True):
-        run = folder / f"fold{of_fold.DATA.FOLD}"
-        run.mkdir()
-        of_fold.OUTPUT_DIR = str(run)
-        record(run, of_fold, data, reasons, command)
-        write_config(of_fold)
     try:
-        return train_folds(args, folder, cfgs)
+        # All runs at once, so that --resume knows what is to be done.
+        numbers = range(1, cfg.DATA.FOLDS + 1)
+        return train_folds(args, folder, [begin_fold(folder, cfg, n, command) for n in numbers])
     except InputError:
         if not list(folder.glob("*/*.pth")):  # there is nothing in it to go on with
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def begin_fold(folder: Path, cfg: CfgNode, number: int, command: Sequence[str]) -> CfgNode:
+    """Make the run of one fold of a cross-validation; give its config."""
+    cfg = cfg.clone()
+    cfg.DATA.FOLD = number
+    data, reasons = prepare(cfg, None)  # before the folder, as there may be too many folds
+    run = folder / f"fold{number}"
+    run.mkdir()
+    cfg.OUTPUT_DIR = str(run)
+    record(run, cfg, data, reasons, command)
+    write_config(cfg)
+    return cfg
 
 
 def train_folds(args: argparse.Namespace, folder: Path, cfgs: Sequence[CfgNode]) -> int:
@@ -390,7 +396,7 @@ def show_batch(cfg: CfgNode, path: Path) -> int:
 
 def prepare(cfg: CfgNode, run: Path | None) -> tuple[TrainingData, list[str]]:
     """Load the data, and set what the config takes from them; give both, this as its reasons."""
-    from cellseg.learn.config import follow_data, set_schedule
+    from cellseg.learn.config import building, follow_data, set_schedule
     from cellseg.learn.mapper import build_stream
     from trainer import Trainer
 
@@ -398,7 +404,8 @@ def prepare(cfg: CfgNode, run: Path | None) -> tuple[TrainingData, list[str]]:
     if run:
         check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s["name"] for s in data.held_out])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
-    reasons = follow_data(cfg, data.train)
+    with building("the config"):
+        reasons = follow_data(cfg, data.train)
     print(*reasons, sep="\n", end="\n" if reasons else "")
     set_schedule(cfg, build_stream(cfg, data).epoch_length)
     return data, reasons
@@ -420,6 +427,11 @@ def announce(cfg: CfgNode, data: TrainingData, n_processes: int) -> None:
         print(
             f"note: the warm-up of {solver.WARMUP_ITERS} iterations is longer than the run; "
             "shorten it with SOLVER.WARMUP_ITERS"
+        )
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
+        print(
+            "note: without weights to begin with, random layers stay as they are: end the command "
+            "with MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or take --model small_fpn"
         )
     if cfg.TEST.PATIENCE and not data.held_out:
         print("note: nothing is held out to be scored (--val_fraction), so TEST.PATIENCE is idle")
@@ -478,9 +490,14 @@ def train(cfg: CfgNode, new: bool) -> int:
                 shutil.rmtree(run, ignore_errors=True)
             raise
         if trainer.start_iter >= trainer.max_iter:
+            if first and not (run / runs.FINAL).is_file():  # it was to be longer
+                network, done = trainer.step.best_network, trainer.start_iter
+                trainer.checkpointer.save_weights(runs.FINAL, network, iteration=done)
             print(f"nothing left to do: {trainer.start_iter} iterations are done")
             return 0
         trainer.train()
+        if in_folds and trainer.asked_to_stop:  # too late for this fold, but not for the next
+            raise TrainingStopped(trainer.max_iter)
     except TrainingStopped as stop:
         if first:
             print(

@@ -108,13 +108,14 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data(self.cfg)
+        trainer = weakref.proxy(self)  # nothing of it is to outlive it, as on a GPU between folds
         curves = Curves(Path(cfg.OUTPUT_DIR), 20)
         built: list[HookBase] = []
         if data.held_out:
             names = [category["name"] for category in data.categories]
             built.append(
                 Validation(
-                    lambda: self.test(cfg, self.step.best_network, curves.show),
+                    lambda: trainer.test(cfg, trainer.step.best_network, curves.show),
                     self.checkpointer,
                     names,
                     cfg.TEST.EVAL_PERIOD,
@@ -126,7 +127,13 @@ class Trainer(DefaultTrainer):
             checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             built += [curves, checkpoints, Progress()]
         # Last, so that a step that is cut short here is a whole one.
-        return [*built, StopOnSignal(self.checkpointer)]
+        self._stop = StopOnSignal(self.checkpointer)
+        return [*built, self._stop]
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came, be it too late for this training."""
+        return self._stop.asked
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the run's checkpoint, or begin with the weights that the config names."""
@@ -134,7 +141,9 @@ class Trainer(DefaultTrainer):
             self.checkpointer.resume()
             self.start_iter = self.iter
         elif self.cfg.MODEL.WEIGHTS:
-            load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
+            told = load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
+            if rank() == 0:
+                print(f"initial weights: {told}", flush=True)
 
     def train(self) -> None:  # type: ignore[override]
         """Train until the end, or until it is asked to stop."""
@@ -161,6 +170,14 @@ class Trainer(DefaultTrainer):
             raise InputError(
                 f"the GPU's memory is too small for {len(samples)} images at once; split the batch "
                 "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
+            ) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a process that loads images was ended from outside, perhaps for want of memory, "
+                "or of shared memory in a container (docker run --shm-size 2g); go on with "
+                "--resume, and --num_workers 0 if it happens again"
             ) from None
         took = time.perf_counter() - began
         for name, value in losses.items():

@@ -5,10 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,10 +23,12 @@ import utils
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn.config import default_config, load_config
+from cellseg.learn.hooks import Validation
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep, any_process, rank, world_size
 from cellseg.network import build_network, check_together, together
+from cellseg.score.ap import AveragePrecision
 from trainer import Trainer
 
 pytestmark = pytest.mark.detectron2  # which starts the processes
@@ -160,6 +168,28 @@ def test_a_run_of_two_processes_finishes_and_goes_on(tiny, cells, tmp_path):
     assert train.main(longer) == 0
     assert list(tmp_path.glob("*/*")) == [run]
     assert torch.load(run / runs.LAST)["trainer"]["iteration"] == 3
+
+
+def test_others_wait_for_a_validation_however_long():
+    together(2, validate_for_long)
+
+
+def validate_for_long():
+    """For longer than processes wait for each other's sums."""
+    group: Any = torch.distributed.group.WORLD
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=1))
+
+    def score():
+        time.sleep(3)
+        return AveragePrecision(100, math.nan, math.nan, math.nan, *(np.full(1, math.nan),) * 3)
+
+    nothing_to_keep: Any = None
+    hook = Validation(score, nothing_to_keep, ["a"], 1)
+    cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE="cpu"))
+    hook.trainer = SimpleNamespace(start_iter=0, iter=0, max_iter=2, cfg=cfg)
+    hook.before_train()
+    hook.after_step()
+    assert any_process(rank() == 1, "cpu")
 
 
 def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -603,6 +605,68 @@ def test_the_scores_without_a_rise_are_counted_across_a_stop(go, tmp_path, monke
     assert load(run / runs.FINAL)["iteration"] == 3
 
 
+def test_a_run_that_is_resumed_to_be_as_short_as_it_was_is_finished(go, tmp_path):
+    assert go("SOLVER.MAX_ITER", 2) == 0
+    run = only_run(tmp_path / "runs")
+    before = load(run / runs.FINAL)
+    (run / runs.FINAL).unlink()  # as if it had been stopped on the way to a greater length
+    assert train.main(["--resume", str(run), "--device", "cpu", "SOLVER.MAX_ITER", "2"]) == 0
+    assert same(load(run / runs.FINAL), before)
+
+
+def test_held_out_images_without_cells_choose_no_best_weights(go, tmp_path, monkeypatch, capsys):
+    nan = math.nan
+    none = AveragePrecision(100, nan, nan, nan, *(np.full(4, nan),) * 3)
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: none))
+    words = ["--val_fraction", 0.4, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1]
+    assert go(*words, "SOLVER.MAX_ITER", 3) == 0
+    run = only_run(tmp_path / "runs")
+    assert load(run / runs.FINAL)["iteration"] == 3
+    assert not (run / runs.BEST).exists()
+    assert (
+        "iteration 3: no score, since the held-out images have no cells" in capsys.readouterr().out
+    )
+
+
+def test_a_training_leaves_nothing_of_itself(go, monkeypatch):
+    """What a cycle held, a GPU would have no room beside for the next fold."""
+    seen = []
+    init = Trainer.__init__
+
+    def remembered(self, cfg):
+        seen.append(weakref.ref(self))
+        init(self, cfg)
+
+    monkeypatch.setattr(Trainer, "__init__", remembered)
+    gc.disable()
+    try:
+        assert go("--val_fraction", 0.4, "SOLVER.MAX_ITER", 1) == 0
+        assert seen
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_process_that_loads_images_and_is_killed(go, monkeypatch):
+    def killed(*_):
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error.")
+        yield
+
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(killed))
+    with pytest.raises(InputError, match="perhaps for want of memory, or of shared memory in a"):
+        go("SOLVER.MAX_ITER", 1)
+
+
+def test_a_note_on_random_layers_that_are_frozen(go, capsys):
+    words = ["--weights", "none", "SOLVER.MAX_ITER", 1]
+    assert go(*words) == 0
+    assert "random layers" not in capsys.readouterr().out
+    assert go(*words, "MODEL.BACKBONE.FREEZE_AT", 2) == 0
+    assert (
+        "without weights to begin with, random layers stay as they are" in capsys.readouterr().out
+    )
+
+
 # --- cross-validation
 
 
@@ -655,6 +719,34 @@ def test_cross_validation_goes_on_where_it_was(go, tmp_path, monkeypatch, capsys
     assert folder_of_folds(tmp_path / "runs") == folder
     assert (folder / "fold1" / runs.FINAL).stat().st_mtime_ns == first
     assert "nothing left to do: 2 iterations are done" in capsys.readouterr().out
+
+
+def test_a_stop_in_the_last_iteration_of_a_fold_is_one_before_the_next(go, tmp_path, monkeypatch):
+    def stop(_trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        at_iteration(patched, 1, stop)
+        assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 130
+        assert go("SOLVER.MAX_ITER", 1, root=tmp_path / "alone") == 0  # nothing is left of it
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert [(run / runs.FINAL).is_file() for run in folds.fold_runs(folder)] == [True, False]
+    assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert folder_of_folds(tmp_path / "runs") == folder
+
+
+def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
+    assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 0
+    folder = folder_of_folds(tmp_path / "runs")
+    before = json.loads((folder / runs.SUMMARY).read_text())
+    cfg = config.load_config(folder / "fold2" / runs.CONFIG)
+    record = runs.read_record(folder / "fold2")
+    for name in ("fold2", "fold1"):
+        shutil.rmtree(folder / name)
+        assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
+        assert json.loads((folder / runs.SUMMARY).read_text()) == before
+    assert config.load_config(folder / "fold2" / runs.CONFIG) == cfg
+    assert runs.read_record(folder / "fold2")["held_out"] == record["held_out"]
 
 
 def test_one_fold_alone(go, tmp_path):

@@ -182,7 +182,7 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
         _take(network, _load(path)["model"], whole=True)
 
 
-def load_initial_weights(network: torch.nn.Module, name: str) -> None:
+def load_initial_weights(network: torch.nn.Module, name: str) -> str:
     """Load weights to begin with, of which what fits is taken.
 
     A network may have a method `adapt_weights`, which turns what a file of its engine's
@@ -195,10 +195,15 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> None:
     name
         A file, a URL or a short name, as `cellseg.learn.weights.local_weights` takes it.
 
+    Returns
+    -------
+    How much of the network came from where.
+
     Raises
     ------
     InputError
-        If it is neither there nor to be had, not a checkpoint or damaged, or nothing fits.
+        If it is neither there nor to be had, not a checkpoint or damaged, or less than half
+        of it fits.
     """
     path = local_weights(name)
     with _loading(path):
@@ -210,7 +215,8 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> None:
         elif "model" in data:
             data = data["model"]
         state = {key: torch.as_tensor(value) for key, value in data.items()}
-        _take(network, state, whole=False)
+        taken = _take(network, state, whole=False)
+    return f"{taken} of the network's {len(network.state_dict())} tensors from {path.name}"
 
 
 @contextlib.contextmanager
@@ -253,8 +259,11 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> None:
-    """Put the weights whose name and shape fit into a network; all must, or at least one."""
+def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> int:
+    """Put the weights whose name and shape fit into a network, and give their number.
+
+    All of the network's must be there, or half of the numbers must find a place.
+    """
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     network.load_state_dict(fitting, strict=False)
@@ -265,11 +274,15 @@ def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool)
             f"{len(missing)} of the network's {len(own)} weights are missing or have another "
             f"shape, {missing[0]} first"
         )
+    given, taken = (sum(v.numel() for v in values.values()) for values in (state, fitting))
+    if 2 * taken < given:  # a few names are alike in networks of all kinds
+        raise ValueError(f"only {taken:,} of its {given:,} numbers have a place in this network")
     log = logging.getLogger(__name__)
     for name in missing:
         log.info("%s is not in the initial weights", name)
     for name in state.keys() - fitting.keys():
         log.info("%s of the initial weights fits nowhere", name)
+    return len(fitting)
 
 
 def _finite(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -204,6 +204,9 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
         raise InputError(f"{path}: its _BASE_ leads back to itself; take it out") from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
+    empty = _emptied(cfg, default_config(cfg.ENGINE))
+    if empty:
+        raise InputError(f"{path}: {empty} has no value; give it one, or take it out")
     if cfg.VERSION != SHARED["VERSION"]:
         raise InputError(
             f"{path}: not a config of this project (VERSION {cfg.VERSION}, expected "
@@ -212,6 +215,13 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     if not cfg.RECIPE:
         cfg.RECIPE = path.stem
     return cfg
+
+
+def _emptied(cfg: CfgNode, former: CfgNode) -> str | None:
+    """Name a key that has no value any more, which yacs takes from anyone."""
+    now, before = flatten(cfg), flatten(former)
+    gone = (key for key in now if now[key] is None and before.get(key, "a section") is not None)
+    return next(gone, None)
 
 
 def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:
@@ -312,6 +322,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         try:
             # yacs takes 1 for an int and then refuses it where a float stands.
             cfg.merge_from_list([key, float(value) if isinstance(keys[key], float) else value])
+            if flatten(cfg)[key] is None and keys[key] is not None:
+                raise ValueError("None is no value")
         except (ValueError, AssertionError, KeyError) as error:
             raise InputError(
                 f"{key} {value}: a value like {keys[key]!r} is expected ({error})"

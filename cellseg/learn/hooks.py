@@ -22,7 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.step import any_process, rank
+from cellseg.learn.step import any_process, rank, world_size
+from cellseg.network import meeting_point
 from cellseg.network.loop import HookBase
 from cellseg.runs import BEST, CURVES, FINAL
 from cellseg.score.ap import AveragePrecision
@@ -59,16 +60,21 @@ class Validation(HookBase):
         self.patience = patience
         self.best = -math.inf
         self.worse = 0
+        self._meet: Callable[[], None] | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
             self.best = min(self.best, self.checkpointer.best_score())
+        # The first process scores alone, which may take longer than others wait for a sum.
+        self._meet = meeting_point() if world_size() > 1 else None
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
             if rank() == 0:
                 self._validate(done)
+            if self._meet:
+                self._meet()
             if any_process(self.enough, self.trainer.cfg.MODEL.DEVICE):
                 # The hooks that follow see the last step of the run.
                 self.trainer.max_iter = done
@@ -89,7 +95,13 @@ class Validation(HookBase):
         values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
         for name, value in values.items():
             self.trainer.storage.put_scalar(f"validation/{name}", value)
-        ap50 = values.get("AP50", 0.0)
+        if "AP50" not in values:
+            tqdm.write(
+                f"iteration {done}: no score, since the held-out images have no cells",
+                file=sys.stdout,
+            )
+            return
+        ap50 = values["AP50"]
         better = ap50 > self.best
         self.worse = 0 if better else self.worse + 1
         if better:
@@ -219,7 +231,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: RunCheckpointer) -> None:
         self.checkpointer = checkpointer
-        self._asked = False
+        self.asked = False
         self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
@@ -229,13 +241,13 @@ class StopOnSignal(HookBase):
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a data loading worker, which ends with this process
-        if self._asked:
+        if self.asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self.asked = True
         tqdm.write("stopping after this iteration; once more to stop at once", file=sys.stderr)
 
     def after_step(self) -> None:
-        asked = any_process(self._asked, self.trainer.cfg.MODEL.DEVICE)
+        asked = any_process(self.asked, self.trainer.cfg.MODEL.DEVICE)
         if asked and self.trainer.iter + 1 < self.trainer.max_iter:
             if rank() == 0:
                 self.checkpointer.save_last()

@@ -61,12 +61,12 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take back a state of the optimizer; its options stay those of the config, but the rate.
+    """Take back a state of the optimizer; its options stay those of the config.
 
     Moments are laid out in memory as their parameters, wherever the state was made.
     """
     groups = optimizer.param_groups
-    options = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
+    options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)

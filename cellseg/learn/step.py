@@ -12,7 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
@@ -34,7 +34,7 @@ class TrainingStep:
         cfg: CfgNode,
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
+        scheduler: LambdaLR,
     ) -> None:
         self.cfg = cfg
         self.network = network
@@ -111,8 +111,11 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; the optimizer's options stay those of the config."""
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.scheduler.last_epoch = state["schedule"]["last_epoch"]
-        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        done = self.scheduler.last_epoch = state["schedule"]["last_epoch"]
+        parts = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        self.scheduler._last_lr = [rate * multiplier(done) for rate, multiplier in parts]
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler._last_lr, strict=True):
+            group["lr"] = rate
         if state["scaler"]:  # there is none if the run began on a device with bfloat16
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

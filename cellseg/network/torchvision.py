@@ -9,6 +9,7 @@ over the anchors drawn, however few.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
@@ -60,6 +61,9 @@ _IMAGENET = {
     (101, 1, 64, 64, 256): ResNet101_Weights.IMAGENET1K_V1,
     (101, 32, 8, 64, 256): ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
 }
+
+# Files of classifiers, as `resnet50-0676ba61.pth`, wherever they are.
+_CLASSIFIER = re.compile(r"^timm://|(^|/)resnex?t[^/]*-[0-9a-f]{8}\.pth$")
 
 
 class CellRCNN(nn.Module):
@@ -412,8 +416,9 @@ def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
 def initial_weights(cfg: CfgNode, wanted: str) -> str:
     """Name the weights that "imagenet" means for a config, and adapt the config to them.
 
-    torchvision's were trained on RGB of unit deviation, and with the strides of a block in
-    its 3 x 3 convolution; the recipes in `configs/` are written for others.
+    So it does to a file that has a name of torchvision's or timm's classifiers: all of these
+    were trained on RGB of unit deviation, and with the strides of a block in its 3 x 3
+    convolution; the recipes in `configs/` are written for others.
 
     Raises
     ------
@@ -425,9 +430,11 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
             f"--weights {wanted}: in the form of Detectron2's zoo, which torchvision can't read; "
             "take --weights imagenet, none, or --engine detectron2"
         )
-    if wanted not in ("imagenet", "coco"):
-        return wanted
     of_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
+    if wanted not in ("imagenet", "coco"):
+        if not of_timm and _CLASSIFIER.search(wanted):
+            _follow_classifier(cfg)
+        return wanted
     if of_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:
         return str(cfg.MODEL.WEIGHTS)
     keys = cfg.MODEL.RESNETS
@@ -443,9 +450,14 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
             f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
             "path, or --engine detectron2"
         )
+    _follow_classifier(cfg)
+    url: str = _IMAGENET[shape].url
+    return url
+
+
+def _follow_classifier(cfg: CfgNode) -> None:
+    """Feed the network as the classifiers of torchvision and timm were."""
     cfg.INPUT.FORMAT = "RGB"
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
-    keys.STRIDE_IN_1X1 = False
-    url: str = _IMAGENET[shape].url
-    return url
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False

@@ -90,15 +90,24 @@ def write(path, value):
 def test_what_fits_is_taken_to_begin_with(tmp_path):
     state = net(5.0).state_dict()
     del state["1.weight"]
-    state["0.bias"] = torch.zeros(17)
+    state["0.bias"] = torch.zeros(7)
     state["other"] = torch.zeros(1)
     path = write(tmp_path / "a.pth", {"model": state})
     model = net()
-    load_initial_weights(model, str(path))
+    assert load_initial_weights(model, str(path)) == "5 of the network's 7 tensors from a.pth"
     assert (model[0].weight == 5).all()
     # A run's own checkpoint must fit as a whole.
     with pytest.raises(InputError, match="2 of the network's 7 weights are missing or have"):
         load_weights(net(), path)
+
+
+def test_weights_of_which_little_fits_are_of_another_network(tmp_path):
+    state = {"0.bias": torch.zeros(3), "other": torch.zeros(4)}
+    path = write(tmp_path / "a.pth", {"model": state})
+    with pytest.raises(InputError, match="only 3 of its 7 numbers have a place in this network"):
+        load_initial_weights(net(), str(path))
+    state["other"] = torch.zeros(3)
+    load_initial_weights(net(), str(write(path, {"model": state})))
 
 
 def test_weights_that_fit_nowhere(tmp_path):

@@ -166,6 +166,7 @@ def test_an_unknown_recipe(name, expected):
         (b"_BASE_: nowhere.yaml", "nowhere.yaml: no such config file"),
         (b"_BASE_: c.yaml", "its _BASE_ leads back to itself"),
         (b"_BASE_: 3", "c.yaml: "),
+        (b"SOLVER:\n  BASE_LR:", r"c\.yaml: SOLVER\.BASE_LR has no value; give it one"),
     ],
 )
 def test_a_damaged_config_file(tmp_path, text, expected):
@@ -203,6 +204,8 @@ def test_options():
         (["ENGINE", "torchvision"], "ENGINE torchvision: can't be set so"),
         (["SEED", "1.5"], "SEED 1.5: a value like"),
         (["SEED", "many"], "SEED many: a value like"),
+        (["SEED", "None"], "SEED None: a value like"),
+        (["SOLVER.STEPS", "None"], "SOLVER.STEPS None: a value like"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR fast: a value like"),
         (["MODEL.MASK_ON", "perhaps"], "MODEL.MASK_ON perhaps: a value like"),
         (["INPUT.MIN_SIZE_TRAIN", "(1,"], "INPUT.MIN_SIZE_TRAIN (1,: a value like"),

@@ -139,6 +139,19 @@ def test_without_an_average_the_network_itself_is_best():
     assert "average" not in step.state_dict()
 
 
+def test_a_resumed_run_steps_at_the_rate_that_it_is_given():
+    begun, slower = build(), build(BASE_LR=0.01)
+    begun.step(SAMPLES, 0)
+    slower.network.load_state_dict(begun.network.state_dict())
+    slower.load_state_dict(begun.state_dict())
+    before = weight(slower.network)
+    begun.step(SAMPLES, 0)
+    slower.step(SAMPLES, 0)
+    assert weight(slower.network) - before == pytest.approx(
+        (weight(begun.network) - before) / 10, rel=1e-4
+    )
+
+
 class Run:
     """What the hooks see of a trainer."""
 

@@ -513,6 +513,25 @@ def test_imagenet_weights_want_rgb_of_unit_deviation(recipe, file):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "classifier"),
+    [
+        ("resnet50-0676ba61.pth", True),
+        ("some/where/resnet50-11ad3fa6.pth", True),
+        ("https://download.pytorch.org/models/resnext101_32x8d-8ba56ff5.pth", True),
+        ("timm://resnet50.a1_in1k", True),
+        ("runs/x/20250101-000000/model_best.pth", False),
+        ("my-resnet50.pth", False),
+    ],
+)
+def test_a_classifiers_file_means_the_same_as_its_name(wanted, classifier):
+    cfg, by_name = (config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision") for _ in range(2))
+    before = cfg.dump()
+    initial_weights(by_name, "imagenet")
+    assert initial_weights(cfg, wanted) == wanted
+    assert cfg.dump() == (by_name.dump() if classifier else before)
+
+
+@pytest.mark.parametrize(
     ("recipe", "wanted"), [("demo", "imagenet"), ("mask_rcnn_R_50_FPN_3x", "coco")]
 )
 def test_there_are_no_such_weights(recipe, wanted):
