@@ -130,15 +130,23 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with _tiff_page(path) as page:
             check_image(path, page)
             return page.imagelength, page.imagewidth
+    if magic == _PNG_MAGIC:
+        # Pillow would look at more than the header, and refuse what `read_image` takes.
+        with damage(path), open(path, "rb") as file:
+            chunk, width, height = struct.unpack(">12x4sII", file.read(24))
+            if chunk != b"IHDR" or not (width and height):
+                raise ValueError("it doesn't begin with its size")
+        return height, width
     with _pillow(path, magic) as picture, damage(path):
         width, height = picture.size
-        # EXIF orientations 5 to 8 lie on their side.
-        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274, 1) >= 5
+        # EXIF orientations 5 to 8 lie on their side; there are no others beyond 4.
+        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
     return (width, height) if sideways else (height, width)
 
 
-# JPEG in its old and its new form, and the one of DNG.
-_LOSSY = (6, 7, 34892)
+# The codecs of pictures, as JPEG in its many forms, may change numbers a little; PNG (34933)
+# doesn't. So may LERC (34887).
+_LOSSY = (tifffile.TIFF.IMAGE_COMPRESSIONS - {34933}) | {34887}
 
 
 def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -167,8 +175,9 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
             raise InputError(f"{path}: complex numbers, but labels are whole numbers; save it so")
         if page.compression in _LOSSY:
             raise InputError(
-                f"{path}: compressed as JPEG, which changes the labels; save it anew without "
-                "compression or with LZW or Deflate, from what it was made of"
+                f"{path}: compressed as {tifffile.COMPRESSION(page.compression).name}, which may "
+                "change the labels; save it anew without compression or with LZW or Deflate, "
+                "from what it was made of"
             )
         labels: NDArray[Any] = page.asarray(maxworkers=1)
     return labels.view(np.uint8) if labels.dtype == bool else labels
@@ -218,7 +227,7 @@ def damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
-    kind = {_PNG_MAGIC: "PNG", _JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
+    kind = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
     with damage(path):
         picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[kind])
     with picture:

@@ -7,6 +7,7 @@ import os
 import imagecodecs
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import tifffile
 from hypothesis import given, settings
@@ -154,6 +155,30 @@ def test_a_jpeg_is_turned_as_its_exif_says(tmp_path, orientation):
     assert np.abs(corners - shown).max() <= 2
 
 
+def test_an_orientation_that_exif_does_not_have_turns_nothing(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[274] = 9
+    PIL.Image.fromarray(RGB).save(tmp_path / "photo.jpg", exif=exif)
+    assert image_size(tmp_path / "photo.jpg") == read_image(tmp_path / "photo.jpg").shape[:2]
+
+
+def test_a_png_with_a_long_text_in_it(tmp_path):
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text("history", "x" * 2_000_000, zip=True)
+    PIL.Image.fromarray(RGB).save(tmp_path / "image.png", pnginfo=text)
+    check(tmp_path / "image.png", RGB)
+
+
+def test_a_png_that_does_not_begin_with_its_size(tmp_path):
+    path = tmp_path / "image.png"
+    PIL.Image.fromarray(RGB).save(path)
+    data = path.read_bytes()
+    for bad in (data[:12] + b"tEXt" + data[16:], data[:16] + bytes(8) + data[24:], data[:20]):
+        path.write_bytes(bad)
+        assert "damaged" in refusal(image_size, path)
+        assert "damaged" in refusal(read_image, path)
+
+
 def test_one_pixel(tmp_path):
     tifffile.imwrite(tmp_path / "one.tif", RGB[:1, :1], photometric="rgb")
     check(tmp_path / "one.tif", RGB[:1, :1])
@@ -256,10 +281,29 @@ def test_label_maps_that_are_not_one_number_a_pixel(tmp_path, pixels, options, f
     assert found in refusal(read_labels, path)
 
 
-def test_pictures_of_any_size(tmp_path):
+@pytest.mark.parametrize("codec", [33003, 33005, 34712, 22610, 34934, 50001, 50002, 52546, 34887])
+def test_label_maps_in_codecs_that_may_change_a_number(tmp_path, codec):
+    path = tmp_path / "class1.tif"
+    tifffile.imwrite(path, LABELS.astype(np.uint8), compression="zlib")
+    data = bytearray(path.read_bytes())
+    at = tags_of(path)[0][259][1]  # Compression
+    data[at : at + 2] = codec.to_bytes(2, "little")
+    path.write_bytes(data)
+    name = tifffile.COMPRESSION(codec).name
+    assert f"compressed as {name}, which may change the labels" in refusal(read_labels, path)
+
+
+@pytest.mark.parametrize("codec", ["png", "zstd", "lzma", "packbits"])
+def test_label_maps_in_codecs_that_keep_every_number(tmp_path, codec):
+    tifffile.imwrite(tmp_path / "class1.tif", LABELS.astype(np.uint8), compression=codec)
+    assert np.array_equal(read_labels(tmp_path / "class1.tif"), LABELS)
+
+
+@pytest.mark.parametrize("name", ["large.png", "large.bmp"])
+def test_pictures_of_any_size(tmp_path, name):
     """More pixels than Pillow takes without being told to."""
-    PIL.Image.new("1", (14_000, 13_000)).save(tmp_path / "large.png")
-    assert image_size(tmp_path / "large.png") == (13_000, 14_000)
+    PIL.Image.new("1", (14_000, 13_000)).save(tmp_path / name)
+    assert image_size(tmp_path / name) == (13_000, 14_000)
 
 
 @pytest.mark.parametrize("read", [read_image, image_size, read_labels])
