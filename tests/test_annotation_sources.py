@@ -193,6 +193,14 @@ def test_our_own_file_comes_back_as_it_was(tmp_path):
     assert run(tmp_path, "--coco", str(own)) == before
 
 
+def test_cells_of_one_class_that_overlap_are_told_as_what_they_are(tmp_path, capsys):
+    write_image(tmp_path / "pictures" / "a.tif")
+    value = coco_of(rle_of(BOX))
+    value["annotations"].append({**value["annotations"][0], "id": 9, "segmentation": rle_of(HOOK)})
+    assert len(run(tmp_path, *write_coco(tmp_path, value))["annotations"]) == 2
+    assert "odd: 4 pixels that two cells claim, in 1: pictures/a.tif" in capsys.readouterr().out
+
+
 def test_crowds_and_empty_images(tmp_path, capsys):
     write_image(tmp_path / "pictures" / "a.tif")
     coco = run(tmp_path, *write_coco(tmp_path, coco_of(rle_of(BOX), iscrowd=1)))

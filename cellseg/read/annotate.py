@@ -174,7 +174,7 @@ def _annotated(
     odd[f"cells of at most {SMALL} pixels"] += sum(
         int((areas(runs) <= SMALL).sum()) for runs in cells.values()
     )
-    odd["pixels that two classes claim"] += claimed_twice(list(cells.values()))
+    odd["pixels that two cells claim"] += claimed_twice(list(cells.values()))
     odd["images without a cell"] += not any(map(len, cells.values()))
     return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +odd)
 

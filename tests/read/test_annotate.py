@@ -112,7 +112,7 @@ def test_any_label_maps_of_any_type(tmp_path_factory, case, dtype):
     check([folder])
     masks = [labels > 0 for labels in classes.values()]
     twice = sum(masks, np.zeros(size, int)) >= 2
-    assert annotate(folder).odd["pixels that two classes claim"] == twice.sum()
+    assert annotate(folder).odd["pixels that two cells claim"] == twice.sum()
 
 
 def test_an_image_without_a_cell_stays(tmp_path):
@@ -149,7 +149,7 @@ def test_what_is_odd_is_counted(tmp_path):
     (folder / "notes.txt").write_text("")
     assert annotate(folder).odd == Counter(
         {
-            "pixels that two classes claim": 6,
+            "pixels that two cells claim": 6,
             "labels that stand in two class files of an image": 1,
             "cells of at most 10 pixels": 1,
             "images with nothing brighter than 16 of 255": 1,
