@@ -196,8 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.coco and args.class_names:
         parser.error("argument --class_names: the file of --coco names its classes; omit it")
     names = args.class_names or list(CLASS_NAMES)
-    if not all(name.strip() for name in names) or len(set(names)) < len(names):
-        parser.error("argument --class_names: give each class a name of its own")
+    # Outlines call them so, whatever the case.
+    distinct = {name.strip().casefold() for name in names}
+    if "" in distinct or len(distinct) < len(names):
+        parser.error(
+            "argument --class_names: give each class a name of its own; capitals don't tell two "
+            "apart"
+        )
 
     folders = [] if args.coco else list_train_folders(args.data)
     refused = []

@@ -128,6 +128,7 @@ def test_too_few_class_names(tmp_path):
     [
         (["--class_names", "a", "a"], "--class_names: give each class a name of its own"),
         (["--class_names", "a", " "], "--class_names: give each class a name of its own"),
+        (["--class_names", "Tumor", "tumor "], "--class_names: give each class a name of its own"),
         (["--class_names"], "expected at least one argument"),
         (["--jobs", "0"], "'0' is not a whole number of 1 or more"),
         (["--jobs", "two"], "'two' is not a whole number of 1 or more"),
