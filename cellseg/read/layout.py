@@ -126,9 +126,12 @@ def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
             class_files[int(number)] = path
         elif path.suffix.lower() in OUTLINES:
             outlines.append(path)
-        elif re.match(r"class[0-9]+\.", path.name, re.IGNORECASE):
+        elif match := re.match(r"class[0-9]+(?=\.)", path.name, re.IGNORECASE):
             # It looks like a mask: passing it over would make its cells background.
-            raise InputError(f"{path}: a label map must be a TIFF; save it as {path.stem}.tif")
+            raise InputError(
+                f"{path}: a label map must be a TIFF named {match[0]}.tif; save it as "
+                f"{match[0]}.tif, or move it out of the folder"
+            )
         else:
             ignored.append(path.name)
     if len(images) != 1:

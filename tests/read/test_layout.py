@@ -105,9 +105,11 @@ def test_two_files_for_one_class(tmp_path):
     assert "class1.tif stands for the same class" in refusal(train_image, folder, 4)
 
 
-def test_a_mask_in_another_format_is_not_passed_over(tmp_path):
-    folder = fill(tmp_path / "x", "image.tif", "class1.png")
-    assert "save it as class1.tif" in refusal(train_image, folder, 4)
+@pytest.mark.parametrize("name", ["class1.png", "Class1.ome.tif", "class1.tif.bak"])
+def test_a_mask_in_another_format_is_not_passed_over(tmp_path, name):
+    folder = fill(tmp_path / "x", "image.tif", name)
+    advice = f"save it as {name[:6]}.tif, or move it out"
+    assert advice in refusal(train_image, folder, 4)
 
 
 def test_names_with_spaces_of_other_scripts(tmp_path):
