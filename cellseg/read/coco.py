@@ -149,7 +149,10 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
                 raise InputError(
                     f"{where}: {key} {value!r} is not in the file; add it or remove the annotation"
                 )
-        _check_optional(where, annotation)
+        crowd = annotation.get("iscrowd")
+        if crowd not in (0, 1, None):  # true and false, too
+            raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; mend it")
+        annotation["iscrowd"] = int(bool(crowd))
         of_image[annotation["image_id"]].append(annotation)
     for image_id, its_annotations in of_image.items():
         try:
@@ -193,25 +196,6 @@ def _is_side(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -math.inf < value < math.inf
-
-
-def _check_optional(where: str, annotation: dict[str, Any]) -> None:
-    """Check what is derived from the mask anyway, and what may be absent."""
-    bbox = annotation.get("bbox")
-    if bbox is not None and not (
-        isinstance(bbox, list)
-        and len(bbox) == 4
-        and all(map(_is_number, bbox))
-        and min(bbox[2:]) >= 0
-    ):
-        raise InputError(
-            f"{where}: bbox {str(bbox)[:60]} is not [left, top, width, height] in pixels; mend it"
-        )
-    area = annotation.get("area")
-    if area is not None and not (_is_number(area) and area >= 0):
-        raise InputError(f"{where}: area {str(area)[:60]} is not a number of pixels; mend it")
-    if type(annotation.setdefault("iscrowd", 0)) is not int or annotation["iscrowd"] not in (0, 1):
-        raise InputError(f"{where}: iscrowd {annotation['iscrowd']!r} is not 0 or 1; mend it")
 
 
 def _normalise(
