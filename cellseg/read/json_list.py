@@ -43,6 +43,12 @@ def json_items(file: IO[str]) -> Iterator[Any]:
     text.end()
 
 
+def _may_go_on(error: json.JSONDecodeError) -> bool:
+    """Whether more text may mend it: the value, or a string in it, was cut off."""
+    # What is cut off and no string is "-Infinity" or an escape sequence at most.
+    return error.msg.startswith("Unterminated string") or len(error.doc) - error.pos < 16
+
+
 class _Text:
     """The text of a file, taken piece by piece; white space between pieces is skipped."""
 
@@ -70,7 +76,7 @@ class _Text:
             try:
                 value, end = _decode(self._held, self._at)
             except json.JSONDecodeError as error:
-                if self._read():  # it may have been cut off
+                if _may_go_on(error) and self._read():
                     continue
                 self._at = error.pos
                 raise self.wrong(error.msg) from None

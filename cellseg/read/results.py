@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -80,7 +81,14 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
                 yield io.TextIOWrapper(member, "utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {FILE_NAME} in it is not JSON ({error}); {REMEDY}") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         # RuntimeError: encrypted; NotImplementedError, one of its kind: odd compression.
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 

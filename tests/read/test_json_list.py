@@ -81,6 +81,13 @@ def test_where_it_is_wrong():
         list(json_items(io.StringIO('[1, {"a": 2}, "abc" 3]')))
 
 
+def test_what_is_wrong_is_told_before_all_is_read():
+    file = io.StringIO('[{"a" 2, "b": "' + "x" * 100 + '"}' + ", 1" * 10_000 + "]")
+    with pytest.raises(ValueError, match="Expecting ':' delimiter: character 6"):
+        list(json_items(file))
+    assert file.tell() < 100
+
+
 def test_items_come_before_what_is_wrong_is_found():
     items = json_items(io.StringIO("[1, [2], nonsense"))
     assert [next(items), next(items)] == [1, [2]]

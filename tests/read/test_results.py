@@ -81,8 +81,9 @@ def test_a_zip_without_results(tmp_path):
         read_results(tmp_path / "empty.zip")
 
 
-def test_a_zip_broken_anywhere(folder):
-    path = zipped(folder / "whole.zip", compression=zipfile.ZIP_DEFLATED)
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_broken_anywhere(folder, how):
+    path = zipped(folder / "whole.zip", compression=how)
     whole = path.read_bytes()
     broken = folder / "broken.zip"
     for length in range(len(whole)):
