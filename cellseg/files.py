@@ -25,7 +25,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
     Until then `path` stays what it was, and a killed process leaves it so. The unfinished
     file that it leaves too, hidden and beside it, goes when `path` is written the next time.
-    Missing parent folders are made. Text is UTF-8.
+    Missing parent folders are made. A link stays, and what it leads to is written. Text is UTF-8.
 
     Raises
     ------
@@ -40,11 +40,10 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():  # a device would be replaced
             raise OSError(errno.EINVAL, "not an ordinary file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(path)
-        made, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
-        with contextlib.suppress(OSError):  # of a file system that knows no locks
-            _lock(made)  # as long as this process lives
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target)
+        made, temporary = _open_beside(target)
         # mkstemp makes the file private; give it the rights of any new file.
         Path(temporary).chmod(0o666 & ~_umask())
         encoding = None if "b" in mode else "utf-8"
@@ -53,7 +52,10 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if sys.platform != "win32":  # while it is locked, or another would clear it away
+                os.replace(temporary, target)
+        if sys.platform == "win32":  # where no open file is renamed
+            os.replace(temporary, target)
         temporary = None
     except OSError as error:
         reason = error.strerror or error
@@ -69,9 +71,30 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 _UNFINISHED = ".part"
 
 
+def _beginning(path: Path) -> str:
+    """Begin the names of `path`'s unfinished files, not longer than names may be: 255 bytes."""
+    return f".{path.name[:60]}."
+
+
+def _open_beside(path: Path) -> tuple[int, str]:
+    """Make a file beside `path` that stays locked as long as this process holds it open."""
+    while True:
+        made, name = tempfile.mkstemp(_UNFINISHED, _beginning(path), path.parent)
+        try:
+            _lock(made)
+            ours = Path(name).exists()
+        except BlockingIOError:
+            ours = False
+        except OSError:  # a file system that knows no locks, so that none is cleared there
+            ours = True
+        if ours:
+            return made, name
+        os.close(made)  # another process cleared it away before it was locked
+
+
 def clear_leftovers(path: Path) -> None:
     """Remove the unfinished files of processes that were killed while they wrote `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
+    for left in path.parent.glob(f"{glob.escape(_beginning(path))}????????{_UNFINISHED}"):
         with contextlib.suppress(OSError), open(left, "r+b") as file:
             _lock(file.fileno())
             left.unlink()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellseg import files
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_atomic, write_json
 
@@ -129,6 +130,68 @@ def test_a_kill_leaves_the_former_file(tmp_path):
     with write_atomic(path):
         assert not unfinished.exists()
     assert sorted(tmp_path.iterdir()) == [mine, path]
+
+
+def test_processes_that_write_one_file_leave_each_other_theirs(tmp_path, monkeypatch):
+    """Another one clears up just before a new file is locked, and just before it is renamed."""
+    path = tmp_path / "a"
+    lock, replace = files._lock, os.replace
+
+    def clear_and_lock(file):
+        monkeypatch.setattr(files, "_lock", lock)
+        files.clear_leftovers(path)
+        lock(file)
+
+    def clear_and_replace(*names):
+        files.clear_leftovers(path)
+        replace(*names)
+
+    monkeypatch.setattr(files, "_lock", clear_and_lock)
+    monkeypatch.setattr(os, "replace", clear_and_replace)
+    with write_atomic(path) as file:
+        file.write("mine")
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_process_is_clearing_away_is_left_to_it(tmp_path, monkeypatch):
+    lock = files._lock
+
+    def be_late(file):
+        monkeypatch.setattr(files, "_lock", lock)
+        (made,) = tmp_path.iterdir()
+        with open(made) as held:
+            lock(held.fileno())
+            try:
+                lock(file)
+            finally:
+                made.unlink()
+
+    monkeypatch.setattr(files, "_lock", be_late)
+    with write_atomic(tmp_path / "a") as file:
+        file.write("mine")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "a", tmp_path / "link"
+    link.symlink_to(Path("disk", "a"))
+    for text in ("through a link that leads nowhere", "again"):
+        with write_atomic(link) as file:
+            file.write(text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "𝛼" * 63], ids=["255", "63 of 4 bytes"])
+def test_names_as_long_as_they_may_be(tmp_path, name):
+    left = tmp_path / f".{name[:60]}.12345678.part"
+    left.touch()
+    with write_atomic(tmp_path / name) as file:
+        file.write("text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
