@@ -71,6 +71,10 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if magic in _TIFF_MAGIC:
         with _tiff_page(path) as page:
             check_image(path, page)
+            if page.compression in _ENDED:
+                file, counts = page.parent.filehandle, page.databytecounts
+                for data, _ in file.read_segments(page.dataoffsets, counts):
+                    check_segment(page, data)
             pixels = page.asarray(maxworkers=1)
             if page.planarconfig == 2 and page.samplesperpixel > 1:
                 pixels = np.moveaxis(pixels, 0, -1)
@@ -319,6 +323,22 @@ def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
             raise ValueError("a piece of its pixels was never written")
         if offset + count > end:
             raise ValueError(f"cut off: {end} bytes of at least {offset + count}")
+
+
+# JPEG and JPEG 2000, also as Aperio's: each segment ends in the marker FF D9.
+_ENDED = (7, 33003, 33004, 33005, 34712)
+
+
+def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
+    """Raise if a segment of a page ends in a hole, as a copy may leave it.
+
+    The decoders of JPEG and JPEG 2000 make something up in its place. A segment that lacks
+    the marker alone is taken, and so are the pieces of NDPI's one large JPEG, which have none.
+    """
+    if page.compression not in _ENDED or page.jpegheader is not None or not data:
+        return
+    if data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("a piece of its pixels ends in zeros")
 
 
 def check_image(path: Path, page: tifffile.TiffPage) -> None:

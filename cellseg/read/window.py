@@ -25,6 +25,7 @@ from cellseg.read.tiff import (
     WHITE_IS_ZERO,
     check_directory,
     check_image,
+    check_segment,
     damage,
     is_tiff,
     read_image,
@@ -304,6 +305,7 @@ class _SegmentedImage(_TiffImage):
         with self._reading:
             self._tiff.filehandle.seek(page.dataoffsets[index])
             data = self._tiff.filehandle.read(page.databytecounts[index])
+        check_segment(page, data)
         segment, _, _ = page.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import cv2
 import imagecodecs
 import numpy as np
 import PIL.Image
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from cellseg.errors import InputError
 from cellseg.read.tiff import image_size, read_image, read_labels
+from cellseg.read.window import open_image
 
 RNG = np.random.default_rng(1)
 RGB = RNG.integers(0, 256, (37, 29, 3), np.uint8)
@@ -414,6 +416,44 @@ def test_strips_that_were_never_written_or_end_early(tmp_path):
         bad[at + width : at + 2 * width] = count.to_bytes(width, "little")
         path.write_bytes(bad)
         assert found in refusal(read_image, path)
+
+
+def write_jpeg(path, pixels, writer):
+    """Write a TIFF of JPEG or JPEG 2000, in several strips or tiles."""
+    if writer == "Pillow":  # libtiff: the tables of all strips stand in a tag
+        PIL.Image.fromarray(pixels).save(path, compression="jpeg", tiffinfo={278: 64})
+    elif writer == "OpenCV":
+        # So it does too, and writes BGR.
+        options = [cv2.IMWRITE_TIFF_COMPRESSION, 7, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 64]
+        cv2.imwrite(str(path), pixels[:, :, ::-1], options)
+    else:
+        tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 48), compression=writer)
+
+
+@pytest.mark.parametrize("writer", ["Pillow", "OpenCV", "jpeg", "jpeg2000"])
+def test_jpegs_that_end_in_a_hole(tmp_path, writer):
+    path = tmp_path / "image.tif"
+    pixels = RNG.integers(0, 256, (150, 100, 3), np.uint8)
+    for flat in (np.zeros_like(pixels), np.full_like(pixels, 255)):
+        write_jpeg(path, flat, writer)
+        assert read_image(path).shape == flat.shape  # zeros within, if any, are fine
+    write_jpeg(path, pixels, writer)
+    whole, data = read_image(path), path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    assert len(pieces) > 1
+    for start, count in pieces:
+        half = count // 2
+        path.write_bytes(data[: start + half] + bytes(count - half) + data[start + count :])
+        assert "damaged" in refusal(read_image, path)
+        with open_image(path) as image, pytest.raises(InputError, match="damaged"):
+            image.read((0, 0, 100, 150))
+    start, count = pieces[-1]
+    unmarked = bytearray(data)
+    unmarked[start + count - 2 : start + count] = b"\0\0"
+    path.write_bytes(unmarked)
+    assert np.array_equal(read_image(path), whole)
 
 
 def test_channels_that_are_laid_out_in_no_known_way(tmp_path):
