@@ -13,8 +13,8 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.read.coco import MAX_SIDE, contiguous_classes, load_coco
 from cellseg.read.coco import class_names as names_of
-from cellseg.read.coco import contiguous_classes, load_coco
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
@@ -60,11 +60,17 @@ def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) 
     Raises
     ------
     InputError
-        If a file can't be read, a label map has another size than the image, labels
-        are not whole numbers from 0 on, or outlines lie off the image or have no class.
+        If a file can't be read, the image is too large for COCO's masks, a label map has
+        another size, labels are not whole numbers from 0 on, or outlines lie off the image
+        or have no class.
     """
     pixels = read_image(image.path)
     size = pixels.shape[0], pixels.shape[1]
+    if max(size) > MAX_SIDE:
+        raise InputError(
+            f"{image.path}: {_by(size)} pixels (height x width), but an annotated image has "
+            f"{MAX_SIDE} a side at most; cut it into smaller images"
+        )
     if image.outlines is None:
         cells, odd = _read_label_maps(image, size)
     else:

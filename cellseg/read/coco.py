@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COCO = dict[str, Any]
 
 # pycocotools counts pixels in 32 bits.
-_MAX_SIDE = 65535
+MAX_SIDE = 65535
 
 _REMEDY = "make it with annotation.py, or export it as COCO instance segmentation"
 
@@ -132,7 +132,7 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
         where = f"{path}: image {image['id']}"
         _check(where, image, "file_name", _is_text, "a file's name")
         for key in ("height", "width"):
-            _check(where, image, key, _is_side, f"a whole number of pixels, 1 to {_MAX_SIDE}")
+            _check(where, image, key, _is_side, f"a whole number of pixels, 1 to {MAX_SIDE}")
     _check_twice(path, "file_name", [image["file_name"] for image in coco["images"]])
     for category in coco["categories"]:
         _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")
@@ -191,7 +191,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_side(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= _MAX_SIDE
+    return type(value) is int and 1 <= value <= MAX_SIDE
 
 
 def _is_number(value: Any) -> bool:

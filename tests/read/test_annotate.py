@@ -187,6 +187,13 @@ def test_a_label_map_of_another_size(tmp_path):
         annotate(folder)
 
 
+def test_an_image_too_long_for_coco(tmp_path):
+    annotate(write_image(tmp_path / "just", {}, (1, 65535)))
+    folder = write_image(tmp_path / "over", {}, (1, 65536))
+    with pytest.raises(InputError, match=r"1 x 65536 pixels .* 65535 a side at most; cut it"):
+        annotate(folder)
+
+
 def test_pixels_in_three_masks_count_once():
     masks = [
         runs_of_labels(paint((4, 4), box))[1]
