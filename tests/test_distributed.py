@@ -241,6 +241,18 @@ def threads():
     return names
 
 
+def test_a_process_that_waits_for_one_that_has_ended_is_one_line():
+    with pytest.raises(InputError, match=r"was ended from outside \(another has lost it\)"):
+        together(2, lose_the_other)
+
+
+def lose_the_other():
+    """The second process leaves in good order, as if the first alone were looked at."""
+    if rank() == 1:
+        os._exit(0)
+    any_process(True, "cpu")
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 

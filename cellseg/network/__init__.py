@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
 ENGINES = ("detectron2", "torchvision")
+_OTHERS_MESSAGE = "--num_gpus: one of the other processes has ended; its own message says why"
 ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short name, address
 
 
@@ -209,15 +210,25 @@ def together(
         with _environment(values):
             launch(_take_part, n_processes, n_machines, machine, address, args=(work, args))
     except ProcessRaisedException as error:
+        if any(sign in str(error) for sign in _OTHER_ENDED):
+            raise _ended("another has lost it") from None
         _, found, message = str(error).rpartition("InputError: ")
         if not found:
             raise
         raise InputError(message.strip()) from None
     except ProcessExitedException as error:
-        raise InputError(
-            f"--num_gpus: one of the processes was ended from outside ({error}), perhaps for want "
-            "of memory; go on, with fewer of them if it happens again"
-        ) from None
+        raise _ended(str(error)) from None
+
+
+# What a process says that waits for one which has ended. That one is mostly seen first.
+_OTHER_ENDED = ("Connection closed by peer", "Connection reset by peer", _OTHERS_MESSAGE)
+
+
+def _ended(how: str) -> InputError:
+    return InputError(
+        f"--num_gpus: one of the processes was ended from outside ({how}), perhaps for want of "
+        "memory; go on, with fewer of them if it happens again"
+    )
 
 
 def _take_part(work: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -250,9 +261,7 @@ def meeting_point() -> Callable[[], None]:
         try:
             distributed.barrier(group)
         except RuntimeError:
-            raise InputError(
-                "--num_gpus: one of the other processes has ended; its own message says why"
-            ) from None
+            raise InputError(_OTHERS_MESSAGE) from None
 
     return meet
 
