@@ -77,7 +77,7 @@ class Scores:
         `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each cap,
         "AP@all" for none; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled DQ",
         "pooled SQ"; "AJI", "AJI+", the mean over the images with true or found cells;
-        "F1", "precision", "recall" at IoU 0.5.
+        "F1", "precision", "recall" at IoU 0.5. NaN for a class without true cells.
     samples
         `(B, K + 2)` by name: the metrics of B sets of images, drawn with repetition.
     low, high
@@ -182,6 +182,7 @@ def score(
     ]
     as_one = [any_class(comparison) for comparison in comparisons]
     sums, any_sums = tally(comparisons, n_classes), tally(as_one, 1)
+    truth_counts = _count([c.truth_classes for c in comparisons], n_classes)
     ajis = np.full((2, len(scenes), n_classes + 1), np.nan)
     for i, comparison in enumerate(comparisons):
         parts = [*(of_class(comparison, k) for k in range(n_classes)), comparison]
@@ -196,8 +197,11 @@ def score(
         for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
             shown = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
             result[shown] = _with_mean(getattr(each, name), getattr(one, name))
+        has_truth = weights @ truth_counts > 0
+        has_truth = np.append(has_truth, has_truth.any(axis=-1, keepdims=True), axis=-1)
         for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
-            mean = mean_over_images(values, weights)
+            # An image of false alarms alone counts as 0, but a class of them has no score.
+            mean = np.where(has_truth, mean_over_images(values, weights), np.nan)
             result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
         f_each, f_one = detection(sums, weights), detection(any_sums, weights)
         result["F1"] = _with_mean(f_each.f1, f_one.f1)
@@ -228,7 +232,7 @@ def score(
         thresholds=ap.THRESHOLDS,
         by_threshold=_by_threshold(comparisons, as_one, n_classes),
         confusion=confusion(comparisons, n_classes),
-        truth_counts=_count([c.truth_classes for c in comparisons], n_classes),
+        truth_counts=truth_counts,
         counts=_count([c.classes for c in comparisons], n_classes),
         tally=sums,
         any_tally=any_sums,

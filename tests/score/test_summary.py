@@ -111,6 +111,28 @@ def test_a_cell_in_a_crowd_is_no_false_alarm():
     assert (image.missed.tolist(), image.false_alarms.tolist()) == ([], [1])
 
 
+def test_a_class_without_true_cells_has_no_score():
+    cell = line(0, 4)
+    truth = truth_of({n: (SIZE, [(1, cell, 0)]) for n in (1, 2)}, ["a", "b"])
+    results = [entry(1, 1, cell, 0.9), entry(2, 1, cell, 0.9), entry(2, 2, line(8, 12), 0.6)]
+    scores = score(truth, results, n_resamples=0)
+    for name, values in scores.metrics.items():
+        assert np.isnan(values[1]), name
+        assert values[2] == values[0] == 1, name
+    # Of the second image, half of what any cell covers is made up.
+    np.testing.assert_allclose([scores.metrics[name][3] for name in ("AJI", "AJI+")], 3 / 4)
+    # Nor has it any in a drawn set that lacks the one image with its true cell.
+    truth = truth_of({1: (SIZE, [(1, cell, 0)]), 2: (SIZE, [])}, ["a"])
+    results = [entry(1, 1, cell, 0.9), entry(2, 1, cell, 0.9)]
+    scores = score(truth, results, n_resamples=20)
+    weights = draw_weights(2, 20, 0)
+    assert (weights[:, 0] == 0).any()
+    for name in ("AJI", "AJI+"):
+        expected = np.where(weights[:, 0] > 0, weights[:, 0] / 2, np.nan)
+        for row in (0, 2):  # of the class, and of any class
+            np.testing.assert_array_equal(scores.samples[name][:, row], expected)
+
+
 def test_rows():
     scores = score(*case_by_hand(), n_resamples=0)
     assert scores.rows == ["round", "long", "mean of classes", "any class"]
