@@ -5,17 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic, write_json
-from cellseg.read.results import (
-    beside,
-    newest_results,
-    only_annotated,
-    own_truth,
-    read_results,
-)
+from cellseg.read.results import beside, newest_results
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference, score
 from cellseg.score.tables import (
@@ -25,7 +18,7 @@ from cellseg.score.tables import (
     difference_as_text,
     per_image,
 )
-from cellseg.score.truth import read_truth
+from cellseg.score.truth import implied_truth, read_scored
 from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
@@ -136,21 +129,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
 
     paths = args.compare or [args.results or newest_results(RUNS)]
-    truth_path = args.truth or own_truth(paths[0]) or args.data / "test_masks"
-    if not args.truth and beside(paths[0], "list").is_file():
-        raise InputError(f"{paths[0]}: of images of your own; name their annotations with --truth")
+    for path in paths:
+        if not args.truth and beside(path, "list").is_file():
+            raise InputError(f"{path}: of images of your own; name their annotations with --truth")
+    truth_path = args.truth or implied_truth(paths) or args.data / "test_masks"
     if not truth_path.exists():
         raise InputError(
             f"{truth_path}: no such annotations; name a COCO file or a folder of label maps"
             " with --truth"
         )
-    all_results = [read_results(path) for path in paths]
-    truth = read_truth(truth_path, args.data)
-
-    def scores_of(path: Path, results: list[Any]) -> Scores:
-        return score(
+    truth, all_results = read_scored(
+        paths, truth_path, args.data, without_others=args.only_annotated
+    )
+    scores = [
+        score(
             truth,
-            only_annotated(results, truth) if args.only_annotated else results,
+            results,
             score_threshold=args.score_threshold,
             overlap=args.overlap,
             n_resamples=args.resamples,
@@ -158,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             source=path,
             progress=True,
         )
-
-    scores = [scores_of(*each) for each in zip(paths, all_results, strict=True)]
+        for path, results in zip(paths, all_results, strict=True)
+    ]
     names = [shown(path) for path in paths]
     if args.compare:
         apart = difference(*scores)

@@ -15,17 +15,11 @@ from cellseg.look.report import Content, write_report
 from cellseg.read.cells import ImageCells, is_annotations, read_predicted_cells
 from cellseg.read.coco import class_names
 from cellseg.read.layout import TEST
-from cellseg.read.results import (
-    beside,
-    newest_results,
-    only_annotated,
-    own_truth,
-    read_results,
-)
+from cellseg.read.results import beside, newest_results
 from cellseg.rle import decode
 from cellseg.score.match import Scene, side_by_side
 from cellseg.score.summary import score
-from cellseg.score.truth import read_truth
+from cellseg.score.truth import implied_truth, read_scored, read_truth
 from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
@@ -151,10 +145,9 @@ def _views(data: Path, runs: list[list[Scene]]) -> list[View]:
 
 def of_results(args: argparse.Namespace, paths: list[Path], truth_path: Path) -> Content:
     """Collect what a page of one or two results with truth needs."""
-    all_results = [read_results(path) for path in paths]
-    truth = read_truth(truth_path, args.data)
-    if args.only_annotated:
-        all_results = [only_annotated(results, truth) for results in all_results]
+    truth, all_results = read_scored(
+        paths, truth_path, args.data, without_others=args.only_annotated
+    )
     scores = [
         score(
             truth,
@@ -254,9 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"--annotations {path}, give them as truth with --truth {path}"
                 )
         paths = [source, *([args.compare] if args.compare else [])]
-        args.truth = args.truth or own_truth(source)
+        args.truth = args.truth or implied_truth(paths)
         default = args.data / "test_masks"
-        if args.truth is None and default.is_dir() and not beside(source, "list").is_file():
+        own_images = any(beside(path, "list").is_file() for path in paths)
+        if args.truth is None and default.is_dir() and not own_images:
             args.truth = default
         if args.truth is None:
             content = of_results_alone(args, paths)

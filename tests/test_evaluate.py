@@ -16,6 +16,7 @@ import tifffile
 import evaluate
 from cellseg.errors import InputError
 from cellseg.score.truth import read_truth
+from tests.score.scoring_cases import truth_of
 
 PROJECT = Path(__file__).parents[1]
 SIZE = (6, 40)
@@ -230,6 +231,42 @@ def test_results_are_not_scored_by_the_truth_of_other_images(data, capsys):
     out = capsys.readouterr().out
     assert "against" in out
     assert "own1" in out
+
+
+def test_compared_results_are_of_the_same_images(data):
+    for name, ids in (("wide", (21, 22)), ("narrow", (21,))):
+        truth = truth_of({id: (SIZE, []) for id in ids}, ["a", "b"])
+        (data / f"{name}-truth.json").write_text(json.dumps(truth))
+        found = [each for each in RESULTS if each["image_id"] in ids]
+        (data / f"{name}.json").write_text(json.dumps(found))
+    wide, narrow, other = (str(data / f"{n}.json") for n in ("wide", "narrow", "results"))
+    words = ["--data", str(data), "--resamples", "2"]
+    with pytest.raises(InputError, match=r"narrow\.json: image 22 of .*wide-truth\.json, 22\.tif"):
+        evaluate.main(["--compare", wide, narrow, *words])
+    assert evaluate.main(["--compare", narrow, wide, "--only-annotated", *words]) == 0
+    with pytest.raises(InputError, match=r"results\.json: .* one alone has the annotations"):
+        evaluate.main(["--compare", wide, other, *words])
+    (data / "results-list.json").write_text("[]")
+    with pytest.raises(InputError, match=r"results\.json: of images of your own"):
+        evaluate.main(["--compare", wide, other, *words])
+
+
+def test_images_of_ones_own_are_told_by_their_names(data, score):
+    """inference.py --images counts images as they come."""
+    truth = read_truth(data / "test_masks", data)
+    (data / "truth.json").write_text(json.dumps(truth))
+    told, _ = score()
+    own = [{**each, "image_id": 23 - each["image_id"]} for each in RESULTS]
+    listed = [
+        {"id": n, "file_name": f"/far/{name}.tif", "height": 6, "width": 40}
+        for n, name in ((1, "b"), (2, "a"))
+    ]
+    (data / "own.json").write_text(json.dumps(own))
+    (data / "own-list.json").write_text(json.dumps(listed))
+    assert (
+        score("--truth", str(data / "truth.json"), results="own.json")[0]["metrics"]
+        == (told["metrics"])
+    )
 
 
 def test_results_that_don_t_fit_name_their_file(data):

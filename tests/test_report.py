@@ -145,6 +145,25 @@ def test_images_of_ones_own(make, data, monkeypatch):
     write(data.parent / "one-results-list.json", listed[:1])
     with pytest.raises(InputError, match=r"one-results\.json: its images .* of the same images"):
         make(results, "--compare", other)
+    with pytest.raises(InputError, match=r"one-results\.json: its images .* of the same images"):
+        make(data.parent / "run", "--compare", other)
+    # Nor are the truth's ids theirs: names tell.
+    write(results, [{**FOUND[0], "image_id": 2}])
+    _, index = make(results, "--truth", data / "test_masks", "--resamples", 0)
+    assert [image["runs"][0]["scores"] for image in index["images"]] == [[], [0.9]]
+
+
+def test_two_runs_that_held_out_other_images(make, data):
+    for name, ids in (("wide", (21, 22)), ("narrow", (21,))):
+        truth = truth_of({id_: (SIZE, []) for id_ in ids})
+        for image, letter in zip(truth["images"], "ab", strict=False):
+            image["file_name"] = f"{letter}.tif"
+        write(data.parent / f"{name}-truth.json", truth)
+    wide, narrow = (write(data.parent / f"{name}.json", []) for name in ("wide", "narrow"))
+    with pytest.raises(InputError, match=r"narrow\.json: image 22 of .*wide-truth\.json, b\.tif"):
+        make(wide, "--compare", narrow, "--resamples", 0)
+    with pytest.raises(InputError, match=r"run: .* one alone has the annotations"):
+        make(wide, "--compare", data.parent / "run")
 
 
 def test_two_runs(make, data):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import groupby, takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.read.annotate import annotate_image
+from cellseg.read.cells import _read_list
 from cellseg.read.coco import COCO, build_coco, class_names, load_coco
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, TrainImage, read_test_list
+from cellseg.read.results import beside, only_annotated, own_truth, read_results
 
 
 def read_truth(path: Path, data: Path) -> COCO:
@@ -103,3 +108,162 @@ def _entries(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder}: can't be listed ({error.strerror}); check its rights"
         ) from None
+
+
+def implied_truth(paths: Sequence[Path]) -> Path | None:
+    """Give the annotations that inference.py left beside the first of some results, if it did.
+
+    Raises
+    ------
+    InputError
+        If it did beside some of them alone: they are hardly of the same images then.
+    """
+    own = own_truth(paths[0])
+    for path in paths[1:]:
+        if (own is None) != (own_truth(path) is None):
+            raise InputError(
+                f"{path}: of {paths[0]} and this, one alone has the annotations of held-out images"
+                " beside it; compare results of the same images, or name their annotations with"
+                " --truth"
+            )
+    return own
+
+
+def read_scored(
+    paths: Sequence[Path], source: Path, data: Path, *, without_others: bool = False
+) -> tuple[COCO, list[list[Any]]]:
+    """Read results and what they are measured against, of the same images.
+
+    Parameters
+    ----------
+    paths
+        Results, as of `cellseg.read.results.read_results`; several to be compared.
+    source, data
+        The annotations and the data folder, as of `read_truth`.
+    without_others
+        Whether to leave out detections in images that aren't annotated.
+
+    Returns
+    -------
+    The truth, and the detections of each of `paths`, with the truth's ids.
+
+    Raises
+    ------
+    InputError
+        If something can't be read; of results to compare, if an annotated image is none of
+        those that they are of; if it can't be told which images they are of.
+    """
+    all_results = [read_results(path) for path in paths]
+    truth = read_truth(source, data)
+    if len(paths) > 1:
+        for path in paths:
+            _check_held_out(path, truth, source)
+    all_results = [
+        _with_ids_of(truth, source, results, path, without_others)
+        for path, results in zip(paths, all_results, strict=True)
+    ]
+    if without_others:
+        all_results = [only_annotated(results, truth) for results in all_results]
+    return truth, all_results
+
+
+def _check_held_out(path: Path, truth: COCO, source: Path) -> None:
+    """Check that results of held-out images, if they are, are of all images of the truth.
+
+    Runs may have held out different images: what one of them was not asked to predict would
+    count as missed by it.
+    """
+    own = own_truth(path)
+    if own is None:
+        return
+    held_out = {(image["id"], image["file_name"]) for image in load_coco(own)["images"]}
+    for image in truth["images"]:
+        if (image["id"], image["file_name"]) not in held_out:
+            raise InputError(
+                f"{path}: image {image['id']} of {source}, {image['file_name']}, is not among"
+                f" those held out, {own}; compare results of the same images, or name the"
+                " annotations of those that both held out with --truth, and --only-annotated"
+            )
+
+
+def _with_ids_of(
+    truth: COCO, source: Path, results: list[Any], path: Path, without_others: bool
+) -> list[Any]:
+    """Give results of a user's own images the ids that the truth has for these.
+
+    Their ids are places in the list that inference.py left beside them, so the names tell.
+    """
+    own_list = beside(path, "list")
+    if not own_list.is_file():
+        return results
+    listed = _read_list(own_list)
+    ids = _pair_by_name(listed, own_list, truth["images"], source)
+    remedy = f"call the images alike in both, or remove {own_list} if the ids are those of {source}"
+    if not ids:
+        raise InputError(f"{path}: none of the images in {own_list} is in {source}; {remedy}")
+    names = {image["id"]: image["file_name"] for image in listed}
+    renumbered = []
+    for n, entry in enumerate(results):
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if type(image_id) is not int:
+            renumbered.append(entry)  # whoever scores it says what is wrong
+        elif image_id not in names:
+            raise InputError(
+                f"{path}: entry {n}: image_id {image_id} is not in {own_list}; predict again with"
+                " inference.py"
+            )
+        elif image_id in ids:
+            renumbered.append({**entry, "image_id": ids[image_id]})
+        elif not without_others:
+            raise InputError(
+                f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; leave such"
+                f" results out with --only-annotated, or {remedy}"
+            )
+    return renumbered
+
+
+def _pair_by_name(
+    listed: Sequence[dict[str, Any]],
+    own_list: Path,
+    images: Sequence[dict[str, Any]],
+    source: Path,
+) -> dict[int, int]:
+    """Give the ids of the images of a truth by those in a list, for the images in both.
+
+    An image's name is the last part of its file's, or `<folder>/image.tif`. Of several of
+    the same name, those go together whose paths end alike for longest.
+    """
+    of_name: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for image in images:
+        of_name.setdefault(_name(image), []).append(image)
+    pairs = [
+        (_n_shared(mine, its), mine, its) for mine in listed for its in of_name.get(_name(mine), ())
+    ]
+    ids: dict[int, int] = {}
+    taken: set[int] = set()
+    pairs.sort(key=lambda pair: -pair[0])
+    for _, alike in groupby(pairs, key=lambda pair: pair[0]):
+        for _, mine, its in [p for p in alike if p[1]["id"] not in ids and p[2]["id"] not in taken]:
+            if mine["id"] in ids or its["id"] in taken:
+                raise InputError(
+                    f"{own_list}: {mine['file_name']} may be {its['file_name']} of {source}, but"
+                    " others are called so too; name the images with their folders in both"
+                )
+            ids[mine["id"]] = its["id"]
+            taken.add(its["id"])
+    return ids
+
+
+def _parts(image: dict[str, Any]) -> tuple[str, ...]:
+    return PurePosixPath(image["file_name"].replace("\\", "/")).parts
+
+
+def _name(image: dict[str, Any]) -> tuple[str, ...]:
+    parts = _parts(image)
+    return parts[-2:] if PurePosixPath(*parts).stem == "image" else parts[-1:]
+
+
+def _n_shared(one: dict[str, Any], other: dict[str, Any]) -> int:
+    """How many parts at the ends of two names are the same."""
+    ends = zip(reversed(_parts(one)), reversed(_parts(other)), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))

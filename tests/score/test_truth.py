@@ -9,8 +9,8 @@ import pytest
 import tifffile
 
 from cellseg.errors import InputError
-from cellseg.score.truth import read_truth
-from tests.score.scoring_cases import decode, rectangle, truth_of
+from cellseg.score.truth import implied_truth, read_scored, read_truth
+from tests.score.scoring_cases import decode, entry, rectangle, truth_of
 
 TISSUE = Path(
     os.environ.get("CELLSEG_TISSUE", Path(__file__).parents[3] / "shared" / "data" / "tissue")
@@ -139,3 +139,100 @@ def test_real_tissue():
     counts = np.bincount([a["category_id"] for a in truth["annotations"]], minlength=5)
     assert len(truth["images"]) == 40
     assert counts[1:].tolist() == [1409, 1130, 514, 2576]
+
+
+def write(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def own_images(folder, listed, names):
+    """Leave results as `inference.py --images` does, a detection in each image, and a truth."""
+    one = rectangle((2, 2), 0, 0, 1, 1)
+    write(
+        folder / "own-list.json",
+        [{"id": n, "file_name": name, "height": 2, "width": 2} for n, name in enumerate(listed, 1)],
+    )
+    truth = truth_of({id: ((2, 2), []) for id in range(10, 10 + len(names))})
+    for image, name in zip(truth["images"], names, strict=True):
+        image["file_name"] = name
+    results = write(
+        folder / "own.json", [entry(n, 1, one, n / 10) for n in range(1, 1 + len(listed))]
+    )
+    return results, write(folder / "truth.json", truth)
+
+
+@pytest.mark.parametrize(
+    ("listed", "names", "ids"),
+    [
+        (["/far/b.tif", "/far/a.tif"], ["a.tif", "b.tif"], [11, 10]),
+        (["b.tif", "x/a.tif"], ["x/a.tif", "y/b.tif"], [11, 10]),
+        (["C:\\far\\b\\image.tif", "a/image.tif"], [r"train\a\image.tif", "b/image.tif"], [11, 10]),
+        # Several of one name: by the folders that they are in.
+        (["/far/q/1.tif", "/far/p/1.tif"], ["p/1.tif", "q/1.tif"], [11, 10]),
+        (["q/c/image.tif", "p/c/image.tif"], ["/p/c/image.tif", "/q/c/image.tif"], [11, 10]),
+        # The second list's entry is the one that its folder leaves.
+        (["p/1.tif", "1.tif"], ["/p/1.tif", "/q/1.tif"], [10, 11]),
+    ],
+)  # fmt: skip
+def test_images_of_ones_own_are_told_by_their_names(tmp_path, listed, names, ids):
+    path, source = own_images(tmp_path, listed, names)
+    truth, (results,) = read_scored([path], source, tmp_path)
+    assert [image["id"] for image in truth["images"]] == [10, 11]
+    assert [(found["image_id"], found["score"]) for found in results] == [
+        (ids[0], 0.1),
+        (ids[1], 0.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "names", "message"),
+    [
+        (["c.tif", "d.tif"], ["a.tif"], r"own\.json: none of the images in .* is in .*; call"),
+        (["c/image.tif"], ["d/image.tif"], r"own\.json: none of the images"),
+        (["a.tif", "c.tif"], ["a.tif"], r"entry 1: its image, c\.tif, .* --only-annotated"),
+        (["a.tif"], ["p/a.tif", "q/a.tif"], r"list\.json: a\.tif may be q/a\.tif of .* with their"),
+        (["p/a.tif", "q/a.tif"], ["a.tif"], r"list\.json: q/a\.tif may be a\.tif of"),
+    ],
+)  # fmt: skip
+def test_images_of_ones_own_that_it_can_t_tell(tmp_path, listed, names, message):
+    path, source = own_images(tmp_path, listed, names)
+    with pytest.raises(InputError, match=message):
+        read_scored([path], source, tmp_path)
+
+
+def test_images_of_ones_own_that_are_not_annotated(tmp_path):
+    path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
+    _, (results,) = read_scored([path], source, tmp_path, without_others=True)
+    assert [(found["image_id"], found["score"]) for found in results] == [(11, 0.2)]
+    write(path, [{"image_id": 4}])
+    with pytest.raises(InputError, match=r"entry 0: image_id 4 is not in .*own-list\.json"):
+        read_scored([path], source, tmp_path)
+    write(path, [7, {"image_id": "a"}])  # whoever scores them says what is wrong
+    assert read_scored([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
+
+
+def test_compared_results_are_of_all_annotated_images(tmp_path):
+    """Where two runs held out other images, what one wasn't asked for isn't missed."""
+    one = rectangle((2, 2), 0, 0, 1, 1)
+    paths = []
+    for name, ids in (("a", (1, 2, 3)), ("b", (2, 3))):
+        write(tmp_path / f"{name}-truth.json", truth_of({id: ((2, 2), []) for id in ids}))
+        paths.append(write(tmp_path / f"{name}.json", [entry(id, 1, one, 0.5) for id in ids]))
+    a, b = paths
+    assert implied_truth([b, a]) == tmp_path / "b-truth.json"
+    with pytest.raises(InputError, match=r"b\.json: image 1 of .*a-truth\.json, 1\.tif, is not"):
+        read_scored([a, b], tmp_path / "a-truth.json", tmp_path)
+    truth, found = read_scored([a, b], tmp_path / "b-truth.json", tmp_path, without_others=True)
+    assert len(truth["images"]) == 2
+    assert found[0] == found[1]
+    # The same id is another image in another annotation file.
+    other = truth_of({2: ((2, 2), []), 3: ((2, 2), [])})
+    other["images"][0]["file_name"] = "other.tif"
+    with pytest.raises(InputError, match=r"a\.json: image 2 of .*other\.json, other\.tif"):
+        read_scored([a, b], write(tmp_path / "other.json", other), tmp_path)
+    (tmp_path / "b-truth.json").unlink()
+    for either in ([a, b], [b, a]):
+        with pytest.raises(InputError, match=r"one alone has the annotations .* with --truth"):
+            implied_truth(either)
+    assert implied_truth([b, b]) is None
