@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -173,10 +174,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_csv(path: Path, scores: Scores) -> None:
     rows = list(per_image(scores))
-    with write_atomic(path) as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_atomic(path, "wb") as file:
+        # The bytes of a file's name may be no letters.
+        file.write(table.getvalue().encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":
