@@ -12,6 +12,7 @@ import tifffile
 
 import report
 from cellseg.errors import InputError
+from cellseg.look import plots
 from tests.score.scoring_cases import entry, rectangle, truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -109,6 +110,28 @@ def test_a_bare_file_name_is_looked_for_among_the_test_images(make, data):
     truth["images"][0]["file_name"] = "gone.tif"
     with pytest.raises(InputError, match=r"gone\.tif: no such image, .* with --data"):
         make("--annotations", write(data / "truth.json", truth))
+
+
+def test_crowd_regions_are_no_cells(make, data, monkeypatch):
+    seen = []
+    draw = plots.size_histogram
+
+    def watch(areas, *others):
+        seen.append(areas.tolist())
+        return draw(areas, *others)
+
+    monkeypatch.setattr(plots, "size_histogram", watch)
+    cell, crowd = (rectangle(SIZE, top, 0, top + 8, 8) for top in (0, 10))
+    truth = truth_of({21: (SIZE, [(1, cell, 0), (1, crowd | cell, 1)]), 22: (SIZE, [])})
+    for image, name in zip(truth["images"], "ab", strict=True):
+        image["file_name"] = f"{name}.tif"
+    path = write(data / "truth.json", truth)
+    html, _ = make("--annotations", path)
+    assert "<dt>true cells</dt><dd>1</dd>" in html
+    assert html.count('<button data-image="0"') == 1  # the example
+    assert "64 px" in html
+    make(data.parent / "run", "--truth", path, "--resamples", 0)
+    assert seen == [[64], [64]]
 
 
 def test_annotations_as_label_maps(make, data):

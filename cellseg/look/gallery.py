@@ -195,11 +195,15 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
     Returns
     -------
     For each image `(cell, why)`: of several pieces, with holes, of ten times the median
-    area of its class or a tenth of it, or sharing most of its pixels with another.
+    area of its class or a tenth of it, or sharing most of its pixels with another. Crowd
+    regions are no cells.
     """
     areas = [rle.areas(view.scenes[0].truth_runs) for view in views]
     classes = [view.scenes[0].truth_classes for view in views]
-    all_areas, all_classes = (np.concatenate([np.zeros(0, np.int64), *x]) for x in (areas, classes))
+    crowd = np.concatenate([np.zeros(0, bool), *(view.scenes[0].crowd for view in views)])
+    all_areas, all_classes = (
+        np.concatenate([np.zeros(0, np.int64), *each])[~crowd] for each in (areas, classes)
+    )
     medians = [
         float(np.median(all_areas[all_classes == k])) if (all_classes == k).any() else 0.0
         for k in range(n_classes)
@@ -210,6 +214,8 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
         covered = judge(scene).truth_state == 0
         odd = []
         for cell, polygons in enumerate(trace(scene.truth_runs)):
+            if scene.crowd[cell]:
+                continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
             ratio = area[cell] / medians[int(of_class[cell])]
             why = [
@@ -219,7 +225,7 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
                 *(["very large"] if ratio > _ODD_SIZE else []),
                 *(["covered by other cells"] if covered[cell] else []),
             ]
-            if why and not scene.crowd[cell]:
+            if why:
                 odd.append((cell, ", ".join(why)))
         result.append(odd)
     return result

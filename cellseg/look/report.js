@@ -307,6 +307,7 @@
       stroke(picked.path, "#fff", 3, []);
     }
     // For who waits for it, and measures how long it took.
+    canvas.dataset.image = shown.image;
     document.documentElement.dataset.ready ||= String(Math.round(performance.now()));
   }
 
@@ -458,11 +459,14 @@
     return text;
   }
 
+  /** Whether a cell has no pixel, so that there is no place to go to. */
+  const isEmpty = ({ box }) => !Number.isFinite(box[0]);
+
   /** Go close to a cell and say what it is. */
   function choose(side, cell) {
     state.picked = { side, cell };
     const target = pickedCell();
-    if (!target) return;
+    if (!target || isEmpty(target)) return;
     const [x0, y0, x1, y1] = target.box;
     const room = Math.min(stage.clientWidth, stage.clientHeight);
     const scale = Math.min(24, Math.max(view.scale, room / 5 / Math.max(x1 - x0, y1 - y0)));
@@ -479,7 +483,7 @@
     const found = image.runs[state.run];
     const { n, by } = judge(image, state.run, state.threshold);
     const kept = Array.from({ length: n }, (_, cell) => cell).filter((cell) => state.chosen.has(found.classes[cell]));
-    if (!judging) return kept.reverse().map((cell) => ({ side: "found", cell }));
+    if (!judging) return kept.filter((cell) => !isEmpty(shown.runs[state.run][cell])).reverse().map((cell) => ({ side: "found", cell }));
     const wrong = kept.filter((cell) => [MISNAMED, WRONG].includes(becameOfFound(image, state.run, cell)));
     const missed = [...shown.truth.keys()]
       .filter((cell) => state.chosen.has(image.truth.classes[cell]) && becameOfTruth(image, state.run, by, cell) === WRONG)

@@ -143,7 +143,7 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = environment.get_template("report.html.jinja").render(
         content=content,
-        n_cells=sum(len(view.scenes[0].truth_classes) for view in content.views),
+        n_cells=sum(int((~view.scenes[0].crowd).sum()) for view in content.views),
         n_found=[
             sum(len(view.scenes[r].scores) for view in content.views)
             for r in range(len(content.runs))
@@ -254,8 +254,8 @@ def _figures(content: Content) -> list[tuple[str, str]]:
         figures += [(title + of_run, svg) for title, svg in plots.training_curves(content.metrics)]
     scenes = [view.scenes[0] for view in content.views]
     if content.has_truth:
-        areas = _join([rle.areas(scene.truth_runs) for scene in scenes])
-        classes = _join([scene.truth_classes for scene in scenes])
+        areas = _join([rle.areas(scene.truth_runs)[~scene.crowd] for scene in scenes])
+        classes = _join([scene.truth_classes[~scene.crowd] for scene in scenes])
         sizes = plots.size_histogram(areas, classes, content.classes)
         figures.append(("Sizes of the true cells", sizes))
     if content.runs and len(content.runs) == 1:
@@ -272,7 +272,7 @@ def _figures(content: Content) -> list[tuple[str, str]]:
             sizes = plots.size_histogram(areas, classes, content.classes)
             figures.append(("Sizes of the found cells", sizes))
     if not content.runs:
-        n_cells = np.array([len(scene.truth_classes) for scene in scenes])
+        n_cells = np.array([(~scene.crowd).sum() for scene in scenes])
         figures.append(("Cells in an image", plots.cells_per_image(n_cells)))
     return figures
 
@@ -285,10 +285,13 @@ def _examples(
     content: Content, judged: Sequence[Sequence[Judged]]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Choose cells to show by themselves: the worst mistakes, or examples of each class."""
+    scenes = [view.scenes[0] for view in content.views]
     if not content.runs:
-        return _by_quantile(content, -1, [rle.areas(v.scenes[0].truth_runs) for v in content.views])
+        small_first = [rle.areas(scene.truth_runs) for scene in scenes]
+        return _by_quantile(content, -1, small_first, [~scene.crowd for scene in scenes])
     if not content.has_truth:
-        return _by_quantile(content, 0, [-v.scenes[0].scores for v in content.views])
+        sure_first = [-scene.scores for scene in scenes]
+        return _by_quantile(content, 0, sure_first, [rle.areas(s.runs) > 0 for s in scenes])
     run = len(content.runs) - 1
     false: list[tuple[float, int, int, str]] = []
     misnamed: list[tuple[float, int, int, str]] = []
@@ -328,7 +331,10 @@ def _examples(
 
 
 def _by_quantile(
-    content: Content, run: int, keys: Sequence[NDArray[Any]]
+    content: Content,
+    run: int,
+    keys: Sequence[NDArray[Any]],
+    eligible: Sequence[NDArray[np.bool_]],
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Take cells of each class at even steps of a key: from small to large, from sure to unsure."""
     groups = []
@@ -338,8 +344,9 @@ def _by_quantile(
     key = _join(keys)
     scenes = [view.scenes[0] for view in content.views]
     classes = _join([s.truth_classes if run < 0 else s.classes for s in scenes])
+    shown = _join(eligible).astype(bool)
     for k, name in enumerate(content.classes):
-        some = np.flatnonzero(classes == k)
+        some = np.flatnonzero((classes == k) & shown)
         some = some[np.argsort(key[some], kind="stable")]
         if len(some) > _N_EXAMPLES:
             some = some[np.linspace(0, len(some) - 1, _N_EXAMPLES).round().astype(int)]

@@ -34,6 +34,7 @@ def driver(tmp_path_factory):
     blank = tmp_path_factory.mktemp("blank") / "blank.html"
     blank.write_text("<title>blank</title>")
     with browser.open_page(blank) as driver:
+        driver.set_script_timeout(60)  # s, a machine may be busy
         yield driver
 
 
@@ -126,23 +127,36 @@ def rows(driver, table):
     )
 
 
-def slide(driver, value):
+def act(driver, script, *arguments):
+    """Run a script, and wait until the image that is asked for then is drawn as it is then."""
+    driver.execute_script(script, *arguments)
     driver.execute_async_script(
-        "const [value, done] = arguments, slider = document.getElementById('score');"
+        """
+        const [done] = arguments, { dataset } = document.getElementById("canvas");
+        const asked = () => document.querySelector("#list [aria-current]").value;
+        const look = () => (dataset.image === asked() ? done() : requestAnimationFrame(look));
+        requestAnimationFrame(() => requestAnimationFrame(look));
+        """
+    )
+
+
+def slide(driver, value):
+    act(
+        driver,
+        "const [value] = arguments, slider = document.getElementById('score');"
         "slider.value = value;"
-        "for (const type of ['input', 'change']) slider.dispatchEvent(new Event(type));"
-        "requestAnimationFrame(() => requestAnimationFrame(done));",
+        "for (const type of ['input', 'change']) slider.dispatchEvent(new Event(type));",
         value,
     )
 
 
 def press(driver, key, **more):
     """Press a key, and wait until the picture is drawn."""
-    driver.execute_async_script(
-        "const [key, more, done] = arguments;"
+    act(
+        driver,
+        "const [key, more] = arguments;"
         "document.activeElement.dispatchEvent("
-        "  new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true, ...more}));"
-        "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30)));",
+        "  new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true, ...more}));",
         key,
         more,
     )
@@ -381,9 +395,10 @@ def test_classes_filter_cells_counts_and_list(show, scored):
 )
 def test_orders(show, scored, order, first):
     driver = show(scored)
-    driver.execute_async_script(
+    act(
+        driver,
         "const select = document.getElementById('sort'); select.value = arguments[0];"
-        "select.dispatchEvent(new Event('change')); setTimeout(arguments[1], 50);",
+        "select.dispatchEvent(new Event('change'));",
         order,
     )
     assert names(driver)[0].startswith(first)
@@ -444,10 +459,10 @@ def test_help_and_labels(show, scored):
 
 def test_single_cells_open_in_the_viewer(show, scored):
     driver = show(scored)
-    driver.execute_async_script(
+    act(
+        driver,
         "[...document.querySelectorAll('.examples button')]"
-        ".find((b) => b.textContent.includes('called')).click();"
-        "setTimeout(arguments[0], 100);"
+        ".find((b) => b.textContent.includes('called')).click();",
     )
     assert text(driver, "name").startswith("<script>")
     assert text(driver, "told").endswith("misnamed: it is lymph & co, IoU 1.00")
@@ -504,6 +519,22 @@ def test_results_without_truth(show, folder):
     assert rows(driver, "table")[-1] == ["any class", "8"]
     press(driver, "r")
     assert rows(driver, "table")[-1] == ["any class", "7"]
+
+
+def test_a_detection_with_no_pixel_is_nowhere_to_go(show, folder):
+    there = entry(1, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)
+    nowhere = [entry(1, k, rectangle(SIZE, 0, 0, 0, 0), 0.6) for k in (1, 2)]
+    (folder / "nowhere.json").write_text(json.dumps([there, *nowhere]))
+    driver = show(write(folder, folder / "nowhere.json"))
+    example = "document.querySelector('.examples button')"
+    assert driver.execute_script("return document.querySelectorAll('.examples button').length") == 1
+    for key in ".,":
+        press(driver, key)
+        assert text(driver, "told") == "found: class1, score 0.90, 225 px"
+    press(driver, "0")
+    act(driver, f"{example}.dataset.cell = 1; {example}.click()")
+    assert hover(driver, 10, 12) == "found: class1, score 0.90, 225 px"
+    assert not is_grey(pixel(driver, 10, 5))
 
 
 def test_annotations_alone(show, tmp_path):

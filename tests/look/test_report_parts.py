@@ -191,6 +191,15 @@ def test_odd_cells():
     assert empty == []
 
 
+def test_a_crowd_region_is_no_cell():
+    """Neither in the median of its class, from which the odd sizes follow, nor by itself."""
+    size = (60, 60)
+    cells = [(1, rectangle(size, 0, 10 * n, 3, 10 * n + 3), 0) for n in range(3)]
+    crowds = [(1, rectangle(size, 20, 0, 60, 60), 1)] * 4
+    scenes = side_by_side(truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])}), [])
+    assert gallery.odd_cells([View(Path("x"), [scene]) for scene in scenes], 1) == [[], []]
+
+
 def sides(jpeg):
     return PIL.Image.open(io.BytesIO(jpeg)).size
 
