@@ -130,9 +130,12 @@ def run_tests(args: argparse.Namespace) -> Iterator[Row]:
             timeout=60 * (MINUTES["tests"] if args.tiny else minutes_of("tests", args)),
         )
         print(done.stdout + done.stderr, file=sys.stderr)
-        said = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1].strip("= ")
+        *_, said = ["", *(done.stdout.strip() or done.stderr.strip()).splitlines()]
+        said = said.strip("= ")
+        if done.returncode:  # also where no test ran at all
+            said = f"failed, exit code {done.returncode}: {said}"
     except subprocess.TimeoutExpired:
-        said = "not done in time: give more --minutes"
+        said = "failed: not done in time, give more --minutes"
     yield Row("tests on the GPU", NONE, said, "", "no failure")
 
 
@@ -596,7 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with write_atomic(path) as file:
         file.write(as_markdown(args, command, rows))
     print(f"{machine(args.device)}; written to {utils.shown(path)}\n{as_text([HEAD, *rows])}")
-    return int(any(word in row.here for row in rows for word in ("failed", "error")))
+    return int(any(row.here.startswith("failed") for row in rows))
 
 
 if __name__ == "__main__":

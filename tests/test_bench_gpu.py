@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -72,6 +73,31 @@ def test_a_part_that_fails_leaves_the_others(rehearse, monkeypatch):
     assert code == 1
     assert rows[0][2] == "failed: RuntimeError: no such kernel"
     assert rows[1] == ["a", "1", "2", "2.0 ×", ""]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "print('== 1 failed, 2 passed ==')\nsys.exit(1)",
+            "failed, exit code 1: 1 failed, 2 passed",
+        ),
+        ("sys.exit('python: No module named pytest')", "failed, exit code 1: python: No module na"),
+        ("sys.exit(5)", "failed, exit code 5:"),
+        ("time.sleep(60)", "failed: not done in time, give more --minutes"),
+    ],
+)
+def test_tests_that_fail_or_do_not_run(rehearse, monkeypatch, code, said):
+    run = subprocess.run
+
+    def other(_command, *, timeout, **options):
+        command = [sys.executable, "-c", f"import sys, time\n{code}"]
+        return run(command, **options, timeout=2 if "sleep" in code else timeout)
+
+    monkeypatch.setattr(gpu.subprocess, "run", other)
+    exit_code, (row,), _ = rehearse("--parts", "tests")
+    assert exit_code == 1
+    assert row[2].startswith(said)
 
 
 def test_a_memory_that_is_too_small_for_one_way_leaves_the_other(rehearse, monkeypatch):
