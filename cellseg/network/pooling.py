@@ -8,7 +8,7 @@ from torchvision.ops import roi_align
 
 
 class RoIAlign(torch.nn.Module):
-    """torchvision's `RoIAlign`, in a quarter of its time on a CPU where bins have few samples.
+    """torchvision's `RoIAlign`, in a third of its time on a CPU where bins have few samples.
 
     There torchvision's own visits one feature of one channel at a time. Here each sample is
     a weighted sum of its four neighbours, with all channels of a feature side by side.
