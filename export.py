@@ -75,9 +75,8 @@ def get_parser() -> CommandParser:
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="the COCO file whose images the results are of, for those of inference.py --dataset "
-        "train or val (default: the data folder's test list, or the list that inference.py "
-        "--images leaves beside its results)",
+        help="the COCO file whose images and classes the results are of (default: what "
+        "inference.py leaves beside results of other images than the test list's, else that list)",
     )
     parser.add_argument(
         "--output",
@@ -97,8 +96,9 @@ def get_parser() -> CommandParser:
         "--class-names",
         nargs="+",
         metavar="NAME",
-        help="the classes of results, 1 and up (default: those of the run that the results lie "
-        "in, else class1 class2 class3 class4); annotations name their own",
+        help="what to call the classes of results, in the order of their ids (default: as in "
+        "--annotations, else in the run that the results lie in, else class1 class2 class3 "
+        "class4); annotations name their own",
     )
     return parser
 

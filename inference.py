@@ -326,14 +326,15 @@ def write(
     with write_submission(results, category_ids) as writer:
         for number, cells in joined(predictor, journal, plans, bad):
             writer.add(images[number].id, cells)
-    for other, mine in {"list": args.images, "truth": args.dataset == "val"}.items():
+    annotated = args.dataset != "test"
+    for other, mine in {"list": args.images, "truth": annotated}.items():
         if not mine:  # of results that were there before
             beside(results, other).unlink(missing_ok=True)
     listed = [image.entry() for number, image in enumerate(images) if number not in bad]
     if args.images:
         write_json(beside(results, "list"), listed, indent=1)
-    truth = write_truth(args, results, images) if args.dataset == "val" else None
-    submitted = not args.images and args.dataset == "test"
+    truth = write_truth(args, results, images) if annotated else None
+    submitted = not args.images and not annotated
     archive = write_zip(results) if submitted else None
     count, empty = check_submission(archive or results, listed, category_ids)
     print(
@@ -348,9 +349,10 @@ def write(
 
 
 def write_truth(args: argparse.Namespace, results: Path, images: Sequence[ListedImage]) -> Path:
-    """Write the annotations of held-out images beside their results, which are scored by them.
+    """Write the annotations of the images beside their results, which are scored by them.
 
-    By the whole annotation file, all cells of the other images would count as missed.
+    By the whole annotation file, all cells of images that were not held out would count as
+    missed; by the test list, whose ids are the same numbers, other images would be meant.
     """
     from cellseg.files import write_json
     from cellseg.read.coco import load_coco, only_images

@@ -392,13 +392,57 @@ def test_results_on_annotated_images(data, run, tmp_path):
     coco = coco_of("train/a/image.tif", "train/b/image.tif")
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(coco))
-    results = run([entry(LEFT, image=2)])
+    results = run([entry(LEFT, 12, image=2)])
     arguments = [str(results), "--data", str(data), "--format", "geojson"]
     export.main([*arguments, "--annotations", str(annotations)])
     assert all_files(results.parent / "export") == ["geojson/b.geojson"]
     run([entry(LEFT, image=3)])
     text = refusal(*arguments, "--annotations", annotations)
     assert f"image_id 3 is not among the images of {annotations} (1 to 2)" in text
+
+
+def test_the_truth_beside_results_tells_their_images(data, run):
+    """Id 7 is an image of the test list too; an image without a cell is exported as well."""
+    coco = coco_of("train/a/image.tif", "train/b/image.tif")
+    coco["images"][0]["id"] = coco["annotations"][0]["image_id"] = 7
+    results = run([entry(LEFT, 12, image=7)])
+    (results.parent / "test-results-truth.json").write_text(json.dumps(coco))
+    for source in (results, results.parent):
+        assert export.main([str(source), "--data", str(data), "--format", "geojson"]) == 0
+        folder = results.parent / "export" / "geojson"
+        assert all_files(folder) == ["a.geojson", "b.geojson"]
+        (feature,) = features_of(folder / "a.geojson")
+        assert feature["properties"]["classification"]["name"] == "a"
+
+
+@pytest.mark.parametrize("where", ["annotations", "run"])
+def test_classes_are_those_of_the_annotations_or_the_run(data, run, tmp_path, where):
+    """Whatever their ids, and other names are theirs in the order of these."""
+    coco = coco_of("train/a/image.tif")
+    coco["images"][0]["id"] = coco["annotations"][0]["image_id"] = 7
+    results = run([entry(LEFT, 12), entry(RIGHT, 40)])
+    arguments = [str(results), "--data", str(data), "--format", "geojson"]
+    if where == "annotations":
+        (tmp_path / "coco.json").write_text(json.dumps(coco))
+        arguments += ["--annotations", str(tmp_path / "coco.json")]
+    else:
+        record = {"annotations": {}, "categories": coco["categories"], "held_out": []}
+        (results.parent / "run.json").write_text(json.dumps(record))
+
+    def found(*more):
+        export.main([*arguments, *more])
+        name = "a" if where == "annotations" else "one"
+        features = features_of(results.parent / "export" / "geojson" / f"{name}.geojson")
+        return [feature["properties"]["classification"]["name"] for feature in features]
+
+    assert found() == ["a", "b"]
+    assert found("--class_names", "x", "y") == ["x", "y"]
+    text = refusal(*arguments, "--class_names", "x", "y", "z")
+    assert text.startswith("--class_names: 3 for 2 classes (a, b); ")
+    run([entry(LEFT, 1)])
+    text = refusal(*arguments)
+    assert "category_id 1 is not among the classes (12 to 40)" in text
+    assert text.endswith("with --annotations")
 
 
 # ------------------------------------------------------------------ annotations of others

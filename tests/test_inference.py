@@ -157,17 +157,27 @@ def test_other_parts_of_the_data(predict, run, cells, tmp_path, capsys, dataset,
     assert found <= expected
     assert len(expected) == count
     assert not list((tmp_path / "out").glob("*.zip"))
-    truth = tmp_path / "out" / "val-results-truth.json"
-    assert truth.exists() == (dataset == "val")
 
 
-def test_held_out_images_are_scored_alone(predict, tmp_path, capsys):
-    assert predict("--dataset", "val", "--score_threshold", 0) == 0
+@pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
+def test_annotated_images_are_scored_alone_and_exported_under_their_names(
+    predict, cells, tmp_path, capsys, dataset, count
+):
+    """Their ids are numbers that the test list has too."""
+    assert predict("--dataset", dataset, "--score_threshold", 0) == 0
     said = capsys.readouterr().out.splitlines()[-1].partition("score them: python evaluate.py ")
-    assert evaluate.main([*said[2].split(), "--resamples", "0"]) == 0
-    truth = load_coco(tmp_path / "out" / "val-results-truth.json")
-    out = capsys.readouterr().out
-    assert f"\n2 images, {len(truth['annotations'])} true cells, " in out
+    file, flag, _ = words = said[2].split()
+    assert flag == "--truth"
+    truth = load_coco(tmp_path / "out" / f"{dataset}-results-truth.json")
+    for argv in (words, [file, "--data", str(cells)]):
+        assert evaluate.main([*argv, "--resamples", "0"]) == 0
+        out = capsys.readouterr().out
+        assert f"\n{count} images, {len(truth['annotations'])} true cells, " in out
+    assert export.main([file, "--data", str(cells)]) == 0
+    expected = {Path(image["file_name"]).parent.name for image in truth["images"]}
+    assert len(expected) == count
+    found = (tmp_path / "out" / "export" / "geojson").iterdir()
+    assert {path.stem for path in found} == expected
 
 
 def test_annotations_named(predict, cells, tmp_path):

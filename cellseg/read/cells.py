@@ -21,7 +21,7 @@ from cellseg.read.layout import (
     is_printable,
     read_test_list,
 )
-from cellseg.read.results import beside, read_results
+from cellseg.read.results import beside, own_truth, read_results
 from cellseg.rle import RLE
 from cellseg.score.match import side_by_side
 
@@ -112,48 +112,52 @@ def read_predicted_cells(
         A results file, a zip that holds one, or a run folder that does.
     data
         The data folder. Its test list tells the images by id, unless `inference.py
-        --images` left a list of its own beside the results.
+        --images` left a list of its own beside the results, or there are annotations.
     annotations
-        A COCO file that tells the images by id instead; of these, those without a
-        result are left out.
+        A COCO file that tells images and classes by id instead; of these images, those
+        without a result are left out. None takes the one that `inference.py --dataset
+        train` or `val` left beside the results, if there is one.
     names
-        The classes 1…K; None takes those of the run that the results lie in, or the
-        homework's four.
+        What to call the classes, in the order of their ids. These are the annotations',
+        else those of the run that the results lie in, else 1…K, with the homework's four
+        names if there are none here.
 
     Raises
     ------
     InputError
-        If there are no results, they don't fit the images, or a class has no name.
+        If there are no results, they don't fit the images or classes, or there are not as
+        many names as classes.
     """
     results = read_results(path)
-    categories: list[dict[str, Any]] = [
-        {"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)
-    ]
-    run = path if path.is_dir() else path.parent
-    if names is None and (run / runs.RECORD).is_file():
-        categories = runs.read_record(run)["categories"]
-    own_list = beside(path, "list")
-    if annotations is not None:
-        images, source = load_coco(annotations)["images"], annotations
-        folder = data
-        found = {
-            entry["image_id"]
-            for entry in results
-            if isinstance(entry, dict) and type(entry.get("image_id")) is int
-        }
-        images = [image for image in images if image["id"] in found] or images
+    own_list, source, folder = beside(path, "list"), annotations or own_truth(path), data
+    known = None
+    if source is not None:
+        coco = load_coco(source)
+        known, images = coco["categories"], coco["images"]
+        if annotations is not None:
+            found = {
+                entry["image_id"]
+                for entry in results
+                if isinstance(entry, dict) and type(entry.get("image_id")) is int
+            }
+            images = [image for image in images if image["id"] in found] or images
     elif own_list.is_file():
         images, source = _read_list(own_list), own_list
         folder = Path()
     else:
         images, source = [_entry(image) for image in read_test_list(data)], data / TEST_LIST
         folder = find_test_folder(data)
+    run = path if path.is_dir() else path.parent
+    if known is None and (run / runs.RECORD).is_file():
+        known = runs.read_record(run)["categories"]
+    categories = _named(known, names)
     levels = {image["id"]: image.get("level", 0) for image in images}
     _check_known(
         path, results, "image_id", set(levels), f"the images of {source}", "--data or --annotations"
     )
-    known = {category["id"] for category in categories}
-    _check_known(path, results, "category_id", known, "the classes", "--class_names")
+    ids = {category["id"] for category in categories}
+    flag = "--class_names" if known is None else "--annotations"
+    _check_known(path, results, "category_id", ids, "the classes", flag)
     coco = {"images": images, "categories": categories, "annotations": []}
     cells = [
         ImageCells(
@@ -168,6 +172,24 @@ def read_predicted_cells(
         for scene in side_by_side(coco, results, path)
     ]
     return class_names(coco), _without_clash(source, cells)
+
+
+def _named(
+    categories: list[dict[str, Any]] | None, names: list[str] | None
+) -> list[dict[str, Any]]:
+    """Give the known categories, or 1…K, the names that are wanted."""
+    if categories is None:
+        return [{"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)]
+    if names is None:
+        return categories
+    if len(names) != len(categories):
+        theirs = ", ".join(class_names({"categories": categories}))
+        raise InputError(
+            f"--class_names: {len(names)} for {len(categories)} classes ({theirs}); give each its "
+            "name, in this order"
+        )
+    ids = sorted(category["id"] for category in categories)
+    return [{"id": id_, "name": name} for id_, name in zip(ids, names, strict=True)]
 
 
 def _entry(image: TestImage) -> dict[str, Any]:
