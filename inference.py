@@ -219,22 +219,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.machine_rank:
             print("done; machine 0 writes the results")
             return 0
-        if undone := len(missing_looks(images, plans, journal)):
+        faults = journal.faults()
+        if undone := len({key for key, _ in missing_looks(images, plans, journal)} - set(faults)):
             raise InputError(f"{undone} tiles were not done; the same command goes on from here")
-        bad |= journal.faults()
-        if len(bad) == len(images):
-            journal.remove()
-            raise InputError(f"none of the {len(images)} images can be used; {min(bad.items())[1]}")
-        write(args, predictor, journal, (results, images, plans, bad), category_ids)
+        for (number, _), fault in faults.items():
+            bad.setdefault(number, fault)
+        if len(bad) < len(images):
+            write(args, predictor, journal, (results, images, plans, bad), category_ids)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    journal.remove()
+    if not (bad and journal.done()):
+        journal.remove()
+    if len(bad) == len(images):
+        raise InputError(
+            f"none of the {len(images)} images can be used, the same command tries them again; "
+            f"{min(bad.items())[1]}"
+        )
     for number in sorted(bad):
         print(f"left out: {bad[number]}", file=sys.stderr)
     if bad:
         raise InputError(
-            f"{len(bad)} of {len(images)} images left out, see above; mend them and predict again"
+            f"{len(bad)} of {len(images)} images left out, see above; the same command tries them "
+            "again"
         )
     return 0
 

@@ -256,13 +256,42 @@ def test_an_image_too_large_for_the_gpu_does_not_lose_the_others(predict, monkey
     assert found == {1, 3}
 
 
+def test_what_failed_is_tried_again_and_nothing_else(
+    run, slide, undisturbed, tmp_path, monkeypatch, capsys
+):
+    """Two of a slide's six tiles fail, then one, then none: memory was short for a while."""
+    look, argv = Predictor.look, argv_of(run, slide, tmp_path)
+    for failing, n_looked in ((2, 6), (1, 2), (0, 1)):
+        looked: list[object] = []
+
+        def short_of_memory(self, looks, failing=failing, looked=looked):
+            for number, found in enumerate(look(self, looks)):
+                looked.append(found)
+                yield InputError(f"{failing} fail") if number < failing else found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Predictor, "look", short_of_memory)
+            if failing:
+                with pytest.raises(InputError, match=rf"none of .* again; {failing} fail"):
+                    inference.main(argv)
+                assert not list(tmp_path.glob("*.json"))
+            else:
+                assert inference.main(argv) == 0
+        assert len(looked) == n_looked
+        said = f"going on: {6 - n_looked} tiles were done before"
+        assert (said in capsys.readouterr().out) == (n_looked < 6)
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    assert not (tmp_path / "images-results.parts").exists()
+
+
 def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
     assert predict(data=own) == 0
     former = (tmp_path / "out" / "test-results.json").read_bytes()
     for path in (own / "test_release").iterdir():
         path.write_bytes(b"II*\0")
-    assert "none of the 3 images can be used; " in refusal(predict, data=own)
+    assert "none of the 3 images can be used, " in refusal(predict, data=own)
     assert (tmp_path / "out" / "test-results.json").read_bytes() == former
+    assert not list((tmp_path / "out").glob("*.parts"))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 A folder beside the results holds what the tiles gave, a line each, in as many files as
 processes wrote: `{"image", "tile", "cells" or "error"}`. When all tiles are there, they are
-merged into the results, and the folder goes.
+merged into the results, and the folder goes. What has an error is tried again the next time:
+memory or a network's disk may have been short for that moment alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
+import itertools
 import json
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +28,9 @@ from cellseg.predict.images import ListedImage
 from cellseg.predictions import Predictions
 
 _SIGNATURE = "made-from.json"
+
+# The signature, one that was not finished, and what the tiles gave.
+_ITS_OWN = re.compile(rf"{re.escape(_SIGNATURE)}|\.{re.escape(_SIGNATURE)}\..*|\d+-\d+\.jsonl")
 
 Key = tuple[int, int]  # the number of an image, and that of its tile
 
@@ -42,11 +48,22 @@ class Journal:
             All that decides what the tiles give.
         begin
             Whether the folder is to be made; otherwise another process does that.
+
+        Raises
+        ------
+        InputError
+            If the folder can't be made, or holds what no journal has.
         """
         self.folder = folder
         # A sum of it: JSON itself has neither infinity nor every file's name.
         self._signature = hashlib.sha256(json.dumps(signature).encode()).hexdigest()
         if begin and _read_signature(folder) != self._signature:
+            foreign = sorted(p.name for p in folder.glob("*") if not _ITS_OWN.fullmatch(p.name))
+            if foreign:
+                raise InputError(
+                    f"{folder}: holds {foreign[0]}, but is where inference.py keeps the tiles that "
+                    "are done; move it away, or choose another --output"
+                )
             self.remove()
             try:
                 folder.mkdir(parents=True)
@@ -71,16 +88,12 @@ class Journal:
             )
 
     def done(self) -> set[Key]:
-        """Tell which tiles are there."""
-        return {key for key, _ in self._entries()}
+        """Tell which tiles are there, without those that could not be had."""
+        return {key for key, line in self._entries() if "error" not in line}
 
-    def faults(self) -> dict[int, str]:
-        """Tell what is wrong with the images of which a tile could not be had."""
-        faults: dict[int, str] = {}
-        for (number, _), line in self._entries():
-            if "error" in line:
-                faults.setdefault(number, line["error"])
-        return faults
+    def faults(self) -> dict[Key, str]:
+        """Tell why the tiles that could not be had could not, by image and tile."""
+        return {key: line["error"] for key, line in self._entries() if "error" in line}
 
     def append(self, key: Key, found: Predictions | InputError, file: IO[str]) -> None:
         """Write what a tile gave to a file that `open` gave."""
@@ -105,19 +118,26 @@ class Journal:
 
     def entries(self) -> Iterator[tuple[Key, Predictions | InputError]]:
         """Give what the tiles gave, by image and tile; one image's at a time is held."""
-        last: Key | None = None
-        for key, line in self._entries():
-            if key != last:  # a tile may have been done twice
-                yield key, _parsed(line)
-            last = key
+        return ((key, _parsed(line)) for key, line in self._entries())
 
     def _entries(self) -> Iterator[tuple[Key, dict[str, Any]]]:
-        # Each file is in the order of the tiles.
-        return heapq.merge(*map(_lines, sorted(self.folder.glob("*.jsonl"))), key=lambda e: e[0])
+        """Give a line for each tile, which may have been tried, and even done, several times."""
+        # Each file is in the order of the tiles, and the files in that of time.
+        files = map(_lines, sorted(self.folder.glob("*.jsonl")))
+        for key, tries in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
+            line: dict[str, Any] = {}
+            for _, line in tries:
+                if "error" not in line:
+                    break
+            yield key, line
 
     def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, and nothing in it that is not its own."""
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob("*"):
+                if _ITS_OWN.fullmatch(path.name):
+                    path.unlink()
+            self.folder.rmdir()
 
 
 def signature(
@@ -152,6 +172,10 @@ def _read_signature(folder: Path) -> Any:
         return read_json(folder / _SIGNATURE, "signature", "predict again")
     except InputError:
         return None
+
+
+def _key(entry: tuple[Key, dict[str, Any]]) -> Key:
+    return entry[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:

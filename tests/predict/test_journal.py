@@ -113,14 +113,26 @@ def test_a_tile_done_twice_counts_once(journal):
     assert [key for key, _ in journal.entries()] == [(0, 0), (0, 1)]
 
 
-def test_what_is_wrong_with_an_image(journal):
-    """The first fault that is found; the image's other tiles don't matter."""
+def test_tiles_that_can_not_be_had_are_not_done(journal):
     keep(journal, [((1, 0), cells()), ((1, 2), InputError("torn")), ((1, 3), InputError("x"))])
     keep(journal, [((2, 0), InputError("too large"))], process=1)
-    assert journal.faults() == {1: "torn", 2: "too large"}
-    assert journal.done() == {(1, 0), (1, 2), (1, 3), (2, 0)}
+    assert journal.faults() == {(1, 2): "torn", (1, 3): "x", (2, 0): "too large"}
+    assert journal.done() == {(1, 0)}
     faults = [str(found) for _, found in journal.entries() if isinstance(found, InputError)]
     assert faults == ["torn", "x", "too large"]
+
+
+def test_a_tile_that_was_tried_again(journal):
+    """It is done if it ever was; else the last fault is what is wrong."""
+    keep(journal, [((0, 0), InputError("a")), ((0, 1), InputError("b")), ((0, 2), cells())])
+    keep(journal, [((0, 0), InputError("c")), ((0, 1), cells(seed=1)), ((0, 2), InputError("d"))])
+    assert journal.done() == {(0, 1), (0, 2)}
+    assert journal.faults() == {(0, 0): "c"}
+    first, second, third = journal.entries()
+    assert (first[0], str(first[1])) == ((0, 0), "c")
+    assert (second[0], third[0]) == ((0, 1), (0, 2))
+    check_same(second[1], cells(seed=1))
+    check_same(third[1], cells())
 
 
 def test_wherever_a_line_is_torn_it_is_not_there(journal):
@@ -174,8 +186,24 @@ def test_a_damaged_signature_begins_anew(journal, text):
 
 def test_remove(journal):
     keep(journal, [((0, 0), cells())])
+    (journal.folder / ".made-from.json.abcdefgh.part").touch()  # of a process that was killed
     journal.remove()
     assert not journal.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["slide.tif", "cells.jsonl", "more/0000-0.jsonl"])
+def test_what_is_not_its_own_stays(tmp_path, name):
+    """A folder that happens to be called so, or one that something was put into."""
+    file = tmp_path / "parts" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(InputError, match=rf"parts: holds {name.partition('/')[0]}, .* --output"):
+        Journal(tmp_path / "parts", {})
+    assert file.exists()
+    journal = Journal(tmp_path / "other", {})
+    (journal.folder / "notes.txt").touch()
+    journal.remove()
+    assert [path.name for path in journal.folder.iterdir()] == ["notes.txt"]
 
 
 def test_another_machine_finds_what_the_first_began(tmp_path):

@@ -117,6 +117,7 @@ def test_bad_images_are_left_out(tmp_path):
     predict_share(Named(), journal, looks[:-1], 0, 1)
     with journal.open(0) as file:
         journal.append(looks[-1][0], InputError("torn"), file)
-    bad = {1: "missing"} | journal.faults()
-    assert bad == {1: "missing", 2: "torn"}
+    assert journal.faults() == {looks[-1][0]: "torn"}
+    assert missing_looks(IMAGES, {n: PLANS[n] for n in (0, 2)}, journal) == looks[-1:]
+    bad = {1: "missing", 2: "torn"}
     assert {number for number, _ in joined(Named(), journal, PLANS, bad)} == {0}
