@@ -19,7 +19,7 @@ import annotation
 import export
 from cellseg.errors import InputError
 from cellseg.look.overlay import class_colour
-from cellseg.read.cells import read_annotated_cells
+from cellseg.read.cells import read_annotated_cells, read_predicted_cells
 from cellseg.rle import crop_runs, encode, runs_of_labels
 
 LEFT = np.array([[1, 1, 0, 0, 0, 0]] * 4)
@@ -374,6 +374,43 @@ def test_results_on_any_images_with_their_list(tmp_path, run, monkeypatch, where
 
 
 @pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/d/a/x.png", "/d/b/x.png", "/d/b/y.png"], ["a/x", "b/x", "y"]),
+        (["/d/p/1/x.png", "/d/q/1/x.png", "/d/q/2/x.png"], ["p/1/x", "q/1/x", "2/x"]),
+        (["/x.png", "/d/x.png"], ["x", "d/x"]),
+        (["/x.png", "../x.tif", "./d/../x.bmp"], ["x.png", "x.tif", "x"]),
+        (["/d/x.png", "/d/x.tif", "/e/x.tif", "/f/x.tif"], ["x.png", "x.tif", "e/x", "f/x"]),
+        (["/d/a/image.tif", "/d/b/Image.TIF", "/image.png"], ["a", "b", "image"]),
+        (["/d/p/1/image.tif", "/d/q/1/image.tif"], ["p/1", "q/1"]),
+        (["/d/a/image.tif", "/d/a.tif"], ["image.tif", "a.tif"]),
+        (["C:\\d\\a\\x.png", "C:\\d\\b\\x.png"], ["a/x", "b/x"]),
+    ],
+)
+def test_images_anywhere_are_told_apart_by_their_folders(run, files, names):
+    listed = [
+        {"file_name": file, "id": n, "height": 4, "width": 6} for n, file in enumerate(files, 1)
+    ]
+    results = run([entry(LEFT, image=n) for n in range(1, len(files) + 1)])
+    (results.parent / "test-results-list.json").write_text(json.dumps(listed))
+    assert [image.name for image in read_predicted_cells(results, Path())[1]] == names
+    assert export.main([str(results), "--format", "geojson", "labels"]) == 0
+    found = all_files(results.parent / "export")
+    assert found == sorted(
+        [f"geojson/{name}.geojson" for name in names]
+        + [f"labels/{name}/class1.tif" for name in names]
+    )
+
+
+@pytest.mark.parametrize("name", ["..", "/", "a\n.png"])
+def test_images_anywhere_without_a_name(run, name):
+    results = run([entry(LEFT, image=1)])
+    listed = [{"file_name": name, "id": 1, "height": 4, "width": 6}]
+    (results.parent / "test-results-list.json").write_text(json.dumps(listed))
+    assert "has no name that can be printed" in refusal(results, "--format", "geojson")
+
+
+@pytest.mark.parametrize(
     "change",
     [{"file_name": 3}, {"id": "1"}, {"height": 0}, {"width": None}, {"id": 2}],
 )
@@ -469,6 +506,13 @@ def test_category_ids_of_others_become_classes_in_order(tmp_path):
     (feature,) = features_of(tmp_path / "export" / "geojson" / "sub" / "a.geojson")
     assert feature["properties"]["classification"]["name"] == "b"
     assert (tmp_path / "export" / "labels" / "sub" / "a" / "class2.tif").exists()
+
+
+def test_an_image_file_is_called_by_its_folder_in_capitals_too(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("train/a/Image.TIF", "image.tif")))
+    export.main([str(path), "--format", "geojson"])
+    assert all_files(tmp_path / "export") == ["geojson/a.geojson", "geojson/image.geojson"]
 
 
 def test_crowd_regions_are_left_out(tmp_path):

@@ -216,6 +216,24 @@ def test_any_images(predict, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.zip"))
 
 
+def test_any_images_are_found_again_from_another_folder(predict, cells, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        image = np.full((20, 30, 3), 200, np.uint8)
+        Image.fromarray(image).save(tmp_path / name / "x.png")
+    monkeypatch.chdir(tmp_path)
+    assert predict("--images", "one/x.png", "two/x.png", "--score_threshold", 0) == 0
+    monkeypatch.chdir(cells)
+    file = str(tmp_path / "out" / "images-results.json")
+    assert export.main([file]) == 0
+    overlays = tmp_path / "out" / "export" / "overlay"
+    assert sorted(overlays.rglob("*.png")) == [
+        overlays / "one" / "x.png",
+        overlays / "two" / "x.png",
+    ]
+    assert report.main([file, "--output", str(tmp_path / "page.html")]) == 0
+
+
 def test_images_without_any(predict, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no image in it" in refusal(predict, "--images", tmp_path / "empty")

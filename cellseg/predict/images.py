@@ -107,7 +107,8 @@ def list_annotated_images(
 def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ListedImage]:
     """List images, and the images in folders, with the ids 1, 2, … in that order.
 
-    One that is named twice, by itself and by its folder perhaps, is listed once.
+    Their names are absolute paths. One that is named twice, by itself and by its folder
+    perhaps, is listed once.
 
     Raises
     ------
@@ -123,4 +124,12 @@ def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ListedImage]:
         else:
             raise InputError(f"--images {path}: no such file; an image or a folder is expected")
     once = {path.resolve(): path for path in files}
-    return [ListedImage(n, str(path), path, None, level) for n, path in enumerate(once.values(), 1)]
+    return [
+        ListedImage(n, str(_from_anywhere(path)), path, None, level)
+        for n, path in enumerate(once.values(), 1)
+    ]
+
+
+def _from_anywhere(path: Path) -> Path:
+    """Give a path that holds in any folder, without `..`, which may lead out of a link."""
+    return (path.parent.resolve() if ".." in path.parts else path.parent.absolute()) / path.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,8 +35,9 @@ class ImageCells:
     ----------
     name
         What to call the image's outputs: its folder's name for `…/<name>/image.tif`,
-        otherwise its path below the data folder without the ending. Forward slashes,
-        never out of a folder.
+        otherwise its path below the data folder without the ending; of an image from
+        anywhere, the end of its path that tells it from the others. Forward slashes, never
+        out of a folder.
     path
         The image file, which need not be there.
     size
@@ -152,6 +154,12 @@ def read_predicted_cells(
         known = runs.read_record(run)["categories"]
     categories = _named(known, names)
     levels = {image["id"]: image.get("level", 0) for image in images}
+    files = [image["file_name"] for image in images]
+    if source == own_list:
+        outputs = _own_names(source, files)
+    else:
+        outputs = [_output_name(source, file) for file in files]
+    output_of = dict(zip(levels, outputs, strict=True))
     _check_known(
         path, results, "image_id", set(levels), f"the images of {source}", "--data or --annotations"
     )
@@ -161,7 +169,7 @@ def read_predicted_cells(
     coco = {"images": images, "categories": categories, "annotations": []}
     cells = [
         ImageCells(
-            name=_output_name(source, scene.name, anywhere=source == own_list),
+            name=output_of[scene.id],
             path=folder / scene.name,
             size=scene.size,
             masks=scene.masks,
@@ -236,21 +244,50 @@ def _check_known(
             )
 
 
-def _output_name(source: Path, file_name: str, anywhere: bool = False) -> str:
-    """Name an image's outputs; `anywhere`: it needn't lie in the data folder."""
+def _output_name(source: Path, file_name: str) -> str:
+    """Name the outputs of an image in the data folder."""
     path = PurePosixPath(file_name.replace("\\", "/"))
-    if anywhere and path.stem != "image":
-        path = PurePosixPath(path.name)
-    elif anywhere:
-        path = PurePosixPath(*path.parts[-2:])
     if path.is_absolute() or not path.name or ".." in path.parts or not is_printable(file_name):
         raise InputError(
             f"{source}: the image {file_name!r} lies outside the data folder; write its name "
             "relative to it"
         )
-    if path.stem == "image" and path.parent.name:
-        return path.parent.name
-    return str(path.with_suffix(""))
+    named = _without_ending(path.parts)
+    return named[-1] if len(named) < len(path.parts) else "/".join(named)
+
+
+def _own_names(source: Path, file_names: list[str]) -> list[str]:
+    """Name the outputs of images anywhere: with as many folders as tell them apart."""
+    paths = [
+        tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/."))
+        for name in file_names
+    ]
+    for path, name in zip(paths, file_names, strict=True):
+        if not path or not is_printable(name):
+            raise InputError(
+                f"{source}: the image {name!r} has no name that can be printed; rename it and "
+                "predict again"
+            )
+    short = [_without_ending(path) for path in paths]
+    alike = Counter(short)
+    # Two of one folder may have endings alone to tell them apart.
+    kept = [path if alike[its] > 1 else its for path, its in zip(paths, short, strict=True)]
+    names = [parts[-1:] for parts in kept]
+    while True:
+        times = Counter(names)
+        longer = [
+            parts[-len(name) - (times[name] > 1) :] for name, parts in zip(names, kept, strict=True)
+        ]
+        if longer == names:
+            return list(map("/".join, names))
+        names = longer
+
+
+def _without_ending(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Name an image by its path without the ending, `…/<name>/image.tif` by its folder."""
+    *folders, name = parts
+    stem = PurePosixPath(name).stem
+    return tuple(folders) if folders and stem.lower() == "image" else (*folders, stem)
 
 
 def _without_clash(source: Path, images: list[ImageCells]) -> list[ImageCells]:

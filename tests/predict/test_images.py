@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,21 @@ def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
     twice = [a, tmp_path, b, a, tmp_path / ".." / tmp_path.name / "b.png"]
     listed = list_any_images(twice)
     assert [(image.id, image.path.name) for image in listed] == [(1, "a.png"), (2, "b.png")]
+
+
+def test_their_names_hold_from_any_folder(tmp_path, monkeypatch):
+    """The path to read them by stays as it was typed, for messages."""
+    (tmp_path / "deep" / "work").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/work")
+    outer, inner = write(tmp_path / "a.png"), write(tmp_path / "deep" / "a.png")
+    monkeypatch.chdir(tmp_path / "link")
+    words = ["../../a.png", "../a.png", str(tmp_path / "link" / ".." / "a.png")]
+    listed = list_any_images([Path(word) for word in words])
+    assert [image.file_name for image in listed] == [str(outer), str(inner)]
+    assert [str(image.path) for image in listed] == [words[0], words[2]]
+    write(tmp_path / "link" / "b.png")
+    (image,) = list_any_images([Path("b.png")])
+    assert image.file_name == str(Path.cwd() / "b.png")
 
 
 def test_nothing_to_list(tmp_path):
