@@ -13,12 +13,13 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
@@ -39,6 +40,8 @@ from cellseg.predict.views import check_looks, plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.view import View, to_tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Predictor:
         Raises
         ------
         InputError
-            If the file can't be read, or the GPU's memory is too small.
+            If the file can't be read, or the memory is too small.
         """
         if not isinstance(image, np.ndarray):
             image = Path(image)
@@ -212,8 +215,12 @@ class Predictor:
                 if isinstance(seen, InputError) or isinstance(found[number], InputError):
                     continue
                 for view in plan_views(look.tile, look.size, cfg):
+                    shown = _if_it_fits(_shown, view, seen, cfg.INPUT.FORMAT)
+                    if shown is None:
+                        found[number] = _too_large(view.shape, "cpu")
+                        break
                     jobs.append((number, view))
-                    inputs.append(to_tensor(view.apply_image(seen), cfg.INPUT.FORMAT))
+                    inputs.append(shown)
             outputs = self._in_batches(network, cfg, inputs)
             for (number, view), output in zip(jobs, outputs, strict=True):
                 of_tile = found[number]
@@ -226,7 +233,7 @@ class Predictor:
     def _in_batches(
         self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
     ) -> Iterator[Found | InputError]:
-        """Show a network its inputs, `batch` at a time; fewer, when the GPU's memory is short.
+        """Show a network its inputs, `batch` at a time; fewer, when the memory is short.
 
         Those of one batch have one shape: padding would change what is found near it.
         """
@@ -239,17 +246,18 @@ class Predictor:
                 ahead = inputs[done : done + self.batch]
                 _, alike = next(itertools.groupby(ahead, key=lambda image: image.shape))
                 part = list(alike)
-                found = _find_if_it_fits(network, part)
+                finder: Any = network
+                found: list[Found] | None = _if_it_fits(finder.find, part)
                 if found is None and len(part) > 1:
                     self.batch = len(part) // 2
                     tqdm.write(
-                        f"the GPU's memory is too small for {len(part)} views at once: going on "
-                        f"with {self.batch}",
+                        f"{_memory_of(device)} is too small for {len(part)} views at once: going "
+                        f"on with {self.batch}",
                         file=sys.stderr,
                     )
                     continue
                 if found is None:
-                    yield _too_large(part[0])
+                    yield _too_large(part[0].shape[1:], device)
                 else:
                     yield from found
                 done += len(part)
@@ -304,19 +312,30 @@ def _sound(found: Predictions | InputError) -> Predictions:
     return found
 
 
-def _find_if_it_fits(
-    network: torch.nn.Module, images: Sequence[torch.Tensor]
-) -> list[Found] | None:
-    """Show a network images; None if the GPU's memory is too small for them."""
-    finder: Any = network
+def _if_it_fits(work: Callable[..., T], *what: Any) -> T | None:
+    """Do some work; None if the memory, the GPU's or not, is too small for it."""
     try:
-        found: list[Found] = finder.find(images)
-        return found
-    except torch.OutOfMemoryError:
-        pass
-    # Only now, when the error is gone, is nothing held any more that the network had made.
+        return work(*what)
+    except (RuntimeError, MemoryError, cv2.error) as error:
+        if not _is_of_memory(error):
+            raise
+    # Only now, when the error is gone, is nothing held any more that the work had made.
     torch.cuda.empty_cache()
     return None
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is too little memory."""
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.StsNoMem
+    # On a CPU torch has no type of its own for it.
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "DefaultCPUAllocator" in str(error)
+
+
+def _shown(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
+    """Look at an image as the network does."""
+    return to_tensor(view.apply_image(image), image_format)
 
 
 def _inverted(found: Found, view: View) -> Found:
@@ -345,11 +364,16 @@ def _encode(found: Found, size: tuple[int, int], least: float, most: int) -> Pre
     )
 
 
-def _too_large(tensor: torch.Tensor) -> InputError:
-    height, width = tensor.shape[1:]
+def _memory_of(device: str) -> str:
+    return "the memory" if device == "cpu" else "the GPU's memory"
+
+
+def _too_large(size: Sequence[int], device: str) -> InputError:
+    height, width = size
+    elsewhere = "" if device == "cpu" else "with --device cpu, "
     return InputError(
-        f"{height} x {width} pixels, as the network sees it, are too many for the GPU's memory; "
-        "predict in smaller tiles with TEST.TILE, with --device cpu, or enlarge less"
+        f"{height} x {width} pixels, as the network sees it, are too many for "
+        f"{_memory_of(device)}; predict in smaller tiles with TEST.TILE, {elsewhere}or enlarge less"
     )
 
 

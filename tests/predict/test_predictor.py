@@ -134,12 +134,39 @@ def test_a_config_of_no_mask_rcnn(cfg, run, options, expected):
         loaded(own, run)
 
 
-def test_a_gpu_without_memory(predictor, monkeypatch):
-    def find(*_arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def on_a_gpu(_images):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "find",
+    [
+        on_a_gpu,
+        lambda _: torch.empty(1 << 50, dtype=torch.uint8),
+        lambda _: np.empty(1 << 50, np.uint8),
+        lambda _: cv2.resize(np.zeros((3, 2, 3), np.uint8), (10**7, 10**7)),
+    ],
+    ids=["torch.cuda", "torch", "numpy", "opencv"],
+)
+def test_without_memory(predictor, monkeypatch, find, device):
+    monkeypatch.setattr(predictor.networks[0], "find", find)
+    monkeypatch.setattr(predictor.cfg.MODEL, "DEVICE", device)
+    memory = "the memory; " if device == "cpu" else "the GPU's memory; .* --device cpu, "
+    expected = f"96 x 64 pixels, as the network sees it, are too many for {memory}"
+    with pytest.raises(InputError, match=expected):
+        predictor.predict(np.zeros((30, 20, 3), np.uint8))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), cv2.error("bad argument")])
+def test_other_errors_are_not_of_memory(predictor, monkeypatch, error):
+    error.code = -5
+
+    def find(_images):
+        raise error
 
     monkeypatch.setattr(predictor.networks[0], "find", find)
-    with pytest.raises(InputError, match="96 x 64 pixels, as the network sees it, are"):
+    with pytest.raises(type(error)):
         predictor.predict(np.zeros((30, 20, 3), np.uint8))
 
 
@@ -418,6 +445,15 @@ def test_a_score_that_sinks_below_the_threshold():
     inks = np.unique(drawing.labels)[1:] - 1
     assert 0 < len(found) == (inks % 2 == 1).sum() < len(inks)
     assert np.allclose(found.scores, 0.7)
+
+
+def test_an_image_that_is_enlarged_beyond_the_memory(monkeypatch):
+    """Whose memory that is, does not depend on where the network runs."""
+    resize = cv2.resize
+    monkeypatch.setattr(cv2, "resize", lambda image, *_, **__: resize(image, (10**7, 10**7)))
+    expected = "60 x 40 pixels, as the network sees it, are too many for the memory; predict in "
+    with pytest.raises(InputError, match=expected):
+        oracle(INPUT__ZOOM=2.0).predict(np.zeros((30, 20, 3), np.uint8))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
