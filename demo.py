@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Each command is shown as you would type it.",
         "python demo.py --seed 7",
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the data and the training (42)")
+    parser.add_argument(
+        "--seed", type=utils.whole_number, default=42, metavar="N",
+        help="of the data and the training (42)",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
         help="where all of it goes (demo)",

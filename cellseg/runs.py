@@ -187,11 +187,26 @@ def find_weights(path: Path, name: str | None = None) -> Path:
     path
         A run's folder, or a file of weights in it.
     name
-        Which weights to take in place of these.
+        The file of the weights to take, in a folder that `path` names.
+
+    Raises
+    ------
+    InputError
+        If there are none, or `name` is not the name of a file alone: in another folder, it
+        would be of another run; or `path` names another file.
     """
     run = open_run(path)
-    named = path.is_file() and path.suffix == ".pth"
-    return choose_weights(run, name or (path.name if named else None))
+    if name and Path(name).name != name:
+        raise InputError(
+            f"--weight_name {name}: lies in a folder, but the bare name of a file in the run's "
+            "folder is expected; name the run with --checkpoint"
+        )
+    named = path.name if path.is_file() and path.suffix == ".pth" else None
+    if name and named and name != named:
+        raise InputError(
+            f"--weight_name {name}: --checkpoint {path} names other weights; leave one of them out"
+        )
+    return choose_weights(run, name or named)
 
 
 def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:

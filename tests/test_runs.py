@@ -107,7 +107,23 @@ def test_weights_that_are_named_and_those_that_are_not(tmp_path):
     assert runs.find_weights(run) == run / runs.BEST
     assert runs.find_weights(run / runs.FINAL) == run / runs.FINAL
     assert runs.find_weights(run / runs.CONFIG) == run / runs.BEST
-    assert runs.find_weights(run / runs.BEST, runs.FINAL) == run / runs.FINAL
+    assert runs.find_weights(run, runs.FINAL) == run / runs.FINAL
+    assert runs.find_weights(run / runs.CONFIG, runs.FINAL) == run / runs.FINAL
+    assert runs.find_weights(run / runs.BEST, runs.BEST) == run / runs.BEST
+    with pytest.raises(InputError, match=r"model_final\.pth: --checkpoint .*model_best\.pth names"):
+        runs.find_weights(run / runs.BEST, runs.FINAL)
+
+
+@pytest.mark.parametrize("where", ["absolute", "beside", "below"])
+def test_weights_of_another_run_are_not_taken(tmp_path, where):
+    run, other = make(tmp_path, "one", runs.FINAL), make(tmp_path, "two", runs.FINAL)
+    name = {
+        "absolute": str(other / runs.FINAL),
+        "beside": f"../two/{runs.FINAL}",
+        "below": f"./{runs.FINAL}/",
+    }[where]
+    with pytest.raises(InputError, match="lies in a folder, but the bare name of a file"):
+        runs.find_weights(run, name)
 
 
 def test_weights(tmp_path):
