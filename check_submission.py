@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import utils
+from cellseg.errors import InputError
+from cellseg.read.cells import read_image_list
 from cellseg.read.coco import load_coco
-from cellseg.read.layout import CLASS_NAMES, read_test_list
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.write.submission import check_submission
 
 
@@ -35,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         category_ids = sorted(category["id"] for category in load_coco(annotations)["categories"])
     else:
         category_ids = list(range(1, len(CLASS_NAMES) + 1))
-    images = [
-        {"id": image.id, "file_name": image.file_name, "height": image.height, "width": image.width}
-        for image in read_test_list(args.data)
-    ]
+    images = read_image_list(args.data / TEST_LIST, "take it as the data was handed out")
     count, empty = check_submission(args.submission, images, category_ids)
+    if not count:
+        raise InputError(
+            f"{args.submission}: without a cell, but the server can't score an empty list; predict "
+            "again with a lower inference.py --score_threshold"
+        )
     print(
         f"{args.submission}: good, {count} cells in {len(images)} images"
         + (

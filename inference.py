@@ -116,6 +116,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--max_detections {args.max_detections}: 1 or more is expected")
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
+    if args.annotations and args.dataset == "test":
+        parser.error("--annotations: is for --dataset train or val")
     if args.level and not args.images:
         parser.error("--level: is for --images")
     for flag in ("tile", "overlap", "batch"):
@@ -157,6 +159,11 @@ def load_predictor(args: argparse.Namespace, weights: Sequence[Path]) -> Predict
     from cellseg.predict.predictor import Predictor, load_network
 
     cfgs = [configure(args, path.parent) for path in weights]
+    if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
+        raise InputError(
+            f"--overlap {args.overlap}: is of tiles, but runs without INPUT.ZOOM look at whole "
+            "images; give --tile too"
+        )
     networks = [load_network(cfg, path) for cfg, path in zip(cfgs, weights, strict=True)]
     return Predictor(networks, cfgs)
 
@@ -349,8 +356,14 @@ def write(
         + (f", {len(empty)} of them without any" if empty else "")
         + f": {utils.shown(results)}"
     )
-    if archive:
+    if archive and count:
         print(f"checked, and ready to submit: {utils.shown(archive)}")
+    elif archive:
+        print(
+            f"not to be submitted: {utils.shown(archive)} is without a cell, and the server can't "
+            "score that; lower --score_threshold, or train for longer",
+            file=sys.stderr,
+        )
     if truth:
         print(f"score them: python evaluate.py {utils.shown(results)} --truth {utils.shown(truth)}")
 

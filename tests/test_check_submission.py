@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -46,9 +47,25 @@ def test_images_without_cells_are_named(data, tmp_path, capsys):
     assert (
         "good, 6 cells in 7 images, 2 of them without any (ids 2, 7)\n" in capsys.readouterr().out
     )
-    path = submit(tmp_path)
+    path = submit(tmp_path, (7, 1))
     check_submission.main([path, "--data", str(data)])
-    assert "7 of them without any (ids 1, 2, 3, 4, 5…)" in capsys.readouterr().out
+    assert "6 of them without any (ids 1, 2, 3, 4, 5…)" in capsys.readouterr().out
+
+
+def test_an_empty_list(data, tmp_path):
+    """pycocotools, with which the server reads it, takes none."""
+    with pytest.raises(InputError, match=r"mine\.json: without a cell, but the server can't"):
+        check_submission.main([submit(tmp_path), "--data", str(data)])
+
+
+def test_the_list_alone_will_do(data, tmp_path):
+    path = submit(tmp_path, (1, 1))
+    shutil.rmtree(data / "test")
+    assert check_submission.main([path, "--data", str(data)]) == 0
+    (data / "test_image_name_to_ids.json").write_text("[3]")
+    expected = r"ids\.json: not the list of images .*; take it as the data was handed out"
+    with pytest.raises(InputError, match=expected):
+        check_submission.main([path, "--data", str(data)])
 
 
 def test_classes_of_the_annotations(data, tmp_path):

@@ -136,10 +136,16 @@ def test_options_reach_the_config(predict, tmp_path):
     assert len(results(tmp_path / "out" / "test-results.json")) == 3
 
 
-def test_nothing_found(predict, tmp_path, capsys):
+def test_nothing_found(predict, cells, tmp_path, capsys):
     assert predict("--score_threshold", 1) == 0
     assert results(tmp_path / "out" / "test-results.json") == []
-    assert "0 cells in 3 images, 3 of them without any" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "0 cells in 3 images, 3 of them without any" in said.out
+    assert "ready to submit" not in said.out
+    archive = tmp_path / "out" / "test-results.zip"
+    assert f"not to be submitted: {archive} is without a cell, and" in said.err
+    with pytest.raises(InputError, match="without a cell"):
+        check_submission.main([str(archive), "--data", str(cells)])
 
 
 @pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
@@ -325,6 +331,10 @@ def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
         (["--num_machines", 2], "say with --dist_url tcp://HOST:PORT where machine 0 is"),
         (["--overlap", 0], "--overlap 0: 1 or more"),
         (["--tile", 10, "--overlap", 10], "tiles of 10 px that overlap by 10 px"),
+        (["--overlap", 10], "--overlap 10: is of tiles, but runs without INPUT.ZOOM look at"),
+        (["--annotations", "x.json"], "--annotations: is for --dataset train or val"),
+        (["--images", "x.tif", "--annotations", "x.json"], "--annotations: is for --dataset"),
+        (["--weight_name", "run/x.pth"], "--weight_name run/x.pth: lies in a folder, but"),
         (["--tta", "twice"], "invalid choice: 'twice'"),
         (["TEST.SYMMETRIES", 3], "TEST.SYMMETRIES 3: 1 (none)"),
         (["--dataset", "all"], "invalid choice: 'all'"),

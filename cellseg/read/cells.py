@@ -144,7 +144,8 @@ def read_predicted_cells(
             }
             images = [image for image in images if image["id"] in found] or images
     elif own_list.is_file():
-        images, source = _read_list(own_list), own_list
+        images = read_image_list(own_list, "predict again with inference.py")
+        source = own_list
         folder = Path()
     else:
         images, source = [_entry(image) for image in read_test_list(data)], data / TEST_LIST
@@ -209,9 +210,16 @@ def _entry(image: TestImage) -> dict[str, Any]:
     }
 
 
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    """Read the list of images that `inference.py --images` predicted."""
-    remedy = "predict again with inference.py"
+def read_image_list(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """Read a list of images, which need not be there: the test list, or that of `--images`.
+
+    Each has `file_name`, `id`, `height` and `width`, perhaps a `level`.
+
+    Raises
+    ------
+    InputError
+        If it is missing or broken; `remedy` says what to do then.
+    """
     images = read_json(path, "list of images", remedy)
     if (
         not isinstance(images, list)
