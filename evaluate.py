@@ -70,7 +70,8 @@ def get_parser() -> CommandParser:
         type=Path,
         metavar="TRUTH",
         help="a COCO annotation file, or a folder <image>/class<K>.tif for the images of the"
-        " test list (default: test_masks in the data folder)",
+        " test list (default: what inference.py left beside RESULTS of annotated images, else"
+        " test_masks in the data folder)",
     )
     parser.add_argument(
         "--data",

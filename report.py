@@ -58,7 +58,8 @@ def get_parser() -> CommandParser:
         type=Path,
         metavar="TRUTH",
         help="a COCO annotation file, or a folder <image>/class<K>.tif for the images of the "
-        "test list (default: test_masks in the data folder, or no truth where it isn't there)",
+        "test list (default: what inference.py left beside RESULTS of annotated images, else "
+        "test_masks in the data folder, or no truth where it isn't there)",
     )
     parser.add_argument(
         "--annotations",

@@ -101,14 +101,14 @@ def beside(results: Path, what: str) -> Path:
     results
         A results file, or a folder that has one.
     what
-        "list" of the images, where they are the user's own; "truth", where they were held out.
+        "list" of the images, where they are the user's own; "truth", where they are annotated.
     """
     file = results / FILE_NAME if results.is_dir() else results
     return file.with_name(f"{file.stem}-{what}.json")
 
 
 def own_truth(results: Path) -> Path | None:
-    """Give the annotations that inference.py left beside results of held-out images, if it did."""
+    """Give the annotations that inference.py left beside results of such images, if it did."""
     path = beside(results, "truth")
     return path if path.is_file() else None
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.read.annotate import annotate_image
-from cellseg.read.cells import _read_list
+from cellseg.read.cells import read_image_list
 from cellseg.read.coco import COCO, build_coco, class_names, load_coco
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, TrainImage, read_test_list
 from cellseg.read.results import beside, only_annotated, own_truth, read_results
@@ -196,7 +196,7 @@ def _with_ids_of(
     own_list = beside(path, "list")
     if not own_list.is_file():
         return results
-    listed = _read_list(own_list)
+    listed = read_image_list(own_list, "predict again with inference.py")
     ids = _pair_by_name(listed, own_list, truth["images"], source)
     remedy = f"call the images alike in both, or remove {own_list} if the ids are those of {source}"
     if not ids:
