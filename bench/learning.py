@@ -83,8 +83,8 @@ INGREDIENTS: dict[str, list[str]] = {
 # Steps that are timed first: the median of the last 20 counts, as the curves keep it. The first
 # steps of a training are quicker than later ones, so where steps are quick, more are timed.
 CURVE = 20
-PILOT = (2 * CURVE, 6 * CURVE)
-PILOT_SECONDS = 60.0
+PILOT = (2 * CURVE, 12 * CURVE)
+PILOT_SECONDS = 90.0
 
 
 def train_for(
