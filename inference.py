@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if bad:
         raise InputError(
             f"{len(bad)} of {len(images)} images left out, see above; the same command tries them "
-            "again"
+            "again, and all of them if a file was changed"
         )
     return 0
 
@@ -344,10 +344,11 @@ def write(
     for other, mine in {"list": args.images, "truth": annotated}.items():
         if not mine:  # of results that were there before
             beside(results, other).unlink(missing_ok=True)
-    listed = [image.entry() for number, image in enumerate(images) if number not in bad]
+    used = [image for number, image in enumerate(images) if number not in bad]
+    listed = [image.entry() for image in used]
     if args.images:
         write_json(beside(results, "list"), listed, indent=1)
-    truth = write_truth(args, results, images) if annotated else None
+    truth = write_truth(args, results, used) if annotated else None
     submitted = not args.images and not annotated
     archive = write_zip(results) if submitted else None
     count, empty = check_submission(archive or results, listed, category_ids)

@@ -184,6 +184,8 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     config.check_values(cfg)
     if run:
         check_same_solver(run, cfg.SOLVER, began)
+    else:
+        config.check_idle(cfg)
     if cfg.SEED < 0 and args.num_machines > 1:
         raise InputError(f"--seed {cfg.SEED}: each machine would draw another; give a number")
     if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
@@ -247,17 +249,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show_batch:
         return show_batch(cfg, args.show_batch)
     if folder and folds:
+        if {"DATA.FOLD", "DATA.FOLDS"} & set(args.options):
+            raise InputError(
+                f"{utils.shown(folder)}: a cross-validation that goes on has its folds; leave "
+                "DATA.FOLD and DATA.FOLDS out"
+            )
         if args.num_machines > 1:
             raise InputError(
                 f"{utils.shown(folder)}: a cross-validation, which one machine goes on with; leave "
                 "--num_machines out"
             )
         check_shares(args, cfg)
-        known = {of_fold.DATA.FOLD: of_fold for of_fold in (cfg, *others)}
-        for number in range(1, cfg.DATA.FOLDS + 1):
-            if number not in known:  # deleted, or never begun
-                known[number] = begin_fold(folder, cfg, number, command)
-        return train_folds(args, folder, [known[number] for number in sorted(known)])
+        known = dict(zip(folds, (cfg, *others), strict=True))
+        wanted = [folder / f"fold{number}" for number in range(1, cfg.DATA.FOLDS + 1)]
+        if folds != wanted:  # some were deleted, or never begun
+            for of_fold in known:
+                prepare(known[of_fold].clone(), of_fold)  # they are to be of the same data
+            for number, of_fold in enumerate(wanted, 1):
+                if of_fold not in known:
+                    known[of_fold] = begin_fold(of_fold, cfg, number, command)
+        return train_folds(args, folder, [known[of_fold] for of_fold in wanted])
     if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
         return cross_validate(args, cfg, command)
     data, reasons = prepare(cfg, folder)
@@ -340,20 +351,20 @@ def cross_validate(args: argparse.Namespace, cfg: CfgNode, command: Sequence[str
     try:
         # All runs at once, so that --resume knows what is to be done.
         numbers = range(1, cfg.DATA.FOLDS + 1)
-        return train_folds(args, folder, [begin_fold(folder, cfg, n, command) for n in numbers])
+        cfgs = [begin_fold(folder / f"fold{n}", cfg, n, command) for n in numbers]
+        return train_folds(args, folder, cfgs)
     except InputError:
         if not list(folder.glob("*/*.pth")):  # there is nothing in it to go on with
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def begin_fold(folder: Path, cfg: CfgNode, number: int, command: Sequence[str]) -> CfgNode:
+def begin_fold(run: Path, cfg: CfgNode, number: int, command: Sequence[str]) -> CfgNode:
     """Make the run of one fold of a cross-validation; give its config."""
     cfg = cfg.clone()
     cfg.DATA.FOLD = number
     data, reasons = prepare(cfg, None)  # before the folder, as there may be too many folds
-    run = folder / f"fold{number}"
-    run.mkdir()
+    run.mkdir(exist_ok=True)
     cfg.OUTPUT_DIR = str(run)
     record(run, cfg, data, reasons, command)
     write_config(cfg)
@@ -481,6 +492,12 @@ def train(cfg: CfgNode, new: bool) -> int:
             with building(run / runs.CONFIG):
                 trainer = Trainer(cfg)
             trainer.resume_or_load(resume=not new)
+            if trainer.start_iter >= trainer.max_iter and not (run / runs.FINAL).is_file():
+                raise InputError(
+                    f"--resume {utils.shown(run)}: {trainer.start_iter} iterations are done on the "
+                    f"way to more, and {trainer.max_iter} are wanted now; want more, or predict "
+                    "with what there is"
+                )
             if first and not new:
                 write_config(cfg)
             if first:
@@ -490,9 +507,6 @@ def train(cfg: CfgNode, new: bool) -> int:
                 shutil.rmtree(run, ignore_errors=True)
             raise
         if trainer.start_iter >= trainer.max_iter:
-            if first and not (run / runs.FINAL).is_file():  # it was to be longer
-                network, done = trainer.step.best_network, trainer.start_iter
-                trainer.checkpointer.save_weights(runs.FINAL, network, iteration=done)
             print(f"nothing left to do: {trainer.start_iter} iterations are done")
             return 0
         trainer.train()

@@ -177,10 +177,10 @@ def test_others_wait_for_a_validation_however_long():
 def validate_for_long():
     """For longer than processes wait for each other's sums."""
     group: Any = torch.distributed.group.WORLD
-    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=1))
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=5))
 
     def score():
-        time.sleep(3)
+        time.sleep(8)
         return AveragePrecision(100, math.nan, math.nan, math.nan, *(np.full(1, math.nan),) * 3)
 
     nothing_to_keep: Any = None

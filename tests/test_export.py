@@ -385,6 +385,7 @@ def test_results_on_any_images_with_their_list(tmp_path, run, monkeypatch, where
         (["/d/p/1/image.tif", "/d/q/1/image.tif"], ["p/1", "q/1"]),
         (["/d/a/image.tif", "/d/a.tif"], ["image.tif", "a.tif"]),
         (["C:\\d\\a\\x.png", "C:\\d\\b\\x.png"], ["a/x", "b/x"]),
+        (["/caf\udce9/x.png"], ["x"]),  # a folder whose name is no letters
     ],
 )
 def test_images_anywhere_are_told_apart_by_their_folders(run, files, names):
@@ -450,6 +451,20 @@ def test_the_truth_beside_results_tells_their_images(data, run):
         assert all_files(folder) == ["a.geojson", "b.geojson"]
         (feature,) = features_of(folder / "a.geojson")
         assert feature["properties"]["classification"]["name"] == "a"
+
+
+def test_annotations_tell_the_classes_alone_of_images_with_a_list(run, tmp_path):
+    """Whose ids are places in it, though another image has this one in the annotations."""
+    results = run([entry(LEFT, 12, image=1)])
+    listed = [{"file_name": "/far/b.png", "id": 1, "height": 4, "width": 6}]
+    (results.parent / "test-results-list.json").write_text(json.dumps(listed))
+    (tmp_path / "coco.json").write_text(json.dumps(coco_of("a.png", "b.png")))
+    arguments = ["--annotations", str(tmp_path / "coco.json"), "--format", "geojson"]
+    assert export.main([str(results), *arguments]) == 0
+    folder = results.parent / "export" / "geojson"
+    assert all_files(folder) == ["b.geojson"]
+    (feature,) = features_of(folder / "b.geojson")
+    assert feature["properties"]["classification"]["name"] == "a"
 
 
 @pytest.mark.parametrize("where", ["annotations", "run"])

@@ -605,13 +605,18 @@ def test_the_scores_without_a_rise_are_counted_across_a_stop(go, tmp_path, monke
     assert load(run / runs.FINAL)["iteration"] == 3
 
 
-def test_a_run_that_is_resumed_to_be_as_short_as_it_was_is_finished(go, tmp_path):
-    assert go("SOLVER.MAX_ITER", 2) == 0
+def test_a_run_can_t_be_resumed_to_be_shorter_than_it_is(go, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        at_iteration(patched, 2, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert go("SOLVER.MAX_ITER", 4) == 130
     run = only_run(tmp_path / "runs")
-    before = load(run / runs.FINAL)
-    (run / runs.FINAL).unlink()  # as if it had been stopped on the way to a greater length
-    assert train.main(["--resume", str(run), "--device", "cpu", "SOLVER.MAX_ITER", "2"]) == 0
-    assert same(load(run / runs.FINAL), before)
+    before = (run / runs.CONFIG).read_text()
+    words = ["--resume", str(run), "--device", "cpu"]
+    line = refused(*words, "SOLVER.MAX_ITER", "2")
+    assert "2 iterations are done on the way to more, and 2 are wanted now; want more" in line
+    assert (run / runs.CONFIG).read_text() == before
+    assert train.main(words) == 0
+    assert load(run / runs.FINAL)["iteration"] == 4
 
 
 def test_held_out_images_without_cells_choose_no_best_weights(go, tmp_path, monkeypatch, capsys):
@@ -741,9 +746,15 @@ def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
     before = json.loads((folder / runs.SUMMARY).read_text())
     cfg = config.load_config(folder / "fold2" / runs.CONFIG)
     record = runs.read_record(folder / "fold2")
+    words = ["--resume", str(folder), "--device", "cpu"]
+    assert "leave DATA.FOLD and DATA.FOLDS out" in refused(*words, "DATA.FOLD", "2")
     for name in ("fold2", "fold1"):
         shutil.rmtree(folder / name)
-        assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
+        # Of other data than the folds that are left it is not begun.
+        assert "held out other images" in refused(*words, "--seed", "7")
+        assert not (folder / name).exists()
+        (folder / name).mkdir()  # as it is when killed before its config is written
+        assert train.main(words) == 0
         assert json.loads((folder / runs.SUMMARY).read_text()) == before
     assert config.load_config(folder / "fold2" / runs.CONFIG) == cfg
     assert runs.read_record(folder / "fold2")["held_out"] == record["held_out"]

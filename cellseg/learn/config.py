@@ -442,6 +442,30 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
     solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 
 
+# Keys of Detectron2's own trainer -> what to do instead.
+_IDLE = {
+    "TEST.AUG.ENABLED": "give TEST.SYMMETRIES or TEST.SCALES",
+    "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA averages the statistics too",
+    "MODEL.LOAD_PROPOSALS": "proposals are found by the network alone",
+    "MODEL.KEYPOINT_ON": "cells have no keypoints",
+    "DATALOADER.SAMPLER_TRAIN": "give DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
+}
+
+
+def check_idle(cfg: CfgNode) -> None:
+    """Check that a new run is given no keys that would change nothing.
+
+    Raises
+    ------
+    InputError
+        If it is.
+    """
+    own, known = flatten(cfg), flatten(default_config(cfg.ENGINE))
+    for key, instead in _IDLE.items():
+        if own.get(key) != known.get(key):
+            raise InputError(f"{key} {own[key]}: changes nothing here; {instead}")
+
+
 def check_values(cfg: CfgNode) -> None:
     """Check the network's kind, the augmentations and all numbers of a training.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,6 @@ from cellseg.errors import InputError
 from cellseg.network import Found
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
-
-# Keys of Detectron2's own trainer -> what to do instead.
-_IDLE = {
-    "TEST.AUG.ENABLED": "give TEST.SYMMETRIES or TEST.SCALES",
-    "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA averages the statistics too",
-    "MODEL.LOAD_PROPOSALS": "proposals are found by the network alone",
-    "MODEL.KEYPOINT_ON": "cells have no keypoints",
-    "DATALOADER.SAMPLER_TRAIN": "give DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
-}
 
 
 class _BottomUp(TimmBackbone, Backbone):
@@ -133,15 +123,7 @@ def default_keys() -> CfgNode:
 
 
 def check(cfg: CfgNode) -> None:
-    """Refuse what timm does not have, and keys that would change nothing.
-
-    Detectron2 says itself what it can't build.
-    """
-    known = get_cfg()
-    for key, instead in _IDLE.items():
-        value = attrgetter(key)(cfg)
-        if value != attrgetter(key)(known):
-            raise InputError(f"{key} {value}: changes nothing here; {instead}")
+    """Refuse what timm does not have; Detectron2 says itself what it can't build."""
     if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         check_name(cfg.MODEL.TIMM.NAME)
 

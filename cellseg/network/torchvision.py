@@ -9,10 +9,10 @@ over the anchors drawn, however few.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,8 +62,12 @@ _IMAGENET = {
     (101, 32, 8, 64, 256): ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
 }
 
-# Files of classifiers, as `resnet50-0676ba61.pth`, wherever they are.
-_CLASSIFIER = re.compile(r"^timm://|(^|/)resnex?t[^/]*-[0-9a-f]{8}\.pth$")
+# The names of these and later files, as `resnet50-0676ba61.pth`.
+_CLASSIFIERS = {
+    Path(weights.url).name
+    for kind in (ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights)
+    for weights in kind
+}
 
 
 class CellRCNN(nn.Module):
@@ -432,7 +436,7 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         )
     of_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
     if wanted not in ("imagenet", "coco"):
-        if not of_timm and _CLASSIFIER.search(wanted):
+        if not of_timm and (wanted.startswith("timm://") or Path(wanted).name in _CLASSIFIERS):
             _follow_classifier(cfg)
         return wanted
     if of_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:

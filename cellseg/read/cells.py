@@ -116,9 +116,10 @@ def read_predicted_cells(
         The data folder. Its test list tells the images by id, unless `inference.py
         --images` left a list of its own beside the results, or there are annotations.
     annotations
-        A COCO file that tells images and classes by id instead; of these images, those
-        without a result are left out. None takes the one that `inference.py --dataset
-        train` or `val` left beside the results, if there is one.
+        A COCO file that tells images and classes by id instead, or the classes alone of
+        images that have such a list; of its images, those without a result are left out.
+        None takes the one that `inference.py --dataset train` or `val` left beside the
+        results, if there is one.
     names
         What to call the classes, in the order of their ids. These are the annotations',
         else those of the run that the results lie in, else 1…K, with the homework's four
@@ -136,6 +137,11 @@ def read_predicted_cells(
     if source is not None:
         coco = load_coco(source)
         known, images = coco["categories"], coco["images"]
+    if own_list.is_file():  # whose ids are places in it
+        images = read_image_list(own_list, "predict again with inference.py")
+        source = own_list
+        folder = Path()
+    elif source is not None:
         if annotations is not None:
             found = {
                 entry["image_id"]
@@ -143,10 +149,6 @@ def read_predicted_cells(
                 if isinstance(entry, dict) and type(entry.get("image_id")) is int
             }
             images = [image for image in images if image["id"] in found] or images
-    elif own_list.is_file():
-        images = read_image_list(own_list, "predict again with inference.py")
-        source = own_list
-        folder = Path()
     else:
         images, source = [_entry(image) for image in read_test_list(data)], data / TEST_LIST
         folder = find_test_folder(data)
@@ -270,13 +272,7 @@ def _own_names(source: Path, file_names: list[str]) -> list[str]:
         tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/."))
         for name in file_names
     ]
-    for path, name in zip(paths, file_names, strict=True):
-        if not path or not is_printable(name):
-            raise InputError(
-                f"{source}: the image {name!r} has no name that can be printed; rename it and "
-                "predict again"
-            )
-    short = [_without_ending(path) for path in paths]
+    short = [_without_ending(path) if path else () for path in paths]
     alike = Counter(short)
     # Two of one folder may have endings alone to tell them apart.
     kept = [path if alike[its] > 1 else its for path, its in zip(paths, short, strict=True)]
@@ -287,8 +283,16 @@ def _own_names(source: Path, file_names: list[str]) -> list[str]:
             parts[-len(name) - (times[name] > 1) :] for name, parts in zip(names, kept, strict=True)
         ]
         if longer == names:
-            return list(map("/".join, names))
+            break
         names = longer
+    outputs = list(map("/".join, names))
+    for output, file_name in zip(outputs, file_names, strict=True):
+        if not output or not is_printable(output):
+            raise InputError(
+                f"{source}: the image {file_name!r} has no name that can be printed; rename it and "
+                "predict again"
+            )
+    return outputs
 
 
 def _without_ending(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.read.annotate import annotate_image
 from cellseg.read.cells import read_image_list
-from cellseg.read.coco import COCO, build_coco, class_names, load_coco
+from cellseg.read.coco import COCO, build_coco, class_names, load_coco, only_images
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, TrainImage, read_test_list
 from cellseg.read.results import beside, only_annotated, own_truth, read_results
 
@@ -145,7 +145,8 @@ def read_scored(
 
     Returns
     -------
-    The truth, and the detections of each of `paths`, with the truth's ids.
+    The truth of the images that were predicted, where that is known, and the detections of
+    each of `paths`, with the truth's ids.
 
     Raises
     ------
@@ -158,10 +159,19 @@ def read_scored(
     if len(paths) > 1:
         for path in paths:
             _check_held_out(path, truth, source)
-    all_results = [
-        _with_ids_of(truth, source, results, path, without_others)
-        for path, results in zip(paths, all_results, strict=True)
-    ]
+    predicted = [{image["id"] for image in truth["images"]} for _ in paths]
+    for n, path in enumerate(paths):
+        if beside(path, "list").is_file():
+            all_results[n], predicted[n] = _with_ids_of(
+                truth, source, all_results[n], path, without_others
+            )
+        if apart := predicted[n] ^ predicted[0]:
+            name = next(i["file_name"] for i in truth["images"] if i["id"] in apart)
+            raise InputError(
+                f"{path}: {name} of {source} was predicted for one of the two alone; compare "
+                "results of the same images, or name the annotations of those in both with --truth"
+            )
+    truth = only_images(truth, predicted[0])
     if without_others:
         all_results = [only_annotated(results, truth) for results in all_results]
     return truth, all_results
@@ -188,14 +198,13 @@ def _check_held_out(path: Path, truth: COCO, source: Path) -> None:
 
 def _with_ids_of(
     truth: COCO, source: Path, results: list[Any], path: Path, without_others: bool
-) -> list[Any]:
+) -> tuple[list[Any], set[int]]:
     """Give results of a user's own images the ids that the truth has for these.
 
     Their ids are places in the list that inference.py left beside them, so the names tell.
+    The truth's ids of all images in it are given too.
     """
     own_list = beside(path, "list")
-    if not own_list.is_file():
-        return results
     listed = read_image_list(own_list, "predict again with inference.py")
     ids = _pair_by_name(listed, own_list, truth["images"], source)
     remedy = f"call the images alike in both, or remove {own_list} if the ids are those of {source}"
@@ -219,7 +228,7 @@ def _with_ids_of(
                 f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; leave such"
                 f" results out with --only-annotated, or {remedy}"
             )
-    return renumbered
+    return renumbered, set(ids.values())
 
 
 def _pair_by_name(

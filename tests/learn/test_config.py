@@ -272,6 +272,24 @@ def scheduled(n_images, *options):
     return cfg
 
 
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("TEST.AUG.ENABLED", "True", "TEST.SYMMETRIES"),
+        ("TEST.PRECISE_BN.ENABLED", "True", "SOLVER.EMA"),
+        ("MODEL.LOAD_PROPOSALS", "True", "by the network alone"),
+        ("MODEL.KEYPOINT_ON", "True", "no keypoints"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD"),
+    ],
+)
+def test_keys_that_would_change_nothing_are_refused(key, value, instead):
+    cfg = config.load_recipe("demo", "detectron2")
+    config.merge_options(cfg, [key, value])
+    with pytest.raises(InputError, match=f"{key} {value}: changes nothing here; .*{instead}"):
+        config.check_idle(cfg)
+
+
 def test_epochs_of_the_mission():
     """209 images in batches of 14: 14.93 iterations an epoch, 225 of them."""
     cfg = scheduled(209)

@@ -521,6 +521,7 @@ def test_imagenet_weights_want_rgb_of_unit_deviation(recipe, file):
         ("timm://resnet50.a1_in1k", True),
         ("runs/x/20250101-000000/model_best.pth", False),
         ("my-resnet50.pth", False),
+        ("resnet50-20250401.pth", False),
     ],
 )
 def test_a_classifiers_file_means_the_same_as_its_name(wanted, classifier):

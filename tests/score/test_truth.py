@@ -212,6 +212,22 @@ def test_images_of_ones_own_that_are_not_annotated(tmp_path):
     assert read_scored([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
 
 
+def test_what_was_not_among_images_of_ones_own_is_not_missed(tmp_path):
+    path, source = own_images(tmp_path, ["b.tif"], ["a.tif", "b.tif"])
+    truth, _ = read_scored([path], source, tmp_path)
+    assert [image["id"] for image in truth["images"]] == [11]
+    (tmp_path / "other").mkdir()
+    other, _ = own_images(tmp_path / "other", ["b.tif", "a.tif"], ["a.tif", "b.tif"])
+    for both in ([path, other], [other, path]):
+        with pytest.raises(
+            InputError, match=r"a\.tif of .* was predicted for one of the two alone"
+        ):
+            read_scored(both, source, tmp_path)
+    truth, found = read_scored([path, path], source, tmp_path)
+    assert [image["id"] for image in truth["images"]] == [11]
+    assert found[0] == found[1]
+
+
 def test_compared_results_are_of_all_annotated_images(tmp_path):
     """Where two runs held out other images, what one wasn't asked for isn't missed."""
     one = rectangle((2, 2), 0, 0, 1, 1)
