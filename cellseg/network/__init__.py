@@ -210,7 +210,8 @@ def together(
         with _environment(values):
             launch(_take_part, n_processes, n_machines, machine, address, args=(work, args))
     except ProcessRaisedException as error:
-        if any(sign in str(error) for sign in _OTHER_ENDED):
+        lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_ENDED)
+        if lost or _OTHERS_MESSAGE in str(error):
             raise _ended("another has lost it") from None
         _, found, message = str(error).rpartition("InputError: ")
         if not found:
@@ -221,7 +222,7 @@ def together(
 
 
 # What a process says that waits for one which has ended. That one is mostly seen first.
-_OTHER_ENDED = ("Connection closed by peer", "Connection reset by peer", _OTHERS_MESSAGE)
+_CONNECTION_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def _ended(how: str) -> InputError:
