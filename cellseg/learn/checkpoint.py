@@ -275,7 +275,7 @@ def _take(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool)
             f"shape, {missing[0]} first"
         )
     given, taken = (sum(v.numel() for v in values.values()) for values in (state, fitting))
-    if 2 * taken < given:  # a few names are alike in networks of all kinds
+    if not whole and 2 * taken < given:  # a few names are alike in networks of all kinds
         raise ValueError(f"only {taken:,} of its {given:,} numbers have a place in this network")
     log = logging.getLogger(__name__)
     for name in missing:

@@ -65,14 +65,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
     Moments are laid out in memory as their parameters, wherever the state was made.
     """
-    groups = optimizer.param_groups
-    options = [{k: v for k, v in g.items() if k != "params"} for g in groups]
-    # Which kernel is the device's own affair, and moves the counts of steps with it.
-    kernels = [{k: v for k, v in g.items() if k in ("fused", "foreach")} for g in groups]
-    saved = zip(state["param_groups"], kernels, strict=True)
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    saved = zip(state["param_groups"], options, strict=True)
     optimizer.load_state_dict({**state, "param_groups": [{**g, **own} for g, own in saved]})
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
