@@ -93,6 +93,7 @@ class Trainer(DefaultTrainer):
             world_size(),
             cfg.DATALOADER.NUM_WORKERS,
             pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
+            group=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         )
 
     @classmethod

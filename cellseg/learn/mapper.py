@@ -18,7 +18,7 @@ from cellseg.learn.samples import Sample, TrainingData
 from cellseg.learn.stream import SampleStream, choose_centre, repeat_factors
 from cellseg.read.tiff import read_image
 from cellseg.rle import Runs, decode
-from cellseg.view import to_tensor
+from cellseg.view import View, to_tensor
 
 
 class CellMapper:
@@ -67,6 +67,14 @@ class CellMapper:
             "masks": masks,
         }
 
+    def shape(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
+        """Return the height and width of the image that `rng` would give, without reading it."""
+        return self._draw_view(sample, rng).shape
+
+    def _draw_view(self, sample: Sample, rng: np.random.Generator) -> View:
+        centre = choose_centre(sample, self.crop_on_class, rng)
+        return self.augmentations.view((sample["height"], sample["width"]), rng, centre)
+
     def _see(
         self, sample: Sample, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
@@ -79,8 +87,7 @@ class CellMapper:
                 f"annotations say {size[0]} x {size[1]}; run python annotation.py"
             )
         annotations = sample["annotations"]
-        centre = choose_centre(sample, self.crop_on_class, rng)
-        view = self.augmentations.view(size, rng, centre)
+        view = self._draw_view(sample, rng)
         if sample["name"] not in self._runs:
             rles = [annotation["segmentation"] for annotation in annotations]
             self._runs[sample["name"]] = decode(rles, size)

@@ -22,7 +22,11 @@ from cellseg.errors import InputError
 from cellseg.learn.samples import Sample
 
 # What a generator of random numbers is for, so that no two share their numbers.
-_ORDER, _SAMPLE = 0, 1
+_ORDER, _SAMPLE, _POOL = 0, 1, 2
+
+# Batches that samples are sorted into by aspect ratio at a time, at the most. More of them leave
+# less padding, but the same images meet in every pass once they hold a whole one.
+POOL = 8
 
 
 class SampleStream(Dataset[dict[str, Any]]):
@@ -81,9 +85,20 @@ class SampleStream(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Make the sample at a position, 0 or more."""
+        return self.mapper(*self._drawn(position))
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """Return the height and width of the image at a position, in the network's pixels.
+
+        Nothing is read. The mapper's `shape` tells.
+        """
+        shape: tuple[int, int] = self.mapper.shape(*self._drawn(position))  # type: ignore[attr-defined]
+        return shape
+
+    def _drawn(self, position: int) -> tuple[Sample, np.random.Generator]:
         epoch, place = divmod(position, self.epoch_length)
         sample = self.samples[self.order(epoch)[place]]
-        return self.mapper(sample, np.random.default_rng([self.seed, _SAMPLE, position]))
+        return sample, np.random.default_rng([self.seed, _SAMPLE, position])
 
 
 def repeat_factors(samples: Sequence[Sample], threshold: float) -> NDArray[np.float64]:
@@ -139,21 +154,46 @@ def choose_centre(
     return x + width / 2, y + height / 2
 
 
-def batch_positions(iteration: int, batch_size: int, rank: int, world_size: int) -> range:
-    """Give a process's positions in the stream of an iteration, counted from 0.
+def batches_of_positions(
+    stream: SampleStream, start_iteration: int, batch_size: int, group: bool
+) -> Iterator[list[int]]:
+    """Return the positions of each batch of a training, endlessly.
 
     Parameters
     ----------
-    iteration
-        Iteration i has the positions from `i * batch_size` on.
+    stream
+        Where the samples come from.
+    start_iteration
+        The first iteration, counted from 0.
     batch_size
-        Images of an iteration in all processes together, a multiple of `world_size`.
-    rank, world_size
-        The process's number and how many there are; each takes a part in one piece.
+        Images of an iteration in all processes together.
+    group
+        Whether samples of like aspect ratio come together, so that little of a batch is
+        padding. A pool of some batches, of half a pass and `POOL` at the most, is sorted by
+        aspect ratio, cut into batches, and these are shuffled; so a pool holds the positions
+        that it would hold anyway, and a training can be resumed anywhere.
     """
-    share = batch_size // world_size
-    first = iteration * batch_size + rank * share
-    return range(first, first + share)
+    pool_size = min(POOL, stream.epoch_length // batch_size // 2) if group else 0
+    if pool_size < 2:
+        for iteration in itertools.count(start_iteration):
+            yield list(range(iteration * batch_size, (iteration + 1) * batch_size))
+    for pool in itertools.count(start_iteration // pool_size):
+        batches = _pooled(stream, pool, pool_size, batch_size)
+        yield from batches[max(0, start_iteration - pool * pool_size) :]
+
+
+def _pooled(stream: SampleStream, pool: int, pool_size: int, batch_size: int) -> list[list[int]]:
+    """Return the batches of a pool, sorted by aspect ratio within."""
+    first = pool * pool_size * batch_size
+    positions = range(first, first + pool_size * batch_size)
+    shapes = [stream.shape(position) for position in positions]
+    batches: NDArray[np.int64] = np.reshape(positions, (pool_size, batch_size))
+    if len(set(shapes)) > 1:  # else they stay as they are
+        order = np.argsort([width / height for height, width in shapes], kind="stable")
+        rng = np.random.default_rng([stream.seed, _POOL, pool])
+        batches = rng.permutation((first + order).reshape(pool_size, batch_size))
+    listed: list[list[int]] = batches.tolist()
+    return listed
 
 
 def build_loader(
@@ -164,6 +204,7 @@ def build_loader(
     world_size: int,
     num_workers: int,
     pin_memory: bool,
+    group: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """Build the endless iterator over a process's part of each batch.
 
@@ -173,12 +214,16 @@ def build_loader(
         Where the samples come from.
     start_iteration
         The first iteration, counted from 0.
-    batch_size, rank, world_size
-        As `batch_positions` takes them.
+    batch_size
+        Images of an iteration in all processes together, a multiple of `world_size`.
+    rank, world_size
+        The process's number and how many there are; each takes a part in one piece.
     num_workers
         Processes that load, ahead of time; 0 loads in this one. The samples are the same.
     pin_memory
         Whether tensors come in memory that a GPU copies from faster.
+    group
+        As `batches_of_positions` takes it.
 
     Raises
     ------
@@ -190,9 +235,10 @@ def build_loader(
             f"--batch_size {batch_size}: can't be shared evenly by {world_size} processes; give a "
             f"multiple of {world_size}"
         )
+    part = batch_size // world_size
     batches = (
-        list(batch_positions(iteration, batch_size, rank, world_size))
-        for iteration in itertools.count(start_iteration)
+        positions[rank * part : (rank + 1) * part]
+        for positions in batches_of_positions(stream, start_iteration, batch_size, group)
     )
     loader = DataLoader(
         stream,

@@ -168,3 +168,15 @@ def test_an_image_that_changed_its_size(tmp_path, rng):
     sample = sample_of(tmp_path, np.zeros((5, 6, 3), np.uint8), []) | {"height": 7}
     with pytest.raises(InputError, match=r"image\.png: 5 x 6 pixels, but the annotations say 7 x"):
         mapper(*PLAIN)(sample, rng)
+
+
+@pytest.mark.parametrize("recipe", ["mask_rcnn_R_50_DC5_3x", "small_fpn"])
+def test_the_shape_is_known_before_reading(tmp_path, recipe):
+    """Batches are grouped by it."""
+    image = np.full((40, 70, 3), 200, np.uint8)
+    sample = sample_of(tmp_path, image, [slanted(40, 70)])
+    zoom = ["INPUT.ZOOM", "1.5"] if recipe == "small_fpn" else []
+    made = mapper("INPUT.QUARTER_TURNS", "True", *zoom, recipe=recipe)
+    for seed in range(8):
+        expected = made(sample, np.random.default_rng(seed))["image"].shape[1:]
+        assert made.shape(sample, np.random.default_rng(seed)) == tuple(expected)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from cellseg.errors import InputError
 from cellseg.learn.stream import (
     SampleStream,
-    batch_positions,
+    batches_of_positions,
     build_loader,
     choose_centre,
     repeat_factors,
 )
+from cellseg.view import shortest_edge
 
 # More loading processes than cores, torch warns, are slow: not what is tested here.
 few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -176,14 +177,65 @@ def test_centres_of_rare_classes_are_as_frequent():
     assert len(seen) > 100
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10**9), st.integers(1, 8), st.integers(1, 8))
-def test_processes_share_a_batch(iteration, share, world_size):
-    size = share * world_size
-    parts = [batch_positions(iteration, size, rank, world_size) for rank in range(world_size)]
-    assert {len(part) for part in parts} == {share}
-    whole = list(itertools.chain.from_iterable(parts))
-    assert whole == list(range(iteration * size, (iteration + 1) * size))
+class Shaped:
+    """A mapper of images whose shapes are known: tall and wide ones, drawn for each position."""
+
+    def __call__(self, sample, rng):
+        return {"name": sample["name"], "shape": self.shape(sample, rng)}
+
+    def shape(self, _sample, rng):
+        return (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
+
+
+def positions_of(stream, start, n, batch_size, group=True):
+    return list(itertools.islice(batches_of_positions(stream, start, batch_size, group), n))
+
+
+def test_batches_in_turn():
+    stream = SampleStream(images(30), Shaped(), 0)
+    assert positions_of(stream, 2, 3, 2, group=False) == [[4, 5], [6, 7], [8, 9]]
+    # A batch of half of a pass or more leaves nothing to choose from.
+    assert positions_of(stream, 0, 2, 8) == positions_of(stream, 0, 2, 8, group=False)
+
+
+def test_images_of_one_shape_keep_their_order():
+    mapper = Shaped()
+    mapper.shape = lambda *_: (5, 7)
+    stream = SampleStream(images(30), mapper, 0)
+    assert positions_of(stream, 0, 6, 2) == positions_of(stream, 0, 6, 2, group=False)
+
+
+@settings(max_examples=30)
+@given(st.integers(40, 90), st.integers(1, 5), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_grouped_batches(n, size, start, seed):
+    """A pool holds its own positions, alike ones together, and a start in it goes on the same."""
+    stream = SampleStream(images(n), Shaped(), seed)
+    pool = min(8, n // size // 2)
+    found = positions_of(stream, 0, 5 * pool, size)
+    for number in range(5):
+        batches = found[number * pool : (number + 1) * pool]
+        flat = sorted(itertools.chain.from_iterable(batches))
+        assert flat == list(range(number * pool * size, (number + 1) * pool * size))
+        ratios = sorted([stream[p]["shape"][1] / stream[p]["shape"][0] for p in b] for b in batches)
+        assert list(itertools.chain.from_iterable(ratios)) == sorted(itertools.chain(*ratios))
+    assert positions_of(stream, start, 5 * pool - start, size) == found[start:]
+
+
+def test_grouping_leaves_little_padding():
+    def filled(batches):
+        shapes = [[sample["shape"] for sample in batch] for batch in batches]
+        image = sum(h * w for batch in shapes for h, w in batch)
+        return image / sum(
+            len(batch) * max(h for h, _ in batch) * max(w for _, w in batch) for batch in shapes
+        )
+
+    mapper = Shaped()
+    mapper.shape = lambda sample, _: shortest_edge((100 + 9 * sample["name"], 1000), 608, 1333)
+    stream = SampleStream(images(200), mapper, 0)
+    loaders = [build_loader(stream, 0, 14, 0, 1, 0, False, group) for group in (False, True)]
+    without, grouped = (filled(itertools.islice(loader, 56)) for loader in loaders)
+    assert without < 0.6
+    assert grouped > 0.8
 
 
 def test_a_batch_that_cannot_be_shared():
