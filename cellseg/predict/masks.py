@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from cellseg.rle import RLE, encode, join_runs
 
-# Pixels that are sampled before their runs are taken: bounds the memory where boxes
-# are as large as the image.
-_CHUNK = 1 << 22
+# Pixels that are sampled at once, those beside smaller masks included: bounds the memory.
+_CHUNK = 1 << 17
 
 
 def encode_masks(
@@ -42,16 +41,15 @@ def encode_masks(
     """
     masks = masks.detach().float().cpu()
     boxes = boxes.detach().float().cpu()
-    owner, starts, ends = [], [], []
-    for chunk_owner, chunk_starts, chunk_ends in _chunks(masks, boxes, size, threshold):
-        owner.append(chunk_owner)
-        starts.append(chunk_starts)
-        ends.append(chunk_ends)
-    if not owner:
-        owner = starts = ends = [np.zeros(0, np.int64)]
-    runs = join_runs(
-        size, len(masks), np.concatenate(owner), np.concatenate(starts), np.concatenate(ends)
-    )
+    windows = _windows(boxes, size)
+    pieces = [
+        _sample(masks[which], boxes[which], windows[which], which, size[0], threshold)
+        for which in _chunks(windows)
+    ]
+    # Of each chunk (owner, start, end), and all of them in the order of the masks.
+    joined = np.concatenate([np.zeros((3, 0), np.int64), *pieces], axis=1)
+    owner, starts, ends = joined[:, np.argsort(joined[0], kind="stable")]
+    runs = join_runs(size, len(masks), owner, starts, ends)
     return encode(runs)
 
 
@@ -66,56 +64,55 @@ def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
     return torch.cat([low, high], 1).numpy().astype(np.int64)
 
 
-def _chunks(
-    masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], threshold: float
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (owner, start, end) of the pieces of runs, some masks at a time."""
-    windows = _windows(boxes, size)
-    extent = np.maximum(windows[:, 2:] - windows[:, :2], 0)
-    index = np.flatnonzero(extent.prod(1))
+def _chunks(windows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of windows with pixels, some of about one size at a time."""
+    extent = windows[:, 2:] - windows[:, :2]
+    longest = extent.max(1, initial=0)
+    order = np.argsort(longest, kind="stable")
+    order = order[extent[order].min(1, initial=1) > 0]
     begin = 0
-    while begin < len(index):
-        # A row of zeros above each column keeps the runs of neighbouring columns apart.
-        lengths = extent[index[begin:], 0] * (extent[index[begin:], 1] + 1)
-        count = max(1, int(np.searchsorted(np.cumsum(lengths), _CHUNK)))
-        which = index[begin : begin + count]
-        yield _runs(masks, boxes, windows, which, lengths[:count], size[0], threshold)
-        begin += count
-
-
-def _runs(
-    masks: torch.Tensor,
-    boxes: torch.Tensor,
-    windows: NDArray[np.int64],
-    which: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    height: int,
-    threshold: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Sample the masks `which` and give the (owner, start, end) of their columns' runs."""
-    begins = np.cumsum(lengths) - lengths
-    line = np.zeros(int(lengths.sum()) + 1, bool)
-    for mask, box, window, begin, length in zip(
-        masks[which], boxes[which], windows[which], begins, lengths, strict=True
-    ):
-        x0, y0, x1, y1 = window.tolist()
-        columns = line[begin : begin + length].reshape(x1 - x0, y1 - y0 + 1)
-        columns[:, 1:] = (_sample(mask, box, (x0, y0, x1, y1)) >= threshold).numpy().T
-    edges = np.flatnonzero(line[1:] != line[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
-    place = np.searchsorted(begins, starts, side="right") - 1
-    owner = which[place]
-    column, row = np.divmod(starts - begins[place], windows[owner, 3] - windows[owner, 1] + 1)
-    position = (windows[owner, 0] + column) * height + windows[owner, 1] + row - 1
-    return owner, position, position + ends - starts
+    while begin < len(order):
+        # Rising, since each window of a chunk takes as many pixels as the largest.
+        counts = np.arange(1, len(order) - begin + 1) * longest[order[begin:]] ** 2
+        end = begin + max(1, int(np.searchsorted(counts, _CHUNK, side="right")))
+        yield order[begin:end]
+        begin = end
 
 
 def _sample(
-    mask: torch.Tensor, box: torch.Tensor, window: tuple[int, int, int, int]
-) -> torch.Tensor:
-    """Sample a mask at the pixel centres of a window, as `mask_ops._do_paste_mask` does."""
-    x0, y0, x1, y1 = window
-    grid_y = (torch.arange(y0, y1, dtype=torch.float32) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
-    grid_x = (torch.arange(x0, x1, dtype=torch.float32) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
-    grid = torch.stack(torch.broadcast_tensors(grid_x[None, :], grid_y[:, None]), dim=2)
-    return functional.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
+    masks: torch.Tensor,
+    boxes: torch.Tensor,
+    windows: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    height: int,
+    threshold: float,
+) -> NDArray[np.int64]:
+    """Sample masks at the pixel centres of their windows, as `mask_ops._do_paste_mask` does.
+
+    Returns
+    -------
+    `(3, R)` int64: owner, start and end of each run of a column, in column-major positions of
+    an image of that height; those of a mask rise.
+    """
+    grids, inside = [], []
+    for axis in (0, 1):
+        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
+        extent = windows[:, axis + 2] - windows[:, axis]
+        place = np.arange(extent.max())
+        pixel = torch.from_numpy((windows[:, axis, None] + place).astype(np.float32))
+        grids.append((pixel + 0.5 - low) / (high - low) * 2 - 1)
+        inside.append(place < extent[:, None])
+    grid_x, grid_y = grids
+    grid = torch.stack(torch.broadcast_tensors(grid_x[:, None, :], grid_y[:, :, None]), dim=3)
+    values = functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+    # Columns one after the other, a row of zeros above each, which keeps their runs apart.
+    n, rows, columns = values.shape
+    line = np.zeros((n, columns, rows + 1), bool)
+    line[:, :, 1:] = (values >= threshold).numpy().swapaxes(1, 2)
+    line[:, :, 1:] &= inside[0][:, :, None] & inside[1][:, None, :]
+    flat = np.append(line.reshape(-1), False)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    mask, column, row = np.unravel_index(starts, line.shape)
+    position = (windows[mask, 0] + column) * height + windows[mask, 1] + row - 1
+    return np.stack([owner[mask], position, position + ends - starts])
