@@ -95,6 +95,8 @@ def train_for(
     minutes: float,
     device: str = "cpu",
     pace: float | None = None,
+    weights: str = "none",
+    pilot: Sequence[int] = PILOT,
 ) -> tuple[Path, float, float]:
     """Train for so many minutes.
 
@@ -104,26 +106,30 @@ def train_for(
     ----------
     pace
         Seconds a step, where they are known; otherwise some steps are timed.
+    weights
+        To begin from, as `--weights` of train.py.
+    pilot
+        Steps that are timed, one training after the other.
 
     Returns
     -------
     The run's folder, the minutes that it took, and its seconds a step.
     """
     flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
-    flags += ["--device", device, "--weights", "none", "--output_dir"]
+    flags += ["--device", device, "--weights", weights, "--output_dir"]
 
     def run(folder: Path, iterations: int) -> Path:
         train.main([*flags, str(folder), *keys, "SOLVER.MAX_ITER", str(iterations)])
         return runs.newest_run(folder)
 
-    for steps in PILOT if pace is None else ():
+    for steps in pilot if pace is None else ():
         if pace is not None:
             steps = min(steps, CURVE * round(PILOT_SECONDS / pace / CURVE))
-            if steps <= PILOT[0]:
+            if steps <= pilot[0]:
                 break
         with tempfile.TemporaryDirectory() as folder:
-            pilot = run(Path(folder), steps)
-            pace = json.loads((pilot / runs.CURVES).read_text().splitlines()[-1])["time"]
+            timed = run(Path(folder), steps)
+            pace = json.loads((timed / runs.CURVES).read_text().splitlines()[-1])["time"]
     assert pace is not None
     iterations = max(1, round(60 * minutes / pace))
     began = time.perf_counter()
