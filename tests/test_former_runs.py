@@ -1,0 +1,60 @@
+"""A run that the version before 1.0 saved still loads, predicts the same, and resumes the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+import inference
+import train
+
+SAVED = Path(__file__).parent / "data" / "run_v0"
+
+
+@pytest.fixture
+def saved(tmp_path, engine):
+    """A copy of the saved run, and of its data folder."""
+    shutil.copytree(SAVED / "data", tmp_path / "data")
+    run = tmp_path / "runs" / "tiny" / "20250401-120000"
+    shutil.copytree(SAVED / engine, run)
+    return run, tmp_path / "data"
+
+
+def predict(run, data):
+    words = ["--checkpoint", run, "--data", data, "--device", "cpu"]
+    assert inference.main([str(word) for word in words]) == 0
+    return json.loads((run / "test-results.json").read_text())
+
+
+def test_a_saved_run_predicts_what_it_predicted(saved):
+    run, data = saved
+    results = predict(run, data)
+    expected = json.loads((run / "expected-results.json").read_text())
+    # Another processor rounds otherwise, which moves a pixel here and there.
+    assert len(results) == len(expected) > 20
+    scores, former = (sorted(r["score"] for r in one) for one in (results, expected))
+    np.testing.assert_allclose(scores, former, atol=1e-4)
+    ious = coco_mask.iou(
+        *([r["segmentation"] for r in one] for one in (results, expected)), [0] * len(expected)
+    )
+    assert (ious.max(axis=0) > 0.95).all()
+
+
+def test_a_saved_run_is_resumed_to_its_end_and_predicts(saved):
+    run, data = saved
+    assert train.main(["--resume", str(run), "--data", str(data), "--device", "cpu"]) == 0
+    assert (run / "model_final.pth").is_file()
+    lines, expected = (
+        [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for name in ("metrics.json", "expected-metrics.json")
+    )
+    assert [line["iteration"] for line in lines] == [1, 3]
+    for now, former in zip(lines, expected, strict=True):
+        for name, value in former.items():
+            assert now[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    assert predict(run, data)
