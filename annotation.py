@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from cellseg.device import count_cores
 from cellseg.errors import InputError
 from cellseg.files import write_json
 from cellseg.read.annotate import (
@@ -85,7 +85,7 @@ def get_parser() -> CommandParser:
     parser.add_argument(
         "--jobs",
         type=_jobs,
-        default=_cores(),
+        default=count_cores(),
         metavar="N",
         help="images to read at the same time, 1 or more (default: the cores there are, "
         "%(default)s)",
@@ -104,13 +104,6 @@ def _jobs(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
-
-
-def _cores() -> int:
-    # What this process may use can be less than what the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 Source = TypeVar("Source")

@@ -130,7 +130,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     """Give a run's config as the flags want it."""
     from cellseg import runs
-    from cellseg.learn.config import load_config, merge_options
+    from cellseg.config import load_config, merge_options
 
     cfg = load_config(run / runs.CONFIG, args.engine or "auto")
     flags = {
@@ -199,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg import runs
-    from cellseg.network import check_together
+    from cellseg.device import choose_device
+    from cellseg.distributed import check_launch
     from cellseg.predict.journal import Journal, signature
     from cellseg.predict.shares import missing_looks
 
@@ -207,9 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [runs.open_run(path) for path in checkpoints]
     category_ids = [category["id"] for category in runs.shared_categories(folders)]
     name, images = list_wanted(args, folders)
-    args.device = utils.choose_device(args.device, args.options)
+    args.device = choose_device(args.device, args.options)
     if args.num_gpus * args.num_machines > 1:
-        check_together(args.num_gpus, args.device)
+        check_launch(args.num_gpus, args.device)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
     print("weights: " + ", ".join(map(utils.shown, weights)))
     predictor = load_predictor(args, weights)
@@ -287,7 +288,7 @@ def predict(
     plans: Plans,
 ) -> None:
     """Predict the tiles that are missing, in this process or in several."""
-    from cellseg.network import together
+    from cellseg.distributed import launch
     from cellseg.predict.shares import missing_looks, predict_share
 
     looks = missing_looks(images, plans, journal)
@@ -296,7 +297,7 @@ def predict(
     if args.num_machines == 1 and (args.num_gpus == 1 or len(looks) < 2):
         predict_share(predictor, journal, looks, 0, 1)
     else:
-        together(
+        launch(
             args.num_gpus, _predict_in_process, args, weights, journal, images, plans,
             device=args.device,
             n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
@@ -311,16 +312,15 @@ def _predict_in_process(
     plans: Plans,
 ) -> None:
     utils.quiet_libraries()
-    from cellseg.learn.step import rank, world_size
-    from cellseg.network import meeting_point
+    from cellseg.distributed import build_barrier, rank, world_size
     from cellseg.predict.shares import missing_looks, predict_share
 
-    meet = meeting_point()
+    barrier = build_barrier()
     journal.check()
     looks = missing_looks(images, plans, journal)
-    meet()  # none begins before all know what is missing, none ends before all is done
+    barrier()  # none begins before all know what is missing, none ends before all is done
     predict_share(load_predictor(args, weights), journal, looks, rank(), world_size())
-    meet()
+    barrier()
 
 
 def write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import utils
 from cellseg import runs
+from cellseg.device import choose_device, count_cores
 from cellseg.errors import InputError
 from cellseg.files import clear_leftovers, write_atomic, write_json
 
@@ -144,8 +144,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     """Build the config from the recipe (or the run that is resumed), the flags and the options."""
-    from cellseg.learn import config
+    from cellseg import config
     from cellseg.learn.weights import choose_initial_weights
+    from cellseg.network import check_network
 
     engine = args.engine or "auto"
     if run:
@@ -182,6 +183,7 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
     config.merge_options(cfg, args.options)
     config.check_values(cfg)
+    check_network(cfg)
     if run:
         check_same_solver(run, cfg.SOLVER, began)
     else:
@@ -190,7 +192,7 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
         raise InputError(f"--seed {cfg.SEED}: each machine would draw another; give a number")
     if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
         cfg.SEED = random.SystemRandom().randrange(2**32)
-    cfg.MODEL.DEVICE = utils.choose_device(args.device, args.options, cfg.MODEL.DEVICE)
+    cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE)
     wanted = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
     if cfg.MODEL.DEVICE.startswith("cuda") and not wanted:
         # Recipes for the CPU leave it every core; a GPU would wait for its images.
@@ -199,13 +201,6 @@ def configure(args: argparse.Namespace, run: Path | None) -> CfgNode:
     if not (run or args.show_batch):
         choose_initial_weights(cfg, args.weights)
     return cfg
-
-
-def count_cores() -> int:
-    """Count the cores that this process may use; torch warns of more loading processes."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_same_solver(run: Path, solver: CfgNode, began: CfgNode) -> None:
@@ -296,11 +291,11 @@ def to_resume(args: argparse.Namespace) -> Path | None:
 
 def check_shares(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Refuse processes that can't be had, and a batch that they can't share."""
-    from cellseg.network import check_together
+    from cellseg.distributed import check_launch
 
     n_processes = args.num_gpus * args.num_machines
     if n_processes > 1:
-        check_together(args.num_gpus, cfg.MODEL.DEVICE)
+        check_launch(args.num_gpus, cfg.MODEL.DEVICE)
     if cfg.SOLVER.IMS_PER_BATCH % n_processes:
         raise InputError(
             f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n_processes} processes share a batch, so a "
@@ -407,8 +402,10 @@ def show_batch(cfg: CfgNode, path: Path) -> int:
 
 def prepare(cfg: CfgNode, run: Path | None) -> tuple[TrainingData, list[str]]:
     """Load the data, and set what the config takes from them; give both, this as its reasons."""
-    from cellseg.learn.config import building, follow_data, set_schedule
+    from cellseg.config import building
     from cellseg.learn.mapper import build_stream
+    from cellseg.learn.optimizer import set_schedule
+    from cellseg.learn.scale import follow_data
     from trainer import Trainer
 
     data = Trainer.data(cfg)
@@ -461,9 +458,9 @@ def announce_network(network: torch.nn.Module) -> None:
 
 def train_together(args: argparse.Namespace, cfg: CfgNode, new: bool) -> int:
     """Train in several processes; give the exit code."""
-    from cellseg.network import together
+    from cellseg.distributed import launch
 
-    together(
+    launch(
         args.num_gpus, train, cfg, new, device=cfg.MODEL.DEVICE,
         n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
     )  # fmt: skip
@@ -476,10 +473,10 @@ def train(cfg: CfgNode, new: bool) -> int:
     utils.quiet_libraries()
     import torch
 
-    from cellseg.learn.config import building
+    from cellseg.config import building
+    from cellseg.distributed import rank
     from cellseg.learn.folds import fold_runs
     from cellseg.learn.hooks import TrainingStopped, log_to_file
-    from cellseg.learn.step import rank
     from trainer import Trainer
 
     run = Path(cfg.OUTPUT_DIR)

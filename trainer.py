@@ -14,8 +14,9 @@ import torch
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
+from cellseg.distributed import rank, world_size
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import RunCheckpointer, load_initial_weights
+from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.folds import take_fold
 from cellseg.learn.hooks import (
     Checkpoints,
@@ -27,14 +28,17 @@ from cellseg.learn.hooks import (
 )
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
-from cellseg.learn.samples import TrainingData, load_training_data
-from cellseg.learn.step import TrainingStep, rank, world_size
+from cellseg.learn.samples import Sample, TrainingData, load_training_data
+from cellseg.learn.step import TrainingStep
 from cellseg.learn.stream import build_loader
 from cellseg.learn.validation import validate
+from cellseg.learn.weights import load_initial_weights
+from cellseg.look.batch import draw_middle
 from cellseg.network import build_network
 from cellseg.network.loop import DefaultTrainer, HookBase
 from cellseg.predict.predictor import Predictor
-from cellseg.score.ap import AveragePrecision
+from cellseg.predictions import Predictions
+from cellseg.score.ap import AveragePrecision, mask_ap
 
 
 class Trainer(DefaultTrainer):
@@ -103,9 +107,25 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module,
         show: Callable[[str, NDArray[np.uint8]], None] | None = None,
     ) -> AveragePrecision:
-        """Score the held-out images by mask AP; `show` as `validate` takes it."""
+        """Score the validation set by mask AP, at COCO's 100 detections.
+
+        `show` is called for the first few images with a name and a picture of ground truth
+        and detections.
+        """
         data = cls.data(cfg)
-        return validate(Predictor([model], [cfg]).predict, data, data.held_out, show)
+        names = [category["name"] for category in data.categories]
+
+        def draw(sample: Sample, image: NDArray[np.uint8], detections: Predictions) -> None:
+            if show:
+                show(f"held out/{sample['name']}", draw_middle(image, sample, detections, names))
+
+        return validate(
+            Predictor([model], [cfg]).predict,
+            lambda gt, results: mask_ap(gt, results, (100,))[100],
+            data,
+            data.held_out,
+            draw,
+        )
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data(self.cfg)

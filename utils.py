@@ -189,46 +189,6 @@ def shown(path: str | os.PathLike[str]) -> str:
         return str(path)
 
 
-def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str = "cuda") -> str:
-    """Choose where the network runs, and say so when it is not a GPU.
-
-    Parameters
-    ----------
-    wanted
-        What the user said with `--device`, or None.
-    options
-        KEY VALUE pairs of the command line, where `MODEL.DEVICE` may stand too.
-    recipe
-        What the config says; "cpu" there means that the recipe is made for one.
-
-    Raises
-    ------
-    InputError
-        If there is no such device here.
-    """
-    import torch
-
-    pairs = dict(zip(options[::2], options[1::2], strict=False))
-    wanted = wanted or pairs.get("MODEL.DEVICE")
-    if wanted is None and recipe == "cpu":
-        return recipe
-    if wanted is None:
-        if torch.cuda.is_available():
-            return "cuda"
-        print("no CUDA GPU here: using the CPU, which is much slower")
-        return "cpu"
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device).cpu()  # "meta" has devices, but no numbers
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device {wanted}: not to be had here ({reason}); make doctor says what is missing, "
-            "--device cpu always works"
-        ) from None
-    return str(device)
-
-
 def quiet_libraries() -> None:
     """Silence the remarks that libraries make about their own insides."""
     from tqdm import tqdm

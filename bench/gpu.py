@@ -47,11 +47,12 @@ from bench.overhead import time_rest, write_images
 from bench.prediction import encode_each
 from bench.sizes import image_sizes
 from cellseg import runs
+from cellseg.config import merge_options
+from cellseg.device import choose_device, choose_engine, count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_atomic
-from cellseg.learn.config import merge_options
 from cellseg.learn.optimizer import build_optimizer
-from cellseg.network import build_network, choose_engine, detectron2_problem
+from cellseg.network import build_network
 from cellseg.predict.images import ListedImage
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
@@ -550,7 +551,7 @@ def as_markdown(args: argparse.Namespace, command: Sequence[str], rows: Sequence
     lines = [
         f"## {datetime.date.today()}, {machine(args.device)}",
         "",
-        f"{found}, CUDA {torch.version.cuda}; {train.count_cores()} cores, {args.workers} of them "
+        f"{found}, CUDA {torch.version.cuda}; {count_cores()} cores, {args.workers} of them "
         f"loading images; engine {args.engine}",
         "",
         f"    {shlex.join(command)}",
@@ -654,8 +655,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "no CUDA GPU that torch can use: make doctor says what is missing; --device cpu --tiny "
             "rehearses this without one"
         )
-    args.device = utils.choose_device(args.device)
-    args.workers = min(args.workers, train.count_cores())
+    args.device = choose_device(args.device)
+    args.workers = min(args.workers, count_cores())
     if args.tiny:
         args.batch, args.workers, args.minutes = 2, 0, args.minutes or 0.05
     args.engine = choose_engine(args.engine)

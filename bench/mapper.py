@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import annotation
 from bench.annotation import draw_data
-from cellseg.learn import config
+from cellseg import config
+from cellseg.device import detectron2_problem
 from cellseg.learn.mapper import CellMapper
 from cellseg.learn.samples import Sample, load_training_data
-from cellseg.network import detectron2_problem
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
 MANY = 300  # cells

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cellseg.cellmasks import CellMasks
-from cellseg.network import detectron2_problem
+from cellseg.device import detectron2_problem
 from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import runs_of_labels
 from cellseg.view import View

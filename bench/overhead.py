@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from bench.prediction import make_masks
 from bench.sizes import image_sizes
-from cellseg.learn.config import load_recipe
+from cellseg.config import load_recipe
 from cellseg.network import Found, build_network
 from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from cellseg.network import detectron2_problem
+from cellseg.device import detectron2_problem
 from cellseg.predict.masks import encode_masks
 from cellseg.rle import RLE
 

@@ -28,7 +28,7 @@ import numpy as np
 import tifffile
 import torch
 
-from cellseg.learn.config import default_config
+from cellseg.config import default_config
 from cellseg.network import Found
 from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -10,9 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cellseg.network import detectron2_problem
+from cellseg.device import detectron2_problem
 from cellseg.runs import versions
-from utils import CommandParser, run_command
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _built_with_cuda() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found; 0 if all that is needed is there, else 2."""
-    CommandParser(__doc__ or "", "python -m cellseg.doctor").parse_args(argv)
+    argparse.ArgumentParser("python -m cellseg.doctor", description=__doc__).parse_args(argv)
     healthy = True
     for finding in examine():
         mark = "ok " if finding.good else "NO " if finding.needed else "-  "
@@ -128,4 +128,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 # Before torch is imported. The networks here are so small that threads only wait.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from cellseg.network import ENGINES, detectron2_problem
+from cellseg.device import ENGINES, detectron2_problem
 
 # A machine that is busy with other things is no fault.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -117,8 +117,8 @@ def _placed(make: Any) -> Any:
 def check(folder: Path, output: Path) -> None:
     """Train, resume and predict on the device, and predict the same as on the CPU."""
     from cellseg import runs
-    from cellseg.learn.config import load_config, merge_options
-    from cellseg.network import detectron2_problem
+    from cellseg.config import load_config, merge_options
+    from cellseg.device import detectron2_problem
     from cellseg.predict.predictor import Predictor
     from trainer import Trainer
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bench import gpu
+from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
-from cellseg.network import detectron2_problem
 
 
 @pytest.fixture

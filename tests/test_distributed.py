@@ -21,13 +21,14 @@ import torch
 import train
 import utils
 from cellseg import runs
+from cellseg.config import default_config, load_config
+from cellseg.distributed import any_process, check_launch, launch, rank, world_size
 from cellseg.errors import InputError
-from cellseg.learn.config import default_config, load_config
 from cellseg.learn.hooks import Validation
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
-from cellseg.learn.step import TrainingStep, any_process, rank, world_size
-from cellseg.network import build_network, check_together, together
+from cellseg.learn.step import TrainingStep
+from cellseg.network import build_network
 from cellseg.score.ap import AveragePrecision
 from trainer import Trainer
 
@@ -83,7 +84,7 @@ def take_steps(folder):
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     take_steps(tmp_path)
-    together(2, take_steps, tmp_path)
+    launch(2, take_steps, tmp_path)
     alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
     before = Regression().state_dict()
     for name, value in alone["result"].items():
@@ -145,7 +146,7 @@ def test_two_processes_take_the_step_of_one_with_a_network(tiny, cells, tmp_path
     path = tmp_path / "all.yaml"
     path.write_text(ALL_OF_THEM.format(tiny=tiny))
     learn_from_two_images(tmp_path, path, cells)
-    together(2, learn_from_two_images, tmp_path, path, cells)
+    launch(2, learn_from_two_images, tmp_path, path, cells)
     alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
     assert both[0]["losses"] == both[1]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     for name, moved in alone["moved"].items():
@@ -171,7 +172,7 @@ def test_a_run_of_two_processes_finishes_and_goes_on(tiny, cells, tmp_path):
 
 
 def test_others_wait_for_a_validation_however_long():
-    together(2, validate_for_long)
+    launch(2, validate_for_long)
 
 
 def validate_for_long():
@@ -201,13 +202,13 @@ def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
 
 def test_a_process_that_is_killed_is_one_line():
     with pytest.raises(InputError, match=r"--num_gpus: one of the processes was ended from outs"):
-        together(2, die)
+        launch(2, die)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
 def test_no_thread_of_a_process_group_is_left_when_the_interpreter_ends(tiny, cells, tmp_path):
     # One that needs the interpreter then aborts the process, now and then.
-    together(2, train_and_list_threads, tiny, cells, tmp_path)
+    launch(2, train_and_list_threads, tiny, cells, tmp_path)
     for number in range(2):
         during, after = json.loads((tmp_path / f"{number}.json").read_text())
         assert "pt_gloo_runloop" in during
@@ -243,7 +244,7 @@ def threads():
 
 def test_a_process_that_waits_for_one_that_has_ended_is_one_line():
     with pytest.raises(InputError, match=r"was ended from outside \(another has lost it\)"):
-        together(2, lose_the_other)
+        launch(2, lose_the_other)
 
 
 def lose_the_other():
@@ -267,7 +268,7 @@ def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    together(2, say_share, tmp_path, device="cpu")
+    launch(2, say_share, tmp_path, device="cpu")
     assert [path.read_text() for path in tmp_path.iterdir()] == [" 2", " 2"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in os.environ
@@ -276,7 +277,7 @@ def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypat
 @pytest.mark.parametrize(("n_processes", "device"), [(3, "cuda"), (2, "cuda:1")])
 def test_every_process_has_a_gpu_of_its_own(n_processes, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_together(2, "cuda")
-    check_together(3, "cpu")
+    check_launch(2, "cuda")
+    check_launch(3, "cpu")
     with pytest.raises(InputError, match=rf"--num_gpus {n_processes}: .* on {device} .*2 GPUs"):
-        together(n_processes, die, device=device)
+        launch(n_processes, die, device=device)

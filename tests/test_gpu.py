@@ -17,9 +17,9 @@ import torch
 
 import train
 from cellseg.cellmasks import CellMasks
+from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 from cellseg.learn import step as step_module
-from cellseg.network import detectron2_problem
 from cellseg.predict.predictor import Predictor
 from cellseg.read.tiff import read_image
 from trainer import Trainer

@@ -336,7 +336,7 @@ def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
         (["--images", "x.tif", "--annotations", "x.json"], "--annotations: is for --dataset"),
         (["--weight_name", "run/x.pth"], "--weight_name run/x.pth: lies in a folder, but"),
         (["--tta", "twice"], "invalid choice: 'twice'"),
-        (["TEST.SYMMETRIES", 3], "TEST.SYMMETRIES 3: 1 (none)"),
+        (["TEST.SYMMETRIES", 3], "TEST.SYMMETRIES 3: one of 1, 2, 4, 8"),
         (["--dataset", "all"], "invalid choice: 'all'"),
         (["--dataset", "train", "--images", "x.tif"], "--images and --dataset: give one"),
         (["--device", "abacus"], "--device abacus: not to be had here"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import utils
-from cellseg.learn import config
+from cellseg import config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""

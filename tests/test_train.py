@@ -23,9 +23,10 @@ from PIL import Image
 import annotation
 import train
 import utils
-from cellseg import runs
+from cellseg import config, runs
 from cellseg.errors import InputError
-from cellseg.learn import config, folds
+from cellseg.keys import TRAINING_RANGES
+from cellseg.learn import folds
 from cellseg.score.ap import AveragePrecision
 from trainer import Trainer
 
@@ -134,8 +135,8 @@ def test_options_come_after_flags_in_rank():
         ("--resume --weights coco", "--resume and --weights: the run has its own"),
         ("--resume --config-file x.yaml", "--resume and --config-file: the run has its own"),
         ("--resume x --model demo", "--resume and --model: the run has its own"),
-        ("--optimizer adam", "--optimizer adam: unknown; did you mean Adam?"),
-        ("--scheduler Cosine", "--scheduler Cosine: unknown"),
+        ("--optimizer adam", "--optimizer (SOLVER.OPTIMIZER) adam: one of SGD, Adam, "),
+        ("--scheduler Cosine", "--scheduler (SOLVER.LR_SCHEDULER_NAME) Cosine: one of"),
         ("--epochs 0", "--epochs 0.0: a positive number is expected"),
         ("--epochs nan", "--epochs nan"),
         ("--epochs inf", "--epochs (SOLVER.EPOCHS) inf"),
@@ -144,9 +145,9 @@ def test_options_come_after_flags_in_rank():
         ("--batch_size 1.5", "invalid int value"),
         ("--lr 0", "--lr (SOLVER.BASE_LR) 0.0: a positive number"),
         ("--lr -1", "--lr (SOLVER.BASE_LR) -1.0: a positive number"),
-        ("--val_fraction 1", "--val_fraction 1.0: a number from 0 to below 1"),
+        ("--val_fraction 1", "--val_fraction (DATA.VAL_FRACTION) 1.0: a number from 0 to below 1"),
         ("--num_workers -1", "--num_workers"),
-        ("--seed -7", "--seed -7"),
+        ("--seed -7", "--seed (SEED) -7"),
         ("--device abacus", "--device abacus: not to be had here"),
         ("--what", "unrecognized arguments: --what|flags must stand before"),
         ("SOLVER.BASELR 1", "there is no key SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
@@ -179,7 +180,10 @@ def test_options_come_after_flags_in_rank():
             marks=pytest.mark.detectron2,
         ),
         ("--config-file {tiny} SOLVER.WARMUP_METHOD x", "nothing can be built from it"),
-        ("--config-file {tiny} INPUT.BRIGHTNESS (1,)", "INPUT.BRIGHTNESS (1,): two numbers"),
+        (
+            "--config-file {tiny} INPUT.BRIGHTNESS (1,)",
+            "INPUT.BRIGHTNESS (1,): a list of two numbers",
+        ),
         ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
         ("--config-file {tiny} --folds 6", "--folds 6: 2 to 5 are expected, as the data has 5"),
         ("--config-file {tiny} --folds 5 -b 5", "which has 4 images after the split"),
@@ -283,8 +287,8 @@ def test_a_run_can_be_repeated_from_its_config(run, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("optimizer", config.OPTIMIZERS)
-@pytest.mark.parametrize("scheduler", config.SCHEDULERS)
+@pytest.mark.parametrize("optimizer", TRAINING_RANGES["SOLVER.OPTIMIZER"])
+@pytest.mark.parametrize("scheduler", TRAINING_RANGES["SOLVER.LR_SCHEDULER_NAME"])
 def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler):
     assert go("-o", optimizer, "-s", scheduler, "SOLVER.MAX_ITER", 2, "SEED", -1) == 0
     last = load(only_run(tmp_path / "runs") / runs.LAST)
@@ -306,7 +310,7 @@ def test_loading_processes(go):
     ],
 )
 def test_a_gpu_does_not_wait_for_one_process_that_loads(monkeypatch, device, words, expected):
-    monkeypatch.setattr(utils, "choose_device", lambda *_: device)
+    monkeypatch.setattr(train, "choose_device", lambda *_: device)
     monkeypatch.setattr(train, "count_cores", lambda: 8)
     recipe = [] if "-m" in words else ["-m", "small_fpn"]
     assert configured(*recipe, *words).DATALOADER.NUM_WORKERS == expected

@@ -16,19 +16,10 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
-from cellseg.errors import InputError
-from cellseg.read.synthetic import EOSIN, HAEMATOXYLIN
+from cellseg.stains import scale_stains
 from cellseg.view import View, shortest_edge
 
 Image = NDArray[np.uint8]
-
-CROPS = ("relative", "relative_range", "absolute", "absolute_range")
-FLIPS = ("none", "horizontal", "vertical", "both")
-
-# A row for each stain; the third takes what the two don't explain.
-_STAINS = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-# Optical density of each intensity. Counting from 1 keeps black finite and white at 0.
-_DENSITIES = -np.log(np.arange(1, 257) / 256).astype(np.float32)
 
 
 class Crop(ABC):
@@ -245,30 +236,6 @@ class StainJitter(Colour):
         return scale_stains(image, haematoxylin, eosin)
 
 
-def scale_stains(image: Image, haematoxylin: float, eosin: float) -> Image:
-    """Multiply the densities of the stains in an image by a factor each.
-
-    Factors of 1 leave every pixel exactly as it is, and white stays white. The colours are
-    separated by colour deconvolution (Ruifrok & Johnston 2001).
-
-    Parameters
-    ----------
-    image
-        `(h, w, 3)` uint8 RGB.
-    haematoxylin, eosin
-        The factors, 0 or more.
-    """
-    # To separate, multiply and mix again is one linear map. Written as what it adds to the
-    # identity, factors of 1 leave no rounding.
-    change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
-    mix = (np.eye(3) + change).astype(np.float32)
-    light = np.asarray(cv2.exp(cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)))
-    # In place, as most of the time would go into new arrays.
-    light *= 256
-    light -= 1
-    return np.rint(light, out=light).clip(0, 255, out=light).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class Blur(Colour):
     """Blurs with a Gaussian, as an image that is out of focus.
@@ -358,13 +325,7 @@ class Augmentations:
 
 
 def build_augmentations(cfg: CfgNode) -> Augmentations:
-    """Build what the keys under INPUT name; what would change nothing is left out.
-
-    Raises
-    ------
-    InputError
-        If a key has a value that makes no sense.
-    """
+    """Build what the keys under INPUT name; what would change nothing is left out."""
     inputs = cfg.INPUT
     return Augmentations(_build_crop(inputs), _build_symmetries(inputs), _build_colours(inputs))
 
@@ -372,9 +333,6 @@ def build_augmentations(cfg: CfgNode) -> Augmentations:
 def _build_crop(inputs: CfgNode) -> Crop:
     if inputs.ZOOM:
         return FixedZoom(inputs.ZOOM, inputs.ZOOM_JITTER, inputs.WINDOW)
-    _check_resize(inputs)
-    if inputs.CROP.ENABLED:
-        _check_crop(inputs.CROP)
     return ShortestEdgeCrop(
         inputs.CROP.TYPE if inputs.CROP.ENABLED else None,
         tuple(inputs.CROP.SIZE),
@@ -384,44 +342,8 @@ def _build_crop(inputs: CfgNode) -> Crop:
     )
 
 
-def _check_crop(crop: CfgNode) -> None:
-    if crop.TYPE not in CROPS:
-        raise InputError(f"INPUT.CROP.TYPE {crop.TYPE}: one of {', '.join(CROPS)} is expected")
-    relative = crop.TYPE.startswith("relative")
-    fits = _is_pair(crop.SIZE) and all(
-        0 < side <= 1 if relative else side >= 1 and side == int(side) for side in crop.SIZE
-    )
-    if crop.TYPE == "absolute_range":
-        fits = fits and crop.SIZE[0] <= crop.SIZE[1]
-    if not fits:
-        expected = {
-            "absolute": "a height and a width in whole pixels are",
-            "absolute_range": "the least and the greatest side in whole pixels are",
-        }.get(crop.TYPE, "parts of the height and the width, above 0 and up to 1, are")
-        raise InputError(f"INPUT.CROP.SIZE {crop.SIZE}: {expected} expected by TYPE {crop.TYPE}")
-
-
-def _check_resize(inputs: CfgNode) -> None:
-    sides, sampling = tuple(inputs.MIN_SIZE_TRAIN), inputs.MIN_SIZE_TRAIN_SAMPLING
-    if sampling not in ("choice", "range"):
-        raise InputError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING {sampling}: choice or range is expected")
-    if not sides or not all(isinstance(side, int) and side >= 0 for side in sides):
-        raise InputError(f"INPUT.MIN_SIZE_TRAIN {sides}: lengths in whole pixels are expected")
-    if sampling == "range" and not (len(sides) == 2 and 0 < sides[0] <= sides[1]):
-        raise InputError(
-            f"INPUT.MIN_SIZE_TRAIN {sides}: the least and the greatest length are expected with "
-            "MIN_SIZE_TRAIN_SAMPLING range"
-        )
-    if inputs.MAX_SIZE_TRAIN < 1:
-        raise InputError(
-            f"INPUT.MAX_SIZE_TRAIN {inputs.MAX_SIZE_TRAIN}: a positive number is expected"
-        )
-
-
 def _build_symmetries(inputs: CfgNode) -> list[Symmetry]:
     flip = inputs.RANDOM_FLIP
-    if flip not in FLIPS:
-        raise InputError(f"INPUT.RANDOM_FLIP {flip}: one of {', '.join(FLIPS)} is expected")
     symmetries: list[Symmetry] = []
     if flip != "none":
         symmetries.append(Flip(flip in ("horizontal", "both"), flip in ("vertical", "both")))
@@ -433,33 +355,12 @@ def _build_symmetries(inputs: CfgNode) -> list[Symmetry]:
 def _build_colours(inputs: CfgNode) -> list[Colour]:
     """Build the colours in the order of the light: stain, lens, camera."""
     colours: list[Colour] = []
-    if not 0 <= inputs.STAIN_JITTER <= 1:
-        raise InputError(
-            f"INPUT.STAIN_JITTER {inputs.STAIN_JITTER}: a number from 0 to 1 is expected"
-        )
     if inputs.STAIN_JITTER:
         colours.append(StainJitter(inputs.STAIN_JITTER))
-    if not 0 <= inputs.BLUR < math.inf:
-        raise InputError(f"INPUT.BLUR {inputs.BLUR}: a sigma of 0 or more pixels is expected")
     if inputs.BLUR:
         colours.append(Blur(inputs.BLUR))
-    brightness = _factors("INPUT.BRIGHTNESS", inputs.BRIGHTNESS)
-    if brightness != (1, 1):
-        colours.append(Brightness(*brightness))
-    contrast = _factors("INPUT.CONTRAST", inputs.CONTRAST)
-    if contrast != (1, 1):
-        colours.append(Contrast(*contrast))
+    if tuple(inputs.BRIGHTNESS) != (1, 1):
+        colours.append(Brightness(*inputs.BRIGHTNESS))
+    if tuple(inputs.CONTRAST) != (1, 1):
+        colours.append(Contrast(*inputs.CONTRAST))
     return colours
-
-
-def _factors(key: str, value: Sequence[float]) -> tuple[float, float]:
-    """Check a range of numbers to multiply by."""
-    if not _is_pair(value) or not 0 <= value[0] <= value[1]:
-        raise InputError(
-            f"{key} {value}: two numbers of 0 or more, the lower one first, are expected"
-        )
-    return value[0], value[1]
-
-
-def _is_pair(value: Sequence[float]) -> bool:
-    return len(value) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)

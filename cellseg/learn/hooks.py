@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cellseg.distributed import any_process, build_barrier, rank, world_size
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.step import any_process, rank, world_size
-from cellseg.network import meeting_point
+from cellseg.learn.validation import Scores
 from cellseg.network.loop import HookBase
 from cellseg.runs import BEST, CURVES, FINAL
-from cellseg.score.ap import AveragePrecision
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -47,7 +46,7 @@ class Validation(HookBase):
 
     def __init__(
         self,
-        score: Callable[[], AveragePrecision],
+        score: Callable[[], Scores],
         checkpointer: RunCheckpointer,
         class_names: list[str],
         period: int,
@@ -60,21 +59,21 @@ class Validation(HookBase):
         self.patience = patience
         self.best = -math.inf
         self.worse = 0
-        self._meet: Callable[[], None] | None = None
+        self._barrier: Callable[[], None] | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
             self.best = min(self.best, self.checkpointer.best_score())
         # The first process scores alone, which may take longer than others wait for a sum.
-        self._meet = meeting_point() if world_size() > 1 else None
+        self._barrier = build_barrier() if world_size() > 1 else None
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
             if rank() == 0:
                 self._validate(done)
-            if self._meet:
-                self._meet()
+            if self._barrier:
+                self._barrier()
             if any_process(self.enough, self.trainer.cfg.MODEL.DEVICE):
                 # The hooks that follow see the last step of the run.
                 self.trainer.max_iter = done

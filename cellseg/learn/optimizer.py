@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from fvcore.common.param_scheduler import (
     ParamScheduler,
 )
 from torch.optim.lr_scheduler import LambdaLR
+
+from cellseg.errors import InputError
 
 _NORMS = (
     torch.nn.modules.batchnorm._BatchNorm,
@@ -82,6 +85,39 @@ def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tupl
     if solver.WEIGHT_DECAY_BIAS is not None:
         decay = solver.WEIGHT_DECAY_BIAS
     return solver.BASE_LR * solver.BIAS_LR_FACTOR, decay
+
+
+def set_schedule(cfg: CfgNode, n_images: int) -> None:
+    """Turn the lengths in epochs into iterations, for a training set of `n_images`.
+
+    An epoch is as many iterations as hand out every image once, which need not be a
+    whole number; the run's length is rounded up, so that no image is left out.
+
+    Raises
+    ------
+    InputError
+        If the batch is larger than the data.
+    """
+    solver = cfg.SOLVER
+    if solver.IMS_PER_BATCH > n_images:
+        raise InputError(
+            f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
+            f"{n_images} images after the split; give {n_images} or less"
+        )
+    epoch = n_images / solver.IMS_PER_BATCH
+    if solver.EPOCHS:
+        # The small number keeps 3 epochs of 10/3 iterations from being 11.
+        solver.MAX_ITER = max(1, math.ceil(solver.EPOCHS * epoch - 1e-6))
+    if solver.WARMUP_EPOCHS:
+        solver.WARMUP_ITERS = round(solver.WARMUP_EPOCHS * epoch)
+    if solver.CHECKPOINT_EPOCHS:
+        solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_EPOCHS * epoch))
+    if cfg.TEST.EVAL_EPOCHS:
+        cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
+    if len(solver.STEP_FRACTIONS):
+        solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})
+    # A short run has not all of them.
+    solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 
 
 def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LambdaLR:

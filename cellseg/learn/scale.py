@@ -1,14 +1,17 @@
-"""How large the network should see cells, and its anchors, from the sizes of the cells."""
+"""What the config takes from the training data: the zoom, the anchors, the longest cell."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
+from cellseg.learn.augment import build_augmentations
 from cellseg.learn.samples import Sample
 
 # The longest side of the median cell that suits fine and coarse features, in the network's
@@ -131,3 +134,46 @@ def choose_anchors(sizes: CellSizes, zoom: float, strides: Sequence[int]) -> Anc
         f"{sizes.small:.1f} to {sizes.large:.1f} px (root of the box's area), zoomed by {zoom:g}"
     )
     return Anchors([[side] for side in sides] if several else [sides], reason)
+
+
+def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
+    """Set the longest cell, and the zoom and the anchors where they are left to the data.
+
+    Returns
+    -------
+    A line for each that says what was chosen and why.
+    """
+    sizes = measure_cells(samples)
+    cfg.DATA.LONGEST_CELL = sizes.longest
+    reasons = []
+    if cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+        strides = [_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
+        if cfg.INPUT.ZOOM_FROM_DATA:
+            zoom = choose_zoom(sizes, min(strides))
+            cfg.INPUT.ZOOM = zoom.value
+            reasons.append(zoom.reason)
+        if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+            anchors = choose_anchors(sizes, _typical_zoom(cfg, samples), strides)
+            cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
+            reasons.append(anchors.reason)
+    return reasons
+
+
+def _typical_zoom(cfg: CfgNode, samples: Sequence[Sample]) -> float:
+    """Give the zoom of the training; without a fixed one, the median of its crops'."""
+    if cfg.INPUT.ZOOM:
+        return float(cfg.INPUT.ZOOM)
+    augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)
+    views = [augmentations.view((s["height"], s["width"]), rng, None) for s in samples]
+    zooms = [
+        math.sqrt(math.prod(view.size) / ((right - left) * (bottom - top)))
+        for view in views
+        for left, top, right, bottom in [view.window]
+    ]
+    return round(float(np.median(zooms)), 2)
+
+
+def _stride(feature: str, cfg: CfgNode) -> int:
+    """Give the stride of a feature map by its name, such as p2 or res5."""
+    stride: int = 2 ** int(feature[-1])
+    return stride // cfg.MODEL.RESNETS.RES5_DILATION if feature == "res5" else stride

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from cellseg.device import mixed_precision
+from cellseg.distributed import world_size
 from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
 
 
@@ -135,41 +137,6 @@ def distribute(network: torch.nn.Module) -> torch.nn.Module:
         # A recipe may look at fewer levels of a pyramid than it has.
         find_unused_parameters=True,
     )
-
-
-def world_size() -> int:
-    """Count the processes of a distributed run; 1 without one."""
-    return int(distributed.get_world_size()) if distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """Give this process's number in a distributed run, 0 for the one that writes."""
-    return int(distributed.get_rank()) if distributed.is_initialized() else 0
-
-
-def any_process(flag: bool, device: str) -> bool:
-    """Whether a flag is set in any process of a distributed run; all get the same answer."""
-    if world_size() == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(value)
-    return bool(value)
-
-
-def mixed_precision(device: str, wanted: bool) -> torch.dtype | None:
-    """Choose the type of mixed precision: bfloat16 where the device computes in it.
-
-    Else float16 on "cuda", and None, for none, on "cpu": a device without instructions for
-    bfloat16 would only imitate them, and slowly.
-    """
-    if not wanted:
-        return None
-    if device == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bfloat16 else torch.float16
-    # Older versions of torch don't tell.
-    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
 
 
 def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:

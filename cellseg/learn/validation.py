@@ -1,23 +1,41 @@
-"""Scores a network on the held-out images, by the same steps as prediction and evaluation."""
+"""Score a network on the validation set, by the same steps as prediction and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.learn.samples import Sample, TrainingData
-from cellseg.look.overlay import draw_comparison
 from cellseg.predictions import Predictions
 from cellseg.read.tiff import read_image
-from cellseg.rle import RLE, areas, crop_runs, decode, encode
-from cellseg.score.ap import AveragePrecision, mask_ap
+
+T = TypeVar("T")
 
 _PICTURES = 4  # images that are shown at each validation, always the same
-_SHOWN = 512  # px, the side of the window in the middle of each that is drawn
+
+
+class Scores(Protocol):
+    """Mask AP of the validation set, each number from 0 to 1 or NaN."""
+
+    @property
+    def ap(self) -> float:
+        """The mean over IoU 0.50 to 0.95, and over classes."""
+
+    @property
+    def ap50(self) -> float:
+        """At IoU 0.5."""
+
+    @property
+    def ap75(self) -> float:
+        """At IoU 0.75."""
+
+    @property
+    def class_ap50(self) -> NDArray[np.float64]:
+        """`(K,)`, at IoU 0.5."""
 
 
 def as_results(
@@ -42,86 +60,39 @@ def as_results(
 
 def validate(
     predict: Callable[[NDArray[np.uint8]], Predictions],
+    score: Callable[[dict[str, Any], list[dict[str, Any]]], T],
     data: TrainingData,
     samples: Sequence[Sample],
-    show: Callable[[str, NDArray[np.uint8]], None] | None = None,
-) -> AveragePrecision:
-    """Predict `samples` of `data` and score them by mask AP, at COCO's 100 detections.
+    show: Callable[[Sample, NDArray[np.uint8], Predictions], None] | None = None,
+) -> T:
+    """Predict `samples` of `data` and score them.
 
     Parameters
     ----------
     predict
-        Finds the cells of an `(H, W, 3)` uint8 RGB image.
+        Detects the cells of an `(H, W, 3)` uint8 RGB image.
+    score
+        Takes the ground truth of the samples as a COCO dict, and the detections as COCO
+        results without boxes; what it returns is returned.
     data, samples
         The images, and what they are part of.
     show
-        Called for the first few images with a name and a picture of truth and prediction.
+        Called for the first few samples with the image and its detections.
     """
     ids = [category["id"] for category in data.categories]
-    names = [category["name"] for category in data.categories]
     results: list[dict[str, Any]] = []
     wanted = set()
     progress = tqdm(samples, desc="validation", unit="image", leave=False, disable=None)
     for number, sample in enumerate(progress):
         image = read_image(sample["file_name"])
-        found = predict(image)
+        detections = predict(image)
         wanted.add(sample["image_id"])
-        results += as_results(sample["image_id"], found, ids)
+        results += as_results(sample["image_id"], detections, ids)
         if show and number < _PICTURES:
-            show(f"held out/{sample['name']}", draw_middle(image, sample, found, names))
-    truth = {
+            show(sample, image, detections)
+    gt = {
         "images": [image for image in data.coco["images"] if image["id"] in wanted],
         "annotations": [a for a in data.coco["annotations"] if a["image_id"] in wanted],
         "categories": data.coco["categories"],
     }
-    return mask_ap(truth, results, (100,))[100]
-
-
-def draw_middle(
-    image: NDArray[np.uint8], sample: Sample, found: Predictions, names: Sequence[str]
-) -> NDArray[np.uint8]:
-    """Draw truth and prediction side by side, of a large image its middle alone.
-
-    Of the predictions, those with a score of 0.5 or more are drawn: AP wants many more
-    than are of use to look at.
-
-    Parameters
-    ----------
-    image
-        `(H, W, 3)` uint8 RGB.
-    sample, found
-        Its annotations, and the predictions for it.
-    names
-        The K classes' names.
-
-    Returns
-    -------
-    `(H', W', 3)` uint8 RGB.
-    """
-    height, width = image.shape[:2]
-    left, top = max(0, (width - _SHOWN) // 2), max(0, (height - _SHOWN) // 2)
-    box = (left, top, min(left + _SHOWN, width), min(top + _SHOWN, height))
-    annotations = sample["annotations"]
-    of_truth, truth = _cut([a["segmentation"] for a in annotations], (height, width), box)
-    likely = np.flatnonzero(found.scores >= 0.5)
-    inside, masks = _cut([found.masks[n] for n in likely], (height, width), box)
-    shown = likely[inside]
-    return draw_comparison(
-        image[box[1] : box[3], box[0] : box[2]],
-        truth,
-        np.array([a["class"] for a in annotations], np.int64)[of_truth],
-        masks,
-        found.classes[shown],
-        names,
-        found.scores[shown],
-    )
-
-
-def _cut(
-    masks: Sequence[RLE], size: tuple[int, int], box: tuple[int, int, int, int]
-) -> tuple[NDArray[np.int64], list[RLE]]:
-    """Cut masks to a window; give the numbers of those that reach into it, and what is left."""
-    cut = crop_runs(decode(masks, size), box)
-    inside = np.flatnonzero(areas(cut))
-    left = encode(cut)
-    return inside, [left[n] for n in inside]
+    return score(gt, results)

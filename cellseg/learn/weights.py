@@ -16,6 +16,7 @@ import re
 import socket
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -25,6 +26,7 @@ from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
 from cellseg.network import ZOO, engine
+from cellseg.network.weights import loading, read_weights, take_weights
 from cellseg.runs import file_hash
 
 _IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # for which other engines have their own
@@ -152,3 +154,39 @@ def local_weights(name: str) -> Path:
     finally:
         socket.setdefaulttimeout(patience)
     return path
+
+
+def load_initial_weights(network: torch.nn.Module, name: str) -> str:
+    """Load weights to begin with, of which what fits is taken.
+
+    A network may have a method `adapt_weights`, which turns what a file of its engine's
+    zoo holds into a state dict of its own.
+
+    Parameters
+    ----------
+    network
+        The network.
+    name
+        A file, a URL or a short name, as `local_weights` takes it.
+
+    Returns
+    -------
+    How much of the network came from where.
+
+    Raises
+    ------
+    InputError
+        If it is neither there nor to be had, not a checkpoint or damaged, or less than half
+        of it fits.
+    """
+    path = local_weights(name)
+    with loading(path):
+        data = read_weights(path)
+        adapt: Any = getattr(network, "adapt_weights", None)
+        if adapt:
+            data = adapt(data)
+        elif "model" in data:
+            data = data["model"]
+        state = {key: torch.as_tensor(value) for key, value in data.items()}
+        taken = take_weights(network, state, whole=False)
+    return f"{taken} of the network's {len(network.state_dict())} tensors from {path.name}"

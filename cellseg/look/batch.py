@@ -1,4 +1,4 @@
-"""A picture of what the network learns from: a batch as augmentation leaves it."""
+"""Pictures of a training: a batch as the network sees it, and validation images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
-from cellseg.look.overlay import draw_overlay
-from cellseg.rle import Runs, concatenate, encode, join_runs
+from cellseg.look.overlay import draw_comparison, draw_overlay
+from cellseg.predictions import Predictions
+from cellseg.rle import (
+    RLE,
+    Runs,
+    areas,
+    concatenate,
+    crop_runs,
+    decode,
+    encode,
+    join_runs,
+)
 
 _GAP = 4  # px between the crops, before they are enlarged
 _GREY = 160  # between them, where white would pass for glass
+_SHOWN = 512  # px, the side of the window in the middle of a validation image that is drawn
 
 
 def draw_batch(
@@ -79,3 +90,53 @@ def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, in
     empty = np.zeros(0, np.int64)
     owner, start, end = (np.concatenate([empty, *parts]) for parts in (owners, starts, ends))
     return join_runs(size, len(masks), owner, start, end)
+
+
+def draw_middle(
+    image: NDArray[np.uint8], sample: dict[str, Any], found: Predictions, names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Draw truth and prediction side by side, of a large image its middle alone.
+
+    Of the predictions, those with a score of 0.5 or more are drawn: AP wants many more
+    than are of use to look at.
+
+    Parameters
+    ----------
+    image
+        `(H, W, 3)` uint8 RGB.
+    sample, found
+        Its annotations, and the predictions for it.
+    names
+        The K classes' names.
+
+    Returns
+    -------
+    `(H', W', 3)` uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    left, top = max(0, (width - _SHOWN) // 2), max(0, (height - _SHOWN) // 2)
+    box = (left, top, min(left + _SHOWN, width), min(top + _SHOWN, height))
+    annotations = sample["annotations"]
+    of_truth, truth = _cut([a["segmentation"] for a in annotations], (height, width), box)
+    likely = np.flatnonzero(found.scores >= 0.5)
+    inside, masks = _cut([found.masks[n] for n in likely], (height, width), box)
+    shown = likely[inside]
+    return draw_comparison(
+        image[box[1] : box[3], box[0] : box[2]],
+        truth,
+        np.array([a["class"] for a in annotations], np.int64)[of_truth],
+        masks,
+        found.classes[shown],
+        names,
+        found.scores[shown],
+    )
+
+
+def _cut(
+    masks: Sequence[RLE], size: tuple[int, int], box: tuple[int, int, int, int]
+) -> tuple[NDArray[np.int64], list[RLE]]:
+    """Cut masks to a window; give the numbers of those that reach into it, and what is left."""
+    cut = crop_runs(decode(masks, size), box)
+    inside = np.flatnonzero(areas(cut))
+    left = encode(cut)
+    return inside, [left[n] for n in inside]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cellseg import rle
 from cellseg.look.overlay import draw_outlines
+from cellseg.outline import Polygon, trace
 from cellseg.read.window import open_image_of
 from cellseg.score.labelmap import compare
 from cellseg.score.match import Scene
-from cellseg.write.outline import Polygon, trace
 
 _THUMB = 112  # px, the longer side
 _EXAMPLE = 112  # px, both sides
@@ -82,7 +82,7 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
     Parameters
     ----------
     cells
-        As `cellseg.write.outline.trace` gives them.
+        As `cellseg.outline.trace` gives them.
     """
     numbers: list[NDArray[np.int64]] = []
     before = np.zeros(2, np.int64)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.config import get_cfg
 from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
@@ -18,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
-from cellseg.network import Found
+from cellseg.network.engines import Found
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -115,11 +114,6 @@ def _instances(sample: dict[str, Any]) -> Instances:
     instances.gt_classes = sample["classes"]
     instances.gt_masks = sample["masks"]
     return instances
-
-
-def default_keys() -> CfgNode:
-    """Give all of Detectron2's keys."""
-    return get_cfg()
 
 
 def check(cfg: CfgNode) -> None:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cellseg.network import detectron2_problem
+from cellseg.device import detectron2_problem
 
 if not TYPE_CHECKING and not detectron2_problem():
     from detectron2.engine import DefaultTrainer, HookBase

@@ -28,8 +28,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
-from cellseg.network import ZOO, Found
-from cellseg.network.keys import SHARED
+from cellseg.network.engines import ZOO, Found
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
@@ -293,11 +292,6 @@ class _ProposalHead(RPNHead):
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
         return tuple([level.float() for level in levels] for levels in super().forward(features))
-
-
-def default_keys() -> CfgNode:
-    """Give the keys that every engine understands."""
-    return CfgNode(SHARED)
 
 
 def check(cfg: CfgNode) -> None:

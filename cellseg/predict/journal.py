@@ -21,9 +21,9 @@ from typing import IO, Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from cellseg.config import flatten
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_json
-from cellseg.learn.config import flatten
 from cellseg.predict.images import ListedImage
 from cellseg.predictions import Predictions
 

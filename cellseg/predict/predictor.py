@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import runs
+from cellseg.config import building, check_prediction_values, load_config, merge_options
+from cellseg.device import mixed_precision
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import load_weights
-from cellseg.learn.config import building, load_config, merge_options
-from cellseg.learn.step import mixed_precision
 from cellseg.network import Found, build_network
+from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile, plan_tiles
-from cellseg.predict.views import check_looks, plan_views
+from cellseg.predict.views import plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.view import View, to_tensor
@@ -88,7 +88,7 @@ class Predictor:
         self.cfg = cfgs[0]
         self.batch = self.cfg.TEST.BATCH
         for cfg in cfgs:
-            check_looks(cfg)
+            check_prediction_values(cfg)
 
     @classmethod
     def of_run(

@@ -34,12 +34,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.stains import EOSIN, HAEMATOXYLIN
 
 Floats = NDArray[np.float32]
-
-# Optical density of one unit of each stain in red, green, blue (Ruifrok & Johnston).
-HAEMATOXYLIN = (0.65, 0.70, 0.29)
-EOSIN = (0.07, 0.99, 0.11)
 
 EPITHELIAL, LYMPHOCYTE, NEUTROPHIL, MACROPHAGE = range(4)
 # Median area in pixels of the homework's cells, class by class.

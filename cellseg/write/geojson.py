@@ -16,8 +16,8 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from cellseg.files import to_json, write_atomic
+from cellseg.outline import trace
 from cellseg.rle import RLE, decode
-from cellseg.write.outline import trace
 
 Feature = dict[str, Any]
 Colour = tuple[int, int, int]

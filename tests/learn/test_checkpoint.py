@@ -11,7 +11,9 @@ import torch
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import RunCheckpointer, load_initial_weights, load_weights
+from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.weights import load_initial_weights
+from cellseg.network.weights import load_weights
 
 
 class Counter:

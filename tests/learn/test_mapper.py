@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn import config
 from cellseg.learn.augment import Augmentations
 from cellseg.learn.mapper import CellMapper, build_stream
 from cellseg.learn.samples import load_training_data

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from cellseg.learn import config
+from cellseg import config
+from cellseg.keys import TRAINING_RANGES
 from cellseg.learn.optimizer import (
     build_optimizer,
     build_schedule,
     clip_gradients,
     load_optimizer_state,
+    set_schedule,
 )
 from cellseg.network import build_network
 
@@ -164,7 +166,7 @@ def test_norm_layers_of_a_whole_network(tiny, engine):
 
 def rates(n, *options):
     cfg = configured("SOLVER.BASE_LR", "8", "SOLVER.MAX_ITER", str(n), *options)
-    config.set_schedule(cfg, 1000)
+    set_schedule(cfg, 1000)
     optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
     scheduler = build_schedule(cfg, optimizer)
     seen = []
@@ -203,7 +205,7 @@ def test_steps_by_hand():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", config.SCHEDULERS)
+@pytest.mark.parametrize("name", TRAINING_RANGES["SOLVER.LR_SCHEDULER_NAME"])
 def test_runs_too_short_for_their_schedule(name, n):
     options = ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEP_FRACTIONS", "(0.7778, 0.9259)"]
     found = rates(n, *options)  # the warm-up of 1000 iterations is longer
@@ -212,7 +214,7 @@ def test_runs_too_short_for_their_schedule(name, n):
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("name", config.SCHEDULERS)
+@pytest.mark.parametrize("name", TRAINING_RANGES["SOLVER.LR_SCHEDULER_NAME"])
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize(
     ("rescaled", "warmup"),

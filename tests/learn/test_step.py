@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cellseg import runs
+from cellseg.config import default_config
 from cellseg.learn import step as step_module
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.config import default_config
 from cellseg.learn.hooks import Checkpoints, Validation
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep

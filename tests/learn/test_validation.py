@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from cellseg.learn.samples import load_training_data
-from cellseg.learn.validation import as_results, draw_middle, validate
-from cellseg.look.overlay import draw_comparison
+from cellseg.learn.validation import as_results, validate
 from cellseg.predictions import Predictions
 from cellseg.read.tiff import read_image
+from cellseg.score.ap import mask_ap
 
 
 @pytest.fixture
@@ -18,10 +17,8 @@ def data(cells):
     return load_training_data(str(cells), str(cells / "train__annot.json"), 0.4, "", 0)
 
 
-def encode_masks(masks):
-    """Encode `(N, H, W)` uint8 by pycocotools."""
-    encoded = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
-    return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
+def score(gt, results):
+    return mask_ap(gt, results, (100,))[100]
 
 
 def truth_of(samples):
@@ -42,7 +39,7 @@ def truth_of(samples):
 
 
 def test_the_truth_scores_full_marks(data):
-    result = validate(truth_of(data.held_out), data, data.held_out)
+    result = validate(truth_of(data.held_out), score, data, data.held_out)
     assert result.ap == pytest.approx(1)
     assert result.ap50 == pytest.approx(1)
 
@@ -54,13 +51,13 @@ def test_nothing_scores_none(data):
             image.shape[:2], np.zeros((0, 4), np.float32), empty, np.zeros(0, int), []
         )
 
-    assert validate(predict, data, data.held_out).ap50 == 0
+    assert validate(predict, score, data, data.held_out).ap50 == 0
 
 
 def test_only_the_held_out_images_count(data):
     """Others would be misses: only what is predicted may be in the truth."""
     (one,) = data.held_out[:1]
-    assert validate(truth_of([one]), data, [one]).ap50 == pytest.approx(1)
+    assert validate(truth_of([one]), score, data, [one]).ap50 == pytest.approx(1)
 
 
 def test_ids_of_the_file():
@@ -75,34 +72,11 @@ def test_ids_of_the_file():
     ]
 
 
-def test_pictures_of_the_first_images(data):
+def test_the_first_images_are_shown(data):
     samples = data.train + data.held_out
-    shown = {}
-    validate(truth_of(samples), data, samples, lambda name, picture: shown.update({name: picture}))
-    assert list(shown) == [f"held out/{sample['name']}" for sample in samples[:4]]
-
-
-def test_of_a_large_image_the_middle_is_drawn():
-    """A cell in the middle, one cut by the window's edge, one outside, and an unlikely one."""
-    image = np.full((600, 1000, 3), 200, np.uint8)
-    corners = [(500, 300), (239, 300), (100, 300), (600, 300)]  # the window is from 244 and 44
-    masks = np.zeros((4, 600, 1000), np.uint8)
-    for mask, (x, y) in zip(masks, corners, strict=True):
-        mask[y : y + 10, x : x + 10] = 1
-    rles = encode_masks(masks)
-    classes = np.array([0, 1, 0, 1])
-    annotations = zip(rles, classes.tolist(), strict=True)
-    sample = {"annotations": [{"segmentation": rle, "class": c} for rle, c in annotations]}
-    scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
-    found = Predictions((600, 1000), np.zeros((4, 4), np.float32), scores, classes, rles)
-    true, likely = [0, 1, 3], [0, 1]
-    expected = draw_comparison(
-        image[44:556, 244:756],
-        encode_masks(masks[true, 44:556, 244:756]),
-        classes[true],
-        encode_masks(masks[likely, 44:556, 244:756]),
-        classes[likely],
-        ["a", "b"],
-        scores[likely],
-    )
-    assert (draw_middle(image, sample, found, ["a", "b"]) == expected).all()
+    shown = []
+    validate(truth_of(samples), score, data, samples, lambda *what: shown.append(what))
+    assert [sample for sample, _, _ in shown] == samples[:4]
+    for sample, image, detections in shown:
+        assert image.shape == (sample["height"], sample["width"], 3)
+        assert detections.masks == [a["segmentation"] for a in sample["annotations"]]

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn import config
-from cellseg.learn.checkpoint import load_initial_weights
-from cellseg.learn.weights import check_pickle, choose_initial_weights, local_weights
+from cellseg.learn.weights import (
+    check_pickle,
+    choose_initial_weights,
+    load_initial_weights,
+    local_weights,
+)
 from cellseg.network import build_network
 
 R50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

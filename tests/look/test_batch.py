@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 
 from cellseg.cellmasks import CellMasks
-from cellseg.look.batch import draw_batch
-from cellseg.look.overlay import class_colour
+from cellseg.look.batch import draw_batch, draw_middle
+from cellseg.look.overlay import class_colour, draw_comparison
+from cellseg.predictions import Predictions
 
 
 def sample(height, width, colour, cells=()):
@@ -59,3 +61,35 @@ def test_a_batch_without_cells():
     picture = draw_batch([sample(1, 1, (1, 2, 3))], ["a"], "RGB")
     assert at(picture, 0, 0) == (1, 2, 3)
     assert picture.dtype == np.uint8
+
+
+def encode_masks(masks):
+    """Encode `(N, H, W)` uint8 by pycocotools."""
+    encoded = [coco_mask.encode(np.asfortranarray(mask)) for mask in masks]
+    return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
+
+
+def test_of_a_large_image_the_middle_is_drawn():
+    """A cell in the middle, one cut by the window's edge, one outside, and an unlikely one."""
+    image = np.full((600, 1000, 3), 200, np.uint8)
+    corners = [(500, 300), (239, 300), (100, 300), (600, 300)]  # the window is from 244 and 44
+    masks = np.zeros((4, 600, 1000), np.uint8)
+    for mask, (x, y) in zip(masks, corners, strict=True):
+        mask[y : y + 10, x : x + 10] = 1
+    rles = encode_masks(masks)
+    classes = np.array([0, 1, 0, 1])
+    annotations = zip(rles, classes.tolist(), strict=True)
+    sample = {"annotations": [{"segmentation": rle, "class": c} for rle, c in annotations]}
+    scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
+    found = Predictions((600, 1000), np.zeros((4, 4), np.float32), scores, classes, rles)
+    true, likely = [0, 1, 3], [0, 1]
+    expected = draw_comparison(
+        image[44:556, 244:756],
+        encode_masks(masks[true, 44:556, 244:756]),
+        classes[true],
+        encode_masks(masks[likely, 44:556, 244:756]),
+        classes[likely],
+        ["a", "b"],
+        scores[likely],
+    )
+    assert (draw_middle(image, sample, found, ["a", "b"]) == expected).all()

@@ -17,13 +17,13 @@ from hypothesis.extra.numpy import arrays
 from cellseg.errors import InputError
 from cellseg.look import gallery, plots
 from cellseg.look.gallery import Example, View
+from cellseg.outline import trace
 from cellseg.rle import areas, boxes_xyxy, runs_of_labels
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import tally
 from cellseg.score.labelmap import compare
 from cellseg.score.match import side_by_side
 from cellseg.score.summary import difference, score
-from cellseg.write.outline import trace
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"

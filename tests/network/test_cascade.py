@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from cellseg import config
 from cellseg.cellmasks import CellMasks
-from cellseg.learn import config
 from cellseg.network import build_network
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cellseg.learn.config import load_config
+from cellseg.config import load_config
 from cellseg.network import build_network
 
 pytestmark = pytest.mark.detectron2

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from cellseg import config
 from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
-from cellseg.learn import config
-from cellseg.learn.checkpoint import load_initial_weights
-from cellseg.network import build_network
+from cellseg.learn.weights import load_initial_weights
+from cellseg.network import build_network, check_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -203,7 +203,7 @@ def test_networks_that_do_not_fit(build, name, expected):
 
 def test_an_unknown_name_is_refused_before_weights_are_looked_for(load):
     with pytest.raises(InputError, match="timm has no such network"):
-        config.check_values(load("convnextv2_bsae"))
+        check_network(load("convnextv2_bsae"))
 
 
 def test_without_timm(load, monkeypatch):

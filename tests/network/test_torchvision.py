@@ -14,9 +14,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d, box_iou, roi_align
 
 import cellseg.network.torchvision as engine
+from cellseg import config
 from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
-from cellseg.learn import config
 from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, check, initial_weights
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn import config
 from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal, signature
 from cellseg.predictions import Predictions

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn import config
 from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Look, Predictor, join

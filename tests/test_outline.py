@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from cellseg.outline import trace
 from cellseg.rle import Runs, encode, runs_of_labels
-from cellseg.write.outline import trace
 
 
 def outline(rows):

@@ -8,10 +8,12 @@ from fvcore.common.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn import config
-from cellseg.network import build_network
-from cellseg.network.keys import DETECTRON2_ALONE, SHARED
+from cellseg.keys import DETECTRON2_ALONE, SHARED
+from cellseg.learn.optimizer import set_schedule
+from cellseg.learn.scale import follow_data
+from cellseg.network import build_network, check_network
 
 MODELS = {  # parameters in millions, with the frozen ones
     "demo": 6,
@@ -220,8 +222,9 @@ def test_bad_options(options, expected):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["SOLVER.OPTIMIZER", "adagrad"], "--optimizer adagrad: unknown; did you mean Adagrad?"),
-        (["SOLVER.OPTIMIZER", "LBFGS"], "there are SGD, Adam, AdamW, Adagrad"),
+        (["SOLVER.OPTIMIZER", "adagrad"], "--optimizer (SOLVER.OPTIMIZER) adagrad: one of SGD, "),
+        (["SOLVER.OPTIMIZER", "adagrad"], "; did you mean Adagrad?"),
+        (["SOLVER.OPTIMIZER", "LBFGS"], "one of SGD, Adam, AdamW, Adagrad is expected"),
         (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], "did you mean WarmupCosineLR?"),
         (["SOLVER.BASE_LR", "0"], "--lr (SOLVER.BASE_LR) 0.0: a positive"),
         (["SOLVER.BASE_LR", "-0.1"], "--lr (SOLVER.BASE_LR) -0.1: a positive"),
@@ -230,31 +233,76 @@ def test_bad_options(options, expected):
         (["SOLVER.IMS_PER_BATCH", "0"], "--batch_size (SOLVER.IMS_PER_BATCH) 0: a positive"),
         (["SOLVER.MAX_ITER", "-1"], "SOLVER.MAX_ITER -1: a positive"),
         (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD 0: a positive"),
-        (["SOLVER.EPOCHS", "-1"], "--epochs (SOLVER.EPOCHS) -1.0: a number that is not negative"),
-        (["SOLVER.WARMUP_ITERS", "-1"], "SOLVER.WARMUP_ITERS -1: a number that is not negative"),
+        (["SOLVER.EPOCHS", "-1"], "--epochs (SOLVER.EPOCHS) -1.0: a number of 0 or more"),
+        (["SOLVER.WARMUP_ITERS", "-1"], "SOLVER.WARMUP_ITERS -1: a number of 0 or more"),
         (["SOLVER.WEIGHT_DECAY", "nan"], "SOLVER.WEIGHT_DECAY nan"),
         (["TEST.EVAL_PERIOD", "-2"], "TEST.EVAL_PERIOD -2"),
         (["DATALOADER.NUM_WORKERS", "-1"], "--num_workers (DATALOADER.NUM_WORKERS) -1"),
-        (["DATA.VAL_FRACTION", "1"], "--val_fraction 1.0: a number from 0 to below 1"),
-        (["DATA.VAL_FRACTION", "-0.1"], "--val_fraction -0.1"),
+        (
+            ["DATA.VAL_FRACTION", "1"],
+            "--val_fraction (DATA.VAL_FRACTION) 1.0: a number from 0 to below 1",
+        ),
+        (["DATA.VAL_FRACTION", "-0.1"], "--val_fraction (DATA.VAL_FRACTION) -0.1"),
         (["DATA.FOLDS", "-2"], "DATA.FOLDS -2 and DATA.FOLD 0: 2 folds"),
         (["DATA.FOLDS", "1"], "DATA.FOLDS 1 and DATA.FOLD 0: 2 folds"),
         (["DATA.FOLD", "3"], "DATA.FOLDS 0 and DATA.FOLD 3: 2 folds"),
         (["DATA.FOLDS", "3", "DATA.FOLD", "4"], "DATA.FOLDS 3 and DATA.FOLD 4: 2 folds"),
-        (["INPUT.FORMAT", "YUV"], "INPUT.FORMAT YUV: RGB or BGR"),
-        (["DATA.VAL_FRACTION", "nan"], "--val_fraction nan"),
+        (["INPUT.FORMAT", "YUV"], "INPUT.FORMAT YUV: one of RGB, BGR is"),
+        (["DATA.VAL_FRACTION", "nan"], "--val_fraction (DATA.VAL_FRACTION) nan"),
         (["SOLVER.BASE_LR_END", "1"], "SOLVER.BASE_LR_END 1.0: no more than"),
-        (["SEED", "-2"], "--seed -2: a number from 0"),
-        (["SEED", str(2**32)], "--seed 4294967296: a number from 0"),
-        (["SOLVER.STEPS", "(5, 3)"], "SOLVER.STEPS (5, 3): rising"),
-        (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS ('a',): rising"),
-        (["SOLVER.STEP_FRACTIONS", "(0.5, 0.5)"], "SOLVER.STEP_FRACTIONS (0.5, 0.5): rising"),
-        (["DATALOADER.REPEAT_THRESHOLD", "-1"], "DATALOADER.REPEAT_THRESHOLD -1.0: a number that"),
+        (["SEED", "-2"], "--seed (SEED) -2: a number from -1 to 4294967295"),
+        (["SEED", str(2**32)], "--seed (SEED) 4294967296: a number from -1"),
+        (
+            ["SOLVER.STEPS", "(5, 3)"],
+            "SOLVER.STEPS (5, 3): a list of rising numbers (a positive number each)",
+        ),
+        (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS ('a',): a list of rising"),
+        (
+            ["SOLVER.STEP_FRACTIONS", "(0.5, 0.5)"],
+            "SOLVER.STEP_FRACTIONS (0.5, 0.5): a list of rising",
+        ),
+        (["DATALOADER.REPEAT_THRESHOLD", "-1"], "DATALOADER.REPEAT_THRESHOLD -1.0: a number of"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "fullmodel"], "one of value, norm, full_model is"),
         (["INPUT.ZOOM", "-1"], "INPUT.ZOOM -1.0: a number from 0 to 100"),
-        (["TEST.SYMMETRIES", "3"], "TEST.SYMMETRIES 3: 1 (none), 2"),
-        (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False: GeneralizedRCNN with masks on"),
-        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "RetinaNet with MODEL.MASK_ON True"),
+        (["TEST.SYMMETRIES", "3"], "TEST.SYMMETRIES 3: one of 1, 2, 4, 8 is"),
+        (["TEST.SYMMETRIES", "0"], "TEST.SYMMETRIES 0: one of"),
+        (["TEST.SCALES", "()"], "TEST.SCALES (): a list of one or more numbers (a number from 0.1"),
+        (["TEST.SCALES", "(1.0, -1.0)"], "TEST.SCALES (1.0, -1.0): a list"),
+        (["TEST.SCALES", "(11,)"], "TEST.SCALES (11,): a list"),
+        (["TEST.SCALES", "('1',)"], "TEST.SCALES ('1',): a list"),
+        (["TEST.BATCH", "0"], "--batch (TEST.BATCH) 0: a number of 1 or more"),
+        (["TEST.TILE", "-1"], "TEST.TILE -1: a number of 0 or more"),
+        (["TEST.OVERLAP", "-5"], "TEST.OVERLAP -5: a number of 0 or more"),
+        (["INPUT.ZOOM", "nan"], "INPUT.ZOOM nan"),
+        (["INPUT.ZOOM", "1e9"], "INPUT.ZOOM 1000000000.0"),
+        (["INPUT.MIN_SIZE_TEST", "-3"], "INPUT.MIN_SIZE_TEST -3: a number from 0 to 100000"),
+        (["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST 0: a number from 1 to 100000"),
+        (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "nan"], "SCORE_THRESH_TEST nan: a number"),
+        (["MODEL.ROI_HEADS.NMS_THRESH_TEST", "-0.5"], "NMS_THRESH_TEST -0.5: a number from 0 to 1"),
+        (["TEST.DETECTIONS_PER_IMAGE", "-1"], "TEST.DETECTIONS_PER_IMAGE -1: a number of 1 or"),
+        (["TEST.MASK_IOU", "0"], "TEST.MASK_IOU 0.0: a number above 0 and up to 1"),
+        (["TEST.MASK_IOU", "1.5"], "TEST.MASK_IOU 1.5: a number above 0"),
+        (["INPUT.RANDOM_FLIP", "horizontl"], "INPUT.RANDOM_FLIP horizontl: one of none, horizont"),
+        (
+            ["INPUT.BRIGHTNESS", "(1.1, 0.9)"],
+            "INPUT.BRIGHTNESS (1.1, 0.9): a list of two numbers, ",
+        ),
+        (["INPUT.BRIGHTNESS", "(1.1,)"], "INPUT.BRIGHTNESS (1.1,): a list of two numbers"),
+        (["INPUT.CONTRAST", "(-0.1, 1.0)"], "INPUT.CONTRAST (-0.1, 1.0): a list of two numbers"),
+        (["INPUT.CONTRAST", "(0.1, 1e999)"], "INPUT.CONTRAST (0.1, inf): a list of two numbers"),
+        (["INPUT.CONTRAST", "('a', 'b')"], "INPUT.CONTRAST ('a', 'b'): a list of two numbers"),
+        (["INPUT.STAIN_JITTER", "1.5"], "INPUT.STAIN_JITTER 1.5: a number from 0 to 1"),
+        (["INPUT.BLUR", "inf"], "INPUT.BLUR inf: a number of 0 or more"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN (): a list of one or more numbers"),
+        (["INPUT.MIN_SIZE_TRAIN", "(1.5,)"], "INPUT.MIN_SIZE_TRAIN (1.5,): a list of one or mo"),
+        (["INPUT.MAX_SIZE_TRAIN", "0"], "INPUT.MAX_SIZE_TRAIN 0: a positive"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"], "one of choice, range is expected"),
+        (["INPUT.CROP.TYPE", "half"], "INPUT.CROP.TYPE half: one of relative"),
+        (["INPUT.CROP.SIZE", "[0.5, 1.5]"], "INPUT.CROP.SIZE [0.5, 1.5]: a list of two numbers"),
+        (
+            ["INPUT.CROP.SIZE", "[0.5]"],
+            "INPUT.CROP.SIZE [0.5]: a list of two numbers (a number abo",
+        ),
     ],
 )
 def test_values_out_of_range(options, expected):
@@ -265,10 +313,40 @@ def test_values_out_of_range(options, expected):
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "MIN_SIZE_TRAIN (9,8) MIN_SIZE_TRAIN_SAMPLING range",
+            r"MIN_SIZE_TRAIN \(9, 8\): .* lower",
+        ),
+        ("CROP.TYPE absolute", r"CROP.SIZE .*0\.5.* whole number .* with INPUT.CROP.TYPE absolute"),
+        ("CROP.TYPE absolute_range CROP.SIZE [5,4]", r"CROP.SIZE \[5, 4\]: .* lower one first"),
+    ],
+)
+def test_values_that_do_not_go_with_another(options, expected):
+    cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
+    words = options.split()
+    words[::2] = [f"INPUT.{key}" for key in words[::2]]
+    config.merge_options(cfg, words)
+    with pytest.raises(InputError, match=f"INPUT.{expected}"):
+        config.check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    "options", [["MODEL.MASK_ON", "False"], ["MODEL.META_ARCHITECTURE", "RetinaNet"]]
+)
+def test_a_network_without_masks(options):
+    cfg = config.load_recipe("demo")
+    config.merge_options(cfg, options)
+    with pytest.raises(InputError, match=r"META_ARCHITECTURE .*GeneralizedRCNN with masks on"):
+        check_network(cfg)
+
+
 def scheduled(n_images, *options):
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
     config.merge_options(cfg, options)
-    config.set_schedule(cfg, n_images)
+    set_schedule(cfg, n_images)
     return cfg
 
 
@@ -357,7 +435,7 @@ def cells_of(*sides):
 def test_what_follows_from_the_data():
     """Ten cells of 20 px: 30 px on features of stride 4, hence larger by a half."""
     cfg = config.load_recipe("small_fpn", "torchvision")
-    zoom, anchors = config.follow_data(cfg, cells_of(*[(20, 20)] * 10))
+    zoom, anchors = follow_data(cfg, cells_of(*[(20, 20)] * 10))
     assert cfg.INPUT.ZOOM == 1.5
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[30.0], [60.0], [120.0]]
     assert cfg.DATA.LONGEST_CELL == 20
@@ -368,7 +446,7 @@ def test_what_follows_from_the_data():
 def test_the_coarser_features_of_dc5_want_larger_cells():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
     cfg.INPUT.ZOOM_FROM_DATA = True
-    config.follow_data(cfg, cells_of((28, 28)))
+    follow_data(cfg, cells_of((28, 28)))
     assert cfg.INPUT.ZOOM == 2.0  # 56 px on features of stride 16, not 32: res5 is dilated
 
 
@@ -376,7 +454,7 @@ def test_what_is_given_does_not_follow_from_the_data():
     cfg = config.load_recipe("small_fpn", "torchvision")
     options = ["INPUT.ZOOM", "1.25", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[9],[10]]"]
     config.merge_options(cfg, options)
-    assert config.follow_data(cfg, cells_of((20, 20))) == []
+    assert follow_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 1.25
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10]]
 
@@ -386,7 +464,7 @@ def test_anchors_without_a_fixed_zoom_follow_from_that_of_the_crops():
     cfg = config.load_recipe("small_fpn", "torchvision")
     half = ["INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"]
     config.merge_options(cfg, [*half, "INPUT.MIN_SIZE_TRAIN", "(608,)"])
-    (anchors,) = config.follow_data(cfg, cells_of((20, 20)))
+    (anchors,) = follow_data(cfg, cells_of((20, 20)))
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[61.0], [122.0], [243.0]]
     assert anchors.endswith("zoomed by 3.04")
@@ -407,13 +485,13 @@ def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, zoom
     for name, lines in {"mine": f"_BASE_: base.yaml\n{text}", "last": "_BASE_: mine.yaml"}.items():
         (tmp_path / f"{name}.yaml").write_text(lines + "\n")
         cfg = config.load_config(tmp_path / f"{name}.yaml", "torchvision")
-        config.follow_data(cfg, cells_of((20, 20)))
-        config.set_schedule(cfg, 80)  # in batches of 8
+        follow_data(cfg, cells_of((20, 20)))
+        set_schedule(cfg, 80)  # in batches of 8
         assert (cfg.INPUT.ZOOM, cfg.SOLVER.MAX_ITER) == (zoom, iterations)
 
 
 def test_the_mission_sees_images_as_it_did():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
-    assert config.follow_data(cfg, cells_of((20, 20))) == []
+    assert follow_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]

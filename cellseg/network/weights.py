@@ -1,0 +1,152 @@
+"""Files of weights: what they hold, and which of it a network takes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cellseg.errors import InputError
+
+DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    pickle.UnpicklingError,
+)
+"""What torch and pickle raise at a file that isn't what it should be."""
+
+
+def reason(error: Exception) -> str:
+    """Return the beginning of an error's message, or its type's name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Reads the zoo's pickles, which hold numpy arrays; anything else could run code."""
+
+    _ALLOWED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, not arrays alone")
+        return super().find_class(module, name)
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Load the weights of a run, which must be this very network's.
+
+    Raises
+    ------
+    InputError
+        If the file is not a checkpoint, is damaged, or doesn't fit the network.
+    """
+    with loading(path):
+        take_weights(network, read_weights(path)["model"], whole=True)
+
+
+@contextlib.contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file of weights."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise InputError(
+            f"{path}: can't be loaded as weights ({reason(error)}); it may be cut off or "
+            "not be a checkpoint of this network: fetch it again or name another"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Read a file of weights: of torch, .safetensors, or a .pkl of Detectron2's zoo.
+
+    Weights are data: nothing in the file is run.
+
+    Raises
+    ------
+    Exception
+        One of `DAMAGE`.
+    """
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            loaded = _ArraysAlone(file, encoding="latin1").load()
+    elif path.suffix == ".safetensors":
+        loaded = _read_safetensors(path)
+    else:
+        loaded = _read_torch(path)
+    if not isinstance(loaded, dict):
+        raise TypeError("not a checkpoint")
+    return loaded
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, LookupError, EOFError):
+        # What torch says of such a file ends in advice to run it.
+        raise ValueError("cut off, or not weights alone but a pickle that can run code") from None
+    return loaded
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Any] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(error) from error
+    return state
+
+
+def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> int:
+    """Put the weights whose name and shape fit into a network, and return their number.
+
+    Raises
+    ------
+    ValueError
+        If they are not all of the network's (with `whole`), or less than half of them fit.
+    """
+    own = network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(fitting, strict=False)
+    missing = [name for name in own if name not in fitting]
+    learnt = dict(network.named_parameters())
+    if missing and (whole or learnt.keys() <= set(missing)):
+        raise ValueError(
+            f"{len(missing)} of the network's {len(own)} weights are missing or have another "
+            f"shape, {missing[0]} first"
+        )
+    given, taken = (sum(v.numel() for v in values.values()) for values in (state, fitting))
+    if not whole and 2 * taken < given:  # a few names are alike in networks of all kinds
+        raise ValueError(f"only {taken:,} of its {given:,} numbers have a place in this network")
+    log = logging.getLogger(__name__)
+    for name in missing:
+        log.info("%s is not in the initial weights", name)
+    for name in state.keys() - fitting.keys():
+        log.info("%s of the initial weights fits nowhere", name)
+    return len(fitting)
