@@ -331,6 +331,9 @@ class Numbers:
         return f"a list of {count}{order}numbers{last} ({self.each} each)"
 
 
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
+SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
+
 Allowed = Range | Numbers | tuple[Any, ...]  # a tuple has all values that there are
 
 _SHARE = Range(0, 1)
@@ -375,8 +378,8 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "INPUT.BLUR": _NOT_NEGATIVE,
     "INPUT.STAIN_JITTER": _SHARE,
     "INPUT.COPY_PASTE": _SHARE,
-    "SOLVER.OPTIMIZER": ("SGD", "Adam", "AdamW", "Adagrad"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupCosineLR", "WarmupMultiStepLR"),
+    "SOLVER.OPTIMIZER": OPTIMIZERS,
+    "SOLVER.LR_SCHEDULER_NAME": SCHEDULERS,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,

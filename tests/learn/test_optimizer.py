@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cellseg import config
-from cellseg.keys import TRAINING_RANGES
+from cellseg.keys import SCHEDULERS
 from cellseg.learn.optimizer import (
     build_optimizer,
     build_schedule,
@@ -205,7 +205,7 @@ def test_steps_by_hand():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", TRAINING_RANGES["SOLVER.LR_SCHEDULER_NAME"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_too_short_for_their_schedule(name, n):
     options = ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEP_FRACTIONS", "(0.7778, 0.9259)"]
     found = rates(n, *options)  # the warm-up of 1000 iterations is longer
@@ -214,7 +214,7 @@ def test_runs_too_short_for_their_schedule(name, n):
 
 
 @pytest.mark.detectron2
-@pytest.mark.parametrize("name", TRAINING_RANGES["SOLVER.LR_SCHEDULER_NAME"])
+@pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize(
     ("rescaled", "warmup"),
