@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,19 +15,19 @@ from cellseg.device import count_cores
 from cellseg.errors import InputError
 from cellseg.files import write_json
 from cellseg.read.annotate import (
-    AnnotatedImage,
     annotate_coco_image,
     annotate_image,
     read_coco_images,
 )
-from cellseg.read.coco import build_coco
+from cellseg.read.coco import AnnotatedImage, build_coco
+from cellseg.read.images import read_test_list
 from cellseg.read.layout import (
     CLASS_NAMES,
     TEST_LIST,
     list_train_folders,
-    read_test_list,
     train_image,
 )
+from cellseg.read.names import short_name
 from utils import ANNOTATIONS, DATA, CommandParser, run_command, shown
 
 DESCRIPTION = """\
@@ -167,16 +167,10 @@ def summary(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str
     lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
     odd: Counter[str] = sum((image.odd for image in images), Counter())
     for what, count in sorted(odd.items()):
-        where = [_name(image.file_name) for image in images if image.odd[what]]
+        where = [short_name(image.file_name) for image in images if image.odd[what]]
         more = ", …" if len(where) > 3 else ""
         lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
     return "\n".join(lines)
-
-
-def _name(file_name: str) -> str:
-    """Name an image by its folder in train/, which is how people know it."""
-    path = PurePosixPath(file_name)
-    return path.parent.name if path.parts[:1] == ("train",) else file_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

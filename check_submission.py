@@ -7,8 +7,8 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.read.cells import read_image_list
 from cellseg.read.coco import load_coco
+from cellseg.read.images import list_entry, read_image_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.write.submission import check_submission
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         category_ids = sorted(category["id"] for category in load_coco(annotations)["categories"])
     else:
         category_ids = list(range(1, len(CLASS_NAMES) + 1))
-    images = read_image_list(args.data / TEST_LIST, "take it as the data was handed out")
+    listed = read_image_list(args.data / TEST_LIST, "take it as the data was handed out")
+    images = [list_entry(image) for image in listed]
     count, empty = check_submission(args.submission, images, category_ids)
     if not count:
         raise InputError(

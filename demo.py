@@ -18,10 +18,9 @@ from cellseg.files import read_json
 from cellseg.look.overlay import draw_comparison, write_png
 from cellseg.read import synthetic
 from cellseg.read.coco import class_names
-from cellseg.read.results import read_results
+from cellseg.read.ground_truth import read_truth
+from cellseg.read.results import read_results, side_by_side
 from cellseg.read.tiff import read_image
-from cellseg.score.match import side_by_side
-from cellseg.score.truth import read_truth
 
 SURE = 0.5  # cells that score less are left out of the pictures
 

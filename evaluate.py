@@ -9,7 +9,9 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic, write_json
-from cellseg.read.results import beside, newest_results
+from cellseg.read.coco import class_names
+from cellseg.read.ground_truth import implied_truth, read_scored
+from cellseg.read.results import beside, newest_results, side_by_side
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference, score
 from cellseg.score.tables import (
@@ -19,7 +21,6 @@ from cellseg.score.tables import (
     difference_as_text,
     per_image,
 )
-from cellseg.score.truth import implied_truth, read_scored
 from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
@@ -145,13 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     scores = [
         score(
-            truth,
-            results,
+            side_by_side(truth, results, path),
+            class_names(truth),
             score_threshold=args.score_threshold,
             overlap=args.overlap,
             n_resamples=args.resamples,
             seed=args.seed,
-            source=path,
             progress=True,
         )
         for path, results in zip(paths, all_results, strict=True)

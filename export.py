@@ -12,16 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.images import ImageCells
 from cellseg.look.overlay import class_colour, draw_overlay, write_png
 from cellseg.read.cells import (
-    ImageCells,
     is_annotations,
     read_annotated_cells,
     read_predicted_cells,
 )
 from cellseg.read.results import newest_results
 from cellseg.read.window import open_image, open_image_of
-from cellseg.rle import boxes_xyxy, crop_runs, decode, encode
+from cellseg.rle import crop_runs, decode, encode
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
 from utils import DATA, RUNS, CommandParser, run_command, share, shown
@@ -118,8 +118,13 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
 def _at_least(threshold: float, image: ImageCells) -> ImageCells:
     assert image.scores is not None
     keep = np.flatnonzero(image.scores >= threshold)
-    masks = [image.masks[n] for n in keep]
-    return replace(image, masks=masks, classes=image.classes[keep], scores=image.scores[keep])
+    return replace(
+        image,
+        masks=[image.masks[n] for n in keep],
+        classes=image.classes[keep],
+        boxes=image.boxes[keep],
+        scores=image.scores[keep],
+    )
 
 
 def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path, bar: tqdm) -> int:
@@ -164,7 +169,7 @@ def scale_to_finest(image: ImageCells) -> tuple[float, float]:
 
 def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
     """Draw an image's cells on it: one picture, or one for each window of a large image."""
-    boxes = boxes_xyxy(decode(image.masks, image.size))
+    boxes = image.boxes
     height, width = image.size
     whole = max(image.size) <= WINDOW
     with open_image_of(image.path, image.size, image.level) as pixels:

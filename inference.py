@@ -14,7 +14,7 @@ from cellseg.errors import InputError
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from cellseg.predict.images import ListedImage
+    from cellseg.images import ImageRecord
     from cellseg.predict.journal import Journal
     from cellseg.predict.predictor import Predictor
     from cellseg.predict.shares import Plans
@@ -168,16 +168,16 @@ def load_predictor(args: argparse.Namespace, weights: Sequence[Path]) -> Predict
     return Predictor(networks, cfgs)
 
 
-def list_wanted(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ListedImage]]:
+def list_wanted(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ImageRecord]]:
     """List the images to predict, and name the results."""
     from cellseg import runs
-    from cellseg.predict import images
+    from cellseg.read import images
     from cellseg.read.results import FILE_NAME
 
     if args.images:
         return "images-results.json", images.list_any_images(args.images, args.level)
     if args.dataset == "test":
-        return FILE_NAME, images.list_test_images(args.data)
+        return FILE_NAME, images.read_test_list(args.data)
     annotations = args.annotations or args.data / utils.ANNOTATIONS
     names = None
     if args.dataset == "val":
@@ -264,14 +264,16 @@ def place_of_results(output: Path, name: str) -> Path:
 
 
 def plan_images(
-    predictor: Predictor, images: Sequence[ListedImage]
+    predictor: Predictor, images: Sequence[ImageRecord]
 ) -> tuple[Plans, dict[int, str]]:
     """Plan the tiles of the images, by their numbers in the list, and say which are bad."""
+    from cellseg.read.images import read_size
+
     plans: dict[int, TilePlan] = {}
     bad: dict[int, str] = {}
     for number, image in enumerate(images):
         try:
-            size = image.read_size()
+            size = read_size(image)
         except InputError as error:
             bad[number] = str(error)
         else:
@@ -284,7 +286,7 @@ def predict(
     weights: Sequence[Path],
     predictor: Predictor,
     journal: Journal,
-    images: Sequence[ListedImage],
+    images: Sequence[ImageRecord],
     plans: Plans,
 ) -> None:
     """Predict the tiles that are missing, in this process or in several."""
@@ -308,7 +310,7 @@ def _predict_in_process(
     args: argparse.Namespace,
     weights: Sequence[Path],
     journal: Journal,
-    images: Sequence[ListedImage],
+    images: Sequence[ImageRecord],
     plans: Plans,
 ) -> None:
     utils.quiet_libraries()
@@ -327,12 +329,13 @@ def write(
     args: argparse.Namespace,
     predictor: Predictor,
     journal: Journal,
-    what: tuple[Path, list[ListedImage], Plans, dict[int, str]],
+    what: tuple[Path, list[ImageRecord], Plans, dict[int, str]],
     category_ids: Sequence[int],
 ) -> None:
     """Merge the tiles into the results, zip them where they are to be submitted, and check."""
     from cellseg.files import write_json
     from cellseg.predict.shares import joined
+    from cellseg.read.images import list_entry
     from cellseg.read.results import beside
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
@@ -345,7 +348,7 @@ def write(
         if not mine:  # of results that were there before
             beside(results, other).unlink(missing_ok=True)
     used = [image for number, image in enumerate(images) if number not in bad]
-    listed = [image.entry() for image in used]
+    listed = [list_entry(image) for image in used]
     if args.images:
         write_json(beside(results, "list"), listed, indent=1)
     truth = write_truth(args, results, used) if annotated else None
@@ -369,7 +372,7 @@ def write(
         print(f"score them: python evaluate.py {utils.shown(results)} --truth {utils.shown(truth)}")
 
 
-def write_truth(args: argparse.Namespace, results: Path, images: Sequence[ListedImage]) -> Path:
+def write_truth(args: argparse.Namespace, results: Path, images: Sequence[ImageRecord]) -> Path:
     """Write the annotations of the images beside their results, which are scored by them.
 
     By the whole annotation file, all cells of images that were not held out would count as

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.look.gallery import View
+from cellseg.images import ImageCells, Scene
 from cellseg.look.report import Content, write_report
-from cellseg.read.cells import ImageCells, is_annotations, read_predicted_cells
+from cellseg.read.cells import is_annotations, read_predicted_cells
 from cellseg.read.coco import class_names
+from cellseg.read.ground_truth import implied_truth, read_scored, read_truth
 from cellseg.read.layout import TEST
-from cellseg.read.results import beside, newest_results
+from cellseg.read.results import beside, newest_results, side_by_side
 from cellseg.rle import decode
-from cellseg.score.match import Scene, side_by_side
 from cellseg.score.summary import score
-from cellseg.score.truth import implied_truth, read_scored, read_truth
 from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
@@ -132,15 +132,17 @@ def of_annotations(args: argparse.Namespace) -> Content:
         title=f"Annotations {args.annotations.name}",
         sources=[("annotations", shown(args.annotations))],
         classes=class_names(truth),
-        views=_views(args.data, [side_by_side(truth, [])]),
+        images=_with_paths(args.data, [side_by_side(truth, [])]),
         runs=[],
         has_truth=True,
     )
 
 
-def _views(data: Path, runs: list[list[Scene]]) -> list[View]:
+def _with_paths(data: Path, runs: list[list[Scene]]) -> list[list[Scene]]:
+    """Find the images of one or two runs, and put those of one image together."""
     return [
-        View(find_image(data, scenes[0].name), list(scenes)) for scenes in zip(*runs, strict=True)
+        [replace(scene, path=find_image(data, scene.file_name)) for scene in scenes]
+        for scenes in zip(*runs, strict=True)
     ]
 
 
@@ -151,12 +153,11 @@ def of_results(args: argparse.Namespace, paths: list[Path], truth_path: Path) ->
     )
     scores = [
         score(
-            truth,
-            results,
+            side_by_side(truth, results, path),
+            class_names(truth),
             score_threshold=args.score_threshold,
             n_resamples=args.resamples,
             seed=args.seed,
-            source=path,
             progress=True,
         )
         for path, results in zip(paths, all_results, strict=True)
@@ -164,7 +165,7 @@ def of_results(args: argparse.Namespace, paths: list[Path], truth_path: Path) ->
     return Content(
         **_common(args, paths),
         classes=class_names(truth),
-        views=_views(args.data, [one.scenes for one in scores]),
+        images=_with_paths(args.data, [one.scenes for one in scores]),
         has_truth=True,
         scores=scores,
     )
@@ -184,20 +185,20 @@ def of_results_alone(args: argparse.Namespace, paths: list[Path]) -> Content:
                 "the same images"
             )
         runs.append(others)
-    views = [
-        View(each[0].path, [_scene(one) for one in each], each[0].level)
-        for each in zip(*runs, strict=True)
-    ]
-    return Content(**_common(args, paths), classes=names, views=views, has_truth=False)
+    images = [[_scene(one) for one in each] for each in zip(*runs, strict=True)]
+    return Content(**_common(args, paths), classes=names, images=images, has_truth=False)
 
 
 def _scene(cells: ImageCells) -> Scene:
     assert cells.scores is not None
     none = np.zeros(0, np.int64)
     return Scene(
-        id=0,
-        name=cells.name,
+        id=cells.id,
+        file_name=cells.file_name,
+        path=cells.path,
         size=cells.size,
+        level=cells.level,
+        name=cells.name,
         truth_masks=[],
         truth_runs=decode([], cells.size),
         truth_classes=none,
@@ -266,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     n_reduced = write_report(output, content)
     note = f", {n_reduced} of them in fewer pixels than they have" if n_reduced else ""
     size = output.stat().st_size / 1e6
-    print(f"{len(content.views)} images{note}, {size:.1f} MB: open {shown(output)} in a browser")
+    print(f"{len(content.images)} images{note}, {size:.1f} MB: open {shown(output)} in a browser")
     return 0
 
 

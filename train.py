@@ -312,8 +312,8 @@ def record(
         command,
         Path(cfg.DATA.ANNOTATIONS),
         data.categories,
-        [sample["name"] for sample in data.train],
-        [sample["name"] for sample in data.held_out],
+        [sample.name for sample in data.train],
+        [sample.name for sample in data.held_out],
         reasons,
     )
 
@@ -410,7 +410,7 @@ def prepare(cfg: CfgNode, run: Path | None) -> tuple[TrainingData, list[str]]:
 
     data = Trainer.data(cfg)
     if run:
-        check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s["name"] for s in data.held_out])
+        check_same_data(run, Path(cfg.DATA.ANNOTATIONS), [s.name for s in data.held_out])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
     with building("the config"):
         reasons = follow_data(cfg, data.train)

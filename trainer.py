@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cellseg.distributed import rank, world_size
 from cellseg.errors import InputError
+from cellseg.images import ImageCells
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.folds import take_fold
 from cellseg.learn.hooks import (
@@ -28,7 +29,7 @@ from cellseg.learn.hooks import (
 )
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
-from cellseg.learn.samples import Sample, TrainingData, load_training_data
+from cellseg.learn.samples import TrainingData, load_training_data
 from cellseg.learn.step import TrainingStep
 from cellseg.learn.stream import build_loader
 from cellseg.learn.validation import validate
@@ -115,13 +116,13 @@ class Trainer(DefaultTrainer):
         data = cls.data(cfg)
         names = [category["name"] for category in data.categories]
 
-        def draw(sample: Sample, image: NDArray[np.uint8], detections: Predictions) -> None:
+        def draw(sample: ImageCells, image: NDArray[np.uint8], detections: Predictions) -> None:
             if show:
-                show(f"held out/{sample['name']}", draw_middle(image, sample, detections, names))
+                show(f"held out/{sample.name}", draw_middle(image, sample, detections, names))
 
         return validate(
             Predictor([model], [cfg]).predict,
-            lambda gt, results: mask_ap(gt, results, (100,))[100],
+            lambda scenes: mask_ap(scenes, len(names), (100,))[100],
             data,
             data.held_out,
             draw,

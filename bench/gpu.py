@@ -51,9 +51,9 @@ from cellseg.config import merge_options
 from cellseg.device import choose_device, choose_engine, count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_atomic
+from cellseg.images import ImageRecord
 from cellseg.learn.optimizer import build_optimizer
 from cellseg.network import build_network
-from cellseg.predict.images import ListedImage
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
 from cellseg.read.tiff import read_image
@@ -206,7 +206,7 @@ def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace
 
     cfg = configure(args, "detectron2", data)
     # As its DefaultTrainer does, it leaves images without a cell out.
-    samples = [sample for sample in Trainer.data(cfg).train if sample["annotations"]]
+    samples = [sample for sample in Trainer.data(cfg).train if sample.masks]
     write_rgb(data, samples)
     loader = build_detection_train_loader(
         [usual_record(sample, data) for sample in samples],
@@ -312,7 +312,7 @@ def measure_prediction(args: argparse.Namespace) -> Iterator[Row]:
 def _predict(
     args: argparse.Namespace,
     folder: Path,
-    images: Sequence[ListedImage],
+    images: Sequence[ImageRecord],
     cells: int,
     seconds: float,
 ) -> Iterator[Row]:
@@ -350,7 +350,7 @@ def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]
 
 
 def predict_as_usual(
-    args: argparse.Namespace, images: Sequence[ListedImage], keys: Sequence[str], seconds: float
+    args: argparse.Namespace, images: Sequence[ImageRecord], keys: Sequence[str], seconds: float
 ) -> tuple[float, int]:
     """Predict with `DefaultPredictor`, whole masks, each encoded; give images/s and how many."""
     from detectron2.engine import DefaultPredictor
@@ -359,7 +359,7 @@ def predict_as_usual(
     predictor = DefaultPredictor(prediction_config(args, "detectron2", keys))
     keep_small(predictor.model)
 
-    def predict(image: ListedImage) -> None:
+    def predict(image: ImageRecord) -> None:
         found = predictor(cv2.imread(str(image.path)))["instances"]
         encode_each(found.pred_masks)
 
@@ -376,7 +376,7 @@ def predict_as_usual(
 def predict_here(
     args: argparse.Namespace,
     folder: Path,
-    images: Sequence[ListedImage],
+    images: Sequence[ImageRecord],
     keys: Sequence[str],
     seconds: float,
 ) -> float:
@@ -387,7 +387,7 @@ def predict_here(
     keep_small(network)
     predictor = Predictor([network], [cfg])
 
-    def rate(part: Sequence[ListedImage]) -> float:
+    def rate(part: Sequence[ImageRecord]) -> float:
         return len(part) / float(time_rest(folder, part, predictor)[0])
 
     rate(images[:1])

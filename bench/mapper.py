@@ -31,38 +31,41 @@ import annotation
 from bench.annotation import draw_data
 from cellseg import config
 from cellseg.device import detectron2_problem
+from cellseg.images import ImageCells
 from cellseg.learn.mapper import CellMapper
-from cellseg.learn.samples import Sample, load_training_data
+from cellseg.learn.samples import load_training_data
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
 MANY = 300  # cells
 
 
-def write_rgb(folder: Path, samples: Sequence[Sample]) -> None:
+def write_rgb(folder: Path, samples: Sequence[ImageCells]) -> None:
     """Write the images as RGB, which is what Detectron2's reader wants."""
     for sample in samples:
-        pixels = tifffile.imread(sample["file_name"])[..., :3]
-        path = folder / f"{sample['name']}.tif"
+        pixels = tifffile.imread(sample.path)[..., :3]
+        path = folder / f"{sample.name}.tif"
         tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
 
 
-def usual_record(sample: Sample, folder: Path) -> dict[str, Any]:
+def usual_record(sample: ImageCells, folder: Path) -> dict[str, Any]:
     """Describe a sample as Detectron2's data sets do, its image as `write_rgb` has written it."""
     from detectron2.structures import BoxMode
 
     return {
-        "file_name": str(folder / f"{sample['name']}.tif"),
-        "height": sample["height"],
-        "width": sample["width"],
+        "file_name": str(folder / f"{sample.name}.tif"),
+        "height": sample.size[0],
+        "width": sample.size[1],
         "annotations": [
             {
-                "bbox": a["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "segmentation": a["segmentation"],
-                "category_id": a["class"],
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "segmentation": mask,
+                "category_id": class_,
                 "iscrowd": 0,
             }
-            for a in sample["annotations"]
+            for box, mask, class_ in zip(
+                sample.boxes.tolist(), sample.masks, sample.classes.tolist(), strict=True
+            )
         ],
     }
 
@@ -89,14 +92,14 @@ def usual_mapper(shortest: Sequence[int] = (608,)) -> Callable[[dict[str, Any]],
     return mapper
 
 
-def this_mapper() -> Callable[[Sample], Any]:
+def this_mapper() -> Callable[[ImageCells], Any]:
     """Build this project's mapper."""
     mapper = CellMapper(config.load_recipe(RECIPE, "torchvision"))
     rng = np.random.default_rng(0)
     return lambda sample: mapper(sample, rng)
 
 
-def rate(take: Callable[[Sample], Any], samples: Sequence[Sample], seconds: float) -> float:
+def rate(take: Callable[[ImageCells], Any], samples: Sequence[ImageCells], seconds: float) -> float:
     """Take samples in turn for some seconds, and give how many there were in one."""
     began, count = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds or count < 2:
@@ -122,14 +125,14 @@ def main() -> None:
             annotation.main(["--data", str(data)])
         samples = load_training_data(folder, str(data / annotation.ANNOTATIONS), 0, "", 0).train
         # Detectron2's mapper can't take an image without a cell, which its trainer leaves out.
-        samples = [sample for sample in samples if sample["annotations"]]
+        samples = [sample for sample in samples if sample.masks]
         order = np.random.default_rng(0).permutation(len(samples))
         shuffled = [samples[n] for n in order]
-        crowded = [sample for sample in shuffled if len(sample["annotations"]) > MANY]
+        crowded = [sample for sample in shuffled if len(sample.masks) > MANY]
         write_rgb(data, samples)
         mapper, this = usual_mapper(), this_mapper()
 
-        def usual(sample: Sample) -> Any:
+        def usual(sample: ImageCells) -> Any:
             return mapper(usual_record(sample, data))
 
         print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")

@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 from bench.prediction import make_masks
 from bench.sizes import image_sizes
 from cellseg.config import load_recipe
+from cellseg.images import ImageRecord
 from cellseg.network import Found, build_network
-from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.shares import joined, missing_looks, predict_share
+from cellseg.read.images import list_entry, read_size
 from cellseg.view import shortest_edge
 from cellseg.write.submission import check_submission, write_submission, write_zip
 
@@ -72,7 +73,7 @@ def make_up(size: Size, seed: int) -> tuple[Size, Found]:
     return size, Found(boxes, torch.rand(n), torch.arange(n) % len(CATEGORIES), masks)
 
 
-def write_images(folder: Path, sizes: Sequence[Size]) -> list[ListedImage]:
+def write_images(folder: Path, sizes: Sequence[Size]) -> list[ImageRecord]:
     """Write images of smooth noise as the homework's are stored: RGBA, LZW, predictor 2."""
     listed = []
     rng = np.random.default_rng(0)
@@ -85,7 +86,7 @@ def write_images(folder: Path, sizes: Sequence[Size]) -> list[ListedImage]:
             path, image, photometric="rgb", extrasamples=["unassalpha"], compression="lzw",
             predictor=2,
         )  # fmt: skip
-        listed.append(ListedImage(number, path.name, path, (height, width)))
+        listed.append(ImageRecord(number, path.name, path, (height, width)))
     return listed
 
 
@@ -94,10 +95,10 @@ def clocks() -> Seconds:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def time_rest(folder: Path, images: Sequence[ListedImage], predictor: Predictor) -> Seconds:
+def time_rest(folder: Path, images: Sequence[ImageRecord], predictor: Predictor) -> Seconds:
     """Seconds from reading the images to the checked zip, as `clocks` has them."""
     began = clocks()
-    plans = {number: predictor.plan(image.read_size()) for number, image in enumerate(images)}
+    plans = {number: predictor.plan(read_size(image)) for number, image in enumerate(images)}
     journal = Journal(folder / "parts", {})
     predict_share(predictor, journal, missing_looks(images, plans, journal), 0, 1)
     results = folder / "test-results.json"
@@ -105,7 +106,7 @@ def time_rest(folder: Path, images: Sequence[ListedImage], predictor: Predictor)
         for number, cells in joined(predictor, journal, plans, {}):
             writer.add(images[number].id, cells)
     journal.remove()
-    check_submission(write_zip(results), [image.entry() for image in images], CATEGORIES)
+    check_submission(write_zip(results), [list_entry(image) for image in images], CATEGORIES)
     return clocks() - began
 
 

@@ -29,12 +29,13 @@ import tifffile
 import torch
 
 from cellseg.config import default_config
+from cellseg.images import ImageRecord
 from cellseg.network import Found
-from cellseg.predict.images import ListedImage
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.shares import joined, missing_looks, predict_share
 from cellseg.predict.tiles import Tile, TilePlan
+from cellseg.read.images import list_entry, read_size
 from cellseg.write.submission import check_submission, write_submission
 
 STEP = 20_000 / 200_000**0.5  # px between the centres of neighbours
@@ -123,8 +124,8 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     cfg.DATA.LONGEST_CELL = 65.0  # the homework's cells, but for one in a hundred
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])
-    image = ListedImage(1, "slide.tif", folder / "slide.tif", None)
-    plans = {0: predictor.plan(image.read_size())}
+    image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)
+    plans = {0: predictor.plan(read_size(image))}
     predictor = Predictor([StandIn(plans[0])], [cfg])
     journal = Journal(folder / "parts", {})
     lap = laps()
@@ -136,7 +137,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
         for _, cells in joined(predictor, journal, plans, {}):
             writer.add(image.id, cells)
     steps.append(next(lap))
-    count, _ = check_submission(folder / "results.json", [image.entry()], CATEGORIES)
+    count, _ = check_submission(folder / "results.json", [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
     assert count == int(side / STEP) ** 2, "not the cells that there are"
     pipe.send((len(plans[0]), count, kept, steps))

@@ -14,6 +14,7 @@ from cellseg.keys import DETECTRON2_ALONE, SHARED
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.scale import follow_data
 from cellseg.network import build_network, check_network
+from tests.learn.cell_cases import image_of
 
 MODELS = {  # parameters in millions, with the frozen ones
     "demo": 6,
@@ -428,8 +429,7 @@ def test_what_is_one_line_already_stays_so():
 
 
 def cells_of(*sides):
-    annotations = [{"bbox": [0, 0, width, height], "class": 0} for width, height in sides]
-    return [{"height": 400, "width": 600, "annotations": annotations}]
+    return [image_of([(0, 0, width, height) for width, height in sides])]
 
 
 def test_what_follows_from_the_data():

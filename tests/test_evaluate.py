@@ -15,7 +15,7 @@ import tifffile
 
 import evaluate
 from cellseg.errors import InputError
-from cellseg.score.truth import read_truth
+from cellseg.read.ground_truth import read_truth
 from tests.score.scoring_cases import truth_of
 
 PROJECT = Path(__file__).parents[1]

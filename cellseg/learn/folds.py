@@ -68,14 +68,14 @@ def take_fold(data: TrainingData, fold: int, n_folds: int, groups: str, seed: in
     """
     if not 0 <= fold <= n_folds:
         raise InputError(f"DATA.FOLD {fold}: a number from 1 to DATA.FOLDS {n_folds} is expected")
-    names = [sample["name"] for sample in data.train]
+    names = [sample.name for sample in data.train]
     group_of = read_groups(Path(groups), names) if groups else None
     folds = split_folds(names, n_folds, max(seed, 0), group_of)
     held = set(folds[fold - 1]) if fold else set()
     return dataclasses.replace(
         data,
-        train=[sample for sample in data.train if sample["name"] not in held],
-        held_out=[sample for sample in data.train if sample["name"] in held],
+        train=[sample for sample in data.train if sample.name not in held],
+        held_out=[sample for sample in data.train if sample.name in held],
     )
 
 

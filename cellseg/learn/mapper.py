@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
+from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import paste
-from cellseg.learn.samples import Sample, TrainingData
+from cellseg.learn.samples import TrainingData
 from cellseg.learn.stream import SampleStream, choose_centre, repeat_factors
 from cellseg.read.tiff import read_image
 from cellseg.rle import Runs, decode
@@ -28,7 +29,7 @@ class CellMapper:
     those that it cuts keep what is inside, and their boxes are taken from what is left.
     """
 
-    def __init__(self, cfg: CfgNode, donors: Sequence[Sample] = ()) -> None:
+    def __init__(self, cfg: CfgNode, donors: Sequence[ImageCells] = ()) -> None:
         """
         Parameters
         ----------
@@ -44,7 +45,7 @@ class CellMapper:
         self.donors = donors
         self._runs: dict[str, Runs] = {}
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, sample: ImageCells, rng: np.random.Generator) -> dict[str, Any]:
         """Read and augment a sample.
 
         Returns
@@ -59,7 +60,7 @@ class CellMapper:
             seen = paste(*seen, *self._see(donor, rng), rng)
         image, masks, classes = seen
         return {
-            "name": sample["name"],
+            "name": sample.name,
             "image": to_tensor(self.augmentations.image(image, rng), self.image_format),
             # Of a cell that slants out of the crop, less may be left than its cropped box.
             "boxes": masks.boxes,
@@ -67,39 +68,36 @@ class CellMapper:
             "masks": masks,
         }
 
-    def shape(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
+    def shape(self, sample: ImageCells, rng: np.random.Generator) -> tuple[int, int]:
         """Return the height and width of the image that `rng` would give, without reading it."""
         return self._draw_view(sample, rng).shape
 
-    def _draw_view(self, sample: Sample, rng: np.random.Generator) -> View:
+    def _draw_view(self, sample: ImageCells, rng: np.random.Generator) -> View:
         centre = choose_centre(sample, self.crop_on_class, rng)
-        return self.augmentations.view((sample["height"], sample["width"]), rng, centre)
+        return self.augmentations.view(sample.size, rng, centre)
 
     def _see(
-        self, sample: Sample, rng: np.random.Generator
+        self, sample: ImageCells, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
         """Draw a view of a sample: the image, the masks in it and their classes."""
-        size = (sample["height"], sample["width"])
-        image = read_image(sample["file_name"])
+        size = sample.size
+        image = read_image(sample.path)
         if image.shape[:2] != size:
             raise InputError(
-                f"{sample['file_name']}: {image.shape[0]} x {image.shape[1]} pixels, but the "
+                f"{sample.path}: {image.shape[0]} x {image.shape[1]} pixels, but the "
                 f"annotations say {size[0]} x {size[1]}; run python annotation.py"
             )
-        annotations = sample["annotations"]
         view = self._draw_view(sample, rng)
-        if sample["name"] not in self._runs:
-            rles = [annotation["segmentation"] for annotation in annotations]
-            self._runs[sample["name"]] = decode(rles, size)
-        kept, masks = view.apply_masks(self._runs[sample["name"]])
-        classes = np.array([annotation["class"] for annotation in annotations], np.int64)[kept]
-        return view.apply_image(image), masks, classes
+        if sample.name not in self._runs:
+            self._runs[sample.name] = decode(sample.masks, size)
+        kept, masks = view.apply_masks(self._runs[sample.name])
+        return view.apply_image(image), masks, sample.classes[kept]
 
 
 def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
     """Build the stream of samples that a config trains on."""
     samples = data.train
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        samples = [sample for sample in samples if sample["annotations"]]
+        samples = [sample for sample in samples if sample.masks]
     factors = repeat_factors(samples, cfg.DATALOADER.REPEAT_THRESHOLD)
     return SampleStream(samples, CellMapper(cfg, samples), cfg.SEED, factors)

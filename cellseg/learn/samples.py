@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.read.coco import load_coco
+from cellseg.images import ImageCells
+from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
 from cellseg.read.layout import OUTLINES, TRAIN
+from cellseg.read.names import name_images
 from cellseg.read.split import hold_out, read_groups
 from cellseg.read.tiff import image_size
-
-Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,28 +27,13 @@ class TrainingData:
     categories
         Its K categories, `{"id", "name"}`; class c inside is `categories[c]`.
     train, held_out
-        One dict an image: `name`, `file_name` (the path), `image_id`, `height`,
-        `width`, and `annotations`: `bbox` XYWH in pixels, `segmentation` RLE, `class` 0…K−1.
+        The images and their cells.
     """
 
     coco: dict[str, Any]
     categories: list[dict[str, Any]]
-    train: list[Sample]
-    held_out: list[Sample]
-
-
-def name_images(file_names: Sequence[str]) -> list[str]:
-    """Name the images of an annotation file as their user does.
-
-    By the folder in `train/`, else by the file's stem; where two would share a name, as
-    may be in other people's files, all by their `file_name`.
-    """
-    paths = [PurePosixPath(file_name) for file_name in file_names]
-    names = [
-        path.parent.name if path.stem.lower() == "image" and path.parent.name else path.stem
-        for path in paths
-    ]
-    return names if len(set(names)) == len(names) else list(file_names)
+    train: list[ImageCells]
+    held_out: list[ImageCells]
 
 
 @functools.lru_cache(maxsize=1)
@@ -76,39 +60,23 @@ def load_training_data(
     path = Path(annotations)
     coco = load_coco(path)
     check_age(Path(root), path)
-    categories = sorted(coco["categories"], key=lambda category: category["id"])
-    class_of = {category["id"]: index for index, category in enumerate(categories)}
-    samples: dict[int, Sample] = {}
+    categories = [
+        {"id": id_, "name": name}
+        for id_, name in zip(contiguous_classes(coco), class_names(coco), strict=True)
+    ]
     names = name_images([image["file_name"] for image in coco["images"]])
-    for name, image in zip(names, coco["images"], strict=True):
-        samples[image["id"]] = {
-            "name": name,
-            "file_name": str(Path(root) / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": [],
-        }
-    for annotation in coco["annotations"]:
-        if not annotation.get("iscrowd"):
-            samples[annotation["image_id"]]["annotations"].append(
-                {
-                    "bbox": annotation["bbox"],
-                    "segmentation": annotation["segmentation"],
-                    "class": class_of[annotation["category_id"]],
-                }
-            )
-    if not any(sample["annotations"] for sample in samples.values()):
+    samples = annotated_cells(coco, Path(root), names)
+    if not any(sample.masks for sample in samples):
         raise InputError(f"{path}: no cell in it, so there is nothing to learn; check the masks")
-    for sample in samples.values():
+    for sample in samples:
         _check_image(sample, path)
     group_of = read_groups(Path(groups), names) if groups else None
     held = set(hold_out(names, val_fraction, max(seed, 0), group_of))
     return TrainingData(
         coco,
-        [{"id": c["id"], "name": c["name"]} for c in categories],
-        [sample for sample in samples.values() if sample["name"] not in held],
-        [sample for sample in samples.values() if sample["name"] in held],
+        categories,
+        [sample for sample in samples if sample.name not in held],
+        [sample for sample in samples if sample.name in held],
     )
 
 
@@ -130,17 +98,16 @@ def check_age(root: Path, annotations: Path) -> None:
             )
 
 
-def _check_image(sample: Sample, annotations: Path) -> None:
+def _check_image(image: ImageCells, annotations: Path) -> None:
     """Refuse a missing image or one of another size, from its header alone."""
-    path = Path(sample["file_name"])
+    path = image.path
     if not path.is_file():
         raise InputError(
             f"{path}: no such file, but {annotations} lists it; say with --data where the images "
             "are, or run python annotation.py again"
         )
-    expected = (sample["height"], sample["width"])
-    if (found := image_size(path)) != expected:
+    if (found := image_size(path)) != image.size:
         raise InputError(
             f"{path}: {found[0]} x {found[1]} pixels (height x width), but {annotations} says "
-            f"{expected[0]} x {expected[1]}; run python annotation.py again"
+            f"{image.size[0]} x {image.size[1]}; run python annotation.py again"
         )

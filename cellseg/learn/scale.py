@@ -11,8 +11,8 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
+from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
-from cellseg.learn.samples import Sample
 
 # The longest side of the median cell that suits fine and coarse features, in the network's
 # pixels. Longer, and the cost grows with the square; but coarse features need it.
@@ -63,7 +63,7 @@ class Anchors(NamedTuple):
     reason: str
 
 
-def measure_cells(samples: Sequence[Sample]) -> CellSizes:
+def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
     """Measure the boxes of all annotated cells.
 
     Raises
@@ -71,13 +71,13 @@ def measure_cells(samples: Sequence[Sample]) -> CellSizes:
     InputError
         If there is no cell.
     """
-    boxes = [annotation["bbox"] for sample in samples for annotation in sample["annotations"]]
-    if not boxes:
+    boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)])
+    if not len(boxes):
         raise InputError(
             f"no cell in the {len(samples)} training images, so there is nothing to learn; hold "
             "out less (--val_fraction), or outline some cells"
         )
-    sides = np.array(boxes, np.float64)[:, 2:]
+    sides = boxes[:, 2:] - boxes[:, :2]
     small, large = np.percentile(np.sqrt(sides.prod(axis=1)), [5, 95])
     length, longest = np.percentile(sides.max(axis=1), [50, 99.9])
     return CellSizes(float(length), float(small), float(large), float(longest))
@@ -136,7 +136,7 @@ def choose_anchors(sizes: CellSizes, zoom: float, strides: Sequence[int]) -> Anc
     return Anchors([[side] for side in sides] if several else [sides], reason)
 
 
-def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
+def follow_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
     """Set the longest cell, and the zoom and the anchors where they are left to the data.
 
     Returns
@@ -159,12 +159,12 @@ def follow_data(cfg: CfgNode, samples: Sequence[Sample]) -> list[str]:
     return reasons
 
 
-def _typical_zoom(cfg: CfgNode, samples: Sequence[Sample]) -> float:
+def _typical_zoom(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
     """Give the zoom of the training; without a fixed one, the median of its crops'."""
     if cfg.INPUT.ZOOM:
         return float(cfg.INPUT.ZOOM)
     augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)
-    views = [augmentations.view((s["height"], s["width"]), rng, None) for s in samples]
+    views = [augmentations.view(sample.size, rng, None) for sample in samples]
     zooms = [
         math.sqrt(math.prod(view.size) / ((right - left) * (bottom - top)))
         for view in views

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from cellseg.errors import InputError
-from cellseg.learn.samples import Sample
+from cellseg.images import ImageCells
 
 # What a generator of random numbers is for, so that no two share their numbers.
 _ORDER, _SAMPLE, _POOL = 0, 1, 2
@@ -54,8 +54,8 @@ class SampleStream(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        mapper: Callable[[Sample, np.random.Generator], dict[str, Any]],
+        samples: Sequence[ImageCells],
+        mapper: Callable[[ImageCells, np.random.Generator], dict[str, Any]],
         seed: int,
         factors: NDArray[np.float64] | None = None,
     ) -> None:
@@ -95,13 +95,13 @@ class SampleStream(Dataset[dict[str, Any]]):
         shape: tuple[int, int] = self.mapper.shape(*self._drawn(position))  # type: ignore[attr-defined]
         return shape
 
-    def _drawn(self, position: int) -> tuple[Sample, np.random.Generator]:
+    def _drawn(self, position: int) -> tuple[ImageCells, np.random.Generator]:
         epoch, place = divmod(position, self.epoch_length)
         sample = self.samples[self.order(epoch)[place]]
         return sample, np.random.default_rng([self.seed, _SAMPLE, position])
 
 
-def repeat_factors(samples: Sequence[Sample], threshold: float) -> NDArray[np.float64]:
+def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[np.float64]:
     """Say how often each image should come in a pass, so that rare classes come more often.
 
     A class that is in a part f of the images has the factor max(1, √(threshold / f)); an
@@ -119,14 +119,14 @@ def repeat_factors(samples: Sequence[Sample], threshold: float) -> NDArray[np.fl
     -------
     `(n,)`, each 1 or more.
     """
-    present = [{annotation["class"] for annotation in s["annotations"]} for s in samples]
+    present = [set(sample.classes.tolist()) for sample in samples]
     n_images = Counter(itertools.chain.from_iterable(present))
     factor = {c: max(1.0, math.sqrt(threshold * len(samples) / n)) for c, n in n_images.items()}
     return np.array([max((factor[c] for c in classes), default=1.0) for classes in present])
 
 
 def choose_centre(
-    sample: Sample, probability: float, rng: np.random.Generator
+    sample: ImageCells, probability: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:
     """Choose a cell for the crop of a sample to be laid around, rare classes as often as others.
 
@@ -145,13 +145,11 @@ def choose_centre(
     -------
     The middle of the cell's box, x and y in pixels of the image; None if none was chosen.
     """
-    annotations = sample["annotations"]
-    if not annotations or rng.random() >= probability:
+    if not len(sample.classes) or rng.random() >= probability:
         return None
-    classes = np.array([annotation["class"] for annotation in annotations])
-    cells = np.flatnonzero(classes == rng.choice(np.unique(classes)))
-    x, y, width, height = annotations[rng.choice(cells)]["bbox"]
-    return x + width / 2, y + height / 2
+    cells = np.flatnonzero(sample.classes == rng.choice(np.unique(sample.classes)))
+    left, top, right, bottom = sample.boxes[rng.choice(cells)].tolist()
+    return (left + right) / 2, (top + bottom) / 2
 
 
 def batches_of_positions(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
+from cellseg.images import ImageCells
 from cellseg.look.overlay import draw_comparison, draw_overlay
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -93,7 +94,7 @@ def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, in
 
 
 def draw_middle(
-    image: NDArray[np.uint8], sample: dict[str, Any], found: Predictions, names: Sequence[str]
+    image: NDArray[np.uint8], sample: ImageCells, found: Predictions, names: Sequence[str]
 ) -> NDArray[np.uint8]:
     """Draw truth and prediction side by side, of a large image its middle alone.
 
@@ -116,15 +117,14 @@ def draw_middle(
     height, width = image.shape[:2]
     left, top = max(0, (width - _SHOWN) // 2), max(0, (height - _SHOWN) // 2)
     box = (left, top, min(left + _SHOWN, width), min(top + _SHOWN, height))
-    annotations = sample["annotations"]
-    of_truth, truth = _cut([a["segmentation"] for a in annotations], (height, width), box)
+    of_truth, truth = _cut(sample.masks, (height, width), box)
     likely = np.flatnonzero(found.scores >= 0.5)
     inside, masks = _cut([found.masks[n] for n in likely], (height, width), box)
     shown = likely[inside]
     return draw_comparison(
         image[box[1] : box[3], box[0] : box[2]],
         truth,
-        np.array([a["class"] for a in annotations], np.int64)[of_truth],
+        sample.classes[of_truth],
         masks,
         found.classes[shown],
         names,

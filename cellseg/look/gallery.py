@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
+from cellseg.images import Scene
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace
 from cellseg.read.window import open_image_of
 from cellseg.score.labelmap import compare
-from cellseg.score.match import Scene
 
 _THUMB = 112  # px, the longer side
 _EXAMPLE = 112  # px, both sides
@@ -28,26 +27,6 @@ _DIGITS = np.frombuffer(
 )
 # A cell this many times larger or smaller than the median of its class is odd.
 _ODD_SIZE = 10
-
-
-@dataclass(frozen=True)
-class View:
-    """One image of the page.
-
-    Attributes
-    ----------
-    path
-        The image file.
-    scenes
-        The image in each run, all with the same truth; at least one, which has no
-        detections if there is no run.
-    level
-        Of a file with a pyramid, which level of it.
-    """
-
-    path: Path
-    scenes: list[Scene]
-    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,9 +134,13 @@ def judge(scene: Scene) -> Judged:
     return Judged(order, match[order], iou[order], state[order], truth_state)
 
 
-def facts(view: View, judged: Sequence[Judged]) -> dict[str, Any]:
-    """What the page's tables, sorting and slider need of an image, without its outlines."""
-    scene = view.scenes[0]
+def facts(scenes: Sequence[Scene], judged: Sequence[Judged]) -> dict[str, Any]:
+    """What the page's tables, sorting and slider need of an image, without its outlines.
+
+    `scenes` are the image in each run, all with the same truth; at least one, which has no
+    detections if there is no run.
+    """
+    scene = scenes[0]
     return {
         "name": scene.name,
         "size": list(scene.size),
@@ -173,23 +156,23 @@ def facts(view: View, judged: Sequence[Judged]) -> dict[str, Any]:
                 "iou": [round(value, 6) for value in j.iou.tolist()],
                 "state": j.state.tolist(),
             }
-            for one, j in zip(view.scenes, judged, strict=True)
+            for one, j in zip(scenes, judged, strict=True)
         ],
     }
 
 
-def outlines(view: View, judged: Sequence[Judged]) -> dict[str, Any]:
+def outlines(scenes: Sequence[Scene], judged: Sequence[Judged]) -> dict[str, Any]:
     """The outlines of the true cells, and of those of each run, best score first."""
     return {
-        "truth": encode_outlines(trace(view.scenes[0].truth_runs)),
+        "truth": encode_outlines(trace(scenes[0].truth_runs)),
         "runs": [
             encode_outlines([cells[i] for i in j.order])
-            for cells, j in ((trace(s.runs), j) for s, j in zip(view.scenes, judged, strict=True))
+            for cells, j in ((trace(s.runs), j) for s, j in zip(scenes, judged, strict=True))
         ],
     }
 
 
-def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str]]]:
+def odd_cells(scenes: Sequence[Scene], n_classes: int) -> list[list[tuple[int, str]]]:
     """Find the true cells that are worth a second look.
 
     Returns
@@ -198,9 +181,9 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
     area of its class or a tenth of it, or sharing most of its pixels with another. Crowd
     regions are no cells.
     """
-    areas = [rle.areas(view.scenes[0].truth_runs) for view in views]
-    classes = [view.scenes[0].truth_classes for view in views]
-    crowd = np.concatenate([np.zeros(0, bool), *(view.scenes[0].crowd for view in views)])
+    areas = [rle.areas(scene.truth_runs) for scene in scenes]
+    classes = [scene.truth_classes for scene in scenes]
+    crowd = np.concatenate([np.zeros(0, bool), *(scene.crowd for scene in scenes)])
     all_areas, all_classes = (
         np.concatenate([np.zeros(0, np.int64), *each])[~crowd] for each in (areas, classes)
     )
@@ -209,8 +192,7 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
         for k in range(n_classes)
     ]
     result = []
-    for view, area, of_class in zip(views, areas, classes, strict=True):
-        scene = view.scenes[0]
+    for scene, area, of_class in zip(scenes, areas, classes, strict=True):
         covered = judge(scene).truth_state == 0
         odd = []
         for cell, polygons in enumerate(trace(scene.truth_runs)):
@@ -231,16 +213,16 @@ def odd_cells(views: Sequence[View], n_classes: int) -> list[list[tuple[int, str
     return result
 
 
-def read_pixels(view: View) -> NDArray[np.uint8]:
-    """Read a view's image: `(H, W, 3)` uint8 RGB.
+def read_pixels(scene: Scene) -> NDArray[np.uint8]:
+    """Read an image: `(H, W, 3)` uint8 RGB.
 
     Raises
     ------
     InputError
         If it can't be read, or is of another size than its cells.
     """
-    height, width = view.scenes[0].size
-    with open_image_of(view.path, (height, width), view.level) as image:
+    height, width = scene.size
+    with open_image_of(scene.path, scene.size, scene.level) as image:
         return image.read((0, 0, width, height))
 
 

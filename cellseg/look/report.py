@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from cellseg import rle
 from cellseg.files import write_atomic
+from cellseg.images import Scene
 from cellseg.look import gallery, plots
-from cellseg.look.gallery import Example, Judged, View
+from cellseg.look.gallery import Example, Judged
 from cellseg.look.overlay import class_colour
 from cellseg.score.summary import MEAN, Scores, difference
 from cellseg.score.tables import as_text, difference_as_text
@@ -44,8 +45,8 @@ class Content:
         `(what, name)`: the files that it shows.
     classes
         The K class names.
-    views
-        The images. Each has a scene for each run, or one without detections.
+    images
+        The images: each in each run, or once without detections.
     runs
         The runs' names: none for annotations alone, two to compare.
     has_truth
@@ -61,7 +62,7 @@ class Content:
     title: str
     sources: list[tuple[str, str]]
     classes: list[str]
-    views: list[View]
+    images: list[list[Scene]]
     runs: list[str]
     has_truth: bool
     scores: list[Scores] = field(default_factory=list)
@@ -82,12 +83,11 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
         If an image can't be read or is of another size than its cells, or the page
         can't be written.
     """
-    judged = [[gallery.judge(scene) for scene in view.scenes] for view in content.views]
-    index = [gallery.facts(view, j) for view, j in zip(content.views, judged, strict=True)]
+    judged = [[gallery.judge(scene) for scene in scenes] for scenes in content.images]
+    index = [gallery.facts(scenes, j) for scenes, j in zip(content.images, judged, strict=True)]
     if not content.runs:
-        for entry, odd in zip(
-            index, gallery.odd_cells(content.views, len(content.classes)), strict=True
-        ):
+        found = gallery.odd_cells([scenes[0] for scenes in content.images], len(content.classes))
+        for entry, odd in zip(index, found, strict=True):
             entry["odd"] = odd
             entry["runs"] = []
     groups = _examples(content, judged)
@@ -96,13 +96,13 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
         for item in examples:
             shown.setdefault(item["image"], []).append(item)
 
-    total = sum(view.scenes[0].size[0] * view.scenes[0].size[1] for view in content.views)
+    total = sum(scenes[0].size[0] * scenes[0].size[1] for scenes in content.images)
     blocks = []
     n_reduced = 0
-    bar = tqdm(content.views, desc="drawing", unit="image", leave=False, disable=None)
-    for i, view in enumerate(bar):
-        height, width = view.scenes[0].size
-        pixels = gallery.read_pixels(view)
+    bar = tqdm(content.images, desc="drawing", unit="image", leave=False, disable=None)
+    for i, scenes in enumerate(bar):
+        height, width = scenes[0].size
+        pixels = gallery.read_pixels(scenes[0])
         allowed = int(PICTURES_MB * 1e6 * 3 / 4 * height * width / total)
         jpeg, side = gallery.picture(pixels, allowed, MOST_SIDE)
         index[i]["reduced"] = round(max(height, width) / side, 2)
@@ -110,11 +110,9 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
         index[i]["thumb"] = gallery.data_uri(gallery.thumbnail(pixels))
         for item in shown.get(i, []):
             example = Example(i, item["run"], item["cell"])
-            jpeg_of_cell = gallery.example_picture(
-                pixels, view.scenes[max(0, item["run"])], example
-            )
+            jpeg_of_cell = gallery.example_picture(pixels, scenes[max(0, item["run"])], example)
             item["picture"] = gallery.data_uri(jpeg_of_cell)
-        payload = {"picture": gallery.data_uri(jpeg), **gallery.outlines(view, judged[i])}
+        payload = {"picture": gallery.data_uri(jpeg), **gallery.outlines(scenes, judged[i])}
         if not content.runs:
             payload["runs"] = []
         blocks.append(_for_script(payload))
@@ -143,9 +141,9 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = environment.get_template("report.html.jinja").render(
         content=content,
-        n_cells=sum(int((~view.scenes[0].crowd).sum()) for view in content.views),
+        n_cells=sum(int((~scenes[0].crowd).sum()) for scenes in content.images),
         n_found=[
-            sum(len(view.scenes[r].scores) for view in content.views)
+            sum(len(scenes[r].scores) for scenes in content.images)
             for r in range(len(content.runs))
         ],
         cards=_cards(content),
@@ -252,7 +250,7 @@ def _figures(content: Content) -> list[tuple[str, str]]:
     if content.metrics is not None:
         of_run = " of B" if len(content.runs) > 1 else ""
         figures += [(title + of_run, svg) for title, svg in plots.training_curves(content.metrics)]
-    scenes = [view.scenes[0] for view in content.views]
+    scenes = [image[0] for image in content.images]
     if content.has_truth:
         areas = _join([rle.areas(scene.truth_runs)[~scene.crowd] for scene in scenes])
         classes = _join([scene.truth_classes[~scene.crowd] for scene in scenes])
@@ -285,7 +283,7 @@ def _examples(
     content: Content, judged: Sequence[Sequence[Judged]]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Choose cells to show by themselves: the worst mistakes, or examples of each class."""
-    scenes = [view.scenes[0] for view in content.views]
+    scenes = [image[0] for image in content.images]
     if not content.runs:
         small_first = [rle.areas(scene.truth_runs) for scene in scenes]
         return _by_quantile(content, -1, small_first, [~scene.crowd for scene in scenes])
@@ -296,8 +294,8 @@ def _examples(
     false: list[tuple[float, int, int, str]] = []
     misnamed: list[tuple[float, int, int, str]] = []
     missed: list[tuple[float, int, int, str]] = []
-    for i, view in enumerate(content.views):
-        scene, j = view.scenes[run], judged[i][run]
+    for i, image in enumerate(content.images):
+        scene, j = image[run], judged[i][run]
         scores, classes = scene.scores[j.order], scene.classes[j.order]
         sure = scores >= content.threshold
         for d in np.flatnonzero(sure & (j.match < 0) & (j.state == 1)):
@@ -342,7 +340,7 @@ def _by_quantile(
     image = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
     cell = _join([np.arange(len(key)) for key in keys]).astype(int)
     key = _join(keys)
-    scenes = [view.scenes[0] for view in content.views]
+    scenes = [image[0] for image in content.images]
     classes = _join([s.truth_classes if run < 0 else s.classes for s in scenes])
     shown = _join(eligible).astype(bool)
     for k, name in enumerate(content.classes):

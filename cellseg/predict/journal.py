@@ -24,7 +24,7 @@ from fvcore.common.config import CfgNode
 from cellseg.config import flatten
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_json
-from cellseg.predict.images import ListedImage
+from cellseg.images import ImageRecord
 from cellseg.predictions import Predictions
 
 _SIGNATURE = "made-from.json"
@@ -141,7 +141,7 @@ class Journal:
 
 
 def signature(
-    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ListedImage]
+    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ImageRecord]
 ) -> dict[str, Any]:
     """Give all that decides what is found: weights, configs, images and how they are listed."""
     configs = [flatten(cfg) for cfg in cfgs]

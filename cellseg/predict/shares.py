@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.predict.images import ListedImage
+from cellseg.images import ImageRecord
 from cellseg.predict.journal import Journal, Key
 from cellseg.predict.predictor import Look, Predictor
 from cellseg.predict.tiles import TilePlan
@@ -18,7 +18,7 @@ Plans = Mapping[int, TilePlan]  # by the number of the image in the list
 
 
 def missing_looks(
-    images: Sequence[ListedImage], plans: Plans, journal: Journal
+    images: Sequence[ImageRecord], plans: Plans, journal: Journal
 ) -> list[tuple[Key, Look]]:
     """List the tiles that are not done yet, by image and tile."""
     done = journal.done()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,43 +12,22 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.read.coco import MAX_SIDE, contiguous_classes, load_coco
+from cellseg.images import ImageCells
+from cellseg.read.coco import MAX_SIDE, AnnotatedImage, annotated_cells, load_coco, only_images
 from cellseg.read.coco import class_names as names_of
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
+from cellseg.read.names import is_outside
 from cellseg.read.outlines import cells_of_outlines
 from cellseg.read.tiff import read_image, read_labels
-from cellseg.rle import RLE, Runs, areas, crop_mask, decode, runs_of_labels
+from cellseg.rle import Runs, areas, crop_mask, decode, runs_of_labels
 
 SMALL = 10
 """Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
 
 DARK = 16
 """Of 255: what the 12 bits of a camera come to in a file of 16 bits that nobody scaled."""
-
-
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """The cells of one image.
-
-    Attributes
-    ----------
-    file_name
-        The image, relative to the data folder, with forward slashes.
-    size
-        Height and width in pixels.
-    cells
-        The masks of each class that has a file, by class, 1…K, rising; those of a class
-        by label value, or as they stand in the file. A class without a cell has none.
-    odd
-        What looks wrong but doesn't hinder, by kind, with how many.
-    """
-
-    file_name: str
-    size: tuple[int, int]
-    cells: dict[int, Runs]
-    odd: Counter[str]
 
 
 def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) -> AnnotatedImage:
@@ -81,35 +59,9 @@ def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) 
     return _annotated(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, odd)
 
 
-@dataclass(frozen=True)
-class CocoImage:
-    """One image of another program's COCO file.
-
-    Attributes
-    ----------
-    name
-        Its `file_name`: where it is below the data folder.
-    path
-        That place.
-    size
-        Height and width in pixels, as the file has them.
-    masks
-        The compressed RLEs of each class that occurs, by class, 1…K, rising; those of a
-        class in the order of the file.
-    crowds
-        How many regions of many cells (`iscrowd` 1) are left out.
-    """
-
-    name: str
-    path: Path
-    size: tuple[int, int]
-    masks: dict[int, list[RLE]]
-    crowds: int
-
-
 def read_coco_images(
     path: Path, data: Path, bad: dict[int, str] | None = None
-) -> tuple[list[str], list[CocoImage]]:
+) -> tuple[list[str], list[ImageCells]]:
     """Read a COCO file: the K class names, by category id, and the images, by file name.
 
     Parameters
@@ -127,27 +79,14 @@ def read_coco_images(
         If the file is not what `load_coco` takes.
     """
     coco = load_coco(path, bad)
-    classes = contiguous_classes(coco)
-    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
-    for annotation in coco["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
-    images = []
-    for image in sorted(coco["images"], key=lambda image: image["file_name"]):
-        if bad and image["id"] in bad:
-            continue
-        masks: dict[int, list[RLE]] = {}
-        crowds = 0
-        for annotation in of_image[image["id"]]:
-            crowds += annotation["iscrowd"]
-            if not annotation["iscrowd"]:
-                number = classes[annotation["category_id"]] + 1
-                masks.setdefault(number, []).append(annotation["segmentation"])
-        name, size = image["file_name"], (image["height"], image["width"])
-        images.append(CocoImage(name, data / name, size, dict(sorted(masks.items())), crowds))
-    return names_of(coco), images
+    if bad:
+        coco = only_images(coco, {image["id"] for image in coco["images"]} - bad.keys())
+    names = [image["file_name"] for image in coco["images"]]
+    images = annotated_cells(coco, data, names)
+    return names_of(coco), sorted(images, key=lambda image: image.file_name)
 
 
-def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
+def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
     """Read one image that a COCO file annotates, and check that it is that image.
 
     Raises
@@ -155,11 +94,10 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
     InputError
         If the image can't be read, lies outside the data folder or has another size.
     """
-    parts = PurePosixPath(image.name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts:
+    if is_outside(image.file_name):
         raise InputError(
-            f"{image.name}: lies outside the data folder; write the COCO file's file_name relative "
-            "to it"
+            f"{image.file_name}: lies outside the data folder; write the COCO file's file_name "
+            "relative to it"
         )
     pixels = read_image(image.path)
     if pixels.shape[:2] != image.size:
@@ -167,9 +105,14 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
             f"{image.path}: {_by(pixels.shape[:2])} pixels (height x width), but the COCO file "
             f"says {_by(image.size)}; annotate that image"
         )
-    cells = {number: decode(masks, image.size) for number, masks in image.masks.items()}
+    cells = {
+        number + 1: decode(
+            [image.masks[n] for n in np.flatnonzero(image.classes == number)], image.size
+        )
+        for number in np.unique(image.classes).tolist()
+    }
     odd = Counter({"regions of many cells (iscrowd), left out": image.crowds})
-    return _annotated(image.name, pixels, cells, odd)
+    return _annotated(image.file_name, pixels, cells, odd)
 
 
 def _annotated(

@@ -7,19 +7,22 @@ and `iscrowd`. https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pycocotools.mask
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
+from cellseg.images import ImageCells, ImageRecord
 from cellseg.rle import Runs, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
-
-if TYPE_CHECKING:
-    from cellseg.read.annotate import AnnotatedImage
 
 COCO = dict[str, Any]
 
@@ -29,11 +32,36 @@ MAX_SIDE = 65535
 _REMEDY = "make it with annotation.py, or export it as COCO instance segmentation"
 
 
-def build_coco(images: Iterable[AnnotatedImage], class_names: Sequence[str]) -> COCO:
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """The cells of one image.
+
+    Attributes
+    ----------
+    file_name
+        The image, relative to the data folder, with forward slashes.
+    size
+        Height and width in pixels.
+    cells
+        The masks of each class that has a file, by class, 1…K, rising; those of a class
+        by label value, or as they stand in the file. A class without a cell has none.
+    odd
+        What looks wrong but doesn't hinder, by kind, with how many.
+    """
+
+    file_name: str
+    size: tuple[int, int]
+    cells: dict[int, Runs]
+    odd: Counter[str]
+
+
+def build_coco(
+    images: Iterable[AnnotatedImage], class_names: Sequence[str], ids: Iterable[int] | None = None
+) -> COCO:
     """Put the annotated images into one COCO dict.
 
-    Images have the ids 1…n in the order given; annotations 1…m, by image, class, label;
-    categories 1…K in the order of `class_names`. The same input gives the same dict.
+    Images have the given ids, else 1…n in their order; annotations 1…m, by image, class,
+    label; categories 1…K in the order of `class_names`. The same input gives the same dict.
     """
     coco: COCO = {
         "info": {"description": "Cells by class, one annotation a cell (annotation.py)"},
@@ -41,7 +69,7 @@ def build_coco(images: Iterable[AnnotatedImage], class_names: Sequence[str]) -> 
         "annotations": [],
         "categories": [{"id": n, "name": name} for n, name in enumerate(class_names, 1)],
     }
-    for image_id, image in enumerate(images, 1):
+    for image_id, image in zip(ids or itertools.count(1), images, strict=False):
         height, width = image.size
         coco["images"].append(
             {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
@@ -88,6 +116,62 @@ def only_images(coco: COCO, image_ids: Container[int]) -> COCO:
         "images": [image for image in coco["images"] if image["id"] in image_ids],
         "annotations": [a for a in coco["annotations"] if a["image_id"] in image_ids],
     }
+
+
+def image_records(coco: COCO, folder: Path) -> list[ImageRecord]:
+    """Return the images of an annotation file, whose names are relative to `folder`."""
+    return [
+        ImageRecord(
+            image["id"],
+            image["file_name"],
+            folder / image["file_name"],
+            (image["height"], image["width"]),
+        )
+        for image in coco["images"]
+    ]
+
+
+def annotations_by_image(coco: COCO) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations of each image by its id, both in the order of the file."""
+    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    return of_image
+
+
+def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[ImageCells]:
+    """Return the images of an annotation file with their cells, without regions of many cells.
+
+    Parameters
+    ----------
+    coco
+        As `load_coco` gives it.
+    folder
+        The folder that its file names are relative to.
+    names
+        What to call the images, in their order.
+    """
+    class_of = contiguous_classes(coco)
+    of_image = annotations_by_image(coco)
+    images = []
+    for name, image in zip(names, coco["images"], strict=True):
+        annotations = of_image[image["id"]]
+        cells = [annotation for annotation in annotations if not annotation["iscrowd"]]
+        boxes = np.array([cell["bbox"] for cell in cells], np.int64).reshape(-1, 4)
+        images.append(
+            ImageCells(
+                id=image["id"],
+                file_name=image["file_name"],
+                path=folder / image["file_name"],
+                size=(image["height"], image["width"]),
+                name=name,
+                masks=[cell["segmentation"] for cell in cells],
+                classes=np.array([class_of[cell["category_id"]] for cell in cells], np.int64),
+                boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+                crowds=len(annotations) - len(cells),
+            )
+        )
+    return images
 
 
 def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -> COCO:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.files import read_json
+from cellseg.read.names import is_printable
 from cellseg.read.tiff import SUFFIXES
 
 TRAIN = "train"
@@ -55,19 +53,6 @@ class TrainImage:
     class_files: dict[int, Path]
     ignored: tuple[str, ...]
     outlines: Path | None = None
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """One line of the test list: the id to submit, and the size that the list tells."""
-
-    __test__ = False  # not a test of pytest's
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-    path: Path
 
 
 def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
@@ -190,76 +175,6 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not images:
         raise InputError(f"{folder}: no image in it; images end in {endings}")
     return images
-
-
-def read_test_list(data: str | os.PathLike[str]) -> list[TestImage]:
-    """Read `test_image_name_to_ids.json`, in its order.
-
-    The sizes are those that the list tells; whoever reads the images compares.
-
-    Raises
-    ------
-    InputError
-        If the list is missing or broken, an id or a file stands in it twice, or a file
-        is not in the test folder.
-    """
-    path = Path(data) / TEST_LIST
-    remedy = "take it as the data was handed out"
-    entries = read_json(path, "test list", remedy)
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: not a list of test images; {remedy}")
-    folder = find_test_folder(data)
-    images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
-    for key in ("id", "file_name"):
-        seen: set[Any] = set()
-        for image in images:
-            value = getattr(image, key)
-            if value in seen:
-                raise InputError(
-                    f"{path}: the {key} {value} is there twice, but each image has its own; "
-                    f"{remedy}"
-                )
-            seen.add(value)
-    missing = [image for image in images if not image.path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{path}: lists {missing[0].file_name}{more}, but {folder} has no such file; put it "
-            "there, or take it off the list"
-        )
-    return images
-
-
-def _test_image(path: Path, folder: Path, entry: Any, number: int) -> TestImage:
-    if not isinstance(entry, dict):
-        raise InputError(
-            f"{path}: entry {number} is not an object with file_name, id, height and width; "
-            "take it as the data was handed out"
-        )
-    name = entry.get("file_name")
-    if not isinstance(name, str) or name in ("", ".", "..") or not _is_plain(name):
-        raise InputError(
-            f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
-            f"{folder.name}/; write the bare name"
-        )
-    for key, least in (("id", 0), ("height", 1), ("width", 1)):
-        value = entry.get(key)
-        if type(value) is not int or value < least:
-            raise InputError(
-                f"{path}: {key} {value!r} of {name} is not a whole number of {least} or more; "
-                "mend the entry"
-            )
-    return TestImage(entry["id"], name, entry["height"], entry["width"], folder / name)
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name has no folder in it, on any system."""
-    return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
-
-
-def is_printable(name: str) -> bool:
-    """Whether a name fits a line of UTF-8: it has no control character and no lone byte."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
 def _entries(folder: Path, remedy: str) -> list[Path]:

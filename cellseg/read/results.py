@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import lzma
+import reprlib
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cellseg.errors import InputError
 from cellseg.files import open_json
-from cellseg.read.coco import COCO
+from cellseg.images import Scene
+from cellseg.predictions import Predictions
+from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
+from cellseg.rle import RLE, Runs, decode
 
 FILE_NAME = "test-results.json"
 REMEDY = "run inference.py, or name another results file"
@@ -35,7 +44,7 @@ def each_result(path: Path) -> Iterator[Any]:
 
     Yields
     ------
-    Each item of the list; `cellseg.score.match.side_by_side` checks them against the truth.
+    Each item of the list; `side_by_side` checks them against the truth.
 
     Raises
     ------
@@ -91,6 +100,180 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
     ) as error:
         # RuntimeError: encrypted; NotImplementedError, one of its kind: odd compression.
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
+
+
+def side_by_side(
+    truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
+) -> list[Scene]:
+    """Sort truth and results by image.
+
+    Parameters
+    ----------
+    truth
+        A COCO dict as `cellseg.read.coco` gives it: compressed RLEs throughout.
+    results
+        Detections in COCO's result form, `{image_id, category_id, segmentation, score}`
+        each. They are checked here against the truth, whoever asks.
+    source
+        The results' file, for the errors' text.
+    first
+        The place of `results[0]` in that file, for the errors' text.
+
+    Returns
+    -------
+    The scenes of all images of the truth, by rising image id, also those with nothing
+    in them.
+
+    Raises
+    ------
+    InputError
+        If an entry of the results isn't one, or its image, size or class isn't the truth's.
+    """
+    images = sorted(truth["images"], key=lambda image: image["id"])
+    sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
+    classes = contiguous_classes(truth)
+    annotations = annotations_by_image(truth)
+    entries: dict[int, list[int]] = {id_: [] for id_ in sizes}
+    for index, entry in enumerate(results):
+        problem = _entry_problem(entry, sizes, classes)
+        if problem:
+            raise InputError(f"{source}: entry {first + index}: {problem}")
+        entries[entry["image_id"]].append(index)
+
+    scenes = []
+    for image in images:
+        id_, size = image["id"], sizes[image["id"]]
+        true, found = annotations[id_], entries[id_]
+        masks = [results[index]["segmentation"] for index in found]
+        try:
+            runs = decode(masks, size)
+        except ValueError as error:
+            at, _, problem = str(error).partition(": ")
+            raise InputError(
+                f"{source}: entry {first + found[int(at)]}: segmentation: {problem};"
+                " the file is damaged or was not written by inference.py: write it again"
+            ) from None
+        detected = [results[index] for index in found]
+        scenes.append(
+            _scene(
+                image,
+                true,
+                classes,
+                (masks, runs),
+                np.array([classes[entry["category_id"]] for entry in detected], np.int64),
+                np.array([entry["score"] for entry in detected], np.float64),
+                np.array(found, np.int64),
+            )
+        )
+    return scenes
+
+
+def pair_predictions(truth: COCO, predictions: Mapping[int, Predictions]) -> list[Scene]:
+    """Put predictions beside the truth, as `side_by_side` does with results of a file.
+
+    Parameters
+    ----------
+    truth
+        A COCO dict as `cellseg.read.coco` gives it.
+    predictions
+        Those of some of its images, by image id.
+
+    Returns
+    -------
+    The scenes of these images, by rising image id.
+    """
+    classes = contiguous_classes(truth)
+    annotations = annotations_by_image(truth)
+    images = {image["id"]: image for image in truth["images"]}
+    return [
+        _scene(
+            images[id_],
+            annotations[id_],
+            classes,
+            (found.masks, decode(found.masks, found.size)),
+            found.classes,
+            found.scores.astype(np.float64),
+            np.arange(len(found)),
+        )
+        for id_, found in sorted(predictions.items())
+    ]
+
+
+def _scene(
+    image: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    class_of: dict[int, int],
+    masks_and_runs: tuple[list[RLE], Runs],
+    classes: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    entries: NDArray[np.int64],
+) -> Scene:
+    masks, runs = masks_and_runs
+    truth_masks = [annotation["segmentation"] for annotation in annotations]
+    return Scene(
+        id=image["id"],
+        file_name=image["file_name"],
+        path=Path(image["file_name"]),
+        size=runs.size,
+        name=image["file_name"],
+        truth_masks=truth_masks,
+        truth_runs=decode(truth_masks, runs.size),
+        truth_classes=np.array([class_of[a["category_id"]] for a in annotations], np.int64),
+        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
+        masks=masks,
+        runs=runs,
+        classes=classes,
+        scores=scores,
+        entries=entries,
+    )
+
+
+def _entry_problem(
+    entry: Any, sizes: dict[int, tuple[int, int]], classes: dict[int, int]
+) -> str | None:
+    """What keeps one entry of the results from being scored, as the end of an error line."""
+    if not isinstance(entry, dict):
+        return f"a {type(entry).__name__}, expected an object with image_id, category_id, …"
+    missing = [
+        key for key in ("image_id", "category_id", "segmentation", "score") if key not in entry
+    ]
+    if missing:
+        return f"{' and '.join(missing)} missing; write the results again with inference.py"
+    image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
+    if not _is_int(image_id) or image_id not in sizes:
+        return (
+            f"image_id {reprlib.repr(image_id)} is none of the truth's {len(sizes)} images;"
+            " score against the annotations of the same images"
+        )
+    if not _is_int(class_id) or class_id not in classes:
+        known = ", ".join(map(str, classes)) or "none"
+        return (
+            f"category_id {reprlib.repr(class_id)}, but the truth has {known};"
+            " the classes must be the same"
+        )
+    # JSON may hold a whole number that no float can.
+    number = isinstance(score, Real) and not isinstance(score, bool)
+    if not number or not abs(score) <= sys.float_info.max:
+        return f"score {reprlib.repr(score)}, expected a number"
+    mask = entry["segmentation"]
+    if (
+        not isinstance(mask, dict)
+        or not isinstance(mask.get("counts"), str)
+        or not isinstance(mask.get("size"), (list, tuple))
+        or not all(map(_is_int, mask["size"]))
+    ):
+        return 'segmentation is not a compressed RLE {"size": [height, width], "counts": text}'
+    height, width = sizes[image_id]
+    if list(mask["size"]) != [height, width]:
+        return (
+            f"segmentation of size {reprlib.repr(list(mask['size']))}, but image {image_id} is"
+            f" [{height}, {width}] (height, width); predict on the images that the truth is of"
+        )
+    return None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def beside(results: Path, what: str) -> Path:

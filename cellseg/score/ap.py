@@ -10,20 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.read.coco import COCO
-from cellseg.score.match import (
-    Candidates,
-    Scene,
-    candidates,
-    match_greedily,
-    side_by_side,
-)
+from cellseg.images import Scene
+from cellseg.score.match import Candidates, candidates, match_greedily
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10).astype(np.float64)
 RECALLS = np.linspace(0, 1, 101).astype(np.float64)
@@ -80,31 +73,20 @@ class AveragePrecision:
 
 
 def mask_ap(
-    truth: COCO,
-    results: Sequence[Any],
-    max_detections: Sequence[int | None] = (100, None),
-    source: object = "results",
+    scenes: Sequence[Scene], n_classes: int, max_detections: Sequence[int | None] = (100, None)
 ) -> dict[int | None, AveragePrecision]:
     """AP of masks for each cap on the detections of an image and class.
 
     Parameters
     ----------
-    truth
-        A COCO dict as `cellseg.read.coco` gives it.
-    results
-        Detections in COCO's result form. Images without any count as missed.
+    scenes
+        All images of the truth, also those without detections, whose cells count as missed.
+    n_classes
+        K.
     max_detections
         The caps; None for no cap.
-    source
-        The results' file, for the errors' text.
-
-    Raises
-    ------
-    InputError
-        If the results don't fit the truth.
     """
-    scenes = side_by_side(truth, results, source)
-    rankings = rank(scenes, find_candidates(scenes, len(truth["categories"])))
+    rankings = rank(scenes, find_candidates(scenes, n_classes))
     return {cap: average_precision(rankings, cap) for cap in max_detections}
 
 

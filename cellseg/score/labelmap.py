@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.score.match import Scene
+from cellseg.images import Scene
 
 # Who keeps the contested pixels: scores, areas -> the cells, those who give way last.
 # Of equals the earlier one in the file keeps them.

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import rle
-from cellseg.read.coco import COCO, class_names
+from cellseg.images import Scene
 from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import Detection, Tally, detection, tally
 from cellseg.score.labelmap import Comparison, any_class, compare, of_class
-from cellseg.score.match import Scene, side_by_side
 from cellseg.score.panoptic import panoptic
 
 MEAN = "mean of classes"
@@ -129,25 +128,24 @@ class Scores:
 
 
 def score(
-    truth: COCO,
-    results: Sequence[Any],
+    scenes: Sequence[Scene],
+    classes: Sequence[str],
     *,
     score_threshold: float = 0.5,
     overlap: str = "score",
     max_detections: Sequence[int | None] = (100, None),
     n_resamples: int = 1000,
     seed: int = 0,
-    source: object = "results",
     progress: bool = False,
 ) -> Scores:
     """Measure everything.
 
     Parameters
     ----------
-    truth
-        A COCO dict as of `cellseg.read.coco.load_coco`.
-    results
-        Detections in COCO's result form.
+    scenes
+        All images of the truth, as `cellseg.read.results.side_by_side` gives them.
+    classes
+        The K class names.
     score_threshold, overlap
         How detections become a label map, see `cellseg.score.labelmap.compare`. AP takes
         all detections as they are.
@@ -157,19 +155,10 @@ def score(
         Sets of images drawn for the intervals; 0 for no intervals, and of one image there
         are none: it could only be drawn as it is. Results scored with the same truth,
         number and seed are scored on the same sets.
-    source
-        The results' file, for the errors' text.
     progress
         Whether to show a progress bar, where stderr is a terminal.
-
-    Raises
-    ------
-    InputError
-        If the results don't fit the truth.
     """
-    classes = class_names(truth)
     n_classes = len(classes)
-    scenes = side_by_side(truth, results, source)
     bar = {"leave": False, "disable": None if progress else True}
 
     found = ap.find_candidates(scenes, n_classes)
@@ -214,9 +203,9 @@ def score(
     samples = metrics(draw_weights(len(scenes), n_sets, seed), "intervals")
     bounds = {name: interval(values) for name, values in samples.items()}
     return Scores(
-        classes=classes,
+        classes=list(classes),
         rows=[*classes, MEAN, ANY],
-        scenes=scenes,
+        scenes=list(scenes),
         comparisons=comparisons,
         images=[_image_score(comparison) for comparison in comparisons],
         metrics={name: values[0] for name, values in metrics(once).items()},

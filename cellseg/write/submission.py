@@ -19,9 +19,8 @@ from typing import IO, Any
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.predictions import Predictions
-from cellseg.read.results import FILE_NAME, each_result
+from cellseg.read.results import FILE_NAME, each_result, side_by_side
 from cellseg.rle import xyxy_to_xywh
-from cellseg.score.match import side_by_side
 
 _BLOCK = 1 << 14  # cells that are checked at a time
 

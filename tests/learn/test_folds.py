@@ -13,14 +13,15 @@ from cellseg.errors import InputError
 from cellseg.learn import folds
 from cellseg.learn.samples import TrainingData
 from cellseg.read.split import split_folds
+from tests.learn.cell_cases import image_of
 
 
 def data_of(names):
-    return TrainingData({}, [], [{"name": name} for name in names], [])
+    return TrainingData({}, [], [image_of(name=name) for name in names], [])
 
 
 def names_of(samples):
-    return [sample["name"] for sample in samples]
+    return [sample.name for sample in samples]
 
 
 NAMES = list("abcdefg")

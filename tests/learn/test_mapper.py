@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -15,25 +17,21 @@ from cellseg.learn.mapper import CellMapper, build_stream
 from cellseg.learn.samples import load_training_data
 from cellseg.read.tiff import read_image
 from cellseg.view import View
+from tests.learn.cell_cases import image_of
 
 
 def sample_of(tmp_path, image, masks):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
-    annotations = []
-    for number, mask in enumerate(masks):
-        rle = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        annotations.append(
-            {
-                "bbox": pycocotools.mask.toBbox(rle).tolist(),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                "class": number,
-            }
-        )
-    return {
-        "name": "x", "file_name": str(path), "image_id": 4,
-        "height": image.shape[0], "width": image.shape[1], "annotations": annotations,
-    }  # fmt: skip
+    rles = [pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    boxes = [pycocotools.mask.toBbox(rle).tolist() for rle in rles]
+    return image_of(
+        [(x, y, x + width, y + height) for x, y, width, height in boxes],
+        range(len(rles)),
+        [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles],
+        size=image.shape[:2],
+        path=path,
+    )
 
 
 @pytest.fixture
@@ -108,14 +106,11 @@ def test_the_same_place_of_the_stream_is_the_same_sample(cells, recipe):
 
 def test_images_without_cells_can_be_left_out(cells):
     data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
-    data.train[0]["annotations"], kept = [], data.train[0]["annotations"]
-    try:
-        cfg = config.load_recipe("demo", "torchvision")
-        assert len(build_stream(cfg, data).samples) == 5
-        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
-        assert len(build_stream(cfg, data).samples) == 4
-    finally:
-        data.train[0]["annotations"] = kept
+    data = replace(data, train=[image_of(), *data.train[1:]])
+    cfg = config.load_recipe("demo", "torchvision")
+    assert len(build_stream(cfg, data).samples) == 5
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    assert len(build_stream(cfg, data).samples) == 4
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # pycocotools
@@ -130,10 +125,10 @@ def test_masks_lie_on_their_cells(cells, rng):
 
     whole, seen = [], []
     for sample in data.train:
-        mask = np.zeros((sample["height"], sample["width"]), bool)
-        for annotation in sample["annotations"]:
-            mask |= np.asarray(pycocotools.mask.decode(annotation["segmentation"])).astype(bool)
-        whole.append((read_image(sample["file_name"]).mean(2), mask))
+        mask = np.zeros(sample.size, bool)
+        for rle in sample.masks:
+            mask |= np.asarray(pycocotools.mask.decode(rle)).astype(bool)
+        whole.append((read_image(sample.path).mean(2), mask))
         for _ in range(4):
             found = made(sample, rng)
             mask = np.zeros(found["image"].shape[1:], bool)
@@ -165,7 +160,7 @@ def test_strips_and_single_pixels(tmp_path, rng, shape):
 
 
 def test_an_image_that_changed_its_size(tmp_path, rng):
-    sample = sample_of(tmp_path, np.zeros((5, 6, 3), np.uint8), []) | {"height": 7}
+    sample = replace(sample_of(tmp_path, np.zeros((5, 6, 3), np.uint8), []), size=(7, 6))
     with pytest.raises(InputError, match=r"image\.png: 5 x 6 pixels, but the annotations say 7 x"):
         mapper(*PLAIN)(sample, rng)
 

@@ -8,32 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from cellseg.errors import InputError
-from cellseg.learn.samples import load_training_data, name_images
-
-
-@pytest.mark.parametrize(
-    ("file_names", "names"),
-    [
-        (["train/a/image.tif", "train/b/IMAGE.TIFF"], ["a", "b"]),
-        (["x/one.png", "two.tif"], ["one", "two"]),
-        (["image.tif"], ["image"]),
-        (["a/x.png", "b/x.png"], ["a/x.png", "b/x.png"]),
-        (["x.png", "x.tif", "y.png"], ["x.png", "x.tif", "y.png"]),
-        ([], []),
-    ],
-)
-def test_names(file_names, names):
-    assert name_images(file_names) == names
-
-
-@given(st.lists(st.text("ab/.", min_size=1), unique=True))
-def test_names_tell_images_apart(file_names):
-    assert len(set(name_images(file_names))) == len(file_names)
+from cellseg.learn.samples import load_training_data
 
 
 @pytest.fixture
@@ -66,15 +44,15 @@ def test_a_foreign_file(foreign):
     data = load_training_data(str(foreign), str(foreign / "coco.json"), 0, "", 0)
     assert data.categories == [{"id": 3, "name": "three"}, {"id": 9, "name": "nine"}]
     assert data.held_out == []
-    assert [sample["name"] for sample in data.train] == ["a/x.png", "b/x.png", "c.png"]
+    assert [sample.name for sample in data.train] == ["a/x.png", "b/x.png", "c.png"]
     first, second, third = data.train
-    assert first["file_name"] == str(foreign / "a/x.png")
-    assert (first["image_id"], first["height"], first["width"]) == (0, 10, 12)
+    assert first.path == foreign / "a/x.png"
+    assert (first.id, first.size) == (0, (10, 12))
     # Without the crowd, with its own class, and the box of the mask.
-    assert [a["class"] for a in first["annotations"]] == [0]
-    assert first["annotations"][0]["bbox"] == [2, 2, 4, 4]
-    assert [a["class"] for a in second["annotations"]] == [1]
-    assert third["annotations"] == []
+    assert first.classes.tolist() == [0]
+    assert first.boxes.tolist() == [[2, 2, 6, 6]]
+    assert second.classes.tolist() == [1]
+    assert third.masks == []
 
 
 def test_file_names_that_are_whole_paths(foreign):
@@ -94,7 +72,7 @@ def test_groups_by_name(foreign):
     groups.write_text('{"a/x.png": "p", "b/x.png": "p", "c.png": "q"}')
     for seed in range(5):
         data = load_training_data(str(foreign), str(foreign / "coco.json"), 0.3, str(groups), seed)
-        held = {sample["name"] for sample in data.held_out}
+        held = {sample.name for sample in data.held_out}
         assert held in ({"c.png"}, {"a/x.png", "b/x.png"})
 
 
@@ -104,13 +82,13 @@ def test_split_of_the_homeworks_layout(cells):
     assert len(data.train) == 3
     assert len(data.held_out) == 2
     everything = load_training_data(str(cells), annotations, 0, "", 0).train
-    names = [sample["name"] for sample in everything]
+    names = [sample.name for sample in everything]
     assert names == sorted(path.name for path in (cells / "train").iterdir())
-    assert {s["name"] for s in data.train} | {s["name"] for s in data.held_out} == set(names)
-    assert sum(len(s["annotations"]) for s in everything) == len(data.coco["annotations"])
+    assert {s.name for s in data.train} | {s.name for s in data.held_out} == set(names)
+    assert sum(len(s.masks) for s in everything) == len(data.coco["annotations"])
     # Drawing a seed (-1) does not draw the split.
     again = load_training_data(str(cells), annotations, 0.4, "", -1)
-    assert again.held_out == data.held_out
+    assert [s.name for s in again.held_out] == [s.name for s in data.held_out]
 
 
 def test_an_image_that_is_a_folder(cells, tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cellseg.errors import InputError
 from cellseg.learn.scale import CellSizes, choose_anchors, choose_zoom, measure_cells
+from tests.learn.cell_cases import image_of
 
 PYRAMID = [4, 8, 16, 32, 64]
 DILATED = [16]
@@ -16,8 +17,8 @@ DILATED = [16]
 
 def images(*sides):
     """An image with half of the cells, one without any, one with the other half."""
-    cells = [{"bbox": [7, 9, width, height], "class": 0} for width, height in sides]
-    return [{"annotations": part} for part in (cells[::2], [], cells[1::2])]
+    cells = [(7, 9, 7 + width, 9 + height) for width, height in sides]
+    return [image_of(part) for part in (cells[::2], [], cells[1::2])]
 
 
 def test_sizes_by_hand():

@@ -24,6 +24,7 @@ from cellseg.learn.stream import (
     repeat_factors,
 )
 from cellseg.view import shortest_edge
+from tests.learn.cell_cases import image_of
 
 # More loading processes than cores, torch warns, are slow: not what is tested here.
 few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -31,8 +32,8 @@ few_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 def image(*classes, name=0):
     """An image whose cells are of these classes, in boxes 10 pixels apart."""
-    cells = [{"class": c, "bbox": [10 * n, 20 * n, 4, 6]} for n, c in enumerate(classes)]
-    return {"name": name, "annotations": cells}
+    boxes = [(10 * n, 20 * n, 10 * n + 4, 20 * n + 6) for n in range(len(classes))]
+    return image_of(boxes, classes, name=name)
 
 
 def images(n):
@@ -40,7 +41,7 @@ def images(n):
 
 
 def draw(sample, rng):
-    return {"name": sample["name"], "draw": rng.random()}
+    return {"name": sample.name, "draw": rng.random()}
 
 
 def stream_of(n, seed=0, factors=None):
@@ -181,7 +182,7 @@ class Shaped:
     """A mapper of images whose shapes are known: tall and wide ones, drawn for each position."""
 
     def __call__(self, sample, rng):
-        return {"name": sample["name"], "shape": self.shape(sample, rng)}
+        return {"name": sample.name, "shape": self.shape(sample, rng)}
 
     def shape(self, _sample, rng):
         return (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
@@ -230,7 +231,7 @@ def test_grouping_leaves_little_padding():
         )
 
     mapper = Shaped()
-    mapper.shape = lambda sample, _: shortest_edge((100 + 9 * sample["name"], 1000), 608, 1333)
+    mapper.shape = lambda sample, _: shortest_edge((100 + 9 * sample.name, 1000), 608, 1333)
     stream = SampleStream(images(200), mapper, 0)
     loaders = [build_loader(stream, 0, 14, 0, 1, 0, False, group) for group in (False, True)]
     without, grouped = (filled(itertools.islice(loader, 56)) for loader in loaders)
@@ -255,10 +256,10 @@ def test_two_processes_see_what_one_sees():
 
 
 def tensors(sample, rng):
-    if sample["name"] == 0:
+    if sample.name == 0:
         time.sleep(0.05)  # so that the next batch is loaded before this one
     return {
-        "name": sample["name"],
+        "name": sample.name,
         "image": torch.full((2, 2), rng.random()),
         "process": os.getpid(),
         "threads": (torch.get_num_threads(), cv2.getNumThreads()),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellseg.learn.samples import load_training_data
-from cellseg.learn.validation import as_results, validate
+from cellseg.learn.validation import validate
 from cellseg.predictions import Predictions
 from cellseg.read.tiff import read_image
 from cellseg.score.ap import mask_ap
@@ -17,22 +17,22 @@ def data(cells):
     return load_training_data(str(cells), str(cells / "train__annot.json"), 0.4, "", 0)
 
 
-def score(gt, results):
-    return mask_ap(gt, results, (100,))[100]
+def score(scenes):
+    return mask_ap(scenes, 4, (100,))[100]
 
 
 def truth_of(samples):
     """A predictor that knows the images by their pixels."""
-    known = {read_image(sample["file_name"]).tobytes(): sample for sample in samples}
+    known = {read_image(sample.path).tobytes(): sample for sample in samples}
 
     def predict(image):
-        its = known[image.tobytes()]["annotations"]
+        its = known[image.tobytes()]
         return Predictions(
             size=image.shape[:2],
-            boxes=np.zeros((len(its), 4), np.float32),
-            scores=np.ones(len(its), np.float32),
-            classes=np.array([a["class"] for a in its], np.int64),
-            masks=[a["segmentation"] for a in its],
+            boxes=np.zeros((len(its.masks), 4), np.float32),
+            scores=np.ones(len(its.masks), np.float32),
+            classes=its.classes,
+            masks=its.masks,
         )
 
     return predict
@@ -60,23 +60,11 @@ def test_only_the_held_out_images_count(data):
     assert validate(truth_of([one]), score, data, [one]).ap50 == pytest.approx(1)
 
 
-def test_ids_of_the_file():
-    rle = {"size": [1, 1], "counts": "01"}
-    found = Predictions(
-        (1, 1), np.zeros((2, 4), np.float32), np.array([0.5, 0.25], np.float32), np.array([1, 0]),
-        [rle, rle],
-    )  # fmt: skip
-    assert as_results(7, found, [3, 9]) == [
-        {"image_id": 7, "category_id": 9, "segmentation": rle, "score": 0.5},
-        {"image_id": 7, "category_id": 3, "segmentation": rle, "score": 0.25},
-    ]
-
-
 def test_the_first_images_are_shown(data):
     samples = data.train + data.held_out
     shown = []
     validate(truth_of(samples), score, data, samples, lambda *what: shown.append(what))
     assert [sample for sample, _, _ in shown] == samples[:4]
     for sample, image, detections in shown:
-        assert image.shape == (sample["height"], sample["width"], 3)
-        assert detections.masks == [a["segmentation"] for a in sample["annotations"]]
+        assert image.shape == (*sample.size, 3)
+        assert detections.masks == sample.masks

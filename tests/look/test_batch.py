@@ -10,6 +10,7 @@ from cellseg.cellmasks import CellMasks
 from cellseg.look.batch import draw_batch, draw_middle
 from cellseg.look.overlay import class_colour, draw_comparison
 from cellseg.predictions import Predictions
+from tests.learn.cell_cases import image_of
 
 
 def sample(height, width, colour, cells=()):
@@ -78,8 +79,8 @@ def test_of_a_large_image_the_middle_is_drawn():
         mask[y : y + 10, x : x + 10] = 1
     rles = encode_masks(masks)
     classes = np.array([0, 1, 0, 1])
-    annotations = zip(rles, classes.tolist(), strict=True)
-    sample = {"annotations": [{"segmentation": rle, "class": c} for rle, c in annotations]}
+    boxes = [(x, y, x + 10, y + 10) for x, y in corners]
+    sample = image_of(boxes, classes, rles, size=(600, 1000))
     scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
     found = Predictions((600, 1000), np.zeros((4, 4), np.float32), scores, classes, rles)
     true, likely = [0, 1, 3], [0, 1]

@@ -10,10 +10,10 @@ import tifffile
 
 import report
 from cellseg.read.coco import load_coco
+from cellseg.read.results import side_by_side
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import detection, tally
 from cellseg.score.labelmap import any_class, compare
-from cellseg.score.match import side_by_side
 from cellseg.score.panoptic import panoptic
 from tests.look import browser
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of

@@ -4,7 +4,6 @@ import io
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -16,13 +15,14 @@ from hypothesis.extra.numpy import arrays
 
 from cellseg.errors import InputError
 from cellseg.look import gallery, plots
-from cellseg.look.gallery import Example, View
+from cellseg.look.gallery import Example
 from cellseg.outline import trace
+from cellseg.read.coco import class_names
+from cellseg.read.results import side_by_side
 from cellseg.rle import areas, boxes_xyxy, runs_of_labels
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import tally
 from cellseg.score.labelmap import compare
-from cellseg.score.match import side_by_side
 from cellseg.score.summary import difference, score
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
@@ -150,7 +150,7 @@ def case():
 
 def test_facts(case):
     (scene,) = side_by_side(*case)
-    told = gallery.facts(View(Path("1.tif"), [scene]), [gallery.judge(scene)])
+    told = gallery.facts([scene], [gallery.judge(scene)])
     assert told["name"] == "1.tif"
     assert told["size"] == [20, 30]
     assert told["truth"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
@@ -180,7 +180,7 @@ def test_odd_cells():
         (1, rectangle(size, 5, 50, 14, 59) & ~ring, 0),
     ]
     scenes = side_by_side(truth_of({1: (size, cells), 2: (size, [])}), [])
-    first, empty = gallery.odd_cells([View(Path("x"), [scene]) for scene in scenes], 3)
+    first, empty = gallery.odd_cells(scenes, 3)
     assert first == [
         (0, "1 hole"),
         (1, "2 pieces"),
@@ -197,7 +197,7 @@ def test_a_crowd_region_is_no_cell():
     cells = [(1, rectangle(size, 0, 10 * n, 3, 10 * n + 3), 0) for n in range(3)]
     crowds = [(1, rectangle(size, 20, 0, 60, 60), 1)] * 4
     scenes = side_by_side(truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])}), [])
-    assert gallery.odd_cells([View(Path("x"), [scene]) for scene in scenes], 1) == [[], []]
+    assert gallery.odd_cells(scenes, 1) == [[], []]
 
 
 def sides(jpeg):
@@ -247,7 +247,7 @@ def test_an_image_of_another_size(tmp_path, case):
     (scene,) = side_by_side(*case)
     tifffile.imwrite(tmp_path / "1.tif", np.zeros((20, 29, 3), np.uint8))
     with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* in 20 x 30; name"):
-        gallery.read_pixels(View(tmp_path / "1.tif", [scene]))
+        gallery.read_pixels(replace(scene, path=tmp_path / "1.tif"))
 
 
 def texts(svg):
@@ -260,7 +260,7 @@ def test_plots_of_scores(case):
     truth, results = case
     names = ["<script>", "_$x^2$ & co", "細胞"]
     truth = {**truth, "categories": [{"id": k, "name": n} for k, n in enumerate(names, 1)]}
-    scores = score(truth, results, n_resamples=20)
+    scores = score(side_by_side(truth, results), names, n_resamples=20)
     lines = plots.precision_recall([scores], "AB")
     # All but the crowd's class have truth.
     assert "<script>, AP50 1.000" in texts(lines)
@@ -283,7 +283,7 @@ def test_plots_of_scores(case):
 
 def test_plots_of_nothing():
     truth = truth_of({1: (SIZE, [])})
-    scores = score(truth, [], n_resamples=0)
+    scores = score(side_by_side(truth, []), class_names(truth), n_resamples=0)
     none = np.zeros(0)
     for drawing in (
         plots.precision_recall([scores], "AB"),

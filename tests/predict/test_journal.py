@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cellseg import config
 from cellseg.errors import InputError
-from cellseg.predict.images import ListedImage
+from cellseg.images import ImageRecord
 from cellseg.predict.journal import Journal, signature
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
@@ -233,7 +233,7 @@ def made_from(tmp_path):
     weights.write_bytes(b"w")
     image.write_bytes(b"i")
     cfg = config.default_config("torchvision")
-    return [weights], [cfg], [ListedImage(1, "image.tif", image, (3, 4))]
+    return [weights], [cfg], [ImageRecord(1, "image.tif", image, (3, 4))]
 
 
 def test_the_signature_is_of_all_that_decides(made_from):
@@ -245,9 +245,9 @@ def test_the_signature_is_of_all_that_decides(made_from):
     assert signature(weights, [other], [image]) != before
     assert signature(weights * 2, [cfg, cfg], [image]) != before
     for changed in (
-        ListedImage(1, "image.tif", image.path, (3, 4), level=1),
-        ListedImage(1, "image.tif", image.path, (3, 5)),
-        ListedImage(1, "image.tif", image.path.with_name("other.tif"), (3, 4)),
+        ImageRecord(1, "image.tif", image.path, (3, 4), level=1),
+        ImageRecord(1, "image.tif", image.path, (3, 5)),
+        ImageRecord(1, "image.tif", image.path.with_name("other.tif"), (3, 4)),
     ):
         assert signature(weights, [cfg], [changed]) != before
     assert signature(weights, [cfg], [image, image]) != before

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cellseg import config
 from cellseg.errors import InputError
-from cellseg.predict.images import ListedImage
+from cellseg.images import ImageRecord
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Look, Predictor, join
 from cellseg.predict.shares import joined, missing_looks, predict_share, share_out
@@ -20,7 +20,7 @@ from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
 
 SIZES = [(50, 90), (10, 10), (64, 40)]
-IMAGES = [ListedImage(n + 7, f"{n}.png", Path(f"{n}.png"), size) for n, size in enumerate(SIZES)]
+IMAGES = [ImageRecord(n + 7, f"{n}.png", Path(f"{n}.png"), size) for n, size in enumerate(SIZES)]
 PLANS = {n: plan_tiles(size, 40, 12) for n, size in enumerate(SIZES)}
 
 

@@ -17,8 +17,14 @@ from pycocotools.coco import COCO
 
 from cellseg.errors import InputError
 from cellseg.files import write_json
-from cellseg.read.annotate import AnnotatedImage
-from cellseg.read.coco import build_coco, class_names, contiguous_classes, load_coco, only_images
+from cellseg.read.coco import (
+    AnnotatedImage,
+    build_coco,
+    class_names,
+    contiguous_classes,
+    load_coco,
+    only_images,
+)
 from cellseg.rle import runs_of_labels
 
 # pycocotools 2.0.11 says so of itself when it decodes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,11 +9,9 @@ import pytest
 
 from cellseg.errors import InputError
 from cellseg.read.layout import (
-    TEST_LIST,
     find_test_folder,
     list_images,
     list_train_folders,
-    read_test_list,
     train_image,
 )
 
@@ -159,65 +156,3 @@ def test_images_of_a_folder(tmp_path):
     assert "no image in it" in refusal(list_images, tmp_path / "none")
     assert "no such folder" in refusal(list_images, tmp_path / "absent")
     assert "not a folder" in refusal(list_images, tmp_path / "in" / "a.tif")
-
-
-ENTRY = {"file_name": "a.tif", "id": 7, "height": 3, "width": 4}
-
-
-def write_list(data, value):
-    fill(data / "test", "a.tif", "b.tif")
-    (data / TEST_LIST).write_text(json.dumps(value))
-    return data
-
-
-def test_the_test_list_in_its_own_order(tmp_path):
-    entries = [{**ENTRY, "file_name": "b.tif", "id": 9, "note": "kept out"}, ENTRY]
-    images = read_test_list(write_list(tmp_path, entries))
-    assert [(i.id, i.file_name, i.height, i.width) for i in images] == [
-        (9, "b.tif", 3, 4),
-        (7, "a.tif", 3, 4),
-    ]
-    assert [i.path for i in images] == [tmp_path / "test" / "b.tif", tmp_path / "test" / "a.tif"]
-
-
-BAD_LISTS = {
-    "an object": ({"a.tif": 1}, "not a list of test images"),
-    "empty": ([], "not a list of test images"),
-    "a bare name": (["a.tif"], "entry 1 is not an object"),
-    "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "the id 7 is there twice"),
-    "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "the file_name a.tif is there twice"),
-    "a file that is not there": ([{**ENTRY, "file_name": "c.tif"}], "lists c.tif, but"),
-    "two such files": (
-        [{**ENTRY, "file_name": "c.tif"}, {**ENTRY, "id": 1, "file_name": "d.tif"}],
-        "lists c.tif and 1 more, but",
-    ),
-}
-BAD_LISTS |= {
-    f"file_name {name!r}": ([{**ENTRY, "file_name": name}], "is not the name of a file")
-    for name in (None, 3, "", ".", "..", "../a.tif", "/a.tif", "x/../a.tif", "..\\a.tif", "a\0")
-}
-BAD_LISTS |= {
-    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not a whole number")
-    for key, values in {
-        "id": ["7", 7.0, None, True, -1, [7]],
-        "height": [0, -3, 3.5, "3", None, True],
-        "width": [0, {}],
-    }.items()
-    for value in values
-}
-
-
-@pytest.mark.parametrize(("value", "found"), BAD_LISTS.values(), ids=BAD_LISTS)
-def test_a_broken_test_list(tmp_path, value, found):
-    line = refusal(read_test_list, write_list(tmp_path, value))
-    assert line.startswith(f"{tmp_path / TEST_LIST}: ")
-    assert found in line
-
-
-def test_a_test_list_that_is_not_json_or_not_there(tmp_path):
-    fill(tmp_path / "test", "a.tif")
-    assert "no such file" in refusal(read_test_list, tmp_path)
-    (tmp_path / TEST_LIST).write_text("[{")
-    assert "not JSON" in refusal(read_test_list, tmp_path)
-    (tmp_path / TEST_LIST).write_bytes(b"\xff\xfe\0")
-    assert "not JSON" in refusal(read_test_list, tmp_path)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from cellseg.read.results import side_by_side
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.labelmap import compare, of_class
-from cellseg.score.match import side_by_side
 from tests.score.scoring_cases import (
     entry,
     labels_of,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from cellseg.read.results import side_by_side
 from cellseg.score import ap, match
-from cellseg.score.match import match_greedily, side_by_side
+from cellseg.score.match import match_greedily
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 
@@ -58,11 +59,15 @@ def assert_same(ours, precision):
         np.testing.assert_allclose(ours.class_ap75[k], coco_mean(of_class[5]), rtol=0, atol=1e-9)
 
 
+def ap_of(truth, results, **caps):
+    return ap.mask_ap(side_by_side(truth, results), len(truth["categories"]), **caps)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_equals_pycocotools(seed, ties):
     truth, results = random_case(np.random.default_rng(seed), ties=ties)
-    ours = ap.mask_ap(truth, results, max_detections=(3, 100, None))
+    ours = ap_of(truth, results, max_detections=(3, 100, None))
     for cap, of_cap in ours.items():
         assert of_cap.max_detections == cap
         assert_same(of_cap, coco_precision(truth, results, cap))
@@ -95,7 +100,7 @@ def test_more_than_a_hundred_detections():
     cells = [(1, rectangle(size, 0, 3 * i, 1, 3 * i + 2), False) for i in range(150)]
     truth = truth_of({1: (size, cells)}, ["a"])
     results = [entry(1, 1, mask, 1 - i / 1000) for i, (_, mask, _) in enumerate(cells)]
-    ours = ap.mask_ap(truth, results)
+    ours = ap_of(truth, results)
     assert ours[None].ap == pytest.approx(1)
     # Recall reaches 2/3: precision is 1 at the 67 recalls 0 … 0.66, 0 at the 34 others.
     assert ours[100].ap50 == pytest.approx(67 / 101)
@@ -113,7 +118,7 @@ def test_by_hand():
         entry(1, 1, rectangle(size, 5, 0, 6, 3), 0.9),
         entry(1, 1, rectangle(size, 0, 0, 2, 3), 0.8),
     ]
-    ours = ap.mask_ap(truth, results)[None]
+    ours = ap_of(truth, results)[None]
     # Precision is 1/2 at the 51 recalls 0 … 0.5; the three thresholds 0.5, 0.55, 0.6.
     assert ours.ap50 == pytest.approx(0.5 * 51 / 101)
     assert ours.ap75 == 0
@@ -123,18 +128,18 @@ def test_by_hand():
 def test_nothing_found_is_zero_and_no_truth_is_nan():
     size = (4, 4)
     truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 2, 2), 0)]), 2: (size, [])})
-    ours = ap.mask_ap(truth, [])[100]
+    ours = ap_of(truth, [])[100]
     assert ours.ap == ours.ap50 == ours.ap75 == 0
     np.testing.assert_array_equal(ours.class_ap, [0, np.nan, np.nan])
-    only_false = ap.mask_ap(truth_of({1: (size, [])}), [entry(1, 2, np.ones(size), 0.5)])[100]
+    only_false = ap_of(truth_of({1: (size, [])}), [entry(1, 2, np.ones(size), 0.5)])[100]
     assert np.isnan(only_false.ap)
     assert np.isnan(only_false.class_ap50).all()
-    assert np.isnan(ap.mask_ap({"images": [], "categories": [], "annotations": []}, [])[None].ap)
+    assert np.isnan(ap.mask_ap([], 0)[None].ap)
 
 
 def test_is_silent(capfd):
     truth, results = random_case(np.random.default_rng(5))
-    ap.mask_ap(truth, results)
+    ap_of(truth, results)
     assert capfd.readouterr() == ("", "")
 
 

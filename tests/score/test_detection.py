@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg.read.results import side_by_side
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import Tally, detection, tally
 from cellseg.score.labelmap import compare
-from cellseg.score.match import side_by_side
 from tests.score.scoring_cases import (
     entry,
     labels_of,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg.read.results import side_by_side
 from cellseg.score.labelmap import OVERLAP_RULES, any_class, compare, of_class
-from cellseg.score.match import side_by_side
 from tests.score.scoring_cases import (
     entry,
     labels_of,

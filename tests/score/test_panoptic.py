@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.detection import PanopticQuality
 
+from cellseg.read.results import side_by_side
 from cellseg.score.detection import tally
 from cellseg.score.labelmap import any_class, compare
-from cellseg.score.match import side_by_side
 from cellseg.score.panoptic import panoptic
 from tests.score.scoring_cases import (
     entry,

@@ -7,13 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg.read.coco import class_names
+from cellseg.read.results import side_by_side
 from cellseg.score.ap import mask_ap
 from cellseg.score.bootstrap import draw_weights
-from cellseg.score.summary import difference, score
+from cellseg.score.summary import difference
+from cellseg.score.summary import score as score_scenes
 from cellseg.score.tables import as_json, as_text, difference_as_text, per_image
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 SIZE = (1, 30)
+
+
+def score(truth, results, **options):
+    return score_scenes(side_by_side(truth, results), class_names(truth), **options)
 
 
 def line(start, end):
@@ -60,7 +67,7 @@ def test_a_drawn_set_scores_as_the_set_itself(seed):
 def test_ap_is_that_of_mask_ap():
     truth, results = random_case(np.random.default_rng(3), n_images=6)
     scores = score(truth, results, n_resamples=0)
-    for cap, of_cap in mask_ap(truth, results).items():
+    for cap, of_cap in mask_ap(scores.scenes, 3).items():
         name = "all" if cap is None else str(cap)
         np.testing.assert_array_equal(scores.metrics[f"AP@{name}"][:3], of_cap.class_ap)
         np.testing.assert_array_equal(scores.metrics[f"AP50@{name}"][3], of_cap.ap50)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from cellseg.errors import InputError
-from cellseg.score.match import side_by_side
-from tests.score.scoring_cases import entry, rectangle, truth_of
+from cellseg.predictions import Predictions
+from cellseg.read.results import pair_predictions, side_by_side
+from tests.score.scoring_cases import entry, rectangle, rle, truth_of
 
 SIZE = (4, 6)
 CELL = rectangle(SIZE, 0, 0, 2, 2)
@@ -97,3 +98,25 @@ def test_no_box_is_needed(truth):
     plain = entry(5, 1, CELL, 1)
     del plain["bbox"]
     assert len(side_by_side(truth, [plain])[1].scores) == 1
+
+
+def test_predictions_are_paired_as_results_are(truth):
+    rles, classes, scores = (
+        [rle(CELL), rle(~CELL)],
+        np.array([1, 0]),
+        np.array([0.5, 0.25], np.float32),
+    )
+    found = Predictions(SIZE, np.zeros((2, 4), np.float32), scores, classes, rles)
+    (scene,) = pair_predictions(truth, {5: found})
+    expected = side_by_side(truth, [entry(5, 2, CELL, 0.5), entry(5, 1, ~CELL, 0.25)])[1]
+    for key, value in vars(expected).items():
+        if isinstance(value, np.ndarray):
+            assert getattr(scene, key).tolist() == value.tolist()
+            assert getattr(scene, key).dtype == value.dtype
+        elif "runs" not in key:
+            assert getattr(scene, key) == value
+    assert scene.runs.starts.tolist() == expected.runs.starts.tolist()
+    assert [s.id for s in pair_predictions(truth, {5: found, 3: Predictions.none((2, 2))})] == [
+        3,
+        5,
+    ]

@@ -5,17 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby, takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.images import ImageRecord
 from cellseg.read.annotate import annotate_image
-from cellseg.read.cells import read_image_list
-from cellseg.read.coco import COCO, build_coco, class_names, load_coco, only_images
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TestImage, TrainImage, read_test_list
+from cellseg.read.coco import (
+    COCO,
+    build_coco,
+    class_names,
+    image_records,
+    load_coco,
+    only_images,
+)
+from cellseg.read.images import read_image_list, read_test_list
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TrainImage
+from cellseg.read.names import pair_by_name
 from cellseg.read.results import beside, only_annotated, own_truth, read_results
 
 
@@ -45,7 +53,7 @@ def read_truth(path: Path, data: Path) -> COCO:
 
 
 def _read_folder(folder: Path, data: Path) -> COCO:
-    images: dict[str, list[TestImage]] = {}
+    images: dict[str, list[ImageRecord]] = {}
     for image in read_test_list(data):
         images.setdefault(Path(image.file_name).stem, []).append(image)
     annotations = data / "train__annot.json"
@@ -56,7 +64,7 @@ def _read_folder(folder: Path, data: Path) -> COCO:
             f"{folder}: no folder in it, expected <image>/class<K>.tif for each annotated image;"
             " name the folder that holds them, or a COCO file"
         )
-    annotated = []
+    annotated, ids = [], []
     for each in tqdm(folders, desc="reading truth", unit="image", leave=False, disable=None):
         if each.name not in images:
             raise InputError(
@@ -72,20 +80,15 @@ def _read_folder(folder: Path, data: Path) -> COCO:
         image = images[each.name][0]
         source = TrainImage(each.name, image.path, _class_files(each, len(names)), ())
         cells = annotate_image(source)
-        if cells.size != (image.height, image.width):
+        if cells.size != image.size:
+            listed = " x ".join(map(str, image.size or ()))
             raise InputError(
                 f"{image.path}: {cells.size[0]} x {cells.size[1]} (height x width), but"
-                f" {data / TEST_LIST} says {image.height} x {image.width}; mend the list"
+                f" {data / TEST_LIST} says {listed}; mend the list"
             )
-        annotated.append((image.id, replace(cells, file_name=image.file_name)))
-
-    truth = build_coco([cells for _, cells in annotated], names)
-    ids = {made["id"]: id for made, (id, _) in zip(truth["images"], annotated, strict=True)}
-    for image in truth["images"]:
-        image["id"] = ids[image["id"]]
-    for annotation in truth["annotations"]:
-        annotation["image_id"] = ids[annotation["image_id"]]
-    return truth
+        ids.append(image.id)
+        annotated.append(replace(cells, file_name=image.file_name))
+    return build_coco(annotated, names, ids)
 
 
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
@@ -206,11 +209,11 @@ def _with_ids_of(
     """
     own_list = beside(path, "list")
     listed = read_image_list(own_list, "predict again with inference.py")
-    ids = _pair_by_name(listed, own_list, truth["images"], source)
+    ids = pair_by_name(listed, own_list, image_records(truth, Path()), source)
     remedy = f"call the images alike in both, or remove {own_list} if the ids are those of {source}"
     if not ids:
         raise InputError(f"{path}: none of the images in {own_list} is in {source}; {remedy}")
-    names = {image["id"]: image["file_name"] for image in listed}
+    names = {image.id: image.file_name for image in listed}
     renumbered = []
     for n, entry in enumerate(results):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
@@ -229,50 +232,3 @@ def _with_ids_of(
                 f" results out with --only-annotated, or {remedy}"
             )
     return renumbered, set(ids.values())
-
-
-def _pair_by_name(
-    listed: Sequence[dict[str, Any]],
-    own_list: Path,
-    images: Sequence[dict[str, Any]],
-    source: Path,
-) -> dict[int, int]:
-    """Give the ids of the images of a truth by those in a list, for the images in both.
-
-    An image's name is the last part of its file's, or `<folder>/image.tif`. Of several of
-    the same name, those go together whose paths end alike for longest.
-    """
-    of_name: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for image in images:
-        of_name.setdefault(_name(image), []).append(image)
-    pairs = [
-        (_n_shared(mine, its), mine, its) for mine in listed for its in of_name.get(_name(mine), ())
-    ]
-    ids: dict[int, int] = {}
-    taken: set[int] = set()
-    pairs.sort(key=lambda pair: -pair[0])
-    for _, alike in groupby(pairs, key=lambda pair: pair[0]):
-        for _, mine, its in [p for p in alike if p[1]["id"] not in ids and p[2]["id"] not in taken]:
-            if mine["id"] in ids or its["id"] in taken:
-                raise InputError(
-                    f"{own_list}: {mine['file_name']} may be {its['file_name']} of {source}, but"
-                    " others are called so too; name the images with their folders in both"
-                )
-            ids[mine["id"]] = its["id"]
-            taken.add(its["id"])
-    return ids
-
-
-def _parts(image: dict[str, Any]) -> tuple[str, ...]:
-    return PurePosixPath(image["file_name"].replace("\\", "/")).parts
-
-
-def _name(image: dict[str, Any]) -> tuple[str, ...]:
-    parts = _parts(image)
-    return parts[-2:] if PurePosixPath(*parts).stem == "image" else parts[-1:]
-
-
-def _n_shared(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """How many parts at the ends of two names are the same."""
-    ends = zip(reversed(_parts(one)), reversed(_parts(other)), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))

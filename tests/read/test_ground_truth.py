@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from cellseg.errors import InputError
-from cellseg.score.truth import implied_truth, read_scored, read_truth
+from cellseg.read.ground_truth import implied_truth, read_scored, read_truth
 from tests.score.scoring_cases import decode, entry, rectangle, truth_of
 
 TISSUE = Path(

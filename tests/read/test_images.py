@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from cellseg.errors import InputError
-from cellseg.predict.images import (
+from cellseg.read.images import (
     list_annotated_images,
     list_any_images,
-    list_test_images,
+    list_entry,
+    read_test_list,
 )
+from cellseg.read.layout import TEST_LIST
 
 
 def write(path, size=(4, 6), value=7):
@@ -29,7 +31,7 @@ def test_files_and_folders(tmp_path):
     alone = write(tmp_path / "z.jpg")
     listed = list_any_images([alone, tmp_path / "folder"])
     assert [(image.id, image.path) for image in listed] == [(1, alone), (2, a), (3, b)]
-    assert listed[0].entry() == {"file_name": str(alone), "id": 1, "height": 4, "width": 6}
+    assert list_entry(listed[0]) == {"file_name": str(alone), "id": 1, "height": 4, "width": 6}
 
 
 def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
@@ -63,9 +65,9 @@ def test_nothing_to_list(tmp_path):
 
 
 def test_test_list(cells):
-    listed = list_test_images(cells)
+    listed = read_test_list(cells)
     entries = json.loads((cells / "test_image_name_to_ids.json").read_text())
-    assert [image.entry() for image in listed] == entries
+    assert [list_entry(image) for image in listed] == entries
 
 
 def coco(path, *file_names):
@@ -94,3 +96,73 @@ def test_annotated_images(tmp_path):
 def test_images_that_share_a_name(tmp_path):
     file = coco(tmp_path / "c.json", "a/x.png", "b/x.png")
     assert [i.id for i in list_annotated_images(tmp_path, file, ["b/x.png"])] == [6]
+
+
+def refusal(data):
+    with pytest.raises(InputError) as caught:
+        read_test_list(data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+ENTRY = {"file_name": "a.tif", "id": 7, "height": 3, "width": 4}
+
+
+def write_list(data, value):
+    for name in ("a.tif", "b.tif"):
+        write(data / "test" / name)
+    (data / TEST_LIST).write_text(json.dumps(value))
+    return data
+
+
+def test_the_test_list_in_its_own_order(tmp_path):
+    entries = [{**ENTRY, "file_name": "b.tif", "id": 9, "note": "kept out"}, ENTRY]
+    images = read_test_list(write_list(tmp_path, entries))
+    assert [(i.id, i.file_name, i.size) for i in images] == [
+        (9, "b.tif", (3, 4)),
+        (7, "a.tif", (3, 4)),
+    ]
+    assert [i.path for i in images] == [tmp_path / "test" / "b.tif", tmp_path / "test" / "a.tif"]
+
+
+BAD_LISTS = {
+    "an object": ({"a.tif": 1}, "not a list of test images"),
+    "empty": ([], "not a list of test images"),
+    "a bare name": (["a.tif"], "entry 1 is not an object"),
+    "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "the id 7 is there twice"),
+    "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "the file_name a.tif is there twice"),
+    "a file that is not there": ([{**ENTRY, "file_name": "c.tif"}], "lists c.tif, but"),
+    "two such files": (
+        [{**ENTRY, "file_name": "c.tif"}, {**ENTRY, "id": 1, "file_name": "d.tif"}],
+        "lists c.tif and 1 more, but",
+    ),
+}
+BAD_LISTS |= {
+    f"file_name {name!r}": ([{**ENTRY, "file_name": name}], "is not the name of a file")
+    for name in (None, 3, "", ".", "..", "../a.tif", "/a.tif", "x/../a.tif", "..\\a.tif", "a\0")
+}
+BAD_LISTS |= {
+    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not a whole number")
+    for key, values in {
+        "id": ["7", 7.0, None, True, -1, [7]],
+        "height": [0, -3, 3.5, "3", None, True],
+        "width": [0, {}],
+    }.items()
+    for value in values
+}
+
+
+@pytest.mark.parametrize(("value", "found"), BAD_LISTS.values(), ids=BAD_LISTS)
+def test_a_broken_test_list(tmp_path, value, found):
+    line = refusal(write_list(tmp_path, value))
+    assert line.startswith(f"{tmp_path / TEST_LIST}: ")
+    assert found in line
+
+
+def test_a_test_list_that_is_not_json_or_not_there(tmp_path):
+    write(tmp_path / "test" / "a.tif")
+    assert "no such file" in refusal(tmp_path)
+    (tmp_path / TEST_LIST).write_text("[{")
+    assert "not JSON" in refusal(tmp_path)
+    (tmp_path / TEST_LIST).write_bytes(b"\xff\xfe\0")
+    assert "not JSON" in refusal(tmp_path)

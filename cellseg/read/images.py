@@ -1,0 +1,193 @@
+"""Lists of images: the test list, those of an annotation file, and a user's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cellseg.errors import InputError
+from cellseg.files import read_json
+from cellseg.images import ImageRecord
+from cellseg.read.coco import image_records, load_coco
+from cellseg.read.layout import TEST_LIST, find_test_folder, list_images
+from cellseg.read.names import absolute_path, is_plain, name_images
+from cellseg.read.tiff import image_size
+from cellseg.read.window import open_image
+
+
+def read_size(image: ImageRecord) -> tuple[int, int]:
+    """Return an image's height and width; from the file's header, if they aren't listed.
+
+    Raises
+    ------
+    InputError
+        If the header can't be read, or has no such level.
+    """
+    if image.size:
+        return image.size
+    if not image.level:
+        return image_size(image.path)
+    with open_image(image.path, image.level) as opened:
+        return opened.size
+
+
+def list_entry(image: ImageRecord) -> dict[str, Any]:
+    """Return an image in the form of the test list, with the level if it isn't the finest."""
+    height, width = read_size(image)
+    level = {"level": image.level} if image.level else {}
+    return {
+        "file_name": image.file_name,
+        "id": image.id,
+        "height": height,
+        "width": width,
+        **level,
+    }
+
+
+def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
+    """Read `test_image_name_to_ids.json`, in its order.
+
+    The sizes are those that the list has; whoever reads the images compares.
+
+    Raises
+    ------
+    InputError
+        If the list is missing or broken, an id or a file stands in it twice, or a file
+        is not in the test folder.
+    """
+    path = Path(data) / TEST_LIST
+    remedy = "take it as the data was handed out"
+    entries = read_json(path, "test list", remedy)
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: not a list of test images; {remedy}")
+    folder = find_test_folder(data)
+    images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
+    for key in ("id", "file_name"):
+        seen: set[Any] = set()
+        for image in images:
+            value = getattr(image, key)
+            if value in seen:
+                raise InputError(
+                    f"{path}: the {key} {value} is there twice, but each image has its own; "
+                    f"{remedy}"
+                )
+            seen.add(value)
+    missing = [image for image in images if not image.path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{path}: lists {missing[0].file_name}{more}, but {folder} has no such file; put it "
+            "there, or take it off the list"
+        )
+    return images
+
+
+def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecord:
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{path}: entry {number} is not an object with file_name, id, height and width; "
+            "take it as the data was handed out"
+        )
+    name = entry.get("file_name")
+    if not isinstance(name, str) or name in ("", ".", "..") or not is_plain(name):
+        raise InputError(
+            f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
+            f"{folder.name}/; write the bare name"
+        )
+    for key, least in (("id", 0), ("height", 1), ("width", 1)):
+        value = entry.get(key)
+        if type(value) is not int or value < least:
+            raise InputError(
+                f"{path}: {key} {value!r} of {name} is not a whole number of {least} or more; "
+                "mend the entry"
+            )
+    return ImageRecord(entry["id"], name, folder / name, (entry["height"], entry["width"]))
+
+
+def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
+    """Read a list of images, which need not be there: the test list, or that of `--images`.
+
+    Raises
+    ------
+    InputError
+        If it is missing or broken; `remedy` says what to do then.
+    """
+    entries = read_json(path, "list of images", remedy)
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("file_name"), str)
+            and type(entry.get("id")) is int
+            and all(type(entry.get(k)) is int and entry[k] > 0 for k in ("height", "width"))
+            and type(entry.get("level", 0)) is int
+            and entry.get("level", 0) >= 0
+            for entry in entries
+        )
+        or len({entry["id"] for entry in entries}) < len(entries)
+    ):
+        raise InputError(f"{path}: not the list of images that the results are of; {remedy}")
+    return [
+        ImageRecord(
+            entry["id"],
+            entry["file_name"],
+            Path(entry["file_name"]),
+            (entry["height"], entry["width"]),
+            entry.get("level", 0),
+        )
+        for entry in entries
+    ]
+
+
+def list_annotated_images(
+    data: Path, annotations: Path, names: Sequence[str] | None = None
+) -> list[ImageRecord]:
+    """List the images of an annotation file, or those of them that `names` has.
+
+    Raises
+    ------
+    InputError
+        If one of `names` is not in the file.
+    """
+    images = image_records(load_coco(annotations), data)
+    its_names = name_images([image.file_name for image in images])
+    missing = sorted(set(names or ()) - set(its_names))
+    if missing:
+        raise InputError(
+            f"{annotations}: has no image {missing[0]}, which the run held out; name the file "
+            "that it was trained with by --annotations"
+        )
+    return [
+        image
+        for name, image in zip(its_names, images, strict=True)
+        if names is None or name in names
+    ]
+
+
+def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
+    """List images, and the images in folders, with the ids 1, 2, … in that order.
+
+    Their file names are absolute paths. One that is named twice, by itself and by its
+    folder perhaps, is listed once.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or a folder has no image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += list_images(path)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"--images {path}: no such file; an image or a folder is expected")
+    once = {path.resolve(): path for path in files}
+    return [
+        ImageRecord(n, str(absolute_path(path)), path, None, level)
+        for n, path in enumerate(once.values(), 1)
+    ]
