@@ -30,17 +30,19 @@ def rehearse(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Detectron2's
 def test_the_whole_on_the_cpu(rehearse, cells, capsys):
-    parts = ["tests", "training", "prediction", "learning"]
+    parts = ["tests", "training", "prediction", "learning", "slide"]
     code, rows, text = rehearse("--parts", *parts, "--data", cells, "--profile", "--cells", 20)
     out, err = capsys.readouterr()
     assert code == 0, text
     assert re.match(r"## \d{4}-\d\d-\d\d, CPU\n\npython 3\.\d+\.\d+, torch 2\.", text)
     assert "    python bench/gpu.py --device cpu --tiny" in text
-    tests, images, waiting, others, memory, plain, flips, *scores = rows
+    tests, *training = rows[:16]
+    plain, flips, *scores, slide = rows[16:]
     assert re.match(r"\d+ passed", tests[2])
-    assert images[4] == "≥ 1.5 ×"
+    assert training[0][4] == "≥ 1.5 ×"
     assert plain[4] == "≥ 3 ×"
-    for what, usual, here, ratio, _ in (images, others, plain, flips):
+    compared = [row for row in training if "images/s" in row[0] or "but for" in row[0]]
+    for what, usual, here, ratio, _ in (*compared, plain, flips):
         assert float(here) > 0, what
         if detectron2_problem():
             assert (usual, ratio) == ("–", "")
@@ -49,9 +51,13 @@ def test_the_whole_on_the_cpu(rehearse, cells, capsys):
             assert float(ratio.removesuffix(" ×")) == pytest.approx(
                 float(here) / float(usual), abs=0.06, rel=0.02
             )
-    assert 0 <= float(waiting[2].removesuffix("%")) <= 100
-    assert memory[2] == "–"
-    assert [row[4] for row in scores] == ["≥ 0.40", "", "", ""]
+    assert len(compared) == 6
+    for _, waiting, _, filled, memory in zip(*[iter(training)] * 5, strict=True):
+        assert 0 <= float(waiting[2].removesuffix("%")) <= 100
+        assert 0 < float(filled[2].removesuffix("%")) <= 100
+        assert memory[2] == "–"
+    assert float(slide[2]) > 0
+    assert [row[4] for row in scores] == ["≥ 0.45", "", "", ""]
     for row in scores:
         value, low, high = map(float, re.findall(r"[\d.]+", row[2]))
         assert 0 <= low <= value <= high <= 1
@@ -105,11 +111,12 @@ def test_a_memory_that_is_too_small_for_one_way_leaves_the_other(rehearse, monke
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(gpu, "train_as_usual", fail)
-    monkeypatch.setattr(gpu, "train_here", lambda *_: gpu.Pace(3.0, 0.25, "1.0 GiB"))
+    monkeypatch.setattr(gpu, "train_here", lambda *_: gpu.Pace(3.0, 0.25, 0.8, "1.0 GiB"))
     code, rows, _ = rehearse("--parts", "training")
     assert code == 0
-    assert [row[1:4] for row in rows] == [
-        ["–", "3.00", ""], ["–", "25.0%", ""], ["–", "4.00", ""], ["–", "1.0 GiB", ""],
+    assert [row[1:4] for row in rows[:5]] == [
+        ["–", "3.00", ""], ["–", "25.0%", ""], ["–", "4.00", ""], ["–", "80%", ""],
+        ["–", "1.0 GiB", ""],
     ]  # fmt: skip
 
 
