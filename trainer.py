@@ -18,7 +18,6 @@ from cellseg.distributed import rank, world_size
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.folds import take_fold
 from cellseg.learn.hooks import (
     Checkpoints,
     Curves,
@@ -29,31 +28,31 @@ from cellseg.learn.hooks import (
 )
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
-from cellseg.learn.samples import TrainingData, load_training_data
+from cellseg.learn.samples import TrainingData
 from cellseg.learn.step import TrainingStep
 from cellseg.learn.stream import build_loader
 from cellseg.learn.validation import validate
 from cellseg.learn.weights import load_initial_weights
 from cellseg.look.batch import draw_middle
 from cellseg.network import build_network
-from cellseg.network.loop import DefaultTrainer, HookBase
+from cellseg.network.loop import DefaultTrainer, HookBase, TrainerBase
 from cellseg.predict.predictor import Predictor
 from cellseg.predictions import Predictions
 from cellseg.score.ap import AveragePrecision, mask_ap
 
 
 class Trainer(DefaultTrainer):
-    """Trains the network of a config on the images of its annotation file.
+    """Trains the network of a config on loaded data.
 
-    The config's `DATA` says which; `OUTPUT_DIR` is the run's folder. The engine, the
-    optimizer and the schedule are chosen by name. Where Detectron2 is not installed, the
-    loop is the one of `cellseg.network.loop`.
+    The config's `OUTPUT_DIR` is the run's folder. The engine, the optimizer and the schedule
+    are chosen by name. Where Detectron2 is not installed, the loop is the one of
+    `cellseg.network.loop`.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own would build Detectron2's loader and step.
-        super(DefaultTrainer, self).__init__()
-        self.cfg = cfg
+    def __init__(self, cfg: CfgNode, data: TrainingData) -> None:
+        # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer.
+        TrainerBase.__init__(self)
+        self.cfg, self.data = cfg, data
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         network = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, network)
@@ -63,17 +62,6 @@ class Trainer(DefaultTrainer):
             network, cfg.OUTPUT_DIR, step=self.step, trainer=weakref.proxy(self)
         )
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def data(cfg: CfgNode) -> TrainingData:
-        """Load the annotation file that a config names, split as it says."""
-        part = 0.0 if cfg.DATA.FOLDS else cfg.DATA.VAL_FRACTION
-        data = load_training_data(
-            cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS, part, cfg.DATA.GROUPS, cfg.SEED
-        )
-        if cfg.DATA.FOLDS:
-            return take_fold(data, cfg.DATA.FOLD, cfg.DATA.FOLDS, cfg.DATA.GROUPS, cfg.SEED)
-        return data
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -88,10 +76,12 @@ class Trainer(DefaultTrainer):
         return build_schedule(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start: int = 0) -> Iterator[list[dict[str, Any]]]:
-        """Hand out this process's part of each batch, from the iteration `start` on."""
+    def build_train_loader(
+        cls, cfg: CfgNode, data: TrainingData, start: int = 0
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield this process's part of each batch, from the iteration `start` on."""
         return build_loader(
-            build_stream(cfg, cls.data(cfg)),
+            build_stream(cfg, data),
             start,
             cfg.SOLVER.IMS_PER_BATCH,
             rank(),
@@ -106,6 +96,7 @@ class Trainer(DefaultTrainer):
         cls,
         cfg: CfgNode,
         model: torch.nn.Module,
+        data: TrainingData,
         show: Callable[[str, NDArray[np.uint8]], None] | None = None,
     ) -> AveragePrecision:
         """Score the validation set by mask AP, at COCO's 100 detections.
@@ -113,7 +104,6 @@ class Trainer(DefaultTrainer):
         `show` is called for the first few images with a name and a picture of ground truth
         and detections.
         """
-        data = cls.data(cfg)
         names = [category["name"] for category in data.categories]
 
         def draw(sample: ImageCells, image: NDArray[np.uint8], detections: Predictions) -> None:
@@ -129,7 +119,7 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[HookBase]:
-        cfg, data = self.cfg, self.data(self.cfg)
+        cfg, data = self.cfg, self.data
         trainer = weakref.proxy(self)  # nothing of it is to outlive it, as on a GPU between folds
         curves = Curves(Path(cfg.OUTPUT_DIR), 20)
         built: list[HookBase] = []
@@ -137,7 +127,7 @@ class Trainer(DefaultTrainer):
             names = [category["name"] for category in data.categories]
             built.append(
                 Validation(
-                    lambda: trainer.test(cfg, trainer.step.best_network, curves.show),
+                    lambda: trainer.test(cfg, trainer.step.best_network, data, curves.show),
                     self.checkpointer,
                     names,
                     cfg.TEST.EVAL_PERIOD,
@@ -169,9 +159,10 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> None:  # type: ignore[override]
         """Train until the end, or until it is asked to stop."""
-        self._batches = self.build_train_loader(self.cfg, self.start_iter)
+        self._batches = self.build_train_loader(self.cfg, self.data, self.start_iter)
         with contextlib.suppress(EnoughLearned):
-            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+            # DefaultTrainer's own train takes no iterations, and would look for results to verify.
+            TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
         """Make one step; a loss that is not a number ends the run and says which it was."""

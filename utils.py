@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cellseg.errors import InputError
+from cellseg.files import shown as shown
 
 PROJECT = Path(__file__).resolve().parent
 DATA = PROJECT / "nycu-hw3-data"
@@ -178,15 +179,6 @@ def _mend_output() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """Give a path as short as the user can still type it: relative to here where it lies below."""
-    try:
-        path = Path(path).absolute()
-        return str(path.relative_to(Path.cwd()))
-    except (ValueError, OSError):  # not below here, or here is a folder that is gone
-        return str(path)
 
 
 def quiet_libraries() -> None:

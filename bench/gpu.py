@@ -53,6 +53,8 @@ from cellseg.errors import InputError
 from cellseg.files import read_json, write_atomic
 from cellseg.images import ImageRecord
 from cellseg.learn.optimizer import build_optimizer
+from cellseg.learn.samples import TrainingData
+from cellseg.learn.session import prepare
 from cellseg.network import build_network
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
@@ -188,14 +190,16 @@ def variants(args: argparse.Namespace) -> dict[str, list[str]]:
     return ways | ({", float32": ["SOLVER.AMP.ENABLED", "False"]} if args.amp else {})
 
 
-def configure(args: argparse.Namespace, engine: str, data: Path, *keys: str) -> CfgNode:
-    """Give the config of a training on a data folder."""
+def configure(
+    args: argparse.Namespace, engine: str, data: Path, *keys: str
+) -> tuple[CfgNode, TrainingData]:
+    """Return the config of a training on a data folder, and the loaded data."""
     flags = ["-m", RECIPE, "--engine", engine, "--data", data, "--device", args.device]
     flags += ["--weights", "none", "-b", args.batch, "--num_workers", args.workers]
-    cfg = train.configure(train.parse([*map(str, flags), *own_keys(args), *keys]), None)
-    train.prepare(cfg, None)
+    cfg = train.setup(train.parse([*map(str, flags), *own_keys(args), *keys]))
+    loaded = prepare(cfg).data
     cfg.OUTPUT_DIR = str(data)
-    return cfg
+    return cfg, loaded
 
 
 def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace:
@@ -204,9 +208,9 @@ def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
 
-    cfg = configure(args, "detectron2", data)
+    cfg, loaded = configure(args, "detectron2", data)
     # As its DefaultTrainer does, it leaves images without a cell out.
-    samples = [sample for sample in Trainer.data(cfg).train if sample.masks]
+    samples = [sample for sample in loaded.train if sample.masks]
     write_rgb(data, samples)
     loader = build_detection_train_loader(
         [usual_record(sample, data) for sample in samples],
@@ -234,16 +238,16 @@ def train_here(
     args: argparse.Namespace, data: Path, seconds: float, keys: Sequence[str], profile: bool
 ) -> Pace:
     """Train as train.py does."""
-    cfg = configure(args, args.engine, data, *keys)
+    cfg, loaded = configure(args, args.engine, data, *keys)
     torch.manual_seed(0)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, loaded)
     keep_small(trainer.step.network)
     seeds = itertools.count()
 
     def step(samples: Sequence[dict[str, Any]]) -> None:
         trainer.step.step(samples, next(seeds))
 
-    batches = trainer.build_train_loader(cfg)
+    batches = trainer.build_train_loader(cfg, loaded)
     with _storage():
         found = pace(batches, step, args, seconds)
         if args.profile and profile:
@@ -344,7 +348,7 @@ def _predict(
 def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
     """Give the config of a prediction with random weights."""
     flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
-    cfg = train.configure(train.parse([*flags, *own_keys(args)]), None)
+    cfg = train.setup(train.parse([*flags, *own_keys(args)]))
     merge_options(cfg, keys)
     return cfg
 

@@ -123,7 +123,7 @@ def main() -> None:
         draw_data(data, args.images)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             annotation.main(["--data", str(data)])
-        samples = load_training_data(folder, str(data / annotation.ANNOTATIONS), 0, "", 0).train
+        samples = load_training_data(folder, str(data / annotation.ANNOTATIONS)).train
         # Detectron2's mapper can't take an image without a cell, which its trainer leaves out.
         samples = [sample for sample in samples if sample.masks]
         order = np.random.default_rng(0).permutation(len(samples))

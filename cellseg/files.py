@@ -170,3 +170,12 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
         raise InputError(
             f"{path}: not JSON ({error}), but the {what} should be; {remedy}"
         ) from None
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as short as the user can type it: relative to here where it lies below."""
+    try:
+        path = Path(path).absolute()
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # not below here, or here is a folder that is gone
+        return str(path)

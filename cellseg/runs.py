@@ -91,6 +91,19 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     return max(going, key=lambda run: run.name)
 
 
+def fold_runs(folder: Path) -> list[Path]:
+    """List the runs of a cross-validation, fold 1 first; none if the folder is not one."""
+    numbers = {
+        run: run.name.removeprefix("fold")
+        for run in folder.glob("fold*")
+        if (run / CONFIG).is_file()
+    }
+    return sorted(
+        (run for run, number in numbers.items() if number.isdecimal()),
+        key=lambda run: int(numbers[run]),
+    )
+
+
 def open_run(path: Path) -> Path:
     """Check that a path names a run folder (or a file in one) and give the folder."""
     run = path.parent if path.is_file() else path
@@ -128,22 +141,11 @@ def write_record(
     held_out: Sequence[str],
     reasons: Sequence[str],
 ) -> None:
-    """Write what made a run: the command, versions, the data's hash, classes and split.
+    """Write what made a run: the command line, versions, the data's hash, classes and split.
 
-    Parameters
-    ----------
-    run
-        The run's folder.
-    command
-        The words of the command line.
-    annotations
-        The annotation file.
-    categories
-        Its categories, `{"id", "name"}`, in the order of the classes inside.
-    train, held_out
-        The names of the images trained on and held out.
-    reasons
-        What the config took from the data, and why, a line each.
+    `categories` are those of the annotation file, `{"id", "name"}` in the order of the classes
+    inside, `train` and `held_out` names of images, and `reasons` say, a line each, what the
+    config took from the data.
     """
     write_json(
         run / RECORD,

@@ -119,6 +119,7 @@ def check(folder: Path, output: Path) -> None:
     from cellseg import runs
     from cellseg.config import load_config, merge_options
     from cellseg.device import detectron2_problem
+    from cellseg.learn.session import prepare
     from cellseg.predict.predictor import Predictor
     from trainer import Trainer
 
@@ -130,9 +131,10 @@ def check(folder: Path, output: Path) -> None:
     cfg = load_config(folder / runs.CONFIG)
     merge_options(cfg, ["SOLVER.EMA", "0.9", "SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", str(output)])
     merge_options(cfg, ["MODEL.DEVICE", NAME, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"])
-    batches = Trainer.build_train_loader(cfg)
+    data = prepare(cfg).data
+    batches = Trainer.build_train_loader(cfg, data)
     for start in (0, 1):
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, data)
         trainer.resume_or_load(resume=start > 0)
         assert trainer.start_iter == start
         with storage:

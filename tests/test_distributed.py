@@ -27,6 +27,7 @@ from cellseg.errors import InputError
 from cellseg.learn.hooks import Validation
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
+from cellseg.learn.samples import load_training_data
 from cellseg.learn.step import TrainingStep
 from cellseg.network import build_network
 from cellseg.score.ap import AveragePrecision
@@ -121,7 +122,7 @@ def learn_from_two_images(folder, config_file, data):
     cfg = load_config(config_file)
     cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS = str(data), str(data / "train__annot.json")
     cfg.MODEL.DEVICE = "cpu"
-    stream = build_stream(cfg, Trainer.data(cfg))
+    stream = build_stream(cfg, load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS))
     samples = sorted((stream[n] for n in range(5)), key=lambda sample: sample["image"].shape)
     first, second = samples[:2]
     assert first["image"].shape == second["image"].shape
@@ -195,7 +196,7 @@ def validate_for_long():
 
 def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
-    with pytest.raises(train.InputError, match="--batch_size 3: 2 processes share a batch"):
+    with pytest.raises(InputError, match="--batch_size 3: 2 processes share a batch"):
         train.main([str(word) for word in [*words, "--num_gpus", 2, "-b", 3]])
     assert not list(tmp_path.iterdir())
 
@@ -222,7 +223,7 @@ def train_and_list_threads(config_file, data, folder):
     cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS = str(data), str(data / "train__annot.json")
     cfg.OUTPUT_DIR = str(folder / "run")
     cfg.MODEL.DEVICE = "cpu"
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS))
     trainer.resume_or_load(resume=False)
     trainer.train()
     lists = [threads()]

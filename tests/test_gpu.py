@@ -19,6 +19,7 @@ import train
 from cellseg.cellmasks import CellMasks
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
+from cellseg.learn import session
 from cellseg.learn import step as step_module
 from cellseg.predict.predictor import Predictor
 from cellseg.read.tiff import read_image
@@ -55,22 +56,22 @@ def storage():
 
 @pytest.fixture
 def configured(tiny, cells, engine, tmp_path):
-    """Call this with KEY VALUE pairs for the config of a training on the GPU."""
+    """Call this with KEY VALUE pairs for the config and the data of a training on the GPU."""
 
     def configure(*options, device=DEVICE):
         flags = ["--config-file", tiny, "--data", cells, "--engine", engine, "--weights", "none"]
         argv = [*flags, "--device", device, "--num_workers", 1, *options]
-        cfg = train.configure(train.parse([str(word) for word in argv]), None)
-        train.prepare(cfg, None)
+        cfg = train.setup(train.parse([str(word) for word in argv]))
+        data = session.prepare(cfg).data
         cfg.OUTPUT_DIR = str(tmp_path)
-        return cfg
+        return cfg, data
 
     return configure
 
 
 def take_steps(trainer, n, start=0):
     """Take n steps; give the losses of each."""
-    batches = trainer.build_train_loader(trainer.cfg, start)
+    batches = trainer.build_train_loader(trainer.cfg, trainer.data, start)
     return [trainer.step.step(next(batches), seed) for seed in range(start, start + n)]
 
 
@@ -105,7 +106,7 @@ def learned(step):
 
 
 def test_samples_come_in_memory_that_is_copied_from_fast(configured):
-    (sample, _) = next(Trainer.build_train_loader(configured()))
+    (sample, _) = next(Trainer.build_train_loader(*configured()))
     assert isinstance(sample["masks"], CellMasks)
     assert len(sample["masks"]) == len(sample["boxes"]) > 0
     parts = (sample["image"], sample["boxes"], sample["classes"], sample["masks"]._pixels)
@@ -116,7 +117,7 @@ def test_samples_come_in_memory_that_is_copied_from_fast(configured):
 def test_a_step_of_each_optimizer(configured, optimizer):
     keys = ("SOLVER.OPTIMIZER", optimizer, "SOLVER.WARMUP_ITERS", 0, "SOLVER.ACCUMULATE", 2)
     clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model")
-    trainer = Trainer(configured(*keys, *clip))
+    trainer = Trainer(*configured(*keys, *clip))
     before = weights(trainer.step.network)
     (losses,) = take_steps(trainer, 1)
     assert set(losses) >= {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
@@ -129,7 +130,7 @@ def test_a_step_of_each_optimizer(configured, optimizer):
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
 def test_steps_in_mixed_precision(configured, monkeypatch, type_):
     monkeypatch.setattr(step_module, "mixed_precision", lambda *_: type_)
-    trainer = Trainer(configured("SOLVER.WARMUP_ITERS", 0))
+    trainer = Trainer(*configured("SOLVER.WARMUP_ITERS", 0))
     network = trainer.step.network
     assert trainer.step.scaler.is_enabled() == (type_ is torch.float16)
     if type_ is torch.float16:  # a scale that no gradient overflows with
@@ -150,8 +151,8 @@ def test_steps_in_mixed_precision(configured, monkeypatch, type_):
 
 
 def test_the_moving_average(configured):
-    trainer = Trainer(configured("SOLVER.EMA", 0.5, "SOLVER.WARMUP_ITERS", 0))
-    batches = trainer.build_train_loader(trainer.cfg, 0)
+    trainer = Trainer(*configured("SOLVER.EMA", 0.5, "SOLVER.WARMUP_ITERS", 0))
+    batches = trainer.build_train_loader(trainer.cfg, trainer.data, 0)
     trainer.step.step(next(batches), 0)
     first = weights(trainer.step.network)
     trainer.step.step(next(batches), 1)
@@ -166,11 +167,11 @@ def test_the_moving_average(configured):
 def test_a_run_goes_on_from_its_checkpoint(configured, device):
     """Here, or on the CPU, with all that it had."""
     keys = ("SOLVER.EMA", 0.9, "SOLVER.OPTIMIZER", "Adagrad")
-    trainer = Trainer(configured(*keys))
+    trainer = Trainer(*configured(*keys))
     take_steps(trainer, 2)
     trainer.iter = 1
     trainer.checkpointer.save_last()
-    other = Trainer(configured(*keys, device=device))
+    other = Trainer(*configured(*keys, device=device))
     other.resume_or_load(resume=True)
     assert other.start_iter == 2
     assert same(other.step.network.state_dict(), trainer.step.network.state_dict())
@@ -278,8 +279,8 @@ def test_too_little_memory_for_a_view_is_one_line(run, image):
 
 @needs_memory
 def test_too_little_memory_to_train_is_one_line(configured):
-    trainer = Trainer(configured("INPUT.MIN_SIZE_TRAIN", "(1000,)", "INPUT.MAX_SIZE_TRAIN", 1500))
-    trainer._batches = trainer.build_train_loader(trainer.cfg, 0)
+    trainer = Trainer(*configured("INPUT.MIN_SIZE_TRAIN", "(1000,)", "INPUT.MAX_SIZE_TRAIN", 1500))
+    trainer._batches = trainer.build_train_loader(trainer.cfg, trainer.data, 0)
     with (
         memory(),
         pytest.raises(InputError, match="too small for 2 images at once; split the batch"),

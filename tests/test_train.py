@@ -26,7 +26,7 @@ import utils
 from cellseg import config, runs
 from cellseg.errors import InputError
 from cellseg.keys import OPTIMIZERS, SCHEDULERS
-from cellseg.learn import folds
+from cellseg.learn import session
 from cellseg.score.ap import AveragePrecision
 from trainer import Trainer
 
@@ -67,7 +67,7 @@ def load(path):
 
 
 def configured(*words):
-    return train.configure(train.parse(["--weights", "none", "--device", "cpu", *words]), None)
+    return train.setup(train.parse(["--weights", "none", "--device", "cpu", *words]))
 
 
 # --- the command line
@@ -311,7 +311,7 @@ def test_loading_processes(go):
 )
 def test_a_gpu_does_not_wait_for_one_process_that_loads(monkeypatch, device, words, expected):
     monkeypatch.setattr(train, "choose_device", lambda *_: device)
-    monkeypatch.setattr(train, "count_cores", lambda: 8)
+    monkeypatch.setattr(session, "count_cores", lambda: 8)
     recipe = [] if "-m" in words else ["-m", "small_fpn"]
     assert configured(*recipe, *words).DATALOADER.NUM_WORKERS == expected
 
@@ -319,7 +319,7 @@ def test_a_gpu_does_not_wait_for_one_process_that_loads(monkeypatch, device, wor
 @pytest.mark.parametrize("words", [["--num_workers", "999"], ["DATALOADER.NUM_WORKERS", "999"], []])
 def test_no_more_loading_processes_than_cores(monkeypatch, words):
     """Of more, torch warns."""
-    monkeypatch.setattr(train, "count_cores", lambda: 3)
+    monkeypatch.setattr(session, "count_cores", lambda: 3)
     assert configured(*words).DATALOADER.NUM_WORKERS == 3
 
 
@@ -331,7 +331,7 @@ def test_the_parameters_that_learn_are_counted(go, tmp_path, monkeypatch, capsys
     learnt = sum(value.numel() for n, value in weights.items() if not n.endswith(statistics))
     assert f"trainable parameters: {learnt:,}" in out
     assert "warning" not in out
-    monkeypatch.setattr(train, "MOST_PARAMETERS", learnt - 1)
+    monkeypatch.setattr(session, "MOST_PARAMETERS", learnt - 1)
     assert go("SOLVER.MAX_ITER", 1) == 0
     assert f"warning: the homework allows {learnt - 1:,} trainable" in capsys.readouterr().out
 
@@ -344,10 +344,10 @@ def test_an_epoch_is_longer_where_images_are_repeated(cells):
     part = {c: sum(c in there for there in presence.values()) / 5 for c in range(1, 5)}
     samples = sum(2 / math.sqrt(min(part[c] for c in there)) for there in presence.values())
     cfg = configured("-m", "demo", "-e", "3", "-b", "2", "--data", str(cells))
-    train.prepare(cfg, None)
+    session.prepare(cfg)
     assert cfg.SOLVER.MAX_ITER == 8  # 3 · 5 images in twos
     cfg.DATALOADER.REPEAT_THRESHOLD = 4.0
-    train.prepare(cfg, None)
+    session.prepare(cfg)
     assert cfg.SOLVER.MAX_ITER == math.ceil(3 * math.ceil(samples) / 2) > 15
 
 
@@ -567,7 +567,7 @@ def scores(monkeypatch, *ap50):
     """Let the held-out images score these numbers, one after the other."""
     coming = iter(ap50)
 
-    def test(_cls, _cfg, _network, _show):
+    def test(_cls, _cfg, _network, _data, _show):
         value = next(coming)
         return AveragePrecision(100, value, value, value, *(np.full(4, value),) * 3)
 
@@ -642,9 +642,9 @@ def test_a_training_leaves_nothing_of_itself(go, monkeypatch):
     seen = []
     init = Trainer.__init__
 
-    def remembered(self, cfg):
+    def remembered(self, cfg, data):
         seen.append(weakref.ref(self))
-        init(self, cfg)
+        init(self, cfg, data)
 
     monkeypatch.setattr(Trainer, "__init__", remembered)
     gc.disable()
@@ -687,7 +687,7 @@ def folder_of_folds(root):
 def test_cross_validation(go, cells, tmp_path, capsys):
     assert go("--folds", 2, "--seed", -1, "SOLVER.MAX_ITER", 1) == 0
     folder = folder_of_folds(tmp_path / "runs")
-    both = folds.fold_runs(folder)
+    both = runs.fold_runs(folder)
     assert [run.name for run in both] == ["fold1", "fold2"]
     held = [runs.read_record(run)["held_out"] for run in both]
     assert sorted(map(len, held)) == [2, 3]
@@ -739,7 +739,7 @@ def test_a_stop_in_the_last_iteration_of_a_fold_is_one_before_the_next(go, tmp_p
         assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 130
         assert go("SOLVER.MAX_ITER", 1, root=tmp_path / "alone") == 0  # nothing is left of it
     (folder,) = (tmp_path / "runs").glob("*/*")
-    assert [(run / runs.FINAL).is_file() for run in folds.fold_runs(folder)] == [True, False]
+    assert [(run / runs.FINAL).is_file() for run in runs.fold_runs(folder)] == [True, False]
     assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
     assert folder_of_folds(tmp_path / "runs") == folder
 
@@ -751,7 +751,7 @@ def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
     cfg = config.load_config(folder / "fold2" / runs.CONFIG)
     record = runs.read_record(folder / "fold2")
     words = ["--resume", str(folder), "--device", "cpu"]
-    assert "leave DATA.FOLD and DATA.FOLDS out" in refused(*words, "DATA.FOLD", "2")
+    assert "fold1 began with 1, and goes on" in refused(*words, "DATA.FOLD", "2")
     for name in ("fold2", "fold1"):
         shutil.rmtree(folder / name)
         # Of other data than the folds that are left it is not begun.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
 from cellseg.read.layout import OUTLINES, TRAIN
 from cellseg.read.names import name_images
-from cellseg.read.split import hold_out, read_groups
+from cellseg.read.split import hold_out, read_groups, split_folds
 from cellseg.read.tiff import image_size
 
 
@@ -36,11 +36,8 @@ class TrainingData:
     held_out: list[ImageCells]
 
 
-@functools.lru_cache(maxsize=1)
-def load_training_data(
-    root: str, annotations: str, val_fraction: float, groups: str, seed: int
-) -> TrainingData:
-    """Load an annotation file and split its images.
+def load_training_data(root: str, annotations: str) -> TrainingData:
+    """Load an annotation file; all of its images are to train on.
 
     Parameters
     ----------
@@ -48,14 +45,12 @@ def load_training_data(
         The data folder, to which the file names are relative.
     annotations
         The annotation file.
-    val_fraction, groups, seed
-        As `hold_out` takes them; `groups` is a file's path, or empty.
 
     Raises
     ------
     InputError
         If the file is missing, not COCO or older than the masks it was made from; if it
-        has no cell; if an image is missing or has another size; if the split can't be made.
+        has no cell; if an image is missing or has another size.
     """
     path = Path(annotations)
     coco = load_coco(path)
@@ -70,13 +65,32 @@ def load_training_data(
         raise InputError(f"{path}: no cell in it, so there is nothing to learn; check the masks")
     for sample in samples:
         _check_image(sample, path)
+    return TrainingData(coco, categories, samples, [])
+
+
+def split_data(
+    data: TrainingData,
+    val_fraction: float = 0.0,
+    n_folds: int = 0,
+    fold: int = 0,
+    groups: str = "",
+    seed: int = 0,
+) -> TrainingData:
+    """Hold out part of `data.train`: a fraction, or with folds one of them, from 1 on, or none (0).
+
+    `groups` is a file that names each image's group, or empty. The seed -1 splits as 0 does.
+    Raises InputError if the split can't be made.
+    """
+    names = [sample.name for sample in data.train]
     group_of = read_groups(Path(groups), names) if groups else None
-    held = set(hold_out(names, val_fraction, max(seed, 0), group_of))
-    return TrainingData(
-        coco,
-        categories,
-        [sample for sample in samples if sample.name not in held],
-        [sample for sample in samples if sample.name in held],
+    if n_folds:
+        held = {*[[], *split_folds(names, n_folds, max(seed, 0), group_of)][fold]}
+    else:
+        held = {*hold_out(names, val_fraction, max(seed, 0), group_of)}
+    return dataclasses.replace(
+        data,
+        train=[sample for sample in data.train if sample.name not in held],
+        held_out=[sample for sample in data.train if sample.name in held],
     )
 
 

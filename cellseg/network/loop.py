@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cellseg.device import detectron2_problem
 
 if not TYPE_CHECKING and not detectron2_problem():
-    from detectron2.engine import DefaultTrainer, HookBase
+    from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 else:
 
     class HookBase:
@@ -60,7 +60,9 @@ else:
             """Give each scalar's latest value and its step."""
             return self._latest
 
-    class _TrainerBase:
+    class TrainerBase:
+        """The loop itself: steps, and hooks between them."""
+
         def __init__(self) -> None:
             self._hooks: list[HookBase] = []
             self.iter = self.start_iter = 0
@@ -100,8 +102,8 @@ else:
             for hook in self._hooks:
                 hook.after_step()
 
-    class DefaultTrainer(_TrainerBase):
+    class DefaultTrainer(TrainerBase):
         """Stands where Detectron2's would; `trainer.Trainer` fills in all that it builds."""
 
 
-__all__ = ["DefaultTrainer", "HookBase"]
+__all__ = ["DefaultTrainer", "HookBase", "TrainerBase"]

@@ -94,7 +94,7 @@ def test_no_cells(tmp_path, rng):
 
 @pytest.mark.parametrize("recipe", ["mask_rcnn_R_50_DC5_3x", "demo"])
 def test_the_same_place_of_the_stream_is_the_same_sample(cells, recipe):
-    data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
+    data = load_training_data(str(cells), str(cells / "train__annot.json"))
     cfg = config.load_recipe(recipe, "torchvision")
     cfg.SEED = 5
     one, other = (build_stream(cfg, data)[11] for _ in range(2))
@@ -105,7 +105,7 @@ def test_the_same_place_of_the_stream_is_the_same_sample(cells, recipe):
 
 
 def test_images_without_cells_can_be_left_out(cells):
-    data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
+    data = load_training_data(str(cells), str(cells / "train__annot.json"))
     data = replace(data, train=[image_of(), *data.train[1:]])
     cfg = config.load_recipe("demo", "torchvision")
     assert len(build_stream(cfg, data).samples) == 5
@@ -116,7 +116,7 @@ def test_images_without_cells_can_be_left_out(cells):
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # pycocotools
 def test_masks_lie_on_their_cells(cells, rng):
     """What is under a mask is darker than what is not, as in the whole images."""
-    data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
+    data = load_training_data(str(cells), str(cells / "train__annot.json"))
     made = mapper("INPUT.MIN_SIZE_TRAIN", "(90,)", "INPUT.BRIGHTNESS", "(1.0, 1.0)")
 
     def contrast(pairs):
@@ -139,7 +139,7 @@ def test_masks_lie_on_their_cells(cells, rng):
 
 
 def test_cells_of_other_images_are_pasted(cells):
-    data = load_training_data(str(cells), str(cells / "train__annot.json"), 0, "", 0)
+    data = load_training_data(str(cells), str(cells / "train__annot.json"))
     cfg = config.load_recipe("demo", "torchvision")
     counts = []
     for probability in (0.0, 1.0):

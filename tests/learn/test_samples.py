@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cellseg.errors import InputError
-from cellseg.learn.samples import load_training_data
+from cellseg.learn.samples import load_training_data, split_data
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def foreign(tmp_path):
 
 
 def test_a_foreign_file(foreign):
-    data = load_training_data(str(foreign), str(foreign / "coco.json"), 0, "", 0)
+    data = load_training_data(str(foreign), str(foreign / "coco.json"))
     assert data.categories == [{"id": 3, "name": "three"}, {"id": 9, "name": "nine"}]
     assert data.held_out == []
     assert [sample.name for sample in data.train] == ["a/x.png", "b/x.png", "c.png"]
@@ -62,7 +62,7 @@ def test_file_names_that_are_whole_paths(foreign):
         image["file_name"] = str(foreign / image["file_name"])
     whole = foreign / "whole.json"
     whole.write_text(json.dumps(coco))
-    data = load_training_data("/nowhere", str(whole), 0.4, "", 0)
+    data = split_data(load_training_data("/nowhere", str(whole)), 0.4)
     assert len(data.held_out) == 1
     assert len(data.train) == 2
 
@@ -70,24 +70,26 @@ def test_file_names_that_are_whole_paths(foreign):
 def test_groups_by_name(foreign):
     groups = foreign / "groups.json"
     groups.write_text('{"a/x.png": "p", "b/x.png": "p", "c.png": "q"}')
+    everything = load_training_data(str(foreign), str(foreign / "coco.json"))
     for seed in range(5):
-        data = load_training_data(str(foreign), str(foreign / "coco.json"), 0.3, str(groups), seed)
+        data = split_data(everything, 0.3, groups=str(groups), seed=seed)
         held = {sample.name for sample in data.held_out}
         assert held in ({"c.png"}, {"a/x.png", "b/x.png"})
 
 
 def test_split_of_the_homeworks_layout(cells):
     annotations = str(cells / "train__annot.json")
-    data = load_training_data(str(cells), annotations, 0.4, "", 0)
+    loaded = load_training_data(str(cells), annotations)
+    data = split_data(loaded, 0.4)
     assert len(data.train) == 3
     assert len(data.held_out) == 2
-    everything = load_training_data(str(cells), annotations, 0, "", 0).train
+    everything = loaded.train
     names = [sample.name for sample in everything]
     assert names == sorted(path.name for path in (cells / "train").iterdir())
     assert {s.name for s in data.train} | {s.name for s in data.held_out} == set(names)
     assert sum(len(s.masks) for s in everything) == len(data.coco["annotations"])
     # Drawing a seed (-1) does not draw the split.
-    again = load_training_data(str(cells), annotations, 0.4, "", -1)
+    again = split_data(loaded, 0.4, seed=-1)
     assert [s.name for s in again.held_out] == [s.name for s in data.held_out]
 
 
@@ -97,4 +99,4 @@ def test_an_image_that_is_a_folder(cells, tmp_path):
     image.unlink()
     image.mkdir()
     with pytest.raises(InputError, match=r"image\.tif: no such file, but"):
-        load_training_data(str(own), str(own / "train__annot.json"), 0, "", 0)
+        load_training_data(str(own), str(own / "train__annot.json"))

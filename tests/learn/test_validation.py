@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cellseg.learn.samples import load_training_data
+from cellseg.learn.samples import load_training_data, split_data
 from cellseg.learn.validation import validate
 from cellseg.predictions import Predictions
 from cellseg.read.tiff import read_image
@@ -14,7 +14,7 @@ from cellseg.score.ap import mask_ap
 
 @pytest.fixture
 def data(cells):
-    return load_training_data(str(cells), str(cells / "train__annot.json"), 0.4, "", 0)
+    return split_data(load_training_data(str(cells), str(cells / "train__annot.json")), 0.4)
 
 
 def score(scenes):

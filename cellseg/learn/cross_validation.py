@@ -8,18 +8,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fvcore.common.config import CfgNode
 from scipy import stats
 
+from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn.samples import TrainingData
-from cellseg.read.split import read_groups, split_folds
-from cellseg.runs import CONFIG, CURVES
+from cellseg.files import shown, write_json
+from cellseg.learn import session
+from cellseg.learn.samples import load_training_data
+from cellseg.learn.session import Launch
 
 _SCORE = "validation/AP50"
 
@@ -49,47 +53,55 @@ class Estimate:
         return f"{self.mean:.1f}  [{self.low:.1f}, {self.high:.1f}]"
 
 
-def take_fold(data: TrainingData, fold: int, n_folds: int, groups: str, seed: int) -> TrainingData:
-    """Hold out one fold of the images.
+def begin(root: Path, cfg: CfgNode, launch: Launch) -> int:
+    """Begin a run for each fold of the images, and train them; return the exit code."""
+    folder = runs.new_run(root.absolute(), cfg.RECIPE)
+    try:
+        return _train_folds(folder, cfg, {}, launch)
+    except InputError:
+        if not list(folder.glob("*/*.pth")):  # there is nothing in it to go on with
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
-    Parameters
-    ----------
-    data
-        With all images to train on.
-    fold
-        The fold to hold out, from 1 on; 0 holds out none.
-    n_folds, groups, seed
-        As `split_folds` takes them; `groups` is a file's path, or empty.
 
-    Raises
-    ------
-    InputError
-        If there is no such fold, or the split can't be made.
+def resume(folder: Path, cfgs: dict[Path, CfgNode], launch: Launch) -> int:
+    """Go on with the runs in a cross-validation's folder, by their configs.
+
+    Folds whose run was deleted or never begun are begun now. Returns the exit code.
     """
-    if not 0 <= fold <= n_folds:
-        raise InputError(f"DATA.FOLD {fold}: a number from 1 to DATA.FOLDS {n_folds} is expected")
-    names = [sample.name for sample in data.train]
-    group_of = read_groups(Path(groups), names) if groups else None
-    folds = split_folds(names, n_folds, max(seed, 0), group_of)
-    held = set(folds[fold - 1]) if fold else set()
-    return dataclasses.replace(
-        data,
-        train=[sample for sample in data.train if sample.name not in held],
-        held_out=[sample for sample in data.train if sample.name in held],
-    )
+    if launch.machines > 1:
+        raise InputError(
+            f"{shown(folder)}: a cross-validation, which one machine goes on with; leave "
+            "--num_machines out"
+        )
+    cfg = next(iter(cfgs.values())).clone()
+    session.check_processes(cfg, launch)
+    return _train_folds(folder, cfg, cfgs, launch)
 
 
-def fold_runs(folder: Path) -> list[Path]:
-    """List the runs of a cross-validation, fold 1 first; none if the folder is not one."""
-    numbers = {
-        run: run.name.removeprefix("fold")
-        for run in folder.glob("fold*")
-        if (run / CONFIG).is_file()
-    }
-    return sorted(
-        (run for run, number in numbers.items() if number.isdecimal()),
-        key=lambda run: int(numbers[run]),
-    )
+def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launch: Launch) -> int:
+    """Train the runs of all folds as far as they are not, and sum up their scores."""
+    data = load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS)
+    # All before the first is trained, so that they are of the same data and --resume knows them.
+    sessions = {run: session.resume(run, of_fold, data) for run, of_fold in resumed.items()}
+    folds = [folder / f"fold{number}" for number in range(1, cfg.DATA.FOLDS + 1)]
+    for number, run in enumerate(folds, 1):
+        if run not in sessions:
+            of_fold = cfg.clone()
+            of_fold.DATA.FOLD = number
+            sessions[run] = session.prepare(of_fold, data, new=False)
+            run.mkdir(exist_ok=True)
+            session.create(sessions[run], run, launch.command)
+    for number, run in enumerate(folds, 1):
+        print(f"fold {number} of {len(folds)}")
+        code = session.train_in_processes(sessions[run], launch)
+        if code:
+            return code
+    names = [category["name"] for category in data.categories]
+    summary = summarise([last_scores(run) for run in folds], names)
+    write_json(folder / runs.SUMMARY, summary, indent=1)
+    print(f"{as_text(summary)}\nwritten to {shown(folder / runs.SUMMARY)}")
+    return 0
 
 
 def last_scores(run: Path) -> dict[str, float]:
@@ -100,7 +112,7 @@ def last_scores(run: Path) -> dict[str, float]:
     InputError
         If its curves are damaged.
     """
-    path = run / CURVES
+    path = run / runs.CURVES
     try:
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         scores = {

@@ -10,8 +10,8 @@ from scipy import stats
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn import folds
-from cellseg.learn.samples import TrainingData
+from cellseg.learn import cross_validation
+from cellseg.learn.samples import TrainingData, split_data
 from cellseg.read.split import split_folds
 from tests.learn.cell_cases import image_of
 
@@ -34,7 +34,7 @@ def test_each_image_is_held_out_once(tmp_path):
     for groups in ("", str(tmp_path / "g.json")):
         held = []
         for fold in (1, 2, 3):
-            split = folds.take_fold(data_of(NAMES), fold, 3, groups, 5)
+            split = split_data(data_of(NAMES), 0, 3, fold, groups, 5)
             assert split.held_out
             assert sorted(names_of(split.held_out) + names_of(split.train)) == NAMES
             held.append(names_of(split.held_out))
@@ -45,20 +45,14 @@ def test_each_image_is_held_out_once(tmp_path):
 
 
 def test_no_fold_holds_out_nothing():
-    split = folds.take_fold(data_of(NAMES), 0, 3, "", 5)
+    split = split_data(data_of(NAMES), 0, 3, 0, "", 5)
     assert names_of(split.train) == NAMES
     assert split.held_out == []
 
 
-@pytest.mark.parametrize("fold", [-1, 4])
-def test_a_fold_that_is_not_there(fold):
-    with pytest.raises(InputError, match=f"DATA.FOLD {fold}: a number from 1 to DATA.FOLDS 3"):
-        folds.take_fold(data_of(NAMES), fold, 3, "", 5)
-
-
 def test_the_interval_by_hand():
     """Of 1, 2 and 3: mean 2, deviation 1, t of 2 degrees of freedom 4.3027 (any table)."""
-    found = folds.estimate([1, 2, 3])
+    found = cross_validation.estimate([1, 2, 3])
     assert (found.mean, found.folds) == (2, 3)
     assert found.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
     assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
@@ -68,33 +62,35 @@ def test_the_interval_by_hand():
 @pytest.mark.parametrize("n", [2, 5, 10])
 def test_the_interval_is_scipys(n):
     values = np.random.default_rng(n).normal(50, 10, n)
-    found = folds.estimate(values.tolist(), 0.9)
+    found = cross_validation.estimate(values.tolist(), 0.9)
     expected = stats.t.interval(0.9, n - 1, np.mean(values), stats.sem(values))
     assert (found.low, found.high) == pytest.approx(expected)
 
 
 def test_one_number_has_no_interval():
-    assert folds.estimate([7.5]) == folds.Estimate(7.5, None, None, 1)
-    assert str(folds.estimate([7.5])) == "7.5"
+    assert cross_validation.estimate([7.5]) == cross_validation.Estimate(7.5, None, None, 1)
+    assert str(cross_validation.estimate([7.5])) == "7.5"
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    found = [folds.estimate(values) for values in rng.normal(3.0, 2.0, (1000, 4)).tolist()]
+    found = [
+        cross_validation.estimate(values) for values in rng.normal(3.0, 2.0, (1000, 4)).tolist()
+    ]
     inside = sum(e.low <= 3.0 <= e.high for e in found if e.low is not None and e.high is not None)
     assert inside == pytest.approx(950, abs=30)  # four standard deviations
 
 
 def test_a_class_may_be_missing_from_folds():
     scores = [{"": 40.0, "a": 40.0}, {"": 50.0, "a": 60.0, "b": 40.0}]
-    summary = folds.summarise(scores, ["a", "b", "c"])
+    summary = cross_validation.summarise(scores, ["a", "b", "c"])
     assert summary["AP50"]["mean"] == 45
     assert summary["classes"]["a"]["mean"] == 50
     assert summary["classes"]["b"] == {"mean": 40, "low": None, "high": None, "folds": 1}
     assert "c" not in summary["classes"]
     assert summary["folds"][0] == {"AP50": 40.0, "classes": {"a": 40.0}}
     json.dumps(summary, allow_nan=False)
-    assert folds.as_text(summary).splitlines()[1:] == [
+    assert cross_validation.as_text(summary).splitlines()[1:] == [
         "  all classes  45.0  [-18.5, 108.5]",
         "  a            50.0  [-77.1, 177.1]",
         "  b            40.0",
@@ -102,9 +98,9 @@ def test_a_class_may_be_missing_from_folds():
 
 
 def test_no_class_has_a_number():
-    summary = folds.summarise([{}, {}], ["a"])
+    summary = cross_validation.summarise([{}, {}], ["a"])
     assert summary["AP50"] is None
-    assert len(folds.as_text(summary).splitlines()) == 1
+    assert len(cross_validation.as_text(summary).splitlines()) == 1
 
 
 def test_the_last_scores(tmp_path):
@@ -114,7 +110,7 @@ def test_the_last_scores(tmp_path):
          "validation/AP": 2.0},
     ]  # fmt: skip
     (tmp_path / runs.CURVES).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert folds.last_scores(tmp_path) == {"": 4.0, "a b": 4.0}
+    assert cross_validation.last_scores(tmp_path) == {"": 4.0, "a b": 4.0}
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]\n", '{"iteration"', '{"validation/AP50": null}'])
@@ -122,7 +118,7 @@ def test_damaged_curves(tmp_path, text):
     if text is not None:
         (tmp_path / runs.CURVES).write_text(text)
     with pytest.raises(InputError, match="not the curves of a finished run"):
-        folds.last_scores(tmp_path)
+        cross_validation.last_scores(tmp_path)
 
 
 def test_fold_runs_are_sorted_by_number(tmp_path):
@@ -130,5 +126,5 @@ def test_fold_runs_are_sorted_by_number(tmp_path):
         (tmp_path / name).mkdir()
         if name != "fold3":  # not a run
             (tmp_path / name / runs.CONFIG).touch()
-    assert [run.name for run in folds.fold_runs(tmp_path)] == ["fold1", "fold2", "fold10"]
-    assert folds.fold_runs(tmp_path / "nowhere") == []
+    assert [run.name for run in runs.fold_runs(tmp_path)] == ["fold1", "fold2", "fold10"]
+    assert runs.fold_runs(tmp_path / "nowhere") == []
