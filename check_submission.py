@@ -21,14 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python check_submission.py tensorboard/demo/20250401-120000/test-results.zip",
     )
     parser.add_argument("submission", type=Path, metavar="FILE", help="the zip, or the JSON alone")
-    parser.add_argument(
-        "--data", type=Path, default=utils.DATA, metavar="DIR",
-        help="data folder with the test list (nycu-hw3-data)",
-    )  # fmt: skip
+    utils.add_data(parser, " with the test list")
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
-        help="file that names the classes (train__annot.json in the data folder; without it, "
-        f"{len(CLASS_NAMES)} classes)",
+        help=f"file that names the classes (default: {utils.ANNOTATIONS} in the data folder; "
+        f"without it, {len(CLASS_NAMES)} classes)",
     )  # fmt: skip
     args = parser.parse_args(argv)
 

@@ -7,13 +7,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import utils
 from cellseg.errors import InputError
-from cellseg.files import write_atomic, write_json
-from cellseg.read.coco import class_names
-from cellseg.read.ground_truth import implied_truth, read_scored
-from cellseg.read.results import beside, newest_results, side_by_side
+from cellseg.files import shown, write_atomic, write_json
+from cellseg.read.ground_truth import default_truth
+from cellseg.read.results import beside, newest_results
 from cellseg.score.labelmap import OVERLAP_RULES
-from cellseg.score.summary import Scores, difference, score
+from cellseg.score.summary import Scores, difference
 from cellseg.score.tables import (
     as_json,
     as_text,
@@ -21,7 +21,6 @@ from cellseg.score.tables import (
     difference_as_text,
     per_image,
 )
-from utils import DATA, RUNS, CommandParser, run_command, share, shown, whole_number
 
 DESCRIPTION = """\
 Score results against annotations, or compare two results.
@@ -48,71 +47,24 @@ python evaluate.py --compare tensorboard/model/run1 tensorboard/model/run2
 """
 
 
-def get_parser() -> CommandParser:
+def get_parser() -> utils.CommandParser:
     """Describe the command line."""
-    parser = CommandParser(DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "results",
-        nargs="?",
-        type=Path,
-        metavar="RESULTS",
-        help="a results file (JSON), a zip with test-results.json in it, or a run folder"
-        " (default: the newest run's)",
+    parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
+    utils.add_scoring(
+        parser,
+        data_use=", whose test list gives the images' ids if TRUTH is a folder",
+        truth_default="test_masks in the data folder",
+        threshold="for all but AP: the least score, 0 to 1, of a detection that counts",
     )
     parser.add_argument(
-        "--compare",
-        nargs=2,
-        type=Path,
-        metavar=("A", "B"),
+        "--compare", nargs=2, type=Path, metavar=("A", "B"),
         help="two results in place of RESULTS: by how much B is better, with an interval",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--truth",
-        type=Path,
-        metavar="TRUTH",
-        help="a COCO annotation file, or a folder <image>/class<K>.tif for the images of the"
-        " test list (default: what inference.py left beside RESULTS of annotated images, else"
-        " test_masks in the data folder)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        metavar="DIR",
-        help="the data folder, whose test list gives the images' ids if TRUTH is a folder"
-        " (default: nycu-hw3-data beside this script)",
-    )
-    parser.add_argument(
-        "--only-annotated",
-        "--only_annotated",
-        action="store_true",
-        help="leave out the results of images that TRUTH doesn't have (default: an error)",
-    )
-    parser.add_argument(
-        "--score_threshold",
-        "--score-threshold",
-        type=share,
-        default=0.5,
-        metavar="S",
-        help="for all but AP: the least score, 0 to 1, of a detection that counts (default: 0.5)",
-    )
-    parser.add_argument(
-        "--overlap",
-        choices=OVERLAP_RULES,
-        default="score",
+        "--overlap", choices=OVERLAP_RULES, default="score",
         help="for all but AP: which of two detections keeps the pixels that both claim, that"
         " of the higher score, the smaller or the larger one (default: score)",
-    )
-    parser.add_argument(
-        "--resamples",
-        type=whole_number,
-        default=1000,
-        metavar="N",
-        help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
-    )
-    parser.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="of these draws (default: 0)"
-    )
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write a row for each image and class as CSV"
@@ -131,31 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.compare and not args.resamples:
         parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
 
-    paths = args.compare or [args.results or newest_results(RUNS)]
-    for path in paths:
-        if not args.truth and beside(path, "list").is_file():
-            raise InputError(f"{path}: of images of your own; name their annotations with --truth")
-    truth_path = args.truth or implied_truth(paths) or args.data / "test_masks"
-    if not truth_path.exists():
-        raise InputError(
-            f"{truth_path}: no such annotations; name a COCO file or a folder of label maps"
-            " with --truth"
-        )
-    truth, all_results = read_scored(
-        paths, truth_path, args.data, without_others=args.only_annotated
-    )
-    scores = [
-        score(
-            side_by_side(truth, results, path),
-            class_names(truth),
-            score_threshold=args.score_threshold,
-            overlap=args.overlap,
-            n_resamples=args.resamples,
-            seed=args.seed,
-            progress=True,
-        )
-        for path, results in zip(paths, all_results, strict=True)
-    ]
+    paths = args.compare or [args.results or newest_results(utils.RUNS)]
+    truth_path = args.truth or default_truth(paths, args.data)
+    if truth_path is None:
+        own = next(path for path in paths if beside(path, "list").is_file())
+        raise InputError(f"{own}: of images of your own; name their annotations with --truth")
+    _, scores = utils.score_results(args, paths, truth_path, overlap=args.overlap)
     names = [shown(path) for path in paths]
     if args.compare:
         apart = difference(*scores)
@@ -185,4 +118,4 @@ def _write_csv(path: Path, scores: Scores) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    utils.run_command(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import utils
 from cellseg.errors import InputError
+from cellseg.files import shown
 from cellseg.images import ImageCells
-from cellseg.look.overlay import class_colour, draw_overlay, write_png
+from cellseg.look.overlay import class_colour, write_overlay
 from cellseg.read.cells import (
     is_annotations,
     read_annotated_cells,
     read_predicted_cells,
 )
 from cellseg.read.results import newest_results
-from cellseg.read.window import open_image, open_image_of
-from cellseg.rle import crop_runs, decode, encode
+from cellseg.read.window import open_image
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
-from utils import DATA, RUNS, CommandParser, run_command, share, shown
 
 FORMATS = ("geojson", "labels", "overlay")
-
-WINDOW = 4096  # px, sides of the largest picture: what any viewer opens
 
 DESCRIPTION = """\
 Write the cells of a results file or of an annotation file for other programs.
@@ -45,61 +42,38 @@ Write the cells of a results file or of an annotation file for other programs.
 EXAMPLE = "python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay"
 
 
-def get_parser() -> CommandParser:
+def get_parser() -> utils.CommandParser:
     """Describe the command line."""
-    parser = CommandParser(DESCRIPTION, EXAMPLE)
+    parser = utils.CommandParser(DESCRIPTION, EXAMPLE)
     parser.add_argument(
-        "source",
-        nargs="?",
-        type=Path,
-        metavar="RESULTS_OR_ANNOTATIONS",
+        "source", nargs="?", type=Path, metavar="RESULTS_OR_ANNOTATIONS",
         help="a results file, the zip or the run folder that holds it, or a COCO annotation file "
         "(default: the newest run's test-results.json)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--format",
-        nargs="+",
-        choices=FORMATS,
-        default=list(FORMATS),
+        "--format", nargs="+", choices=FORMATS, default=list(FORMATS),
         help="what to write (default: all of it)",
-    )
+    )  # fmt: skip
+    utils.add_data(parser, ": its test list names the images of results, overlays need the images")
     parser.add_argument(
-        "--data",
-        type=Path,
-        default=DATA,
-        metavar="DIR",
-        help="the data folder: its test list names the images of results, overlays need the "
-        "images (default: nycu-hw3-data beside this script)",
-    )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
+        "--annotations", type=Path, metavar="FILE",
         help="the COCO file whose images and classes the results are of (default: what "
         "inference.py leaves beside results of other images than the test list's, else that list)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
+        "--output", type=Path, metavar="DIR",
         help="the folder to write to (default: export beside the results or annotations)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--score_threshold",
-        "--score-threshold",
-        type=share,
-        metavar="S",
+        "--score_threshold", type=utils.fraction, metavar="S",
         help="leave out predicted cells with a score below this, 0 to 1 (default: 0.5)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--class_names",
-        "--class-names",
-        nargs="+",
-        metavar="NAME",
+        "--class_names", nargs="+", metavar="NAME",
         help="what to call the classes of results, in the order of their ids (default: as in "
         "--annotations, else in the run that the results lie in, else class1 class2 class3 "
         "class4); annotations name their own",
-    )
+    )  # fmt: skip
     return parser
 
 
@@ -167,37 +141,10 @@ def scale_to_finest(image: ImageCells) -> tuple[float, float]:
         return finest.size[1] / image.size[1], finest.size[0] / image.size[0]
 
 
-def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
-    """Draw an image's cells on it: one picture, or one for each window of a large image."""
-    boxes = image.boxes
-    height, width = image.size
-    whole = max(image.size) <= WINDOW
-    with open_image_of(image.path, image.size, image.level) as pixels:
-        for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
-            right, bottom = min(left + WINDOW, width), min(top + WINDOW, height)
-            here = np.flatnonzero(
-                (boxes[:, 0] < right)
-                & (boxes[:, 1] < bottom)
-                & (boxes[:, 2] > left)
-                & (boxes[:, 3] > top)
-            )
-            runs = decode([image.masks[n] for n in here], image.size)
-            masks = encode(crop_runs(runs, (left, top, right, bottom)))
-            picture = draw_overlay(
-                pixels.read((left, top, right, bottom)),
-                masks,
-                image.classes[here],
-                names,
-                None if image.scores is None else image.scores[here].astype(np.float32),
-            )
-            name = f"{image.name}.png" if whole else f"{image.name}/x{left:05}_y{top:05}.png"
-            write_png(folder / name, picture)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = get_parser().parse_args(argv)
-    source = args.source or newest_results(RUNS)
+    source = args.source or newest_results(utils.RUNS)
     names, images = read_cells(args, source)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
 
@@ -213,4 +160,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    utils.run_command(main)

@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # fmt: off
     what = parser.add_argument_group("what to train").add_argument
     what("-m", "--model", metavar="NAME", help=f"a recipe in configs/ ({MODEL})")
-    what("--config-file", "--config_file", type=Path, metavar="FILE",
+    what("--config_file", type=Path, metavar="FILE",
          help="a config file of your own, or the config.yaml of a former run, in place of --model")
     what("--engine", default="auto", metavar="NAME",
          help="detectron2, torchvision or auto: Detectron2 where it can be used (auto)")
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
          help="JSON {image: group} or CSV image,group: a group (patient, slide) is never split")
     data("--folds", type=utils.whole_number, metavar="K",
          help="cross-validate: train K runs, each with another Kth of the images held out")
-    data("--show-batch", "--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
+    data("--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
          help="draw a batch as the network would see it (batch.png), and do not train")
     how = parser.add_argument_group("how to train").add_argument
     how("-e", "--epochs", type=float, metavar="N", help="passes over the images (225)")
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_with_keys(argv)
     utils.check_processes(parser, args)
     began_with = {  # which is what a run goes on with
-        "--config-file": args.config_file,
+        "--config_file": args.config_file,
         "--weights": args.weights,
         "--folds": args.folds is not None,
         "MODEL.WEIGHTS": "MODEL.WEIGHTS" in args.options,
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if args.resume and given:
             parser.error(f"--resume and {flag}: the run has its own; give one of them")
     if args.model and args.config_file:
-        parser.error("--model and --config-file: give one of them")
+        parser.error("--model and --config_file: give one of them")
     if args.epochs is not None and not args.epochs > 0:
         parser.error(f"--epochs {args.epochs}: a positive number is expected")
     if args.folds in (0, 1):
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "DATA.FOLD N, and no --folds"
         )
     if args.show_batch and args.show_batch.suffix.lower() != ".png":
-        parser.error(f"--show-batch {args.show_batch}: a file that ends in .png is expected")
+        parser.error(f"--show_batch {args.show_batch}: a file that ends in .png is expected")
     return args
 
 

@@ -16,10 +16,14 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cellseg.errors import InputError
 from cellseg.files import shown as shown
+
+if TYPE_CHECKING:
+    from cellseg.read.coco import COCO
+    from cellseg.score.summary import Scores
 
 PROJECT = Path(__file__).resolve().parent
 DATA = PROJECT / "nycu-hw3-data"
@@ -34,7 +38,8 @@ _KEY = re.compile(r"(DATA|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)(\.[A-Z0-9
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other error of the project.
 
-    `description` says what the command does, the lines of `examples` show it at work.
+    `description` says what the command does, the lines of `examples` show it at work. Flags
+    are declared and shown with underscores (`--batch_size`), and taken with dashes too.
     """
 
     def __init__(self, description: str, examples: str) -> None:
@@ -45,14 +50,26 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def _add_spellings(self) -> dict[str, argparse.Action]:
+        """Let each long flag be written with dashes; return what each spelling means."""
+        actions = self._option_string_actions
+        for flag in list(actions):
+            actions.setdefault(flag.replace("_", "-"), actions[flag])
+        return actions
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._add_spellings()
+        return super().parse_known_args(args, namespace)
+
     def parse_with_keys(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line that KEY VALUE pairs may end: `options`, an argument of REMAINDER.
 
         A key ends the values of a flag that takes any number of them.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        actions = self._add_spellings()
         for place, word in enumerate(words):
-            before = self._option_string_actions.get(words[place - 1]) if place else None
+            before = actions.get(words[place - 1]) if place else None
             wanted = before is not None and before.nargs in (None, "+")  # the flag's first value
             if word == "--":
                 break
@@ -66,6 +83,103 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help explains every flag)")
+
+
+def add_data(flags: argparse._ActionsContainer, use: str = "") -> None:
+    """Add --data; `use` says what the command takes from the folder."""
+    flags.add_argument(
+        "--data", type=Path, default=DATA, metavar="DIR",
+        help=f"the data folder{use} (default: nycu-hw3-data beside this script)",
+    )  # fmt: skip
+
+
+def add_scoring(parser: CommandParser, data_use: str, truth_default: str, threshold: str) -> None:
+    """Add what evaluate.py and report.py share: RESULTS, and how they are scored.
+
+    Parameters
+    ----------
+    parser
+        Where to add it.
+    data_use
+        What the command takes from the data folder.
+    truth_default
+        What it takes as the truth in the end, where nothing else tells.
+    threshold
+        What it does with the score threshold.
+    """
+    parser.add_argument(
+        "results", nargs="?", type=Path, metavar="RESULTS",
+        help="a results file (JSON), a zip with test-results.json in it, or a run folder "
+        "(default: the newest run's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--truth", type=Path, metavar="TRUTH",
+        help="a COCO annotation file, or a folder <image>/class<K>.tif for the images of the "
+        "test list (default: what inference.py left beside RESULTS of annotated images, else "
+        f"{truth_default})",
+    )  # fmt: skip
+    add_data(parser, data_use)
+    parser.add_argument(
+        "--only_annotated", action="store_true",
+        help="leave out the results of images that TRUTH doesn't have (default: an error)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--score_threshold", type=fraction, default=0.5, metavar="S",
+        help=f"{threshold} (default: 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resamples", type=whole_number, default=1000, metavar="N",
+        help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="of these draws (default: 0)"
+    )
+
+
+def check_annotations(path: Path, how: str = "") -> None:
+    """Refuse annotations that aren't there; `how` says how to name others."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such annotations; name a COCO file or a folder of label maps{how}"
+        )
+
+
+def score_results(
+    args: argparse.Namespace, paths: Sequence[Path], truth: Path, **how: Any
+) -> tuple[COCO, list[Scores]]:
+    """Score results as the flags of `add_scoring` say.
+
+    Parameters
+    ----------
+    args
+        The flags.
+    paths
+        Results; two to compare them.
+    truth
+        What they are scored against.
+    how
+        More of what `cellseg.score.summary.score` takes.
+
+    Returns
+    -------
+    The truth of the images that are scored, and the scores of each of `paths`.
+    """
+    from cellseg.read.coco import class_names
+    from cellseg.read.ground_truth import read_scored
+    from cellseg.read.results import side_by_side
+    from cellseg.score.summary import score
+
+    check_annotations(truth, " with --truth")
+    coco, detections = read_scored(paths, truth, args.data, without_others=args.only_annotated)
+    how |= {
+        "score_threshold": args.score_threshold,
+        "n_resamples": args.resamples,
+        "seed": args.seed,
+    }
+    return coco, [
+        score(side_by_side(coco, of_path, path), class_names(coco), progress=True, **how)
+        for path, of_path in zip(paths, detections, strict=True)
+    ]
 
 
 def add_processes(group: argparse._ArgumentGroup, work: str, result: str) -> None:
@@ -103,7 +217,7 @@ def check_processes(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--num_machines: say with --dist_url tcp://HOST:PORT where machine 0 is")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Read a flag's value from 0 to 1."""
     try:
         value = float(text)
@@ -118,6 +232,13 @@ def whole_number(text: str) -> int:
     """Read a flag's value that counts something, 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def positive_number(text: str) -> int:
+    """Read a flag's value that counts something, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 

@@ -25,6 +25,7 @@ import tifffile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import annotation
+import utils
 from bench.sizes import image_sizes
 from cellseg.files import read_json, write_json
 from cellseg.read.synthetic import draw_tissue
@@ -100,7 +101,7 @@ def main() -> None:
         draw_data(data, args.images)
         decode_only(data)  # so that all the files are in memory
         this_project(data, 1)
-        n_cells = len(read_json(data / annotation.ANNOTATIONS, "", "")["annotations"])
+        n_cells = len(read_json(data / utils.ANNOTATIONS, "", "")["annotations"])
         runs: list[tuple[str, int, Callable[[], object]]] = [
             ("decoding only", 3, lambda: decode_only(data)),
             ("this project, --jobs 1", 3, lambda: this_project(data, 1)),

@@ -197,7 +197,7 @@ def main() -> None:
     usual.write_text(USUAL.format(configs=Path(train.__file__).resolve().parent / "configs"))
     rows = {name: (["-m", OURS], keys) for name, keys in INGREDIENTS.items()}
     if not args.ingredients:
-        rows = {"this project": (["-m", OURS], []), "usual": (["--config-file", str(usual)], [])}
+        rows = {"this project": (["-m", OURS], []), "usual": (["--config_file", str(usual)], [])}
     for name in set(args.only or rows) - set(rows):
         parser.error(f"--only {name!r}: {', '.join(map(repr, rows))} are there")
     table: dict[str, list[dict[str, float]]] = {}

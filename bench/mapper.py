@@ -28,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import annotation
+import utils
 from bench.annotation import draw_data
 from cellseg import config
 from cellseg.device import detectron2_problem
@@ -123,7 +124,7 @@ def main() -> None:
         draw_data(data, args.images)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             annotation.main(["--data", str(data)])
-        samples = load_training_data(folder, str(data / annotation.ANNOTATIONS)).train
+        samples = load_training_data(folder, str(data / utils.ANNOTATIONS)).train
         # Detectron2's mapper can't take an image without a cell, which its trainer leaves out.
         samples = [sample for sample in samples if sample.masks]
         order = np.random.default_rng(0).permutation(len(samples))

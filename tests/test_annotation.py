@@ -107,10 +107,9 @@ def test_the_default_folder_lies_beside_the_script(tmp_path, monkeypatch):
     assert annotation.get_parser().parse_args([]).data.is_absolute()
 
 
-@pytest.mark.parametrize("flag", ["--class_names", "--class-names"])
-def test_classes_of_other_names(tmp_path, capsys, flag):
+def test_classes_of_other_names(tmp_path, capsys):
     data = write_tissue(tmp_path)
-    main(["--data", str(data), flag, "a", "b c", "d"])
+    main(["--data", str(data), "--class_names", "a", "b c", "d"])
     categories = written(data / "train__annot.json")["categories"]
     assert [c["name"] for c in categories] == ["a", "b c", "d"]
     assert "2 b c       0          0" in capsys.readouterr().out
@@ -148,7 +147,7 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    for flag in ("--data", "--output", "--class_names", "--coco", "--jobs", "--skip-bad"):
+    for flag in ("--data", "--output", "--class_names", "--coco", "--jobs", "--skip_bad"):
         assert flag in out
     assert out.count("(default: ") == 6
 
@@ -188,8 +187,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("damage", "found"), DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("flag", ["--skip-bad", "--skip_bad"])
-def test_bad_input_is_one_line_and_no_file_or_left_out(tmp_path, capsys, damage, found, flag):
+def test_bad_input_is_one_line_and_no_file_or_left_out(tmp_path, capsys, damage, found):
     data = write_tissue(tmp_path)
     damage(data / "train" / "tissue1")
     output = data / "train__annot.json"
@@ -198,10 +196,10 @@ def test_bad_input_is_one_line_and_no_file_or_left_out(tmp_path, capsys, damage,
     line = str(caught.value)
     assert line.startswith(str(data / "train" / "tissue1"))
     assert found in line
-    assert line.endswith("(--skip-bad goes on without the image)")
+    assert line.endswith("(--skip_bad goes on without the image)")
     assert sorted(p.name for p in data.iterdir()) == ["train"]
 
-    assert main(["--data", str(data), "--jobs", "2", flag]) == 0
+    assert main(["--data", str(data), "--jobs", "2", "--skip_bad"]) == 0
     assert [image["file_name"] for image in written(output)["images"]] == [
         "train/tissue0/image.tif",
         "train/tissue2/image.tif",
@@ -233,7 +231,7 @@ def test_no_image_that_can_be_used(tmp_path):
     data = write_tissue(tmp_path, 1)
     truncate(data / "train" / "tissue0")
     with pytest.raises(InputError, match=r"none of its 1 training images can be used"):
-        main(["--data", str(data), "--skip-bad"])
+        main(["--data", str(data), "--skip_bad"])
     assert not (data / "train__annot.json").exists()
 
 
@@ -242,7 +240,7 @@ def test_no_data(tmp_path):
         main(["--data", str(tmp_path / "absent")])
     (tmp_path / "train").mkdir()
     with pytest.raises(InputError, match="no training image in it"):
-        main(["--data", str(tmp_path), "--skip-bad"])
+        main(["--data", str(tmp_path), "--skip_bad"])
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ def test_a_bad_test_list(tmp_path, capsys, change, found):
     assert str(caught.value).startswith(str(data / TEST_LIST))
     assert found in str(caught.value)
     assert not (data / "train__annot.json").exists()
-    assert main(["--data", str(data), "--skip-bad"]) == 0
+    assert main(["--data", str(data), "--skip_bad"]) == 0
     assert f"left out: {data / TEST_LIST}" in capsys.readouterr().out
 
 

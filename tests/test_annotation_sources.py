@@ -151,7 +151,7 @@ def test_skip_bad_goes_on_without_broken_outlines(tmp_path, capsys):
     write_train(tmp_path, "a", image__xml=XML)
     write_train(tmp_path, "b", image__xml=XML[:-5])
     assert "image.xml: not XML" in refused(tmp_path)
-    assert len(run(tmp_path, "--skip-bad")["images"]) == 1
+    assert len(run(tmp_path, "--skip_bad")["images"]) == 1
     assert "left out: " in capsys.readouterr().out
 
 
@@ -251,7 +251,7 @@ def test_skip_bad_goes_on_without_images_of_bad_cells(tmp_path, capsys):
     value["annotations"][1]["segmentation"] = rle_of(BOX)
     arguments = write_coco(tmp_path, value)
     assert "annotation 8: segmentation" in refused(tmp_path, *arguments)
-    coco = run(tmp_path, *arguments, "--skip-bad")
+    coco = run(tmp_path, *arguments, "--skip_bad")
     assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
     assert len(coco["annotations"]) == 1
     assert "theirs.json: annotation 8: segmentation" in capsys.readouterr().out
@@ -269,14 +269,14 @@ def test_skip_bad_goes_on_without_missing_images(tmp_path, capsys):
     value = coco_of(rle_of(BOX))
     value["images"].append({"id": 6, "file_name": "b.tif", "height": 4, "width": 6})
     arguments = write_coco(tmp_path, value)
-    assert "(--skip-bad goes on" in refused(tmp_path, *arguments)
-    coco = run(tmp_path, *arguments, "--skip-bad")
+    assert "(--skip_bad goes on" in refused(tmp_path, *arguments)
+    coco = run(tmp_path, *arguments, "--skip_bad")
     assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
     assert "left out: " in capsys.readouterr().out
     (tmp_path / "b.tif").unlink()
     (tmp_path / "out.json").unlink()
     assert "none of its 2 training images can be used" in refused(
-        tmp_path, *arguments, "--skip-bad"
+        tmp_path, *arguments, "--skip_bad"
     )
 
 

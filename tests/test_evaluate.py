@@ -14,6 +14,7 @@ import pytest
 import tifffile
 
 import evaluate
+import utils
 from cellseg.errors import InputError
 from cellseg.read.ground_truth import read_truth
 from tests.score.scoring_cases import truth_of
@@ -180,7 +181,7 @@ def test_only_annotated(score, data):
     (data / "test_masks" / "b").rmdir()
     with pytest.raises(InputError, match=r"entry 2: image_id 22 is none of the truth's 1 images"):
         score()
-    told, _ = score("--only-annotated")
+    told, _ = score("--only_annotated")
     assert told["images"] == 1
     assert values(told, "AP50@all") == pytest.approx([51 / 101, 1])
 
@@ -206,7 +207,7 @@ def test_compare(data, capsys):
 
 
 def test_the_newest_run_is_the_default(data, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "RUNS", data / "runs")
+    monkeypatch.setattr(utils, "RUNS", data / "runs")
     with pytest.raises(InputError, match=r"runs: no run has a test-results.json yet"):
         evaluate.main(["--data", str(data)])
     run = data / "runs" / "model" / "run"
@@ -251,7 +252,7 @@ def test_compared_results_are_of_the_same_images(data):
     words = ["--data", str(data), "--resamples", "2"]
     with pytest.raises(InputError, match=r"narrow\.json: image 22 of .*wide-truth\.json, 22\.tif"):
         evaluate.main(["--compare", wide, narrow, *words])
-    assert evaluate.main(["--compare", narrow, wide, "--only-annotated", *words]) == 0
+    assert evaluate.main(["--compare", narrow, wide, "--only_annotated", *words]) == 0
     with pytest.raises(InputError, match=r"results\.json: .* one alone has the annotations"):
         evaluate.main(["--compare", wide, other, *words])
     (data / "results-list.json").write_text("[]")

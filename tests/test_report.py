@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 import report
+import utils
 from cellseg.errors import InputError
 from cellseg.look import plots
 from tests.score.scoring_cases import entry, rectangle, truth_of
@@ -198,7 +199,7 @@ def test_two_runs(make, data):
 
 
 def test_defaults(data, monkeypatch, capsys):
-    monkeypatch.setattr(report, "RUNS", data.parent / "runs")
+    monkeypatch.setattr(utils, "RUNS", data.parent / "runs")
     with pytest.raises(InputError, match=r"runs: no run has a test-results\.json yet"):
         report.main(["--data", str(data)])
     run = data.parent / "runs" / "model" / "run"

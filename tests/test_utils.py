@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,7 +156,71 @@ def test_the_parser_explains_in_one_line():
         assert "(--help explains every flag)" in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["train", "inference", "check_submission", "demo"])
+COMMANDS = (
+    "annotation", "check_submission", "demo", "evaluate", "export", "inference", "report", "train",
+)  # fmt: skip
+
+
+def parser_of(command, monkeypatch):
+    """Return the parser of a command, as it is when it parses."""
+    seen = []
+
+    def stop(self, *_):
+        seen.append(self)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.CommandParser, "parse_args", stop)
+        with pytest.raises(InterruptedError):
+            __import__(command).main([])
+    return seen[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_written_with_underscores_or_dashes(command, monkeypatch):
+    parser = parser_of(command, monkeypatch)
+    shown = set(re.findall(r"--[\w-]+", parser.format_help()))
+    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    flags = {flag: flags[flag] for flag in flags if flag.startswith("--") and flag != "--help"}
+    assert flags
+    assert shown == {"--help", *flags}
+    needed = ["x" for a in parser._actions if not a.option_strings and a.nargs is None]
+    for flag, action in flags.items():
+        assert "-" not in flag[2:]
+        dashed = "--" + flag[2:].replace("_", "-")
+        is_text = action.type in (None, Path) and not action.choices
+        value = next(iter(action.choices)) if action.choices else "a-b_c" if is_text else "1"
+        values = [value] * {0: 0, 2: 2}.get(action.nargs, 1)
+        plain = vars(parser.parse_args([*needed, flag, *values]))
+        assert plain == vars(parser.parse_args([*needed, dashed, *values]))
+        assert plain[action.dest] != parser.get_default(action.dest) or not is_text
+        if is_text and len(values) == 1:
+            assert value in str(plain[action.dest])
+            for spelling in (flag, dashed):  # a value is nobody's flag, whatever it looks like
+                args = parser.parse_args([*needed, f"{spelling}=--batch-size=a-b_c"])
+                assert "--batch-size=a-b_c" in str(getattr(args, action.dest))
+
+
+def test_files_keep_their_dashes_and_underscores(monkeypatch):
+    parser = parser_of("evaluate", monkeypatch)
+    args = parser.parse_args(["--only-annotated", "--", "--score-threshold"])
+    assert (args.results, args.only_annotated) == (Path("--score-threshold"), True)
+    parser = parser_of("inference", monkeypatch)
+    words = [
+        "--weight-name",
+        "TEST.A_B-C",
+        "--images",
+        "a-b_c.tif",
+        "TEST.TILE",
+        "--max-detections",
+    ]
+    args = parser.parse_with_keys(words)
+    assert args.weight_name == "TEST.A_B-C"
+    assert args.images == [Path("a-b_c.tif")]
+    assert args.options == ["TEST.TILE", "--max-detections"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     module = __import__(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import os
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cellseg.files import write_atomic
-from cellseg.rle import RLE, crop_mask, decode
+from cellseg.images import ImageCells
+from cellseg.read.window import open_image_of
+from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
 # Okabe & Ito's colours, which people with any kind of colour vision tell apart
 # (https://jfly.uni-koeln.de/color/), without the purple that tissue has itself, in an
@@ -29,6 +32,8 @@ CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 114, 178),  # blue
     (0, 0, 0),  # black
 )
+
+WINDOW = 4096  # px, sides of the largest picture: what any viewer opens
 
 _LONG_SIDE = 800  # px that a small image is enlarged to, or a little over
 _MOST_ZOOM = 8
@@ -191,6 +196,48 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     _, data = cv2.imencode(".png", image[..., ::-1])
     with write_atomic(path, "wb") as file:
         file.write(data.tobytes())
+
+
+def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
+    """Draw an image's cells on it, and write the picture as `<folder>/<image>.png`.
+
+    Of an image of more than `WINDOW` pixels a side there is a picture for each window,
+    `<folder>/<image>/x<left>_y<top>.png`.
+
+    Parameters
+    ----------
+    image
+        The cells, and where the image is.
+    names
+        The K classes' names.
+    folder
+        Where to write.
+
+    Raises
+    ------
+    InputError
+        If the image can't be read or is of another size than its cells, or a picture can't be
+        written.
+    """
+    boxes = image.boxes
+    height, width = image.size
+    whole = max(image.size) <= WINDOW
+    with open_image_of(image.path, image.size, image.level) as pixels:
+        for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
+            window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
+            here = np.flatnonzero(
+                (boxes[:, :2] < window[2:]).all(axis=1) & (boxes[:, 2:] > window[:2]).all(axis=1)
+            )
+            runs = decode([image.masks[n] for n in here], image.size)
+            picture = draw_overlay(
+                pixels.read(window),
+                encode(crop_runs(runs, window)),
+                image.classes[here],
+                names,
+                None if image.scores is None else image.scores[here].astype(np.float32),
+            )
+            name = f"{image.name}.png" if whole else f"{image.name}/x{left:05}_y{top:05}.png"
+            write_png(folder / name, picture)
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
@@ -18,10 +20,12 @@ from cellseg.read.coco import class_names as names_of
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
-from cellseg.read.names import is_outside
+from cellseg.read.names import is_outside, short_name
 from cellseg.read.outlines import cells_of_outlines
 from cellseg.read.tiff import read_image, read_labels
 from cellseg.rle import Runs, areas, crop_mask, decode, runs_of_labels
+
+Source = TypeVar("Source")
 
 SMALL = 10
 """Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
@@ -166,6 +170,70 @@ def _check_labels(path: Path, values: NDArray[Any], runs: Runs) -> None:
             f"{path}: the label {values[at]} in row {row}, column {column} (from 0), but labels "
             "are whole numbers: 0 for background, 1 and up for cells; mend the label map"
         )
+
+
+def annotate_images(
+    sources: Sequence[Source],
+    read: Callable[[Source], AnnotatedImage],
+    jobs: int,
+    skip_bad: bool,
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """Read one image from each source, `jobs` at a time, in their order.
+
+    Returns
+    -------
+    The images, and a line for each that can't be used.
+
+    Raises
+    ------
+    InputError
+        Without `skip_bad`, for the first image that can't be used.
+    """
+
+    def try_to_read(source: Source) -> AnnotatedImage | InputError:
+        try:
+            return read(source)
+        except InputError as error:
+            return error
+
+    images: list[AnnotatedImage] = []
+    refused: list[str] = []
+    # Threads do: decoding and numpy's passes leave the interpreter to the others.
+    executor = ThreadPoolExecutor(jobs)
+    try:
+        results = executor.map(try_to_read, sources)
+        for result in tqdm(results, "reading", len(sources), unit="image", disable=None):
+            if isinstance(result, AnnotatedImage):
+                images.append(result)
+            elif skip_bad:
+                refused.append(str(result))
+            else:
+                raise InputError(f"{result} (--skip_bad goes on without the image)")
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return images, refused
+
+
+def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
+    """Return a table of the images and cells of each class, and what looks odd in which images."""
+    per_class = [
+        [len(image.cells[number]) for image in images if image.cells.get(number)]
+        for number in range(1, len(class_names) + 1)
+    ]
+    rows = [
+        (f"{number} {name}", len(cells), sum(cells))
+        for number, (name, cells) in enumerate(zip(class_names, per_class, strict=True), 1)
+    ]
+    rows.append(("all", len(images), sum(cells for _, _, cells in rows)))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'class':{width}}  images  instances"]
+    lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
+    odd: Counter[str] = sum((image.odd for image in images), Counter())
+    for what, count in sorted(odd.items()):
+        where = [short_name(image.file_name) for image in images if image.odd[what]]
+        more = ", …" if len(where) > 3 else ""
+        lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
+    return "\n".join(lines)
 
 
 def claimed_twice(masks: Sequence[Runs]) -> int:

@@ -132,6 +132,22 @@ def implied_truth(paths: Sequence[Path]) -> Path | None:
     return own
 
 
+def default_truth(paths: Sequence[Path], data: Path) -> Path | None:
+    """Return the annotations of some results where none are named, None where it can't be told.
+
+    They are those that inference.py left beside the results, else `test_masks` in the data
+    folder, which need not be there; None if results are of a user's own images.
+
+    Raises
+    ------
+    InputError
+        As `implied_truth` does.
+    """
+    if any(beside(path, "list").is_file() for path in paths):
+        return None
+    return implied_truth(paths) or data / "test_masks"
+
+
 def read_scored(
     paths: Sequence[Path], source: Path, data: Path, *, without_others: bool = False
 ) -> tuple[COCO, list[list[Any]]]:
@@ -195,7 +211,7 @@ def _check_held_out(path: Path, truth: COCO, source: Path) -> None:
             raise InputError(
                 f"{path}: image {image['id']} of {source}, {image['file_name']}, is not among"
                 f" those held out, {own}; compare results of the same images, or name the"
-                " annotations of those that both held out with --truth, and --only-annotated"
+                " annotations of those that both held out with --truth, and --only_annotated"
             )
 
 
@@ -229,6 +245,6 @@ def _with_ids_of(
         elif not without_others:
             raise InputError(
                 f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; leave such"
-                f" results out with --only-annotated, or {remedy}"
+                f" results out with --only_annotated, or {remedy}"
             )
     return renumbered, set(ids.values())

@@ -190,7 +190,7 @@ def test_images_of_ones_own_are_told_by_their_names(tmp_path, listed, names, ids
     [
         (["c.tif", "d.tif"], ["a.tif"], r"own\.json: none of the images in .* is in .*; call"),
         (["c/image.tif"], ["d/image.tif"], r"own\.json: none of the images"),
-        (["a.tif", "c.tif"], ["a.tif"], r"entry 1: its image, c\.tif, .* --only-annotated"),
+        (["a.tif", "c.tif"], ["a.tif"], r"entry 1: its image, c\.tif, .* --only_annotated"),
         (["a.tif"], ["p/a.tif", "q/a.tif"], r"list\.json: a\.tif may be q/a\.tif of .* with their"),
         (["p/a.tif", "q/a.tif"], ["a.tif"], r"list\.json: q/a\.tif may be a\.tif of"),
     ],
