@@ -10,125 +10,86 @@ from typing import TYPE_CHECKING
 
 import utils
 from cellseg.errors import InputError
+from cellseg.files import shown
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from cellseg.images import ImageRecord
-    from cellseg.predict.journal import Journal
+    from cellseg.predict.job import PredictionJob
     from cellseg.predict.predictor import Predictor
-    from cellseg.predict.shares import Plans
-    from cellseg.predict.tiles import TilePlan
-
-TTA = ("flips", "turns", "scales")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the command line; flags left out are None and mean what the run's config says."""
     parser = utils.CommandParser(
         "Predict the test images with the newest finished run, and write test-results.json and\n"
         "the zip to submit into the run's folder. What was written is then checked.",
         "python inference.py --checkpoint tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000",
     )
-    model = parser.add_argument_group("network")
-    model.add_argument(
-        "--checkpoint", type=Path, nargs="+", metavar="RUN",
-        help="folder of the run, or weights in it (the newest finished one); what several runs "
-        "find is fused",
-    )  # fmt: skip
-    model.add_argument(
-        "--weight_name", metavar="FILE",
-        help="weights in that folder (model_best.pth if there, else model_final.pth)",
-    )  # fmt: skip
-    model.add_argument(
-        "--engine", metavar="NAME",
-        help="detectron2 or torchvision; a run knows its own, another is refused",
-    )  # fmt: skip
-    model.add_argument("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
-    looks = parser.add_argument_group("how to look")
-    looks.add_argument(
-        "--tta", nargs="*", choices=TTA, metavar="VIEWS",
-        help="look several times and fuse what is found: flips (4 views), turns (8) and scales "
-        "(times 3); flips if nothing is said",
-    )  # fmt: skip
-    looks.add_argument(
-        "--tile", type=utils.whole_number, metavar="PIXELS",
+    add = parser.add_argument_group("network").add_argument
+    add("--checkpoint", type=Path, nargs="+", metavar="RUN",
+        help="folder of the run, or weights in it (the newest finished one); the detections of "
+        "several runs are fused")  # fmt: skip
+    add("--weight_name", metavar="FILE",
+        help="weights in that folder (model_best.pth if there, else model_final.pth)")  # fmt: skip
+    add("--engine", metavar="NAME",
+        help="detectron2 or torchvision; a run knows its own, another is refused")  # fmt: skip
+    add("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
+    tiles = parser.add_argument_group("tiles and views")
+    add = tiles.add_argument
+    add("--tta", nargs="*", choices=("flips", "turns", "scales"), metavar="VIEWS",
+        help="predict several views of each tile and fuse their detections: flips (4 views), "
+        "turns (8) and scales (times 3); flips if nothing is said")  # fmt: skip
+    add("--tile", type=utils.positive_number, metavar="PIXELS",
         help="side of the tiles that larger images are cut into (a few times the largest cells; "
-        "runs without INPUT.ZOOM look at whole images)",
-    )  # fmt: skip
-    looks.add_argument(
-        "--overlap", type=utils.whole_number, metavar="PIXELS",
-        help="of neighbouring tiles (a little more than the largest cells)",
-    )  # fmt: skip
-    looks.add_argument(
-        "--across_classes", action="store_true",
-        help="of cells that overlap, keep the best whatever their classes",
-    )  # fmt: skip
-    looks.add_argument(
-        "--batch", type=utils.whole_number, metavar="N", help="views at once on a GPU (1)"
-    )
-    looks.add_argument(
-        "--amp", action="store_true", help="mixed precision, where the device has it"
-    )
-    utils.add_processes(looks, "tiles", "results")
+        "runs without INPUT.ZOOM look at whole images)")  # fmt: skip
+    add("--overlap", type=utils.positive_number, metavar="PIXELS",
+        help="of neighbouring tiles (a little more than the largest cells)")  # fmt: skip
+    add("--across_classes", action="store_true",
+        help="of cells that overlap, keep the best whatever their classes")  # fmt: skip
+    add("--batch", type=utils.positive_number, metavar="N", help="views at once on a GPU (1)")
+    add("--amp", action="store_true", help="mixed precision, where the device has it")
+    utils.add_processes(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
-    images.add_argument(
-        "--data", type=Path, default=utils.DATA, metavar="DIR", help="data folder (nycu-hw3-data)"
-    )
-    images.add_argument(
-        "--dataset", choices=("test", "train", "val"), default="test",
+    utils.add_data(images)
+    add = images.add_argument
+    add("--dataset", choices=("test", "train", "val"), default="test",
         help="the test list, all annotated images, or those that the run held out, with the "
-        "annotations to score them by (test)",
-    )  # fmt: skip
-    images.add_argument(
-        "--annotations", type=Path, metavar="FILE",
-        help="for train and val (train__annot.json in the data folder)",
-    )  # fmt: skip
-    images.add_argument(
-        "--images", type=Path, nargs="+", metavar="PATH",
-        help="any images, or folders of them, instead; they need no list",
-    )  # fmt: skip
-    images.add_argument(
-        "--level", type=utils.whole_number, default=0, metavar="N",
-        help="with --images: which level of a pyramid (0, the finest)",
-    )  # fmt: skip
-    out = parser.add_argument_group("results")
-    out.add_argument(
-        "--output", type=Path, metavar="PATH",
-        help="a .json file or a folder (the run's folder)",
-    )  # fmt: skip
-    out.add_argument(
-        "--score_threshold", type=float, metavar="S",
-        help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful ones too)",
-    )  # fmt: skip
-    out.add_argument(
-        "--max_detections", type=int, metavar="N",
-        help="keep the best N cells of an image, or of a tile of it (the run's own, 800)",
-    )  # fmt: skip
+        "annotations to score them by (test)")  # fmt: skip
+    add("--annotations", type=Path, metavar="FILE",
+        help="for train and val (train__annot.json in the data folder)")  # fmt: skip
+    add("--images", type=Path, nargs="+", metavar="PATH",
+        help="any images, or folders of them, instead; they need no list")  # fmt: skip
+    add("--level", type=utils.whole_number, default=0, metavar="N",
+        help="with --images: which level of a pyramid (0, the finest)")  # fmt: skip
+    add = parser.add_argument_group("results").add_argument
+    add("--output", type=Path, metavar="PATH", help="a .json file or a folder (the run's folder)")
+    add("--score_threshold", type=utils.fraction, metavar="S",
+        help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful ones "
+        "too)")  # fmt: skip
+    add("--max_detections", type=utils.positive_number, metavar="N",
+        help="keep the best N cells of an image, or of a tile of it (the run's own, "
+        "800)")  # fmt: skip
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="keys of the config, such as INPUT.MIN_SIZE_TEST 800",
     )  # fmt: skip
     args = parser.parse_with_keys(argv)
-    if args.score_threshold is not None and not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score_threshold {args.score_threshold}: a number from 0 to 1 is expected")
-    if args.max_detections is not None and args.max_detections < 1:
-        parser.error(f"--max_detections {args.max_detections}: 1 or more is expected")
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
     if args.annotations and args.dataset == "test":
         parser.error("--annotations: is for --dataset train or val")
     if args.level and not args.images:
         parser.error("--level: is for --images")
-    for flag in ("tile", "overlap", "batch"):
-        if getattr(args, flag) == 0:
-            parser.error(f"--{flag} 0: 1 or more is expected")
     utils.check_processes(parser, args)
+    if args.dataset != "test":
+        args.annotations = args.annotations or args.data / utils.ANNOTATIONS
     return args
 
 
 def configure(args: argparse.Namespace, run: Path) -> CfgNode:
-    """Give a run's config as the flags want it."""
+    """Return a run's config with what the flags say."""
     from cellseg import runs
     from cellseg.config import load_config, merge_options
 
@@ -154,22 +115,8 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     return cfg
 
 
-def load_predictor(args: argparse.Namespace, weights: Sequence[Path]) -> Predictor:
-    """Build the networks of the runs in which these weights are, as the flags want them."""
-    from cellseg.predict.predictor import Predictor, load_network
-
-    cfgs = [configure(args, path.parent) for path in weights]
-    if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
-        raise InputError(
-            f"--overlap {args.overlap}: is of tiles, but runs without INPUT.ZOOM look at whole "
-            "images; give --tile too"
-        )
-    networks = [load_network(cfg, path) for cfg, path in zip(cfgs, weights, strict=True)]
-    return Predictor(networks, cfgs)
-
-
-def list_wanted(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ImageRecord]]:
-    """List the images to predict, and name the results."""
+def list_images(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ImageRecord]]:
+    """Return the name of the results file, and the images to predict."""
     from cellseg import runs
     from cellseg.read import images
     from cellseg.read.results import FILE_NAME
@@ -178,214 +125,104 @@ def list_wanted(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str,
         return "images-results.json", images.list_any_images(args.images, args.level)
     if args.dataset == "test":
         return FILE_NAME, images.read_test_list(args.data)
-    annotations = args.annotations or args.data / utils.ANNOTATIONS
-    names = None
-    if args.dataset == "val":
-        names, *others = [sorted(runs.read_record(run)["held_out"]) for run in folders]
-        if not names:
-            raise InputError(f"--dataset val: {utils.shown(folders[0])} held no images out")
-        if any(other != names for other in others):
-            raise InputError(
-                "--dataset val: the runs held other images out, so that each has learned from what "
-                "another is scored by; predict with one at a time"
-            )
-    return f"{args.dataset}-results.json", images.list_annotated_images(
-        args.data, annotations, names
-    )
+    held_out = runs.shared_held_out(folders) if args.dataset == "val" else None
+    listed = images.list_annotated_images(args.data, args.annotations, held_out)
+    return f"{args.dataset}-results.json", listed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, write, check; give the exit code."""
+    """Predict, write, check; return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg import runs
     from cellseg.device import choose_device
     from cellseg.distributed import check_launch
-    from cellseg.predict.journal import Journal, signature
-    from cellseg.predict.shares import missing_looks
+    from cellseg.predict.job import PredictionJob, choose_results, load_predictor
 
     checkpoints = args.checkpoint or [runs.newest_run(utils.RUNS)]
     folders = [runs.open_run(path) for path in checkpoints]
     category_ids = [category["id"] for category in runs.shared_categories(folders)]
-    name, images = list_wanted(args, folders)
+    name, images = list_images(args, folders)
     args.device = choose_device(args.device, args.options)
     if args.num_gpus * args.num_machines > 1:
         check_launch(args.num_gpus, args.device)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
-    print("weights: " + ", ".join(map(utils.shown, weights)))
-    predictor = load_predictor(args, weights)
-
-    results = place_of_results(args.output or folders[0], name)
-    plans, bad = plan_images(predictor, images)
-    journal = Journal(
-        results.with_name(results.stem + ".parts"),
-        signature(weights, predictor.cfgs, images),
-        begin=args.machine_rank == 0,
-    )
+    print("weights: " + ", ".join(map(shown, weights)))
+    cfgs = [configure(args, path.parent) for path in weights]
+    if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
+        raise InputError(
+            f"--overlap {args.overlap}: is of tiles, but runs without INPUT.ZOOM look at whole "
+            "images; give --tile too"
+        )
+    predictor = load_predictor(weights, cfgs)
+    results = choose_results(args.output or folders[0], name)
+    first = args.machine_rank == 0
+    job = PredictionJob.begin(predictor, weights, images, results, first)
     try:
-        predict(args, weights, predictor, journal, images, plans)
-        if args.machine_rank:
+        predict(args, job, predictor)
+        if not first:
             print("done; machine 0 writes the results")
             return 0
-        faults = journal.faults()
-        if undone := len({key for key, _ in missing_looks(images, plans, journal)} - set(faults)):
-            raise InputError(f"{undone} tiles were not done; the same command goes on from here")
-        for (number, _), fault in faults.items():
-            bad.setdefault(number, fault)
-        if len(bad) < len(images):
-            write(args, predictor, journal, (results, images, plans, bad), category_ids)
+        job.collect_failures()
+        if job.usable:
+            write(args, job, predictor, category_ids)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    if not (bad and journal.done()):
-        journal.remove()
-    if len(bad) == len(images):
-        raise InputError(
-            f"none of the {len(images)} images can be used, the same command tries them again; "
-            f"{min(bad.items())[1]}"
-        )
-    for number in sorted(bad):
-        print(f"left out: {bad[number]}", file=sys.stderr)
-    if bad:
-        raise InputError(
-            f"{len(bad)} of {len(images)} images left out, see above; the same command tries them "
-            "again, and all of them if a file was changed"
-        )
+    job.close()
     return 0
 
 
-def place_of_results(output: Path, name: str) -> Path:
-    """Give the file of the results: `output`, or `name` in it if it is a folder."""
-    if output.suffix != ".json":
-        return output / name
-    if output.is_dir():  # else found out at the end alone, when the work is done
-        raise InputError(f"--output {output}: can't be written, it is a folder; name a file")
-    return output
-
-
-def plan_images(
-    predictor: Predictor, images: Sequence[ImageRecord]
-) -> tuple[Plans, dict[int, str]]:
-    """Plan the tiles of the images, by their numbers in the list, and say which are bad."""
-    from cellseg.read.images import read_size
-
-    plans: dict[int, TilePlan] = {}
-    bad: dict[int, str] = {}
-    for number, image in enumerate(images):
-        try:
-            size = read_size(image)
-        except InputError as error:
-            bad[number] = str(error)
-        else:
-            plans[number] = predictor.plan(size)
-    return plans, bad
-
-
-def predict(
-    args: argparse.Namespace,
-    weights: Sequence[Path],
-    predictor: Predictor,
-    journal: Journal,
-    images: Sequence[ImageRecord],
-    plans: Plans,
-) -> None:
-    """Predict the tiles that are missing, in this process or in several."""
+def predict(args: argparse.Namespace, job: PredictionJob, predictor: Predictor) -> None:
+    """Predict the tiles that are pending, in this process or in several."""
     from cellseg.distributed import launch
-    from cellseg.predict.shares import missing_looks, predict_share
 
-    looks = missing_looks(images, plans, journal)
-    if n_done := sum(map(len, plans.values())) - len(looks):
+    pending = job.pending()
+    if n_done := job.n_tiles - len(pending):
         print(f"going on: {n_done} tiles were done before")
-    if args.num_machines == 1 and (args.num_gpus == 1 or len(looks) < 2):
-        predict_share(predictor, journal, looks, 0, 1)
+    if args.num_machines == 1 and (args.num_gpus == 1 or len(pending) < 2):
+        job.predict(predictor, pending)
     else:
         launch(
-            args.num_gpus, _predict_in_process, args, weights, journal, images, plans,
-            device=args.device,
+            args.num_gpus, predict_shard, job, device=args.device,
             n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
         )  # fmt: skip
 
 
-def _predict_in_process(
-    args: argparse.Namespace,
-    weights: Sequence[Path],
-    journal: Journal,
-    images: Sequence[ImageRecord],
-    plans: Plans,
-) -> None:
+def predict_shard(job: PredictionJob) -> None:
+    """Predict what falls to this process, one of several."""
     utils.quiet_libraries()
-    from cellseg.distributed import build_barrier, rank, world_size
-    from cellseg.predict.shares import missing_looks, predict_share
-
-    barrier = build_barrier()
-    journal.check()
-    looks = missing_looks(images, plans, journal)
-    barrier()  # none begins before all know what is missing, none ends before all is done
-    predict_share(load_predictor(args, weights), journal, looks, rank(), world_size())
-    barrier()
+    job.predict_shard()
 
 
 def write(
-    args: argparse.Namespace,
-    predictor: Predictor,
-    journal: Journal,
-    what: tuple[Path, list[ImageRecord], Plans, dict[int, str]],
-    category_ids: Sequence[int],
+    args: argparse.Namespace, job: PredictionJob, predictor: Predictor, category_ids: Sequence[int]
 ) -> None:
     """Merge the tiles into the results, zip them where they are to be submitted, and check."""
-    from cellseg.files import write_json
-    from cellseg.predict.shares import joined
     from cellseg.read.images import list_entry
-    from cellseg.read.results import beside
+    from cellseg.write.beside import write_beside
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
-    results, images, plans, bad = what
+    results = job.results
     with write_submission(results, category_ids) as writer:
-        for number, cells in joined(predictor, journal, plans, bad):
-            writer.add(images[number].id, cells)
-    annotated = args.dataset != "test"
-    for other, mine in {"list": args.images, "truth": annotated}.items():
-        if not mine:  # of results that were there before
-            beside(results, other).unlink(missing_ok=True)
-    used = [image for number, image in enumerate(images) if number not in bad]
-    listed = [list_entry(image) for image in used]
-    if args.images:
-        write_json(beside(results, "list"), listed, indent=1)
-    truth = write_truth(args, results, used) if annotated else None
-    submitted = not args.images and not annotated
-    archive = write_zip(results) if submitted else None
+        for image, cells in job.merge(predictor):
+            writer.add(image.id, cells)
+    listed = [list_entry(image) for image in job.usable]
+    truth = write_beside(results, listed, bool(args.images), args.annotations)
+    archive = None if args.images or truth else write_zip(results)
     count, empty = check_submission(archive or results, listed, category_ids)
-    print(
-        f"{count} cells in {len(listed)} images"
-        + (f", {len(empty)} of them without any" if empty else "")
-        + f": {utils.shown(results)}"
-    )
+    without = f", {len(empty)} of them without any" if empty else ""
+    print(f"{count} cells in {len(listed)} images{without}: {shown(results)}")
     if archive and count:
-        print(f"checked, and ready to submit: {utils.shown(archive)}")
+        print(f"checked, and ready to submit: {shown(archive)}")
     elif archive:
         print(
-            f"not to be submitted: {utils.shown(archive)} is without a cell, and the server can't "
+            f"not to be submitted: {shown(archive)} is without a cell, and the server can't "
             "score that; lower --score_threshold, or train for longer",
             file=sys.stderr,
         )
     if truth:
-        print(f"score them: python evaluate.py {utils.shown(results)} --truth {utils.shown(truth)}")
-
-
-def write_truth(args: argparse.Namespace, results: Path, images: Sequence[ImageRecord]) -> Path:
-    """Write the annotations of the images beside their results, which are scored by them.
-
-    By the whole annotation file, all cells of images that were not held out would count as
-    missed; by the test list, whose ids are the same numbers, other images would be meant.
-    """
-    from cellseg.files import write_json
-    from cellseg.read.coco import load_coco, only_images
-    from cellseg.read.results import beside
-
-    path = beside(results, "truth")
-    coco = load_coco(args.annotations or args.data / utils.ANNOTATIONS)
-    write_json(path, only_images(coco, {image.id for image in images}))
-    return path
+        print(f"score them: python evaluate.py {shown(results)} --truth {shown(truth)}")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,9 @@ from bench.sizes import image_sizes
 from cellseg.config import load_recipe
 from cellseg.images import ImageRecord
 from cellseg.network import Found, build_network
-from cellseg.predict.journal import Journal
+from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
-from cellseg.predict.shares import joined, missing_looks, predict_share
-from cellseg.read.images import list_entry, read_size
+from cellseg.read.images import list_entry
 from cellseg.view import shortest_edge
 from cellseg.write.submission import check_submission, write_submission, write_zip
 
@@ -98,15 +97,13 @@ def clocks() -> Seconds:
 def time_rest(folder: Path, images: Sequence[ImageRecord], predictor: Predictor) -> Seconds:
     """Seconds from reading the images to the checked zip, as `clocks` has them."""
     began = clocks()
-    plans = {number: predictor.plan(read_size(image)) for number, image in enumerate(images)}
-    journal = Journal(folder / "parts", {})
-    predict_share(predictor, journal, missing_looks(images, plans, journal), 0, 1)
-    results = folder / "test-results.json"
-    with write_submission(results, CATEGORIES) as writer:
-        for number, cells in joined(predictor, journal, plans, {}):
-            writer.add(images[number].id, cells)
-    journal.remove()
-    check_submission(write_zip(results), [list_entry(image) for image in images], CATEGORIES)
+    job = PredictionJob.begin(predictor, [], images, folder / "test-results.json")
+    job.predict(predictor, job.pending())
+    with write_submission(job.results, CATEGORIES) as writer:
+        for image, cells in job.merge(predictor):
+            writer.add(image.id, cells)
+    job.close()
+    check_submission(write_zip(job.results), [list_entry(image) for image in images], CATEGORIES)
     return clocks() - began
 
 

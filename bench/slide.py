@@ -31,9 +31,8 @@ import torch
 from cellseg.config import default_config
 from cellseg.images import ImageRecord
 from cellseg.network import Found
-from cellseg.predict.journal import Journal
+from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
-from cellseg.predict.shares import joined, missing_looks, predict_share
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.read.images import list_entry, read_size
 from cellseg.write.submission import check_submission, write_submission
@@ -125,22 +124,21 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])
     image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)
-    plans = {0: predictor.plan(read_size(image))}
-    predictor = Predictor([StandIn(plans[0])], [cfg])
-    journal = Journal(folder / "parts", {})
+    predictor = Predictor([StandIn(predictor.plan(read_size(image)))], [cfg])
+    job = PredictionJob.begin(predictor, [], [image], folder / "results.json")
     lap = laps()
     steps = [next(lap)]
-    predict_share(predictor, journal, missing_looks([image], plans, journal), 0, 1)
+    job.predict(predictor, job.pending())
     steps.append(next(lap))
-    kept = sum(path.stat().st_size for path in journal.folder.iterdir())
-    with write_submission(folder / "results.json", CATEGORIES) as writer:
-        for _, cells in joined(predictor, journal, plans, {}):
+    kept = sum(path.stat().st_size for path in job.store.folder.iterdir())
+    with write_submission(job.results, CATEGORIES) as writer:
+        for _, cells in job.merge(predictor):
             writer.add(image.id, cells)
     steps.append(next(lap))
-    count, _ = check_submission(folder / "results.json", [list_entry(image)], CATEGORIES)
+    count, _ = check_submission(job.results, [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
     assert count == int(side / STEP) ** 2, "not the cells that there are"
-    pipe.send((len(plans[0]), count, kept, steps))
+    pipe.send((job.n_tiles, count, kept, steps))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import read_json, write_json
+from cellseg.files import read_json, shown, write_json
 
 CONFIG = "config.yaml"  # enough to repeat the run
 RECORD = "run.json"  # command, versions, data, split
@@ -228,6 +228,25 @@ def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
                 "each alone"
             )
     return list(categories[0])
+
+
+def shared_held_out(runs: Sequence[Path]) -> list[str]:
+    """Return the names of the images that runs held out, sorted.
+
+    Raises
+    ------
+    InputError
+        If the first held none out, or another run others: it has learned from them.
+    """
+    names, *others = [sorted(read_record(run)["held_out"]) for run in runs]
+    if not names:
+        raise InputError(f"--dataset val: {shown(runs[0])} held no images out")
+    if any(other != names for other in others):
+        raise InputError(
+            "--dataset val: the runs held other images out, so that each has learned from what "
+            "another is scored by; predict with one at a time"
+        )
+    return names
 
 
 def _named(categories: Sequence[dict[str, Any]]) -> str:

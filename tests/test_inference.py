@@ -29,6 +29,7 @@ import train
 import utils
 from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.predict.job import PredictionJob
 from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
 from cellseg.read.coco import load_coco
@@ -321,15 +322,16 @@ def test_no_image_at_all_leaves_the_former_results(predict, own, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--score_threshold", 2], "--score_threshold 2.0: a number from 0 to 1"),
-        (["--score_threshold", "nan"], "--score_threshold nan"),
-        (["--score_threshold", "-0.1"], "--score_threshold -0.1"),
-        (["--max_detections", 0], "--max_detections 0: 1 or more"),
-        (["--max_detections", "x"], "invalid int value"),
-        (["--tile", 0], "--tile 0: 1 or more"),
+        (["--score_threshold", 2], "--score_threshold: '2' is not a number from 0 to 1"),
+        (["--score_threshold", "nan"], "--score_threshold: 'nan' is not a number"),
+        (["--score_threshold", "-0.1"], "--score_threshold: '-0.1' is not a number"),
+        (["--max_detections", 0], "--max_detections: '0' is not a whole number of 1 or more"),
+        (["--max_detections", "x"], "--max_detections: 'x' is not a whole number of 1 or more"),
+        (["--tile", 0], "--tile: '0' is not a whole number of 1 or more"),
+        (["--batch", 0], "--batch: '0' is not a whole number of 1 or more"),
         (["--num_gpus", 0], "--num_gpus 0: 1 or more is expected; --device cpu works"),
         (["--num_machines", 2], "say with --dist_url tcp://HOST:PORT where machine 0 is"),
-        (["--overlap", 0], "--overlap 0: 1 or more"),
+        (["--overlap", 0], "--overlap: '0' is not a whole number of 1 or more"),
         (["--tile", 10, "--overlap", 10], "tiles of 10 px that overlap by 10 px"),
         (["--overlap", 10], "--overlap 10: is of tiles, but runs without INPUT.ZOOM look at"),
         (["--annotations", "x.json"], "--annotations: is for --dataset train or val"),
@@ -802,7 +804,7 @@ def test_a_list_with_a_missing_file(predict, own, capsys):
 
 def test_tiles_that_no_process_did_are_not_left_out_in_silence(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(inference, "predict", lambda *_: None)
+        patched.setattr(PredictionJob, "predict", lambda *_: None)
         message = refusal(predict, "--score_threshold", 0)
     assert message == "3 tiles were not done; the same command goes on from here"
     assert not (tmp_path / "out" / "test-results.json").exists()

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,8 @@ class Predictor:
             size = opened.size
         plan = self.plan(size)
         looks = [Look(image, level, size, tile) for tile in plan]
-        return join(size, self.merge(plan, map(_sound, self.look(looks))))
+        with contextlib.closing(self.look(looks)) as found:
+            return join(size, self.merge(plan, map(_sound, found)))
 
     def plan(self, size: tuple[int, int]) -> TilePlan:
         """Plan the tiles of an image of that height and width, the same for all networks."""
@@ -174,11 +175,13 @@ class Predictor:
         test = self.cfg.TEST
         return merge_tiles(plan, found, iou=test.MASK_IOU, across_classes=test.ACROSS_CLASSES)
 
-    def look(self, looks: Iterable[Look]) -> Iterator[Predictions | InputError]:
+    def look(self, looks: Iterable[Look]) -> Generator[Predictions | InputError, None, None]:
         """Find the cells of tiles, in the tiles' own pixels.
 
         While the networks are busy with some tiles, the next ones are read, and the masks
-        of the former ones encoded.
+        of the former ones encoded. Whoever may not take all of them closes the generator: it
+        waits for threads, and where it is left to the garbage collector, that may be in the
+        middle of another thread's start, which it would wait for.
 
         Yields
         ------

@@ -1,0 +1,248 @@
+"""The prediction of many images as one job: its tiles planned, done in shards, merged."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from cellseg import distributed
+from cellseg.errors import InputError
+from cellseg.images import ImageRecord
+from cellseg.predict.journal import Journal, Key, signature
+from cellseg.predict.predictor import Look, Predictor, load_network
+from cellseg.predict.tiles import TilePlan
+from cellseg.predictions import Predictions
+from cellseg.read.images import read_size
+
+PendingTile = tuple[Key, Look]  # with the numbers of its image and of itself
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """Images to predict into one results file, and how far that is.
+
+    It has no network, so that it can be sent to other processes.
+
+    Attributes
+    ----------
+    images
+        All that were asked for. An image's number is its place here.
+    weights, cfgs
+        Of each network the file of its weights and its config.
+    results
+        The results file, which `write` makes.
+    plans
+        The tiles of each image whose size is known, by its number.
+    unusable
+        Why an image can't be used, by its number.
+    store
+        What the tiles that are done gave.
+    """
+
+    images: Sequence[ImageRecord]
+    weights: Sequence[Path]
+    cfgs: Sequence[CfgNode]
+    results: Path
+    plans: dict[int, TilePlan]
+    unusable: dict[int, str]
+    store: Journal
+
+    @classmethod
+    def begin(
+        cls,
+        predictor: Predictor,
+        weights: Sequence[Path],
+        images: Sequence[ImageRecord],
+        results: Path,
+        first: bool = True,
+    ) -> PredictionJob:
+        """Plan the tiles of images, and open the store beside the results.
+
+        Parameters
+        ----------
+        predictor
+            The networks, as of `load_predictor`.
+        weights
+            The file of each.
+        images
+            What to predict.
+        results
+            The results file.
+        first
+            Whether to make the store. Of several machines, the first one does.
+
+        Raises
+        ------
+        InputError
+            As `Journal` does, or if tiles and overlap don't fit.
+        """
+        plans: dict[int, TilePlan] = {}
+        unusable: dict[int, str] = {}
+        for number, image in enumerate(images):
+            try:
+                size = read_size(image)
+            except InputError as error:
+                unusable[number] = str(error)
+            else:
+                plans[number] = predictor.plan(size)
+        folder = results.with_name(results.stem + ".parts")
+        store = Journal(folder, signature(weights, predictor.cfgs, images), begin=first)
+        return cls(images, weights, predictor.cfgs, results, plans, unusable, store)
+
+    @property
+    def n_tiles(self) -> int:
+        """The number of tiles, those that are done included."""
+        return sum(map(len, self.plans.values()))
+
+    @property
+    def usable(self) -> list[ImageRecord]:
+        """The images that have, or may have, results."""
+        return [image for n, image in enumerate(self.images) if n not in self.unusable]
+
+    def pending(self) -> list[PendingTile]:
+        """Return the tiles that are not done, image by image."""
+        done = self.store.done()
+        return [
+            ((n, index), Look(self.images[n].path, self.images[n].level, plan.size, tile))
+            for n, plan in self.plans.items()
+            for index, tile in enumerate(plan)
+            if (n, index) not in done
+        ]
+
+    def predict(
+        self, predictor: Predictor, pending: Sequence[PendingTile], rank: int = 0, n: int = 1
+    ) -> None:
+        """Predict the shard of process `rank` of `n` of the pending tiles, into the store."""
+        mine = shard(pending, rank, n)
+        keys = [key for key, _ in mine]
+        with (
+            contextlib.closing(predictor.look(look for _, look in mine)) as detections,
+            self.store.open(rank) as file,
+            tqdm(total=len(mine), desc="predicting", unit="tile", disable=rank or None) as bar,
+        ):
+            for key, of_tile in zip(keys, detections, strict=True):
+                self.store.append(key, of_tile, file)
+                bar.update()
+
+    def predict_shard(self) -> None:
+        """Predict the shard of this process, one of several that were launched together.
+
+        Raises
+        ------
+        InputError
+            If the store is not that of this job, or another process has ended.
+        """
+        barrier = distributed.build_barrier()
+        self.store.check()
+        pending = self.pending()
+        barrier()  # none begins before all know what is pending, none ends before all is done
+        predictor = load_predictor(self.weights, self.cfgs)
+        self.predict(predictor, pending, distributed.rank(), distributed.world_size())
+        barrier()
+
+    def collect_failures(self) -> None:
+        """Count the images of which a tile failed among the unusable ones.
+
+        Raises
+        ------
+        InputError
+            If some tiles were not tried at all.
+        """
+        failures = self.store.faults()
+        if n_left := len({key for key, _ in self.pending()} - set(failures)):
+            raise InputError(f"{n_left} tiles were not done; the same command goes on from here")
+        for (number, _), why in failures.items():
+            self.unusable.setdefault(number, why)
+
+    def merge(self, predictor: Predictor) -> Iterator[tuple[ImageRecord, Predictions]]:
+        """Merge the tiles of each usable image.
+
+        Yields
+        ------
+        An image and some of its detections, image by image.
+        """
+        for number, tiles in itertools.groupby(self.store.entries(), key=lambda tile: tile[0][0]):
+            if number not in self.unusable:
+                detections = (_done(of_tile) for _, of_tile in tiles)
+                for part in predictor.merge(self.plans[number], detections):
+                    yield self.images[number], part
+
+    def close(self) -> None:
+        """Remove the store, and print which images were left out of the results.
+
+        Raises
+        ------
+        InputError
+            If there is such an image; tiles that are done are kept then.
+        """
+        if not (self.unusable and self.store.done()):
+            self.store.remove()
+        if not self.unusable:
+            return
+        reasons = [self.unusable[number] for number in sorted(self.unusable)]
+        n, total = len(reasons), len(self.images)
+        if n == total:
+            raise InputError(
+                f"none of the {total} images can be used, the same command tries them again; "
+                f"{reasons[0]}"
+            )
+        for reason in reasons:
+            print(f"left out: {reason}", file=sys.stderr)
+        raise InputError(
+            f"{n} of {total} images left out, see above; the same command tries them again, and "
+            "all of them if a file was changed"
+        )
+
+
+def choose_results(output: Path, name: str) -> Path:
+    """Return the results file: `output` if it is a .json file, else `name` in that folder.
+
+    Raises
+    ------
+    InputError
+        If that file is a folder, which would show only when the work is done.
+    """
+    if output.suffix != ".json":
+        return output / name
+    if output.is_dir():
+        raise InputError(f"--output {output}: can't be written, it is a folder; name a file")
+    return output
+
+
+def load_predictor(weights: Sequence[Path], cfgs: Sequence[CfgNode]) -> Predictor:
+    """Build the network of each config, and load its weights.
+
+    Raises
+    ------
+    InputError
+        As `load_network` does, or if a key of the prediction makes no sense.
+    """
+    pairs = zip(cfgs, weights, strict=True)
+    return Predictor([load_network(cfg, path) for cfg, path in pairs], cfgs)
+
+
+def shard(tiles: Sequence[PendingTile], rank: int, n: int) -> list[PendingTile]:
+    """Return the tiles that process `rank` of `n` does: in one piece, of equal area.
+
+    Tiles that lie side by side share what is read for them.
+    """
+    areas = [look.tile.size[0] * look.tile.size[1] for _, look in tiles]
+    ends = itertools.accumulate(areas)
+    total = sum(areas)
+    return [
+        pair
+        for pair, end, area in zip(tiles, ends, areas, strict=True)
+        if rank * total <= (end - area / 2) * n < (rank + 1) * total
+    ]
+
+
+def _done(of_tile: Predictions | InputError) -> Predictions:
+    assert not isinstance(of_tile, InputError)  # its image is unusable
+    return of_tile

@@ -1,0 +1,163 @@
+"""Shards are whole tiles, in order and even; what is kept is merged to the images' cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg import config
+from cellseg.errors import InputError
+from cellseg.images import ImageRecord
+from cellseg.predict.job import PredictionJob, choose_results, shard
+from cellseg.predict.predictor import Look, Predictor, join
+from cellseg.predict.tiles import Tile, plan_tiles
+from cellseg.predictions import Predictions
+from cellseg.rle import encode, join_runs
+
+SIZES = [(50, 90), (10, 10), (64, 40)]
+IMAGES = [ImageRecord(n + 7, f"{n}.png", Path(f"{n}.png"), size) for n, size in enumerate(SIZES)]
+PLANS = [plan_tiles(size, 40, 12) for size in SIZES]
+
+
+class Named(Predictor):
+    """Finds in each tile one cell, a pixel wide and high, whose score names the image and tile."""
+
+    def __init__(self):
+        cfg = config.default_config("torchvision")
+        cfg.TEST.TILE, cfg.TEST.OVERLAP = 40, 12
+        super().__init__([], [cfg])
+        self.looked = []
+
+    def look(self, looks):
+        for look in looks:
+            self.looked.append(look)
+            x, y, _, _ = look.tile.window
+            yield one_cell(look.tile.size, (int(look.image.stem) * 100 + x + y) / 1000)
+
+
+def one_cell(size, score):
+    y, x = size[0] // 2, size[1] // 2
+    start = np.array([x * size[0] + y])
+    return Predictions(
+        size,
+        np.array([[x, y, x + 1, y + 1]], np.float32),
+        np.array([score], np.float32),
+        np.zeros(1, np.int64),
+        encode(join_runs(size, 1, np.zeros(1, np.int64), start, start + 1)),
+    )
+
+
+def tiles_of(areas):
+    tiles = [Tile((0, 0, area, 1), (False,) * 4) for area in areas]
+    return [((0, n), Look(Path("x"), 0, (1, 99), tile)) for n, tile in enumerate(tiles)]
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Begin a job, or go on with it; of images without a size, there is no file."""
+    return lambda images=IMAGES: PredictionJob.begin(Named(), [], images, tmp_path / "x.json")
+
+
+@given(st.lists(st.integers(1, 90), max_size=60), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_shards_are_a_partition_in_order_and_even(areas, n):
+    tiles = tiles_of(areas)
+    shards = [shard(tiles, rank, n) for rank in range(n)]
+    assert [pair for of_process in shards for pair in of_process] == tiles
+    for of_process in shards:
+        # Even up to half a tile at either end.
+        area = sum(look.tile.size[1] for _, look in of_process)
+        assert abs(area - sum(areas) / n) <= max(areas, default=0)
+
+
+def test_by_hand():
+    """Of tiles of 3, 1, 1, 1 pixels each of two processes does 3."""
+    tiles = tiles_of([3, 1, 1, 1])
+    assert shard(tiles, 0, 2) == tiles[:1]
+    assert shard(tiles, 1, 2) == tiles[1:]
+    assert shard(tiles[:1], 0, 2) + shard(tiles[:1], 1, 2) == tiles[:1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_what_processes_did_is_merged_image_by_image(begin, n):
+    job = begin()
+    tiles = job.pending()
+    assert len(tiles) == job.n_tiles == sum(map(len, PLANS))
+    for rank in range(n):
+        job.predict(Named(), tiles, rank, n)
+    assert job.pending() == []
+    job.collect_failures()
+    assert job.usable == IMAGES
+
+    parts: dict[int, list[Predictions]] = {}
+    order = []
+    for image, cells in job.merge(Named()):
+        parts.setdefault(image.id, []).append(cells)
+        order.append(image.id)
+    assert order == sorted(order)
+    for number, (image, plan) in enumerate(zip(IMAGES, PLANS, strict=True)):
+        cells = join(plan.size, parts[image.id])
+        assert cells.size == plan.size
+        expected = sorted((number * 100 + t.window[0] + t.window[1]) / 1000 for t in plan)
+        assert np.allclose(sorted(cells.scores.tolist()), expected)
+    job.close()
+    assert not job.store.folder.exists()
+
+
+def test_only_the_pending_tiles(begin):
+    job = begin()
+    tiles = job.pending()
+    job.predict(Named(), tiles[2:5])
+    with pytest.raises(InputError, match=rf"^{len(tiles) - 3} tiles were not done"):
+        job.collect_failures()
+    job = begin()
+    left = job.pending()
+    assert left == tiles[:2] + tiles[5:]
+    predictor = Named()
+    job.predict(predictor, left)
+    assert predictor.looked == [look for _, look in left]
+    job.collect_failures()
+
+
+def test_images_that_can_not_be_used_are_left_out(begin, tmp_path, capsys):
+    missing = ImageRecord(9, "gone.png", tmp_path / "gone.png", None)
+    images = [IMAGES[0], missing, IMAGES[2]]
+    job = begin(images)
+    tiles = job.pending()
+    assert {number for (number, _), _ in tiles} == {0, 2}
+    job.predict(Named(), tiles[:-1])
+    with job.store.open(0) as file:
+        job.store.append(tiles[-1][0], InputError("torn"), file)
+    assert job.pending() == tiles[-1:]
+    job.collect_failures()
+    assert job.usable == IMAGES[:1]
+    assert {image.id for image, _ in job.merge(Named())} == {IMAGES[0].id}
+    with pytest.raises(InputError, match=r"^2 of 3 images left out, see above"):
+        job.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"left out: {missing.path}: ")
+    assert lines[1:] == ["left out: torn"]
+    # The next time, what failed is tried again and nothing else.
+    assert begin(images).pending() == tiles[-1:]
+
+
+def test_no_image_can_be_used(begin, tmp_path):
+    job = begin([ImageRecord(9, "gone.png", tmp_path / "gone.png", None)])
+    job.collect_failures()
+    assert job.usable == []
+    with pytest.raises(InputError, match=r"^none of the 1 images can be used.*gone\.png"):
+        job.close()
+    assert not job.store.folder.exists()
+
+
+def test_the_results_are_a_file_or_in_a_folder(tmp_path):
+    assert choose_results(tmp_path, "x.json") == tmp_path / "x.json"
+    assert choose_results(tmp_path / "new", "x.json") == tmp_path / "new" / "x.json"
+    assert choose_results(tmp_path / "y.json", "x.json") == tmp_path / "y.json"
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match=r"folder\.json: can't be written, it is a folder"):
+        choose_results(tmp_path / "folder.json", "x.json")
