@@ -27,54 +27,53 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "the zip to submit into the run's folder. What was written is then checked.",
         "python inference.py --checkpoint tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000",
     )
-    add = parser.add_argument_group("network").add_argument
-    add("--checkpoint", type=Path, nargs="+", metavar="RUN",
-        help="folder of the run, or weights in it (the newest finished one); the detections of "
-        "several runs are fused")  # fmt: skip
-    add("--weight_name", metavar="FILE",
-        help="weights in that folder (model_best.pth if there, else model_final.pth)")  # fmt: skip
-    add("--engine", metavar="NAME",
-        help="detectron2 or torchvision; a run knows its own, another is refused")  # fmt: skip
-    add("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
+    # fmt: off
+    network = parser.add_argument_group("network").add_argument
+    network("--checkpoint", type=Path, nargs="+", metavar="RUN",
+            help="folder of the run, or weights in it (the newest finished one); what several runs "
+            "detect is fused")
+    network("--weight_name", metavar="FILE",
+            help="weights in that folder (model_best.pth if there, else model_final.pth)")
+    network("--engine", default="auto", metavar="NAME",
+            help="detectron2 or torchvision; a run knows its own, another is refused")
+    network("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
     tiles = parser.add_argument_group("tiles and views")
-    add = tiles.add_argument
-    add("--tta", nargs="*", choices=("flips", "turns", "scales"), metavar="VIEWS",
+    tiles.add_argument("--tta", nargs="*", choices=("flips", "turns", "scales"), metavar="VIEWS",
         help="predict several views of each tile and fuse their detections: flips (4 views), "
-        "turns (8) and scales (times 3); flips if nothing is said")  # fmt: skip
-    add("--tile", type=utils.positive_number, metavar="PIXELS",
+        "turns (8) and scales (times 3); flips if nothing is said")
+    tiles.add_argument("--tile", type=utils.positive_number, metavar="PIXELS",
         help="side of the tiles that larger images are cut into (a few times the largest cells; "
-        "runs without INPUT.ZOOM look at whole images)")  # fmt: skip
-    add("--overlap", type=utils.positive_number, metavar="PIXELS",
-        help="of neighbouring tiles (a little more than the largest cells)")  # fmt: skip
-    add("--across_classes", action="store_true",
-        help="of cells that overlap, keep the best whatever their classes")  # fmt: skip
-    add("--batch", type=utils.positive_number, metavar="N", help="views at once on a GPU (1)")
-    add("--amp", action="store_true", help="mixed precision, where the device has it")
+        "runs without INPUT.ZOOM take whole images)")
+    tiles.add_argument("--overlap", type=utils.positive_number, metavar="PIXELS",
+        help="of neighbouring tiles (a little more than the largest cells)")
+    tiles.add_argument("--across_classes", action="store_true",
+        help="of cells that overlap, keep the best whatever their classes")
+    tiles.add_argument("--batch", type=utils.positive_number, metavar="N",
+        help="views at once on a GPU (1)")
+    tiles.add_argument("--amp", action="store_true",
+        help="mixed precision, where the device has it")
     utils.add_processes(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
     utils.add_data(images)
-    add = images.add_argument
-    add("--dataset", choices=("test", "train", "val"), default="test",
+    images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
         help="the test list, all annotated images, or those that the run held out, with the "
-        "annotations to score them by (test)")  # fmt: skip
-    add("--annotations", type=Path, metavar="FILE",
-        help="for train and val (train__annot.json in the data folder)")  # fmt: skip
-    add("--images", type=Path, nargs="+", metavar="PATH",
-        help="any images, or folders of them, instead; they need no list")  # fmt: skip
-    add("--level", type=utils.whole_number, default=0, metavar="N",
-        help="with --images: which level of a pyramid (0, the finest)")  # fmt: skip
-    add = parser.add_argument_group("results").add_argument
-    add("--output", type=Path, metavar="PATH", help="a .json file or a folder (the run's folder)")
-    add("--score_threshold", type=utils.fraction, metavar="S",
-        help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful ones "
-        "too)")  # fmt: skip
-    add("--max_detections", type=utils.positive_number, metavar="N",
-        help="keep the best N cells of an image, or of a tile of it (the run's own, "
-        "800)")  # fmt: skip
-    parser.add_argument(
-        "options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800",
-    )  # fmt: skip
+        "annotations to score them by (test)")
+    images.add_argument("--annotations", type=Path, metavar="FILE",
+        help="for train and val (train__annot.json in the data folder)")
+    images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
+        help="any images, or folders of them, instead; they need no list")
+    images.add_argument("--level", type=utils.whole_number, default=0, metavar="N",
+        help="with --images: which level of a pyramid (0, the finest)")
+    results = parser.add_argument_group("results").add_argument
+    results("--output", type=Path, metavar="PATH",
+            help="a .json file or a folder (the run's folder)")
+    results("--score_threshold", type=utils.fraction, metavar="S",
+            help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful too)")
+    results("--max_detections", type=utils.positive_number, metavar="N",
+            help="keep the best N cells of an image, or of a tile of it (the run's own, 800)")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800")
+    # fmt: on
     args = parser.parse_with_keys(argv)
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
@@ -82,9 +81,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--annotations: is for --dataset train or val")
     if args.level and not args.images:
         parser.error("--level: is for --images")
+    if args.dataset != "test" and not args.annotations:
+        args.annotations = args.data / utils.ANNOTATIONS
     utils.check_processes(parser, args)
-    if args.dataset != "test":
-        args.annotations = args.annotations or args.data / utils.ANNOTATIONS
     return args
 
 
@@ -93,7 +92,7 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     from cellseg import runs
     from cellseg.config import load_config, merge_options
 
-    cfg = load_config(run / runs.CONFIG, args.engine or "auto")
+    cfg = load_config(run / runs.CONFIG, args.engine)
     flags = {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": args.score_threshold,
         "TEST.DETECTIONS_PER_IMAGE": args.max_detections,
@@ -156,11 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     predictor = load_predictor(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
-    first = args.machine_rank == 0
-    job = PredictionJob.begin(predictor, weights, images, results, first)
+    job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
     try:
-        predict(args, job, predictor)
-        if not first:
+        job.run(
+            predictor, predict_shard, args.num_gpus,
+            n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
+        )  # fmt: skip
+        if args.machine_rank:
             print("done; machine 0 writes the results")
             return 0
         job.collect_failures()
@@ -171,22 +172,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     job.close()
     return 0
-
-
-def predict(args: argparse.Namespace, job: PredictionJob, predictor: Predictor) -> None:
-    """Predict the tiles that are pending, in this process or in several."""
-    from cellseg.distributed import launch
-
-    pending = job.pending()
-    if n_done := job.n_tiles - len(pending):
-        print(f"going on: {n_done} tiles were done before")
-    if args.num_machines == 1 and (args.num_gpus == 1 or len(pending) < 2):
-        job.predict(predictor, pending)
-    else:
-        launch(
-            args.num_gpus, predict_shard, job, device=args.device,
-            n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
-        )  # fmt: skip
 
 
 def predict_shard(job: PredictionJob) -> None:

@@ -94,19 +94,7 @@ def add_data(flags: argparse._ActionsContainer, use: str = "") -> None:
 
 
 def add_scoring(parser: CommandParser, data_use: str, truth_default: str, threshold: str) -> None:
-    """Add what evaluate.py and report.py share: RESULTS, and how they are scored.
-
-    Parameters
-    ----------
-    parser
-        Where to add it.
-    data_use
-        What the command takes from the data folder.
-    truth_default
-        What it takes as the truth in the end, where nothing else tells.
-    threshold
-        What it does with the score threshold.
-    """
+    """Add RESULTS and how they are scored; what differs by command are parts of help texts."""
     parser.add_argument(
         "results", nargs="?", type=Path, metavar="RESULTS",
         help="a results file (JSON), a zip with test-results.json in it, or a run folder "
@@ -147,22 +135,9 @@ def check_annotations(path: Path, how: str = "") -> None:
 def score_results(
     args: argparse.Namespace, paths: Sequence[Path], truth: Path, **how: Any
 ) -> tuple[COCO, list[Scores]]:
-    """Score results as the flags of `add_scoring` say.
+    """Score results as the flags of `add_scoring` say, and `how`, more of what `score` takes.
 
-    Parameters
-    ----------
-    args
-        The flags.
-    paths
-        Results; two to compare them.
-    truth
-        What they are scored against.
-    how
-        More of what `cellseg.score.summary.score` takes.
-
-    Returns
-    -------
-    The truth of the images that are scored, and the scores of each of `paths`.
+    Returns the ground truth of the images that are scored, and the scores of each of `paths`.
     """
     from cellseg.read.coco import class_names
     from cellseg.read.ground_truth import read_scored

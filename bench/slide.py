@@ -138,7 +138,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     count, _ = check_submission(job.results, [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
     assert count == int(side / STEP) ** 2, "not the cells that there are"
-    pipe.send((job.n_tiles, count, kept, steps))
+    pipe.send((len(job.plans[0]), count, kept, steps))
 
 
 def main() -> None:

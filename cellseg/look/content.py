@@ -23,17 +23,9 @@ from cellseg.score.summary import Scores
 
 
 def of_annotations(path: Path, data: Path) -> Content:
-    """Collect what a page of annotations alone needs.
+    """Collect what a page of annotations alone shows.
 
-    Parameters
-    ----------
-    path, data
-        The annotations and the data folder, as of `cellseg.read.ground_truth.read_truth`.
-
-    Raises
-    ------
-    InputError
-        As `read_truth` does, or if an image is missing.
+    Raises InputError as `cellseg.read.ground_truth.read_truth` does, or if an image is missing.
     """
     truth = read_truth(path, data)
     return Content(
@@ -54,23 +46,18 @@ def of_scores(
     truth: COCO,
     scores: list[Scores],
 ) -> Content:
-    """Collect what a page of one or two results with truth needs.
+    """Collect what a page of one or two results with their truth shows.
 
     Parameters
     ----------
     paths
         The results.
     truth_path, data
-        The truth and the data folder.
+        The truth and the data folder; raises InputError if an image is not in it.
     threshold
         The least score, 0…1, at which the page begins.
     truth, scores
         The truth, read, and the scores of each of `paths`.
-
-    Raises
-    ------
-    InputError
-        If an image is missing.
     """
     return Content(
         **_heading(paths, truth_path),
@@ -83,14 +70,10 @@ def of_scores(
 
 
 def of_results(paths: Sequence[Path], data: Path, threshold: float) -> Content:
-    """Collect what a page of one or two results without truth needs.
+    """Collect what a page of one or two results without truth shows.
 
-    The parameters are those of `of_scores`.
-
-    Raises
-    ------
-    InputError
-        As `read_predicted_cells` does, or if two results are of other images or classes.
+    The parameters are those of `of_scores`. Raises InputError as `read_predicted_cells` does,
+    or if two results are of other images or classes.
     """
     names, first = read_predicted_cells(paths[0], data)
     of_runs = [first]

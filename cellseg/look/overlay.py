@@ -202,16 +202,7 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
     """Draw an image's cells on it, and write the picture as `<folder>/<image>.png`.
 
     Of an image of more than `WINDOW` pixels a side there is a picture for each window,
-    `<folder>/<image>/x<left>_y<top>.png`.
-
-    Parameters
-    ----------
-    image
-        The cells, and where the image is.
-    names
-        The K classes' names.
-    folder
-        Where to write.
+    `<folder>/<image>/x<left>_y<top>.png`. `names` are those of the K classes.
 
     Raises
     ------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,23 +65,8 @@ class PredictionJob:
     ) -> PredictionJob:
         """Plan the tiles of images, and open the store beside the results.
 
-        Parameters
-        ----------
-        predictor
-            The networks, as of `load_predictor`.
-        weights
-            The file of each.
-        images
-            What to predict.
-        results
-            The results file.
-        first
-            Whether to make the store. Of several machines, the first one does.
-
-        Raises
-        ------
-        InputError
-            As `Journal` does, or if tiles and overlap don't fit.
+        Of several machines, the `first` one makes the store. Raises InputError as `Journal`
+        does, or if tiles and overlap don't fit.
         """
         plans: dict[int, TilePlan] = {}
         unusable: dict[int, str] = {}
@@ -97,11 +82,6 @@ class PredictionJob:
         return cls(images, weights, predictor.cfgs, results, plans, unusable, store)
 
     @property
-    def n_tiles(self) -> int:
-        """The number of tiles, those that are done included."""
-        return sum(map(len, self.plans.values()))
-
-    @property
     def usable(self) -> list[ImageRecord]:
         """The images that have, or may have, results."""
         return [image for n, image in enumerate(self.images) if n not in self.unusable]
@@ -115,6 +95,32 @@ class PredictionJob:
             for index, tile in enumerate(plan)
             if (n, index) not in done
         ]
+
+    def run(
+        self,
+        predictor: Predictor,
+        work: Callable[[PredictionJob], object],
+        n_processes: int = 1,
+        *,
+        n_machines: int = 1,
+        machine: int = 0,
+        address: str = "auto",
+    ) -> None:
+        """Predict the tiles that are pending, in this process or in several.
+
+        Each of several calls `work` with this job, which is to call `predict_shard`; the other
+        parameters and errors are those of `cellseg.distributed.launch`.
+        """
+        pending = self.pending()
+        if n_done := sum(map(len, self.plans.values())) - len(pending):
+            print(f"going on: {n_done} tiles were done before")
+        if n_machines == 1 and (n_processes == 1 or len(pending) < 2):
+            self.predict(predictor, pending)
+        else:
+            distributed.launch(
+                n_processes, work, self, device=predictor.cfg.MODEL.DEVICE,
+                n_machines=n_machines, machine=machine, address=address,
+            )  # fmt: skip
 
     def predict(
         self, predictor: Predictor, pending: Sequence[PendingTile], rank: int = 0, n: int = 1
@@ -134,10 +140,7 @@ class PredictionJob:
     def predict_shard(self) -> None:
         """Predict the shard of this process, one of several that were launched together.
 
-        Raises
-        ------
-        InputError
-            If the store is not that of this job, or another process has ended.
+        Raises InputError if the store is not that of this job, or another process has ended.
         """
         barrier = distributed.build_barrier()
         self.store.check()
@@ -150,10 +153,7 @@ class PredictionJob:
     def collect_failures(self) -> None:
         """Count the images of which a tile failed among the unusable ones.
 
-        Raises
-        ------
-        InputError
-            If some tiles were not tried at all.
+        Raises InputError if some tiles were not tried at all.
         """
         failures = self.store.faults()
         if n_left := len({key for key, _ in self.pending()} - set(failures)):
@@ -162,12 +162,7 @@ class PredictionJob:
             self.unusable.setdefault(number, why)
 
     def merge(self, predictor: Predictor) -> Iterator[tuple[ImageRecord, Predictions]]:
-        """Merge the tiles of each usable image.
-
-        Yields
-        ------
-        An image and some of its detections, image by image.
-        """
+        """Merge the tiles of each usable image, and yield it with some of its detections."""
         for number, tiles in itertools.groupby(self.store.entries(), key=lambda tile: tile[0][0]):
             if number not in self.unusable:
                 detections = (_done(of_tile) for _, of_tile in tiles)
@@ -177,10 +172,7 @@ class PredictionJob:
     def close(self) -> None:
         """Remove the store, and print which images were left out of the results.
 
-        Raises
-        ------
-        InputError
-            If there is such an image; tiles that are done are kept then.
+        Raises InputError if there is such an image; tiles that are done are kept then.
         """
         if not (self.unusable and self.store.done()):
             self.store.remove()
@@ -202,28 +194,16 @@ class PredictionJob:
 
 
 def choose_results(output: Path, name: str) -> Path:
-    """Return the results file: `output` if it is a .json file, else `name` in that folder.
-
-    Raises
-    ------
-    InputError
-        If that file is a folder, which would show only when the work is done.
-    """
+    """Return the results file: `output` if it ends in .json, else `name` in that folder."""
     if output.suffix != ".json":
         return output / name
-    if output.is_dir():
+    if output.is_dir():  # else found out at the end alone, when the work is done
         raise InputError(f"--output {output}: can't be written, it is a folder; name a file")
     return output
 
 
 def load_predictor(weights: Sequence[Path], cfgs: Sequence[CfgNode]) -> Predictor:
-    """Build the network of each config, and load its weights.
-
-    Raises
-    ------
-    InputError
-        As `load_network` does, or if a key of the prediction makes no sense.
-    """
+    """Build the network of each config and load its weights; raises as `load_network` does."""
     pairs = zip(cfgs, weights, strict=True)
     return Predictor([load_network(cfg, path) for cfg, path in pairs], cfgs)
 

@@ -86,7 +86,7 @@ def test_by_hand():
 def test_what_processes_did_is_merged_image_by_image(begin, n):
     job = begin()
     tiles = job.pending()
-    assert len(tiles) == job.n_tiles == sum(map(len, PLANS))
+    assert len(tiles) == sum(map(len, PLANS))
     for rank in range(n):
         job.predict(Named(), tiles, rank, n)
     assert job.pending() == []
@@ -108,7 +108,7 @@ def test_what_processes_did_is_merged_image_by_image(begin, n):
     assert not job.store.folder.exists()
 
 
-def test_only_the_pending_tiles(begin):
+def test_only_the_pending_tiles(begin, capsys):
     job = begin()
     tiles = job.pending()
     job.predict(Named(), tiles[2:5])
@@ -118,8 +118,9 @@ def test_only_the_pending_tiles(begin):
     left = job.pending()
     assert left == tiles[:2] + tiles[5:]
     predictor = Named()
-    job.predict(predictor, left)
+    job.run(predictor, print)
     assert predictor.looked == [look for _, look in left]
+    assert capsys.readouterr().out == "going on: 3 tiles were done before\n"
     job.collect_failures()
 
 
