@@ -142,12 +142,6 @@ class CellMasks:
         return CellMasks(size, tight, n_pixels.cumsum(0) - n_pixels, torch.cat(pixels))
 
     @staticmethod
-    def from_bitmasks(masks: torch.Tensor) -> CellMasks:
-        """Take masks from `(N, H, W)` bool, one array of the whole image for each."""
-        height, width = masks.shape[1:]
-        return CellMasks.from_crops((height, width), [(0, 0)] * len(masks), list(masks))
-
-    @staticmethod
     def cat(parts: Sequence[CellMasks]) -> CellMasks:
         """Put the masks of all parts, one or more of one size, one after the other."""
         starts, n_pixels = [], 0

@@ -398,10 +398,3 @@ def xyxy_to_xywh(boxes: NDArray[Any]) -> NDArray[Any]:
     boxes = np.array(boxes, copy=True)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
-
-
-def xywh_to_xyxy(boxes: NDArray[Any]) -> NDArray[Any]:
-    """Turn `(N, 4)` boxes from XYWH, the JSON form, into XYXY (exclusive right and bottom)."""
-    boxes = np.array(boxes, copy=True)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
 from cellseg.rle import Runs, cut_at_columns
-
-Boxes = TypeVar("Boxes", NDArray[Any], torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,8 @@ class View:
         seen = seen[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
         return np.ascontiguousarray(seen.swapaxes(0, 1) if self.transpose else seen)
 
-    def apply_boxes(self, boxes: Boxes) -> Boxes:
-        """Take `(N, 4)` boxes, XYXY, from the image's pixels to the network's, not clipped."""
-        seen = boxes * 1.0
-        for edge, (source, origin, scale) in enumerate(self._edges()):
-            seen[:, edge] = (boxes[:, source] - origin) * scale
-        return seen
-
-    def invert_boxes(self, boxes: Boxes) -> Boxes:
-        """Take `(N, 4)` boxes, XYXY, from the network's pixels to the image's."""
+    def invert_boxes(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Return `(N, 4)` boxes, XYXY in the network's pixels, as floats in the image's."""
         found = boxes * 1.0
         for edge, (source, origin, scale) in enumerate(self._edges()):
             found[:, source] = boxes[:, edge] / scale + origin

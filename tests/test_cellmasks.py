@@ -16,6 +16,7 @@ from cellseg.cellmasks import CellMasks
 from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import runs_of_labels
 from cellseg.view import View
+from tests.bitmasks import from_bitmasks
 
 
 def to_full(masks):
@@ -63,7 +64,7 @@ THREE[2, 4, 6] = True  # the second has no pixel
 
 
 def test_masks_keep_their_pixels_tight_boxes_and_areas():
-    masks = CellMasks.from_bitmasks(THREE)
+    masks = from_bitmasks(THREE)
     assert len(masks) == 3
     assert masks.size == (5, 7)
     assert torch.equal(to_full(masks), THREE)
@@ -76,7 +77,7 @@ def test_masks_keep_their_pixels_tight_boxes_and_areas():
 
 
 def test_no_masks_at_all():
-    masks = CellMasks.from_bitmasks(torch.zeros((0, 5, 7), dtype=torch.bool))
+    masks = from_bitmasks(torch.zeros((0, 5, 7), dtype=torch.bool))
     empty = np.zeros(0, np.int64)
     for none in (masks, CellMasks.from_rows((5, 7), *[empty] * 4), CellMasks.cat([masks, masks])):
         assert len(none) == 0
@@ -84,7 +85,7 @@ def test_no_masks_at_all():
         assert none.boxes.shape == (0, 4)
         assert none.areas().shape == (0,)
         assert none.crop_and_resize(torch.zeros(0, 4), 28).shape == (0, 28, 28)
-    assert torch.equal(to_full(CellMasks.cat([masks, CellMasks.from_bitmasks(THREE)])), THREE)
+    assert torch.equal(to_full(CellMasks.cat([masks, from_bitmasks(THREE)])), THREE)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_no_masks_at_all():
     ids=str,
 )  # fmt: skip
 def test_masks_are_picked_as_from_a_tensor(item):
-    picked = CellMasks.from_bitmasks(THREE)[item]
+    picked = from_bitmasks(THREE)[item]
     expected = THREE[[item]] if isinstance(item, int) else THREE[item]
     assert torch.equal(to_full(picked), expected)
     assert picked.areas().tolist() == expected.sum((1, 2)).tolist()
@@ -104,18 +105,18 @@ def test_masks_are_picked_as_from_a_tensor(item):
 
 def test_a_mask_that_is_not_there_is_refused():
     with pytest.raises(IndexError):
-        CellMasks.from_bitmasks(THREE)[3]
+        from_bitmasks(THREE)[3]
 
 
 def test_parts_are_put_one_after_the_other():
-    masks = CellMasks.from_bitmasks(THREE)
+    masks = from_bitmasks(THREE)
     both = CellMasks.cat([masks[torch.tensor([2, 0])], masks[1], masks])
     assert torch.equal(to_full(both), THREE[[2, 0, 1, 0, 1, 2]])
     assert both.areas().tolist() == [1, 7, 0, 7, 0, 1]
 
 
 def test_masks_travel_whole():
-    masks = CellMasks.from_bitmasks(THREE)[torch.tensor([2, 0])]
+    masks = from_bitmasks(THREE)[torch.tensor([2, 0])]
     for there in (masks.to("cpu"), pickle.loads(pickle.dumps(masks))):
         assert torch.equal(to_full(there), THREE[[2, 0]])
         assert there.device == torch.device("cpu")
@@ -162,8 +163,8 @@ def test_targets_are_those_of_the_whole_masks(size, mask_size, seed):
     full &= torch.rand(full.shape, generator=generator) < 0.9
     low = (random[:, 4:6] * 1.4 - 0.4) * scale
     boxes = torch.cat([low, low + random[:, 6:] * 1.2 * scale], 1)
-    boxes[::2] = jittered(CellMasks.from_bitmasks(full).boxes, size, generator)[::2]
-    found = CellMasks.from_bitmasks(full).crop_and_resize(boxes, mask_size)
+    boxes[::2] = jittered(from_bitmasks(full).boxes, size, generator)[::2]
+    found = from_bitmasks(full).crop_and_resize(boxes, mask_size)
     assert_targets(found, on_full(full, boxes, mask_size))
 
 
@@ -172,7 +173,7 @@ def test_targets_at_the_images_edges(whole):
     full = torch.zeros((1, 6, 9), dtype=torch.bool)
     full[0, whole[1] : whole[3], whole[0] : whole[2]] = True
     boxes = torch.tensor([whole]).float()
-    masks = CellMasks.from_bitmasks(full)
+    masks = from_bitmasks(full)
     for shift in ([0, 0, 0, 0], [-2, -2, 2, 2], [-0.7, 0, 0, 0.7], [1, 0, 3, 0]):
         moved = boxes + torch.tensor(shift)
         assert_targets(masks.crop_and_resize(moved, 28), on_full(full, moved, 28))
@@ -181,7 +182,7 @@ def test_targets_at_the_images_edges(whole):
 def test_a_target_by_hand():
     full = torch.zeros((1, 8, 8), dtype=torch.bool)
     full[0, :, :4] = True
-    masks = CellMasks.from_bitmasks(full)
+    masks = from_bitmasks(full)
     # Grid points on the middles of pixels, then on their edges, where the border is one half.
     for left in (2, 2.5):
         target = masks.crop_and_resize(torch.tensor([[left, 2, left + 4, 6]]), 4)

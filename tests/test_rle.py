@@ -18,7 +18,6 @@ from cellseg.rle import (
     decode,
     encode,
     runs_of_labels,
-    xywh_to_xyxy,
     xyxy_to_xywh,
 )
 
@@ -213,8 +212,7 @@ def test_any_text_is_read_within_the_image_or_refused(text):
     assert areas(runs).tolist() == [int(pycocotools.mask.decode(rle).sum())]
 
 
-def test_boxes_turn_into_the_json_form_and_back_without_touching_the_given_ones():
+def test_boxes_turn_into_the_json_form_without_touching_the_given_ones():
     boxes = np.array([[1, 2, 4, 9], [0, 0, 0, 0]])
     assert xyxy_to_xywh(boxes).tolist() == [[1, 2, 3, 7], [0, 0, 0, 0]]
-    assert xywh_to_xyxy(xyxy_to_xywh(boxes)).tolist() == boxes.tolist()
     assert boxes.tolist() == [[1, 2, 4, 9], [0, 0, 0, 0]]

@@ -51,11 +51,6 @@ else:
             """Keep a value of the running step."""
             self._latest[name] = (float(value), self.iter)
 
-        def put_scalars(self, **values: float) -> None:
-            """Keep several values of the running step."""
-            for name, value in values.items():
-                self.put_scalar(name, value)
-
         def latest(self) -> dict[str, tuple[float, int]]:
             """Give each scalar's latest value and its step."""
             return self._latest

@@ -3,7 +3,7 @@
 A tile's inner edge cuts cells, and each overlap shows cells twice. These rules leave each
 cell once:
 
-1. Of cells of one tile that are the same by their overlap, the best score stays (`suppress`).
+1. Of cells of one tile that are the same by their overlap, the best score stays.
    A piece that seems to be less than half of a cell goes if another tile shows all of it, and
    more: even if that tile missed the cell, so small a part would not count as found. The
    larger part would, hence it stays.
@@ -55,37 +55,6 @@ _RELATED = 0.25
 _BLOCK = 1 << 14  # pairs of masks compared at a time
 
 
-def suppress(
-    predictions: Predictions, iou: float = 0.5, inside: float = 0.8, across_classes: bool = False
-) -> Predictions:
-    """Keep the best of the detections that are the same cell (greedy NMS by mask).
-
-    Parameters
-    ----------
-    predictions
-        N cells in any order.
-    iou
-        Two masks of at least this IoU are the same cell,
-    inside
-        and so are two that share at least this part of the smaller one.
-    across_classes
-        Compare cells of different classes too.
-
-    Returns
-    -------
-    Those that stay, best score first, as they were. Detections without a pixel don't stay.
-    """
-    runs = decode(predictions.masks, predictions.size)
-    stays = _distinct(runs, predictions.scores, predictions.classes, iou, inside, across_classes)
-    return Predictions(
-        predictions.size,
-        predictions.boxes[stays],
-        predictions.scores[stays],
-        predictions.classes[stays],
-        [predictions.masks[n] for n in stays],
-    )
-
-
 def merge_tiles(
     plan: TilePlan,
     found: Iterable[Predictions],
@@ -103,11 +72,15 @@ def merge_tiles(
     found
         For each tile, in the plan's order, its cells in the tile's own pixels: their masks
         and boxes are of the tile's size. Taken one at a time.
-    iou, inside, across_classes
-        Which cells are the same, as for `suppress`; cut pieces also agree from `iou` up.
-        A piece gives way to a whole cell of another class too if that has the better score:
-        the tile that shows more of a cell knows its class better. Pieces are joined within
-        their class; one that none of its class continues is joined to another's.
+    iou
+        Two masks of at least this IoU are the same cell; cut pieces agree from it up, too.
+    inside
+        Two masks that share at least this part of the smaller one are the same cell.
+    across_classes
+        Compare cells of different classes too. In any case a piece gives way to a whole cell
+        of another class that has the better score: the tile that shows more of a cell knows
+        its class better. Pieces are joined within their class; one that none of its class
+        continues is joined to another's.
 
     Yields
     ------
@@ -339,7 +312,10 @@ def _distinct(
     inside: float,
     across_classes: bool,
 ) -> Ints:
-    """Give the places of the masks that `suppress` keeps, best score first."""
+    """Return the places of the masks that stay (greedy NMS by mask), best score first.
+
+    Masks without a pixel do not stay.
+    """
     pairs = overlapping_boxes(boxes_xyxy(runs))
     pairs = pairs[_same_cell(runs, classes, pairs, iou, inside, across_classes)]
     order = _best_first(runs, scores, classes)

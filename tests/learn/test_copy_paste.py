@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.cellmasks import CellMasks
 from cellseg.learn.copy_paste import MOST_CELLS, paste
+from tests.bitmasks import from_bitmasks
 
 
 def masks_of(size, *cells):
@@ -17,7 +17,7 @@ def masks_of(size, *cells):
     masks = torch.zeros((len(cells), *size), dtype=torch.bool)
     for mask, (top, bottom, left, right) in zip(masks, cells, strict=True):
         mask[top:bottom, left:right] = True
-    return CellMasks.from_bitmasks(masks)
+    return from_bitmasks(masks)
 
 
 def drawn(masks):
@@ -143,7 +143,7 @@ def test_up_to_so_many_cells_are_pasted():
 
 
 bitmasks = st.builds(
-    lambda size, n, density, seed: CellMasks.from_bitmasks(
+    lambda size, n, density, seed: from_bitmasks(
         torch.from_numpy(np.random.default_rng(seed).random((n, *size)) < density)
     ),
     st.tuples(st.integers(1, 12), st.integers(1, 12)),

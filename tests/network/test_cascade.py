@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cellseg import config
-from cellseg.cellmasks import CellMasks
 from cellseg.network import build_network
+from tests.bitmasks import from_bitmasks
 
 pytestmark = [
     pytest.mark.detectron2,
@@ -49,7 +49,7 @@ def sample(n_cells=2):
     full[0, 10:34, 8:30] = full[1, 20:50, 40:72] = True
     image = torch.full((3, 64, 96), 40, dtype=torch.uint8)
     image[:, full.any(0)] = 200
-    masks = CellMasks.from_bitmasks(full[:n_cells])
+    masks = from_bitmasks(full[:n_cells])
     classes = torch.tensor([0, 3])[:n_cells]
     return {"image": image, "boxes": masks.boxes, "classes": classes, "masks": masks}
 

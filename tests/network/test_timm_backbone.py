@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cellseg import config
-from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.learn.weights import load_initial_weights
 from cellseg.network import build_network, check_network
+from tests.bitmasks import from_bitmasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -81,7 +81,7 @@ def picture(height=64, width=96):
 def sample():
     full = torch.zeros(2, 64, 96, dtype=torch.bool)
     full[0, 10:34, 8:30] = full[1, 20:50, 40:72] = True
-    masks = CellMasks.from_bitmasks(full)
+    masks = from_bitmasks(full)
     return {
         "image": picture(),
         "boxes": masks.boxes,

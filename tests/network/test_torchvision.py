@@ -15,10 +15,10 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou, roi_align
 
 import cellseg.network.torchvision as engine
 from cellseg import config
-from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, check, initial_weights
+from tests.bitmasks import from_bitmasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -52,7 +52,7 @@ def sample(height=64, width=96, cells=((8, 10, 30, 34, 0), (40, 20, 72, 44, 3)))
     middle, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     distance = ((torch.stack([x, y], -1) - middle[:, None, None]) / radius[:, None, None]) ** 2
     full = distance.sum(-1) <= 1
-    masks = CellMasks.from_bitmasks(full)
+    masks = from_bitmasks(full)
     image = picture(height, width) // 4
     image[:, full.any(0)] += 150
     classes = torch.tensor([cell[4] for cell in cells], dtype=torch.int64)

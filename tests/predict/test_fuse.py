@@ -348,7 +348,14 @@ def look(view, side=28):
     """Find the cells as drawn in a view's pixels; give them in the image's."""
     zoom = view.size[0] / SIZE[0]
     centre, radius = CELLS[:, :2], CELLS[:, 2:]
-    boxes = view.apply_boxes(torch.cat([centre - radius, centre + radius], 1))
+    boxes = torch.cat([centre - radius, centre + radius], 1) * zoom
+    height, width = view.size
+    if view.flip_x:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if view.flip_y:
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    if view.transpose:
+        boxes = boxes[:, [1, 0, 3, 2]]
     masks = torch.empty((len(CELLS), side, side))
     step = (torch.arange(side) + 0.5) / side
     for n, (left, top, right, bottom) in enumerate(boxes):

@@ -9,7 +9,7 @@ import skimage.measure
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels, suppress
+from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -183,6 +183,12 @@ def test_shared_pixels_of_many_pairs_go_in_blocks(monkeypatch):
 # --- suppression within one image --------------------------------------------------------
 
 SIZE = (20, 30)
+
+
+def suppress(found, **options):
+    """Merge an image of one tile, whose edges cut nothing."""
+    plan = plan_tiles(SIZE, max(SIZE), 1)
+    return next(merge_tiles(plan, [found], **options), Predictions.none(SIZE))
 
 
 def stays(*shapes, scores, classes=None, **options):
