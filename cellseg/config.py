@@ -22,7 +22,6 @@ from cellseg.device import ENGINES, choose_engine, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.keys import (
     CROP_SIZES,
-    DETECTRON2_ALONE,
     FLAGS,
     OWN,
     PREDICTION_RANGES,
@@ -193,20 +192,14 @@ def _engine_of(loaded: object, path: Path, wanted: str) -> str:
 def _unknown(message: str, cfg: CfgNode) -> str:
     key = message.rpartition(" ")[2]
     keys = list(flatten(cfg))
-    if _has(DETECTRON2_ALONE, key) and not _has(keys, key):
-        return f"only Detectron2 has {key}; leave it out, or take --engine detectron2"
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     hint = (
         f"did you mean {close[0]}?"
         if close
         else "cellseg/keys.py and Detectron2's defaults list the keys"
     )
-    return f"there is no key {key}; {hint}"
-
-
-def _has(keys: Iterable[str], key: str) -> bool:
-    """Whether a key, or a section of keys, is among some."""
-    return any(f"{known}.".startswith(f"{key}.") for known in keys)
+    more = " for --engine torchvision (--engine detectron2 has more)"
+    return f"there is no key {key}{more if cfg.ENGINE == 'torchvision' else ''}; {hint}"
 
 
 def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:

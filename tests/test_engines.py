@@ -234,8 +234,8 @@ def zoo(tmp_path, tiny, monkeypatch):
         ),
         ("MODEL.WEIGHTS {zoo}/caffe2.pkl", "caffe2.pkl: in the form of Detectron2's zoo"),
         ("MODEL.WEIGHTS detectron2://COCO/a.pkl", "a.pkl: in the form of Detectron2's zoo"),
-        ("--config-file {zoo}/own.yaml", "own.yaml: only Detectron2 has MODEL.RPN.CONV_DIMS; "),
-        ("MODEL.RPN.CONV_DIMS [64]", "only Detectron2 has MODEL.RPN.CONV_DIMS; leave it out, or"),
+        ("--config-file {zoo}/own.yaml", "own.yaml: there is no key MODEL.RPN.CONV_DIMS for "),
+        ("MODEL.RPN.CONV_DIMS [64]", "torchvision (--engine detectron2 has more)"),
         ("MODEL.RESNETS.NORM GN", "only Detectron2 has it"),
         (
             "-m cascade_mask_rcnn_R_50_FPN",
