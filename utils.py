@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import logging
 import math
 import os
 import re
@@ -281,11 +280,9 @@ def quiet_libraries() -> None:
     """Silence the remarks that libraries make about their own insides."""
     from tqdm import tqdm
 
-    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     # In float16 the first steps may be left out, until the gradients' scale suits.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     # Its own lock is a semaphore of the system, of which Python remarks that it is left over
     # when a process is killed.
     tqdm.set_lock(threading.RLock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -124,6 +125,9 @@ def check(cfg: CfgNode) -> None:
 
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device."""
+    # What torch remarks on Detectron2's code.
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
     for module in network.modules():
         if isinstance(module, ROIPooler):
