@@ -1,5 +1,43 @@
-"""Outlines and classes the cells of H&E microscope images, with Mask R-CNN.
+"""Segments and classifies the cells of H&E microscope images with Mask R-CNN.
 
-The rooms follow the way of the data: `read`, `learn`, `predict`, `write`,
-`score`, `look`. Each knows the one before it through plain data alone.
+    from cellseg import Predictor
+
+    predictor = Predictor.of_run("tensorboard/small_fpn/20250401-120000")
+    predictions = predictor.predict("image.tif", score_threshold=0.5)
+
+The packages follow the way of the data: `read`, `learn`, `predict`, `write`, `score`, `look`.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cellseg.errors import InputError
+    from cellseg.predict.predictor import Predictor
+    from cellseg.predictions import Predictions
+    from cellseg.read.coco import load_coco as load_annotations
+
+__all__ = ["InputError", "Predictions", "Predictor", "__version__", "load_annotations"]
+__version__ = "0.1.0"
+
+# Name -> where it is. Loaded when it is asked for: most of the package does without torch.
+_EXPORTS = {
+    "InputError": ("cellseg.errors", "InputError"),
+    "Predictions": ("cellseg.predictions", "Predictions"),
+    "Predictor": ("cellseg.predict.predictor", "Predictor"),
+    "load_annotations": ("cellseg.read.coco", "load_coco"),
+}
+
+if not TYPE_CHECKING:  # which would take any name, then
+
+    def __getattr__(name: str) -> object:
+        """Load an exported name."""
+        if name not in _EXPORTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _EXPORTS[name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def __dir__() -> list[str]:
+        return __all__

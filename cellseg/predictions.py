@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cellseg.rle import RLE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """The N cells found in one image, best score first.
 
@@ -27,6 +27,9 @@ class Predictions:
     masks
         N compressed COCO RLEs of the image's size, `counts` a str. Never an
         `(N, H, W)` array: memory depends on the cells, not on the image.
+    class_names
+        The names of the classes 0…K−1, so that a detection's is `class_names[classes[n]]`;
+        empty where they are not known.
     """
 
     size: tuple[int, int]
@@ -34,6 +37,7 @@ class Predictions:
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
     masks: list[RLE]
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def none(cls, size: tuple[int, int]) -> Predictions:
@@ -48,3 +52,25 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, index: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
+        """Return some of the cells, chosen and ordered as by an index of `scores`."""
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            classes=self.classes[index],
+            masks=[self.masks[n] for n in np.arange(len(self))[index]],
+        )
+
+    def __repr__(self) -> str:
+        """Return one line: how many cells, of which classes, in an image of which size."""
+        height, width = self.size
+        cells = "1 cell" if len(self) == 1 else f"{len(self)} cells"
+        names = dict(enumerate(self.class_names))
+        classes, counts = (a.tolist() for a in np.unique(self.classes, return_counts=True))
+        of_class = ", ".join(
+            f"{count} {names.get(k, f'of class {k}')}"
+            for k, count in zip(classes, counts, strict=True)
+        )
+        return f"Predictions({cells} in {height} x {width} px{of_class and ': ' + of_class})"

@@ -1,7 +1,7 @@
 """Networks at work: images in, `Predictions` out.
 
     predictor = Predictor.of_run("tensorboard/mask_rcnn_R_50_FPN_3x/20250401-120000")
-    found = predictor.predict("slide.tif")
+    predictions = predictor.predict("slide.tif")
 
 An image is looked at tile by tile, each tile in several views and by several networks if
 they are wanted; what they find is fused, and the tiles are merged.
@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +69,12 @@ class Look:
 class Predictor:
     """Predicts with one or more trained networks."""
 
-    def __init__(self, networks: Sequence[torch.nn.Module], cfgs: Sequence[CfgNode]) -> None:
+    def __init__(
+        self,
+        networks: Sequence[torch.nn.Module],
+        cfgs: Sequence[CfgNode],
+        class_names: Sequence[str] = (),
+    ) -> None:
         """
         Parameters
         ----------
@@ -77,6 +82,8 @@ class Predictor:
             One or more, of the same classes. What they find is fused.
         cfgs
             The config of each. What isn't a network's own matter is as the first says.
+        class_names
+            The names of the classes 0…K−1, for `predict`.
 
         Raises
         ------
@@ -86,6 +93,7 @@ class Predictor:
         self.networks = networks
         self.cfgs = cfgs
         self.cfg = cfgs[0]
+        self.class_names = tuple(class_names)
         self.batch = self.cfg.TEST.BATCH
         for cfg in cfgs:
             check_prediction_values(cfg)
@@ -120,7 +128,7 @@ class Predictor:
         """
         named = [run] if isinstance(run, str | os.PathLike) else run
         files = [runs.find_weights(Path(path), weights) for path in named]
-        runs.shared_categories([file.parent for file in files])
+        categories = runs.shared_categories([file.parent for file in files])
         networks, cfgs = [], []
         for file in files:
             cfg = load_config(file.parent / runs.CONFIG)
@@ -128,10 +136,15 @@ class Predictor:
             cfg.MODEL.DEVICE = device
             networks.append(load_network(cfg, file))
             cfgs.append(cfg)
-        return cls(networks, cfgs)
+        return cls(networks, cfgs, [category["name"] for category in categories])
 
-    def predict(self, image: str | os.PathLike[str] | NDArray[Any], level: int = 0) -> Predictions:
-        """Find the cells of an image.
+    def predict(
+        self,
+        image: str | os.PathLike[str] | NDArray[Any],
+        level: int = 0,
+        score_threshold: float = 0.0,
+    ) -> Predictions:
+        """Detect the cells of an image.
 
         Parameters
         ----------
@@ -140,12 +153,21 @@ class Predictor:
             `(H, W, 4)` uint8 or uint16.
         level
             Of a file with a pyramid, which level to look at; all pixels are then its.
+        score_threshold
+            The lowest score to keep, from 0 to 1. The config has another,
+            `MODEL.ROI_HEADS.SCORE_THRESH_TEST`; the higher one holds.
+
+        Returns
+        -------
+        The cells, best score first, with the run's class names; none if there is none.
 
         Raises
         ------
         InputError
-            If the file can't be read, or the memory is too small.
+            If the file can't be read, the threshold is none, or the memory is too small.
         """
+        if not 0 <= score_threshold <= 1:
+            raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")
         if not isinstance(image, np.ndarray):
             image = Path(image)
         with _open(image, level) as opened:
@@ -153,7 +175,8 @@ class Predictor:
         plan = self.plan(size)
         looks = [Look(image, level, size, tile) for tile in plan]
         with contextlib.closing(self.look(looks)) as found:
-            return join(size, self.merge(plan, map(_sound, found)))
+            tiles = (cells[cells.scores >= score_threshold] for cells in map(_sound, found))
+            return replace(join(size, self.merge(plan, tiles)), class_names=self.class_names)
 
     def plan(self, size: tuple[int, int]) -> TilePlan:
         """Plan the tiles of an image of that height and width, the same for all networks."""
@@ -297,16 +320,14 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
 def join(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
     """Put the cells of several parts of an image into one, best score first."""
     listed = [Predictions.none(size), *parts]
-    scores = np.concatenate([part.scores for part in listed])
-    order = np.argsort(-scores, kind="stable")
-    masks = [mask for part in listed for mask in part.masks]
-    return Predictions(
+    whole = Predictions(
         size,
-        np.concatenate([part.boxes for part in listed])[order],
-        scores[order],
-        np.concatenate([part.classes for part in listed])[order],
-        [masks[n] for n in order],
+        np.concatenate([part.boxes for part in listed]),
+        np.concatenate([part.scores for part in listed]),
+        np.concatenate([part.classes for part in listed]),
+        [mask for part in listed for mask in part.masks],
     )
+    return whole[np.argsort(-whole.scores, kind="stable")]
 
 
 def _sound(found: Predictions | InputError) -> Predictions:

@@ -1,0 +1,65 @@
+"""Predictions as a user sees and slices them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cellseg import InputError, Predictions, Predictor
+
+NAMES = ("epithelial", "lymphocyte", "neutrophil")
+
+
+def predictions(scores, classes, names=NAMES):
+    boxes = np.arange(4 * len(scores), dtype=np.float32).reshape(-1, 4)
+    masks = [{"size": [512, 768], "counts": str(n)} for n in range(len(scores))]
+    return Predictions(
+        (512, 768), boxes, np.array(scores, np.float32), np.array(classes, np.int64), masks, names
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (
+            predictions([0.9, 0.8, 0.7], [2, 0, 2]),
+            "Predictions(3 cells in 512 x 768 px: 1 epithelial, 2 neutrophil)",
+        ),
+        (predictions([0.9], [1]), "Predictions(1 cell in 512 x 768 px: 1 lymphocyte)"),
+        (predictions([0.9], [1], ()), "Predictions(1 cell in 512 x 768 px: 1 of class 1)"),
+        (Predictions.none((5, 7)), "Predictions(0 cells in 5 x 7 px)"),
+    ],
+)
+def test_predictions_are_one_line(shown, expected):
+    assert repr(shown) == expected
+
+
+@pytest.mark.parametrize(
+    "index", [np.array([2, 0]), np.array([True, False, True]), slice(1), slice(0, 0)], ids=str
+)
+def test_some_of_the_cells(index):
+    whole = predictions([0.9, 0.8, 0.7], [2, 0, 1])
+    some = whole[index]
+    assert some.scores.tolist() == whole.scores[index].tolist()
+    assert some.boxes.tolist() == whole.boxes[index].tolist()
+    assert some.classes.tolist() == whole.classes[index].tolist()
+    assert some.masks == np.array(whole.masks)[index].tolist()
+    assert (some.size, some.class_names) == (whole.size, whole.class_names)
+
+
+def test_the_threshold_keeps_the_best_cells(run, cells):
+    predictor = Predictor.of_run(run)
+    image = next(cells.glob("test_release/*.tif"))
+    every = predictor.predict(image)
+    assert every.class_names == ("class1", "class2", "class3", "class4")
+    threshold = float(np.median(every.scores))
+    few = predictor.predict(image, score_threshold=threshold)
+    assert 0 < len(few) < len(every)
+    assert (few.scores >= threshold).all()
+    assert few.masks == every[every.scores >= threshold].masks
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan")])
+def test_a_threshold_that_is_none(threshold, run):
+    with pytest.raises(InputError, match=f"score_threshold {threshold}: a number from 0 to 1"):
+        Predictor.of_run(run).predict(np.zeros((9, 9, 3), np.uint8), score_threshold=threshold)
