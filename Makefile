@@ -51,7 +51,7 @@ test: lint  ## ruff, mypy and every test
 	@$(PY) -m pytest
 
 clean:  ## remove what runs and tests leave behind, not the data or the runs
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv

@@ -31,7 +31,9 @@ from cellseg.keys import (
     Allowed,
 )
 
-RECIPES = Path(__file__).resolve().parents[1] / "configs"
+# An installed package has the recipes within it, a checkout beside it.
+_INSTALLED = Path(__file__).resolve().parent / "configs"
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
 
 
 def default_config(engine: str) -> CfgNode:

@@ -18,27 +18,15 @@ import inference
 import train
 from cellseg import runs
 from cellseg.errors import InputError
+from tests.barred import bar
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-# Python imports this before all else, where it lies on PYTHONPATH.
-SITECUSTOMIZE = """\
-import sys
-
-class NoDetectron2:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "detectron2":
-            raise ModuleNotFoundError("No module named 'detectron2'", name=name)
-
-sys.meta_path.insert(0, NoDetectron2())
-"""
 
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
     """Call this to run a command of the project where Detectron2 can't be imported."""
-    folder = tmp_path_factory.mktemp("barred")
-    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    folder = bar(tmp_path_factory.mktemp("barred"), "detectron2")
 
     def command(*words):
         return subprocess.run(

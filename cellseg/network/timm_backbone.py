@@ -88,7 +88,7 @@ def _timm(module: str = "timm") -> Any:
     except ImportError as error:
         raise InputError(
             f"MODEL.BACKBONE.NAME build_timm_fpn_backbone: needs timm, which can't be imported "
-            f"({error}); make setup installs it"
+            f"({error}); pip install timm installs it"
         ) from None
 
 
