@@ -21,7 +21,7 @@ _ROWS = 128
 _PAIRS = 512
 
 
-def fuse(views: Sequence[Found], n_views: int | None = None, *, iou: float = 0.5) -> Found:
+def fuse(views: Sequence[Found], *, iou: float = 0.5) -> Found:
     """Fuse what was found in several views of one place.
 
     Best score first, each detection that is still free takes from every other view the
@@ -43,8 +43,6 @@ def fuse(views: Sequence[Found], n_views: int | None = None, *, iou: float = 0.5
         What was found in each view, by one network or several: all in the pixels of the
         same image, on the CPU, their grids turned as the image is. Their sides M may
         differ.
-    n_views
-        How many views were looked at, if some that found nothing are left out.
     iou
         The least IoU, above 0, of the masks of one cell in two views.
 
@@ -56,18 +54,14 @@ def fuse(views: Sequence[Found], n_views: int | None = None, *, iou: float = 0.5
     Raises
     ------
     ValueError
-        If there are no views, or `n_views` is less than there are.
+        If there are no views.
     """
-    if n_views is None:
-        n_views = len(views)
-    if not views or n_views < len(views):
-        raise ValueError(
-            f"{len(views)} views of {n_views}, expected one or more, and no more than all"
-        )
+    if not views:
+        raise ValueError("no views, expected one or more")
     found, view = _stack(views)
     first, second, overlap = _overlaps(found, iou)
     cluster = _cluster(view.tolist(), first.tolist(), second.tolist(), overlap.tolist())
-    fused = _average(found, torch.tensor(cluster, dtype=torch.int64), n_views)
+    fused = _average(found, torch.tensor(cluster, dtype=torch.int64), len(views))
     return fused[_best_first(fused)]
 
 
