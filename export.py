@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -117,7 +118,7 @@ def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path
             scale_to_finest(image),
         )
 
-        def counted():
+        def counted() -> Iterator[dict[str, Any]]:
             for feature in features:
                 bar.update()
                 yield feature

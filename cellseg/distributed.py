@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError

@@ -133,7 +133,8 @@ class _Edges:
         self.at[order] = np.arange(len(order)) // 2
 
     def _key(self, mask: Ints, y: Ints, opens: Ints | bool, x: Ints) -> Ints:
-        return ((mask * self._height + y) * 2 + opens) * self._width + x
+        key: Ints = ((mask * self._height + y) * 2 + opens) * self._width + x
+        return key
 
     def top_edge(self, mask: Ints, y: Ints, column: Ints) -> Ints:
         """Find the edges on top of the pixels in row y of a column."""
@@ -148,7 +149,8 @@ def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]
     other_end = np.empty_like(vertical)
     other_end[vertical[0::2]] = vertical[1::2]
     other_end[vertical[1::2]] = vertical[0::2]
-    return edges.at[other_end[edges.head]]
+    follower: Ints = edges.at[other_end[edges.head]]
+    return follower
 
 
 class _Rings:

@@ -365,7 +365,7 @@ def areas(runs: Runs) -> NDArray[np.int64]:
 
 
 def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    total = np.append(0, np.cumsum(values))
+    total: NDArray[np.int64] = np.append(0, np.cumsum(values))
     return total[offsets[1:]] - total[offsets[:-1]]
 
 

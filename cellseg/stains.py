@@ -33,8 +33,10 @@ def scale_stains(image: NDArray[np.uint8], haematoxylin: float, eosin: float) ->
     # identity, factors of 1 leave no rounding.
     change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
     mix = (np.eye(3) + change).astype(np.float32)
-    light = np.asarray(cv2.exp(cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)))
+    densities = cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)
+    light: NDArray[np.float32] = np.asarray(cv2.exp(densities))
     # In place, as most of the time would go into new arrays.
     light *= 256
     light -= 1
-    return np.rint(light, out=light).clip(0, 255, out=light).astype(np.uint8)
+    np.rint(light, out=light)
+    return light.clip(0, 255, out=light).astype(np.uint8)

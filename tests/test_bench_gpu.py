@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import utils
 from bench import gpu
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
@@ -100,7 +101,7 @@ def test_tests_that_fail_or_do_not_run(rehearse, monkeypatch, code, said):
         command = [sys.executable, "-c", f"import sys, time\n{code}"]
         return run(command, **options, timeout=2 if "sleep" in code else timeout)
 
-    monkeypatch.setattr(gpu.subprocess, "run", other)
+    monkeypatch.setattr(subprocess, "run", other)
     exit_code, (row,), _ = rehearse("--parts", "tests")
     assert exit_code == 1
     assert row[2].startswith(said)
@@ -142,7 +143,7 @@ def test_a_refusal_is_a_line_and_exit_code_2(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["bench/gpu.py"])
     with pytest.raises(SystemExit) as left:
-        gpu.utils.run_command(gpu.main)
+        utils.run_command(gpu.main)
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gpu.py: error: no CUDA GPU")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import distributed
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -47,7 +48,7 @@ class TrainingStep:
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._precision = mixed_precision(self._device, cfg.SOLVER.AMP.ENABLED)
         # What float16 can't hold without; other types need none.
-        self.scaler = torch.amp.GradScaler(self._device, enabled=self._precision is torch.float16)
+        self.scaler = GradScaler(self._device, enabled=self._precision is torch.float16)
 
     def step(self, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
         """Learn from some samples; give the losses, averaged over them and all processes.

@@ -82,7 +82,7 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
     owner = np.repeat(np.arange(len(value)), n_digits)
     ends = np.cumsum(n_digits)
     digit = np.arange(len(owner)) - np.repeat(ends - n_digits, n_digits)
-    groups = (value[owner] >> (5 * digit)) & 31
+    groups: NDArray[np.int64] = (value[owner] >> (5 * digit)) & 31
     groups[digit < n_digits[owner] - 1] |= 32
     return _DIGITS[groups].tobytes().decode("ascii")
 

@@ -241,7 +241,8 @@ def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:
         raise ValueError(
             f"classes run from {classes.min()} to {classes.max()}, but there are {len(names)} names"
         )
-    return np.bincount(classes, minlength=len(names)).tolist()
+    counts: list[int] = np.bincount(classes, minlength=len(names)).tolist()
+    return counts
 
 
 def _widen(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

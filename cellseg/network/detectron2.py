@@ -23,7 +23,7 @@ from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 
-class _BottomUp(TimmBackbone, Backbone):
+class _BottomUp(TimmBackbone, Backbone):  # type: ignore[misc]
     """A network of timm as Detectron2 takes it."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -34,7 +34,7 @@ class _BottomUp(TimmBackbone, Backbone):
         }
 
 
-@BACKBONE_REGISTRY.register()
+@BACKBONE_REGISTRY.register()  # type: ignore[misc]
 def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
     """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64.
 
@@ -52,7 +52,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
     )
 
 
-class CellRCNN(GeneralizedRCNN):
+class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     """Detectron2's `GeneralizedRCNN` with the project's samples in and `Found` out.
 
     Its weights have Detectron2's names, so that they load there too.

@@ -47,7 +47,8 @@ class RoIAlign(torch.nn.Module):
         """
         if self.sampling_ratio <= 0 or features.device.type != "cpu":
             options = (self.spatial_scale, self.sampling_ratio, self.aligned)
-            return roi_align(features, boxes, self.output_size, *options)
+            theirs: torch.Tensor = roi_align(features, boxes, self.output_size, *options)
+            return theirs
         n, channels, height, width = features.shape
         rows, columns = self.output_size
         with torch.no_grad():

@@ -19,7 +19,7 @@ NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
 FPN = "build_resnet_fpn_backbone"
 
 
-class _Bottleneck(resnet.Bottleneck):
+class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
     """torchvision's bottleneck, of any width, and with the stride where the config wants it."""
 
     def __init__(

@@ -160,7 +160,7 @@ class CellRCNN(nn.Module):
         return ImageList(batch, sizes), for_rpn, [features[name] for name in self.roi_features]
 
 
-class CellHeads(RoIHeads):
+class CellHeads(RoIHeads):  # type: ignore[misc]
     """torchvision's heads, whose masks never leave their boxes.
 
     torchvision's own learn from and give masks, or so do its users, of the whole image.
@@ -207,7 +207,7 @@ class CellHeads(RoIHeads):
         boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, sizes)
         classes = [label - 1 for label in labels]
         grids = self._draw(features, boxes, torch.cat(classes)).sigmoid()
-        masks = grids.split([len(box) for box in boxes])
+        masks = torch.split(grids, [len(box) for box in boxes])
         return [Found(*cells) for cells in zip(boxes, scores, classes, masks, strict=True)]
 
     def _classify(
@@ -223,7 +223,7 @@ class CellHeads(RoIHeads):
     ) -> torch.Tensor:
         """Give the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
         pooled = self.mask_head(self.mask_roi_pool(features, boxes))
-        logits = self.mask_predictor(pooled)
+        logits: torch.Tensor = self.mask_predictor(pooled)
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
 
 
@@ -287,7 +287,7 @@ class _Anchors(nn.Module):
         return [torch.cat(anchors)] * len(images.image_sizes)
 
 
-class _ProposalHead(RPNHead):
+class _ProposalHead(RPNHead):  # type: ignore[misc]
     """torchvision's head, which in mixed precision too gives boxes that are not rounded."""
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:

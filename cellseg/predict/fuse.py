@@ -98,7 +98,7 @@ def _overlaps(found: Found, iou: float) -> tuple[torch.Tensor, torch.Tensor, tor
     shared = torch.cat(
         [
             _shared_mask_area(found[a], found[b])
-            for a, b in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True)
+            for a, b in zip(torch.split(first, _PAIRS), torch.split(second, _PAIRS), strict=True)
         ]
     )
     overlap = shared / (areas[first] + areas[second] - shared)

@@ -103,7 +103,8 @@ def _sample(
         grids.append((pixel + 0.5 - low) / (high - low) * 2 - 1)
         inside.append(place < extent[:, None])
     grid_x, grid_y = grids
-    grid = torch.stack(torch.broadcast_tensors(grid_x[:, None, :], grid_y[:, :, None]), dim=3)
+    shape = (len(masks), grid_y.shape[1], grid_x.shape[1])
+    grid = torch.stack([grid_x[:, None, :].expand(shape), grid_y[:, :, None].expand(shape)], dim=3)
     values = functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
     # Columns one after the other, a row of zeros above each, which keeps their runs apart.
     n, rows, columns = values.shape

@@ -329,13 +329,15 @@ def _same_cell(
     """`(P,)` bool: which pairs of masks are the same cell by what they share."""
     area = areas(runs)[pairs]
     shared = shared_pixels(runs, pairs)
-    same = (shared >= iou * (area.sum(1) - shared)) | (shared >= inside * area.min(1))
-    return same & ((classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes)
+    same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= inside * area.min(1))
+    same &= (classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes
+    return same
 
 
 def _best_first(runs: Runs, scores: NDArray[np.float32], classes: Ints) -> Ints:
     """Order by score; at equal ones by what the cell is, not by where it stands in the list."""
-    return np.lexsort((classes, *boxes_xyxy(runs).T, -areas(runs), -scores))
+    order: Ints = np.lexsort((classes, *boxes_xyxy(runs).T, -areas(runs), -scores))
+    return order
 
 
 def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
@@ -353,7 +355,8 @@ def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
 def _groups(n: int, pairs: Ints) -> Ints:
     """`(N,)` int64: a number 0…G−1 for each of n things, the same for all that pairs connect."""
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(links, directed=False)[1].astype(np.int64)
+    labels: NDArray[np.int32] = connected_components(links, directed=False)[1]
+    return labels.astype(np.int64)
 
 
 def overlapping_boxes(boxes: Ints) -> Ints:
@@ -412,7 +415,8 @@ def shared_pixels(runs: Runs, pairs: Ints) -> Ints:
 
     def pixels_before(at: Ints) -> Ints:
         run = np.searchsorted(starts, at, side="right")
-        return covered[run] - np.maximum(ends[run] - at, 0)
+        before: Ints = covered[run] - np.maximum(ends[run] - at, 0)
+        return before
 
     n_runs = np.diff(runs.offsets)
     fewer = np.argmin(n_runs[pairs], axis=1)[:, None]

@@ -54,7 +54,8 @@ class Tile:
         -------
         `(N,)` bool: comes nearer than `EDGE` pixels to an inner edge.
         """
-        return np.any(self._edges_that_cut(boxes), axis=1)
+        cut: NDArray[np.bool_] = np.any(self._edges_that_cut(boxes), axis=1)
+        return cut
 
     def cuts_before_the_middle(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """Say of which of the cells that it cuts the tile shows less than half, if they are round.
@@ -76,7 +77,8 @@ class Tile:
         width, height = (boxes[:, 2:] - boxes[:, :2]).T
         length = np.stack([height, width] * 2, axis=1)
         little = (depth <= 2 * EDGE) | (2 * depth < length)
-        return np.any(self._edges_that_cut(boxes) & little, axis=1)
+        hardly: NDArray[np.bool_] = np.any(self._edges_that_cut(boxes) & little, axis=1)
+        return hardly
 
     def _edges_that_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """`(N, 4)`: whether a cell comes near to the left, top, right, bottom, an inner edge."""

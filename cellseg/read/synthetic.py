@@ -176,13 +176,14 @@ class _Tissue:
         across = y * cosine - x * sine + 22 * self.bends
         along = x * cosine + y * sine + 10 * self.bends
         strands = _noise(self.rng, 512, 512, 4) + _noise(self.rng, 512, 512, 9)
-        return cv2.remap(
+        waves: NDArray[np.float32] = cv2.remap(
             strands / np.float32(np.sqrt(2)),
             along / 8,
             across,
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_WRAP,
         )
+        return waves
 
     def place(self, kind: int) -> None:
         """Add a cell of class `kind` (0…3) where there is room, or none."""
@@ -281,9 +282,10 @@ class _Tissue:
         density = np.stack([self.haematoxylin, self.eosin], axis=-1).clip(0) @ stains.astype("f4")
         # The lens softens; the sensor adds grain.
         density = cv2.GaussianBlur(density, (0, 0), 0.7).reshape(*self.size, 3)
-        light = 245 * np.exp(-density)
+        light: NDArray[np.float32] = 245 * np.exp(-density)
         light += np.float32(1.5) * rng.standard_normal(light.shape, np.float32)
-        return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+        np.rint(light, out=light)
+        return light.clip(0, 255).astype(np.uint8)
 
     def label_maps(self) -> list[NDArray[np.int32]]:
         """Number the cells class by class; one `(H, W)` int32 label map for each of the four."""

@@ -309,7 +309,8 @@ class _SegmentedImage(_TiffImage):
         segment, _, _ = page.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
         )
-        return segment[0]  # of a flat image, whose depth is 1
+        plane: NDArray[Any] = segment[0]  # of a flat image, whose depth is 1
+        return plane
 
 
 def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
@@ -327,7 +328,7 @@ def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
     h, w, height, width = other.imagelength, other.imagewidth, page.imagelength, page.imagewidth
     # Each side may have been rounded either way, by less than a pixel.
     in_proportion = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
-    return (
+    return bool(
         h * w < height * width
         and in_proportion
         and other.samplesperpixel == page.samplesperpixel

@@ -54,7 +54,8 @@ def _greatest(comparison: Comparison) -> NDArray[np.int64]:
     """For each true cell that meets any, the pair of greatest IoU."""
     order = np.lexsort((comparison.at[:, 1], -comparison.iou, comparison.at[:, 0]))
     truth = comparison.at[order, 0]
-    return order[np.append(True, truth[1:] != truth[:-1])[: len(order)]]
+    best: NDArray[np.int64] = order[np.append(True, truth[1:] != truth[:-1])[: len(order)]]
+    return best
 
 
 def _assigned(comparison: Comparison) -> NDArray[np.int64]:

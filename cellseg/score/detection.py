@@ -90,4 +90,5 @@ def detection(sums: Tally, weights: NDArray[np.int64]) -> Detection:
 def ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
     """`part / whole`; NaN where the whole is 0."""
     result = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
-    return np.divide(part, whole, out=result, where=whole != 0)
+    np.divide(part, whole, out=result, where=whole != 0)
+    return result

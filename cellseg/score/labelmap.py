@@ -213,4 +213,5 @@ def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np
     """Join the ranges `starts[i]` … `starts[i] + lengths[i]`."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    joined: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    return joined

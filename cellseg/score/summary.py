@@ -18,6 +18,7 @@ from cellseg.score.bootstrap import draw_weights, interval
 from cellseg.score.confusion import confusion
 from cellseg.score.detection import Detection, Tally, detection, tally
 from cellseg.score.labelmap import Comparison, any_class, compare, of_class
+from cellseg.score.match import Candidates
 from cellseg.score.panoptic import panoptic
 
 MEAN = "mean of classes"
@@ -301,7 +302,7 @@ def _image_score(comparison: Comparison) -> ImageScore:
     )
 
 
-def _by_size(scenes: Sequence[Scene], found: Sequence[Sequence[ap.Candidates]]) -> list[SizeBin]:
+def _by_size(scenes: Sequence[Scene], found: Sequence[Sequence[Candidates]]) -> list[SizeBin]:
     areas = np.concatenate(
         [np.zeros(0, np.int64), *(rle.areas(s.truth_runs)[~s.crowd] for s in scenes)]
     )

@@ -117,7 +117,7 @@ def _write_tiff(path: Path, runs: Runs, best_first: NDArray[np.int64], first_id:
     rows = max(1, min(height, _STRIP // width))
     seen = np.zeros(len(runs) + 1, bool)
 
-    def compressed() -> Iterator[bytes]:
+    def compressed() -> Iterator[bytes | bytearray]:
         for strip in paint_strips(runs, best_first, rows):
             seen[strip] = True
             strip[strip > 0] += first_id - 1

@@ -10,6 +10,7 @@ from torch import nn
 
 from cellseg import runs
 from cellseg.config import default_config
+from cellseg.device import mixed_precision
 from cellseg.learn import step as step_module
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.hooks import Checkpoints, Validation
@@ -221,12 +222,12 @@ def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, exp
     )
     has = {"avx2": True, "avx512_bf16": bfloat16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert step_module.mixed_precision(device, enabled) is expected
+    assert mixed_precision(device, enabled) is expected
 
 
 def test_a_torch_that_does_not_tell_what_the_processor_can(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert step_module.mixed_precision("cpu", True) is None
+    assert mixed_precision("cpu", True) is None
 
 
 def build_float16(monkeypatch, net=None, **solver):

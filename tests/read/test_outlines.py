@@ -16,7 +16,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from cellseg.errors import InputError
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
-from cellseg.read.outlines import CLASS_NAMES, Outline, cells_of_outlines, fill, ring_of
+from cellseg.read.layout import CLASS_NAMES
+from cellseg.read.outlines import Outline, cells_of_outlines, fill, ring_of
 from cellseg.rle import encode, runs_of_labels
 from cellseg.write.geojson import cell_features, write_geojson
 
