@@ -35,16 +35,12 @@ class ImageScore:
     ----------
     hits, misnamed
         `(…, 2)` int64 `(truth, detection)`: matches of the right and of a wrong class.
-    hit_ious, misnamed_ious
-        `(…,)` float64.
     missed, false_alarms
         True cells and detections without a match of any class.
     """
 
     hits: NDArray[np.int64]
-    hit_ious: NDArray[np.float64]
     misnamed: NDArray[np.int64]
-    misnamed_ious: NDArray[np.float64]
     missed: NDArray[np.int64]
     false_alarms: NDArray[np.int64]
 
@@ -285,7 +281,7 @@ def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArra
 
 
 def _image_score(comparison: Comparison) -> ImageScore:
-    at, iou = comparison.matches()
+    at, _ = comparison.matches()
     right = comparison.truth_classes[at[:, 0]] == comparison.classes[at[:, 1]]
     missed = np.ones(len(comparison.truths), bool)
     missed[at[:, 0]] = False
@@ -294,9 +290,7 @@ def _image_score(comparison: Comparison) -> ImageScore:
     pairs = np.stack([comparison.truths[at[:, 0]], comparison.cells[at[:, 1]]], axis=1)
     return ImageScore(
         hits=pairs[right],
-        hit_ious=iou[right],
         misnamed=pairs[~right],
-        misnamed_ious=iou[~right],
         missed=comparison.truths[missed],
         false_alarms=comparison.cells[false],
     )
