@@ -8,7 +8,7 @@ from pathlib import Path
 import utils
 from cellseg.device import count_cores
 from cellseg.errors import InputError
-from cellseg.files import shown, write_json
+from cellseg.files import display_path, write_json
 from cellseg.read.annotate import (
     annotate_coco_image,
     annotate_image,
@@ -22,7 +22,7 @@ from cellseg.read.layout import (
     CLASS_NAMES,
     TEST_LIST,
     list_train_folders,
-    train_image,
+    read_train_folder,
 )
 
 DESCRIPTION = """\
@@ -96,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     folders = [] if args.coco else list_train_folders(args.data)
-    refused = []
+    skipped = []
     if (args.data / TEST_LIST).exists():
         try:
             read_test_list(args.data)
         except InputError as error:
             if not args.skip_bad:
                 raise
-            refused.append(str(error))
+            skipped.append(str(error))
     if args.coco:
         bad: dict[int, str] = {}
         names, sources = read_coco_images(args.coco, args.data, bad if args.skip_bad else None)
@@ -112,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
 
         def read(folder: Path) -> AnnotatedImage:
-            return annotate_image(train_image(folder, len(names)), names)
+            return annotate_image(read_train_folder(folder, len(names)), names)
 
         images, bad_images = annotate_images(folders, read, args.jobs, args.skip_bad)
-    refused += bad_images
+    skipped += bad_images
     if not images:
         raise InputError(
             f"{args.coco or args.data}: none of its {len(bad_images)} training images can be used; "
@@ -124,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(output, build_coco(images, names))
 
     print(summarise(images, names))
-    for line in refused:
+    for line in skipped:
         print(f"left out: {line}")
-    print(f"wrote {shown(output)}")
+    print(f"wrote {display_path(output)}")
     return 0
 
 

@@ -18,11 +18,11 @@ from cellseg.files import read_json
 from cellseg.look.overlay import draw_comparison, write_png
 from cellseg.read import synthetic
 from cellseg.read.coco import class_names
-from cellseg.read.ground_truth import read_truth
-from cellseg.read.results import read_results, side_by_side
+from cellseg.read.ground_truth import read_ground_truth
+from cellseg.read.results import pair_by_image, read_results
 from cellseg.read.tiff import read_image
 
-SURE = 0.5  # cells that score less are left out of the pictures
+MIN_SCORE = 0.5  # cells that score less are left out of the pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python demo.py --seed 7",
     )
     parser.add_argument(
-        "--seed", type=utils.whole_number, default=42, metavar="N",
+        "--seed", type=utils.non_negative_int, default=42, metavar="N",
         help="of the data and the training (42)",
     )  # fmt: skip
     parser.add_argument(
@@ -49,33 +49,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
 
     data = args.output / "data"
-    print(f"# 44 synthetic images with their masks: {utils.shown(data)}")
+    print(f"# 44 synthetic images with their masks: {utils.display_path(data)}")
     synthetic.write_dataset(data, seed=args.seed)
     where = ["--data", str(data)]
-    _run("annotation", annotation.main, where)
+    _run_command("annotation", annotation.main, where)
     recipe = ["--model", "demo", "--engine", args.engine, "--seed", str(args.seed)]
     root = args.output / "runs"
-    _run("train", train.main, [*recipe, *where, "--output_dir", str(root)])
-    run = runs.newest_run(root)
-    _run("inference", inference.main, ["--checkpoint", str(run), *where])
+    _run_command("train", train.main, [*recipe, *where, "--output_dir", str(root)])
+    run = runs.find_newest_run(root)
+    _run_command("inference", inference.main, ["--checkpoint", str(run), *where])
     scores = args.output / "scores.json"
-    _run("evaluate", evaluate.main, [str(run), *where, "--json", str(scores)])
+    _run_command("evaluate", evaluate.main, [str(run), *where, "--json", str(scores)])
     pictures = draw_pictures(data, run, args.output / "pictures")
     page = args.output / "report.html"
-    _run("report", report.main, [str(run), *where, "--output", str(page)])
+    _run_command("report", report.main, [str(run), *where, "--output", str(page)])
 
     metrics = read_json(scores, "scores", "run the demo again")["metrics"]
     ap50 = metrics["AP50@100"]["mean of classes"]["value"]
     print(
         f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the held-out images\n"
         f"# look at the pictures, truth on the left, prediction on the right: "
-        f"{utils.shown(pictures)}\n# and at the page, in any browser: {utils.shown(page)}"
+        f"{utils.display_path(pictures)}\n# and at the page, in any browser: "
+        f"{utils.display_path(page)}"
     )
     return 0
 
 
-def _run(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) -> None:
-    print(f"\n$ python {name}.py {shlex.join(utils.shown(a) if '/' in a else a for a in argv)}")
+def _run_command(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) -> None:
+    print(
+        f"\n$ python {name}.py {shlex.join(utils.display_path(a) if '/' in a else a for a in argv)}"
+    )
     code = command(argv)
     if code:
         raise SystemExit(code)
@@ -83,19 +86,19 @@ def _run(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) ->
 
 def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
     """Draw the truth beside the sure predictions of each test image."""
-    truth = read_truth(data / "test_masks", data)
-    names = class_names(truth)
-    for scene in side_by_side(truth, read_results(run)):
-        sure = [index for index, score in enumerate(scene.scores) if score >= SURE]
+    ground_truth = read_ground_truth(data / "test_masks", data)
+    names = class_names(ground_truth)
+    for eval_image in pair_by_image(ground_truth, read_results(run)):
+        confident = [index for index, score in enumerate(eval_image.scores) if score >= MIN_SCORE]
         picture = draw_comparison(
-            read_image(data / "test_release" / scene.name),
-            scene.truth_masks,
-            scene.truth_classes,
-            [scene.masks[index] for index in sure],
-            scene.classes[sure],
+            read_image(data / "test_release" / eval_image.name),
+            eval_image.gt_masks,
+            eval_image.gt_classes,
+            [eval_image.masks[index] for index in confident],
+            eval_image.classes[confident],
             names,
         )
-        write_png(folder / f"{Path(scene.name).stem}.png", picture)
+        write_png(folder / f"{Path(eval_image.name).stem}.png", picture)
     return folder
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import shown, write_atomic, write_json
-from cellseg.read.ground_truth import default_truth
-from cellseg.read.results import beside, newest_results
+from cellseg.files import display_path, write_atomic, write_json
+from cellseg.read.ground_truth import find_default_ground_truth
+from cellseg.read.results import find_newest_results, sidecar_path
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference
 from cellseg.score.tables import (
@@ -53,7 +53,7 @@ def get_parser() -> utils.CommandParser:
     utils.add_scoring(
         parser,
         data_use=", whose test list gives the images' ids if TRUTH is a folder",
-        truth_default="test_masks in the data folder",
+        ground_truth_default="test_masks in the data folder",
         threshold="for all but AP: the least score, 0 to 1, of a detection that counts",
     )
     parser.add_argument(
@@ -83,24 +83,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.compare and not args.resamples:
         parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
 
-    paths = args.compare or [args.results or newest_results(utils.RUNS)]
-    truth_path = args.truth or default_truth(paths, args.data)
-    if truth_path is None:
-        own = next(path for path in paths if beside(path, "list").is_file())
+    paths = args.compare or [args.results or find_newest_results(utils.RUNS)]
+    ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
+    if ground_truth_path is None:
+        own = next(path for path in paths if sidecar_path(path, "list").is_file())
         raise InputError(f"{own}: of images of your own; name their annotations with --truth")
-    _, scores = utils.score_results(args, paths, truth_path, overlap=args.overlap)
-    names = [shown(path) for path in paths]
+    _, scores = utils.score_results(args, paths, ground_truth_path, overlap=args.overlap)
+    names = [display_path(path) for path in paths]
     if args.compare:
-        apart = difference(*scores)
-        print(difference_as_text(names[0], names[1], apart))
+        differences = difference(*scores)
+        print(difference_as_text(names[0], names[1], differences))
         if args.json:
-            write_json(args.json, difference_as_json(names[0], names[1], apart), indent=1)
+            write_json(args.json, difference_as_json(names[0], names[1], differences), indent=1)
         return 0
-    print(f"{names[0]} against {shown(truth_path)}")
+    print(f"{names[0]} against {display_path(ground_truth_path)}")
     print(as_text(scores[0]))
     if args.json:
-        told = {"results": names[0], "truth": shown(truth_path), **as_json(scores[0])}
-        write_json(args.json, told, indent=1)
+        report = {
+            "results": names[0],
+            "truth": display_path(ground_truth_path),
+            **as_json(scores[0]),
+        }
+        write_json(args.json, report, indent=1)
     if args.csv:
         _write_csv(args.csv, scores[0])
     return 0

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import shown
+from cellseg.files import display_path
 from cellseg.images import ImageCells
 from cellseg.look.overlay import class_colour, write_overlay
 from cellseg.read.cells import (
@@ -21,7 +21,7 @@ from cellseg.read.cells import (
     read_annotated_cells,
     read_predicted_cells,
 )
-from cellseg.read.results import newest_results
+from cellseg.read.results import find_newest_results
 from cellseg.read.window import open_image
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
@@ -87,10 +87,10 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
         return read_annotated_cells(source, args.data)
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
-    return names, [_at_least(threshold, image) for image in images]
+    return names, [_above_threshold(threshold, image) for image in images]
 
 
-def _at_least(threshold: float, image: ImageCells) -> ImageCells:
+def _above_threshold(threshold: float, image: ImageCells) -> ImageCells:
     assert image.scores is not None
     keep = np.flatnonzero(image.scores >= threshold)
     return replace(
@@ -102,10 +102,12 @@ def _at_least(threshold: float, image: ImageCells) -> ImageCells:
     )
 
 
-def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path, bar: tqdm) -> int:
+def write_image(
+    image: ImageCells, names: Sequence[str], format_name: str, output: Path, bar: tqdm
+) -> int:
     """Write one image in one format. Returns how many cells have no pixel of their own there."""
     n_cells = len(image.masks)
-    if form == "geojson":
+    if format_name == "geojson":
         features = cell_features(
             image.name,
             image.size,
@@ -123,13 +125,13 @@ def write_image(image: ImageCells, names: Sequence[str], form: str, output: Path
                 bar.update()
                 yield feature
 
-        return n_cells - write_geojson(output / form / f"{image.name}.geojson", counted())
-    if form == "labels":
-        folder = output / form / image.name
-        lost = write_labels(folder, image.size, image.masks, image.classes, image.scores)
+        return n_cells - write_geojson(output / format_name / f"{image.name}.geojson", counted())
+    if format_name == "labels":
+        folder = output / format_name / image.name
+        n_hidden = write_labels(folder, image.size, image.masks, image.classes, image.scores)
         bar.update(n_cells)
-        return lost
-    write_overlay(image, names, output / form)
+        return n_hidden
+    write_overlay(image, names, output / format_name)
     bar.update(n_cells)
     return 0
 
@@ -145,18 +147,23 @@ def scale_to_finest(image: ImageCells) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = get_parser().parse_args(argv)
-    source = args.source or newest_results(utils.RUNS)
+    source = args.source or find_newest_results(utils.RUNS)
     names, images = read_cells(args, source)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
 
     n_cells = sum(len(image.masks) for image in images)
-    for form in dict.fromkeys(args.format):
-        lost = 0
-        with tqdm(desc=form, total=n_cells, unit="cell", unit_scale=True, disable=None) as bar:
+    for format_name in dict.fromkeys(args.format):
+        n_hidden = 0
+        with tqdm(
+            desc=format_name, total=n_cells, unit="cell", unit_scale=True, disable=None
+        ) as bar:
             for image in images:
-                lost += write_image(image, names, form, output, bar)
-        note = f", {lost} of them with no pixel of their own" if lost else ""
-        print(f"{form}: {len(images)} images, {n_cells} cells{note}: {shown(output / form)}")
+                n_hidden += write_image(image, names, format_name, output, bar)
+        note = f", {n_hidden} of them with no pixel of their own" if n_hidden else ""
+        print(
+            f"{format_name}: {len(images)} images, {n_cells} cells{note}: "
+            f"{display_path(output / format_name)}"
+        )
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import shown
+from cellseg.files import display_path
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="views at once on a GPU (1)")
     tiles.add_argument("--amp", action="store_true",
         help="mixed precision, where the device has it")
-    utils.add_processes(tiles, "tiles", "results")
+    utils.add_process_flags(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
     utils.add_data(images)
     images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="for train and val (train__annot.json in the data folder)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
         help="any images, or folders of them, instead; they need no list")
-    images.add_argument("--level", type=utils.whole_number, default=0, metavar="N",
+    images.add_argument("--level", type=utils.non_negative_int, default=0, metavar="N",
         help="with --images: which level of a pyramid (0, the finest)")
     results = parser.add_argument_group("results").add_argument
     results("--output", type=Path, metavar="PATH",
@@ -83,7 +83,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--level: is for --images")
     if args.dataset != "test" and not args.annotations:
         args.annotations = args.data / utils.ANNOTATIONS
-    utils.check_processes(parser, args)
+    utils.check_process_flags(parser, args)
     return args
 
 
@@ -118,14 +118,14 @@ def list_images(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str,
     """Return the name of the results file, and the images to predict."""
     from cellseg import runs
     from cellseg.read import images
-    from cellseg.read.results import FILE_NAME
+    from cellseg.read.results import RESULTS_FILE
 
     if args.images:
-        return "images-results.json", images.list_any_images(args.images, args.level)
+        return "images-results.json", images.list_image_files(args.images, args.level)
     if args.dataset == "test":
-        return FILE_NAME, images.read_test_list(args.data)
-    held_out = runs.shared_held_out(folders) if args.dataset == "val" else None
-    listed = images.list_annotated_images(args.data, args.annotations, held_out)
+        return RESULTS_FILE, images.read_test_list(args.data)
+    validation = runs.common_validation(folders) if args.dataset == "val" else None
+    listed = images.list_annotated_images(args.data, args.annotations, validation)
     return f"{args.dataset}-results.json", listed
 
 
@@ -138,15 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.distributed import check_launch
     from cellseg.predict.job import PredictionJob, choose_results, load_predictor
 
-    checkpoints = args.checkpoint or [runs.newest_run(utils.RUNS)]
-    folders = [runs.open_run(path) for path in checkpoints]
-    category_ids = [category["id"] for category in runs.shared_categories(folders)]
+    checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
+    folders = [runs.resolve_run_folder(path) for path in checkpoints]
+    category_ids = [category["id"] for category in runs.common_categories(folders)]
     name, images = list_images(args, folders)
     args.device = choose_device(args.device, args.options)
     if args.num_gpus * args.num_machines > 1:
         check_launch(args.num_gpus, args.device)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
-    print("weights: " + ", ".join(map(shown, weights)))
+    print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError(
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job.run(
             predictor, predict_shard, args.num_gpus,
-            n_machines=args.num_machines, machine=args.machine_rank, address=args.dist_url,
+            n_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
         )  # fmt: skip
         if args.machine_rank:
             print("done; machine 0 writes the results")
@@ -193,21 +193,24 @@ def write(
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
     listed = [list_entry(image) for image in job.usable]
-    truth = write_beside(results, listed, bool(args.images), args.annotations)
-    archive = None if args.images or truth else write_zip(results)
+    ground_truth = write_beside(results, listed, bool(args.images), args.annotations)
+    archive = None if args.images or ground_truth else write_zip(results)
     count, empty = check_submission(archive or results, listed, category_ids)
     without = f", {len(empty)} of them without any" if empty else ""
-    print(f"{count} cells in {len(listed)} images{without}: {shown(results)}")
+    print(f"{count} cells in {len(listed)} images{without}: {display_path(results)}")
     if archive and count:
-        print(f"checked, and ready to submit: {shown(archive)}")
+        print(f"checked, and ready to submit: {display_path(archive)}")
     elif archive:
         print(
-            f"not to be submitted: {shown(archive)} is without a cell, and the server can't "
+            f"not to be submitted: {display_path(archive)} is without a cell, and the server can't "
             "score that; lower --score_threshold, or train for longer",
             file=sys.stderr,
         )
-    if truth:
-        print(f"score them: python evaluate.py {shown(results)} --truth {shown(truth)}")
+    if ground_truth:
+        print(
+            f"score them: python evaluate.py {display_path(results)} --truth "
+            f"{display_path(ground_truth)}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import shown
+from cellseg.files import display_path
 from cellseg.look import content
-from cellseg.look.report import Content, write_report
+from cellseg.look.report import ReportContent, write_report
 from cellseg.read.cells import is_annotations
-from cellseg.read.ground_truth import default_truth
-from cellseg.read.results import newest_results
+from cellseg.read.ground_truth import find_default_ground_truth
+from cellseg.read.results import find_newest_results
 
 DESCRIPTION = """\
 Write one HTML file to look at: scores, training curves, precision and recall, and every image
@@ -38,7 +38,7 @@ def get_parser() -> utils.CommandParser:
     utils.add_scoring(
         parser,
         data_use=", where the images are",
-        truth_default="test_masks in the data folder, or no truth where it isn't there",
+        ground_truth_default="test_masks in the data folder, or no truth where it isn't there",
         threshold="the least score, 0 to 1, at which the page begins; its slider changes that, "
         "the plots stay",
     )
@@ -56,16 +56,16 @@ def get_parser() -> utils.CommandParser:
     return parser
 
 
-def collect_annotations(args: argparse.Namespace) -> Content:
+def collect_annotations(args: argparse.Namespace) -> ReportContent:
     """Collect what a page of annotations alone shows."""
     for flag, name in {"results": "RESULTS", "compare": "--compare", "truth": "--truth"}.items():
         if getattr(args, flag) is not None:
             raise InputError(f"--annotations: shows annotations alone; leave out {name}")
     utils.check_annotations(args.annotations)
-    return content.of_annotations(args.annotations, args.data)
+    return content.annotations_content(args.annotations, args.data)
 
 
-def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> Content:
+def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportContent:
     """Collect what a page of one or two results shows, with their truth if it can be told."""
     for path in paths:
         if is_annotations(path):
@@ -75,11 +75,13 @@ def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> Content:
             )
     if args.truth:
         utils.check_annotations(args.truth, " with --truth, or leave it out")
-    truth_path = args.truth or default_truth(paths, args.data)
-    if truth_path is None or not (args.truth or truth_path.exists()):
-        return content.of_results(paths, args.data, args.score_threshold)
-    truth, scores = utils.score_results(args, paths, truth_path)
-    return content.of_scores(paths, truth_path, args.data, args.score_threshold, truth, scores)
+    ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
+    if ground_truth_path is None or not (args.truth or ground_truth_path.exists()):
+        return content.results_content(paths, args.data, args.score_threshold)
+    ground_truth, scores = utils.score_results(args, paths, ground_truth_path)
+    return content.scores_content(
+        paths, ground_truth_path, args.data, args.score_threshold, ground_truth, scores
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,13 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = args.annotations
         page = collect_annotations(args)
     else:
-        source = args.results or newest_results(utils.RUNS)
+        source = args.results or find_newest_results(utils.RUNS)
         page = collect_results(args, [source, *([args.compare] if args.compare else [])])
     output = args.output or (source if source.is_dir() else source.parent) / "report.html"
     n_reduced = write_report(output, page)
     note = f", {n_reduced} of them in fewer pixels than they have" if n_reduced else ""
     size = output.stat().st_size / 1e6
-    print(f"{len(page.images)} images{note}, {size:.1f} MB: open {shown(output)} in a browser")
+    print(
+        f"{len(page.images)} images{note}, {size:.1f} MB: open {display_path(output)} in a browser"
+    )
     return 0
 
 

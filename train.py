@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cellseg.learn.session import Session
 
-MODEL = "mask_rcnn_R_50_DC5_3x"
+DEFAULT_RECIPE = "mask_rcnn_R_50_DC5_3x"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,13 +25,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = utils.CommandParser(
         "Train a Mask R-CNN on the images that annotation.py has annotated. Everything that the\n"
         "run leaves behind lands in tensorboard/<model>/<time>/. Flags left out mean what the\n"
-        "recipe in configs/ says; the defaults below are those of " + MODEL + ".",
-        f"python train.py --model {MODEL} --epochs 225 --batch_size 14 --lr 0.001 "
+        "recipe in configs/ says; the defaults below are those of " + DEFAULT_RECIPE + ".",
+        f"python train.py --model {DEFAULT_RECIPE} --epochs 225 --batch_size 14 --lr 0.001 "
         "--optimizer Adagrad --scheduler WarmupCosineLR",
     )
     # fmt: off
     what = parser.add_argument_group("what to train").add_argument
-    what("-m", "--model", metavar="NAME", help=f"a recipe in configs/ ({MODEL})")
+    what("-m", "--model", metavar="NAME", help=f"a recipe in configs/ ({DEFAULT_RECIPE})")
     what("--config_file", type=Path, metavar="FILE",
          help="a config file of your own, or the config.yaml of a former run, in place of --model")
     what("--engine", default="auto", metavar="NAME",
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
          help="part of the images to hold out and score by AP50 during training, 0 to below 1 (0)")
     data("--groups", type=Path, metavar="FILE",
          help="JSON {image: group} or CSV image,group: a group (patient, slide) is never split")
-    data("--folds", type=utils.whole_number, metavar="K",
+    data("--folds", type=utils.non_negative_int, metavar="K",
          help="cross-validate: train K runs, each with another Kth of the images held out")
     data("--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
          help="draw a batch as the network would see it (batch.png), and do not train")
@@ -63,22 +63,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     on = parser.add_argument_group("where")
     on.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (CUDA if there is a GPU)")
     on.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (4)")
-    utils.add_processes(on, "batch", "run")
+    utils.add_process_flags(on, "batch", "run")
     on.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="keys of Detectron2's config or the project's, such as SOLVER.WARMUP_ITERS 200")
     # fmt: on
     args = parser.parse_with_keys(argv)
-    utils.check_processes(parser, args)
-    began_with = {  # which is what a run goes on with
+    utils.check_process_flags(parser, args)
+    fixed_flags = {  # which is what a run goes on with
         "--config_file": args.config_file,
         "--weights": args.weights,
         "--folds": args.folds is not None,
         "MODEL.WEIGHTS": "MODEL.WEIGHTS" in args.options,
         "--model": args.model and args.resume != "newest",
     }
-    for flag, given in began_with.items():
+    for flag, given in fixed_flags.items():
         if args.resume and given:
             parser.error(f"--resume and {flag}: the run has its own; give one of them")
     if args.model and args.config_file:
@@ -109,7 +109,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     if run or args.config_file:
         cfg = config.load_config(run / runs.CONFIG if run else args.config_file, args.engine)
     else:
-        cfg = config.load_recipe(args.model or MODEL, args.engine)
+        cfg = config.load_recipe(args.model or DEFAULT_RECIPE, args.engine)
     began = cfg.clone()
     flags = {
         "SOLVER.EPOCHS": args.epochs,
@@ -139,7 +139,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     if run:
         session.check_same_start(run, cfg, began)
     else:
-        config.check_idle(cfg)
+        config.check_unused_keys(cfg)
     session.set_seed(cfg, args.num_machines)
     cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE)
     chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
@@ -160,11 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     )
     folder = session.find_run(args.resume, args.output_dir, args.model) if args.resume else None
-    folds = runs.fold_runs(folder) if folder else []
+    folds = runs.list_fold_runs(folder) if folder else []
     resumed: list[Path | None] = [*folds] or [folder]
     cfgs = [setup(args, run) for run in resumed]
     if args.show_batch:
-        return show_batch(cfgs[0], args.show_batch)
+        return draw_first_batch(cfgs[0], args.show_batch)
     if folder and folds:
         return cross_validation.resume(folder, dict(zip(folds, cfgs, strict=True)), launch)
     (cfg,) = cfgs
@@ -185,7 +185,7 @@ def train(run: Session) -> int:
     return session.train(run, Trainer)
 
 
-def show_batch(cfg: CfgNode, path: Path) -> int:
+def draw_first_batch(cfg: CfgNode, path: Path) -> int:
     """Draw the first batch of a training, augmented; return the exit code."""
     from cellseg.learn import session
     from cellseg.learn.mapper import build_stream
@@ -199,7 +199,7 @@ def show_batch(cfg: CfgNode, path: Path) -> int:
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
     names = [category["name"] for category in run.data.categories]
     write_png(path, draw_batch(samples, names, cfg.INPUT.FORMAT))
-    print(f"{utils.shown(path)}: " + ", ".join(sample["name"] for sample in samples))
+    print(f"{utils.display_path(path)}: " + ", ".join(sample["name"] for sample in samples))
     return 0
 
 

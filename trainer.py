@@ -19,10 +19,10 @@ from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.hooks import (
-    Checkpoints,
-    Curves,
-    EnoughLearned,
-    Progress,
+    CheckpointSaver,
+    EarlyStop,
+    MetricWriter,
+    ProgressBar,
     StopOnSignal,
     Validation,
 )
@@ -97,37 +97,39 @@ class Trainer(DefaultTrainer):
         cfg: CfgNode,
         model: torch.nn.Module,
         data: TrainingData,
-        show: Callable[[str, NDArray[np.uint8]], None] | None = None,
+        add_picture: Callable[[str, NDArray[np.uint8]], None] | None = None,
     ) -> AveragePrecision:
         """Score the validation set by mask AP, at COCO's 100 detections.
 
-        `show` is called for the first few images with a name and a picture of ground truth
+        `add_picture` is called for the first few images with a name and a picture of ground truth
         and detections.
         """
         names = [category["name"] for category in data.categories]
 
         def draw(sample: ImageCells, image: NDArray[np.uint8], detections: Predictions) -> None:
-            if show:
-                show(f"held out/{sample.name}", draw_middle(image, sample, detections, names))
+            if add_picture:
+                add_picture(
+                    f"held out/{sample.name}", draw_middle(image, sample, detections, names)
+                )
 
         return validate(
             Predictor([model], [cfg]).predict,
-            lambda scenes: mask_ap(scenes, len(names), (100,))[100],
+            lambda eval_images: mask_ap(eval_images, len(names), (100,))[100],
             data,
-            data.held_out,
+            data.validation,
             draw,
         )
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data
         trainer = weakref.proxy(self)  # nothing of it is to outlive it, as on a GPU between folds
-        curves = Curves(Path(cfg.OUTPUT_DIR), 20)
+        curves = MetricWriter(Path(cfg.OUTPUT_DIR), 20)
         built: list[HookBase] = []
-        if data.held_out:
+        if data.validation:
             names = [category["name"] for category in data.categories]
             built.append(
                 Validation(
-                    lambda: trainer.test(cfg, trainer.step.best_network, data, curves.show),
+                    lambda: trainer.test(cfg, trainer.step.eval_network, data, curves.add_picture),
                     self.checkpointer,
                     names,
                     cfg.TEST.EVAL_PERIOD,
@@ -136,16 +138,16 @@ class Trainer(DefaultTrainer):
             )
         if rank() == 0:
             # A run that has its final weights has its last score.
-            checkpoints = Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            built += [curves, checkpoints, Progress()]
+            checkpoints = CheckpointSaver(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            built += [curves, checkpoints, ProgressBar()]
         # Last, so that a step that is cut short here is a whole one.
         self._stop = StopOnSignal(self.checkpointer)
         return [*built, self._stop]
 
     @property
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal came, be it too late for this training."""
-        return self._stop.asked
+        return self._stop.stop_requested
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the run's checkpoint, or begin with the weights that the config names."""
@@ -153,14 +155,14 @@ class Trainer(DefaultTrainer):
             self.checkpointer.resume()
             self.start_iter = self.iter
         elif self.cfg.MODEL.WEIGHTS:
-            told = load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
+            summary = load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
             if rank() == 0:
-                print(f"initial weights: {told}", flush=True)
+                print(f"initial weights: {summary}", flush=True)
 
     def train(self) -> None:  # type: ignore[override]
         """Train until the end, or until it is asked to stop."""
         self._batches = self.build_train_loader(self.cfg, self.data, self.start_iter)
-        with contextlib.suppress(EnoughLearned):
+        with contextlib.suppress(EarlyStop):
             # DefaultTrainer's own train takes no iterations, and would look for results to verify.
             TrainerBase.train(self, self.start_iter, self.max_iter)
 
@@ -206,7 +208,7 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:
             raise self._diverged(error) from error
         if self.iter + 1 == self.max_iter < self.cfg.SOLVER.MAX_ITER:
-            raise EnoughLearned
+            raise EarlyStop
 
     def state_dict(self) -> dict[str, Any]:
         """Give the number of steps done, and the hooks' states."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cellseg.errors import InputError
-from cellseg.files import shown as shown
+from cellseg.files import display_path as display_path
 
 if TYPE_CHECKING:
     from cellseg.read.coco import COCO
@@ -92,7 +92,9 @@ def add_data(flags: argparse._ActionsContainer, use: str = "") -> None:
     )  # fmt: skip
 
 
-def add_scoring(parser: CommandParser, data_use: str, truth_default: str, threshold: str) -> None:
+def add_scoring(
+    parser: CommandParser, data_use: str, ground_truth_default: str, threshold: str
+) -> None:
     """Add RESULTS and how they are scored; what differs by command are parts of help texts."""
     parser.add_argument(
         "results", nargs="?", type=Path, metavar="RESULTS",
@@ -103,7 +105,7 @@ def add_scoring(parser: CommandParser, data_use: str, truth_default: str, thresh
         "--truth", type=Path, metavar="TRUTH",
         help="a COCO annotation file, or a folder <image>/class<K>.tif for the images of the "
         "test list (default: what inference.py left beside RESULTS of annotated images, else "
-        f"{truth_default})",
+        f"{ground_truth_default})",
     )  # fmt: skip
     add_data(parser, data_use)
     parser.add_argument(
@@ -115,11 +117,11 @@ def add_scoring(parser: CommandParser, data_use: str, truth_default: str, thresh
         help=f"{threshold} (default: 0.5)",
     )  # fmt: skip
     parser.add_argument(
-        "--resamples", type=whole_number, default=1000, metavar="N",
+        "--resamples", type=non_negative_int, default=1000, metavar="N",
         help="sets of images drawn for the 95 %% intervals; 0 for none (default: 1000)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="of these draws (default: 0)"
+        "--seed", type=non_negative_int, default=0, metavar="N", help="of these draws (default: 0)"
     )
 
 
@@ -132,42 +134,44 @@ def check_annotations(path: Path, how: str = "") -> None:
 
 
 def score_results(
-    args: argparse.Namespace, paths: Sequence[Path], truth: Path, **how: Any
+    args: argparse.Namespace, paths: Sequence[Path], ground_truth: Path, **how: Any
 ) -> tuple[COCO, list[Scores]]:
     """Score results as the flags of `add_scoring` say, and `how`, more of what `score` takes.
 
     Returns the ground truth of the images that are scored, and the scores of each of `paths`.
     """
     from cellseg.read.coco import class_names
-    from cellseg.read.ground_truth import read_scored
-    from cellseg.read.results import side_by_side
+    from cellseg.read.ground_truth import read_results_with_ground_truth
+    from cellseg.read.results import pair_by_image
     from cellseg.score.summary import score
 
-    check_annotations(truth, " with --truth")
-    coco, detections = read_scored(paths, truth, args.data, without_others=args.only_annotated)
+    check_annotations(ground_truth, " with --truth")
+    coco, detections = read_results_with_ground_truth(
+        paths, ground_truth, args.data, only_annotated=args.only_annotated
+    )
     how |= {
         "score_threshold": args.score_threshold,
         "n_resamples": args.resamples,
         "seed": args.seed,
     }
     return coco, [
-        score(side_by_side(coco, of_path, path), class_names(coco), progress=True, **how)
+        score(pair_by_image(coco, of_path, path), class_names(coco), progress=True, **how)
         for path, of_path in zip(paths, detections, strict=True)
     ]
 
 
-def add_processes(group: argparse._ArgumentGroup, work: str, result: str) -> None:
+def add_process_flags(group: argparse._ArgumentGroup, work: str, result: str) -> None:
     """Add the flags that say how many processes on how many machines share some work."""
     group.add_argument(
-        "--num_gpus", type=whole_number, default=1, metavar="N",
+        "--num_gpus", type=non_negative_int, default=1, metavar="N",
         help=f"processes on this machine, a GPU each, that share the {work} (1)",
     )  # fmt: skip
     group.add_argument(
-        "--num_machines", type=whole_number, default=1, metavar="N",
+        "--num_machines", type=non_negative_int, default=1, metavar="N",
         help=f"machines that share the {work}; run the same command on each (1)",
     )  # fmt: skip
     group.add_argument(
-        "--machine_rank", type=whole_number, default=0, metavar="N",
+        "--machine_rank", type=non_negative_int, default=0, metavar="N",
         help=f"this machine's number; machine 0 writes the {result} (0)",
     )  # fmt: skip
     group.add_argument(
@@ -176,7 +180,7 @@ def add_processes(group: argparse._ArgumentGroup, work: str, result: str) -> Non
     )  # fmt: skip
 
 
-def check_processes(parser: CommandParser, args: argparse.Namespace) -> None:
+def check_process_flags(parser: CommandParser, args: argparse.Namespace) -> None:
     """Refuse numbers of processes and machines that make no sense."""
     if not args.num_gpus:
         parser.error("--num_gpus 0: 1 or more is expected; --device cpu works without a GPU")
@@ -202,7 +206,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def whole_number(text: str) -> int:
+def non_negative_int(text: str) -> int:
     """Read a flag's value that counts something, 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
@@ -217,7 +221,7 @@ def positive_number(text: str) -> int:
 
 
 # What the system says of a path, whatever is asked of it: too long a name, no rights, …
-_OF_A_PLACE = (
+_PATH_ERRORS = (
     errno.ENAMETOOLONG,
     errno.EACCES,
     errno.EPERM,
@@ -237,7 +241,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     command = Path(sys.argv[0]).name
     # Else a process that is ended from outside would leave its unfinished files.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _mend_output()
+    _make_output_safe()
     try:
         code = main(None)
         sys.stdout.flush()
@@ -258,7 +262,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
             # Event files and logs are written by libraries.
             advice = "make room, then run it again (a training goes on with --resume)"
             problem = f"writing failed ({reason}); {advice}"
-        elif where and error.errno in _OF_A_PLACE:
+        elif where and error.errno in _PATH_ERRORS:
             problem = f"can't be used ({reason}); check the name and its rights, or name another"
         else:
             raise
@@ -267,7 +271,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     sys.exit(code)
 
 
-def _mend_output() -> None:
+def _make_output_safe() -> None:
     """Let nothing fail for want of a place to print to, or of a letter in its encoding."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: `… >&-`

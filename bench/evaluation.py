@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.sizes import image_sizes
 from cellseg.read.coco import AnnotatedImage, build_coco
-from cellseg.read.results import side_by_side
+from cellseg.read.results import pair_by_image
 from cellseg.read.synthetic import draw_tissue
-from cellseg.rle import runs_of_labels
+from cellseg.rle import label_map_to_runs
 from cellseg.score.ap import mask_ap
 from cellseg.score.summary import score
 
@@ -47,7 +47,7 @@ def draw_cells(n_images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         down, right = rng.integers(-4, 5, 2)
         for images, y, x in ((truth, top, left), (moved, top + down, left + right)):
             windows = [labels[y : y + height, x : x + width] for labels in sheet]
-            cells = {k: runs_of_labels(window)[1] for k, window in enumerate(windows, 1)}
+            cells = {k: label_map_to_runs(window)[1] for k, window in enumerate(windows, 1)}
             images.append(AnnotatedImage(f"{n}.tif", (height, width), cells, Counter()))
     results = [
         {
@@ -93,15 +93,15 @@ def main() -> None:
     theirs, their_ap = timed(lambda: pycocotools_ap(truth, copy.deepcopy(results)))
     ours, our_ap = min(
         (
-            timed(lambda: mask_ap(side_by_side(truth, results), len(CLASSES))[None].ap)
+            timed(lambda: mask_ap(pair_by_image(truth, results), len(CLASSES))[None].ap)
             for _ in range(3)
         ),
         key=lambda x: x[0],
     )
     print(f"pycocotools {theirs:6.2f} s   AP {their_ap:.12f}")
     print(f"this        {ours:6.2f} s   AP {our_ap:.12f}   {theirs / ours:.0f} times as fast")
-    story, _ = timed(lambda: score(side_by_side(truth, results), CLASSES, n_resamples=0))
-    drawn, _ = timed(lambda: score(side_by_side(truth, results), CLASSES, n_resamples=1000))
+    story, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=0))
+    drawn, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=1000))
     print(f"all numbers {story:6.2f} s   {theirs / story:.0f} times as fast as pycocotools' AP")
     print(f"intervals   {drawn - story:6.2f} s   from 1000 sets of images")
 

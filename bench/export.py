@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cellseg.rle import Runs, encode, runs_of_labels
+from cellseg.rle import MaskRuns, encode, label_map_to_runs
 
 PROJECT = Path(__file__).resolve().parents[1]
 TILE = 2000  # px: the image is made of shifted copies of one tile
@@ -48,8 +48,8 @@ def tile_labels(n_cells: int) -> np.ndarray:
 def write_case(data: Path, side: int, n_cells: int) -> int:
     """Write a data folder with one image of `side` squared, and results on it."""
     tiles = side // TILE
-    _, runs = runs_of_labels(tile_labels(n_cells // tiles**2))
-    column, row = np.divmod(runs.starts, TILE)
+    _, mask_runs = label_map_to_runs(tile_labels(n_cells // tiles**2))
+    column, row = np.divmod(mask_runs.starts, TILE)
     rng = np.random.default_rng(1)
     results = data / "test-results.json"
     count = 0
@@ -57,7 +57,9 @@ def write_case(data: Path, side: int, n_cells: int) -> int:
         for n in tqdm(range(tiles**2), "making the case", disable=None):
             x, y = (np.array(divmod(n, tiles)) * TILE).tolist()
             starts = (column + x) * side + row + y
-            moved = Runs((side, side), starts, starts + runs.ends - runs.starts, runs.offsets)
+            moved = MaskRuns(
+                (side, side), starts, starts + mask_runs.ends - mask_runs.starts, mask_runs.offsets
+            )
             for mask in encode(moved):
                 entry = {
                     "image_id": 1,

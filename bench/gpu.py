@@ -59,7 +59,7 @@ from cellseg.network import build_network
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
 from cellseg.read.tiff import read_image
-from cellseg.runs import versions
+from cellseg.runs import package_versions
 from trainer import Trainer
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
@@ -144,13 +144,13 @@ def run_tests(args: argparse.Namespace) -> Iterator[Row]:
             timeout=60 * (MINUTES["tests"] if args.tiny else minutes_of("tests", args)),
         )
         print(done.stdout + done.stderr, file=sys.stderr)
-        *_, said = ["", *(done.stdout.strip() or done.stderr.strip()).splitlines()]
-        said = said.strip("= ")
+        *_, outcome = ["", *(done.stdout.strip() or done.stderr.strip()).splitlines()]
+        outcome = outcome.strip("= ")
         if done.returncode:  # also where no test ran at all
-            said = f"failed, exit code {done.returncode}: {said}"
+            outcome = f"failed, exit code {done.returncode}: {outcome}"
     except subprocess.TimeoutExpired:
-        said = "failed: not done in time, give more --minutes"
-    yield Row("tests on the GPU", NONE, said, "", "no failure")
+        outcome = "failed: not done in time, give more --minutes"
+    yield Row("tests on the GPU", NONE, outcome, "", "no failure")
 
 
 # --- Training
@@ -169,18 +169,20 @@ def measure_training(args: argparse.Namespace) -> Iterator[Row]:
         usual = None
         if not detectron2_problem():
             seconds = (end - time.perf_counter()) * 0.4
-            usual = _if_it_fits(lambda: train_as_usual(args, data, seconds))
+            usual = _unless_out_of_memory(lambda: train_as_usual(args, data, seconds))
         paces: dict[str, Pace | None] = {}
         for number, (name, keys) in enumerate(variants(args).items()):
             left = (end - time.perf_counter()) / (len(variants(args)) - number)
-            paces[name] = _if_it_fits(partial(train_here, args, data, left, keys, not number))
+            paces[name] = _unless_out_of_memory(
+                partial(train_here, args, data, left, keys, not number)
+            )
     for name, here in paces.items():
         what, target = f"training, batch {args.batch}, images/s{name}", "≥ 1.5 ×"
         yield _compared(what, usual, here, lambda p: p.rate, "" if name else target)
-        yield _beside("… waiting for data", usual, here, lambda p: f"{p.waiting:.1%}", "< 10 %")
+        yield _row("… waiting for data", usual, here, lambda p: f"{p.waiting:.1%}", "< 10 %")
         yield _compared("… but for waiting", usual, here, lambda p: p.rate / (1 - p.waiting))
-        yield _beside("… image, not padding", usual, here, lambda p: f"{p.filled:.0%}")
-        yield _beside("… peak memory", usual, here, lambda p: p.memory)
+        yield _row("… image, not padding", usual, here, lambda p: f"{p.filled:.0%}")
+        yield _row("… peak memory", usual, here, lambda p: p.memory)
 
 
 def variants(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -196,7 +198,7 @@ def configure(
     """Return the config of a training on a data folder, and the loaded data."""
     flags = ["-m", RECIPE, "--engine", engine, "--data", data, "--device", args.device]
     flags += ["--weights", "none", "-b", args.batch, "--num_workers", args.workers]
-    cfg = train.setup(train.parse([*map(str, flags), *own_keys(args), *keys]))
+    cfg = train.setup(train.parse([*map(str, flags), *random_weight_keys(args), *keys]))
     loaded = prepare(cfg).data
     cfg.OUTPUT_DIR = str(data)
     return cfg, loaded
@@ -249,12 +251,12 @@ def train_here(
 
     batches = trainer.build_train_loader(cfg, loaded)
     with _storage():
-        found = pace(batches, step, args, seconds)
+        result = pace(batches, step, args, seconds)
         if args.profile and profile:
             with profiled("training"):
                 for _ in range(PROFILED):
                     step(next(batches))
-    return found
+    return result
 
 
 def keep_small(network: torch.nn.Module) -> None:
@@ -324,7 +326,7 @@ def _predict(
     end = time.perf_counter() + seconds
     usual = None
     if not detectron2_problem():
-        usual = _if_it_fits(lambda: predict_as_usual(args, images, keys, seconds / 2))
+        usual = _unless_out_of_memory(lambda: predict_as_usual(args, images, keys, seconds / 2))
         if usual:
             images = images[: usual[1]]  # both look at the same
     rates = {}
@@ -348,7 +350,7 @@ def _predict(
 def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
     """Give the config of a prediction with random weights."""
     flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
-    cfg = train.setup(train.parse([*flags, *own_keys(args)]))
+    cfg = train.setup(train.parse([*flags, *random_weight_keys(args)]))
     merge_options(cfg, keys)
     return cfg
 
@@ -364,8 +366,8 @@ def predict_as_usual(
     keep_small(predictor.model)
 
     def predict(image: ImageRecord) -> None:
-        found = predictor(cv2.imread(str(image.path)))["instances"]
-        encode_each(found.pred_masks)
+        instances = predictor(cv2.imread(str(image.path)))["instances"]
+        encode_each(instances.pred_masks)
 
     predict(images[0])
     began, count = time.perf_counter(), 0
@@ -395,11 +397,11 @@ def predict_here(
         return len(part) / float(time_rest(folder, part, predictor)[0])
 
     rate(images[:1])
-    found = rate(images[: max(1, int(seconds * rate(images[:4])))])
+    result = rate(images[: max(1, int(seconds * rate(images[:4])))])
     if args.profile:
         with profiled("prediction"):
             rate(images[:PROFILED])
-    return found
+    return result
 
 
 # --- Learning
@@ -407,14 +409,14 @@ def predict_here(
 
 def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
     """Train, and score on the test images."""
-    recipe, keys = (RECIPE, [*own_keys(args), "SOLVER.IMS_PER_BATCH", "2"])
+    recipe, keys = (RECIPE, [*random_weight_keys(args), "SOLVER.IMS_PER_BATCH", "2"])
     if not args.tiny:
         recipe, keys = args.recipe, LEARNING
     keys = [*keys, *args.options]
     args.output.mkdir(parents=True, exist_ok=True)
     wanted = minutes_of("learning", args)
     flags = ["-m", recipe, "--engine", args.engine, "--num_workers", str(args.workers)]
-    found = {}
+    result = {}
     with contextlib.redirect_stdout(sys.stderr):
         annotations = args.output / "annotations.json"
         annotation.main(["--data", str(args.data), "--output", str(annotations)])
@@ -423,8 +425,8 @@ def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
             weights=args.weights, pilot=PILOT,
         )  # fmt: skip
         for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
-            found[name], _ = score(run, args.data, words, args.device)
-    for name, metrics in found.items():
+            result[name], _ = score(run, args.data, words, args.device)
+    for name, metrics in result.items():
         for cap, what in {"100": "100 detections", "all": "no cap"}.items():
             value = metrics[f"AP50@{cap}"]["mean of classes"]
             here = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
@@ -438,7 +440,7 @@ def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
 
 def measure_slide(args: argparse.Namespace) -> Iterator[Row]:
     """Measure the prediction of a slide with the run that learned: test images side by side."""
-    run = runs.newest_run(args.output / "runs")
+    run = runs.find_newest_run(args.output / "runs")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         slide = Path(folder) / "slide.tif"
         side = 256 if args.tiny else SLIDE
@@ -479,21 +481,21 @@ def minutes_of(part: str, args: argparse.Namespace) -> float:
     return float(args.minutes or MINUTES[part])
 
 
-def own_keys(args: argparse.Namespace) -> list[str]:
+def random_weight_keys(args: argparse.Namespace) -> list[str]:
     """Give the keys of a network with random weights."""
     return [*RANDOM, *(TINY if args.tiny else [])]
 
 
-def _if_it_fits(measure: Callable[[], Any]) -> Any:
+def _unless_out_of_memory(measure: Callable[[], Any]) -> Any:
     """Measure; None if the GPU's memory is too small. What it held is given back."""
-    found = None
+    result = None
     try:
-        found = measure()
+        result = measure()
     except torch.OutOfMemoryError as error:
         print(f"out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
     gc.collect()
     torch.cuda.empty_cache()
-    return found
+    return result
 
 
 def _synchronise(device: str) -> None:
@@ -525,7 +527,7 @@ def profiled(what: str) -> Iterator[None]:
     print(f"{what}, profiled:\n{table}", file=sys.stderr)
 
 
-def _beside(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: str = "") -> Row:
+def _row(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: str = "") -> Row:
     """Give the row of two values that there may be."""
     slow, fast = (NONE if x is None else say(x) for x in (usual, here))
     return Row(what, slow, fast, "", target)
@@ -535,7 +537,7 @@ def _compared(
     what: str, usual: Any, here: Any, value: Callable[[Any], float], target: str = ""
 ) -> Row:
     """Give the row of two rates that there may be, and of their ratio."""
-    row = _beside(what, usual, here, lambda x: f"{value(x):.2f}", target)
+    row = _row(what, usual, here, lambda x: f"{value(x):.2f}", target)
     if usual is None or here is None:
         return row
     return Row(what, row.usual, row.here, f"{value(here) / value(usual):.1f} ×", target)
@@ -551,11 +553,11 @@ def machine(device: str) -> str:
 
 def as_markdown(args: argparse.Namespace, command: Sequence[str], rows: Sequence[Row]) -> str:
     """Write the table with all that it takes to repeat it."""
-    found = ", ".join(f"{package} {version}" for package, version in versions().items())
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     lines = [
         f"## {datetime.date.today()}, {machine(args.device)}",
         "",
-        f"{found}, CUDA {torch.version.cuda}; {count_cores()} cores, {args.workers} of them "
+        f"{versions}, CUDA {torch.version.cuda}; {count_cores()} cores, {args.workers} of them "
         f"loading images; engine {args.engine}",
         "",
         f"    {shlex.join(command)}",
@@ -618,7 +620,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda)")
     parser.add_argument("--batch", type=int, default=14, metavar="N", help="images a step (14)")
     parser.add_argument(
-        "--workers", type=utils.whole_number, default=4, metavar="N",
+        "--workers", type=utils.non_negative_int, default=4, metavar="N",
         help="processes that load images, for both ways (4)",
     )  # fmt: skip
     parser.add_argument(
@@ -676,13 +678,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:  # noqa: BLE001 what the other parts found must not be lost
             if not isinstance(error, InputError):
                 traceback.print_exc()
-            said = f"failed: {type(error).__name__}: {error}"
-            rows.append(Row(part, NONE, said.splitlines()[0]))
+            outcome = f"failed: {type(error).__name__}: {error}"
+            rows.append(Row(part, NONE, outcome.splitlines()[0]))
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "table.md"
     with write_atomic(path) as file:
         file.write(as_markdown(args, command, rows))
-    print(f"{machine(args.device)}; written to {utils.shown(path)}\n{as_text([HEAD, *rows])}")
+    print(
+        f"{machine(args.device)}; written to {utils.display_path(path)}\n{as_text([HEAD, *rows])}"
+    )
     return int(any(row.here.startswith("failed") for row in rows))
 
 

@@ -120,7 +120,7 @@ def train_for(
 
     def run(folder: Path, iterations: int) -> Path:
         train.main([*flags, str(folder), *keys, "SOLVER.MAX_ITER", str(iterations)])
-        return runs.newest_run(folder)
+        return runs.find_newest_run(folder)
 
     for steps in pilot if pace is None else ():
         if pace is not None:
@@ -129,7 +129,7 @@ def train_for(
                 break
         with tempfile.TemporaryDirectory() as folder:
             timed = run(Path(folder), steps)
-            pace = json.loads((timed / runs.CURVES).read_text().splitlines()[-1])["time"]
+            pace = json.loads((timed / runs.METRICS).read_text().splitlines()[-1])["time"]
     assert pace is not None
     iterations = max(1, round(60 * minutes / pace))
     began = time.perf_counter()

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cellseg.cellmasks import CellMasks
 from cellseg.device import detectron2_problem
 from cellseg.read.synthetic import draw_tissue
-from cellseg.rle import runs_of_labels
+from cellseg.rle import label_map_to_runs
 from cellseg.view import View
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def draw_masks(n_cells: int) -> CellMasks:
     density = 1.3 * n_cells / (HEIGHT * WIDTH / 1e6)
     labels = np.sum(draw_tissue(HEIGHT, WIDTH, np.random.default_rng(0), density)[1], axis=0)
     assert labels.max() >= n_cells, f"only {labels.max()} cells found room"
-    runs = runs_of_labels(np.where(labels <= n_cells, labels, 0))[1]
-    return View((0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH)).apply_masks(runs)[1]
+    mask_runs = label_map_to_runs(np.where(labels <= n_cells, labels, 0))[1]
+    return View((0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH)).apply_masks(mask_runs)[1]
 
 
 def draw_whole(masks: CellMasks) -> BitMasks:

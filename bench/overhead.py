@@ -34,11 +34,11 @@ from bench.prediction import make_masks
 from bench.sizes import image_sizes
 from cellseg.config import load_recipe
 from cellseg.images import ImageRecord
-from cellseg.network import Found, build_network
+from cellseg.network import Detections, build_network
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.read.images import list_entry
-from cellseg.view import shortest_edge
+from cellseg.view import resize_shortest_edge
 from cellseg.write.submission import check_submission, write_submission, write_zip
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
@@ -47,29 +47,29 @@ Size = tuple[int, int]
 Seconds = NDArray[np.float64]
 
 
-class StandIn(torch.nn.Module):
+class FakeNetwork(torch.nn.Module):
     """Says of the first image what was made up for it, and so on."""
 
     def __init__(self, sizes: Sequence[Size]) -> None:
         super().__init__()
-        self.found = iter([make_up(size, number) for number, size in enumerate(sizes)])
+        self.found = iter([random_detections(size, number) for number, size in enumerate(sizes)])
 
-    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Give what was made up, in the pixels of the images."""
-        return [self._zoomed(next(self.found), image.shape[1:]) for image in images]
+        return [self._resized(next(self.found), image.shape[1:]) for image in images]
 
-    def _zoomed(self, cells: tuple[Size, Found], seen: Sequence[int]) -> Found:
+    def _resized(self, cells: tuple[Size, Detections], network_size: Sequence[int]) -> Detections:
         (height, width), found = cells
-        zoom = torch.tensor([seen[1] / width, seen[0] / height] * 2)
-        return Found(found.boxes * zoom, found.scores, found.classes, found.masks)
+        scale = torch.tensor([network_size[1] / width, network_size[0] / height] * 2)
+        return Detections(found.boxes * scale, found.scores, found.classes, found.masks)
 
 
-def make_up(size: Size, seed: int) -> tuple[Size, Found]:
+def random_detections(size: Size, seed: int) -> tuple[Size, Detections]:
     """Make up the cells of an image of that size, in its pixels."""
     n = min(800, 1 + size[0] * size[1] * 1400 // 10**6)
     torch.manual_seed(seed)
     masks, boxes = make_masks(n, *size)
-    return size, Found(boxes, torch.rand(n), torch.arange(n) % len(CATEGORIES), masks)
+    return size, Detections(boxes, torch.rand(n), torch.arange(n) % len(CATEGORIES), masks)
 
 
 def write_images(folder: Path, sizes: Sequence[Size]) -> list[ImageRecord]:
@@ -114,13 +114,13 @@ def time_network(sizes: Sequence[Size], n_parts: int) -> Seconds:
     network: Any = build_network(cfg).eval()
     seconds, rates = np.zeros(2), []
     with torch.no_grad():
-        network.find([torch.zeros((3, 256, 256), dtype=torch.uint8)])  # libraries warm up
+        network.detect([torch.zeros((3, 256, 256), dtype=torch.uint8)])  # libraries warm up
         for part in np.array_split(sorted(map(megapixels, sizes)), n_parts):
             middle = part[len(part) // 2]
-            height, width = seen(next(size for size in sizes if megapixels(size) == middle))
+            height, width = network_size(next(size for size in sizes if megapixels(size) == middle))
             image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
             began = clocks()
-            network.find([image])
+            network.detect([image])
             took = clocks() - began
             print(f"network: {height} x {width}: {took[0]:.2f} s; {len(part)} images like it")
             seconds += took * part.sum() / middle
@@ -129,14 +129,14 @@ def time_network(sizes: Sequence[Size], n_parts: int) -> Seconds:
     return seconds
 
 
-def seen(size: Size) -> Size:
+def network_size(size: Size) -> Size:
     """Height and width as the network sees an image."""
-    return shortest_edge(size, 1000, 1333)
+    return resize_shortest_edge(size, 1000, 1333)
 
 
 def megapixels(size: Size) -> float:
     """Megapixels that the network sees of an image."""
-    height, width = seen(size)
+    height, width = network_size(size)
     return height * width / 10**6
 
 
@@ -148,16 +148,16 @@ def main() -> None:
         "--forward", type=int, default=10, metavar="N", help="that the network looks at (10)"
     )
     args = parser.parse_args()
-    n_looked = min(args.forward, args.images)
+    n_seen = min(args.forward, args.images)
     sizes = image_sizes(args.images)
     cfg = load_recipe(RECIPE, "torchvision")
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), sizes)
-        rest = time_rest(Path(folder), images, Predictor([StandIn(sizes)], [cfg]))
-    network = time_network(sizes, n_looked)
-    said = "measured" if n_looked == len(sizes) else f"extrapolated from {n_looked} of them"
+        rest = time_rest(Path(folder), images, Predictor([FakeNetwork(sizes)], [cfg]))
+    network = time_network(sizes, n_seen)
+    line = "measured" if n_seen == len(sizes) else f"extrapolated from {n_seen} of them"
     print(
-        f"{len(sizes)} images, {torch.get_num_threads()} threads; network {said}, the rest measured"
+        f"{len(sizes)} images, {torch.get_num_threads()} threads; network {line}, the rest measured"
     )
     for number, clock in enumerate(("seconds", "CPU seconds")):
         print(

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import report
 from cellseg.read.coco import load_coco
-from cellseg.rle import boxes_xyxy, encode, runs_of_labels, xyxy_to_xywh
+from cellseg.rle import boxes_xyxy, encode, label_map_to_runs, xyxy_to_xywh
 from tests.look.browser import open_page, wait_until_ready
 
 N_IMAGES = 101
@@ -62,8 +62,8 @@ def make(folder: Path) -> None:
         truth["images"].append(
             {"id": id_, "file_name": f"{id_}.tif", "height": size[0], "width": size[1]}
         )
-        _, runs = runs_of_labels(labels)
-        _, moved = runs_of_labels(np.roll(labels, rng.integers(-4, 5, 2), (0, 1)))
+        _, runs = label_map_to_runs(labels)
+        _, moved = label_map_to_runs(np.roll(labels, rng.integers(-4, 5, 2), (0, 1)))
         classes = rng.integers(1, 5, len(runs)).tolist()
         boxes = xyxy_to_xywh(boxes_xyxy(runs)).tolist()
         for mask, k, box in zip(encode(runs), classes, boxes, strict=True):

@@ -30,7 +30,7 @@ import torch
 
 from cellseg.config import default_config
 from cellseg.images import ImageRecord
-from cellseg.network import Found
+from cellseg.network import Detections
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tiles import Tile, TilePlan
@@ -44,7 +44,7 @@ ZOOM = 1.33
 CATEGORIES = (1, 2, 3, 4)
 
 
-class StandIn(torch.nn.Module):
+class FakeNetwork(torch.nn.Module):
     """Says of the first image what the first tile shows, of the second image the second, …"""
 
     def __init__(self, plan: TilePlan) -> None:
@@ -52,12 +52,12 @@ class StandIn(torch.nn.Module):
         self.tiles = iter(plan)
         self.per_side = int(plan.size[0] / STEP)
 
-    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Find the cells of the next tiles."""
         return [discs(next(self.tiles), self.per_side) for _ in images]
 
 
-def discs(tile: Tile, per_side: int) -> Found:
+def discs(tile: Tile, per_side: int) -> Detections:
     """Draw the discs that a tile shows. They stand on a grid, moved and sized by no chance."""
     left, top, right, bottom = tile.window
     columns = torch.arange(max(0, int(left / STEP) - 1), min(per_side, int(right / STEP) + 2))
@@ -83,7 +83,7 @@ def discs(tile: Tile, per_side: int) -> Found:
     distance = torch.hypot(
         x[:, None, :] - centre[:, 0, None, None], y[:, :, None] - centre[:, 1, None, None]
     )
-    return Found(
+    return Detections(
         ((boxes - edge[:2].repeat(2)) * ZOOM).float(),
         (0.5 + 0.5 * (grid @ torch.tensor([0.259921, 0.442250]).double() % 1)).float(),
         (grid.sum(1) % len(CATEGORIES)).long(),
@@ -124,7 +124,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])
     image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)
-    predictor = Predictor([StandIn(predictor.plan(read_size(image)))], [cfg])
+    predictor = Predictor([FakeNetwork(predictor.plan(read_size(image)))], [cfg])
     job = PredictionJob.begin(predictor, [], [image], folder / "results.json")
     lap = laps()
     steps = [next(lap)]

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from cellseg.predict.merge import merge_tiles
-from cellseg.predict.tiles import Tile, TilePlan, choose_tile, plan_tiles
+from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import areas, boxes_xyxy, decode, encode, join_runs
 
@@ -55,24 +55,24 @@ def discs(tile: Tile, size: tuple[int, int]) -> Predictions:
     shown = (column >= left) & (column < right) & (end > start)
     base = (column[shown] - left) * (bottom - top)
     kept, disc = np.unique(np.nonzero(shown)[0], return_inverse=True)
-    runs = join_runs(tile.size, len(kept), disc, base + start[shown], base + end[shown])
+    mask_runs = join_runs(tile.size, len(kept), disc, base + start[shown], base + end[shown])
     return Predictions(
         tile.size,
-        boxes_xyxy(runs).astype(np.float32),
+        boxes_xyxy(mask_runs).astype(np.float32),
         ((i * 0.259921 + j * 0.442250) % 1)[kept].astype(np.float32),
         (i + j)[kept] % 4,
-        encode(runs),
+        encode(mask_runs),
     )
 
 
-def plan_of(side: int) -> TilePlan:
+def make_plan(side: int) -> TilePlan:
     """Plan tiles as for the homework's cells, of which few are longer than 65 pixels."""
-    return plan_tiles((side, side), *choose_tile(65))
+    return plan_tiles((side, side), *choose_tile_size(65))
 
 
 def measure(side: int, pipe: Connection) -> None:
     """Send how many tiles and cells there were, the CPU seconds, and the most MB held."""
-    plan = plan_of(side)
+    plan = make_plan(side)
     began = time.process_time()
     for tile in plan:
         discs(tile, plan.size)
@@ -84,11 +84,11 @@ def measure(side: int, pipe: Connection) -> None:
         pixels += int(areas(decode(batch.masks)).sum())
     merged = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    assert (cells, pixels) == truth(side), "not the truth came out"
+    assert (cells, pixels) == draw_ground_truth(side), "not the truth came out"
     pipe.send((len(plan), cells, drawn, merged, memory))
 
 
-def truth(side: int) -> tuple[int, int]:
+def draw_ground_truth(side: int) -> tuple[int, int]:
     """Count the discs of an image and their pixels, in windows side by side."""
     pixels = 0
     for left in range(0, side, WINDOW):

@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
 def count_views(run: Path, words: list[str]) -> int:
     """Count the views in which each tile is looked at."""
     args = inference.parse(["--device", "cpu", *words])
-    test = inference.configure(args, runs.open_run(run)).TEST
+    test = inference.configure(args, runs.resolve_run_folder(run)).TEST
     return int(test.SYMMETRIES * len(test.SCALES))
 
 

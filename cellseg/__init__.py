@@ -2,7 +2,7 @@
 
     from cellseg import Predictor
 
-    predictor = Predictor.of_run("tensorboard/small_fpn/20250401-120000")
+    predictor = Predictor.from_run("tensorboard/small_fpn/20250401-120000")
     predictions = predictor.predict("image.tif", score_threshold=0.5)
 
 The packages follow the way of the data: `read`, `learn`, `predict`, `write`, `score`, `look`.

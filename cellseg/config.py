@@ -25,7 +25,7 @@ from cellseg.keys import (
     FLAGS,
     OWN,
     PREDICTION_RANGES,
-    SHARED,
+    SHARED_KEYS,
     SIDE_RANGE,
     TRAINING_RANGES,
     Allowed,
@@ -43,7 +43,7 @@ def default_config(engine: str) -> CfgNode:
 
         cfg = get_cfg()
     else:
-        cfg = CfgNode(SHARED)
+        cfg = CfgNode(SHARED_KEYS)
     cfg.set_new_allowed(True)
     cfg.merge_from_other_cfg(type(cfg)(OWN))
     cfg.set_new_allowed(False)
@@ -52,7 +52,7 @@ def default_config(engine: str) -> CfgNode:
 
 
 # Key -> key that sets it: from lengths in epochs or parts of the run, or from the data.
-_RELATIVE = {
+_DERIVED_KEYS = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
     "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
     "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
@@ -68,7 +68,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Say which of `names` the user may have meant, as the end of an error's line."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -85,7 +85,7 @@ def load_recipe(name: str, engine: str = "auto") -> CfgNode:
     path = RECIPES / f"{name}.yaml"
     if name not in recipe_names():
         raise InputError(
-            f"--model {name}: no such recipe in configs/; {nearest(name, recipe_names())}"
+            f"--model {name}: no such recipe in configs/; {did_you_mean(name, recipe_names())}"
         )
     return load_config(path, engine)
 
@@ -109,9 +109,9 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     cfg = CfgNode()
     try:
         loaded = CfgNode.load_yaml_with_base(str(path))
-        cfg = default_config(_engine_of(loaded, path, engine))
+        cfg = default_config(_config_engine(loaded, path, engine))
         cfg.merge_from_other_cfg(_with_floats(type(cfg)(loaded), cfg))
-        for key in _overruled(path):
+        for key in _overridden_keys(path):
             cfg.merge_from_list([key, type(flatten(cfg)[key])()])
     except FileNotFoundError as error:
         raise InputError(
@@ -122,25 +122,25 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({error}); a config file is expected") from None
     except KeyError as error:
-        raise InputError(f"{path}: {_unknown(str(error.args[0]), cfg)}") from None
+        raise InputError(f"{path}: {_unknown_key_message(str(error.args[0]), cfg)}") from None
     except RecursionError:
         raise InputError(f"{path}: its _BASE_ leads back to itself; take it out") from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
-    empty = _emptied(cfg, default_config(cfg.ENGINE))
+    empty = _emptied_key(cfg, default_config(cfg.ENGINE))
     if empty:
         raise InputError(f"{path}: {empty} has no value; give it one, or take it out")
-    if cfg.VERSION != SHARED["VERSION"]:
+    if cfg.VERSION != SHARED_KEYS["VERSION"]:
         raise InputError(
             f"{path}: not a config of this project (VERSION {cfg.VERSION}, expected "
-            f"{SHARED['VERSION']})"
+            f"{SHARED_KEYS['VERSION']})"
         )
     if not cfg.RECIPE:
         cfg.RECIPE = path.stem
     return cfg
 
 
-def _emptied(cfg: CfgNode, former: CfgNode) -> str | None:
+def _emptied_key(cfg: CfgNode, former: CfgNode) -> str | None:
     """Name a key that has no value any more, which yacs takes from anyone."""
     now, before = flatten(cfg), flatten(former)
     gone = (key for key in now if now[key] is None and before.get(key, "a section") is not None)
@@ -157,23 +157,23 @@ def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:
     return loaded
 
 
-def _overruled(path: Path) -> set[str]:
+def _overridden_keys(path: Path) -> set[str]:
     """Name the keys of a config file's `_BASE_` that set a key which the file itself gives."""
     own = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
     bases = own.pop("_BASE_", [])
     keys = flatten(own)
-    overruled: set[str] = set()
+    overridden: set[str] = set()
     for base in [bases] if isinstance(bases, str) else bases:
-        overruled |= _overruled(path.parent / Path(base).expanduser())
-    for key, setter in _RELATIVE.items():
+        overridden |= _overridden_keys(path.parent / Path(base).expanduser())
+    for key, setter in _DERIVED_KEYS.items():
         if setter in keys:
-            overruled.discard(setter)
+            overridden.discard(setter)
         elif key in keys:
-            overruled.add(setter)
-    return overruled
+            overridden.add(setter)
+    return overridden
 
 
-def _engine_of(loaded: object, path: Path, wanted: str) -> str:
+def _config_engine(loaded: object, path: Path, wanted: str) -> str:
     """Choose the engine of a config file, which may name it."""
     named = loaded.get("ENGINE") if isinstance(loaded, dict) else None
     if named is None:
@@ -191,7 +191,7 @@ def _engine_of(loaded: object, path: Path, wanted: str) -> str:
     return str(named)
 
 
-def _unknown(message: str, cfg: CfgNode) -> str:
+def _unknown_key_message(message: str, cfg: CfgNode) -> str:
     key = message.rpartition(" ")[2]
     keys = list(flatten(cfg))
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
@@ -233,7 +233,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     keys = flatten(cfg)
     for key, value in zip(options[::2], options[1::2], strict=True):
         if key not in keys:
-            raise InputError(_unknown(key, cfg))
+            raise InputError(_unknown_key_message(key, cfg))
         if key in ("ENGINE", "VERSION"):  # which the other keys hang on
             raise InputError(f"{key} {value}: can't be set so; leave it out, or see --engine")
         try:
@@ -245,12 +245,12 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
             raise InputError(
                 f"{key} {value}: a value like {keys[key]!r} is expected ({error})"
             ) from None
-        if key in _RELATIVE:
-            cfg.merge_from_list([_RELATIVE[key], type(flatten(cfg)[_RELATIVE[key]])()])
+        if key in _DERIVED_KEYS:
+            cfg.merge_from_list([_DERIVED_KEYS[key], type(flatten(cfg)[_DERIVED_KEYS[key]])()])
 
 
 @contextlib.contextmanager
-def building(source: object) -> Iterator[None]:
+def config_errors(source: object) -> Iterator[None]:
     """Say in one line what a library finds wrong with a config while it builds from it.
 
     Detectron2 checks most of its keys only then, each in a way of its own. The traceback
@@ -281,7 +281,7 @@ def building(source: object) -> Iterator[None]:
 
 
 # Keys of Detectron2's own trainer -> what to do instead.
-_IDLE = {
+_UNUSED_KEYS = {
     "TEST.AUG.ENABLED": "give TEST.SYMMETRIES or TEST.SCALES",
     "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA averages the statistics too",
     "MODEL.LOAD_PROPOSALS": "proposals are found by the network alone",
@@ -290,7 +290,7 @@ _IDLE = {
 }
 
 
-def check_idle(cfg: CfgNode) -> None:
+def check_unused_keys(cfg: CfgNode) -> None:
     """Check that a new run is given no keys that would change nothing.
 
     Raises
@@ -299,7 +299,7 @@ def check_idle(cfg: CfgNode) -> None:
         If it is.
     """
     own, known = flatten(cfg), flatten(default_config(cfg.ENGINE))
-    for key, instead in _IDLE.items():
+    for key, instead in _UNUSED_KEYS.items():
         if own.get(key) != known.get(key):
             raise InputError(f"{key} {own[key]}: changes nothing here; {instead}")
 

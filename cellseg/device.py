@@ -91,7 +91,7 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
     return str(device)
 
 
-def mixed_precision(device: str, wanted: bool) -> torch.dtype | None:
+def autocast_dtype(device: str, wanted: bool) -> torch.dtype | None:
     """Choose the type of mixed precision: bfloat16 where the device computes in it.
 
     Else float16 on "cuda", and None, for none, on "cpu": a device without instructions for

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 
-_OTHERS_MESSAGE = "--num_gpus: one of the other processes has ended; its own message says why"
+_OTHER_PROCESS_ENDED = "--num_gpus: one of the other processes has ended; its own message says why"
 
 
 def world_size() -> int:
@@ -68,8 +68,8 @@ def launch(
     *args: Any,
     device: str = "cpu",
     n_machines: int = 1,
-    machine: int = 0,
-    address: str = "auto",
+    machine_rank: int = 0,
+    dist_url: str = "auto",
 ) -> None:
     """Let several processes work at the same time, which Detectron2 starts and connects.
 
@@ -81,7 +81,7 @@ def launch(
         Called in each with `args`, which are pickled.
     device
         "cuda" for a GPU of its own for each process; on "cpu" they see none.
-    n_machines, machine, address
+    n_machines, machine_rank, dist_url
         How many machines take part, this one's number, and where number 0 is to be found.
 
     Raises
@@ -97,32 +97,34 @@ def launch(
     if torch.device(device).type == "cpu":
         values["CUDA_VISIBLE_DEVICES"] = ""  # Detectron2 would connect them by their GPUs
     try:
-        with _environment(values):
-            engine.launch(_take_part, n_processes, n_machines, machine, address, args=(work, args))
+        with _environment_variables(values):
+            engine.launch_processes(
+                _run_in_process, n_processes, n_machines, machine_rank, dist_url, args=(work, args)
+            )
     except ProcessRaisedException as error:
-        lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_ENDED)
-        if lost or _OTHERS_MESSAGE in str(error):
-            raise _ended("another has lost it") from None
+        lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_LOST)
+        if lost or _OTHER_PROCESS_ENDED in str(error):
+            raise _process_ended_error("another has lost it") from None
         _, found, message = str(error).rpartition("InputError: ")
         if not found:
             raise
         raise InputError(message.strip()) from None
     except ProcessExitedException as error:
-        raise _ended(str(error)) from None
+        raise _process_ended_error(str(error)) from None
 
 
 # What a process says that waits for one which has ended. That one is mostly seen first.
-_CONNECTION_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-def _ended(how: str) -> InputError:
+def _process_ended_error(how: str) -> InputError:
     return InputError(
         f"--num_gpus: one of the processes was ended from outside ({how}), perhaps for want of "
         "memory; go on, with fewer of them if it happens again"
     )
 
 
-def _take_part(work: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _run_in_process(work: Callable[..., object], args: tuple[Any, ...]) -> None:
     """Do this process's work, and then leave the others in good order.
 
     The threads of a process group let go of tensors, for which they need the interpreter:
@@ -137,7 +139,7 @@ def _take_part(work: Callable[..., object], args: tuple[Any, ...]) -> None:
         distributed.destroy_process_group()
 
 
-def build_barrier() -> Callable[[], None]:
+def make_barrier() -> Callable[[], None]:
     """Give a function that returns when all processes have called it that `launch` started.
 
     It waits for the slowest, however long that takes, and raises InputError if one of them
@@ -149,13 +151,13 @@ def build_barrier() -> Callable[[], None]:
         try:
             distributed.barrier(group)
         except RuntimeError:
-            raise InputError(_OTHERS_MESSAGE) from None
+            raise InputError(_OTHER_PROCESS_ENDED) from None
 
     return barrier
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def _environment_variables(values: dict[str, str]) -> Iterator[None]:
     """Set variables of the environment for the processes that are started within."""
     former = {key: os.environ.get(key) for key in values}
     os.environ.update(values)

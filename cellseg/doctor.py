@@ -12,35 +12,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cellseg.device import detectron2_problem
-from cellseg.runs import versions
+from cellseg.runs import package_versions
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at: whether it is good, and if not, what to do."""
 
-    what: str
-    good: bool
+    name: str
+    ok: bool
     remedy: str = ""
     needed: bool = True
 
 
-def examine() -> Iterator[Finding]:
+def run_checks() -> Iterator[Check]:
     """Look at Python, the packages, the compiled operators and CUDA."""
     version = sys.version_info[:2]
-    yield Finding(
+    yield Check(
         f"Python {platform.python_version()}",
         (3, 10) <= version <= (3, 12),
         "3.10, 3.11 or 3.12 is needed: make distclean, then make setup PYTHON=python3.11",
     )
-    for package, found in versions().items():
+    for package, found in package_versions().items():
         if package not in ("python", "detectron2"):
-            yield Finding(f"{package} {found}", found != "missing", "run make setup")
+            yield Check(f"{package} {found}", found != "missing", "run make setup")
     yield _torchvision()
-    yield _detectron2(versions()["detectron2"])
+    yield _detectron2(package_versions()["detectron2"])
     yield _cuda()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    yield Finding(
+    yield Check(
         f"C++ compiler {compiler or 'missing'}",
         compiler is not None,
         "only needed to build Detectron2 (on Debian or Ubuntu: apt install g++ python3-dev)",
@@ -48,10 +48,10 @@ def examine() -> Iterator[Finding]:
     )
 
 
-def _detectron2(version: str) -> Finding:
+def _detectron2(version: str) -> Check:
     """Whether Detectron2 can be used; where it can't, there is the torchvision engine."""
     problem = detectron2_problem()
-    return Finding(
+    return Check(
         f"detectron2 {version}: " + (problem or "its compiled operators load"),
         not problem,
         "all but cascades and several processes runs on torchvision without it; to have it: make "
@@ -61,22 +61,22 @@ def _detectron2(version: str) -> Finding:
     )
 
 
-def _torchvision() -> Finding:
+def _torchvision() -> Check:
     """Whether torchvision's compiled operators load."""
     try:
         from torchvision.ops import nms  # noqa: F401
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(
+        return Check(
             f"torchvision's compiled operators: {reason}",
             False,
             "torch and torchvision must be a pair that was built together, as the one in "
             "requirements.txt is: make distclean, make setup",
         )
-    return Finding("torchvision's compiled operators load", True)
+    return Check("torchvision's compiled operators load", True)
 
 
-def _cuda() -> Finding:
+def _cuda() -> Check:
     remedy = (
         "training needs a GPU in earnest (NVIDIA, with a driver that suits this torch: "
         "nvidia-smi says); the demo and small runs work without"
@@ -88,7 +88,7 @@ def _cuda() -> Finding:
             capability = torch.cuda.get_device_properties(0)
             memory = capability.total_memory / 2**30
             if not _built_with_cuda():
-                return Finding(
+                return Check(
                     f"CUDA: {capability.name} is there, but Detectron2 was built without CUDA",
                     False,
                     "the recipes run on the GPU all the same; for its deformable convolutions and "
@@ -96,14 +96,14 @@ def _cuda() -> Finding:
                     "distclean, FORCE_CUDA=1 make setup",
                     needed=False,
                 )
-            return Finding(
+            return Check(
                 f"CUDA {torch.version.cuda}: {torch.cuda.device_count()} x {capability.name}, "
                 f"{memory:.0f} GiB",
                 True,
             )
-        return Finding("CUDA: no GPU that torch can use", False, remedy, needed=False)
+        return Check("CUDA: no GPU that torch can use", False, remedy, needed=False)
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
-        return Finding(f"CUDA: {error}", False, remedy, needed=False)
+        return Check(f"CUDA: {error}", False, remedy, needed=False)
 
 
 def _built_with_cuda() -> bool:
@@ -116,15 +116,17 @@ def _built_with_cuda() -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found; 0 if all that is needed is there, else 2."""
     argparse.ArgumentParser("python -m cellseg.doctor", description=__doc__).parse_args(argv)
-    healthy = True
-    for finding in examine():
-        mark = "ok " if finding.good else "NO " if finding.needed else "-  "
-        print(f"{mark} {finding.what}")
-        if not finding.good:
+    all_needed_ok = True
+    for finding in run_checks():
+        mark = "ok " if finding.ok else "NO " if finding.needed else "-  "
+        print(f"{mark} {finding.name}")
+        if not finding.ok:
             print(f"     {finding.remedy}")
-            healthy &= not finding.needed
-    print("all that is needed is there" if healthy else "not everything that is needed is there")
-    return 0 if healthy else 2
+            all_needed_ok &= not finding.needed
+    print(
+        "all that is needed is there" if all_needed_ok else "not everything that is needed is there"
+    )
+    return 0 if all_needed_ok else 2
 
 
 if __name__ == "__main__":

@@ -42,13 +42,13 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             raise OSError(errno.EINVAL, "not an ordinary file")
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(target)
-        made, temporary = _open_beside(target)
+        remove_unfinished(target)
+        descriptor, temporary = _create_temporary(target)
         # mkstemp makes the file private; give it the rights of any new file.
         Path(temporary).chmod(0o666 & ~_umask())
         encoding = None if "b" in mode else "utf-8"
         # Through an opener, so that the file knows its name: tifffile asks for it.
-        with open(temporary, mode, encoding=encoding, opener=lambda *_: made) as file:
+        with open(temporary, mode, encoding=encoding, opener=lambda *_: descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,36 +68,38 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
                 os.unlink(temporary)
 
 
-_UNFINISHED = ".part"
+_TEMPORARY_SUFFIX = ".part"
 
 
-def _beginning(path: Path) -> str:
+def _temporary_prefix(path: Path) -> str:
     """Begin the names of `path`'s unfinished files, not longer than names may be: 255 bytes."""
     return f".{path.name[:60]}."
 
 
-def _open_beside(path: Path) -> tuple[int, str]:
+def _create_temporary(path: Path) -> tuple[int, str]:
     """Make a file beside `path` that stays locked as long as this process holds it open."""
     while True:
-        made, name = tempfile.mkstemp(_UNFINISHED, _beginning(path), path.parent)
+        descriptor, name = tempfile.mkstemp(_TEMPORARY_SUFFIX, _temporary_prefix(path), path.parent)
         try:
-            _lock(made)
+            _lock(descriptor)
             ours = Path(name).exists()
         except BlockingIOError:
             ours = False
         except OSError:  # a file system that knows no locks, so that none is cleared there
             ours = True
         if ours:
-            return made, name
-        os.close(made)  # another process cleared it away before it was locked
+            return descriptor, name
+        os.close(descriptor)  # another process cleared it away before it was locked
 
 
-def clear_leftovers(path: Path) -> None:
+def remove_unfinished(path: Path) -> None:
     """Remove the unfinished files of processes that were killed while they wrote `path`."""
-    for left in path.parent.glob(f"{glob.escape(_beginning(path))}????????{_UNFINISHED}"):
-        with contextlib.suppress(OSError), open(left, "r+b") as file:
+    for leftover in path.parent.glob(
+        f"{glob.escape(_temporary_prefix(path))}????????{_TEMPORARY_SUFFIX}"
+    ):
+        with contextlib.suppress(OSError), open(leftover, "r+b") as file:
             _lock(file.fileno())
-            left.unlink()
+            leftover.unlink()
 
 
 def _lock(file: int) -> None:
@@ -172,7 +174,7 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
         ) from None
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def display_path(path: str | os.PathLike[str]) -> str:
     """Return a path as short as the user can type it: relative to here where it lies below."""
     try:
         path = Path(path).absolute()

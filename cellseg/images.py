@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import RLE, Runs
+from cellseg.rle import RLE, MaskRuns
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ImageCells(ImageRecord):
         `(N, 4)` int64, XYXY in pixels, right and bottom exclusive: those of the masks.
     scores
         `(N,)` float64, or None for annotations.
-    crowds
+    n_crowds
         How many regions of many cells (COCO's `iscrowd`) are left out.
     """
 
@@ -62,22 +62,22 @@ class ImageCells(ImageRecord):
     classes: NDArray[np.int64]
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
-    crowds: int = 0
+    n_crowds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene(ImageRecord):
+class EvalImage(ImageRecord):
     """An image, its N true cells and its M detections, both in the order of their files.
 
     Attributes
     ----------
     name
         What to call the image in tables and on pages.
-    truth_masks, masks
+    gt_masks, masks
         N and M compressed RLEs of the image's size.
-    truth_runs, runs
+    gt_runs, mask_runs
         The same masks as runs.
-    truth_classes, classes
+    gt_classes, classes
         `(N,)` and `(M,)` int64, 0…K−1: places in the truth's categories, by rising id.
     crowd
         `(N,)` bool: regions of many cells that are not told apart (COCO's `iscrowd`).
@@ -89,12 +89,12 @@ class Scene(ImageRecord):
 
     size: tuple[int, int]
     name: str
-    truth_masks: list[RLE]
-    truth_runs: Runs
-    truth_classes: NDArray[np.int64]
+    gt_masks: list[RLE]
+    gt_runs: MaskRuns
+    gt_classes: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     masks: list[RLE]
-    runs: Runs
+    mask_runs: MaskRuns
     classes: NDArray[np.int64]
     scores: NDArray[np.float64]
     entries: NDArray[np.int64]

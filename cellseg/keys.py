@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Keys of Detectron2, with its default values.
-SHARED: dict[str, Any] = {
+SHARED_KEYS: dict[str, Any] = {
     "VERSION": 2,
     "OUTPUT_DIR": "./output",
     "SEED": -1,

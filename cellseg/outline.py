@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import Runs, cut_at_columns
+from cellseg.rle import MaskRuns, cut_at_columns
 
 # A ring is an (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
 Ring = NDArray[np.int64]
@@ -18,12 +18,12 @@ Polygon = list[Ring]
 Ints = NDArray[np.int64]
 
 
-def trace(runs: Runs) -> list[list[Polygon]]:
+def trace(mask_runs: MaskRuns) -> list[list[Polygon]]:
     """Outline every mask by polygons on the edges of its pixels.
 
     Parameters
     ----------
-    runs
+    mask_runs
         N masks of one image.
 
     Returns
@@ -39,9 +39,9 @@ def trace(runs: Runs) -> list[list[Polygon]]:
     corner stay apart. So every ring is simple and every polygon valid (OGC 06-103r4,
     6.1.11.1): a ring that would come back to one of its corners is cut there into two.
     """
-    corners = _Corners(runs)
+    corners = _Corners(mask_runs)
     if not len(corners.mask):
-        return [[] for _ in range(len(runs))]
+        return [[] for _ in range(len(mask_runs))]
     vertical = np.arange(len(corners.mask))
     edges = _Edges(corners)
     ring = _Rings(_successors(edges, vertical))
@@ -61,9 +61,9 @@ def trace(runs: Runs) -> list[list[Polygon]]:
     points[0::2, 1] = points[1::2, 1] = corners.y[tail]
 
     masks = corners.mask[edges.tail[ring.first]].tolist()
-    outer = _outer_rings(runs, corners, edges, ring).tolist()
+    outer = _outer_rings(mask_runs, corners, edges, ring).tolist()
     bounds = (2 * ring.bounds).tolist()
-    result: list[list[Polygon]] = [[] for _ in range(len(runs))]
+    result: list[list[Polygon]] = [[] for _ in range(len(mask_runs))]
     polygons: dict[int, Polygon] = {}
     # Rings are ordered by their topmost edge, so the outer one comes before its holes.
     for number, parent in enumerate(outer):
@@ -87,9 +87,9 @@ class _Corners:
     closes the edge above first.
     """
 
-    def __init__(self, runs: Runs) -> None:
-        height, width = runs.size
-        mask, column, top, bottom = cut_at_columns(runs)
+    def __init__(self, mask_runs: MaskRuns) -> None:
+        height, width = mask_runs.size
+        mask, column, top, bottom = cut_at_columns(mask_runs)
         # One int64 holds mask, x, y and opens: 200,000 masks in 10^12 pixels fit.
         line = mask * (width + 1) + column
         ends = np.empty(2 * len(line), np.int64)
@@ -187,7 +187,9 @@ class _Rings:
         self.order[self.bounds[self.of] + place] = np.arange(n)
 
 
-def _outer_rings(runs: Runs, corners: _Corners, edges: _Edges, ring: _Rings) -> NDArray[np.int64]:
+def _outer_rings(
+    mask_runs: MaskRuns, corners: _Corners, edges: _Edges, ring: _Rings
+) -> NDArray[np.int64]:
     """Give each ring the outer ring of its piece: itself, unless it is a hole."""
     left = edges.left[ring.first]
     outer = np.arange(len(ring.first))
@@ -197,8 +199,8 @@ def _outer_rings(runs: Runs, corners: _Corners, edges: _Edges, ring: _Rings) -> 
         return outer
     # Above a hole's topmost edge stands a run, whose upper end lies on a ring that
     # begins further up: the outer one, or a hole from which the search goes on.
-    height, width = runs.size
-    mask, column, top, _ = cut_at_columns(runs)
+    height, width = mask_runs.size
+    mask, column, top, _ = cut_at_columns(mask_runs)
     at = left[holes]
     run_key = (mask * (width + 1) + column) * (height + 1) + top
     wanted = (corners.mask[at] * (width + 1) + corners.x[at]) * (height + 1) + corners.y[at]

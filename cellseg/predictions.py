@@ -40,7 +40,7 @@ class Predictions:
     class_names: tuple[str, ...] = ()
 
     @classmethod
-    def none(cls, size: tuple[int, int]) -> Predictions:
+    def empty(cls, size: tuple[int, int]) -> Predictions:
         """Give the predictions of an image in which nothing was found."""
         return cls(
             size,

@@ -23,7 +23,7 @@ RLE = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Runs:
+class MaskRuns:
     """The pixels of N masks of one image, as runs in column-major order.
 
     Attributes
@@ -47,7 +47,7 @@ class Runs:
         return len(self.offsets) - 1
 
 
-def runs_of_labels(labels: NDArray[Any]) -> tuple[NDArray[Any], Runs]:
+def label_map_to_runs(labels: NDArray[Any]) -> tuple[NDArray[Any], MaskRuns]:
     """Find the runs of every instance of a label map in one pass.
 
     Parameters
@@ -61,13 +61,13 @@ def runs_of_labels(labels: NDArray[Any]) -> tuple[NDArray[Any], Runs]:
     -------
     values
         `(N,)` the labels other than 0, rising, with the dtype of `labels`.
-    runs
+    mask_runs
         Their N masks.
     """
     height, width = labels.shape
     if labels.size == 0:
         empty = np.zeros(0, np.int64)
-        return labels.reshape(-1), Runs((height, width), empty, empty, np.zeros(1, np.int64))
+        return labels.reshape(-1), MaskRuns((height, width), empty, empty, np.zeros(1, np.int64))
     # A run begins where a pixel differs from the one above it. The first row is left
     # to itself here: runs that go on from the foot of one column to the head of the
     # next are joined below, among the few runs instead of over all pixels.
@@ -93,32 +93,34 @@ def runs_of_labels(labels: NDArray[Any]) -> tuple[NDArray[Any], Runs]:
     last = np.append(first[1:], len(values))[: len(first)] - 1
     offsets = np.append(np.flatnonzero(new_mask[first]), len(first))
     unique = values[first][new_mask[first]]
-    return unique, Runs((height, width), starts[first], ends[last], offsets)
+    return unique, MaskRuns((height, width), starts[first], ends[last], offsets)
 
 
-def encode(runs: Runs) -> list[RLE]:
+def encode(mask_runs: MaskRuns) -> list[RLE]:
     """Encode every mask as a compressed COCO RLE, `counts` a str.
 
     Equal to `pycocotools.mask.encode` of each full mask, byte for byte.
     """
-    height, width = runs.size
+    height, width = mask_runs.size
     total = height * width
-    n_runs = np.diff(runs.offsets)
+    n_runs = np.diff(mask_runs.offsets)
     # Counts of mask n: (gap, run) for each of its runs, then the zeros after the last
     # run, unless it ends with the image. A mask with no pixel is one run of zeros.
-    last_end = np.zeros(len(runs), np.int64)
+    last_end = np.zeros(len(mask_runs), np.int64)
     has_runs = n_runs > 0
-    last_end[has_runs] = runs.ends[runs.offsets[1:][has_runs] - 1]
+    last_end[has_runs] = mask_runs.ends[mask_runs.offsets[1:][has_runs] - 1]
     tail = (last_end < total) | ~has_runs
     n_counts = 2 * n_runs + tail
     bounds = np.append(0, np.cumsum(n_counts))
 
     counts = np.empty(bounds[-1], np.int64)
-    previous_end = np.append(0, runs.ends[:-1])[: len(runs.ends)]
-    previous_end[runs.offsets[:-1][has_runs]] = 0
-    place = 2 * np.arange(len(runs.starts)) + np.repeat(bounds[:-1] - 2 * runs.offsets[:-1], n_runs)
-    counts[place] = runs.starts - previous_end
-    counts[place + 1] = runs.ends - runs.starts
+    previous_end = np.append(0, mask_runs.ends[:-1])[: len(mask_runs.ends)]
+    previous_end[mask_runs.offsets[:-1][has_runs]] = 0
+    place = 2 * np.arange(len(mask_runs.starts)) + np.repeat(
+        bounds[:-1] - 2 * mask_runs.offsets[:-1], n_runs
+    )
+    counts[place] = mask_runs.starts - previous_end
+    counts[place + 1] = mask_runs.ends - mask_runs.starts
     counts[bounds[1:][tail] - 1] = total - last_end[tail]
 
     text, ends = _compress(counts, bounds)
@@ -153,7 +155,7 @@ def _compress(
     return text, np.append(0, ends)[bounds[1:]]
 
 
-def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
+def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> MaskRuns:
     """Read the compressed COCO RLEs of one image, `counts` a str or bytes.
 
     Parameters
@@ -188,7 +190,7 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> Runs:
 _BLOCK = 4096  # masks
 
 
-def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> Runs:
+def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> MaskRuns:
     """Read the counts of some masks, of which `first` is the index of the first."""
     total = size[0] * size[1]
     n_chars = np.array([len(text) for text in texts], np.int64)
@@ -214,8 +216,8 @@ def join_runs(
     owner: NDArray[np.int64],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
-) -> Runs:
-    """Make `Runs` of pieces that may touch or be empty.
+) -> MaskRuns:
+    """Make `MaskRuns` of pieces that may touch or be empty.
 
     Parameters
     ----------
@@ -232,7 +234,7 @@ def join_runs(
     first = np.append(True, (starts[1:] != ends[:-1]) | (owner[1:] != owner[:-1]))[: len(owner)]
     last = np.append(first[1:], True)[: len(owner)]
     offsets = np.searchsorted(owner[first], np.arange(n_masks + 1))
-    return Runs((int(size[0]), int(size[1])), starts[first], ends[last], offsets)
+    return MaskRuns((int(size[0]), int(size[1])), starts[first], ends[last], offsets)
 
 
 def _decompress(
@@ -278,7 +280,7 @@ def _decompress(
     return counts, n_counts
 
 
-def crop_mask(runs: Runs, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Draw one mask in its own box.
 
     Returns
@@ -288,11 +290,16 @@ def crop_mask(runs: Runs, index: int) -> tuple[NDArray[np.int64], NDArray[np.boo
     mask
         `(bottom - top, right - left)` bool.
     """
-    begin, end = runs.offsets[index], runs.offsets[index + 1]
-    one = Runs(runs.size, runs.starts[begin:end], runs.ends[begin:end], np.array([0, end - begin]))
+    begin, end = mask_runs.offsets[index], mask_runs.offsets[index + 1]
+    one = MaskRuns(
+        mask_runs.size,
+        mask_runs.starts[begin:end],
+        mask_runs.ends[begin:end],
+        np.array([0, end - begin]),
+    )
     box = boxes_xyxy(one)[0]
     width, height = box[2] - box[0], box[3] - box[1]
-    column, row = np.divmod(one.starts, max(runs.size[0], 1))
+    column, row = np.divmod(one.starts, max(mask_runs.size[0], 1))
     # A run over several columns only occurs where the box is as high as the image, so
     # that a run stays in one piece here too.
     start = (column - box[0]) * height + row - box[1]
@@ -302,33 +309,33 @@ def crop_mask(runs: Runs, index: int) -> tuple[NDArray[np.int64], NDArray[np.boo
     return box, np.cumsum(change[:-1], dtype=np.int8).astype(bool).reshape(width, height).T
 
 
-def cut_at_columns(runs: Runs) -> tuple[NDArray[np.int64], ...]:
+def cut_at_columns(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], ...]:
     """Cut runs where they go on from the foot of one column to the head of the next.
 
     Returns
     -------
     mask, column, top, bottom
         `(P,)` int64 each: piece p covers the rows `[top[p], bottom[p])` of a column, in
-        the order of `runs`. Pieces of a mask in one column don't touch.
+        the order of `mask_runs`. Pieces of a mask in one column don't touch.
     """
-    height = max(runs.size[0], 1)
-    mask = np.repeat(np.arange(len(runs)), np.diff(runs.offsets))
-    column, top = np.divmod(runs.starts, height)
-    n_columns = (runs.ends - 1) // height - column + 1
+    height = max(mask_runs.size[0], 1)
+    mask = np.repeat(np.arange(len(mask_runs)), np.diff(mask_runs.offsets))
+    column, top = np.divmod(mask_runs.starts, height)
+    n_columns = (mask_runs.ends - 1) // height - column + 1
     owner = np.repeat(np.arange(len(mask)), n_columns)
     column = column[owner] + np.arange(len(owner))
     column -= np.repeat(np.cumsum(n_columns) - n_columns, n_columns)
-    top = np.maximum(runs.starts[owner] - column * height, 0)
-    bottom = np.minimum(runs.ends[owner] - column * height, height)
+    top = np.maximum(mask_runs.starts[owner] - column * height, 0)
+    bottom = np.minimum(mask_runs.ends[owner] - column * height, height)
     return mask[owner], column, top, bottom
 
 
-def crop_runs(runs: Runs, box: tuple[int, int, int, int]) -> Runs:
+def crop_runs(mask_runs: MaskRuns, box: tuple[int, int, int, int]) -> MaskRuns:
     """Cut all masks to a window of the image.
 
     Parameters
     ----------
-    runs
+    mask_runs
         N masks.
     box
         The window, XYXY in pixels, right and bottom exclusive, within the image.
@@ -338,20 +345,20 @@ def crop_runs(runs: Runs, box: tuple[int, int, int, int]) -> Runs:
     The N masks, of the window's size; those that lie outside have no run.
     """
     left, top, right, bottom = box
-    mask, column, start, end = cut_at_columns(runs)
+    mask, column, start, end = cut_at_columns(mask_runs)
     inside = (column >= left) & (column < right) & (start < bottom) & (end > top)
     base = (column[inside] - left) * (bottom - top)
     start = np.maximum(start[inside] - top, 0)
     end = np.minimum(end[inside], bottom) - top
     size = (bottom - top, right - left)
-    return join_runs(size, len(runs), mask[inside], base + start, base + end)
+    return join_runs(size, len(mask_runs), mask[inside], base + start, base + end)
 
 
-def concatenate(size: tuple[int, int], parts: Sequence[Runs]) -> Runs:
+def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
     """Put the masks of all parts, which are of one image of that size, one after the other."""
     empty = np.zeros(0, np.int64)
     n_runs = np.concatenate([empty, *(np.diff(part.offsets) for part in parts)])
-    return Runs(
+    return MaskRuns(
         size,
         np.concatenate([empty, *(part.starts for part in parts)]),
         np.concatenate([empty, *(part.ends for part in parts)]),
@@ -359,9 +366,9 @@ def concatenate(size: tuple[int, int], parts: Sequence[Runs]) -> Runs:
     )
 
 
-def areas(runs: Runs) -> NDArray[np.int64]:
+def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
     """`(N,)` int64: the number of pixels of each mask."""
-    return _sum(runs.ends - runs.starts, runs.offsets)
+    return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
 def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -369,23 +376,23 @@ def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.in
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def boxes_xyxy(runs: Runs) -> NDArray[np.int64]:
+def boxes_xyxy(mask_runs: MaskRuns) -> NDArray[np.int64]:
     """`(N, 4)` int64: the tight box of each mask, XYXY in pixels, right and bottom exclusive.
 
     A mask with no pixel has the box 0, 0, 0, 0.
     """
-    height = runs.size[0]
-    boxes = np.zeros((len(runs), 4), np.int64)
-    if not len(runs.starts):
+    height = mask_runs.size[0]
+    boxes = np.zeros((len(mask_runs), 4), np.int64)
+    if not len(mask_runs.starts):
         return boxes
-    left, top = np.divmod(runs.starts, height)
-    right, bottom = np.divmod(runs.ends - 1, height)
+    left, top = np.divmod(mask_runs.starts, height)
+    right, bottom = np.divmod(mask_runs.ends - 1, height)
     # A run over several columns holds a column's foot and the next one's head.
     wraps = left != right
     top = np.where(wraps, 0, top)
     bottom = np.where(wraps, height - 1, bottom)
-    some = np.diff(runs.offsets) > 0
-    at = runs.offsets[:-1][some]
+    some = np.diff(mask_runs.offsets) > 0
+    at = mask_runs.offsets[:-1][some]
     boxes[some, 0] = np.minimum.reduceat(left, at)
     boxes[some, 1] = np.minimum.reduceat(top, at)
     boxes[some, 2] = np.maximum.reduceat(right, at) + 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import read_json, shown, write_json
+from cellseg.files import display_path, read_json, write_json
 
 CONFIG = "config.yaml"  # enough to repeat the run
 RECORD = "run.json"  # command, versions, data, split
@@ -22,7 +22,7 @@ BEST = "model_best.pth"  # weights that scored best on the held-out images
 
 SUMMARY = "cross-validation.json"  # beside the runs of all folds, when they are finished
 
-CURVES = "metrics.json"  # a line of JSON for each point of the curves
+METRICS = "metrics.json"  # a line of JSON for each point of the curves
 
 _PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pycocotools", "tifffile")
 
@@ -45,7 +45,7 @@ def new_run(root: Path, recipe: str) -> Path:
             return run
 
 
-def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
+def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     """Find the newest run below `root`.
 
     Parameters
@@ -79,19 +79,19 @@ def newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
             else "train first: python train.py"
         )
         raise InputError(f"{root}: no finished run in it; {hint}")
-    going = [run for run in runs if not (run / FINAL).is_file()]
+    unfinished = [run for run in runs if not (run / FINAL).is_file()]
     in_folds = {config.parents[1] for config in root.glob(f"*/*/fold*/{CONFIG}")}
-    going += [
+    unfinished += [
         folder
         for folder in in_folds
         if recipe in ("*", folder.parent.name) and not (folder / SUMMARY).is_file()
     ]
-    if not going:
+    if not unfinished:
         raise InputError(f"{root}: no unfinished run in it to resume; begin one without --resume")
-    return max(going, key=lambda run: run.name)
+    return max(unfinished, key=lambda run: run.name)
 
 
-def fold_runs(folder: Path) -> list[Path]:
+def list_fold_runs(folder: Path) -> list[Path]:
     """List the runs of a cross-validation, fold 1 first; none if the folder is not one."""
     numbers = {
         run: run.name.removeprefix("fold")
@@ -104,7 +104,7 @@ def fold_runs(folder: Path) -> list[Path]:
     )
 
 
-def open_run(path: Path) -> Path:
+def resolve_run_folder(path: Path) -> Path:
     """Check that a path names a run folder (or a file in one) and give the folder."""
     run = path.parent if path.is_file() else path
     if not (run / CONFIG).is_file():
@@ -121,12 +121,12 @@ def choose_weights(run: Path, name: str | None = None) -> Path:
     for candidate in candidates:
         if (run / candidate).is_file():
             return run / candidate
-    there = sorted(path.name for path in run.glob("*.pth"))
+    available = sorted(path.name for path in run.glob("*.pth"))
     raise InputError(
         f"{run}: no {' or '.join(candidates)} in it; "
         + (
-            f"--weight_name takes {', '.join(there)}"
-            if there
+            f"--weight_name takes {', '.join(available)}"
+            if available
             else "the run has saved no weights yet"
         )
     )
@@ -138,13 +138,13 @@ def write_record(
     annotations: Path,
     categories: Sequence[dict[str, Any]],
     train: Sequence[str],
-    held_out: Sequence[str],
+    validation: Sequence[str],
     reasons: Sequence[str],
 ) -> None:
     """Write what made a run: the command line, versions, the data's hash, classes and split.
 
     `categories` are those of the annotation file, `{"id", "name"}` in the order of the classes
-    inside, `train` and `held_out` names of images, and `reasons` say, a line each, what the
+    inside, `train` and `validation` names of images, and `reasons` say, a line each, what the
     config took from the data.
     """
     write_json(
@@ -152,11 +152,11 @@ def write_record(
         {
             "command": list(command),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": package_versions(),
             "annotations": {"path": str(annotations), "sha256": file_hash(annotations)},
             "categories": list(categories),
             "train": list(train),
-            "held_out": list(held_out),
+            "held_out": list(validation),
             "from_data": list(reasons),
         },
         indent=1,
@@ -168,15 +168,15 @@ def read_record(run: Path) -> dict[str, Any]:
     remedy = "the run is damaged; choose another"
     record = read_json(run / RECORD, "record of the run", remedy)
     try:
-        good = (
+        is_valid = (
             isinstance(record["annotations"], dict)
             and len(record["categories"]) > 0
             and all(type(c["id"]) is int and type(c["name"]) is str for c in record["categories"])
             and all(type(name) is str for name in record["held_out"])
         )
     except (KeyError, TypeError):
-        good = False
-    if not good:
+        is_valid = False
+    if not is_valid:
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
     return dict(record)
 
@@ -197,7 +197,7 @@ def find_weights(path: Path, name: str | None = None) -> Path:
         If there are none, or `name` is not the name of a file alone: in another folder, it
         would be of another run; or `path` names another file.
     """
-    run = open_run(path)
+    run = resolve_run_folder(path)
     if name and Path(name).name != name:
         raise InputError(
             f"--weight_name {name}: lies in a folder, but the bare name of a file in the run's "
@@ -211,7 +211,7 @@ def find_weights(path: Path, name: str | None = None) -> Path:
     return choose_weights(run, name or named)
 
 
-def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
+def common_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Give the categories of runs whose findings are to be fused, `{"id", "name"}` each.
 
     Raises
@@ -223,14 +223,14 @@ def shared_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
     for run, other in zip(runs, categories, strict=True):
         if other != categories[0]:
             raise InputError(
-                f"{run}: has other classes ({_named(other)}) than {runs[0]} "
-                f"({_named(categories[0])}), so that what they find can't be fused; predict with "
-                "each alone"
+                f"{run}: has other classes ({_category_text(other)}) than {runs[0]} "
+                f"({_category_text(categories[0])}), so that what they find can't be fused; "
+                "predict with each alone"
             )
     return list(categories[0])
 
 
-def shared_held_out(runs: Sequence[Path]) -> list[str]:
+def common_validation(runs: Sequence[Path]) -> list[str]:
     """Return the names of the images that runs held out, sorted.
 
     Raises
@@ -240,7 +240,7 @@ def shared_held_out(runs: Sequence[Path]) -> list[str]:
     """
     names, *others = [sorted(read_record(run)["held_out"]) for run in runs]
     if not names:
-        raise InputError(f"--dataset val: {shown(runs[0])} held no images out")
+        raise InputError(f"--dataset val: {display_path(runs[0])} held no images out")
     if any(other != names for other in others):
         raise InputError(
             "--dataset val: the runs held other images out, so that each has learned from what "
@@ -249,19 +249,19 @@ def shared_held_out(runs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _named(categories: Sequence[dict[str, Any]]) -> str:
+def _category_text(categories: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{category['id']} {category['name']}" for category in categories)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Give the versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
+    found_versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            found_versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            found_versions[package] = "missing"
+    return found_versions
 
 
 def file_hash(path: Path, digest: hashlib._Hash | None = None) -> str:

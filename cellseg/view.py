@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
-from cellseg.rle import Runs, cut_at_columns
+from cellseg.rle import MaskRuns, cut_at_columns
 
 
 @dataclass(frozen=True)
@@ -49,35 +49,35 @@ class View:
         It is zoomed bilinearly, or by the mean of the pixels where it shrinks.
         """
         left, top, right, bottom = self.window
-        seen = image[top:bottom, left:right]
+        viewed = image[top:bottom, left:right]
         height, width = self.size
-        if seen.shape[:2] != self.size:
-            shrinks = height <= seen.shape[0] and width <= seen.shape[1]
+        if viewed.shape[:2] != self.size:
+            shrinks = height <= viewed.shape[0] and width <= viewed.shape[1]
             method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             # OpenCV drops the axis of a single channel.
-            seen = cv2.resize(seen, (width, height), interpolation=method).reshape(
+            viewed = cv2.resize(viewed, (width, height), interpolation=method).reshape(
                 height, width, -1
             )
-        seen = seen[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
-        return np.ascontiguousarray(seen.swapaxes(0, 1) if self.transpose else seen)
+        viewed = viewed[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        return np.ascontiguousarray(viewed.swapaxes(0, 1) if self.transpose else viewed)
 
     def invert_boxes(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return `(N, 4)` boxes, XYXY in the network's pixels, as floats in the image's."""
-        found = boxes * 1.0
+        inverted = boxes * 1.0
         for edge, (source, origin, scale) in enumerate(self._edges()):
-            found[:, source] = boxes[:, edge] / scale + origin
-        return found
+            inverted[:, source] = boxes[:, edge] / scale + origin
+        return inverted
 
     def _edges(self) -> list[tuple[int, int, float]]:
         """For left, top, right, bottom as seen: the edge in the image, its origin and scale."""
         left, top, right, bottom = self.window
-        zoom_x, zoom_y = self.size[1] / (right - left), self.size[0] / (bottom - top)
-        x = [(0, left, zoom_x), (2, left, zoom_x)]
-        y = [(1, top, zoom_y), (3, top, zoom_y)]
+        scale_x, scale_y = self.size[1] / (right - left), self.size[0] / (bottom - top)
+        x = [(0, left, scale_x), (2, left, scale_x)]
+        y = [(1, top, scale_y), (3, top, scale_y)]
         if self.flip_x:
-            x = [(2, right, -zoom_x), (0, right, -zoom_x)]
+            x = [(2, right, -scale_x), (0, right, -scale_x)]
         if self.flip_y:
-            y = [(3, bottom, -zoom_y), (1, bottom, -zoom_y)]
+            y = [(3, bottom, -scale_y), (1, bottom, -scale_y)]
         if self.transpose:
             x, y = y, x
         return [x[0], y[0], x[1], y[1]]
@@ -89,7 +89,7 @@ class View:
         flipped = [axis for axis, flip in ((1, self.flip_y), (2, self.flip_x)) if flip]
         return grids.flip(flipped)
 
-    def apply_masks(self, runs: Runs) -> tuple[NDArray[np.int64], CellMasks]:
+    def apply_masks(self, mask_runs: MaskRuns) -> tuple[NDArray[np.int64], CellMasks]:
         """Look at the cells of an image.
 
         Equal to zooming each full mask by nearest neighbour, where output pixel i takes the
@@ -98,23 +98,23 @@ class View:
 
         Parameters
         ----------
-        runs
+        mask_runs
             The masks of all cells of the image.
 
         Returns
         -------
         kept
-            `(N,)` int64, rising: which masks of `runs` have at least one pixel here.
+            `(N,)` int64, rising: which masks of `mask_runs` have at least one pixel here.
         masks
             These masks, of the size `shape`.
         """
         left, top, right, bottom = self.window
         height, width = self.size
-        mask, column, start, end = cut_at_columns(runs)
-        rows = _first_zoomed(bottom - top, height)
+        mask, column, start, end = cut_at_columns(mask_runs)
+        rows = _first_output_pixel(bottom - top, height)
         start = rows[(start - top).clip(0, bottom - top)]
         end = rows[(end - top).clip(0, bottom - top)]
-        columns = _first_zoomed(right - left, width)
+        columns = _first_output_pixel(right - left, width)
         first = columns[(column - left).clip(0, right - left)]
         last = columns[(column + 1 - left).clip(0, right - left)]
 
@@ -132,13 +132,13 @@ class View:
         return kept, draw(self.shape, owner, column, start, end)
 
 
-def _first_zoomed(source: int, output: int) -> NDArray[np.int64]:
+def _first_output_pixel(source: int, output: int) -> NDArray[np.int64]:
     """`(source + 1,)`: the first output pixel that takes each source pixel or a later one."""
     taken = (2 * np.arange(output) + 1) * source // (2 * output)
     return np.searchsorted(taken, np.arange(source + 1))
 
 
-def shortest_edge(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
+def resize_shortest_edge(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
     """Zoom a size until its short side is `shortest`, or its long side `longest` if that is less.
 
     The rounding is that of Detectron2's `ResizeShortestEdge`, but a strip's short side

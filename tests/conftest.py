@@ -131,4 +131,4 @@ def run(tmp_path_factory, cells, tiny, engine):
     argv += ["--engine", engine]
     argv += ["--val_fraction", 0.4, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 3]
     assert train.main([str(word) for word in argv]) == 0
-    return runs.newest_run(root)
+    return runs.find_newest_run(root)

@@ -142,12 +142,12 @@ def check(folder: Path, output: Path) -> None:
         trainer.iter = start
         trainer.checkpointer.save_last()
         state = trainer.step.optimizer.state_dict()["state"][0]
-        tensors = [*trainer.step.best_network.parameters(), state["exp_avg"]]
+        tensors = [*trainer.step.eval_network.parameters(), state["exp_avg"]]
         assert all(isinstance(tensor, OnGpu) for tensor in tensors)
     options = ["TEST.SYMMETRIES", "2", "TEST.BATCH", "2", "TEST.SCALES", "(0.8, 1.0)"]
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     found, expected = (
-        Predictor.of_run(folder, device=device, options=options).predict(image)
+        Predictor.from_run(folder, device=device, options=options).predict(image)
         for device in (NAME, "cpu")
     )
     assert len(expected) > 10

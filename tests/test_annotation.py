@@ -269,7 +269,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
         main(["--data", str(data), "--output", str(data / "train")])
 
 
-def test_long_lists_of_odd_images_are_cut(tmp_path, capsys):
+def test_long_lists_of_images_with_warnings_are_cut(tmp_path, capsys):
     data = tmp_path
     for n in range(5):
         folder = data / "train" / f"t{n}"

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import annotation
 import export
 from cellseg.errors import InputError
-from cellseg.rle import encode, runs_of_labels
+from cellseg.rle import encode, label_map_to_runs
 
 LABELS = np.array([[1, 1, 0, 0, 2, 0], [1, 1, 0, 0, 2, 2], [0, 0, 0, 0, 0, 0], [3, 0, 3, 0, 0, 0]])
 XML = (
@@ -55,7 +55,7 @@ def refused(data, *more):
 
 
 def rle_of(mask):
-    return encode(runs_of_labels(np.asarray(mask))[1])[0]
+    return encode(label_map_to_runs(np.asarray(mask))[1])[0]
 
 
 def coco_of(segmentation, **more):
@@ -123,7 +123,7 @@ def test_names_of_classes_count_for_outlines(tmp_path):
     assert "region 1 has the class 'Neutrophil', but the classes are other, lymphocyte" in text
 
 
-def test_kinds_of_truth_may_be_mixed_between_images(tmp_path):
+def test_kinds_of_annotations_may_be_mixed_between_images(tmp_path):
     write_train(tmp_path, "a", image__xml=XML)
     write_train(tmp_path, "b", b__geojson="[]")
     tifffile.imwrite(write_train(tmp_path, "c") / "class1.tif", LABELS.astype(np.float64))
@@ -138,7 +138,7 @@ def test_but_not_within_one(tmp_path):
     assert "image.geojson and class1.tif both say" in refused(tmp_path)
 
 
-def test_what_is_odd_is_told(tmp_path, capsys):
+def test_warnings_are_printed(tmp_path, capsys):
     text = XML.replace("<Regions>", "<Regions><Region><Vertices/></Region>")
     write_train(tmp_path, image__xml=text)
     run(tmp_path)

@@ -14,7 +14,7 @@ from torchvision.ops import masks_to_boxes, roi_align
 import cellseg.cellmasks
 from cellseg.cellmasks import CellMasks
 from cellseg.read.synthetic import draw_tissue
-from cellseg.rle import runs_of_labels
+from cellseg.rle import label_map_to_runs
 from cellseg.view import View
 from tests.bitmasks import from_bitmasks
 
@@ -196,7 +196,7 @@ def crop_of_tissue():
     """A training crop of a synthetic image: 2.3 times enlarged, flipped, cells cut all around."""
     labels = np.sum(draw_tissue(130, 150, np.random.default_rng(0), 2500, 1.0)[1], axis=0)
     view = View((20, 10, 120, 110), (230, 230), flip_x=True, transpose=True)
-    return view.apply_masks(runs_of_labels(labels)[1])[1]
+    return view.apply_masks(label_map_to_runs(labels)[1])[1]
 
 
 def test_targets_of_a_crop_in_batches_of_any_size(crop_of_tissue, monkeypatch):
@@ -229,7 +229,7 @@ def test_it_does_as_bitmasks_does(crop_of_tissue):
 
 def test_masks_take_less_than_two_percent_of_the_whole_ones():
     labels = np.sum(draw_tissue(304, 400, np.random.default_rng(0), 1000, 1.0)[1], axis=0)
-    masks = View((0, 0, 400, 304), (304, 400)).apply_masks(runs_of_labels(labels)[1])[1]
+    masks = View((0, 0, 400, 304), (304, 400)).apply_masks(label_map_to_runs(labels)[1])[1]
     assert len(masks) > 80
     assert len(pickle.dumps(masks)) < 0.02 * len(masks) * 304 * 400
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cellseg import config
 from cellseg.errors import InputError
-from cellseg.keys import SHARED
+from cellseg.keys import SHARED_KEYS
 from cellseg.learn.optimizer import set_schedule
-from cellseg.learn.scale import follow_data
+from cellseg.learn.scale import set_keys_from_data
 from cellseg.network import build_network, check_network
 from tests.learn.cell_cases import image_of
 
@@ -62,7 +62,7 @@ def check_size(name, engine, expected):
     assert millions < 200  # the homework's rule
 
 
-def test_the_missions_model_is_the_missions():
+def test_the_default_recipe_has_the_homeworks_values():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
     assert cfg.SOLVER.OPTIMIZER == "Adagrad"
     assert cfg.SOLVER.BASE_LR == 0.001
@@ -90,7 +90,7 @@ def test_defaults_are_detectron2s():
 
     theirs = config.flatten(get_cfg())
     assert theirs.items() <= config.flatten(config.default_config("detectron2")).items()
-    shared = config.flatten(CfgNode(SHARED))
+    shared = config.flatten(CfgNode(SHARED_KEYS))
     assert shared.items() <= theirs.items()
 
 
@@ -360,10 +360,10 @@ def test_keys_that_would_change_nothing_are_refused(key, value, instead):
     cfg = config.load_recipe("demo", "detectron2")
     config.merge_options(cfg, [key, value])
     with pytest.raises(InputError, match=f"{key} {value}: changes nothing here; .*{instead}"):
-        config.check_idle(cfg)
+        config.check_unused_keys(cfg)
 
 
-def test_epochs_of_the_mission():
+def test_epochs_of_the_default_recipe():
     """209 images in batches of 14: 14.93 iterations an epoch, 225 of them."""
     cfg = scheduled(209)
     assert cfg.SOLVER.MAX_ITER == 3359  # 225 * 209 / 14 = 3358.9
@@ -412,13 +412,13 @@ def test_what_a_library_says_of_a_config_is_one_line():
     cfg = config.load_recipe("demo")
     cfg.MODEL.BACKBONE.NAME = "nonsense"
     refused = pytest.raises(InputError, match=r"c\.yaml: nothing can be built from it .*nonsense")
-    with refused as caught, config.building("c.yaml"):
+    with refused as caught, config.config_errors("c.yaml"):
         build_network(cfg)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_one_line_already_stays_so():
-    with pytest.raises(InputError, match=r"^mine$"), config.building("x"):
+    with pytest.raises(InputError, match=r"^mine$"), config.config_errors("x"):
         raise InputError("mine")
 
 
@@ -429,18 +429,18 @@ def cells_of(*sides):
 def test_what_follows_from_the_data():
     """Ten cells of 20 px: 30 px on features of stride 4, hence larger by a half."""
     cfg = config.load_recipe("small_fpn", "torchvision")
-    zoom, anchors = follow_data(cfg, cells_of(*[(20, 20)] * 10))
+    scale, anchors = set_keys_from_data(cfg, cells_of(*[(20, 20)] * 10))
     assert cfg.INPUT.ZOOM == 1.5
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[30.0], [60.0], [120.0]]
     assert cfg.DATA.LONGEST_CELL == 20
-    assert zoom.startswith("zoom 1.5: the median cell is 20 px long")
+    assert scale.startswith("zoom 1.5: the median cell is 20 px long")
     assert anchors.startswith("anchors of 30, 60, 120 px")
 
 
 def test_the_coarser_features_of_dc5_want_larger_cells():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
     cfg.INPUT.ZOOM_FROM_DATA = True
-    follow_data(cfg, cells_of((28, 28)))
+    set_keys_from_data(cfg, cells_of((28, 28)))
     assert cfg.INPUT.ZOOM == 2.0  # 56 px on features of stride 16, not 32: res5 is dilated
 
 
@@ -448,24 +448,24 @@ def test_what_is_given_does_not_follow_from_the_data():
     cfg = config.load_recipe("small_fpn", "torchvision")
     options = ["INPUT.ZOOM", "1.25", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[9],[10]]"]
     config.merge_options(cfg, options)
-    assert follow_data(cfg, cells_of((20, 20))) == []
+    assert set_keys_from_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 1.25
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10]]
 
 
-def test_anchors_without_a_fixed_zoom_follow_from_that_of_the_crops():
+def test_anchors_without_a_fixed_scale_follow_from_that_of_the_crops():
     """Half of 400 x 600, enlarged until the short side of 200 is 608: by 3.04."""
     cfg = config.load_recipe("small_fpn", "torchvision")
     half = ["INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"]
     config.merge_options(cfg, [*half, "INPUT.MIN_SIZE_TRAIN", "(608,)"])
-    (anchors,) = follow_data(cfg, cells_of((20, 20)))
+    (anchors,) = set_keys_from_data(cfg, cells_of((20, 20)))
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[61.0], [122.0], [243.0]]
     assert anchors.endswith("zoomed by 3.04")
 
 
 @pytest.mark.parametrize(
-    ("text", "zoom", "iterations"),
+    ("text", "scale", "iterations"),
     [
         ("INPUT: {ZOOM: 1.25}", 1.25, 120),
         ("INPUT: {ZOOM: 1.25, ZOOM_FROM_DATA: True}", 1.5, 120),
@@ -473,19 +473,19 @@ def test_anchors_without_a_fixed_zoom_follow_from_that_of_the_crops():
         ("SOLVER: {MAX_ITER: 7, EPOCHS: 2}", 1.5, 20),
     ],
 )
-def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, zoom, iterations):
+def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, scale, iterations):
     base = tmp_path / "base.yaml"
     base.write_text(f"_BASE_: {config.RECIPES / 'small_fpn.yaml'}\nSOLVER: {{EPOCHS: 12}}\n")
     for name, lines in {"mine": f"_BASE_: base.yaml\n{text}", "last": "_BASE_: mine.yaml"}.items():
         (tmp_path / f"{name}.yaml").write_text(lines + "\n")
         cfg = config.load_config(tmp_path / f"{name}.yaml", "torchvision")
-        follow_data(cfg, cells_of((20, 20)))
+        set_keys_from_data(cfg, cells_of((20, 20)))
         set_schedule(cfg, 80)  # in batches of 8
-        assert (cfg.INPUT.ZOOM, cfg.SOLVER.MAX_ITER) == (zoom, iterations)
+        assert (cfg.INPUT.ZOOM, cfg.SOLVER.MAX_ITER) == (scale, iterations)
 
 
-def test_the_mission_sees_images_as_it_did():
+def test_the_default_recipe_resizes_as_before():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
-    assert follow_data(cfg, cells_of((20, 20))) == []
+    assert set_keys_from_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]

@@ -77,7 +77,7 @@ def take_steps(folder):
     result = {
         "losses": torch.tensor(losses),
         **net.state_dict(),
-        **{f"average {n}": v for n, v in step.best_network.state_dict().items()},
+        **{f"average {n}": v for n, v in step.eval_network.state_dict().items()},
     }
     flags = [any_process(rank() == asked, "cpu") for asked in range(3)]
     torch.save({"result": result, "flags": flags}, folder / f"{world_size()}-{rank()}.pth")

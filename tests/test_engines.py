@@ -77,7 +77,7 @@ def training(tmp_path_factory, without, flags):
     """A run that was trained without Detectron2, and what was said meanwhile."""
     root = tmp_path_factory.mktemp("runs_without")
     said = succeeded(without("train.py", *flags, "--output_dir", root, *OPTIONS))
-    return runs.newest_run(root), said
+    return runs.find_newest_run(root), said
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def curves(run):
 def test_both_loops_train_the_same_weights_bit_for_bit(flags, run, tmp_path):
     argv = ["--engine", "torchvision", *flags, "--output_dir", str(tmp_path), *OPTIONS]
     assert train.main(argv) == 0
-    theirs = runs.newest_run(tmp_path)
+    theirs = runs.find_newest_run(tmp_path)
     for name in (runs.FINAL, runs.BEST, runs.LAST):
         mine, expected = weights(run / name), weights(theirs / name)
         assert mine.keys() == expected.keys()

@@ -16,7 +16,7 @@ import tifffile
 import evaluate
 import utils
 from cellseg.errors import InputError
-from cellseg.read.ground_truth import read_truth
+from cellseg.read.ground_truth import read_ground_truth
 from tests.score.scoring_cases import truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -150,16 +150,16 @@ def test_csv(score, data):
 
 
 def test_csv_of_a_name_that_is_no_letters(score, data):
-    truth = read_truth(data / "test_masks", data)
+    truth = read_ground_truth(data / "test_masks", data)
     truth["images"][0]["file_name"] = "caf\udce9.tif"  # in Latin-1, as os.listdir gives it
     (data / "truth.json").write_text(json.dumps(truth))
     score("--truth", str(data / "truth.json"), "--csv", str(data / "images.csv"))
     assert r",caf\udce9.tif," in (data / "images.csv").read_text("utf-8")
 
 
-def test_truth_as_coco_and_results_as_zip_agree(score, data):
+def test_ground_truth_as_coco_and_results_as_zip_agree(score, data):
     told, _ = score()
-    (data / "truth.json").write_text(json.dumps(read_truth(data / "test_masks", data)))
+    (data / "truth.json").write_text(json.dumps(read_ground_truth(data / "test_masks", data)))
     with zipfile.ZipFile(data / "sent.zip", "w") as archive:
         archive.write(data / "results.json", "test-results.json")
     other, _ = score("--truth", str(data / "truth.json"), results="sent.zip")
@@ -217,14 +217,14 @@ def test_the_newest_run_is_the_default(data, monkeypatch, capsys):
     assert "model/run/test-results.json against" in capsys.readouterr().out
 
 
-def test_no_truth(data, tmp_path):
+def test_no_ground_truth(data, tmp_path):
     with pytest.raises(InputError, match=r"test_masks: no such annotations; name .* --truth"):
         evaluate.main([str(data / "results.json"), "--data", str(tmp_path / "none")])
     with pytest.raises(InputError, match=r"gone.json: no such annotations"):
         evaluate.main([str(data / "results.json"), "--truth", str(data / "gone.json")])
 
 
-def test_results_are_not_scored_by_the_truth_of_other_images(data, capsys):
+def test_results_are_not_scored_by_the_ground_truth_of_other_images(data, capsys):
     (data / "results-list.json").write_text("[]")  # as inference.py --images leaves it
     with pytest.raises(InputError, match=r"results\.json: of images of your own; name .* --truth"):
         evaluate.main([str(data / "results.json"), "--data", str(data)])
@@ -262,7 +262,7 @@ def test_compared_results_are_of_the_same_images(data):
 
 def test_images_of_ones_own_are_told_by_their_names(data, score):
     """inference.py --images counts images as they come."""
-    truth = read_truth(data / "test_masks", data)
+    truth = read_ground_truth(data / "test_masks", data)
     (data / "truth.json").write_text(json.dumps(truth))
     told, _ = score()
     own = [{**each, "image_id": 23 - each["image_id"]} for each in RESULTS]

@@ -22,7 +22,7 @@ from cellseg.errors import InputError
 from cellseg.look import overlay
 from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
-from cellseg.rle import crop_runs, encode, runs_of_labels
+from cellseg.rle import crop_runs, encode, label_map_to_runs
 
 LEFT = np.array([[1, 1, 0, 0, 0, 0]] * 4)
 RIGHT = np.array([[0, 0, 0, 1, 1, 1]] * 4)
@@ -30,7 +30,7 @@ MIDDLE = np.array([[0, 1, 1, 1, 0, 0]] * 4)
 
 
 def rle_of(mask):
-    return encode(runs_of_labels(np.asarray(mask))[1])[0]
+    return encode(label_map_to_runs(np.asarray(mask))[1])[0]
 
 
 def entry(mask, category=1, score=0.9, image=7):
@@ -255,10 +255,10 @@ def test_masks_cut_to_a_window_are_those_of_the_cut_label_map(labels, draw):
     top = draw.draw(st.integers(0, height - 1))
     right = draw.draw(st.integers(left + 1, width))
     bottom = draw.draw(st.integers(top + 1, height))
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     window = labels[top:bottom, left:right]
-    found, expected = runs_of_labels(window)
-    cut = crop_runs(runs, (left, top, right, bottom))
+    found, expected = label_map_to_runs(window)
+    cut = crop_runs(mask_runs, (left, top, right, bottom))
     assert len(cut) == len(values)
     held = [rle for rle, n in zip(encode(cut), np.diff(cut.offsets), strict=True) if n]
     assert held == encode(expected)
@@ -416,7 +416,7 @@ def test_images_anywhere_without_a_name(run, name):
     "change",
     [{"file_name": 3}, {"id": "1"}, {"height": 0}, {"width": None}, {"id": 2}],
 )
-def test_a_damaged_list_beside_the_results(run, change):
+def test_a_damaged_sidecar_list(run, change):
     results = run([entry(LEFT, image=1)])
     good = {"file_name": "a.tif", "id": 1, "height": 4, "width": 6}
     path = results.parent / "test-results-list.json"
@@ -440,7 +440,7 @@ def test_results_on_annotated_images(data, run, tmp_path):
     assert f"image_id 3 is not among the images of {annotations} (1 to 2)" in text
 
 
-def test_the_truth_beside_results_tells_their_images(data, run):
+def test_the_sidecar_annotations_give_the_images_of_results(data, run):
     """Id 7 is an image of the test list too; an image without a cell is exported as well."""
     coco = coco_of("train/a/image.tif", "train/b/image.tif")
     coco["images"][0]["id"] = coco["annotations"][0]["image_id"] = 7
@@ -550,7 +550,7 @@ def refusal(*arguments):
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "half", "inf"])
-def test_score_threshold_is_a_share(value):
+def test_score_threshold_is_from_0_to_1(value):
     assert "--score_threshold: '" in refusal(f"--score-threshold={value}")
 
 

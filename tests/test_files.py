@@ -139,11 +139,11 @@ def test_processes_that_write_one_file_leave_each_other_theirs(tmp_path, monkeyp
 
     def clear_and_lock(file):
         monkeypatch.setattr(files, "_lock", lock)
-        files.clear_leftovers(path)
+        files.remove_unfinished(path)
         lock(file)
 
     def clear_and_replace(*names):
-        files.clear_leftovers(path)
+        files.remove_unfinished(path)
         replace(*names)
 
     monkeypatch.setattr(files, "_lock", clear_and_lock)

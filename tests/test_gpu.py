@@ -129,7 +129,7 @@ def test_a_step_of_each_optimizer(configured, optimizer):
 
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
 def test_steps_in_mixed_precision(configured, monkeypatch, type_):
-    monkeypatch.setattr(step_module, "mixed_precision", lambda *_: type_)
+    monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: type_)
     trainer = Trainer(*configured("SOLVER.WARMUP_ITERS", 0))
     network = trainer.step.network
     assert trainer.step.scaler.is_enabled() == (type_ is torch.float16)
@@ -156,7 +156,7 @@ def test_the_moving_average(configured):
     trainer.step.step(next(batches), 0)
     first = weights(trainer.step.network)
     trainer.step.step(next(batches), 1)
-    second, average = weights(trainer.step.network), weights(trainer.step.best_network)
+    second, average = weights(trainer.step.network), weights(trainer.step.eval_network)
     assert on_device(average.values())
     for name in average:  # one step in, 2/11 of the former average is kept
         expected = first[name] * 2 / 11 + second[name] * 9 / 11
@@ -204,7 +204,7 @@ def found_again(cells, others):
 def test_a_gpu_finds_what_the_cpu_finds(run, image, views):
     keys = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.SYMMETRIES", str(views)]
     keys += ["TEST.BATCH", "3", "TEST.SCALES", "(1.0,)" if views == 1 else "(1.0, 1.25)"]
-    there, here = (Predictor.of_run(run, device=d, options=keys) for d in (DEVICE, "cpu"))
+    there, here = (Predictor.from_run(run, device=d, options=keys) for d in (DEVICE, "cpu"))
     assert on_device(there.networks[0].parameters())
     found, expected = there.predict(image), here.predict(image)
     assert len(expected) > 10
@@ -215,9 +215,9 @@ def test_a_gpu_finds_what_the_cpu_finds(run, image, views):
 
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
 def test_prediction_in_mixed_precision(run, image, monkeypatch, type_):
-    monkeypatch.setattr("cellseg.predict.predictor.mixed_precision", lambda *_: type_)
+    monkeypatch.setattr("cellseg.predict.predictor.autocast_dtype", lambda *_: type_)
     keys = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.SYMMETRIES", "4"]
-    found = Predictor.of_run(run, device=DEVICE, options=keys).predict(image)
+    found = Predictor.from_run(run, device=DEVICE, options=keys).predict(image)
     assert len(found) > 10
     assert np.isfinite(found.scores).all()
     assert found.scores.dtype == found.boxes.dtype == np.float32
@@ -255,7 +255,7 @@ ENLARGED = ["INPUT.MIN_SIZE_TEST", "1000", "INPUT.MAX_SIZE_TEST", "1500", "TEST.
 @needs_memory
 def test_less_memory_is_smaller_batches(run, image, capsys):
     one, eight = (
-        Predictor.of_run(run, device=DEVICE, options=[*ENLARGED, "TEST.BATCH", n]) for n in "18"
+        Predictor.from_run(run, device=DEVICE, options=[*ENLARGED, "TEST.BATCH", n]) for n in "18"
     )
     little, expected = least_memory(one, image)
     much, _ = least_memory(eight, image)
@@ -268,7 +268,7 @@ def test_less_memory_is_smaller_batches(run, image, capsys):
 
 @needs_memory
 def test_too_little_memory_for_a_view_is_one_line(run, image):
-    predictor = Predictor.of_run(run, device=DEVICE, options=ENLARGED)
+    predictor = Predictor.from_run(run, device=DEVICE, options=ENLARGED)
     with (
         memory(),
         pytest.raises(InputError, match="are too many for the GPU's memory"),

@@ -30,8 +30,8 @@ import utils
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.predict.job import PredictionJob
-from cellseg.predict.journal import Journal
 from cellseg.predict.predictor import Predictor
+from cellseg.predict.tile_store import TileStore
 from cellseg.read.coco import load_coco
 from cellseg.read.tiff import read_image
 
@@ -137,7 +137,7 @@ def test_options_reach_the_config(predict, tmp_path):
     assert len(results(tmp_path / "out" / "test-results.json")) == 3
 
 
-def test_nothing_found(predict, cells, tmp_path, capsys):
+def test_no_detections(predict, cells, tmp_path, capsys):
     assert predict("--score_threshold", 1) == 0
     assert results(tmp_path / "out" / "test-results.json") == []
     said = capsys.readouterr()
@@ -223,7 +223,7 @@ def test_any_images(predict, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.zip"))
 
 
-def test_any_images_are_found_again_from_another_folder(predict, cells, tmp_path, monkeypatch):
+def test_any_images_are_read_from_another_folder(predict, cells, tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         image = np.full((20, 30, 3), 200, np.uint8)
@@ -253,10 +253,10 @@ def own(cells, tmp_path):
     return Path(shutil.copytree(cells, tmp_path / "own"))
 
 
-@pytest.mark.parametrize("damage", ["cut off", "another size"])
-def test_one_bad_image_does_not_lose_the_others(predict, own, tmp_path, capsys, damage):
+@pytest.mark.parametrize("decode_errors", ["cut off", "another size"])
+def test_one_bad_image_does_not_lose_the_others(predict, own, tmp_path, capsys, decode_errors):
     bad = sorted((own / "test_release").iterdir())[1]
-    if damage == "cut off":
+    if decode_errors == "cut off":
         bad.write_bytes(bad.read_bytes()[:500])
     else:
         tifffile.imwrite(bad, np.zeros((7, 9, 3), np.uint8))
@@ -269,13 +269,13 @@ def test_one_bad_image_does_not_lose_the_others(predict, own, tmp_path, capsys, 
 
 
 def test_an_image_too_large_for_the_gpu_does_not_lose_the_others(predict, monkeypatch, tmp_path):
-    look = Predictor.look
+    look = Predictor.predict_tiles
 
-    def short_of_memory(self, looks):
-        for number, found in enumerate(look(self, looks)):
+    def short_of_memory(self, jobs):
+        for number, found in enumerate(look(self, jobs)):
             yield InputError("too large") if number == 1 else found
 
-    monkeypatch.setattr(Predictor, "look", short_of_memory)
+    monkeypatch.setattr(Predictor, "predict_tiles", short_of_memory)
     assert "1 of 3 images left out" in refusal(predict, "--score_threshold", 0)
     found = {entry["image_id"] for entry in results(tmp_path / "out" / "test-results.json")}
     assert found == {1, 3}
@@ -285,17 +285,17 @@ def test_what_failed_is_tried_again_and_nothing_else(
     run, slide, undisturbed, tmp_path, monkeypatch, capsys
 ):
     """Two of a slide's six tiles fail, then one, then none: memory was short for a while."""
-    look, argv = Predictor.look, argv_of(run, slide, tmp_path)
+    look, argv = Predictor.predict_tiles, argv_of(run, slide, tmp_path)
     for failing, n_looked in ((2, 6), (1, 2), (0, 1)):
         looked: list[object] = []
 
-        def short_of_memory(self, looks, failing=failing, looked=looked):
-            for number, found in enumerate(look(self, looks)):
+        def short_of_memory(self, jobs, failing=failing, looked=looked):
+            for number, found in enumerate(look(self, jobs)):
                 looked.append(found)
                 yield InputError(f"{failing} fail") if number < failing else found
 
         with monkeypatch.context() as patch:
-            patch.setattr(Predictor, "look", short_of_memory)
+            patch.setattr(Predictor, "predict_tiles", short_of_memory)
             if failing:
                 with pytest.raises(InputError, match=rf"none of .* again; {failing} fail"):
                     inference.main(argv)
@@ -446,7 +446,7 @@ def undisturbed(run, slide, tmp_path_factory):
 DIE = """\
 import io, os, signal, sys
 import inference
-from cellseg.predict.journal import Journal
+from cellseg.predict.tile_store import Journal
 from cellseg.write.submission import SubmissionWriter
 left = [int(sys.argv.pop(1))]
 append, add = Journal.append, SubmissionWriter.add
@@ -522,7 +522,7 @@ def test_two_machines_write_what_one_writes(run, slide, undisturbed, tmp_path):
 ONE_DIES = """\
 import os, signal
 import inference, utils
-from cellseg.predict.journal import Journal
+from cellseg.predict.tile_store import Journal
 append = Journal.append
 def die(self, key, found, file):
     append(self, key, found, file)
@@ -559,14 +559,14 @@ def test_one_of_two_processes_is_killed(run, slide, undisturbed, tmp_path, capsy
 
 def counted_looks(monkeypatch):
     """Give a list that fills with the tiles that are looked at from now on."""
-    look, looked = Predictor.look, []
+    look, looked = Predictor.predict_tiles, []
 
-    def count(self, looks):
-        looks = list(looks)
-        looked.extend(looks)
-        return look(self, looks)
+    def count(self, jobs):
+        jobs = list(jobs)
+        looked.extend(jobs)
+        return look(self, jobs)
 
-    monkeypatch.setattr(Predictor, "look", count)
+    monkeypatch.setattr(Predictor, "predict_tiles", count)
     return looked
 
 
@@ -575,7 +575,7 @@ def stopped(run, slide, tmp_path, monkeypatch):
     """A prediction into `tmp_path` of a copied run and slide, stopped by Ctrl-C after 4 tiles."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     image = Path(shutil.copy(slide, tmp_path / "slide.tif"))
-    append, left = Journal.append, [4]
+    append, left = TileStore.append, [4]
 
     def stop(*words):
         left[0] -= 1
@@ -584,7 +584,7 @@ def stopped(run, slide, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", stop)
+        patch.setattr(TileStore, "append", stop)
         assert inference.main(argv_of(copy, image, tmp_path)) == 130
     return copy, image
 
@@ -673,7 +673,7 @@ def test_every_weights_file_that_is_named_is_taken(run, slide, tmp_path, capsys)
     assert weights.count(runs.BEST) == weights.count(runs.FINAL) == 1
 
 
-def test_runs_that_held_other_images_out_are_not_scored_together(predict, run, tmp_path):
+def test_runs_with_other_validation_images_are_not_fused_on_them(predict, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
     record["held_out"], record["train"] = record["train"][:2], record["held_out"]
@@ -707,7 +707,7 @@ def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
     assert written != json.loads(undisturbed)
     options = ["INPUT.ZOOM", "1.0", "TEST.TILE", "40", "TEST.OVERLAP", "12"]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"]
-    found = Predictor.of_run([run, copy], options=options).predict(slide)
+    found = Predictor.from_run([run, copy], options=options).predict(slide)
     assert sorted(map(float, map(str, found.scores))) == sorted(e["score"] for e in written)
 
 
@@ -721,7 +721,7 @@ def test_runs_of_other_classes_are_not_fused(run, slide, tmp_path):
     with pytest.raises(InputError, match=expected):
         inference.main([*argv[:2], str(copy), *argv[2:]])
     with pytest.raises(InputError, match=expected):
-        Predictor.of_run([run, copy])
+        Predictor.from_run([run, copy])
 
 
 @pytest.mark.parametrize(
@@ -758,7 +758,7 @@ def test_keys_end_the_values_of_a_flag(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("views", [[], ["scales"]])
-def test_views_change_what_is_found(run, slide, undisturbed, tmp_path, views):
+def test_views_change_the_detections(run, slide, undisturbed, tmp_path, views):
     words = ["--tta", *views, "--score_threshold", 0.02, "--batch", 3]
     assert inference.main(argv_of(run, slide, tmp_path, *words)) == 0
     found = results(tmp_path / "images-results.json")
@@ -773,7 +773,7 @@ def test_from_python_as_from_the_command_line(run, slide, undisturbed):
     """The README's example: files and arrays."""
     options = ["INPUT.ZOOM", "1.0", "TEST.TILE", "40", "TEST.OVERLAP", "12"]
     options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"]
-    predictor = Predictor.of_run(run, options=options)
+    predictor = Predictor.from_run(run, options=options)
     expected = json.loads(undisturbed)
     for image in (slide, str(slide), read_image(slide)):
         found = predictor.predict(image)

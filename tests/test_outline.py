@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from cellseg.outline import trace
-from cellseg.rle import Runs, encode, runs_of_labels
+from cellseg.rle import MaskRuns, encode, label_map_to_runs
 
 
 def outline(rows):
     """The polygons of one mask, given as rows of 0 and 1, as plain lists."""
-    _, runs = runs_of_labels(np.array(rows, np.uint8))
+    _, runs = label_map_to_runs(np.array(rows, np.uint8))
     return [[ring.tolist() for ring in polygon] for polygon in trace(runs)[0]]
 
 
@@ -80,8 +80,8 @@ def test_an_island_in_a_hole_is_a_piece_of_its_own():
 def test_holes_go_to_their_own_piece():
     ring = np.ones((3, 3), int)
     ring[1, 1] = 0
-    side_by_side = np.hstack([ring, np.zeros((3, 1), int), ring])
-    polygons = outline(side_by_side)
+    pair_by_image = np.hstack([ring, np.zeros((3, 1), int), ring])
+    polygons = outline(pair_by_image)
     assert [len(polygon) for polygon in polygons] == [2, 2]
     for polygon in polygons:
         assert shapely.Polygon(polygon[0]).contains(shapely.Polygon(polygon[1]))
@@ -94,7 +94,7 @@ def test_a_hole_below_another_finds_the_outer_ring_through_it():
 
 
 def test_a_mask_with_no_pixel_has_no_piece():
-    runs = Runs((4, 5), np.array([6, 7]), np.array([7, 9]), np.array([0, 0, 1, 1, 2, 2]))
+    runs = MaskRuns((4, 5), np.array([6, 7]), np.array([7, 9]), np.array([0, 0, 1, 1, 2, 2]))
     assert [len(polygons) for polygons in trace(runs)] == [
         0,
         1,
@@ -103,12 +103,12 @@ def test_a_mask_with_no_pixel_has_no_piece():
         0,
     ]  # 7 and 8: a column's foot, the next one's head
     empty = np.zeros(0, np.int64)
-    assert trace(Runs((4, 5), empty, empty, np.zeros(1, np.int64))) == []
-    assert trace(Runs((4, 5), empty, empty, np.zeros(4, np.int64))) == [[], [], []]
+    assert trace(MaskRuns((4, 5), empty, empty, np.zeros(1, np.int64))) == []
+    assert trace(MaskRuns((4, 5), empty, empty, np.zeros(4, np.int64))) == [[], [], []]
 
 
 def test_a_run_over_many_columns_is_the_whole_image():
-    runs = Runs((3, 1000), np.array([0]), np.array([3000]), np.array([0, 1]))
+    runs = MaskRuns((3, 1000), np.array([0]), np.array([3000]), np.array([0, 1]))
     assert [ring.tolist() for ring in trace(runs)[0][0]] == [
         [[0, 0], [1000, 0], [1000, 3], [0, 3], [0, 0]]
     ]
@@ -129,7 +129,7 @@ def test_positions_of_a_huge_image_fit():
     side = 300_000
     empty_before = np.zeros(1000, np.int64)
     last = np.array([side * side - 1])
-    runs = Runs((side, side), last, last + 1, np.append(empty_before, 1))
+    runs = MaskRuns((side, side), last, last + 1, np.append(empty_before, 1))
     assert trace(runs)[-1][0][0].tolist() == [
         [side - 1, side - 1],
         [side, side - 1],
@@ -149,7 +149,7 @@ label_maps = arrays(
 
 @given(masks)
 def test_any_mask_is_its_pixels_squares(mask):
-    _, runs = runs_of_labels(mask)
+    _, runs = label_map_to_runs(mask)
     if not len(runs):
         return
     polygons = trace(runs)[0]
@@ -161,7 +161,7 @@ def test_any_mask_is_its_pixels_squares(mask):
 
 @given(masks)
 def test_rings_turn_as_geojson_wants_and_pieces_are_connected(mask):
-    _, runs = runs_of_labels(mask)
+    _, runs = label_map_to_runs(mask)
     pieces = trace(runs)[0] if len(runs) else []
     for piece in pieces:
         assert shapely.is_ccw(shapely.LinearRing(piece[0]))
@@ -173,7 +173,7 @@ def test_rings_turn_as_geojson_wants_and_pieces_are_connected(mask):
 
 @given(label_maps)
 def test_many_masks_at_once_are_as_one_at_a_time(labels):
-    values, runs = runs_of_labels(labels)
+    values, runs = label_map_to_runs(labels)
     together = trace(runs)
     assert len(together) == len(values) == len(encode(runs))
     for value, polygons in zip(values, together, strict=True):

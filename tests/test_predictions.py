@@ -27,7 +27,7 @@ def predictions(scores, classes, names=NAMES):
         ),
         (predictions([0.9], [1]), "Predictions(1 cell in 512 x 768 px: 1 lymphocyte)"),
         (predictions([0.9], [1], ()), "Predictions(1 cell in 512 x 768 px: 1 of class 1)"),
-        (Predictions.none((5, 7)), "Predictions(0 cells in 5 x 7 px)"),
+        (Predictions.empty((5, 7)), "Predictions(0 cells in 5 x 7 px)"),
     ],
 )
 def test_predictions_are_one_line(shown, expected):
@@ -48,7 +48,7 @@ def test_some_of_the_cells(index):
 
 
 def test_the_threshold_keeps_the_best_cells(run, cells):
-    predictor = Predictor.of_run(run)
+    predictor = Predictor.from_run(run)
     image = next(cells.glob("test_release/*.tif"))
     every = predictor.predict(image)
     assert every.class_names == ("class1", "class2", "class3", "class4")
@@ -62,4 +62,4 @@ def test_the_threshold_keeps_the_best_cells(run, cells):
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan")])
 def test_a_threshold_that_is_none(threshold, run):
     with pytest.raises(InputError, match=f"score_threshold {threshold}: a number from 0 to 1"):
-        Predictor.of_run(run).predict(np.zeros((9, 9, 3), np.uint8), score_threshold=threshold)
+        Predictor.from_run(run).predict(np.zeros((9, 9, 3), np.uint8), score_threshold=threshold)

@@ -66,7 +66,7 @@ def make(data, capsys):
     return make
 
 
-def test_results_with_the_data_folders_truth(make, data):
+def test_results_with_the_data_folders_ground_truth(make, data):
     html, index = make(data.parent / "run", "--resamples", 20)
     assert (index["truth"], len(index["runs"]), index["threshold"]) == (True, 1, 0.5)
     assert [image["name"] for image in index["images"]] == ["a.tif", "b.tif"]
@@ -79,7 +79,7 @@ def test_results_with_the_data_folders_truth(make, data):
     assert again == html
 
 
-def test_a_zip_or_file_a_truth_file_and_flags(make, data):
+def test_a_zip_or_file_a_ground_truth_file_and_flags(make, data):
     truth = truth_of({21: (SIZE, [(1, rectangle(SIZE, 0, 0, 8, 8), 0)])}, ["x", "y"])
     truth["images"][0]["file_name"] = "test_release/a.tif"
     write(data / "truth.json", truth)
@@ -142,7 +142,7 @@ def test_annotations_as_label_maps(make, data):
     assert "Precision" not in html
 
 
-def test_without_truth(make, data):
+def test_without_ground_truth(make, data):
     (data / "test_masks").rename(data / "elsewhere")
     html, index = make(data.parent / "run")
     assert index["truth"] is False
@@ -177,7 +177,7 @@ def test_images_of_ones_own(make, data, monkeypatch):
     assert [image["runs"][0]["scores"] for image in index["images"]] == [[], [0.9]]
 
 
-def test_two_runs_that_held_out_other_images(make, data):
+def test_two_results_on_other_validation_images(make, data):
     for name, ids in (("wide", (21, 22)), ("narrow", (21,))):
         truth = truth_of({id_: (SIZE, []) for id_ in ids})
         for image, letter in zip(truth["images"], "ab", strict=False):

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cellseg.rle import (
-    Runs,
+    MaskRuns,
     areas,
     boxes_xyxy,
     crop_mask,
     cut_at_columns,
     decode,
     encode,
-    runs_of_labels,
+    label_map_to_runs,
     xyxy_to_xywh,
 )
 
@@ -42,7 +42,7 @@ def runs_of_masks(masks, size):
         ends.append(np.flatnonzero(np.diff(line) == -1))
         offsets.append(offsets[-1] + len(starts[-1]))
     empty = [np.zeros(0, np.int64)]
-    return Runs(
+    return MaskRuns(
         size, np.concatenate(starts + empty), np.concatenate(ends + empty), np.array(offsets)
     )
 
@@ -61,17 +61,17 @@ def same_runs(a, b):
 @example(np.ones((7, 1), np.int16))
 @example(np.full((5, 4), 3, np.int16))
 def test_a_label_map_gives_what_pycocotools_gives_for_each_full_mask(labels):
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     expected = [value for value in np.unique(labels) if value != 0]
     assert values.tolist() == expected
     assert values.dtype == labels.dtype
     masks = [labels == value for value in expected]
-    assert same_runs(runs, runs_of_masks(masks, labels.shape))
-    rles = encode(runs)
+    assert same_runs(mask_runs, runs_of_masks(masks, labels.shape))
+    rles = encode(mask_runs)
     assert rles == [coco_rle(mask) for mask in masks]
-    assert areas(runs).tolist() == [mask.sum() for mask in masks]
+    assert areas(mask_runs).tolist() == [mask.sum() for mask in masks]
     boxes = [pycocotools.mask.toBbox(rle).tolist() for rle in rles]
-    assert xyxy_to_xywh(boxes_xyxy(runs)).tolist() == boxes
+    assert xyxy_to_xywh(boxes_xyxy(mask_runs)).tolist() == boxes
 
 
 @pytest.mark.parametrize("scale", [40, 400, 4000, 100_000])
@@ -86,7 +86,7 @@ def test_counts_of_any_length_are_written_as_pycocotools_writes_them(scale):
         line[at + gap : at + gap + run] = 1
         at += gap + run
     mask = line.reshape(width, height).T
-    assert encode(runs_of_labels(mask)[1]) == [coco_rle(mask)]
+    assert encode(label_map_to_runs(mask)[1]) == [coco_rle(mask)]
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"])
@@ -98,48 +98,48 @@ def test_every_number_type_and_memory_order_gives_the_same_masks(dtype, order):
         labels = labels.astype(np.dtype(dtype).newbyteorder(">"))
     else:
         labels = np.array(labels, dtype, order=order)
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     assert values.tolist() == [1, 5, 7]
-    assert encode(runs) == expected
+    assert encode(mask_runs) == expected
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
 def test_an_image_without_pixels_has_no_instance(shape):
-    values, runs = runs_of_labels(np.zeros(shape, np.uint8))
-    assert len(values) == len(runs) == 0
-    assert encode(runs) == []
-    assert boxes_xyxy(runs).shape == (0, 4)
+    values, mask_runs = label_map_to_runs(np.zeros(shape, np.uint8))
+    assert len(values) == len(mask_runs) == 0
+    assert encode(mask_runs) == []
+    assert boxes_xyxy(mask_runs).shape == (0, 4)
 
 
 def test_nan_is_seen_among_the_values():
     labels = np.zeros((4, 4))
     labels[1, 2] = labels[3, 3] = np.nan
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     assert np.isnan(values).tolist() == [True, True]
-    assert areas(runs).tolist() == [1, 1]
+    assert areas(mask_runs).tolist() == [1, 1]
 
 
 def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next():
     labels = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0]])
-    runs = runs_of_labels(labels)[1]
-    assert (runs.starts.tolist(), runs.ends.tolist()) == ([2], [5])
+    mask_runs = label_map_to_runs(labels)[1]
+    assert (mask_runs.starts.tolist(), mask_runs.ends.tolist()) == ([2], [5])
     # Columns 0 and 1, rows 0 to 2: the exclusive edges are 2 and 3.
-    assert boxes_xyxy(runs).tolist() == [[0, 0, 2, 3]]
+    assert boxes_xyxy(mask_runs).tolist() == [[0, 0, 2, 3]]
 
 
 @settings(max_examples=200, deadline=None)
 @given(SHAPES.flatmap(lambda s: st.lists(arrays(bool, s), max_size=5).map(lambda m: (s, m))))
 def test_masks_that_overlap_or_are_empty_go_to_rle_and_back(case):
     size, masks = case
-    runs = runs_of_masks(masks, size)
-    rles = encode(runs)
+    mask_runs = runs_of_masks(masks, size)
+    rles = encode(mask_runs)
     assert rles == [coco_rle(mask) for mask in masks]
-    assert same_runs(decode(rles, size), runs)
+    assert same_runs(decode(rles, size), mask_runs)
     as_bytes = [{"size": rle["size"], "counts": rle["counts"].encode()} for rle in rles]
-    assert same_runs(decode(as_bytes, size), runs)
-    boxes = boxes_xyxy(runs)
+    assert same_runs(decode(as_bytes, size), mask_runs)
+    boxes = boxes_xyxy(mask_runs)
     for n, mask in enumerate(masks):
-        box, crop = crop_mask(runs, n)
+        box, crop = crop_mask(mask_runs, n)
         assert box.tolist() == boxes[n].tolist()
         left, top, right, bottom = box
         assert np.array_equal(crop, mask[top:bottom, left:right])
@@ -149,9 +149,9 @@ def test_masks_that_overlap_or_are_empty_go_to_rle_and_back(case):
 @settings(max_examples=100, deadline=None)
 @given(MAPS)
 def test_pieces_of_columns_paint_the_mask(labels):
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     painted = np.zeros(labels.shape, int)
-    for mask, column, top, bottom in zip(*cut_at_columns(runs), strict=True):
+    for mask, column, top, bottom in zip(*cut_at_columns(mask_runs), strict=True):
         assert 0 <= top < bottom <= labels.shape[0]
         painted[top:bottom, column] += values[mask]
     assert np.array_equal(painted, labels)
@@ -191,9 +191,9 @@ def test_a_broken_rle_is_refused_with_its_index(rle, message):
 
 def test_many_masks_are_read_in_blocks_and_the_broken_one_is_named():
     labels = np.arange(1, 5001).reshape(100, 50)
-    runs = runs_of_labels(labels)[1]
-    rles = encode(runs)
-    assert same_runs(decode(rles), runs)
+    mask_runs = label_map_to_runs(labels)[1]
+    rles = encode(mask_runs)
+    assert same_runs(decode(rles), mask_runs)
     rles[4500]["counts"] = "5"
     with pytest.raises(ValueError, match=r"^4500: the counts don't add up"):
         decode(rles)
@@ -203,13 +203,15 @@ def test_many_masks_are_read_in_blocks_and_the_broken_one_is_named():
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=130), max_size=12))
 def test_any_text_is_read_within_the_image_or_refused(text):
     try:
-        runs = decode([{"size": [5, 7], "counts": text}])
+        mask_runs = decode([{"size": [5, 7], "counts": text}])
     except ValueError:
         return
-    assert ((runs.starts >= 0) & (runs.starts < runs.ends) & (runs.ends <= 35)).all()
-    assert (runs.starts[1:] > runs.ends[:-1]).all()
+    assert (
+        (mask_runs.starts >= 0) & (mask_runs.starts < mask_runs.ends) & (mask_runs.ends <= 35)
+    ).all()
+    assert (mask_runs.starts[1:] > mask_runs.ends[:-1]).all()
     rle = {"size": [5, 7], "counts": text.encode()}
-    assert areas(runs).tolist() == [int(pycocotools.mask.decode(rle).sum())]
+    assert areas(mask_runs).tolist() == [int(pycocotools.mask.decode(rle).sum())]
 
 
 def test_boxes_turn_into_the_json_form_without_touching_the_given_ones():

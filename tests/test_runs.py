@@ -41,14 +41,14 @@ def test_the_newest_finished_run_is_the_one_that_finished_last(tmp_path):
     make(tmp_path, "20250102-000000", finished_at=1000)
     make(tmp_path, "20250103-000000")  # not finished
     (tmp_path / "model" / "20250104-000000").mkdir()  # not a run
-    assert runs.newest_run(tmp_path) == late
+    assert runs.find_newest_run(tmp_path) == late
 
 
 def test_the_newest_unfinished_run_is_the_one_that_began_last(tmp_path):
     make(tmp_path, "20250103-000000", finished_at=9000)
     make(tmp_path, "20250101-000000", runs.LAST)
     last = make(tmp_path, "20250102-000000", runs.LAST)
-    assert runs.newest_run(tmp_path, finished=False) == last
+    assert runs.find_newest_run(tmp_path, finished=False) == last
 
 
 def test_a_cross_validation_goes_on_as_a_whole(tmp_path):
@@ -56,40 +56,40 @@ def test_a_cross_validation_goes_on_as_a_whole(tmp_path):
     folder = tmp_path / "model" / "20250102-000000"
     for fold in ("fold1", "fold2"):
         make(folder.parent, fold, runs.FINAL, recipe=folder.name)
-    assert runs.newest_run(tmp_path, finished=False) == folder  # not summed up yet
-    assert runs.newest_run(tmp_path, "model", finished=False) == folder
+    assert runs.find_newest_run(tmp_path, finished=False) == folder  # not summed up yet
+    assert runs.find_newest_run(tmp_path, "model", finished=False) == folder
     with pytest.raises(InputError, match="no unfinished run"):
-        runs.newest_run(tmp_path, folder.name, finished=False)
+        runs.find_newest_run(tmp_path, folder.name, finished=False)
     (folder / runs.SUMMARY).touch()
-    assert runs.newest_run(tmp_path, finished=False).name == "20250101-000000"
+    assert runs.find_newest_run(tmp_path, finished=False).name == "20250101-000000"
 
 
 def test_of_one_recipe(tmp_path):
     one = make(tmp_path, "20250101-000000", recipe="a", finished_at=1)
     make(tmp_path, "20250102-000000", recipe="ab", finished_at=2)
-    assert runs.newest_run(tmp_path, "a") == one
+    assert runs.find_newest_run(tmp_path, "a") == one
     for recipe in ("b", "/etc", "[", "..", "a*"):
         with pytest.raises(InputError, match="no finished run"):
-            runs.newest_run(tmp_path, recipe)
+            runs.find_newest_run(tmp_path, recipe)
 
 
 def test_no_run(tmp_path):
     with pytest.raises(InputError, match=r"no finished run in it; train first: python train\.py"):
-        runs.newest_run(tmp_path / "nowhere")
+        runs.find_newest_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no unfinished run in it to resume"):
-        runs.newest_run(tmp_path, finished=False)
+        runs.find_newest_run(tmp_path, finished=False)
     make(tmp_path, "20250101-000000")
     with pytest.raises(InputError, match="1 are not finished"):
-        runs.newest_run(tmp_path)
+        runs.find_newest_run(tmp_path)
 
 
 def test_open_run(tmp_path):
     run = make(tmp_path, "one", runs.FINAL)
-    assert runs.open_run(run) == run
-    assert runs.open_run(run / runs.FINAL) == run
+    assert runs.resolve_run_folder(run) == run
+    assert runs.resolve_run_folder(run / runs.FINAL) == run
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"not a run, it has no config\.yaml"):
-            runs.open_run(path)
+            runs.resolve_run_folder(path)
 
 
 def test_a_folder_of_runs_that_leads_nowhere(tmp_path):
@@ -199,4 +199,4 @@ def test_no_record(tmp_path):
 
 def test_versions_of_packages_that_are_missing(monkeypatch):
     monkeypatch.setattr(runs, "_PACKAGES", ("surely-not-installed",))
-    assert runs.versions()["surely-not-installed"] == "missing"
+    assert runs.package_versions()["surely-not-installed"] == "missing"

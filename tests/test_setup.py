@@ -123,7 +123,9 @@ def test_the_self_check_finds_this_installation_whole(capsys):
 @pytest.mark.parametrize("ci", [False, True])
 def test_the_self_check_says_what_is_missing(monkeypatch, capsys, ci):
     monkeypatch.setattr(doctor, "detectron2_problem", lambda: "No module named 'detectron2'")
-    monkeypatch.setattr(doctor, "versions", lambda: {"python": "3.11", "detectron2": "missing"})
+    monkeypatch.setattr(
+        doctor, "package_versions", lambda: {"python": "3.11", "detectron2": "missing"}
+    )
     monkeypatch.setenv("CI", "true" if ci else "")
     # It can be done without, but not in CI.
     assert doctor.main([]) == (2 if ci else 0)
@@ -135,7 +137,9 @@ def test_the_self_check_says_what_is_missing(monkeypatch, capsys, ci):
 
 def test_the_self_check_says_which_package_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor, "versions", lambda: {"python": "3.11", "numpy": "missing", "detectron2": "0.6"}
+        doctor,
+        "package_versions",
+        lambda: {"python": "3.11", "numpy": "missing", "detectron2": "0.6"},
     )
     assert doctor.main([]) == 2
     assert "NO  numpy missing\n     run make setup" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def uninterrupted(tiny, cells, tmp_path_factory):
     """The folder of a run that nothing stops."""
     root = tmp_path_factory.mktemp("uninterrupted")
     assert train.main([*words(tiny, cells, root), *OPTIONS]) == 0
-    return runs.newest_run(root)
+    return runs.find_newest_run(root)
 
 
 # Saved in this order: best and last after 2 iterations, best or not after 4, final and last.

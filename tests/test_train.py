@@ -73,7 +73,7 @@ def configured(*words):
 # --- the command line
 
 
-def test_the_missions_command_word_for_word():
+def test_the_homeworks_command_word_for_word():
     cfg = configured(*MISSION.split())
     assert cfg.RECIPE == "mask_rcnn_R_50_DC5_3x"
     assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (225, 14, 0.001)
@@ -331,7 +331,7 @@ def test_the_parameters_that_learn_are_counted(go, tmp_path, monkeypatch, capsys
     learnt = sum(value.numel() for n, value in weights.items() if not n.endswith(statistics))
     assert f"trainable parameters: {learnt:,}" in out
     assert "warning" not in out
-    monkeypatch.setattr(session, "MOST_PARAMETERS", learnt - 1)
+    monkeypatch.setattr(session, "MAX_PARAMETERS", learnt - 1)
     assert go("SOLVER.MAX_ITER", 1) == 0
     assert f"warning: the homework allows {learnt - 1:,} trainable" in capsys.readouterr().out
 
@@ -360,7 +360,7 @@ def test_a_batch_is_drawn_and_nothing_trained(go, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_validation_without_held_out_images(go, tmp_path, capsys):
+def test_no_validation_without_validation_images(go, tmp_path, capsys):
     assert go("SOLVER.MAX_ITER", 1) == 0
     run = only_run(tmp_path / "runs")
     assert (run / runs.FINAL).is_file()
@@ -506,7 +506,7 @@ def refused(*words):
 
 
 @pytest.mark.parametrize("words", [["--val_fraction", 0.2], ["--seed", 1], ["--val_fraction", 0]])
-def test_held_out_images_stay_held_out(stopped, words):
+def test_validation_images_stay_the_same(stopped, words):
     assert "held out other images when it began" in refused(
         "--resume", stopped, "--device", "cpu", *words
     )
@@ -588,7 +588,7 @@ def test_a_score_that_no_longer_rises_ends_the_training(go, tmp_path, monkeypatc
     assert load(run / runs.BEST)["iteration"] == 3
     assert load(run / runs.FINAL)["iteration"] == 5
     assert load(run / runs.LAST)["trainer"]["iteration"] == 5
-    lines = (run / runs.CURVES).read_text().splitlines()
+    lines = (run / runs.METRICS).read_text().splitlines()
     assert json.loads(lines[-1])["validation/AP50"] == pytest.approx(15)
 
     # It has ended, and goes on only with more patience.
@@ -623,7 +623,7 @@ def test_a_run_can_t_be_resumed_to_be_shorter_than_it_is(go, tmp_path, monkeypat
     assert load(run / runs.FINAL)["iteration"] == 4
 
 
-def test_held_out_images_without_cells_choose_no_best_weights(go, tmp_path, monkeypatch, capsys):
+def test_validation_images_without_cells_choose_no_best_weights(go, tmp_path, monkeypatch, capsys):
     nan = math.nan
     none = AveragePrecision(100, nan, nan, nan, *(np.full(4, nan),) * 3)
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: none))
@@ -687,7 +687,7 @@ def folder_of_folds(root):
 def test_cross_validation(go, cells, tmp_path, capsys):
     assert go("--folds", 2, "--seed", -1, "SOLVER.MAX_ITER", 1) == 0
     folder = folder_of_folds(tmp_path / "runs")
-    both = runs.fold_runs(folder)
+    both = runs.list_fold_runs(folder)
     assert [run.name for run in both] == ["fold1", "fold2"]
     held = [runs.read_record(run)["held_out"] for run in both]
     assert sorted(map(len, held)) == [2, 3]
@@ -739,7 +739,7 @@ def test_a_stop_in_the_last_iteration_of_a_fold_is_one_before_the_next(go, tmp_p
         assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 130
         assert go("SOLVER.MAX_ITER", 1, root=tmp_path / "alone") == 0  # nothing is left of it
     (folder,) = (tmp_path / "runs").glob("*/*")
-    assert [(run / runs.FINAL).is_file() for run in runs.fold_runs(folder)] == [True, False]
+    assert [(run / runs.FINAL).is_file() for run in runs.list_fold_runs(folder)] == [True, False]
     assert train.main(["--resume", str(folder), "--device", "cpu"]) == 0
     assert folder_of_folds(tmp_path / "runs") == folder
 

@@ -179,11 +179,11 @@ def parser_of(command, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_is_written_with_underscores_or_dashes(command, monkeypatch):
     parser = parser_of(command, monkeypatch)
-    shown = set(re.findall(r"--[\w-]+", parser.format_help()))
+    display_path = set(re.findall(r"--[\w-]+", parser.format_help()))
     flags = {flag: action for action in parser._actions for flag in action.option_strings}
     flags = {flag: flags[flag] for flag in flags if flag.startswith("--") and flag != "--help"}
     assert flags
-    assert shown == {"--help", *flags}
+    assert display_path == {"--help", *flags}
     needed = ["x" for a in parser._actions if not a.option_strings and a.nargs is None]
     for flag, action in flags.items():
         assert "-" not in flag[2:]
@@ -250,12 +250,12 @@ def test_help_needs_no_torch(command):
 
 def test_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert utils.shown(tmp_path / "a" / "b") == "a/b"
-    assert utils.shown("a") == "a"
-    assert utils.shown(tmp_path.parent) == str(tmp_path.parent)
+    assert utils.display_path(tmp_path / "a" / "b") == "a/b"
+    assert utils.display_path("a") == "a"
+    assert utils.display_path(tmp_path.parent) == str(tmp_path.parent)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert utils.shown(tmp_path) == str(tmp_path)
-    assert utils.shown("a") == "a"
+    assert utils.display_path(tmp_path) == str(tmp_path)
+    assert utils.display_path("a") == "a"

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cellseg.rle import runs_of_labels
-from cellseg.view import View, shortest_edge, to_tensor
+from cellseg.rle import label_map_to_runs
+from cellseg.view import View, resize_shortest_edge, to_tensor
 
-SYMMETRIES = list(itertools.product([False, True], repeat=3))
+ORIENTATIONS = list(itertools.product([False, True], repeat=3))
 
 
 @st.composite
@@ -25,7 +25,7 @@ def labels_and_views(draw):
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
     right, bottom = draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height))
     size = draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
-    flips = draw(st.sampled_from(SYMMETRIES))
+    flips = draw(st.sampled_from(ORIENTATIONS))
     return labels, View((left, top, right, bottom), size, *flips)
 
 
@@ -37,10 +37,10 @@ def look(view, full):
         np.floor((np.arange(out) + 0.5) * source / out).astype(int)
         for source, out in zip(window.shape, view.size, strict=True)
     )
-    seen = window[rows][:, columns]
-    seen = np.fliplr(seen) if view.flip_x else seen
-    seen = np.flipud(seen) if view.flip_y else seen
-    return seen.T if view.transpose else seen
+    viewed = window[rows][:, columns]
+    viewed = np.fliplr(viewed) if view.flip_x else viewed
+    viewed = np.flipud(viewed) if view.flip_y else viewed
+    return viewed.T if view.transpose else viewed
 
 
 def full_masks(masks):
@@ -57,41 +57,41 @@ def full_masks(masks):
 @example((np.ones((6, 5), np.int16), View((1, 2, 4, 6), (3, 7))))
 @example((np.zeros((3, 3), np.int16), View((0, 0, 3, 3), (6, 6))))
 @example((np.eye(9, dtype=np.int16), View((0, 0, 9, 9), (2, 3))))
-def test_masks_are_the_whole_masks_zoomed_pixel_by_pixel(case):
+def test_masks_are_the_whole_masks_resized_pixel_by_pixel(case):
     labels, view = case
-    values, runs = runs_of_labels(labels)
+    values, mask_runs = label_map_to_runs(labels)
     whole = {n: look(view, labels == value) for n, value in enumerate(values)}
     expected = {n: mask for n, mask in whole.items() if mask.any()}
-    kept, masks = view.apply_masks(runs)
+    kept, masks = view.apply_masks(mask_runs)
     assert kept.dtype == np.int64
     assert kept.tolist() == list(expected)
     assert masks.size == view.shape
-    found = full_masks(masks)
-    assert all(np.array_equal(found[n], mask) for n, mask in enumerate(expected.values()))
-    for mask, (left, top, right, bottom) in zip(found, masks.boxes.int().tolist(), strict=True):
+    inverted = full_masks(masks)
+    assert all(np.array_equal(inverted[n], mask) for n, mask in enumerate(expected.values()))
+    for mask, (left, top, right, bottom) in zip(inverted, masks.boxes.int().tolist(), strict=True):
         rows, columns = np.nonzero(mask)
         assert [left, top] == [columns.min(), rows.min()]
         assert [right, bottom] == [columns.max() + 1, rows.max() + 1]
 
 
 @pytest.mark.parametrize("size", [(7, 31), (20, 20), (64, 50)])
-def test_masks_are_zoomed_as_opencv_zooms_by_nearest_neighbour(size):
+def test_masks_are_resized_as_by_opencvs_nearest_neighbour(size):
     # With odd sides no sampling point falls between two pixels, where OpenCV's rounding decides.
     labels = np.random.default_rng(0).integers(0, 5, (21, 35))
-    masks = View((1, 2, 34, 21), size).apply_masks(runs_of_labels(labels)[1])[1]
+    masks = View((1, 2, 34, 21), size).apply_masks(label_map_to_runs(labels)[1])[1]
     for value, mask in enumerate(full_masks(masks), 1):
         window = (labels[2:21, 1:34] == value).astype(np.uint8)
-        zoomed = cv2.resize(window, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        assert np.array_equal(mask, zoomed)
+        resized = cv2.resize(window, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        assert np.array_equal(mask, resized)
 
 
-@pytest.mark.parametrize("flips", SYMMETRIES)
+@pytest.mark.parametrize("flips", ORIENTATIONS)
 def test_image_boxes_and_masks_move_together(flips):
     labels = np.zeros((10, 12), np.int16)
     labels[3:5, 4:9] = 1
     labels[6, 5] = 2
     view = View((2, 1, 11, 9), (24, 27), *flips)
-    _, masks = view.apply_masks(runs_of_labels(labels)[1])
+    _, masks = view.apply_masks(label_map_to_runs(labels)[1])
     boxes = [[4, 3, 9, 5], [5, 6, 6, 7]]
     assert view.invert_boxes(masks.boxes).tolist() == boxes
     image = view.apply_image((labels[:, :, None] * 100).astype(np.uint8).repeat(3, 2))
@@ -106,15 +106,15 @@ def test_image_boxes_and_masks_move_together(flips):
 def test_a_view_turns_a_picture_as_drawn_by_hand():
     picture = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None]
 
-    def seen(**turns):
+    def viewed(**turns):
         return View((0, 0, 3, 2), (2, 3), **turns).apply_image(picture)[:, :, 0].tolist()
 
-    assert seen() == [[1, 2, 3], [4, 5, 6]]
-    assert seen(flip_x=True) == [[3, 2, 1], [6, 5, 4]]
-    assert seen(flip_y=True) == [[4, 5, 6], [1, 2, 3]]
-    assert seen(transpose=True) == [[1, 4], [2, 5], [3, 6]]
+    assert viewed() == [[1, 2, 3], [4, 5, 6]]
+    assert viewed(flip_x=True) == [[3, 2, 1], [6, 5, 4]]
+    assert viewed(flip_y=True) == [[4, 5, 6], [1, 2, 3]]
+    assert viewed(transpose=True) == [[1, 4], [2, 5], [3, 6]]
     # A quarter turn to the left.
-    assert seen(flip_x=True, transpose=True) == [[3, 6], [2, 5], [1, 4]]
+    assert viewed(flip_x=True, transpose=True) == [[3, 6], [2, 5], [1, 4]]
 
 
 def test_boxes_by_hand():
@@ -125,12 +125,12 @@ def test_boxes_by_hand():
     assert flipped.invert_boxes(torch.tensor([[48, 4, 57, 14]])).tolist() == box
     turned = View((10, 20, 30, 30), (20, 60), flip_x=True, transpose=True)
     assert turned.shape == (60, 20)
-    seen = torch.tensor([[4, 48, 14, 57]])
-    assert turned.invert_boxes(seen).tolist() == box
-    assert seen.tolist() == [[4, 48, 14, 57]]
+    viewed = torch.tensor([[4, 48, 14, 57]])
+    assert turned.invert_boxes(viewed).tolist() == box
+    assert viewed.tolist() == [[4, 48, 14, 57]]
 
 
-@pytest.mark.parametrize("flips", SYMMETRIES)
+@pytest.mark.parametrize("flips", ORIENTATIONS)
 def test_the_box_of_a_whole_view_is_its_window(flips):
     view = View((3, 5, 44, 60), (23, 91), *flips)
     height, width = view.shape
@@ -139,47 +139,47 @@ def test_the_box_of_a_whole_view_is_its_window(flips):
     assert view.invert_boxes(boxes[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("flips", SYMMETRIES)
+@pytest.mark.parametrize("flips", ORIENTATIONS)
 def test_grids_come_back(flips):
     grids = np.random.default_rng(0).integers(0, 256, (4, 7, 7)).astype(np.uint8)
     view = View((0, 0, 7, 7), (7, 7), *flips)
-    seen = torch.from_numpy(
+    viewed = torch.from_numpy(
         np.stack([view.apply_image(grid[:, :, None])[:, :, 0] for grid in grids])
     )
-    assert np.array_equal(view.invert_grids(seen), grids)
-    assert view.invert_grids(seen[:0]).shape == (0, 7, 7)
+    assert np.array_equal(view.invert_grids(viewed), grids)
+    assert view.invert_grids(viewed[:0]).shape == (0, 7, 7)
 
 
-@pytest.mark.parametrize("flips", SYMMETRIES)
+@pytest.mark.parametrize("flips", ORIENTATIONS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(8, 9), (1, 1), (20, 31), (4, 5), (4, 31), (20, 5)])
 def test_images_keep_their_channels_and_are_contiguous(flips, channels, size):
     image = np.full((12, 15, channels), 77, np.uint8)
     view = View((3, 2, 12, 10), size, *flips)
-    seen = view.apply_image(image)
-    assert seen.shape == (*view.shape, channels)
-    assert seen.dtype == np.uint8
-    assert seen.flags.c_contiguous
-    assert (seen == 77).all()
+    viewed = view.apply_image(image)
+    assert viewed.shape == (*view.shape, channels)
+    assert viewed.dtype == np.uint8
+    assert viewed.flags.c_contiguous
+    assert (viewed == 77).all()
 
 
 def test_an_image_shrinks_to_means_and_enlarges_along_straight_lines():
     spots = np.zeros((4, 8, 3), np.uint8)
     spots[0, 0] = spots[3, 5] = 160
-    seen = View((0, 0, 8, 4), (1, 2)).apply_image(spots)
-    assert seen[:, :, 0].tolist() == [[10, 10]]
+    viewed = View((0, 0, 8, 4), (1, 2)).apply_image(spots)
+    assert viewed[:, :, 0].tolist() == [[10, 10]]
     ramp = np.tile(np.arange(0, 160, 20, dtype=np.uint8)[None, :, None], (4, 1, 1))
     double = View((0, 0, 8, 4), (4, 16)).apply_image(ramp)
     assert double[0, 1:-1, 0].tolist() == list(range(5, 140, 10))
 
 
-def test_a_size_is_zoomed_by_its_short_side_up_to_its_long_side():
-    assert shortest_edge((100, 200), 50, 1000) == (50, 100)
-    assert shortest_edge((200, 100), 150, 1000) == (300, 150)
-    assert shortest_edge((100, 200), 150, 240) == (120, 240)
-    assert shortest_edge((80, 80), 100, 50) == (50, 50)
-    assert shortest_edge((100, 200), 0, 50) == (100, 200)
-    assert shortest_edge((1, 2000), 1, 500) == (1, 500)
+def test_a_size_is_resized_by_its_short_side_up_to_its_long_side():
+    assert resize_shortest_edge((100, 200), 50, 1000) == (50, 100)
+    assert resize_shortest_edge((200, 100), 150, 1000) == (300, 150)
+    assert resize_shortest_edge((100, 200), 150, 240) == (120, 240)
+    assert resize_shortest_edge((80, 80), 100, 50) == (50, 50)
+    assert resize_shortest_edge((100, 200), 0, 50) == (100, 200)
+    assert resize_shortest_edge((1, 2000), 1, 500) == (1, 500)
 
 
 @pytest.mark.detectron2
@@ -192,7 +192,7 @@ def test_a_size_is_rounded_as_detectron2_rounds_it():
             theirs = transforms.ResizeShortestEdge.get_output_shape(
                 height, width, shortest, longest
             )
-            assert shortest_edge((height, width), shortest, longest) == theirs
+            assert resize_shortest_edge((height, width), shortest, longest) == theirs
 
 
 def test_the_tensor_has_the_channels_in_the_networks_order():

@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
 from cellseg.stains import scale_stains
-from cellseg.view import View, shortest_edge
+from cellseg.view import View, resize_shortest_edge
 
 Image = NDArray[np.uint8]
 
@@ -26,7 +26,7 @@ class Crop(ABC):
     """Chooses what a sample shows of its image."""
 
     @abstractmethod
-    def begin(
+    def sample_view(
         self,
         size: tuple[int, int],
         rng: np.random.Generator,
@@ -47,11 +47,11 @@ class Crop(ABC):
         """
 
 
-class Symmetry(ABC):
+class FlipOrRotation(ABC):
     """Flips or turns a view."""
 
     @abstractmethod
-    def view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: np.random.Generator) -> View:
         """Draw a view of the same window."""
 
 
@@ -59,7 +59,7 @@ class Colour(ABC):
     """Changes colours, and leaves every cell where it is."""
 
     @abstractmethod
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         """Draw an image from one, both `(h, w, 3)` uint8 RGB."""
 
 
@@ -96,21 +96,21 @@ class ShortestEdgeCrop(Crop):
     sampling: str
     longest: int
 
-    def begin(
+    def sample_view(
         self,
         size: tuple[int, int],
         rng: np.random.Generator,
         centre: tuple[float, float] | None = None,
     ) -> View:
-        crop = self._crop(size, rng)
+        crop = self._sample_crop_size(size, rng)
         if self.sampling == "range":
             shortest = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
         else:
             shortest = int(rng.choice(self.short_sides))
-        window = _place(crop, size, rng, centre)
-        return View(window, shortest_edge(crop, shortest, self.longest))
+        window = _sample_window(crop, size, rng, centre)
+        return View(window, resize_shortest_edge(crop, shortest, self.longest))
 
-    def _crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    def _sample_crop_size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Draw the height and width of the crop."""
         if self.crop_type is None:
             return size
@@ -128,52 +128,55 @@ class ShortestEdgeCrop(Crop):
 
 
 @dataclass(frozen=True)
-class FixedZoom(Crop):
+class FixedScaleCrop(Crop):
     """A square window of what the network gets, at one scale for all images.
 
     Where the image ends before the window does, it is seen whole and not stretched.
 
     Attributes
     ----------
-    zoom
+    scale
         The network's pixels for each pixel of the image.
     jitter
-        The zoom is drawn from `zoom / (1 + jitter)` to `zoom * (1 + jitter)`, evenly in its
+        The zoom is drawn from `scale / (1 + jitter)` to `scale * (1 + jitter)`, evenly in its
         logarithm.
     window
         The square's side, in the network's pixels.
     """
 
-    zoom: float
+    scale: float
     jitter: float
     window: int
 
-    def begin(
+    def sample_view(
         self,
         size: tuple[int, int],
         rng: np.random.Generator,
         centre: tuple[float, float] | None = None,
     ) -> View:
         spread = math.log1p(self.jitter)
-        zoom = self.zoom * math.exp(rng.uniform(-spread, spread))
-        side = max(1, round(self.window / zoom))
+        scale = self.scale * math.exp(rng.uniform(-spread, spread))
+        side = max(1, round(self.window / scale))
         height, width = size
         crop = min(side, height), min(side, width)
-        seen = self._zoomed(height, side, zoom), self._zoomed(width, side, zoom)
-        return View(_place(crop, size, rng, centre), seen)
+        output_size = (
+            self._output_length(height, side, scale),
+            self._output_length(width, side, scale),
+        )
+        return View(_sample_window(crop, size, rng, centre), output_size)
 
-    def _zoomed(self, length: int, side: int, zoom: float) -> int:
+    def _output_length(self, length: int, side: int, scale: float) -> int:
         """Say how long a side of the image is seen, of which the window takes up to `side`."""
-        return self.window if length >= side else max(1, round(length * zoom))
+        return self.window if length >= side else max(1, round(length * scale))
 
 
-def _place(
+def _sample_window(
     crop: tuple[int, int],
     size: tuple[int, int],
     rng: np.random.Generator,
     centre: tuple[float, float] | None,
 ) -> tuple[int, int, int, int]:
-    """Draw where in an image a crop lies, as `Crop.begin` says; XYXY in whole pixels."""
+    """Draw where in an image a crop lies, as `Crop.sample_view` says; XYXY in whole pixels."""
     free = np.subtract(size, crop)
     if centre is None:
         corner = rng.integers(free + 1)
@@ -185,7 +188,7 @@ def _place(
 
 
 @dataclass(frozen=True)
-class Flip(Symmetry):
+class Flip(FlipOrRotation):
     """Mirrors every other view, each way for itself.
 
     Attributes
@@ -197,18 +200,18 @@ class Flip(Symmetry):
     horizontal: bool
     vertical: bool
 
-    def view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: np.random.Generator) -> View:
         flip_x, flip_y = (rng.random(2) < 0.5).tolist()
         return replace(view, flip_x=self.horizontal and flip_x, flip_y=self.vertical and flip_y)
 
 
-class QuarterTurn(Symmetry):
+class QuarterTurn(FlipOrRotation):
     """Turns a view by 0, 90, 180 or 270 degrees.
 
     With a flip before it, be it one way only, all eight symmetries are equally likely.
     """
 
-    def view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: np.random.Generator) -> View:
         turns = int(rng.integers(4))
         # A quarter turn is a flip, then a transpose; half a turn is both flips.
         return replace(
@@ -231,7 +234,7 @@ class StainJitter(Colour):
 
     amount: float
 
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         haematoxylin, eosin = rng.uniform(1 - self.amount, 1 + self.amount, 2).tolist()
         return scale_stains(image, haematoxylin, eosin)
 
@@ -248,7 +251,7 @@ class Blur(Colour):
 
     sigma_max: float
 
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         # 1 - [0, 1) is never 0, which OpenCV takes for a sigma that isn't given.
         sigma = self.sigma_max * (1 - rng.random())
         return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma))
@@ -265,7 +268,7 @@ class Brightness(Colour):
     low: float
     high: float
 
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         return _blend(image, 0.0, rng.uniform(self.low, self.high))
 
 
@@ -279,7 +282,7 @@ class Contrast(Colour):
     low: float
     high: float
 
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         return _blend(image, image.mean(), rng.uniform(self.low, self.high))
 
 
@@ -297,42 +300,44 @@ class Augmentations:
     ----------
     crop
         What the view begins with.
-    symmetries, colours
+    flips_and_rotations, colours
         Applied in this order.
     """
 
     crop: Crop
-    symmetries: Sequence[Symmetry]
+    flips_and_rotations: Sequence[FlipOrRotation]
     colours: Sequence[Colour]
 
-    def view(
+    def sample_view(
         self,
         size: tuple[int, int],
         rng: np.random.Generator,
         centre: tuple[float, float] | None = None,
     ) -> View:
-        """Draw the view of an image, as `Crop.begin` says, then flipped and turned."""
-        view = self.crop.begin(size, rng, centre)
-        for symmetry in self.symmetries:
-            view = symmetry.view(view, rng)
+        """Draw the view of an image, as `Crop.sample_view` says, then flipped and turned."""
+        view = self.crop.sample_view(size, rng, centre)
+        for transform in self.flips_and_rotations:
+            view = transform.sample_view(view, rng)
         return view
 
-    def image(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
         """Draw the colours of an image, `(h, w, 3)` uint8 RGB."""
         for colour in self.colours:
-            image = colour.image(image, rng)
+            image = colour.apply_colours(image, rng)
         return image
 
 
 def build_augmentations(cfg: CfgNode) -> Augmentations:
     """Build what the keys under INPUT name; what would change nothing is left out."""
     inputs = cfg.INPUT
-    return Augmentations(_build_crop(inputs), _build_symmetries(inputs), _build_colours(inputs))
+    return Augmentations(
+        _build_crop(inputs), _build_flips_and_rotations(inputs), _build_colours(inputs)
+    )
 
 
 def _build_crop(inputs: CfgNode) -> Crop:
     if inputs.ZOOM:
-        return FixedZoom(inputs.ZOOM, inputs.ZOOM_JITTER, inputs.WINDOW)
+        return FixedScaleCrop(inputs.ZOOM, inputs.ZOOM_JITTER, inputs.WINDOW)
     return ShortestEdgeCrop(
         inputs.CROP.TYPE if inputs.CROP.ENABLED else None,
         tuple(inputs.CROP.SIZE),
@@ -342,14 +347,16 @@ def _build_crop(inputs: CfgNode) -> Crop:
     )
 
 
-def _build_symmetries(inputs: CfgNode) -> list[Symmetry]:
+def _build_flips_and_rotations(inputs: CfgNode) -> list[FlipOrRotation]:
     flip = inputs.RANDOM_FLIP
-    symmetries: list[Symmetry] = []
+    flips_and_rotations: list[FlipOrRotation] = []
     if flip != "none":
-        symmetries.append(Flip(flip in ("horizontal", "both"), flip in ("vertical", "both")))
+        flips_and_rotations.append(
+            Flip(flip in ("horizontal", "both"), flip in ("vertical", "both"))
+        )
     if inputs.QUARTER_TURNS:
-        symmetries.append(QuarterTurn())
-    return symmetries
+        flips_and_rotations.append(QuarterTurn())
+    return flips_and_rotations
 
 
 def _build_colours(inputs: CfgNode) -> list[Colour]:

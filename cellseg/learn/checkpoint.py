@@ -11,11 +11,11 @@ import torch
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
-from cellseg.network.weights import DAMAGE, loading, read_weights, reason, take_weights
+from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
 from cellseg.runs import BEST, LAST
 
 
-class Kept(Protocol):
+class Checkpointable(Protocol):
     """What is saved beside the weights, and comes back on resuming."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -31,7 +31,9 @@ class RunCheckpointer:
     A run killed while it saves keeps the former checkpoint; a full disk is one line.
     """
 
-    def __init__(self, network: torch.nn.Module, folder: str | Path = "", **kept: Kept) -> None:
+    def __init__(
+        self, network: torch.nn.Module, folder: str | Path = "", **checkpointables: Checkpointable
+    ) -> None:
         """
         Parameters
         ----------
@@ -39,12 +41,12 @@ class RunCheckpointer:
             The network that learns.
         folder
             The run's.
-        kept
+        checkpointables
             What else a resumable checkpoint has, by name.
         """
         self.network = network
         self.folder = Path(folder)
-        self.kept = kept
+        self.checkpointables = checkpointables
 
     def save_weights(self, name: str, network: torch.nn.Module, **extra: Any) -> None:
         """Save a network's weights and `extra` to `name`, in the run's folder.
@@ -55,7 +57,7 @@ class RunCheckpointer:
             If the weights are not finite, as after a step that went too far. Nothing is
             written then, so that the last good file stays.
         """
-        self._write(name, {"model": _finite(network), **extra})
+        self._write(name, {"model": _finite_state_dict(network), **extra})
 
     def save_last(self) -> None:
         """Save all that `--resume` needs.
@@ -65,8 +67,11 @@ class RunCheckpointer:
         FloatingPointError
             As `save_weights` does.
         """
-        state = {name: kept.state_dict() for name, kept in self.kept.items()}
-        self._write(LAST, {"model": _finite(self.network), **state})
+        state = {
+            name: checkpointable.state_dict()
+            for name, checkpointable in self.checkpointables.items()
+        }
+        self._write(LAST, {"model": _finite_state_dict(self.network), **state})
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = self.folder / name
@@ -95,14 +100,14 @@ class RunCheckpointer:
         InputError
             If it is damaged or another network's.
         """
-        with loading(self.last):
+        with weights_errors(self.last):
             data = read_weights(self.last)
-            lacking = {"model", *self.kept} - set(data)
-            if lacking:
-                raise ValueError(f"without {', '.join(sorted(lacking))}")
-            take_weights(self.network, data["model"], whole=True)
-            for name, kept in self.kept.items():
-                kept.load_state_dict(data[name])
+            missing = {"model", *self.checkpointables} - set(data)
+            if missing:
+                raise ValueError(f"without {', '.join(sorted(missing))}")
+            take_weights(self.network, data["model"], strict=True)
+            for name, checkpointable in self.checkpointables.items():
+                checkpointable.load_state_dict(data[name])
 
     def best_score(self) -> float:
         """Give the AP50, 0 to 100, of the run's best weights; minus infinity if it has none.
@@ -124,7 +129,7 @@ class RunCheckpointer:
             ) from error
 
 
-def _finite(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _finite_state_dict(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = network.state_dict()
     for name, value in weights.items():
         if not torch.isfinite(value).all():

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from cellseg.cellmasks import CellMasks
 
 # Cells that are pasted into a sample, at most.
-MOST_CELLS = 20
+MAX_CELLS = 20
 # Standard deviation in pixels of the Gaussian that softens their edges.
-_SOFTNESS = 1.0
+_EDGE_SIGMA = 1.0
 
 
 def paste(
@@ -26,7 +26,7 @@ def paste(
 ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
     """Paste some cells of a donor into a sample, each where it is in the donor.
 
-    Up to `MOST_CELLS` are drawn among those that no edge of the two images cuts. One is
+    Up to `MAX_CELLS` are drawn among those that no edge of the two images cuts. One is
     passed over if it would lie on a cell pasted before it, or if a cell below would lose
     more than half of its pixels. So no cell vanishes.
 
@@ -46,19 +46,21 @@ def paste(
         pasted ones follow.
     """
     covered = torch.zeros(masks.size, dtype=torch.bool)
-    drawn = _draw(donor_masks, masks.size, rng)
-    pasted = [n for n in drawn if _cover(covered, donor_masks, n, masks)]
+    candidates = _sample_cells(donor_masks, masks.size, rng)
+    pasted = [n for n in candidates if _try_to_cover(covered, donor_masks, n, masks)]
     boxes = _boxes(donor_masks)
     corners = [(boxes[n][0], boxes[n][1]) for n in pasted]
     crops = [donor_masks.crop(n) for n in pasted]
     return (
         _blend(image, donor_image, covered.numpy()),
-        CellMasks.cat([_visible(masks, covered), CellMasks.from_crops(masks.size, corners, crops)]),
+        CellMasks.cat(
+            [_remove_covered(masks, covered), CellMasks.from_crops(masks.size, corners, crops)]
+        ),
         np.concatenate([classes, donor_classes[pasted]]),
     )
 
 
-def _draw(donor: CellMasks, size: tuple[int, int], rng: np.random.Generator) -> list[int]:
+def _sample_cells(donor: CellMasks, size: tuple[int, int], rng: np.random.Generator) -> list[int]:
     """Draw which cells of the donor are tried on a sample of that size."""
     height, width = np.minimum(donor.size, size).tolist()
     whole = [
@@ -66,11 +68,11 @@ def _draw(donor: CellMasks, size: tuple[int, int], rng: np.random.Generator) -> 
         for n, (left, top, right, bottom) in enumerate(_boxes(donor))
         if left > 0 and top > 0 and right < width and bottom < height
     ]
-    drawn: list[int] = rng.permutation(whole)[: rng.integers(1, MOST_CELLS + 1)].tolist()
-    return drawn
+    candidates: list[int] = rng.permutation(whole)[: rng.integers(1, MAX_CELLS + 1)].tolist()
+    return candidates
 
 
-def _cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMasks) -> bool:
+def _try_to_cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMasks) -> bool:
     """Mark the pixels of a donor's cell as covered, if the cells allow it; say if they do."""
     left, top, right, bottom = donor.boxes[n].long().tolist()
     window, cell = covered[top:bottom, left:right], donor.crop(n)
@@ -78,15 +80,15 @@ def _cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMasks) ->
         return False
     window |= cell
     boxes = masks.boxes
-    meets_x = (boxes[:, 0] < right) & (boxes[:, 2] > left)
-    meets_y = (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
-    if _keep_half(masks[meets_x & meets_y], covered):
+    overlaps_x = (boxes[:, 0] < right) & (boxes[:, 2] > left)
+    overlaps_y = (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
+    if _at_least_half_visible(masks[overlaps_x & overlaps_y], covered):
         return True
     window &= ~cell
     return False
 
 
-def _keep_half(masks: CellMasks, covered: torch.Tensor) -> bool:
+def _at_least_half_visible(masks: CellMasks, covered: torch.Tensor) -> bool:
     """Say whether of each mask no more than half is covered."""
     crops = ((masks.crop(n), box) for n, box in enumerate(_boxes(masks)))
     return all(
@@ -95,19 +97,19 @@ def _keep_half(masks: CellMasks, covered: torch.Tensor) -> bool:
     )
 
 
-def _visible(masks: CellMasks, covered: torch.Tensor) -> CellMasks:
+def _remove_covered(masks: CellMasks, covered: torch.Tensor) -> CellMasks:
     """Take the covered pixels from all masks."""
     # Most cells lose nothing, and only the others are drawn anew.
-    losing, corners, crops = [], [], []
+    occluded, corners, crops = [], [], []
     for n, (left, top, right, bottom) in enumerate(_boxes(masks)):
         window = covered[top:bottom, left:right]
         if window.any():
-            losing.append(n)
+            occluded.append(n)
             corners.append((left, top))
             crops.append(masks.crop(n) & ~window)
     redrawn = CellMasks.from_crops(masks.size, corners, crops)
     order = torch.arange(len(masks))
-    order[losing] = len(masks) + torch.arange(len(losing))
+    order[occluded] = len(masks) + torch.arange(len(occluded))
     return CellMasks.cat([masks, redrawn])[order]
 
 
@@ -121,8 +123,8 @@ def _blend(
 ) -> NDArray[np.uint8]:
     """Show the donor where it covers the image, with a soft edge."""
     height, width = np.minimum(image.shape[:2], donor.shape[:2])
-    shared = np.s_[:height, :width]
-    share = cv2.GaussianBlur(covered.astype(np.float32), (0, 0), _SOFTNESS)[shared]
+    common = np.s_[:height, :width]
+    alpha = cv2.GaussianBlur(covered.astype(np.float32), (0, 0), _EDGE_SIGMA)[common]
     blended = image.copy()
-    blended[shared] = cv2.blendLinear(donor[shared], image[shared], share, 1 - share)
+    blended[common] = cv2.blendLinear(donor[common], image[common], alpha, 1 - alpha)
     return blended

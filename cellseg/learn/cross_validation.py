@@ -20,7 +20,7 @@ from scipy import stats
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.files import shown, write_json
+from cellseg.files import display_path, write_json
 from cellseg.learn import session
 from cellseg.learn.samples import load_training_data
 from cellseg.learn.session import Launch
@@ -71,7 +71,7 @@ def resume(folder: Path, cfgs: dict[Path, CfgNode], launch: Launch) -> int:
     """
     if launch.machines > 1:
         raise InputError(
-            f"{shown(folder)}: a cross-validation, which one machine goes on with; leave "
+            f"{display_path(folder)}: a cross-validation, which one machine goes on with; leave "
             "--num_machines out"
         )
     cfg = next(iter(cfgs.values())).clone()
@@ -98,13 +98,13 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
         if code:
             return code
     names = [category["name"] for category in data.categories]
-    summary = summarise([last_scores(run) for run in folds], names)
+    summary = summarise_folds([read_last_scores(run) for run in folds], names)
     write_json(folder / runs.SUMMARY, summary, indent=1)
-    print(f"{as_text(summary)}\nwritten to {shown(folder / runs.SUMMARY)}")
+    print(f"{as_text(summary)}\nwritten to {display_path(folder / runs.SUMMARY)}")
     return 0
 
 
-def last_scores(run: Path) -> dict[str, float]:
+def read_last_scores(run: Path) -> dict[str, float]:
     """Read a finished run's last scores: AP50 in percent, by class, "" for their mean.
 
     Raises
@@ -112,7 +112,7 @@ def last_scores(run: Path) -> dict[str, float]:
     InputError
         If its curves are damaged.
     """
-    path = run / runs.CURVES
+    path = run / runs.METRICS
     try:
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         scores = {
@@ -149,13 +149,15 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, float(mean - half), float(mean + half), n)
 
 
-def summarise(scores: Sequence[dict[str, float]], class_names: Sequence[str]) -> dict[str, Any]:
+def summarise_folds(
+    scores: Sequence[dict[str, float]], class_names: Sequence[str]
+) -> dict[str, Any]:
     """Summarise the folds' scores, as the summary's file has them.
 
     Parameters
     ----------
     scores
-        For each fold what `last_scores` gives. A fold may lack a class that none of its
+        For each fold what `read_last_scores` gives. A fold may lack a class that none of its
         held-out images has.
     class_names
         In the order of the classes.

@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cellseg.distributed import any_process, build_barrier, rank, world_size
+from cellseg.distributed import any_process, make_barrier, rank, world_size
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.validation import Scores
 from cellseg.network.loop import HookBase
-from cellseg.runs import BEST, CURVES, FINAL
+from cellseg.runs import BEST, FINAL, METRICS
 
 
 class TrainingStopped(KeyboardInterrupt):
     """A training that was asked to stop and has saved where it was."""
 
 
-class EnoughLearned(BaseException):
+class EarlyStop(BaseException):
     """The end of a training whose score has not risen for long."""
 
 
@@ -58,14 +58,14 @@ class Validation(HookBase):
         self.period = period
         self.patience = patience
         self.best = -math.inf
-        self.worse = 0
+        self.n_without_improvement = 0
         self._barrier: Callable[[], None] | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
             self.best = min(self.best, self.checkpointer.best_score())
         # The first process scores alone, which may take longer than others wait for a sum.
-        self._barrier = build_barrier() if world_size() > 1 else None
+        self._barrier = make_barrier() if world_size() > 1 else None
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -74,14 +74,14 @@ class Validation(HookBase):
                 self._validate(done)
             if self._barrier:
                 self._barrier()
-            if any_process(self.enough, self.trainer.cfg.MODEL.DEVICE):
+            if any_process(self.should_stop, self.trainer.cfg.MODEL.DEVICE):
                 # The hooks that follow see the last step of the run.
                 self.trainer.max_iter = done
 
     @property
-    def enough(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the score has not risen for so long that the training ends."""
-        return bool(self.patience) and self.worse >= self.patience
+        return bool(self.patience) and self.n_without_improvement >= self.patience
 
     def _validate(self, done: int) -> None:
         result = self.score()
@@ -102,36 +102,36 @@ class Validation(HookBase):
             return
         ap50 = values["AP50"]
         better = ap50 > self.best
-        self.worse = 0 if better else self.worse + 1
+        self.n_without_improvement = 0 if better else self.n_without_improvement + 1
         if better:
             self.best = ap50
-            network = self.trainer.step.best_network
+            network = self.trainer.step.eval_network
             self.checkpointer.save_weights(BEST, network, iteration=done, AP50=ap50)
         tqdm.write(
             f"iteration {done}: held-out images AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
             + (", the best so far" if better else f" (best {self.best:.1f})"),
             file=sys.stdout,
         )
-        if self.enough and done < self.trainer.max_iter:
+        if self.should_stop and done < self.trainer.max_iter:
             tqdm.write(
-                f"stopping early: no better AP50 in the last {self.worse} scores "
+                f"stopping early: no better AP50 in the last {self.n_without_improvement} scores "
                 "(TEST.PATIENCE); the weights that scored best are kept",
                 file=sys.stdout,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """Give the best score, and how many in a row were no better."""
-        return {"best": self.best, "worse": self.worse}
+        return {"best": self.best, "worse": self.n_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.best = state["best"]
-        self.worse = state["worse"]
-        if self.enough:  # it had ended early
+        self.n_without_improvement = state["worse"]
+        if self.should_stop:  # it had ended early
             self.trainer.max_iter = self.trainer.iter
 
 
-class Checkpoints(HookBase):
+class CheckpointSaver(HookBase):
     """Saves a resumable checkpoint every `period` steps, and the final weights at the end."""
 
     def __init__(self, checkpointer: RunCheckpointer, period: int) -> None:
@@ -142,13 +142,13 @@ class Checkpoints(HookBase):
         done = self.trainer.iter + 1
         # The final weights first: killed in between, the run is finished all the same.
         if done == self.trainer.max_iter:
-            network = self.trainer.step.best_network
+            network = self.trainer.step.eval_network
             self.checkpointer.save_weights(FINAL, network, iteration=done)
         if done % self.period == 0 or done == self.trainer.max_iter:
             self.checkpointer.save_last()
 
 
-class Curves(HookBase):
+class MetricWriter(HookBase):
     """Writes the curves, for TensorBoard and as lines of JSON: medians over `period` steps."""
 
     def __init__(self, folder: Path, period: int) -> None:
@@ -161,7 +161,7 @@ class Curves(HookBase):
         # What a killed run had written after its last checkpoint comes again.
         start = self.trainer.start_iter
         self._events = self._open.enter_context(SummaryWriter(str(self.folder), purge_step=start))
-        self._lines = self._open.enter_context((self.folder / CURVES).open("a", encoding="utf-8"))
+        self._lines = self._open.enter_context((self.folder / METRICS).open("a", encoding="utf-8"))
 
     def after_step(self) -> None:
         step = self.trainer.iter
@@ -177,7 +177,7 @@ class Curves(HookBase):
             self._lines.flush()
             self._values.clear()
 
-    def show(self, name: str, picture: NDArray[np.uint8]) -> None:
+    def add_picture(self, name: str, picture: NDArray[np.uint8]) -> None:
         """Add an `(H, W, 3)` uint8 RGB picture, for TensorBoard alone."""
         self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
@@ -185,7 +185,7 @@ class Curves(HookBase):
         self._open.close()
 
 
-class Progress(HookBase):
+class ProgressBar(HookBase):
     """Shows how far the training is: a bar on a terminal, else a line now and then."""
 
     def __init__(self, seconds: float = 20.0) -> None:
@@ -200,7 +200,7 @@ class Progress(HookBase):
             desc="training",
             disable=None,
         )
-        self._began = self._told = time.monotonic()
+        self._started = self._last_printed = time.monotonic()
 
     def after_step(self) -> None:
         loss = self.trainer.storage.latest().get("total_loss", (math.nan, 0))[0]
@@ -208,15 +208,17 @@ class Progress(HookBase):
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._bar.disable and (now - self._told > self.seconds or done == self.trainer.max_iter):
-            pace = (now - self._began) / (done - self.trainer.start_iter)
+        if self._bar.disable and (
+            now - self._last_printed > self.seconds or done == self.trainer.max_iter
+        ):
+            pace = (now - self._started) / (done - self.trainer.start_iter)
             left = round(pace * (self.trainer.max_iter - done))
             print(
                 f"iteration {done}/{self.trainer.max_iter}  loss {loss:.3f}  {pace:.2f} s/it  "
                 f"{left // 60}:{left % 60:02d} min left",
                 flush=True,
             )
-            self._told = now
+            self._last_printed = now
 
     def after_train(self) -> None:
         self._bar.close()
@@ -230,24 +232,26 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: RunCheckpointer) -> None:
         self.checkpointer = checkpointer
-        self.asked = False
+        self.stop_requested = False
         self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
         self._process = os.getpid()
-        self._former = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._former = {
+            s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)
+        }
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _request_stop(self, _number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a data loading worker, which ends with this process
-        if self.asked:
+        if self.stop_requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.stop_requested = True
         tqdm.write("stopping after this iteration; once more to stop at once", file=sys.stderr)
 
     def after_step(self) -> None:
-        asked = any_process(self.asked, self.trainer.cfg.MODEL.DEVICE)
-        if asked and self.trainer.iter + 1 < self.trainer.max_iter:
+        requested = any_process(self.stop_requested, self.trainer.cfg.MODEL.DEVICE)
+        if requested and self.trainer.iter + 1 < self.trainer.max_iter:
             if rank() == 0:
                 self.checkpointer.save_last()
             raise TrainingStopped(self.trainer.iter + 1)
@@ -267,7 +271,7 @@ def log_to_file(path: Path) -> Callable[[], None]:
     # Its own handlers would print every layer of the network to the terminal.
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    to_terminal = _BesideTheBar()
+    to_terminal = _TqdmHandler()
     to_terminal.setLevel(logging.WARNING)
     to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     # A traceback belongs into the file; what the user can do about it is said elsewhere.
@@ -280,17 +284,17 @@ def log_to_file(path: Path) -> Callable[[], None]:
         logger.propagate = False
         logger.handlers = [to_file, to_terminal]
 
-    def end() -> None:
+    def stop() -> None:
         for logger, level, propagate, handlers in former:
             logger.setLevel(level)
             logger.propagate = propagate
             logger.handlers = handlers
         to_file.close()
 
-    return end
+    return stop
 
 
-class _BesideTheBar(logging.Handler):
+class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -16,9 +16,9 @@ from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import paste
 from cellseg.learn.samples import TrainingData
-from cellseg.learn.stream import SampleStream, choose_centre, repeat_factors
+from cellseg.learn.stream import SampleStream, choose_crop_centre, repeat_factors
 from cellseg.read.tiff import read_image
-from cellseg.rle import Runs, decode
+from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
 
 
@@ -43,25 +43,25 @@ class CellMapper:
         self.copy_paste = cfg.INPUT.COPY_PASTE
         self.image_format = cfg.INPUT.FORMAT
         self.donors = donors
-        self._runs: dict[str, Runs] = {}
+        self._mask_runs: dict[str, MaskRuns] = {}
 
     def __call__(self, sample: ImageCells, rng: np.random.Generator) -> dict[str, Any]:
         """Read and augment a sample.
 
         Returns
         -------
-        `image`, `(3, h, w)` uint8 in the config's channel order; `boxes`, `(N, 4)` float32
+        `apply_colours`, `(3, h, w)` uint8 in the config's channel order; `boxes`, `(N, 4)` float32
         XYXY in its pixels; `classes`, `(N,)` int64; `masks`, `CellMasks`; and the sample's
         `name`.
         """
-        seen = self._see(sample, rng)
+        viewed = self._load_view(sample, rng)
         if self.donors and rng.random() < self.copy_paste:
             donor = self.donors[int(rng.integers(len(self.donors)))]
-            seen = paste(*seen, *self._see(donor, rng), rng)
-        image, masks, classes = seen
+            viewed = paste(*viewed, *self._load_view(donor, rng), rng)
+        image, masks, classes = viewed
         return {
             "name": sample.name,
-            "image": to_tensor(self.augmentations.image(image, rng), self.image_format),
+            "image": to_tensor(self.augmentations.apply_colours(image, rng), self.image_format),
             # Of a cell that slants out of the crop, less may be left than its cropped box.
             "boxes": masks.boxes,
             "classes": torch.from_numpy(classes),
@@ -73,10 +73,10 @@ class CellMapper:
         return self._draw_view(sample, rng).shape
 
     def _draw_view(self, sample: ImageCells, rng: np.random.Generator) -> View:
-        centre = choose_centre(sample, self.crop_on_class, rng)
-        return self.augmentations.view(sample.size, rng, centre)
+        centre = choose_crop_centre(sample, self.crop_on_class, rng)
+        return self.augmentations.sample_view(sample.size, rng, centre)
 
-    def _see(
+    def _load_view(
         self, sample: ImageCells, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
         """Draw a view of a sample: the image, the masks in it and their classes."""
@@ -88,9 +88,9 @@ class CellMapper:
                 f"annotations say {size[0]} x {size[1]}; run python annotation.py"
             )
         view = self._draw_view(sample, rng)
-        if sample.name not in self._runs:
-            self._runs[sample.name] = decode(sample.masks, size)
-        kept, masks = view.apply_masks(self._runs[sample.name])
+        if sample.name not in self._mask_runs:
+            self._mask_runs[sample.name] = decode(sample.masks, size)
+        kept, masks = view.apply_masks(self._mask_runs[sample.name])
         return view.apply_image(image), masks, sample.classes[kept]
 
 

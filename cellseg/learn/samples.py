@@ -12,7 +12,7 @@ from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
 from cellseg.read.layout import OUTLINES, TRAIN
 from cellseg.read.names import name_images
-from cellseg.read.split import hold_out, read_groups, split_folds
+from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.tiff import image_size
 
 
@@ -26,14 +26,14 @@ class TrainingData:
         The annotation file, a COCO dict with compressed RLE.
     categories
         Its K categories, `{"id", "name"}`; class c inside is `categories[c]`.
-    train, held_out
+    train, validation
         The images and their cells.
     """
 
     coco: dict[str, Any]
     categories: list[dict[str, Any]]
     train: list[ImageCells]
-    held_out: list[ImageCells]
+    validation: list[ImageCells]
 
 
 def load_training_data(root: str, annotations: str) -> TrainingData:
@@ -54,7 +54,7 @@ def load_training_data(root: str, annotations: str) -> TrainingData:
     """
     path = Path(annotations)
     coco = load_coco(path)
-    check_age(Path(root), path)
+    check_up_to_date(Path(root), path)
     categories = [
         {"id": id_, "name": name}
         for id_, name in zip(contiguous_classes(coco), class_names(coco), strict=True)
@@ -84,17 +84,17 @@ def split_data(
     names = [sample.name for sample in data.train]
     group_of = read_groups(Path(groups), names) if groups else None
     if n_folds:
-        held = {*[[], *split_folds(names, n_folds, max(seed, 0), group_of)][fold]}
+        validation = {*[[], *split_folds(names, n_folds, max(seed, 0), group_of)][fold]}
     else:
-        held = {*hold_out(names, val_fraction, max(seed, 0), group_of)}
+        validation = {*choose_validation(names, val_fraction, max(seed, 0), group_of)}
     return dataclasses.replace(
         data,
-        train=[sample for sample in data.train if sample.name not in held],
-        held_out=[sample for sample in data.train if sample.name in held],
+        train=[sample for sample in data.train if sample.name not in validation],
+        validation=[sample for sample in data.train if sample.name in validation],
     )
 
 
-def check_age(root: Path, annotations: Path) -> None:
+def check_up_to_date(root: Path, annotations: Path) -> None:
     """Refuse annotations that are older than a label map or outlines in `train/`.
 
     Raises
@@ -102,10 +102,10 @@ def check_age(root: Path, annotations: Path) -> None:
     InputError
         If there is one, naming it.
     """
-    made = annotations.stat().st_mtime
+    modified = annotations.stat().st_mtime
     for mask in sorted((root / TRAIN).glob("*/*")):
-        of_cells = mask.suffix.lower() in OUTLINES or mask.name.lower().startswith("class")
-        if of_cells and mask.is_file() and mask.stat().st_mtime > made:
+        is_annotation = mask.suffix.lower() in OUTLINES or mask.name.lower().startswith("class")
+        if is_annotation and mask.is_file() and mask.stat().st_mtime > modified:
             raise InputError(
                 f"{annotations}: older than {mask}, so it may not say what the masks say; run "
                 "python annotation.py again"

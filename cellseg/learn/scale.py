@@ -18,10 +18,10 @@ from cellseg.learn.augment import build_augmentations
 # pixels. Longer, and the cost grows with the square; but coarse features need it.
 _LENGTH_FINE, _LENGTH_COARSE = 30, 56
 _COARSE_STRIDE = 16
-_ZOOMS = (0.5, 4.0)  # beyond, cells vanish or only the blur grows
+_SCALE_RANGE = (0.5, 4.0)  # beyond, cells vanish or only the blur grows
 
 _N_SIZES = 5  # on a single level; Detectron2's number, so that its weights fit
-_LEAST_STEP = 1.2  # between anchors of one level: nearer ones tell no cells apart
+_MIN_STEP = 1.2  # between anchors of one level: nearer ones tell no cells apart
 _LEVEL_STEP = 2.0  # between levels, at least
 
 
@@ -45,7 +45,7 @@ class CellSizes:
     longest: float
 
 
-class Zoom(NamedTuple):
+class Scale(NamedTuple):
     """The network's pixels for each pixel of the image, and a line that says why."""
 
     value: float
@@ -83,7 +83,7 @@ def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
     return CellSizes(float(length), float(small), float(large), float(longest))
 
 
-def choose_zoom(sizes: CellSizes, finest_stride: int) -> Zoom:
+def choose_scale(sizes: CellSizes, finest_stride: int) -> Scale:
     """Choose the zoom at which the median cell is as long as suits the network's features.
 
     Parameters
@@ -96,17 +96,17 @@ def choose_zoom(sizes: CellSizes, finest_stride: int) -> Zoom:
     """
     length = _LENGTH_COARSE if finest_stride >= _COARSE_STRIDE else _LENGTH_FINE
     wanted = length / sizes.length
-    value = round(min(max(wanted, _ZOOMS[0]), _ZOOMS[1]), 2)
+    value = round(min(max(wanted, _SCALE_RANGE[0]), _SCALE_RANGE[1]), 2)
     reason = (
         f"zoom {value:g}: the median cell is {sizes.length:g} px long, {length} px suit features "
         f"of stride {finest_stride}"
     )
-    if not _ZOOMS[0] <= wanted <= _ZOOMS[1]:
-        reason += f", but zooms go from {_ZOOMS[0]:g} to {_ZOOMS[1]:g}"
-    return Zoom(value, reason)
+    if not _SCALE_RANGE[0] <= wanted <= _SCALE_RANGE[1]:
+        reason += f", but zooms go from {_SCALE_RANGE[0]:g} to {_SCALE_RANGE[1]:g}"
+    return Scale(value, reason)
 
 
-def choose_anchors(sizes: CellSizes, zoom: float, strides: Sequence[int]) -> Anchors:
+def choose_anchors(sizes: CellSizes, scale: float, strides: Sequence[int]) -> Anchors:
     """Choose anchors that cover the sizes of nine in ten cells, in geometric steps.
 
     Of several levels each gets one size, at least twice that of the level before, as its
@@ -117,26 +117,26 @@ def choose_anchors(sizes: CellSizes, zoom: float, strides: Sequence[int]) -> Anc
     ----------
     sizes
         The cells' sizes.
-    zoom
+    scale
         The network's pixels for each pixel of the image.
     strides
         The rising strides of the feature maps with anchors, in the network's pixels.
     """
-    several = len(strides) > 1
-    count = len(strides) if several else _N_SIZES
+    multi_level = len(strides) > 1
+    count = len(strides) if multi_level else _N_SIZES
     # Anchors smaller than the stride would leave gaps between them.
-    smallest = max(sizes.small * zoom, strides[0])
-    covering = (sizes.large * zoom / smallest) ** (1 / (count - 1))
-    step = max(covering, _LEVEL_STEP if several else _LEAST_STEP)
+    smallest = max(sizes.small * scale, strides[0])
+    covering_step = (sizes.large * scale / smallest) ** (1 / (count - 1))
+    step = max(covering_step, _LEVEL_STEP if multi_level else _MIN_STEP)
     sides = [float(round(smallest * step**n)) for n in range(count)]
     reason = (
         f"anchors of {', '.join(f'{side:g}' for side in sides)} px: nine in ten cells measure "
-        f"{sizes.small:.1f} to {sizes.large:.1f} px (root of the box's area), zoomed by {zoom:g}"
+        f"{sizes.small:.1f} to {sizes.large:.1f} px (root of the box's area), zoomed by {scale:g}"
     )
-    return Anchors([[side] for side in sides] if several else [sides], reason)
+    return Anchors([[side] for side in sides] if multi_level else [sides], reason)
 
 
-def follow_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
+def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
     """Set the longest cell, and the zoom and the anchors where they are left to the data.
 
     Returns
@@ -147,33 +147,33 @@ def follow_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
     cfg.DATA.LONGEST_CELL = sizes.longest
     reasons = []
     if cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-        strides = [_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
+        strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
         if cfg.INPUT.ZOOM_FROM_DATA:
-            zoom = choose_zoom(sizes, min(strides))
-            cfg.INPUT.ZOOM = zoom.value
-            reasons.append(zoom.reason)
+            scale = choose_scale(sizes, min(strides))
+            cfg.INPUT.ZOOM = scale.value
+            reasons.append(scale.reason)
         if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-            anchors = choose_anchors(sizes, _typical_zoom(cfg, samples), strides)
+            anchors = choose_anchors(sizes, _typical_scale(cfg, samples), strides)
             cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
             reasons.append(anchors.reason)
     return reasons
 
 
-def _typical_zoom(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
+def _typical_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
     """Give the zoom of the training; without a fixed one, the median of its crops'."""
     if cfg.INPUT.ZOOM:
         return float(cfg.INPUT.ZOOM)
     augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)
-    views = [augmentations.view(sample.size, rng, None) for sample in samples]
-    zooms = [
+    views = [augmentations.sample_view(sample.size, rng, None) for sample in samples]
+    scales = [
         math.sqrt(math.prod(view.size) / ((right - left) * (bottom - top)))
         for view in views
         for left, top, right, bottom in [view.window]
     ]
-    return round(float(np.median(zooms)), 2)
+    return round(float(np.median(scales)), 2)
 
 
-def _stride(feature: str, cfg: CfgNode) -> int:
+def _feature_stride(feature: str, cfg: CfgNode) -> int:
     """Give the stride of a feature map by its name, such as p2 or res5."""
     stride: int = 2 ** int(feature[-1])
     return stride // cfg.MODEL.RESNETS.RES5_DILATION if feature == "res5" else stride

@@ -14,18 +14,18 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cellseg import distributed, runs
-from cellseg.config import building
+from cellseg.config import config_errors
 from cellseg.device import count_cores
 from cellseg.errors import InputError
-from cellseg.files import clear_leftovers, shown, write_atomic
+from cellseg.files import display_path, remove_unfinished, write_atomic
 from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
-from cellseg.learn.scale import follow_data
+from cellseg.learn.scale import set_keys_from_data
 
 WORKERS = 4  # processes that load images for a GPU, where the recipe is for the CPU
-MOST_PARAMETERS = 200_000_000  # trainable ones that the homework allows
+MAX_PARAMETERS = 200_000_000  # trainable ones that the homework allows
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Launch:
     train: Callable[[Session], int]  # trains in one process; returns the exit code
     per_machine: int = 1
     machines: int = 1
-    machine: int = 0  # this one's number; machine 0 writes the run
-    address: str = "auto"  # where machine 0 is found
+    machine_rank: int = 0  # this one's number; machine 0 writes the run
+    dist_url: str = "auto"  # where machine 0 is found
 
     @property
     def processes(self) -> int:
@@ -61,8 +61,8 @@ BuildTrainer = Callable[[CfgNode, TrainingData], Any]  # returns a `DefaultTrain
 def find_run(name: str, root: Path, recipe: str | None) -> Path:
     """Return the folder of the run, or of the cross-validation, that `--resume` names."""
     if name == "newest":
-        return runs.newest_run(root, recipe or "*", finished=False)
-    return Path(name) if runs.fold_runs(Path(name)) else runs.open_run(Path(name))
+        return runs.find_newest_run(root, recipe or "*", finished=False)
+    return Path(name) if runs.list_fold_runs(Path(name)) else runs.resolve_run_folder(Path(name))
 
 
 def set_seed(cfg: CfgNode, machines: int) -> None:
@@ -81,7 +81,7 @@ def set_workers(cfg: CfgNode, chosen: bool) -> None:
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, count_cores())
 
 
-def check_same_start(run: Path, cfg: CfgNode, began: CfgNode) -> None:
+def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
     """Refuse to go on with a run in other steps than those that it counts, or as another fold."""
     for name, section, key in (
         ("--optimizer", "SOLVER", "OPTIMIZER"),
@@ -89,11 +89,12 @@ def check_same_start(run: Path, cfg: CfgNode, began: CfgNode) -> None:
         ("DATA.FOLDS", "DATA", "FOLDS"),
         ("DATA.FOLD", "DATA", "FOLD"),
     ):
-        if cfg[section][key] != began[section][key]:
+        if cfg[section][key] != original[section][key]:
             split = " (SOLVER.ACCUMULATE splits a batch)" if key == "IMS_PER_BATCH" else ""
             raise InputError(
-                f"{name} {cfg[section][key]}: {shown(run)} began with {began[section][key]}, and "
-                f"goes on from its steps; leave it out{split}, or begin a new run without --resume"
+                f"{name} {cfg[section][key]}: {display_path(run)} began with "
+                f"{original[section][key]}, and goes on from its steps; leave it out{split}, or "
+                "begin a new run without --resume"
             )
 
 
@@ -102,12 +103,12 @@ def check_same_data(run: Path, session: Session) -> None:
     record, annotations = runs.read_record(run), session.cfg.DATA.ANNOTATIONS
     if record["annotations"].get("sha256") != runs.file_hash(Path(annotations)):
         raise InputError(
-            f"{annotations}: not the annotations that {shown(run)} began with; restore them, or "
-            "begin a new run without --resume"
+            f"{annotations}: not the annotations that {display_path(run)} began with; restore "
+            "them, or begin a new run without --resume"
         )
-    if set(record["held_out"]) != {sample.name for sample in session.data.held_out}:
+    if set(record["held_out"]) != {sample.name for sample in session.data.validation}:
         raise InputError(
-            f"{shown(run)}: held out other images when it began, which it must not see now; "
+            f"{display_path(run)}: held out other images when it began, which it must not see now; "
             "leave --val_fraction, --groups and --seed as they were, or begin a new run without "
             "--resume"
         )
@@ -130,12 +131,14 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
 
     `data` are all images of the config's annotation file, which is loaded without.
     """
-    of = cfg.DATA
-    data = data or load_training_data(of.ROOT, of.ANNOTATIONS)
-    data = split_data(data, of.VAL_FRACTION, of.FOLDS, of.FOLD, of.GROUPS, cfg.SEED)
+    data_cfg = cfg.DATA
+    data = data or load_training_data(data_cfg.ROOT, data_cfg.ANNOTATIONS)
+    data = split_data(
+        data, data_cfg.VAL_FRACTION, data_cfg.FOLDS, data_cfg.FOLD, data_cfg.GROUPS, cfg.SEED
+    )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
-    with building("the config"):
-        reasons = follow_data(cfg, data.train)
+    with config_errors("the config"):
+        reasons = set_keys_from_data(cfg, data.train)
     set_schedule(cfg, build_stream(cfg, data).epoch_length)
     return Session(cfg, data, reasons, new)
 
@@ -143,7 +146,7 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and make its folder below `root`."""
     session = prepare(cfg)
-    if launch.machine == 0:
+    if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session
 
@@ -158,7 +161,7 @@ def create(session: Session, run: Path, command: Sequence[str]) -> None:
         Path(cfg.DATA.ANNOTATIONS),
         data.categories,
         [sample.name for sample in data.train],
-        [sample.name for sample in data.held_out],
+        [sample.name for sample in data.validation],
         session.reasons,
     )
     _write_config(cfg)
@@ -175,25 +178,25 @@ def resume(run: Path, cfg: CfgNode, data: TrainingData | None = None) -> Session
 def train_in_processes(session: Session, launch: Launch) -> int:
     """Train a run in all processes of a launch; return the exit code."""
     cfg = session.cfg
-    if launch.machine == 0:
+    if launch.machine_rank == 0:
         for name in (runs.LAST, runs.BEST, runs.FINAL):  # not all of them are soon written again
-            clear_leftovers(Path(cfg.OUTPUT_DIR) / name)
+            remove_unfinished(Path(cfg.OUTPUT_DIR) / name)
     cfg.freeze()
-    announce(session, launch.processes)
+    print_training(session, launch.processes)
     if launch.processes == 1:
         return launch.train(session)
     distributed.launch(
         launch.per_machine, launch.train, session, device=cfg.MODEL.DEVICE,
-        n_machines=launch.machines, machine=launch.machine, address=launch.address,
+        n_machines=launch.machines, machine_rank=launch.machine_rank, dist_url=launch.dist_url,
     )  # fmt: skip
     finished = (Path(cfg.OUTPUT_DIR) / runs.FINAL).is_file()
-    return 0 if finished or launch.machine else 130
+    return 0 if finished or launch.machine_rank else 130
 
 
 def train(session: Session, build_trainer: BuildTrainer) -> int:
     """Train a run in this process, perhaps one of several; return the exit code."""
     run, first = Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
-    in_folds = run in runs.fold_runs(run.parent)
+    in_folds = run in runs.list_fold_runs(run.parent)
     with contextlib.ExitStack() as stack:
         if first:
             stack.callback(log_to_file(run / "log.txt"))
@@ -203,17 +206,17 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 print(f"nothing left to do: {trainer.start_iter} iterations are done")
                 return 0
             trainer.train()
-            if in_folds and trainer.asked_to_stop:  # too late for this fold, not for the next
+            if in_folds and trainer.stop_requested:  # too late for this fold, not for the next
                 raise TrainingStopped(trainer.max_iter)
         except TrainingStopped as stop:
             if first:
                 print(
                     f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; go on with: "
-                    f"python train.py --resume {shown(run.parent if in_folds else run)}"
+                    f"python train.py --resume {display_path(run.parent if in_folds else run)}"
                 )
             return 130
     if first:
-        print(f"finished; predict with: python inference.py --checkpoint {shown(run)}")
+        print(f"finished; predict with: python inference.py --checkpoint {display_path(run)}")
     return 0
 
 
@@ -222,19 +225,19 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
     cfg, run, first = session.cfg, Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
     torch.manual_seed(cfg.SEED)
     try:
-        with building(run / runs.CONFIG):
+        with config_errors(run / runs.CONFIG):
             trainer = build_trainer(cfg, session.data)
         trainer.resume_or_load(resume=not session.new)
         if trainer.start_iter >= trainer.max_iter and not (run / runs.FINAL).is_file():
             raise InputError(
-                f"--resume {shown(run)}: {trainer.start_iter} iterations are done on the way to "
-                f"more, and {trainer.max_iter} are wanted now; want more, or predict with what "
-                "there is"
+                f"--resume {display_path(run)}: {trainer.start_iter} iterations are done on the "
+                f"way to more, and {trainer.max_iter} are wanted now; want more, or predict with "
+                "what there is"
             )
         if first and not session.new:  # only now, as it might not have fitted what the run left
             _write_config(cfg)
         if first:
-            announce_network(trainer.step.network)
+            print_parameter_count(trainer.step.network)
     except InputError:
         if session.new and first:  # there is nothing in it to go on with
             shutil.rmtree(run, ignore_errors=True)
@@ -247,17 +250,17 @@ def _write_config(cfg: CfgNode) -> None:
         file.write(cfg.dump())
 
 
-def announce(session: Session, n_processes: int) -> None:
+def print_training(session: Session, n_processes: int) -> None:
     """Print what is about to be trained."""
     cfg, data, solver = session.cfg, session.data, session.cfg.SOLVER
-    held = f", {len(data.held_out)} held out" if data.held_out else ""
+    n_validation = f", {len(data.validation)} held out" if data.validation else ""
     many = f" in {n_processes} processes" if n_processes > 1 else ""
     lines = [
         *session.reasons,
-        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {len(data.train)} images{held}, "
-        f"{len(data.categories)} classes; {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} "
-        f"images, {solver.OPTIMIZER} at {solver.BASE_LR:g}",
-        f"run folder: {shown(cfg.OUTPUT_DIR)}",
+        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {len(data.train)} "
+        f"images{n_validation}, {len(data.categories)} classes; {solver.MAX_ITER} iterations of "
+        f"{solver.IMS_PER_BATCH} images, {solver.OPTIMIZER} at {solver.BASE_LR:g}",
+        f"run folder: {display_path(cfg.OUTPUT_DIR)}",
     ]
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
         lines.append(
@@ -269,19 +272,19 @@ def announce(session: Session, n_processes: int) -> None:
             "note: without weights to begin with, random layers stay as they are: end the command "
             "with MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or take --model small_fpn"
         )
-    if cfg.TEST.PATIENCE and not data.held_out:
+    if cfg.TEST.PATIENCE and not data.validation:
         lines.append(
             "note: nothing is held out to be scored (--val_fraction), so TEST.PATIENCE is idle"
         )
     print(*lines, sep="\n", flush=True)
 
 
-def announce_network(network: torch.nn.Module) -> None:
+def print_parameter_count(network: torch.nn.Module) -> None:
     """Print how many parameters learn, and whether they are more than the homework allows."""
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     print(f"trainable parameters: {count:,}", flush=True)
-    if count > MOST_PARAMETERS:
+    if count > MAX_PARAMETERS:
         print(
-            f"warning: the homework allows {MOST_PARAMETERS:,} trainable parameters; choose a "
+            f"warning: the homework allows {MAX_PARAMETERS:,} trainable parameters; choose a "
             "smaller recipe to submit"
         )

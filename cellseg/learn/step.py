@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from cellseg.device import mixed_precision
+from cellseg.device import autocast_dtype
 from cellseg.distributed import world_size
 from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
 
@@ -28,7 +28,7 @@ class TrainingStep:
     ----------
     network
         The network itself; `model` is what is called in training, over all processes.
-    average
+    ema
         The exponential moving average of the weights (`SOLVER.EMA`), or None.
     """
 
@@ -41,14 +41,14 @@ class TrainingStep:
     ) -> None:
         self.cfg = cfg
         self.network = network
-        self.model = distribute(network)
+        self.model = create_ddp_model(network)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.average = _build_average(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
+        self.ema = _build_ema(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         self._device = torch.device(cfg.MODEL.DEVICE).type
-        self._precision = mixed_precision(self._device, cfg.SOLVER.AMP.ENABLED)
+        self._autocast_dtype = autocast_dtype(self._device, cfg.SOLVER.AMP.ENABLED)
         # What float16 can't hold without; other types need none.
-        self.scaler = GradScaler(self._device, enabled=self._precision is torch.float16)
+        self.scaler = GradScaler(self._device, enabled=self._autocast_dtype is torch.float16)
 
     def step(self, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
         """Learn from some samples; give the losses, averaged over them and all processes.
@@ -71,15 +71,17 @@ class TrainingStep:
         parts = _split(samples, self.cfg.SOLVER.ACCUMULATE)
         totals: dict[str, torch.Tensor] = {}
         for number, part in enumerate(parts):
-            share = len(part) / len(samples)
+            fraction = len(part) / len(samples)
             last = number == len(parts) - 1
-            with _synchronised(self.model, last):
-                with torch.autocast(self._device, self._precision, self._precision is not None):
+            with _gradient_sync(self.model, last):
+                with torch.autocast(
+                    self._device, self._autocast_dtype, self._autocast_dtype is not None
+                ):
                     losses = self.model(part)
-                self.scaler.scale(share * sum(losses.values())).backward()
+                self.scaler.scale(fraction * sum(losses.values())).backward()
             for name, loss in losses.items():
-                totals[name] = totals.get(name, 0.0) + share * loss.detach().float()
-        values = _mean_of_processes(totals)
+                totals[name] = totals.get(name, 0.0) + fraction * loss.detach().float()
+        values = _mean_over_processes(totals)
         bad = [f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(", ".join(bad))
@@ -91,14 +93,14 @@ class TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
         return values
 
     @property
-    def best_network(self) -> torch.nn.Module:
+    def eval_network(self) -> torch.nn.Module:
         """The network to score and to keep: the averaged one if there is one."""
-        return self.network if self.average is None else self.average.module
+        return self.network if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
         """Give all but the network's weights."""
@@ -107,8 +109,8 @@ class TrainingStep:
             "schedule": {"last_epoch": self.scheduler.last_epoch},
             "scaler": self.scaler.state_dict(),
         }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
+        if self.ema is not None:
+            state["average"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,11 +123,11 @@ class TrainingStep:
             group["lr"] = rate
         if state["scaler"]:  # there is none if the run began on a device with bfloat16
             self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["average"])
 
 
-def distribute(network: torch.nn.Module) -> torch.nn.Module:
+def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
     """Let the processes of a distributed run share their gradients; alone, do nothing."""
     if world_size() == 1:
         return network
@@ -140,7 +142,7 @@ def distribute(network: torch.nn.Module) -> torch.nn.Module:
     )
 
 
-def _build_average(network: torch.nn.Module, decay: float) -> AveragedModel:
+def _build_ema(network: torch.nn.Module, decay: float) -> AveragedModel:
     """Build an exponential moving average that soon forgets the random weights of the start."""
 
     def update(kept: Any, new: Any, count: Any) -> None:
@@ -163,7 +165,7 @@ def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:
     return [samples[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _synchronised(model: torch.nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
+def _gradient_sync(model: torch.nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
     """Share gradients only with the last of the parts that are accumulated."""
     if now or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
@@ -171,7 +173,7 @@ def _synchronised(model: torch.nn.Module, now: bool) -> contextlib.AbstractConte
     return context
 
 
-def _mean_of_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
+def _mean_over_processes(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     values = torch.stack([losses[name] for name in sorted(losses)])
     if world_size() > 1:
         distributed.all_reduce(values)

@@ -65,7 +65,7 @@ class SampleStream(Dataset[dict[str, Any]]):
         factors = np.ones(len(samples)) if factors is None else factors
         # Rounded up, so that no image's share of a pass falls below one.
         self.epoch_length = math.ceil(factors.sum())
-        self._share_ends = np.cumsum(factors * (self.epoch_length / factors.sum()))
+        self._cumulative_factors = np.cumsum(factors * (self.epoch_length / factors.sum()))
         # The pass that was asked for last, and its order.
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
@@ -79,7 +79,7 @@ class SampleStream(Dataset[dict[str, Any]]):
         if epoch != self._latest[0]:
             rng = np.random.default_rng([self.seed, _ORDER, epoch])
             points = rng.random() + np.arange(self.epoch_length)
-            drawn = np.searchsorted(self._share_ends[:-1], points, side="right")
+            drawn = np.searchsorted(self._cumulative_factors[:-1], points, side="right")
             self._latest = (epoch, rng.permutation(drawn))
         return self._latest[1]
 
@@ -96,8 +96,8 @@ class SampleStream(Dataset[dict[str, Any]]):
         return shape
 
     def _drawn(self, position: int) -> tuple[ImageCells, np.random.Generator]:
-        epoch, place = divmod(position, self.epoch_length)
-        sample = self.samples[self.order(epoch)[place]]
+        epoch, index = divmod(position, self.epoch_length)
+        sample = self.samples[self.order(epoch)[index]]
         return sample, np.random.default_rng([self.seed, _SAMPLE, position])
 
 
@@ -125,7 +125,7 @@ def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[n
     return np.array([max((factor[c] for c in classes), default=1.0) for classes in present])
 
 
-def choose_centre(
+def choose_crop_centre(
     sample: ImageCells, probability: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:
     """Choose a cell for the crop of a sample to be laid around, rare classes as often as others.
@@ -244,12 +244,12 @@ def build_loader(
         num_workers=num_workers,
         collate_fn=list,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_init_worker,
     )
     return iter(loader)
 
 
-def _start_worker(_number: int) -> None:
+def _init_worker(_number: int) -> None:
     # One thread for each process, as torch sees to for its own: more would only wait.
     cv2.setNumThreads(0)
     # Ctrl-C goes to all processes; the main one ends the run, and the others with it.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cellseg.images import ImageCells, Scene
+from cellseg.images import EvalImage, ImageCells
 from cellseg.learn.samples import TrainingData
 from cellseg.predictions import Predictions
 from cellseg.read.results import pair_predictions
@@ -17,7 +17,7 @@ from cellseg.read.tiff import read_image
 
 T = TypeVar("T")
 
-_PICTURES = 4  # images that are shown at each validation, always the same
+_N_PICTURES = 4  # images that are shown at each validation, always the same
 
 
 class Scores(Protocol):
@@ -42,10 +42,10 @@ class Scores(Protocol):
 
 def validate(
     predict: Callable[[NDArray[np.uint8]], Predictions],
-    score: Callable[[list[Scene]], T],
+    score: Callable[[list[EvalImage]], T],
     data: TrainingData,
     samples: Sequence[ImageCells],
-    show: Callable[[ImageCells, NDArray[np.uint8], Predictions], None] | None = None,
+    add_picture: Callable[[ImageCells, NDArray[np.uint8], Predictions], None] | None = None,
 ) -> T:
     """Predict `samples` of `data` and score them.
 
@@ -57,7 +57,7 @@ def validate(
         Takes the samples with ground truth and detections; what it returns is returned.
     data, samples
         The images, and what they are part of.
-    show
+    add_picture
         Called for the first few samples with the image and its detections.
     """
     detections: dict[int, Predictions] = {}
@@ -65,6 +65,6 @@ def validate(
     for number, sample in enumerate(progress):
         image = read_image(sample.path)
         detections[sample.id] = predict(image)
-        if show and number < _PICTURES:
-            show(sample, image, detections[sample.id])
+        if add_picture and number < _N_PICTURES:
+            add_picture(sample, image, detections[sample.id])
     return score(pair_predictions(data.coco, detections))

@@ -25,8 +25,8 @@ from fvcore.common.config import CfgNode
 from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
-from cellseg.network import ZOO, engine
-from cellseg.network.weights import loading, read_weights, take_weights
+from cellseg.network import ZOO, get_engine
+from cellseg.network.weights import read_weights, take_weights, weights_errors
 from cellseg.runs import file_hash
 
 _IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # for which other engines have their own
@@ -59,12 +59,12 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     if wanted in ("", "none"):
         cfg.MODEL.WEIGHTS = ""
         return
-    cfg.MODEL.WEIGHTS = name = engine(cfg.ENGINE).initial_weights(cfg, wanted)
+    cfg.MODEL.WEIGHTS = name = get_engine(cfg.ENGINE).initial_weights(cfg, wanted)
     path, trusted = local_weights(name), cfg.MODEL.TRUSTED_SHA256
     if trusted or not name.startswith(ZOO):
         check_pickle(path, trusted)
     else:
-        _check_name(path)
+        _check_zoo_hash(path)
 
 
 def check_pickle(path: Path, trusted: str) -> None:
@@ -84,26 +84,26 @@ def check_pickle(path: Path, trusted: str) -> None:
     """
     if path.suffix != ".pkl":
         return
-    found = file_hash(path)
-    if found not in trusted.lower().replace(" ", "").split(","):
+    digest = file_hash(path)
+    if digest not in trusted.lower().replace(" ", "").split(","):
         raise InputError(
-            f"--weights: {path} is a pickle, which can hold code, and its SHA-256 {found} is none "
+            f"--weights: {path} is a pickle, which can hold code, and its SHA-256 {digest} is none "
             "of MODEL.TRUSTED_SHA256; compare it with one from a source that you trust and end "
-            f"the command with MODEL.TRUSTED_SHA256 {found}, or take weights that are data alone "
+            f"the command with MODEL.TRUSTED_SHA256 {digest}, or take weights that are data alone "
             "(.pth, .safetensors), or --weights none"
         )
 
 
-def _check_name(path: Path) -> None:
+def _check_zoo_hash(path: Path) -> None:
     """Refuse a file of the zoo that is not the one which its name speaks of."""
     expected = _MD5_IN_NAME.search(path.name)
     if not expected:
         return
-    found = file_hash(path, hashlib.md5(usedforsecurity=False))
-    if not found.startswith(expected[1]):
+    digest = file_hash(path, hashlib.md5(usedforsecurity=False))
+    if not digest.startswith(expected[1]):
         raise InputError(
             f"--weights: {path} is cut off or not what Detectron2's zoo has under this name (its "
-            f"MD5 is {found}, and {expected[1]}… is expected); delete it to download it anew"
+            f"MD5 is {digest}, and {expected[1]}… is expected); delete it to download it anew"
         )
 
 
@@ -134,11 +134,11 @@ def local_weights(name: str) -> Path:
     server = "" if url.startswith(ZOO[1]) else parsed.netloc
     path = Path(get_cache_dir()) / server / parsed.path.lstrip("/")
     if parsed.query:
-        mark = hashlib.sha256(parsed.query.encode()).hexdigest()[:16]
-        path = path.with_name(f"{path.stem}-{mark}{path.suffix}")
+        query_hash = hashlib.sha256(parsed.query.encode()).hexdigest()[:16]
+        path = path.with_name(f"{path.stem}-{query_hash}{path.suffix}")
     if path.is_file():
         return path
-    patience = socket.getdefaulttimeout()
+    previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def local_weights(name: str) -> Path:
             "random weights with --weights none"
         ) from None
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(previous_timeout)
     return path
 
 
@@ -180,7 +180,7 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> str:
         of it fits.
     """
     path = local_weights(name)
-    with loading(path):
+    with weights_errors(path):
         data = read_weights(path)
         adapt: Any = getattr(network, "adapt_weights", None)
         if adapt:
@@ -188,5 +188,5 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> str:
         elif "model" in data:
             data = data["model"]
         state = {key: torch.as_tensor(value) for key, value in data.items()}
-        taken = take_weights(network, state, whole=False)
+        taken = take_weights(network, state, strict=False)
     return f"{taken} of the network's {len(network.state_dict())} tensors from {path.name}"

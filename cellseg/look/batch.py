@@ -16,7 +16,7 @@ from cellseg.look.overlay import draw_comparison, draw_overlay
 from cellseg.predictions import Predictions
 from cellseg.rle import (
     RLE,
-    Runs,
+    MaskRuns,
     areas,
     concatenate,
     crop_runs,
@@ -76,7 +76,7 @@ def _paste(
     picture[top : top + height, left : left + width] = pixels
 
 
-def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> Runs:
+def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> MaskRuns:
     """Give masks as runs in a picture of that size, moved by `corner`, x and y."""
     owners: list[NDArray[np.int64]] = []
     starts: list[NDArray[np.int64]] = []

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace
-from cellseg.read.window import open_image_of
-from cellseg.score.labelmap import compare
+from cellseg.read.window import open_image_of_size
+from cellseg.score.labelmap import compare_label_maps
 
 _THUMB = 112  # px, the longer side
 _EXAMPLE = 112  # px, both sides
@@ -26,7 +26,7 @@ _DIGITS = np.frombuffer(
     b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_", np.uint8
 )
 # A cell this many times larger or smaller than the median of its class is odd.
-_ODD_SIZE = 10
+_UNUSUAL_SIZE_FACTOR = 10
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Example:
     ----------
     image
         The place of its image.
-    run
+    result
         The place of its run, or −1 for a true cell.
     cell
         Its place in the scene.
     """
 
     image: int
-    run: int
+    result: int
     cell: int
 
 
@@ -60,7 +60,7 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
 
     Parameters
     ----------
-    cells
+    detection_indices
         As `cellseg.outline.trace` gives them.
     """
     numbers: list[NDArray[np.int64]] = []
@@ -88,7 +88,7 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
 
 
 @dataclass(frozen=True)
-class Judged:
+class MatchedDetections:
     """The detections of an image, best score first, and what they found.
 
     Lower scores never take pixels from higher ones, so a cell of the label map is the
@@ -107,7 +107,7 @@ class Judged:
         `(M,)` int64: 0 if it keeps no pixel of its own in the label map, so that it isn't
         there; 1 if it counts; 2 if it is excused, in a crowd region, from being a false
         alarm.
-    truth_state
+    gt_state
         `(N,)` int64: 0 if it keeps no pixel, 1 if it counts, 2 for a crowd region.
     """
 
@@ -115,38 +115,40 @@ class Judged:
     match: NDArray[np.int64]
     iou: NDArray[np.float64]
     state: NDArray[np.int64]
-    truth_state: NDArray[np.int64]
+    gt_state: NDArray[np.int64]
 
 
-def judge(scene: Scene) -> Judged:
+def match_detections(eval_image: EvalImage) -> MatchedDetections:
     """Match the cells of all scores; pixels that two claim go to the higher score."""
-    comparison = compare(scene, -np.inf, "score")
-    at, at_iou = comparison.matches()
-    match = np.full(len(scene.scores), -1, np.int64)
-    iou = np.zeros(len(scene.scores))
-    match[comparison.cells[at[:, 1]]] = comparison.truths[at[:, 0]]
-    iou[comparison.cells[at[:, 1]]] = at_iou
-    state = np.zeros(len(scene.scores), np.int64)
-    state[comparison.cells] = 1 + comparison.excused
-    truth_state = np.where(scene.crowd, 2, 0)
-    truth_state[comparison.truths] = 1
-    order = np.argsort(-scene.scores, kind="stable")
-    return Judged(order, match[order], iou[order], state[order], truth_state)
+    comparison = compare_label_maps(eval_image, -np.inf, "score")
+    pairs, pair_iou = comparison.matches()
+    match = np.full(len(eval_image.scores), -1, np.int64)
+    iou = np.zeros(len(eval_image.scores))
+    match[comparison.detection_indices[pairs[:, 1]]] = comparison.gt_indices[pairs[:, 0]]
+    iou[comparison.detection_indices[pairs[:, 1]]] = pair_iou
+    state = np.zeros(len(eval_image.scores), np.int64)
+    state[comparison.detection_indices] = 1 + comparison.in_crowd
+    gt_state = np.where(eval_image.crowd, 2, 0)
+    gt_state[comparison.gt_indices] = 1
+    order = np.argsort(-eval_image.scores, kind="stable")
+    return MatchedDetections(order, match[order], iou[order], state[order], gt_state)
 
 
-def facts(scenes: Sequence[Scene], judged: Sequence[Judged]) -> dict[str, Any]:
+def image_data(
+    eval_images: Sequence[EvalImage], matched: Sequence[MatchedDetections]
+) -> dict[str, Any]:
     """What the page's tables, sorting and slider need of an image, without its outlines.
 
-    `scenes` are the image in each run, all with the same truth; at least one, which has no
+    `eval_images` are the image in each run, all with the same truth; at least one, which has no
     detections if there is no run.
     """
-    scene = scenes[0]
+    eval_image = eval_images[0]
     return {
-        "name": scene.name,
-        "size": list(scene.size),
+        "name": eval_image.name,
+        "size": list(eval_image.size),
         "truth": {
-            "classes": scene.truth_classes.tolist(),
-            "state": judged[0].truth_state.tolist(),
+            "classes": eval_image.gt_classes.tolist(),
+            "state": matched[0].gt_state.tolist(),
         },
         "runs": [
             {
@@ -156,23 +158,27 @@ def facts(scenes: Sequence[Scene], judged: Sequence[Judged]) -> dict[str, Any]:
                 "iou": [round(value, 6) for value in j.iou.tolist()],
                 "state": j.state.tolist(),
             }
-            for one, j in zip(scenes, judged, strict=True)
+            for one, j in zip(eval_images, matched, strict=True)
         ],
     }
 
 
-def outlines(scenes: Sequence[Scene], judged: Sequence[Judged]) -> dict[str, Any]:
+def image_outlines(
+    eval_images: Sequence[EvalImage], matched: Sequence[MatchedDetections]
+) -> dict[str, Any]:
     """The outlines of the true cells, and of those of each run, best score first."""
     return {
-        "truth": encode_outlines(trace(scenes[0].truth_runs)),
+        "truth": encode_outlines(trace(eval_images[0].gt_runs)),
         "runs": [
             encode_outlines([cells[i] for i in j.order])
-            for cells, j in ((trace(s.runs), j) for s, j in zip(scenes, judged, strict=True))
+            for cells, j in (
+                (trace(s.mask_runs), j) for s, j in zip(eval_images, matched, strict=True)
+            )
         ],
     }
 
 
-def odd_cells(scenes: Sequence[Scene], n_classes: int) -> list[list[tuple[int, str]]]:
+def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list[tuple[int, str]]]:
     """Find the true cells that are worth a second look.
 
     Returns
@@ -181,9 +187,9 @@ def odd_cells(scenes: Sequence[Scene], n_classes: int) -> list[list[tuple[int, s
     area of its class or a tenth of it, or sharing most of its pixels with another. Crowd
     regions are no cells.
     """
-    areas = [rle.areas(scene.truth_runs) for scene in scenes]
-    classes = [scene.truth_classes for scene in scenes]
-    crowd = np.concatenate([np.zeros(0, bool), *(scene.crowd for scene in scenes)])
+    areas = [rle.areas(eval_image.gt_runs) for eval_image in eval_images]
+    classes = [eval_image.gt_classes for eval_image in eval_images]
+    crowd = np.concatenate([np.zeros(0, bool), *(eval_image.crowd for eval_image in eval_images)])
     all_areas, all_classes = (
         np.concatenate([np.zeros(0, np.int64), *each])[~crowd] for each in (areas, classes)
     )
@@ -192,28 +198,28 @@ def odd_cells(scenes: Sequence[Scene], n_classes: int) -> list[list[tuple[int, s
         for k in range(n_classes)
     ]
     result = []
-    for scene, area, of_class in zip(scenes, areas, classes, strict=True):
-        covered = judge(scene).truth_state == 0
-        odd = []
-        for cell, polygons in enumerate(trace(scene.truth_runs)):
-            if scene.crowd[cell]:
+    for eval_image, area, gt_classes in zip(eval_images, areas, classes, strict=True):
+        is_covered = match_detections(eval_image).gt_state == 0
+        unusual = []
+        for cell, polygons in enumerate(trace(eval_image.gt_runs)):
+            if eval_image.crowd[cell]:
                 continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
-            ratio = area[cell] / medians[int(of_class[cell])]
+            ratio = area[cell] / medians[int(gt_classes[cell])]
             why = [
                 *([f"{len(polygons)} pieces"] if len(polygons) > 1 else []),
                 *([f"{n_holes} hole{'s' * (n_holes > 1)}"] if n_holes else []),
-                *(["very small"] if ratio * _ODD_SIZE < 1 else []),
-                *(["very large"] if ratio > _ODD_SIZE else []),
-                *(["covered by other cells"] if covered[cell] else []),
+                *(["very small"] if ratio * _UNUSUAL_SIZE_FACTOR < 1 else []),
+                *(["very large"] if ratio > _UNUSUAL_SIZE_FACTOR else []),
+                *(["covered by other cells"] if is_covered[cell] else []),
             ]
             if why:
-                odd.append((cell, ", ".join(why)))
-        result.append(odd)
+                unusual.append((cell, ", ".join(why)))
+        result.append(unusual)
     return result
 
 
-def read_pixels(scene: Scene) -> NDArray[np.uint8]:
+def read_pixels(eval_image: EvalImage) -> NDArray[np.uint8]:
     """Read an image: `(H, W, 3)` uint8 RGB.
 
     Raises
@@ -221,34 +227,34 @@ def read_pixels(scene: Scene) -> NDArray[np.uint8]:
     InputError
         If it can't be read, or is of another size than its cells.
     """
-    height, width = scene.size
-    with open_image_of(scene.path, scene.size, scene.level) as image:
+    height, width = eval_image.size
+    with open_image_of_size(eval_image.path, eval_image.size, eval_image.level) as image:
         return image.read((0, 0, width, height))
 
 
-def picture(pixels: NDArray[np.uint8], most_bytes: int, most_side: int) -> tuple[bytes, int]:
+def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> tuple[bytes, int]:
     """Encode an image as a JPEG that is no larger than allowed, in smaller pixels if need be.
 
     Parameters
     ----------
     pixels
         `(H, W, 3)` uint8 RGB.
-    most_bytes
+    max_bytes
         Of the file; a picture of less than 64 pixels a side may take more.
-    most_side
+    max_side
         px, the longer side.
 
     Returns
     -------
     The file, and its longer side in px.
     """
-    factor = min(1.0, most_side / max(pixels.shape[:2]))
+    factor = min(1.0, max_side / max(pixels.shape[:2]))
     while True:
         small = _shrink(pixels, factor)
         data = _jpeg(small, _QUALITY)
-        if len(data) <= most_bytes or max(small.shape[:2]) <= 64:
+        if len(data) <= max_bytes or max(small.shape[:2]) <= 64:
             return data, max(small.shape[:2])
-        factor *= float(np.clip(0.95 * (most_bytes / len(data)) ** 0.5, 0.5, 0.9))
+        factor *= float(np.clip(0.95 * (max_bytes / len(data)) ** 0.5, 0.5, 0.9))
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
@@ -256,16 +262,18 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     return _jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
 
 
-def example_picture(pixels: NDArray[np.uint8], scene: Scene, example: Example) -> bytes:
+def example_picture(pixels: NDArray[np.uint8], eval_image: EvalImage, example: Example) -> bytes:
     """Draw a cell with its outline and what is round it, as a small JPEG."""
-    true = example.run < 0
-    runs = scene.truth_runs if true else scene.runs
-    classes = scene.truth_classes if true else scene.classes
-    one = rle.decode([(scene.truth_masks if true else scene.masks)[example.cell]], runs.size)
+    true = example.result < 0
+    mask_runs = eval_image.gt_runs if true else eval_image.mask_runs
+    classes = eval_image.gt_classes if true else eval_image.classes
+    one = rle.decode(
+        [(eval_image.gt_masks if true else eval_image.masks)[example.cell]], mask_runs.size
+    )
     left, top, right, bottom = rle.boxes_xyxy(one)[0].tolist()
     side = max(right - left, bottom - top)
     side += max(8, side // 2)
-    height, width = scene.size
+    height, width = eval_image.size
     left = max(0, min((left + right - side) // 2, width - side))
     top = max(0, min((top + bottom - side) // 2, height - side))
     right, bottom = min(left + side, width), min(top + side, height)

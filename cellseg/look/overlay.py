@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cellseg.files import write_atomic
 from cellseg.images import ImageCells
-from cellseg.read.window import open_image_of
+from cellseg.read.window import open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
 # Okabe & Ito's colours, which people with any kind of colour vision tell apart
@@ -36,11 +36,11 @@ CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
 WINDOW = 4096  # px, sides of the largest picture: what any viewer opens
 
 _LONG_SIDE = 800  # px that a small image is enlarged to, or a little over
-_MOST_ZOOM = 8
+_MAX_ZOOM = 8
 _TEXT = 16  # px, height of the letters' line is _LINE
 _LINE = 24
 _MARGIN = 8
-_LEAST_WIDTH = 240  # px, so that a legend has room beside the smallest image
+_MIN_WIDTH = 240  # px, so that a legend has room beside the smallest image
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -99,10 +99,10 @@ def draw_outlines(
         canvas = cv2.resize(image, (width * zoom, height * zoom), interpolation=cv2.INTER_CUBIC)
     thickness = 1 if zoom == 1 else max(2, zoom // 2)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    runs = decode(masks, (height, width))
+    mask_runs = decode(masks, (height, width))
     order = range(len(masks)) if scores is None else np.argsort(scores, kind="stable").tolist()
     for index in order:
-        box, mask = crop_mask(runs, index)
+        box, mask = crop_mask(mask_runs, index)
         if not mask.size:
             continue
         left, top, right, bottom = (box * zoom).tolist()
@@ -150,15 +150,15 @@ def draw_overlay(
     counts = _count(classes, names)
     zoom = zoom or _zoom_for(image)
     picture = draw_outlines(image, masks, classes, scores, zoom)
-    width = max(picture.shape[1], _LEAST_WIDTH)
+    width = max(picture.shape[1], _MIN_WIDTH)
     entries = [f"{name}  {n}" for name, n in zip(names, counts, strict=True)]
     return np.vstack([_widen(picture, width), _legend(entries, width)])
 
 
 def draw_comparison(
     image: NDArray[np.uint8],
-    truth_masks: Sequence[RLE],
-    truth_classes: NDArray[np.int64],
+    gt_masks: Sequence[RLE],
+    gt_classes: NDArray[np.int64],
     masks: Sequence[RLE],
     classes: NDArray[np.int64],
     names: Sequence[str],
@@ -170,14 +170,14 @@ def draw_comparison(
     Parameters, result and errors are those of `draw_overlay`; the legend gives for
     each class the number of cells of the truth and of the prediction.
     """
-    counts = zip(_count(truth_classes, names), _count(classes, names), strict=True)
+    counts = zip(_count(gt_classes, names), _count(classes, names), strict=True)
     zoom = zoom or _zoom_for(image)
     panels = []
     for title, panel in (
-        ("truth", draw_outlines(image, truth_masks, truth_classes, None, zoom)),
+        ("truth", draw_outlines(image, gt_masks, gt_classes, None, zoom)),
         ("prediction", draw_outlines(image, masks, classes, scores, zoom)),
     ):
-        width = max(panel.shape[1], _LEAST_WIDTH // 2)
+        width = max(panel.shape[1], _MIN_WIDTH // 2)
         panels.append(np.vstack([_text_lines([[(0, title, None)]], width), _widen(panel, width)]))
     gap = np.full((panels[0].shape[0], _MARGIN, 3), 255, np.uint8)
     both = np.hstack([panels[0], gap, panels[1]])
@@ -213,16 +213,16 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
     boxes = image.boxes
     height, width = image.size
     whole = max(image.size) <= WINDOW
-    with open_image_of(image.path, image.size, image.level) as pixels:
+    with open_image_of_size(image.path, image.size, image.level) as pixels:
         for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
             window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
             here = np.flatnonzero(
                 (boxes[:, :2] < window[2:]).all(axis=1) & (boxes[:, 2:] > window[:2]).all(axis=1)
             )
-            runs = decode([image.masks[n] for n in here], image.size)
+            mask_runs = decode([image.masks[n] for n in here], image.size)
             picture = draw_overlay(
                 pixels.read(window),
-                encode(crop_runs(runs, window)),
+                encode(crop_runs(mask_runs, window)),
                 image.classes[here],
                 names,
                 None if image.scores is None else image.scores[here].astype(np.float32),
@@ -232,7 +232,7 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:
-    return min(-(-_LONG_SIDE // max(*image.shape[:2], 1)), _MOST_ZOOM)
+    return min(-(-_LONG_SIDE // max(*image.shape[:2], 1)), _MAX_ZOOM)
 
 
 def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:

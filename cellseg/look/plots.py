@@ -111,14 +111,14 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
     """
     series = _read_series(path)
     losses = {n: s for n, s in series.items() if n == "total_loss" or n.startswith("loss_")}
-    held_out = {
+    validation = {
         n.removeprefix("validation/"): s for n, s in series.items() if n.startswith("validation/")
     }
     rate = {n: s for n, s in series.items() if n == "lr"}
     drawings = []
     for title, ylabel, lines in (
         ("Training loss", "loss", losses),
-        ("Held-out images during training", "AP (%)", held_out),
+        ("Held-out images during training", "AP (%)", validation),
         ("Learning rate", "learning rate", rate),
     ):
         if not lines:
@@ -226,7 +226,7 @@ def ap_by_size(scores: Scores) -> str:
     with _drawing("ap-by-size") as (axes, svg):
         x = np.arange(len(scores.sizes))
         axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color=_colour(2))
-        labels = [f"{b.low}–{b.high} px\n{b.n_truths} cells" for b in scores.sizes]
+        labels = [f"{b.low}–{b.high} px\n{b.n_gt} cells" for b in scores.sizes]
         axes.set_xticks(x, labels, fontsize=8)
         axes.set(ylabel="AP50", ylim=(0, 1))
         axes.grid(visible=False, axis="x")
@@ -236,11 +236,11 @@ def ap_by_size(scores: Scores) -> str:
 def counts(scores: Scores) -> str:
     """Draw found against true cells, a point for each image and class."""
     with _drawing("counts") as (axes, svg):
-        most = max(scores.truth_counts.max(initial=1), scores.counts.max(initial=1))
-        axes.plot([0, most], [0, most], color=_INK, lw=0.8)
+        largest = max(scores.gt_counts.max(initial=1), scores.counts.max(initial=1))
+        axes.plot([0, largest], [0, largest], color=_INK, lw=0.8)
         for k, name in enumerate(scores.classes):
             axes.plot(
-                scores.truth_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
+                scores.gt_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
                 color=_colour(k), alpha=0.7, ms=5, mec="none", label=_named(name),
             )  # fmt: skip
         axes.set(xlabel="true cells in the image", ylabel="found cells")
@@ -248,19 +248,21 @@ def counts(scores: Scores) -> str:
         axes.set_yscale("symlog", linthresh=10)
         _plain_numbers(axes.xaxis)
         _plain_numbers(axes.yaxis)
-        axes.set(xlim=(-0.5, most * 1.3), ylim=(-0.5, most * 1.3))
+        axes.set(xlim=(-0.5, largest * 1.3), ylim=(-0.5, largest * 1.3))
         _legend(axes)
     return svg[0]
 
 
-def differences(apart: Difference) -> str:
+def differences(difference: Difference) -> str:
     """Draw by how much B is above A in each metric, the mean of classes, with intervals."""
-    row = apart.rows.index(MEAN)
-    known = [n for n, v in apart.value.items() if not math.isnan(v[row])]
+    row = difference.rows.index(MEAN)
+    known = [n for n, v in difference.value.items() if not math.isnan(v[row])]
     with _drawing("differences", (5.2, 1 + 0.24 * len(known))) as (axes, svg):
         for y, name in enumerate(reversed(known)):
-            value = apart.value[name][row]
-            low, high = (np.nan_to_num(b[name][row], nan=value) for b in (apart.low, apart.high))
+            value = difference.value[name][row]
+            low, high = (
+                np.nan_to_num(b[name][row], nan=value) for b in (difference.low, difference.high)
+            )
             axes.plot([low, high], [y, y], color=_INK, lw=1.2)
             axes.plot(value, y, "o", color=_colour(0 if value >= 0 else 3), ms=5)
         axes.axvline(0, color=_INK, lw=0.8)

@@ -18,23 +18,23 @@ from tqdm import tqdm
 
 from cellseg import rle
 from cellseg.files import write_atomic
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 from cellseg.look import gallery, plots
-from cellseg.look.gallery import Example, Judged
+from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.look.overlay import class_colour
 from cellseg.score.summary import MEAN, Scores, difference
 from cellseg.score.tables import as_text, difference_as_text
 
 # The pictures of all images together; outlines, plots and the rest come on top.
 PICTURES_MB = 36
-MOST_SIDE = 4096  # px: what a phone's browser still draws
+MAX_SIDE_PX = 4096  # px: what a phone's browser still draws
 
 _N_EXAMPLES = 10
 _HEADLINES = ("AP50@all", "AP50@100", "PQ", "DQ", "SQ", "AJI", "F1")
 
 
 @dataclass(frozen=True)
-class Content:
+class ReportContent:
     """What goes into a page.
 
     Attributes
@@ -47,9 +47,9 @@ class Content:
         The K class names.
     images
         The images: each in each run, or once without detections.
-    runs
+    results
         The runs' names: none for annotations alone, two to compare.
-    has_truth
+    has_ground_truth
         Whether the scenes have true cells.
     scores
         The scores of each run; none without truth.
@@ -62,15 +62,15 @@ class Content:
     title: str
     sources: list[tuple[str, str]]
     classes: list[str]
-    images: list[list[Scene]]
-    runs: list[str]
-    has_truth: bool
+    images: list[list[EvalImage]]
+    results: list[str]
+    has_ground_truth: bool
     scores: list[Scores] = field(default_factory=list)
     threshold: float = 0.5
     metrics: Path | None = None
 
 
-def write_report(path: str | os.PathLike[str], content: Content) -> int:
+def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
     """Write the page, whole or not at all.
 
     Returns
@@ -83,50 +83,63 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
         If an image can't be read or is of another size than its cells, or the page
         can't be written.
     """
-    judged = [[gallery.judge(scene) for scene in scenes] for scenes in content.images]
-    index = [gallery.facts(scenes, j) for scenes, j in zip(content.images, judged, strict=True)]
-    if not content.runs:
-        found = gallery.odd_cells([scenes[0] for scenes in content.images], len(content.classes))
-        for entry, odd in zip(index, found, strict=True):
-            entry["odd"] = odd
+    matched = [
+        [gallery.match_detections(eval_image) for eval_image in eval_images]
+        for eval_images in content.images
+    ]
+    index = [
+        gallery.image_data(eval_images, j)
+        for eval_images, j in zip(content.images, matched, strict=True)
+    ]
+    if not content.results:
+        found = gallery.unusual_cells(
+            [eval_images[0] for eval_images in content.images], len(content.classes)
+        )
+        for entry, unusual in zip(index, found, strict=True):
+            entry["odd"] = unusual
             entry["runs"] = []
-    groups = _examples(content, judged)
+    groups = _examples(content, matched)
     shown: dict[int, list[dict[str, Any]]] = {}
     for _, examples in groups:
         for item in examples:
             shown.setdefault(item["image"], []).append(item)
 
-    total = sum(scenes[0].size[0] * scenes[0].size[1] for scenes in content.images)
+    total = sum(eval_images[0].size[0] * eval_images[0].size[1] for eval_images in content.images)
     blocks = []
     n_reduced = 0
     bar = tqdm(content.images, desc="drawing", unit="image", leave=False, disable=None)
-    for i, scenes in enumerate(bar):
-        height, width = scenes[0].size
-        pixels = gallery.read_pixels(scenes[0])
+    for i, eval_images in enumerate(bar):
+        height, width = eval_images[0].size
+        pixels = gallery.read_pixels(eval_images[0])
         allowed = int(PICTURES_MB * 1e6 * 3 / 4 * height * width / total)
-        jpeg, side = gallery.picture(pixels, allowed, MOST_SIDE)
+        jpeg, side = gallery.encode_picture(pixels, allowed, MAX_SIDE_PX)
         index[i]["reduced"] = round(max(height, width) / side, 2)
         n_reduced += side < max(height, width)
         index[i]["thumb"] = gallery.data_uri(gallery.thumbnail(pixels))
         for item in shown.get(i, []):
             example = Example(i, item["run"], item["cell"])
-            jpeg_of_cell = gallery.example_picture(pixels, scenes[max(0, item["run"])], example)
+            jpeg_of_cell = gallery.example_picture(
+                pixels, eval_images[max(0, item["run"])], example
+            )
             item["picture"] = gallery.data_uri(jpeg_of_cell)
-        payload = {"picture": gallery.data_uri(jpeg), **gallery.outlines(scenes, judged[i])}
-        if not content.runs:
+        payload = {
+            "picture": gallery.data_uri(jpeg),
+            **gallery.image_outlines(eval_images, matched[i]),
+        }
+        if not content.results:
             payload["runs"] = []
         blocks.append(_for_script(payload))
     for items in shown.values():
         for item in items:  # the page counts detections from the best score on
             if item["run"] >= 0:
-                order = judged[item["image"]][item["run"]].order
+                order = matched[item["image"]][item["run"]].order
                 item["cell"] = int(np.flatnonzero(order == item["cell"])[0])
 
     page = {
         "classes": content.classes,
         "colours": [f"rgb{class_colour(k)}" for k in range(len(content.classes))],
-        "runs": content.runs,
-        "truth": content.has_truth,
+        "runs": content.results,
+        "truth": content.has_ground_truth,
         "threshold": content.threshold,
         "images": index,
     }
@@ -141,10 +154,10 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = environment.get_template("report.html.jinja").render(
         content=content,
-        n_cells=sum(int((~scenes[0].crowd).sum()) for scenes in content.images),
+        n_cells=sum(int((~eval_images[0].crowd).sum()) for eval_images in content.images),
         n_found=[
-            sum(len(scenes[r].scores) for scenes in content.images)
-            for r in range(len(content.runs))
+            sum(len(eval_images[r].scores) for eval_images in content.images)
+            for r in range(len(content.results))
         ],
         cards=_cards(content),
         groups=[(title, items) for title, items in groups if items],
@@ -156,7 +169,7 @@ def write_report(path: str | os.PathLike[str], content: Content) -> int:
         script_hash=digest,
         index=_for_script(page),
         blocks=blocks,
-        first=_first(content, index),
+        first=_first_image(content, index),
     )
     with write_atomic(path, "wb") as file:
         # A file's name may hold bytes that are no letters; they are not worth a page.
@@ -170,12 +183,12 @@ def _for_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _first(content: Content, index: Sequence[dict[str, Any]]) -> int:
+def _first_image(content: ReportContent, index: Sequence[dict[str, Any]]) -> int:
     """Guess the image that the page opens with, so that it comes first in the file.
 
     The page sorts by itself; if it disagrees, it waits for the whole file, no more.
     """
-    if not content.runs:
+    if not content.results:
         return max(range(len(index)), key=lambda i: len(index[i]["odd"]))
     if not content.scores:
         return 0
@@ -185,12 +198,12 @@ def _first(content: Content, index: Sequence[dict[str, Any]]) -> int:
 
 def _f1_of_images(scores: Scores) -> NDArray[np.float64]:
     """F1 of all cells of each image, `(I,)`; 2, the best, where there is nothing."""
-    tally = scores.tally
-    hits, wrong = tally.hits.sum(axis=1), (tally.misses + tally.false_alarms).sum(axis=1)
-    return np.where(hits + wrong > 0, 2 * hits / np.maximum(2 * hits + wrong, 1), 2.0)
+    counts = scores.match_counts
+    tp, wrong = counts.tp.sum(axis=1), (counts.fn + counts.fp).sum(axis=1)
+    return np.where(tp + wrong > 0, 2 * tp / np.maximum(2 * tp + wrong, 1), 2.0)
 
 
-def _cards(content: Content) -> list[dict[str, Any]]:
+def _cards(content: ReportContent) -> list[dict[str, Any]]:
     """The headline numbers: the mean of classes, with its interval."""
     cards = []
     for name in _HEADLINES:
@@ -202,7 +215,7 @@ def _cards(content: Content) -> list[dict[str, Any]]:
             )
             values.append(
                 {
-                    "run": content.runs[r] if len(content.runs) > 1 else "",
+                    "run": content.results[r] if len(content.results) > 1 else "",
                     "value": _number(one.metrics[name][row]),
                     "interval": "" if np.isnan(low) else f"{low:.3f} – {high:.3f}",
                 }
@@ -216,20 +229,20 @@ def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}"
 
 
-def _tables(content: Content) -> list[tuple[str, str]]:
+def _tables(content: ReportContent) -> list[tuple[str, str]]:
     """All numbers as text, as evaluate.py prints them."""
     tables = [
         (f"All scores of {name}", as_text(one))
-        for name, one in zip(content.runs, content.scores, strict=False)
+        for name, one in zip(content.results, content.scores, strict=False)
     ]
     if len(content.scores) == 2 and all(len(s.samples["F1"]) for s in content.scores):
-        a, b = content.runs
+        a, b = content.results
         text = difference_as_text(a, b, difference(*content.scores))
         tables.insert(0, ("Differences", text))
     return tables
 
 
-def _figures(content: Content) -> list[tuple[str, str]]:
+def _figures(content: ReportContent) -> list[tuple[str, str]]:
     """Draw what there is to draw: `(title, SVG)`."""
     figures = []
     scores = content.scores
@@ -248,29 +261,33 @@ def _figures(content: Content) -> list[tuple[str, str]]:
             ("Counts, image by image", plots.counts(scores[0])),
         ]
     if content.metrics is not None:
-        of_run = " of B" if len(content.runs) > 1 else ""
-        figures += [(title + of_run, svg) for title, svg in plots.training_curves(content.metrics)]
-    scenes = [image[0] for image in content.images]
-    if content.has_truth:
-        areas = _join([rle.areas(scene.truth_runs)[~scene.crowd] for scene in scenes])
-        classes = _join([scene.truth_classes[~scene.crowd] for scene in scenes])
+        from_run = " of B" if len(content.results) > 1 else ""
+        figures += [
+            (title + from_run, svg) for title, svg in plots.training_curves(content.metrics)
+        ]
+    eval_images = [image[0] for image in content.images]
+    if content.has_ground_truth:
+        areas = _join(
+            [rle.areas(eval_image.gt_runs)[~eval_image.crowd] for eval_image in eval_images]
+        )
+        classes = _join([eval_image.gt_classes[~eval_image.crowd] for eval_image in eval_images])
         sizes = plots.size_histogram(areas, classes, content.classes)
         figures.append(("Sizes of the true cells", sizes))
-    if content.runs and len(content.runs) == 1:
-        classes = _join([scene.classes for scene in scenes])
-        all_scores = _join([scene.scores for scene in scenes])
+    if content.results and len(content.results) == 1:
+        classes = _join([eval_image.classes for eval_image in eval_images])
+        all_scores = _join([eval_image.scores for eval_image in eval_images])
         figures.append(
             (
                 "Scores of the detections",
                 plots.score_histogram(all_scores, classes, content.classes),
             )
         )
-        if not content.has_truth:
-            areas = _join([rle.areas(scene.runs) for scene in scenes])
+        if not content.has_ground_truth:
+            areas = _join([rle.areas(eval_image.mask_runs) for eval_image in eval_images])
             sizes = plots.size_histogram(areas, classes, content.classes)
             figures.append(("Sizes of the found cells", sizes))
-    if not content.runs:
-        n_cells = np.array([(~scene.crowd).sum() for scene in scenes])
+    if not content.results:
+        n_cells = np.array([(~eval_image.crowd).sum() for eval_image in eval_images])
         figures.append(("Cells in an image", plots.cells_per_image(n_cells)))
     return figures
 
@@ -280,68 +297,72 @@ def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _examples(
-    content: Content, judged: Sequence[Sequence[Judged]]
+    content: ReportContent, matched: Sequence[Sequence[MatchedDetections]]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Choose cells to show by themselves: the worst mistakes, or examples of each class."""
-    scenes = [image[0] for image in content.images]
-    if not content.runs:
-        small_first = [rle.areas(scene.truth_runs) for scene in scenes]
-        return _by_quantile(content, -1, small_first, [~scene.crowd for scene in scenes])
-    if not content.has_truth:
-        sure_first = [-scene.scores for scene in scenes]
-        return _by_quantile(content, 0, sure_first, [rle.areas(s.runs) > 0 for s in scenes])
-    run = len(content.runs) - 1
+    eval_images = [image[0] for image in content.images]
+    if not content.results:
+        small_first = [rle.areas(eval_image.gt_runs) for eval_image in eval_images]
+        return _by_quantile(
+            content, -1, small_first, [~eval_image.crowd for eval_image in eval_images]
+        )
+    if not content.has_ground_truth:
+        sure_first = [-eval_image.scores for eval_image in eval_images]
+        return _by_quantile(
+            content, 0, sure_first, [rle.areas(s.mask_runs) > 0 for s in eval_images]
+        )
+    result_index = len(content.results) - 1
     false: list[tuple[float, int, int, str]] = []
-    misnamed: list[tuple[float, int, int, str]] = []
+    misclassified: list[tuple[float, int, int, str]] = []
     missed: list[tuple[float, int, int, str]] = []
     for i, image in enumerate(content.images):
-        scene, j = image[run], judged[i][run]
-        scores, classes = scene.scores[j.order], scene.classes[j.order]
+        eval_image, j = image[result_index], matched[i][result_index]
+        scores, classes = eval_image.scores[j.order], eval_image.classes[j.order]
         sure = scores >= content.threshold
         for d in np.flatnonzero(sure & (j.match < 0) & (j.state == 1)):
             caption = f"{content.classes[classes[d]]}, score {scores[d]:.2f}"
             false.append((scores[d], i, int(j.order[d]), caption))
         for d in np.flatnonzero(sure & (j.match >= 0)):
-            true = scene.truth_classes[j.match[d]]
+            true = eval_image.gt_classes[j.match[d]]
             if true != classes[d]:
                 caption = (
                     f"{content.classes[true]} called {content.classes[classes[d]]}, "
                     f"score {scores[d]:.2f}"
                 )
-                misnamed.append((scores[d], i, int(j.order[d]), caption))
-        found = np.zeros(len(scene.truth_classes), bool)
+                misclassified.append((scores[d], i, int(j.order[d]), caption))
+        found = np.zeros(len(eval_image.gt_classes), bool)
         found[j.match[sure & (j.match >= 0)]] = True
-        areas = rle.areas(scene.truth_runs)
-        for t in np.flatnonzero(~found & (j.truth_state == 1)):
-            caption = f"{content.classes[scene.truth_classes[t]]}, {areas[t]} px"
+        areas = rle.areas(eval_image.gt_runs)
+        for t in np.flatnonzero(~found & (j.gt_state == 1)):
+            caption = f"{content.classes[eval_image.gt_classes[t]]}, {areas[t]} px"
             missed.append((float(areas[t]), i, int(t), caption))
     return [
         (title, [
-            {"image": i, "run": of_run, "cell": cell, "caption": caption}
+            {"image": i, "run": result_index, "cell": cell, "caption": caption}
             for _, i, cell, caption in sorted(cells, key=lambda c: (-c[0], *c[1:]))[:_N_EXAMPLES]
         ])
-        for title, of_run, cells in (
-            ("The surest false alarms", run, false),
-            ("The surest wrong names", run, misnamed),
+        for title, result_index, cells in (
+            ("The surest false alarms", result_index, false),
+            ("The surest wrong names", result_index, misclassified),
             ("The largest missed cells", -1, missed),
         )
     ]  # fmt: skip
 
 
 def _by_quantile(
-    content: Content,
-    run: int,
+    content: ReportContent,
+    result_index: int,
     keys: Sequence[NDArray[Any]],
     eligible: Sequence[NDArray[np.bool_]],
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Take cells of each class at even steps of a key: from small to large, from sure to unsure."""
     groups = []
-    order = "from small to large" if run < 0 else "from sure to unsure"
+    order = "from small to large" if result_index < 0 else "from sure to unsure"
     image = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
     cell = _join([np.arange(len(key)) for key in keys]).astype(int)
     key = _join(keys)
-    scenes = [image[0] for image in content.images]
-    classes = _join([s.truth_classes if run < 0 else s.classes for s in scenes])
+    eval_images = [image[0] for image in content.images]
+    classes = _join([s.gt_classes if result_index < 0 else s.classes for s in eval_images])
     shown = _join(eligible).astype(bool)
     for k, name in enumerate(content.classes):
         some = np.flatnonzero((classes == k) & shown)
@@ -351,9 +372,9 @@ def _by_quantile(
         items = [
             {
                 "image": int(image[n]),
-                "run": run,
+                "run": result_index,
                 "cell": int(cell[n]),
-                "caption": f"{key[n]} px" if run < 0 else f"score {-key[n]:.2f}",
+                "caption": f"{key[n]} px" if result_index < 0 else f"score {-key[n]:.2f}",
             }
             for n in some
         ]

@@ -1,5 +1,5 @@
 """The networks, in two engines: Detectron2's Mask R-CNN and torchvision's."""
 
-from cellseg.network.engines import ZOO, Found, build_network, check_network, engine
+from cellseg.network.engines import ZOO, Detections, build_network, check_network, get_engine
 
-__all__ = ["ZOO", "Found", "build_network", "check_network", "engine"]
+__all__ = ["ZOO", "Detections", "build_network", "check_network", "get_engine"]

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
-from cellseg.network.engines import Found
+from cellseg.network.engines import Detections
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -53,7 +53,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
 
 
 class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
-    """Detectron2's `GeneralizedRCNN` with the project's samples in and `Found` out.
+    """Detectron2's `GeneralizedRCNN` with the project's samples in and `Detections` out.
 
     Its weights have Detectron2's names, so that they load there too.
     """
@@ -65,22 +65,22 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         return losses
 
     @torch.no_grad()
-    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Find the cells of `(3, h, w)` images in the config's channel order."""
-        found = []
-        for cells in self.inference([{"image": i} for i in images], do_postprocess=False):
-            boxes = cells.pred_boxes
-            boxes.clip(cells.image_size)
-            cells = cells[boxes.nonempty()]
-            found.append(
-                Found(
-                    cells.pred_boxes.tensor,
-                    cells.scores,
-                    cells.pred_classes,
-                    cells.pred_masks[:, 0],
+        detections = []
+        for instances in self.inference([{"image": i} for i in images], do_postprocess=False):
+            boxes = instances.pred_boxes
+            boxes.clip(instances.image_size)
+            instances = instances[boxes.nonempty()]
+            detections.append(
+                Detections(
+                    instances.pred_boxes.tensor,
+                    instances.scores,
+                    instances.pred_classes,
+                    instances.pred_masks[:, 0],
                 )
             )
-        return found
+        return detections
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
         """Give the weights of a file under this network's names.
@@ -131,11 +131,11 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
     for module in network.modules():
         if isinstance(module, ROIPooler):
-            module.level_poolers = torch.nn.ModuleList(map(_exact, module.level_poolers))
+            module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))
     return network
 
 
-def _exact(pooler: torch.nn.Module) -> torch.nn.Module:
+def _exact_pooler(pooler: torch.nn.Module) -> torch.nn.Module:
     """Pool as Detectron2, which in mixed precision would round boxes by up to 4 pixels."""
     if not isinstance(pooler, ROIAlign):
         return pooler

@@ -8,8 +8,8 @@ An engine is a module of this package, `detectron2` or `torchvision`, with
   it refuses what it can't read.
 
 A network is a `torch.nn.Module`. In training, called with samples of
-`cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `find` takes images and
-gives a `Found` each; its `adapt_weights` gives what a file of weights holds under its own
+`cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `detect` takes images and
+gives a `Detections` each; its `adapt_weights` gives what a file of weights holds under its own
 names. All other packages speak to these alone.
 """
 
@@ -28,7 +28,7 @@ ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short n
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """The N cells that a network finds in one image, in the network's pixels.
 
     Attributes
@@ -51,11 +51,13 @@ class Found:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: torch.Tensor) -> Found:
-        return Found(self.boxes[index], self.scores[index], self.classes[index], self.masks[index])
+    def __getitem__(self, index: torch.Tensor) -> Detections:
+        return Detections(
+            self.boxes[index], self.scores[index], self.classes[index], self.masks[index]
+        )
 
 
-def engine(name: str) -> ModuleType:
+def get_engine(name: str) -> ModuleType:
     """Give the module of an engine."""
     return importlib.import_module(f"cellseg.network.{name}")
 
@@ -73,7 +75,7 @@ def check_network(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.MASK_ON "
             f"{cfg.MODEL.MASK_ON}: GeneralizedRCNN with masks on is expected"
         )
-    engine(cfg.ENGINE).check(cfg)
+    get_engine(cfg.ENGINE).check(cfg)
 
 
 def build_network(cfg: CfgNode) -> torch.nn.Module:
@@ -85,7 +87,7 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
         As `check_network` does, or if the parts of the network don't fit together.
     """
     check_network(cfg)
-    network: torch.nn.Module = engine(cfg.ENGINE).build_network(cfg)
+    network: torch.nn.Module = get_engine(cfg.ENGINE).build_network(cfg)
     # How the libraries of convolutions store them: in the other order they copy all the time.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -86,9 +86,11 @@ class RoIAlign(torch.nn.Module):
         inside = (at >= -1) & (at <= length)
         at = at.clamp(0, length - 1)
         first = at.nan_to_num().floor()  # boxes that are not numbers give what is none
-        share = at - first
+        fraction = at - first
         first = first.long()
-        weights = torch.stack([1 - share, share], -1) * (inside / self.sampling_ratio)[..., None]
+        weights = (
+            torch.stack([1 - fraction, fraction], -1) * (inside / self.sampling_ratio)[..., None]
+        )
         places = torch.stack([first, (first + 1).clamp(max=length - 1)], -1)
         shape = (len(low), bins, 2 * self.sampling_ratio)
         return places.view(shape), weights.view(shape)

@@ -105,34 +105,34 @@ class Backbone(nn.Module):
     ----------
     strides, channels
         Of its features by name: "res2" and so on, with a pyramid "p2" and so on.
-    coarsest
+    coarsest_stride
         The coarsest stride below the pyramid.
     """
 
     def __init__(self, model: CfgNode) -> None:
         super().__init__()
-        of_timm = model.BACKBONE.NAME == TIMM_FPN
+        is_timm = model.BACKBONE.NAME == TIMM_FPN
         self.body = (
             TimmBackbone(model.TIMM.NAME, model.BACKBONE.FREEZE_AT)
-            if of_timm
+            if is_timm
             else ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
         )
         self.strides, self.channels = self.body.strides, self.body.channels
-        self.coarsest = max(self.strides.values())
-        self.below = model.FPN.IN_FEATURES if of_timm or model.BACKBONE.NAME == FPN else ()
-        if self.below:
-            channels = [self.channels[name] for name in self.below]
+        self.coarsest_stride = max(self.strides.values())
+        self.in_features = model.FPN.IN_FEATURES if is_timm or model.BACKBONE.NAME == FPN else ()
+        if self.in_features:
+            channels = [self.channels[name] for name in self.in_features]
             self.fpn = FeaturePyramidNetwork(
                 channels, model.FPN.OUT_CHANNELS, LastLevelMaxPool(), NORMS.get(model.FPN.NORM)
             )
-            levels = [int(name.removeprefix("res")) for name in self.below]
+            levels = [int(name.removeprefix("res")) for name in self.in_features]
             self.strides = {f"p{level}": 2**level for level in [*levels, levels[-1] + 1]}
             self.channels = dict.fromkeys(self.strides, model.FPN.OUT_CHANNELS)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Give the features of `(B, 3, H, W)` images."""
         features: dict[str, torch.Tensor] = self.body(images)
-        if not self.below:
+        if not self.in_features:
             return features
-        pyramid = self.fpn({name: features[name] for name in self.below})
+        pyramid = self.fpn({name: features[name] for name in self.in_features})
         return dict(zip(self.strides, pyramid.values(), strict=True))

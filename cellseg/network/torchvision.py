@@ -28,13 +28,13 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
-from cellseg.network.engines import ZOO, Found
+from cellseg.network.engines import ZOO, Detections
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 # The values that there are here, of keys that have others in Detectron2.
-_VALUES: dict[str, tuple[Any, ...]] = {
+_SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "BACKBONE.NAME": ("build_resnet_backbone", FPN, TIMM_FPN),
     "RESNETS.DEPTH": tuple(BLOCKS),
     "RESNETS.NORM": tuple(NORMS),
@@ -62,7 +62,7 @@ _IMAGENET = {
 }
 
 # The names of these and later files, as `resnet50-0676ba61.pth`.
-_CLASSIFIERS = {
+_CLASSIFIER_FILES = {
     Path(weights.url).name
     for kind in (ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights)
     for weights in kind
@@ -103,7 +103,7 @@ class CellRCNN(nn.Module):
             }
             for sample in samples
         ]
-        images, for_rpn, for_heads = self._look([sample["image"] for sample in samples])
+        images, for_rpn, for_heads = self._extract_features([sample["image"] for sample in samples])
         proposals, losses = self.rpn(images, for_rpn, targets)
         return {
             "loss_rpn_cls": losses["loss_objectness"],
@@ -112,14 +112,14 @@ class CellRCNN(nn.Module):
         }
 
     @torch.no_grad()
-    def find(self, images: Sequence[torch.Tensor]) -> list[Found]:
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Find the cells of `(3, h, w)` uint8 images in the config's channel order.
 
         The network must be in evaluation mode.
         """
-        batch, for_rpn, for_heads = self._look(images)
+        batch, for_rpn, for_heads = self._extract_features(images)
         proposals, _ = self.rpn(batch, for_rpn)
-        return self.roi_heads.find(for_heads, proposals, batch.image_sizes)
+        return self.roi_heads.detect(for_heads, proposals, batch.image_sizes)
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
         """Give the weights of a file under this network's names.
@@ -142,7 +142,7 @@ class CellRCNN(nn.Module):
             own = state
         return {f"backbone.body.{name}": value for name, value in own.items()} or state
 
-    def _look(
+    def _extract_features(
         self, images: Sequence[torch.Tensor]
     ) -> tuple[ImageList, dict[str, torch.Tensor], list[torch.Tensor]]:
         """Give the images as a batch, and its features for the proposals and for the heads.
@@ -150,7 +150,7 @@ class CellRCNN(nn.Module):
         Images are normalised, and then padded at the right and the bottom with zeros.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        stride = self.backbone.coarsest
+        stride = self.backbone.coarsest_stride
         height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
         batch = self.mean.new_zeros((len(images), 3, height, width))
         for place, image, (h, w) in zip(batch, images, sizes, strict=True):
@@ -178,37 +178,37 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         logits, regression = self._classify(features, proposals)
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
 
-        cells = [label > 0 for label in labels]
-        boxes = [proposal[cell] for proposal, cell in zip(proposals, cells, strict=True)]
-        classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, cells, strict=True)])
-        grids = self._draw(features, boxes, classes)
-        truth = torch.cat(
+        is_cell = [label > 0 for label in labels]
+        boxes = [proposal[cell] for proposal, cell in zip(proposals, is_cell, strict=True)]
+        classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, is_cell, strict=True)])
+        grids = self._predict_mask_logits(features, boxes, classes)
+        gt_grids = torch.cat(
             [
                 target["masks"][match[cell]].crop_and_resize(box, grids.shape[-1])
-                for target, match, cell, box in zip(targets, matches, cells, boxes, strict=True)
+                for target, match, cell, box in zip(targets, matches, is_cell, boxes, strict=True)
             ]
         ).float()
         # A mean, which without a cell is 0 and not 0/0.
-        loss_mask = functional.binary_cross_entropy_with_logits(grids, truth, reduction="sum")
+        loss_mask = functional.binary_cross_entropy_with_logits(grids, gt_grids, reduction="sum")
         return {
             "loss_cls": loss_cls,
             "loss_box_reg": loss_box_reg,
-            "loss_mask": loss_mask / max(truth.numel(), 1),
+            "loss_mask": loss_mask / max(gt_grids.numel(), 1),
         }
 
-    def find(
+    def detect(
         self,
         features: list[torch.Tensor],
         proposals: list[torch.Tensor],
         sizes: list[tuple[int, int]],
-    ) -> list[Found]:
+    ) -> list[Detections]:
         """Find the cells among the proposals for images of some sizes, best first."""
         logits, regression = self._classify(features, proposals)
         boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, sizes)
         classes = [label - 1 for label in labels]
-        grids = self._draw(features, boxes, torch.cat(classes)).sigmoid()
+        grids = self._predict_mask_logits(features, boxes, torch.cat(classes)).sigmoid()
         masks = torch.split(grids, [len(box) for box in boxes])
-        return [Found(*cells) for cells in zip(boxes, scores, classes, masks, strict=True)]
+        return [Detections(*cells) for cells in zip(boxes, scores, classes, masks, strict=True)]
 
     def _classify(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
@@ -218,7 +218,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         logits, regression = self.box_predictor(pooled)
         return logits.float(), regression.float()
 
-    def _draw(
+    def _predict_mask_logits(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor], classes: torch.Tensor
     ) -> torch.Tensor:
         """Give the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
@@ -296,7 +296,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]
 
 def check(cfg: CfgNode) -> None:
     """Refuse what only Detectron2 has, and what timm does not have."""
-    for key, values in _VALUES.items():
+    for key, values in _SUPPORTED_VALUES.items():
         if (value := attrgetter(key)(cfg.MODEL)) not in values:
             raise InputError(
                 f"MODEL.{key} {value!r}: only Detectron2 has it; "
@@ -318,7 +318,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     return network
 
 
-def _features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int], int]:
+def _input_features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int], int]:
     """Give the strides and the channels of the features that a part of the network looks at."""
     names = model[part].IN_FEATURES
     if not names or not set(names) <= set(backbone.strides):
@@ -331,8 +331,8 @@ def _features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int],
 
 def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
     keys = model.RPN
-    strides, channels = _features(model, "RPN", backbone)
-    sizes, ratios = (_for_levels(model, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
+    strides, channels = _input_features(model, "RPN", backbone)
+    sizes, ratios = (_per_level(model, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
     anchors = _Anchors(sizes, ratios, strides)
     if len(set(anchors.counts)) > 1:
         raise InputError(
@@ -355,7 +355,7 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
     return rpn
 
 
-def _for_levels(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
+def _per_level(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
     """Give the anchors' sizes or ratios for each level; one list serves them all."""
     lists = list(model.ANCHOR_GENERATOR[key])
     if len(lists) not in (1, n_levels):
@@ -368,7 +368,7 @@ def _for_levels(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]
 
 def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     keys, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
-    strides, channels = _features(cfg.MODEL, "ROI_HEADS", backbone)
+    strides, channels = _input_features(cfg.MODEL, "ROI_HEADS", backbone)
     (threshold,) = keys.IOU_THRESHOLDS
     box_head, width = _build_box_head(channels * box.POOLER_RESOLUTION**2, box)
     heads = CellHeads(
@@ -428,12 +428,12 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
             f"--weights {wanted}: in the form of Detectron2's zoo, which torchvision can't read; "
             "take --weights imagenet, none, or --engine detectron2"
         )
-    of_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
+    is_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
     if wanted not in ("imagenet", "coco"):
-        if not of_timm and (wanted.startswith("timm://") or Path(wanted).name in _CLASSIFIERS):
-            _follow_classifier(cfg)
+        if not is_timm and (wanted.startswith("timm://") or Path(wanted).name in _CLASSIFIER_FILES):
+            _use_classifier_preprocessing(cfg)
         return wanted
-    if of_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:
+    if is_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:
         return str(cfg.MODEL.WEIGHTS)
     keys = cfg.MODEL.RESNETS
     shape = (
@@ -443,17 +443,17 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         keys.STEM_OUT_CHANNELS,
         keys.RES2_OUT_CHANNELS,
     )
-    if wanted == "coco" or of_timm or shape not in _IMAGENET:
+    if wanted == "coco" or is_timm or shape not in _IMAGENET:
         raise InputError(
             f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
             "path, or --engine detectron2"
         )
-    _follow_classifier(cfg)
+    _use_classifier_preprocessing(cfg)
     url: str = _IMAGENET[shape].url
     return url
 
 
-def _follow_classifier(cfg: CfgNode) -> None:
+def _use_classifier_preprocessing(cfg: CfgNode) -> None:
     """Feed the network as the classifiers of torchvision and timm were."""
     cfg.INPUT.FORMAT = "RGB"
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]

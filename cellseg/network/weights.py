@@ -33,7 +33,7 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
-class _ArraysAlone(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     """Reads the zoo's pickles, which hold numpy arrays; anything else could run code."""
 
     _ALLOWED = frozenset(
@@ -65,12 +65,12 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
     InputError
         If the file is not a checkpoint, is damaged, or doesn't fit the network.
     """
-    with loading(path):
-        take_weights(network, read_weights(path)["model"], whole=True)
+    with weights_errors(path):
+        take_weights(network, read_weights(path)["model"], strict=True)
 
 
 @contextlib.contextmanager
-def loading(path: Path) -> Iterator[None]:
+def weights_errors(path: Path) -> Iterator[None]:
     """Say in one line what is wrong with a file of weights."""
     try:
         yield
@@ -93,7 +93,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".pkl":
         with path.open("rb") as file:
-            loaded = _ArraysAlone(file, encoding="latin1").load()
+            loaded = _ArrayUnpickler(file, encoding="latin1").load()
     elif path.suffix == ".safetensors":
         loaded = _read_safetensors(path)
     else:
@@ -123,30 +123,32 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], whole: bool) -> int:
+def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], strict: bool) -> int:
     """Put the weights whose name and shape fit into a network, and return their number.
 
     Raises
     ------
     ValueError
-        If they are not all of the network's (with `whole`), or less than half of them fit.
+        If they are not all of the network's (with `strict`), or less than half of them fit.
     """
     own = network.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    network.load_state_dict(fitting, strict=False)
-    missing = [name for name in own if name not in fitting]
-    learnt = dict(network.named_parameters())
-    if missing and (whole or learnt.keys() <= set(missing)):
+    matching = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(matching, strict=False)
+    missing = [name for name in own if name not in matching]
+    trainable = dict(network.named_parameters())
+    if missing and (strict or trainable.keys() <= set(missing)):
         raise ValueError(
             f"{len(missing)} of the network's {len(own)} weights are missing or have another "
             f"shape, {missing[0]} first"
         )
-    given, taken = (sum(v.numel() for v in values.values()) for values in (state, fitting))
-    if not whole and 2 * taken < given:  # a few names are alike in networks of all kinds
-        raise ValueError(f"only {taken:,} of its {given:,} numbers have a place in this network")
+    n_given, n_taken = (sum(v.numel() for v in values.values()) for values in (state, matching))
+    if not strict and 2 * n_taken < n_given:  # a few names are alike in networks of all kinds
+        raise ValueError(
+            f"only {n_taken:,} of its {n_given:,} numbers have a place in this network"
+        )
     log = logging.getLogger(__name__)
     for name in missing:
         log.info("%s is not in the initial weights", name)
-    for name in state.keys() - fitting.keys():
+    for name in state.keys() - matching.keys():
         log.info("%s of the initial weights fits nowhere", name)
-    return len(fitting)
+    return len(matching)

@@ -7,6 +7,6 @@ To be read in the order in which things happen:
   the former ones encoded; it is all that other programs need;
 - `fuse` makes one answer of what several views or networks find, `masks` encodes it, `merge`
   puts the tiles together;
-- `journal` keeps what is done tile by tile; `job` is the whole of it for many images, in
+- `tile_store` keeps what is done tile by tile; `job` is the whole of it for many images, in
   one process or several, from the list of images to what is written.
 """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cellseg.network import Found
+from cellseg.network import Detections
 
 # Boxes compared with the others at a time, and pairs of masks: bounds of the memory, small
 # enough for the processor's cache.
@@ -21,7 +21,7 @@ _ROWS = 128
 _PAIRS = 512
 
 
-def fuse(views: Sequence[Found], *, iou: float = 0.5) -> Found:
+def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
     """Fuse what was found in several views of one place.
 
     Best score first, each detection that is still free takes from every other view the
@@ -58,17 +58,17 @@ def fuse(views: Sequence[Found], *, iou: float = 0.5) -> Found:
     """
     if not views:
         raise ValueError("no views, expected one or more")
-    found, view = _stack(views)
-    first, second, overlap = _overlaps(found, iou)
+    detections, view = _stack(views)
+    first, second, overlap = _overlaps(detections, iou)
     cluster = _cluster(view.tolist(), first.tolist(), second.tolist(), overlap.tolist())
-    fused = _average(found, torch.tensor(cluster, dtype=torch.int64), len(views))
+    fused = _average(detections, torch.tensor(cluster, dtype=torch.int64), len(views))
     return fused[_best_first(fused)]
 
 
-def _stack(views: Sequence[Found]) -> tuple[Found, torch.Tensor]:
+def _stack(views: Sequence[Detections]) -> tuple[Detections, torch.Tensor]:
     """Give the N detections of all views, best first, and `(N,)` int64, the view of each."""
     side = max(view.masks.shape[1] for view in views)
-    stacked = Found(
+    stacked = Detections(
         torch.cat([view.boxes for view in views]),
         torch.cat([view.scores for view in views]),
         torch.cat([view.classes for view in views]),
@@ -79,13 +79,15 @@ def _stack(views: Sequence[Found]) -> tuple[Found, torch.Tensor]:
     return stacked[order], origin[order]
 
 
-def _best_first(found: Found) -> torch.Tensor:
+def _best_first(detections: Detections) -> torch.Tensor:
     """Order by score, class and box, so that equal scores don't depend on the views' order."""
-    keys = [*found.boxes.T.numpy(), found.classes.numpy(), -found.scores.numpy()]
+    keys = [*detections.boxes.T.numpy(), detections.classes.numpy(), -detections.scores.numpy()]
     return torch.from_numpy(np.lexsort(keys))
 
 
-def _overlaps(found: Found, iou: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _overlaps(
+    detections: Detections, iou: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Find the pairs of one class whose masks have at least this IoU.
 
     Returns
@@ -93,11 +95,11 @@ def _overlaps(found: Found, iou: float) -> tuple[torch.Tensor, torch.Tensor, tor
     first, second, overlap
         `(P,)` each: the detections, `first < second`, and the IoU of their masks.
     """
-    areas = _mask_areas(found)
-    first, second = _candidates(found, iou * areas)
+    areas = _mask_areas(detections)
+    first, second = _candidates(detections, iou * areas)
     shared = torch.cat(
         [
-            _shared_mask_area(found[a], found[b])
+            _shared_mask_area(detections[a], detections[b])
             for a, b in zip(torch.split(first, _PAIRS), torch.split(second, _PAIRS), strict=True)
         ]
     )
@@ -111,19 +113,21 @@ def _box_areas(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-def _mask_areas(found: Found) -> torch.Tensor:
+def _mask_areas(detections: Detections) -> torch.Tensor:
     """`(N,)`: the area of each mask, as its grid has it."""
-    return _box_areas(found.boxes) * (found.masks >= 0.5).float().mean((1, 2))
+    return _box_areas(detections.boxes) * (detections.masks >= 0.5).float().mean((1, 2))
 
 
-def _shared_mask_area(first: Found, second: Found) -> torch.Tensor:
+def _shared_mask_area(first: Detections, second: Detections) -> torch.Tensor:
     """`(P,)`: what two masks have in common; it lies in the first's box, and is counted there."""
     sampled = _resample(second.masks, second.boxes, first.boxes, first.masks.shape[1])
     both = (first.masks >= 0.5) & (sampled >= 0.5)
     return _box_areas(first.boxes) * both.float().mean((1, 2))
 
 
-def _candidates(found: Found, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _candidates(
+    detections: Detections, min_shared: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the pairs of one class whose masks could have enough in common.
 
     What two masks share lies in both boxes, and is at least the IoU times the larger
@@ -131,7 +135,7 @@ def _candidates(found: Found, least: torch.Tensor) -> tuple[torch.Tensor, torch.
 
     Parameters
     ----------
-    least
+    min_shared
         `(N,)`: the area that a mask shares at least with its like.
 
     Returns
@@ -140,19 +144,19 @@ def _candidates(found: Found, least: torch.Tensor) -> tuple[torch.Tensor, torch.
         `(P,)` int64 each, `first < second`.
     """
     # From left to right, so that what is too far to the right is not looked at.
-    order = found.boxes[:, 0].argsort()
-    boxes, least = found.boxes[order], 0.9 * least[order]
+    order = detections.boxes[:, 0].argsort()
+    boxes, min_shared = detections.boxes[order], 0.9 * min_shared[order]
     left = boxes[:, 0].contiguous()
     pairs = [torch.zeros((0, 2), dtype=torch.int64)]
     for begin in range(0, len(boxes), _ROWS):
         rows = slice(begin, begin + _ROWS)
         end = int(torch.searchsorted(left, boxes[rows, 2].max()))
         shared = _shared_area(boxes[rows], boxes[begin:end])
-        enough = shared > torch.maximum(least[rows, None], least[begin:end])
+        enough = shared > torch.maximum(min_shared[rows, None], min_shared[begin:end])
         pairs.append(order[begin + enough.triu_(1).nonzero()])
     first, second = torch.cat(pairs).sort(1).values.unbind(1)
-    alike = found.classes[first] == found.classes[second]
-    return first[alike], second[alike]
+    same_class = detections.classes[first] == detections.classes[second]
+    return first[same_class], second[same_class]
 
 
 def _shared_area(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -191,30 +195,30 @@ def _cluster(
         if cluster[best] >= 0:
             continue
         cluster[best] = n_clusters
-        seen = {view[best]}
+        used_views = {view[best]}
         for _, other in sorted(partners[best]):
-            if cluster[other] < 0 and view[other] not in seen:
+            if cluster[other] < 0 and view[other] not in used_views:
                 cluster[other] = n_clusters
-                seen.add(view[other])
+                used_views.add(view[other])
         n_clusters += 1
     return cluster
 
 
-def _average(found: Found, cluster: torch.Tensor, n_views: int) -> Found:
+def _average(detections: Detections, cluster: torch.Tensor, n_views: int) -> Detections:
     """Average the detections of each cell.
 
     The sums are in float64, so that the mean of equal numbers is that number.
     """
     n_clusters = int(cluster.max()) + 1 if len(cluster) else 0
-    scores = found.scores.double()
+    scores = detections.scores.double()
     # A score of 0 must not leave a cell without a box.
     weights = scores.clamp(min=torch.finfo(torch.float32).tiny)
     weights /= _sum(weights, cluster, n_clusters)[cluster]
-    boxes = _sum(weights[:, None] * found.boxes, cluster, n_clusters).float()
-    grids = _resample(found.masks, found.boxes, boxes[cluster], found.masks.shape[1])
-    classes = found.classes.new_zeros(n_clusters)
-    classes[cluster] = found.classes
-    return Found(
+    boxes = _sum(weights[:, None] * detections.boxes, cluster, n_clusters).float()
+    grids = _resample(detections.masks, detections.boxes, boxes[cluster], detections.masks.shape[1])
+    classes = detections.classes.new_zeros(n_clusters)
+    classes[cluster] = detections.classes
+    return Detections(
         boxes,
         (_sum(scores, cluster, n_clusters) / n_views).float(),
         classes,
@@ -228,7 +232,7 @@ def _sum(values: torch.Tensor, cluster: torch.Tensor, n_clusters: int) -> torch.
 
 
 def _resample(
-    masks: torch.Tensor, boxes: torch.Tensor, onto: torch.Tensor, side: int
+    masks: torch.Tensor, boxes: torch.Tensor, target_boxes: torch.Tensor, side: int
 ) -> torch.Tensor:
     """Sample masks over one box on a grid over another.
 
@@ -241,7 +245,7 @@ def _resample(
     ----------
     masks
         `(N, M, M)` float32.
-    boxes, onto
+    boxes, target_boxes
         `(N, 4)` float32, XYXY: where the masks are, and where they are wanted.
     side
         The new grid's side S.
@@ -250,16 +254,16 @@ def _resample(
     -------
     `(N, S, S)` float32.
     """
-    columns = _weights(boxes[:, 0::2], onto[:, 0::2], masks.shape[1], side)
-    rows = _weights(boxes[:, 1::2], onto[:, 1::2], masks.shape[1], side)
+    columns = _weights(boxes[:, 0::2], target_boxes[:, 0::2], masks.shape[1], side)
+    rows = _weights(boxes[:, 1::2], target_boxes[:, 1::2], masks.shape[1], side)
     return rows @ masks @ columns.mT
 
 
-def _weights(span: torch.Tensor, onto: torch.Tensor, old: int, new: int) -> torch.Tensor:
+def _weights(span: torch.Tensor, target_boxes: torch.Tensor, old: int, new: int) -> torch.Tensor:
     """`(N, new, old)`: how much each old cell along an axis counts in each new one."""
     length = span[:, 1] - span[:, 0]
-    start = (onto[:, 0] - span[:, 0]) / length * old
-    step = (onto[:, 1] - onto[:, 0]) / length * (old / new)
+    start = (target_boxes[:, 0] - span[:, 0]) / length * old
+    step = (target_boxes[:, 1] - target_boxes[:, 0]) / length * (old / new)
     centre = start[:, None] + step[:, None] * (torch.arange(new) + 0.5) - 0.5
     distance = (centre[:, :, None] - torch.arange(old)).abs_()
     return distance.neg_().add_(1).clamp_(min=0)

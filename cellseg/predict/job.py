@@ -15,13 +15,13 @@ from tqdm import tqdm
 from cellseg import distributed
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.journal import Journal, Key, signature
-from cellseg.predict.predictor import Look, Predictor, load_network
+from cellseg.predict.predictor import Predictor, TileJob, load_network
+from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 from cellseg.read.images import read_size
 
-PendingTile = tuple[Key, Look]  # with the numbers of its image and of itself
+PendingTile = tuple[TileKey, TileJob]  # with the numbers of its image and of itself
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PredictionJob:
     results: Path
     plans: dict[int, TilePlan]
     unusable: dict[int, str]
-    store: Journal
+    store: TileStore
 
     @classmethod
     def begin(
@@ -65,7 +65,7 @@ class PredictionJob:
     ) -> PredictionJob:
         """Plan the tiles of images, and open the store beside the results.
 
-        Of several machines, the `first` one makes the store. Raises InputError as `Journal`
+        Of several machines, the `first` one makes the store. Raises InputError as `TileStore`
         does, or if tiles and overlap don't fit.
         """
         plans: dict[int, TilePlan] = {}
@@ -78,7 +78,7 @@ class PredictionJob:
             else:
                 plans[number] = predictor.plan(size)
         folder = results.with_name(results.stem + ".parts")
-        store = Journal(folder, signature(weights, predictor.cfgs, images), begin=first)
+        store = TileStore(folder, fingerprint(weights, predictor.cfgs, images), create=first)
         return cls(images, weights, predictor.cfgs, results, plans, unusable, store)
 
     @property
@@ -90,7 +90,7 @@ class PredictionJob:
         """Return the tiles that are not done, image by image."""
         done = self.store.done()
         return [
-            ((n, index), Look(self.images[n].path, self.images[n].level, plan.size, tile))
+            ((n, index), TileJob(self.images[n].path, self.images[n].level, plan.size, tile))
             for n, plan in self.plans.items()
             for index, tile in enumerate(plan)
             if (n, index) not in done
@@ -103,8 +103,8 @@ class PredictionJob:
         n_processes: int = 1,
         *,
         n_machines: int = 1,
-        machine: int = 0,
-        address: str = "auto",
+        machine_rank: int = 0,
+        dist_url: str = "auto",
     ) -> None:
         """Predict the tiles that are pending, in this process or in several.
 
@@ -119,22 +119,22 @@ class PredictionJob:
         else:
             distributed.launch(
                 n_processes, work, self, device=predictor.cfg.MODEL.DEVICE,
-                n_machines=n_machines, machine=machine, address=address,
+                n_machines=n_machines, machine_rank=machine_rank, dist_url=dist_url,
             )  # fmt: skip
 
     def predict(
         self, predictor: Predictor, pending: Sequence[PendingTile], rank: int = 0, n: int = 1
     ) -> None:
         """Predict the shard of process `rank` of `n` of the pending tiles, into the store."""
-        mine = shard(pending, rank, n)
-        keys = [key for key, _ in mine]
+        own_tiles = shard(pending, rank, n)
+        keys = [key for key, _ in own_tiles]
         with (
-            contextlib.closing(predictor.look(look for _, look in mine)) as detections,
+            contextlib.closing(predictor.predict_tiles(job for _, job in own_tiles)) as detections,
             self.store.open(rank) as file,
-            tqdm(total=len(mine), desc="predicting", unit="tile", disable=rank or None) as bar,
+            tqdm(total=len(own_tiles), desc="predicting", unit="tile", disable=rank or None) as bar,
         ):
-            for key, of_tile in zip(keys, detections, strict=True):
-                self.store.append(key, of_tile, file)
+            for key, result in zip(keys, detections, strict=True):
+                self.store.append(key, result, file)
                 bar.update()
 
     def predict_shard(self) -> None:
@@ -142,7 +142,7 @@ class PredictionJob:
 
         Raises InputError if the store is not that of this job, or another process has ended.
         """
-        barrier = distributed.build_barrier()
+        barrier = distributed.make_barrier()
         self.store.check()
         pending = self.pending()
         barrier()  # none begins before all know what is pending, none ends before all is done
@@ -155,9 +155,9 @@ class PredictionJob:
 
         Raises InputError if some tiles were not tried at all.
         """
-        failures = self.store.faults()
-        if n_left := len({key for key, _ in self.pending()} - set(failures)):
-            raise InputError(f"{n_left} tiles were not done; the same command goes on from here")
+        failures = self.store.errors()
+        if n_pending := len({key for key, _ in self.pending()} - set(failures)):
+            raise InputError(f"{n_pending} tiles were not done; the same command goes on from here")
         for (number, _), why in failures.items():
             self.unusable.setdefault(number, why)
 
@@ -165,7 +165,7 @@ class PredictionJob:
         """Merge the tiles of each usable image, and yield it with some of its detections."""
         for number, tiles in itertools.groupby(self.store.entries(), key=lambda tile: tile[0][0]):
             if number not in self.unusable:
-                detections = (_done(of_tile) for _, of_tile in tiles)
+                detections = (_require_predictions(result) for _, result in tiles)
                 for part in predictor.merge(self.plans[number], detections):
                     yield self.images[number], part
 
@@ -213,7 +213,7 @@ def shard(tiles: Sequence[PendingTile], rank: int, n: int) -> list[PendingTile]:
 
     Tiles that lie side by side share what is read for them.
     """
-    areas = [look.tile.size[0] * look.tile.size[1] for _, look in tiles]
+    areas = [job.tile.size[0] * job.tile.size[1] for _, job in tiles]
     ends = itertools.accumulate(areas)
     total = sum(areas)
     return [
@@ -223,6 +223,6 @@ def shard(tiles: Sequence[PendingTile], rank: int, n: int) -> list[PendingTile]:
     ]
 
 
-def _done(of_tile: Predictions | InputError) -> Predictions:
-    assert not isinstance(of_tile, InputError)  # its image is unusable
-    return of_tile
+def _require_predictions(result: Predictions | InputError) -> Predictions:
+    assert not isinstance(result, InputError)  # its image is unusable
+    return result

@@ -49,8 +49,8 @@ def encode_masks(
     # Of each chunk (owner, start, end), and all of them in the order of the masks.
     joined = np.concatenate([np.zeros((3, 0), np.int64), *pieces], axis=1)
     owner, starts, ends = joined[:, np.argsort(joined[0], kind="stable")]
-    runs = join_runs(size, len(masks), owner, starts, ends)
-    return encode(runs)
+    mask_runs = join_runs(size, len(masks), owner, starts, ends)
+    return encode(mask_runs)
 
 
 def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:

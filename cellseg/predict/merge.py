@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
-    Runs,
+    MaskRuns,
     areas,
     boxes_xyxy,
     concatenate,
@@ -45,22 +45,22 @@ Bools = NDArray[np.bool_]
 
 # Part of a cut piece that a whole cell must cover to take its place. Low, since a network
 # draws badly what it sees a part of.
-_COVERED = 0.5
+_MIN_COVERED = 0.5
 
 # Detections of two tiles that share this part of the smaller one are settled together.
 # Less than any overlap that decides alone, since two pieces may do so when they are joined;
 # not zero, or cells that touch would make one chain through the whole tissue.
-_RELATED = 0.25
+_MIN_RELATED = 0.25
 
 _BLOCK = 1 << 14  # pairs of masks compared at a time
 
 
 def merge_tiles(
     plan: TilePlan,
-    found: Iterable[Predictions],
+    tile_predictions: Iterable[Predictions],
     *,
     iou: float = 0.5,
-    inside: float = 0.8,
+    ios: float = 0.8,
     across_classes: bool = False,
 ) -> Iterator[Predictions]:
     """Put the cells of tiles together, in batches, as soon as they are sure.
@@ -69,12 +69,12 @@ def merge_tiles(
     ----------
     plan
         The tiles.
-    found
+    tile_predictions
         For each tile, in the plan's order, its cells in the tile's own pixels: their masks
         and boxes are of the tile's size. Taken one at a time.
     iou
         Two masks of at least this IoU are the same cell; cut pieces agree from it up, too.
-    inside
+    ios
         Two masks that share at least this part of the smaller one are the same cell.
     across_classes
         Compare cells of different classes too. In any case a piece gives way to a whole cell
@@ -92,27 +92,27 @@ def merge_tiles(
     Raises
     ------
     ValueError
-        If a tile's cells are not of the tile's size, or `found` has more or less than one
-        item for a tile.
+        If a tile's cells are not of the tile's size, or `tile_predictions` has more or less than
+        one item for a tile.
     """
-    pending, relations = _Pieces.none(plan.size), _Relations.none()
-    for index, (tile, predictions) in enumerate(zip(plan, found, strict=True)):
+    pending, relations = _Pieces.empty(plan.size), _Relations.empty()
+    for index, (tile, predictions) in enumerate(zip(plan, tile_predictions, strict=True)):
         if predictions.size != tile.size:
             raise ValueError(f"cells of {predictions.size} in a tile of {tile.size}")
-        new = _Pieces.of_tile(tile, predictions, plan.size)
-        new = new[_distinct(new.runs, new.scores, new.classes, iou, inside, across_classes)]
-        new = new[~(tile.cuts_before_the_middle(new.boxes) & plan.shows_whole(new.boxes))]
+        new = _Pieces.from_tile(tile, predictions, plan.size)
+        new = new[_nms(new.mask_runs, new.scores, new.classes, iou, ios, across_classes)]
+        new = new[~(tile.shows_less_than_half(new.boxes) & plan.some_tile_contains(new.boxes))]
         n_before = len(pending)
-        pending = pending.and_more(new)
-        relations = relations.and_more(_relate(pending, n_before, tile, iou))
+        pending = pending.concatenated(new)
+        relations = relations.concatenated(_relate_pieces(pending, n_before, tile, iou))
 
-        group = _groups(len(pending), relations.at)
-        again = plan.shows_again(index, boxes_xyxy(pending.runs))
-        waits = np.isin(group, group[again])
-        if not waits.all():
-            ready = pending[~waits], relations.among(~waits)
-            yield _settle(*ready, iou, inside, across_classes)
-        pending, relations = pending[waits], relations.among(waits)
+        group = _connected_groups(len(pending), relations.pairs)
+        shown_later = plan.is_in_later_tiles(index, boxes_xyxy(pending.mask_runs))
+        waiting = np.isin(group, group[shown_later])
+        if not waiting.all():
+            ready = pending[~waiting], relations.restricted_to(~waiting)
+            yield _resolve(*ready, iou, ios, across_classes)
+        pending, relations = pending[waiting], relations.restricted_to(waiting)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Pieces:
 
     Attributes
     ----------
-    runs
+    mask_runs
         Their masks.
     boxes, scores, classes
         As in `Predictions`.
@@ -131,7 +131,7 @@ class _Pieces:
         `(N, 4)` int64: the window of the tile that found each, XYXY.
     """
 
-    runs: Runs
+    mask_runs: MaskRuns
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: Ints
@@ -139,7 +139,7 @@ class _Pieces:
     windows: Ints
 
     @classmethod
-    def none(cls, size: tuple[int, int]) -> _Pieces:
+    def empty(cls, size: tuple[int, int]) -> _Pieces:
         return cls(
             concatenate(size, []),
             np.zeros((0, 4), np.float32),
@@ -150,16 +150,16 @@ class _Pieces:
         )
 
     @classmethod
-    def of_tile(cls, tile: Tile, found: Predictions, size: tuple[int, int]) -> _Pieces:
+    def from_tile(cls, tile: Tile, predictions: Predictions, size: tuple[int, int]) -> _Pieces:
         left, top = tile.window[:2]
-        boxes = found.boxes + np.array([left, top] * 2, np.float32)
+        boxes = predictions.boxes + np.array([left, top] * 2, np.float32)
         return cls(
-            _move(decode(found.masks, found.size), left, top, size),
+            _translate_masks(decode(predictions.masks, predictions.size), left, top, size),
             boxes,
-            found.scores,
-            found.classes,
-            tile.cuts(boxes),
-            np.tile(np.array(tile.window), (len(found), 1)),
+            predictions.scores,
+            predictions.classes,
+            tile.may_cut(boxes),
+            np.tile(np.array(tile.window), (len(predictions), 1)),
         )
 
     def __len__(self) -> int:
@@ -167,7 +167,7 @@ class _Pieces:
 
     def __getitem__(self, places: Ints | Bools) -> _Pieces:
         return _Pieces(
-            _take(self.runs, np.arange(len(self))[places]),
+            _select_masks(self.mask_runs, np.arange(len(self))[places]),
             self.boxes[places],
             self.scores[places],
             self.classes[places],
@@ -175,9 +175,9 @@ class _Pieces:
             self.windows[places],
         )
 
-    def and_more(self, other: _Pieces) -> _Pieces:
+    def concatenated(self, other: _Pieces) -> _Pieces:
         return _Pieces(
-            concatenate(self.runs.size, [self.runs, other.runs]),
+            concatenate(self.mask_runs.size, [self.mask_runs, other.mask_runs]),
             np.concatenate([self.boxes, other.boxes]),
             np.concatenate([self.scores, other.scores]),
             np.concatenate([self.classes, other.classes]),
@@ -192,100 +192,100 @@ class _Relations:
 
     Attributes
     ----------
-    at
+    pairs
         `(P, 2)` int64: the pieces' places.
-    gives_way
+    superseded
         `(P,)` bool: the first piece is cut, and the second whole and most of the first.
     agrees
         `(P,)` bool: both are cut and much the same where both tiles look.
     """
 
-    at: Ints
-    gives_way: Bools
+    pairs: Ints
+    superseded: Bools
     agrees: Bools
 
     @classmethod
-    def none(cls) -> _Relations:
+    def empty(cls) -> _Relations:
         return cls(np.zeros((0, 2), np.int64), np.zeros(0, bool), np.zeros(0, bool))
 
-    def and_more(self, other: _Relations) -> _Relations:
+    def concatenated(self, other: _Relations) -> _Relations:
         return _Relations(
-            np.concatenate([self.at, other.at]),
-            np.concatenate([self.gives_way, other.gives_way]),
+            np.concatenate([self.pairs, other.pairs]),
+            np.concatenate([self.superseded, other.superseded]),
             np.concatenate([self.agrees, other.agrees]),
         )
 
-    def among(self, keep: Bools) -> _Relations:
+    def restricted_to(self, kept: Bools) -> _Relations:
         """Leave the relations among the pieces that are kept, with their new places."""
-        both = keep[self.at].all(1)
-        place = np.cumsum(keep) - 1
-        return _Relations(place[self.at[both]], self.gives_way[both], self.agrees[both])
+        both = kept[self.pairs].all(1)
+        place = np.cumsum(kept) - 1
+        return _Relations(place[self.pairs[both]], self.superseded[both], self.agrees[both])
 
 
-def _relate(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _Relations:
+def _relate_pieces(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _Relations:
     """Compare the pieces of a tile, which are the last ones, with the `n_before` others."""
-    boxes = boxes_xyxy(pieces.runs)
+    boxes = boxes_xyxy(pieces.mask_runs)
     left, top, right, bottom = tile.window
     in_columns = (boxes[:, 0] < right) & (boxes[:, 2] > left)
     near = np.flatnonzero(in_columns & (boxes[:, 1] < bottom) & (boxes[:, 3] > top))
     pieces, is_new = pieces[near], near >= n_before
-    at = overlapping_boxes(boxes[near])
-    at = at[is_new[at[:, 0]] != is_new[at[:, 1]]]
+    pairs = overlapping_boxes(boxes[near])
+    pairs = pairs[is_new[pairs[:, 0]] != is_new[pairs[:, 1]]]
 
-    shared, area = shared_pixels(pieces.runs, at), areas(pieces.runs)[at]
-    cut, scores, classes = pieces.cut[at], pieces.scores[at], pieces.classes[at]
-    gives_way = cut & ~cut[:, ::-1] & (shared[:, None] >= _COVERED * area)
-    gives_way &= (classes == classes[:, ::-1]) | (scores < scores[:, ::-1])
-    at[gives_way[:, 1]] = at[gives_way[:, 1], ::-1]
+    shared, area = shared_pixels(pieces.mask_runs, pairs), areas(pieces.mask_runs)[pairs]
+    cut, scores, classes = pieces.cut[pairs], pieces.scores[pairs], pieces.classes[pairs]
+    superseded = cut & ~cut[:, ::-1] & (shared[:, None] >= _MIN_COVERED * area)
+    superseded &= (classes == classes[:, ::-1]) | (scores < scores[:, ::-1])
+    pairs[superseded[:, 1]] = pairs[superseded[:, 1], ::-1]
     both_cut = np.flatnonzero(cut.all(1) & (shared > 0))
-    agrees = np.zeros(len(at), bool)
-    agrees[both_cut] = _local_iou(pieces, at[both_cut], shared[both_cut]) >= iou
-    related = agrees | (shared >= _RELATED * area.min(1))
-    return _Relations(near[at[related]], gives_way.any(1)[related], agrees[related])
+    agrees = np.zeros(len(pairs), bool)
+    agrees[both_cut] = _local_iou(pieces, pairs[both_cut], shared[both_cut]) >= iou
+    related = agrees | (shared >= _MIN_RELATED * area.min(1))
+    return _Relations(near[pairs[related]], superseded.any(1)[related], agrees[related])
 
 
 def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64]:
     """`(P,)` IoU of pairs of pieces, of the pixels that the tiles of both show."""
     a, b = pairs.T
-    in_both = _pixels_within(pieces.runs, a, pieces.windows[b])
-    in_both += _pixels_within(pieces.runs, b, pieces.windows[a])
+    in_both = _pixels_within(pieces.mask_runs, a, pieces.windows[b])
+    in_both += _pixels_within(pieces.mask_runs, b, pieces.windows[a])
     return shared / (in_both - shared)
 
 
-def _settle(
-    pieces: _Pieces, relations: _Relations, iou: float, inside: float, across_classes: bool
+def _resolve(
+    pieces: _Pieces, relations: _Relations, iou: float, ios: float, across_classes: bool
 ) -> Predictions:
     """Make cells of pieces that no later tile can change."""
-    stays = np.ones(len(pieces), bool)
-    stays[relations.at[relations.gives_way, 0]] = False
-    pieces, relations = pieces[stays], relations.among(stays)
+    keep = np.ones(len(pieces), bool)
+    keep[relations.pairs[relations.superseded, 0]] = False
+    pieces, relations = pieces[keep], relations.restricted_to(keep)
 
-    links = relations.at[relations.agrees]
+    links = relations.pairs[relations.agrees]
     same = (pieces.classes[links[:, 0]] == pieces.classes[links[:, 1]]) | across_classes
     alone = np.ones(len(pieces), bool)
     alone[links[same]] = False
-    group = _groups(len(pieces), links[same | alone[links].any(1)])
+    group = _connected_groups(len(pieces), links[same | alone[links].any(1)])
     cells = _join(pieces, group)
 
-    pairs = np.unique(np.sort(group[relations.at], axis=1), axis=0)
+    pairs = np.unique(np.sort(group[relations.pairs], axis=1), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pairs = pairs[_same_cell(cells.runs, cells.classes, pairs, iou, inside, across_classes)]
-    order = _best_first(cells.runs, cells.scores, cells.classes)
+    pairs = pairs[_same_cell(cells.mask_runs, cells.classes, pairs, iou, ios, across_classes)]
+    order = _best_first(cells.mask_runs, cells.scores, cells.classes)
     whole_first = order[np.argsort(cells.cut[order], kind="stable")]
     order = order[_suppress_in_order(whole_first, pairs)[order]]
     return Predictions(
-        cells.runs.size,
+        cells.mask_runs.size,
         cells.boxes[order],
         cells.scores[order],
         cells.classes[order],
-        encode(_take(cells.runs, order)),
+        encode(_select_masks(cells.mask_runs, order)),
     )
 
 
 def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     """Make one cell of the pieces of each group; a group is a number 0…G−1 a piece."""
     n = int(group.max()) + 1 if len(group) else 0
-    area = areas(pieces.runs)
+    area = areas(pieces.mask_runs)
     # The largest piece of each group speaks for it.
     order = np.lexsort((pieces.classes, -pieces.scores, -area, group))
     first = order[np.searchsorted(group[order], np.arange(n))]
@@ -295,7 +295,7 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     np.minimum.at(boxes[:, :2], group, pieces.boxes[:, :2])
     np.maximum.at(boxes[:, 2:], group, pieces.boxes[:, 2:])
     return _Pieces(
-        _unite(pieces.runs, group, n),
+        _union_masks(pieces.mask_runs, group, n),
         boxes,
         scores,
         pieces.classes[first],
@@ -304,39 +304,39 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     )
 
 
-def _distinct(
-    runs: Runs,
+def _nms(
+    mask_runs: MaskRuns,
     scores: NDArray[np.float32],
     classes: Ints,
     iou: float,
-    inside: float,
+    ios: float,
     across_classes: bool,
 ) -> Ints:
     """Return the places of the masks that stay (greedy NMS by mask), best score first.
 
     Masks without a pixel do not stay.
     """
-    pairs = overlapping_boxes(boxes_xyxy(runs))
-    pairs = pairs[_same_cell(runs, classes, pairs, iou, inside, across_classes)]
-    order = _best_first(runs, scores, classes)
-    stays = _suppress_in_order(order, pairs) & (areas(runs) > 0)
-    return order[stays[order]]
+    pairs = overlapping_boxes(boxes_xyxy(mask_runs))
+    pairs = pairs[_same_cell(mask_runs, classes, pairs, iou, ios, across_classes)]
+    order = _best_first(mask_runs, scores, classes)
+    keep = _suppress_in_order(order, pairs) & (areas(mask_runs) > 0)
+    return order[keep[order]]
 
 
 def _same_cell(
-    runs: Runs, classes: Ints, pairs: Ints, iou: float, inside: float, across_classes: bool
+    mask_runs: MaskRuns, classes: Ints, pairs: Ints, iou: float, ios: float, across_classes: bool
 ) -> Bools:
     """`(P,)` bool: which pairs of masks are the same cell by what they share."""
-    area = areas(runs)[pairs]
-    shared = shared_pixels(runs, pairs)
-    same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= inside * area.min(1))
+    area = areas(mask_runs)[pairs]
+    shared = shared_pixels(mask_runs, pairs)
+    same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
     same &= (classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes
     return same
 
 
-def _best_first(runs: Runs, scores: NDArray[np.float32], classes: Ints) -> Ints:
+def _best_first(mask_runs: MaskRuns, scores: NDArray[np.float32], classes: Ints) -> Ints:
     """Order by score; at equal ones by what the cell is, not by where it stands in the list."""
-    order: Ints = np.lexsort((classes, *boxes_xyxy(runs).T, -areas(runs), -scores))
+    order: Ints = np.lexsort((classes, *boxes_xyxy(mask_runs).T, -areas(mask_runs), -scores))
     return order
 
 
@@ -345,14 +345,14 @@ def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     ranked = np.sort(place[pairs], axis=1)
-    stays = [True] * len(order)
+    keep = [True] * len(order)
     for better, worse in ranked[np.argsort(ranked[:, 0])].tolist():
-        if stays[better]:
-            stays[worse] = False
-    return np.array(stays, bool)[place]
+        if keep[better]:
+            keep[worse] = False
+    return np.array(keep, bool)[place]
 
 
-def _groups(n: int, pairs: Ints) -> Ints:
+def _connected_groups(n: int, pairs: Ints) -> Ints:
     """`(N,)` int64: a number 0…G−1 for each of n things, the same for all that pairs connect."""
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     labels: NDArray[np.int32] = connected_components(links, directed=False)[1]
@@ -391,12 +391,12 @@ def overlapping_boxes(boxes: Ints) -> Ints:
     return np.stack([this[overlap], other[overlap]], axis=1)
 
 
-def shared_pixels(runs: Runs, pairs: Ints) -> Ints:
+def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
     """Count the pixels that pairs of masks share.
 
     Parameters
     ----------
-    runs
+    mask_runs
         N masks.
     pairs
         `(P, 2)` int64: places of masks.
@@ -407,9 +407,9 @@ def shared_pixels(runs: Runs, pairs: Ints) -> Ints:
     """
     # All masks in one line, each as long as the image. The pixels that b has in a run of a
     # are those of the line up to the run's end less those up to its start.
-    total = runs.size[0] * runs.size[1]
-    base = total * np.repeat(np.arange(len(runs)), np.diff(runs.offsets))
-    starts, ends = base + runs.starts, base + runs.ends
+    total = mask_runs.size[0] * mask_runs.size[1]
+    base = total * np.repeat(np.arange(len(mask_runs)), np.diff(mask_runs.offsets))
+    starts, ends = base + mask_runs.starts, base + mask_runs.ends
     covered = np.append(0, np.cumsum(ends - starts))
     ends = np.append(0, ends)
 
@@ -418,24 +418,26 @@ def shared_pixels(runs: Runs, pairs: Ints) -> Ints:
         before: Ints = covered[run] - np.maximum(ends[run] - at, 0)
         return before
 
-    n_runs = np.diff(runs.offsets)
+    n_runs = np.diff(mask_runs.offsets)
     fewer = np.argmin(n_runs[pairs], axis=1)[:, None]
     a = np.take_along_axis(pairs, fewer, 1)[:, 0]
     b = np.take_along_axis(pairs, 1 - fewer, 1)[:, 0]
     shared = np.zeros(len(pairs), np.int64)
     for begin in range(0, len(pairs), _BLOCK):
         block = slice(begin, begin + _BLOCK)
-        run = _ranges(runs.offsets[a[block]], n_runs[a[block]])
+        run = _ranges(mask_runs.offsets[a[block]], n_runs[a[block]])
         pair = np.repeat(np.arange(len(a[block])), n_runs[a[block]])
         line = total * b[block][pair]
-        pixels = pixels_before(line + runs.ends[run]) - pixels_before(line + runs.starts[run])
+        pixels = pixels_before(line + mask_runs.ends[run]) - pixels_before(
+            line + mask_runs.starts[run]
+        )
         np.add.at(shared[block], pair, pixels)
     return shared
 
 
-def _pixels_within(runs: Runs, masks: Ints, windows: Ints) -> Ints:
+def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
     """`(P,)` int64: the pixels of each of some masks within a window of its own, XYXY."""
-    mask, column, top, bottom = cut_at_columns(_take(runs, masks))
+    mask, column, top, bottom = cut_at_columns(_select_masks(mask_runs, masks))
     window = windows[mask]
     rows = np.minimum(bottom, window[:, 3]) - np.maximum(top, window[:, 1])
     rows[(column < window[:, 0]) | (column >= window[:, 2])] = 0
@@ -444,32 +446,32 @@ def _pixels_within(runs: Runs, masks: Ints, windows: Ints) -> Ints:
     return count
 
 
-def _move(runs: Runs, left: int, top: int, size: tuple[int, int]) -> Runs:
+def _translate_masks(mask_runs: MaskRuns, left: int, top: int, size: tuple[int, int]) -> MaskRuns:
     """Place the masks of a tile in an image of that size."""
-    mask, column, start, end = cut_at_columns(runs)
+    mask, column, start, end = cut_at_columns(mask_runs)
     base = (column + left) * size[0] + top
-    return join_runs(size, len(runs), mask, base + start, base + end)
+    return join_runs(size, len(mask_runs), mask, base + start, base + end)
 
 
-def _unite(runs: Runs, group: Ints, n: int) -> Runs:
+def _union_masks(mask_runs: MaskRuns, group: Ints, n: int) -> MaskRuns:
     """Make one mask of those of each group; a group is a number 0…n−1 a mask."""
-    owner = np.repeat(group, np.diff(runs.offsets))
-    order = np.lexsort((runs.starts, owner))
+    owner = np.repeat(group, np.diff(mask_runs.offsets))
+    order = np.lexsort((mask_runs.starts, owner))
     owner = owner[order]
-    base = owner * (runs.size[0] * runs.size[1])
-    starts, ends = base + runs.starts[order], base + runs.ends[order]
+    base = owner * (mask_runs.size[0] * mask_runs.size[1])
+    starts, ends = base + mask_runs.starts[order], base + mask_runs.ends[order]
     # What former runs of the group cover is left out.
     covered = np.append(0, np.maximum.accumulate(ends)[:-1])[: len(ends)]
     starts = np.maximum(starts, covered)
-    return join_runs(runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)
+    return join_runs(mask_runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)
 
 
-def _take(runs: Runs, masks: Ints) -> Runs:
+def _select_masks(mask_runs: MaskRuns, masks: Ints) -> MaskRuns:
     """Choose masks by their places."""
-    n_runs = np.diff(runs.offsets)[masks]
-    run = _ranges(runs.offsets[masks], n_runs)
+    n_runs = np.diff(mask_runs.offsets)[masks]
+    run = _ranges(mask_runs.offsets[masks], n_runs)
     offsets = np.append(0, np.cumsum(n_runs))
-    return Runs(runs.size, runs.starts[run], runs.ends[run], offsets)
+    return MaskRuns(mask_runs.size, mask_runs.starts[run], mask_runs.ends[run], offsets)
 
 
 def _ranges(starts: Ints, lengths: Ints) -> Ints:

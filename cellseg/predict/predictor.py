@@ -1,6 +1,6 @@
 """Networks at work: images in, `Predictions` out.
 
-    predictor = Predictor.of_run("tensorboard/mask_rcnn_R_50_FPN_3x/20250401-120000")
+    predictor = Predictor.from_run("tensorboard/mask_rcnn_R_50_FPN_3x/20250401-120000")
     predictions = predictor.predict("slide.tif")
 
 An image is looked at tile by tile, each tile in several views and by several networks if
@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import runs
-from cellseg.config import building, check_prediction_values, load_config, merge_options
-from cellseg.device import mixed_precision
+from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
+from cellseg.device import autocast_dtype
 from cellseg.errors import InputError
-from cellseg.network import Found, build_network
+from cellseg.network import Detections, build_network
 from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
-from cellseg.predict.tiles import Tile, TilePlan, choose_tile, plan_tiles
+from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
 from cellseg.predict.views import plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.window import WindowedImage, from_array, open_image
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Look:
+class TileJob:
     """A tile of an image to look at.
 
     Attributes
@@ -99,7 +99,7 @@ class Predictor:
             check_prediction_values(cfg)
 
     @classmethod
-    def of_run(
+    def from_run(
         cls,
         run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         weights: str | None = None,
@@ -128,7 +128,7 @@ class Predictor:
         """
         named = [run] if isinstance(run, str | os.PathLike) else run
         files = [runs.find_weights(Path(path), weights) for path in named]
-        categories = runs.shared_categories([file.parent for file in files])
+        categories = runs.common_categories([file.parent for file in files])
         networks, cfgs = [], []
         for file in files:
             cfg = load_config(file.parent / runs.CONFIG)
@@ -173,19 +173,23 @@ class Predictor:
         with _open(image, level) as opened:
             size = opened.size
         plan = self.plan(size)
-        looks = [Look(image, level, size, tile) for tile in plan]
-        with contextlib.closing(self.look(looks)) as found:
-            tiles = (cells[cells.scores >= score_threshold] for cells in map(_sound, found))
-            return replace(join(size, self.merge(plan, tiles)), class_names=self.class_names)
+        jobs = [TileJob(image, level, size, tile) for tile in plan]
+        with contextlib.closing(self.predict_tiles(jobs)) as found:
+            tiles = (
+                cells[cells.scores >= score_threshold] for cells in map(_require_predictions, found)
+            )
+            return replace(
+                join_predictions(size, self.merge(plan, tiles)), class_names=self.class_names
+            )
 
     def plan(self, size: tuple[int, int]) -> TilePlan:
         """Plan the tiles of an image of that height and width, the same for all networks."""
         test = self.cfg.TEST
-        zoom = max(cfg.INPUT.ZOOM for cfg in self.cfgs)
-        if not (zoom or test.TILE):
+        scale = max(cfg.INPUT.ZOOM for cfg in self.cfgs)
+        if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # as a whole
         longest_cell = max(cfg.DATA.LONGEST_CELL for cfg in self.cfgs)
-        tile, overlap = choose_tile(longest_cell, zoom or 1.0)
+        tile, overlap = choose_tile_size(longest_cell, scale or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:
@@ -193,12 +197,18 @@ class Predictor:
             overlap = min(overlap, tile // 2)
         return plan_tiles(size, tile, overlap)
 
-    def merge(self, plan: TilePlan, found: Iterable[Predictions]) -> Iterator[Predictions]:
+    def merge(
+        self, plan: TilePlan, tile_predictions: Iterable[Predictions]
+    ) -> Iterator[Predictions]:
         """Put together what was found in the tiles of an image, in the plan's order."""
         test = self.cfg.TEST
-        return merge_tiles(plan, found, iou=test.MASK_IOU, across_classes=test.ACROSS_CLASSES)
+        return merge_tiles(
+            plan, tile_predictions, iou=test.MASK_IOU, across_classes=test.ACROSS_CLASSES
+        )
 
-    def look(self, looks: Iterable[Look]) -> Generator[Predictions | InputError, None, None]:
+    def predict_tiles(
+        self, jobs: Iterable[TileJob]
+    ) -> Generator[Predictions | InputError, None, None]:
         """Find the cells of tiles, in the tiles' own pixels.
 
         While the networks are busy with some tiles, the next ones are read, and the masks
@@ -211,95 +221,99 @@ class Predictor:
         For each, in their order, the cells, best first, or why there are none to be had.
         """
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
-        groups = _grouped(looks, max(1, self.batch // n_views))
+        groups = _batched(jobs, max(1, self.batch // n_views))
         with (
-            contextlib.closing(_Reader()) as reader,
+            contextlib.closing(_TileReader()) as reader,
             ThreadPoolExecutor(1) as ahead,
             ThreadPoolExecutor(1) as behind,
         ):
-            read = _ahead(ahead, ((group, list(map(reader.read, group))) for group in groups))
-            finished: Future[list[Predictions | InputError]] | None = None
+            read = _prefetch(ahead, ((group, list(map(reader.read, group))) for group in groups))
+            encoding: Future[list[Predictions | InputError]] | None = None
             for group, pixels in read:
-                found = self._find(group, pixels)
-                if finished:
-                    yield from finished.result()
-                finished = behind.submit(self._finish, group, found)
-            if finished:
-                yield from finished.result()
+                detections = self._detect(group, pixels)
+                if encoding:
+                    yield from encoding.result()
+                encoding = behind.submit(self._fuse_and_encode, group, detections)
+            if encoding:
+                yield from encoding.result()
 
-    def _find(
-        self, group: Sequence[Look], pixels: Sequence[NDArray[np.uint8] | InputError]
-    ) -> list[list[Found] | InputError]:
+    def _detect(
+        self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
+    ) -> list[list[Detections] | InputError]:
         """Give for each tile what was found in each of its views, in its pixels, on the CPU."""
-        found: list[list[Found] | InputError] = [
+        detections: list[list[Detections] | InputError] = [
             p if isinstance(p, InputError) else [] for p in pixels
         ]
         for network, cfg in zip(self.networks, self.cfgs, strict=True):
-            jobs: list[tuple[int, View]] = []
+            owners: list[tuple[int, View]] = []
             inputs = []
-            for number, (look, seen) in enumerate(zip(group, pixels, strict=True)):
-                if isinstance(seen, InputError) or isinstance(found[number], InputError):
+            for number, (tile_job, tile_pixels) in enumerate(zip(group, pixels, strict=True)):
+                if isinstance(tile_pixels, InputError) or isinstance(
+                    detections[number], InputError
+                ):
                     continue
-                for view in plan_views(look.tile, look.size, cfg):
-                    shown = _if_it_fits(_shown, view, seen, cfg.INPUT.FORMAT)
-                    if shown is None:
-                        found[number] = _too_large(view.shape, "cpu")
+                for view in plan_views(tile_job.tile, tile_job.size, cfg):
+                    view_input = _unless_out_of_memory(
+                        _network_input, view, tile_pixels, cfg.INPUT.FORMAT
+                    )
+                    if view_input is None:
+                        detections[number] = _too_large_error(view.shape, "cpu")
                         break
-                    jobs.append((number, view))
-                    inputs.append(shown)
-            outputs = self._in_batches(network, cfg, inputs)
-            for (number, view), output in zip(jobs, outputs, strict=True):
-                of_tile = found[number]
+                    owners.append((number, view))
+                    inputs.append(view_input)
+            outputs = self._detect_in_batches(network, cfg, inputs)
+            for (number, view), output in zip(owners, outputs, strict=True):
+                tile_detections = detections[number]
                 if isinstance(output, InputError):
-                    found[number] = output
-                elif isinstance(of_tile, list):
-                    of_tile.append(_inverted(output, view))
-        return found
+                    detections[number] = output
+                elif isinstance(tile_detections, list):
+                    tile_detections.append(_to_tile_pixels(output, view))
+        return detections
 
-    def _in_batches(
+    def _detect_in_batches(
         self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
-    ) -> Iterator[Found | InputError]:
+    ) -> Iterator[Detections | InputError]:
         """Show a network its inputs, `batch` at a time; fewer, when the memory is short.
 
         Those of one batch have one shape: padding would change what is found near it.
         """
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
-        precision = mixed_precision(device, cfg.TEST.AMP)
+        precision = autocast_dtype(device, cfg.TEST.AMP)
         mixed = torch.autocast(device, precision, enabled=precision is not None)
-        with _evaluating(network), mixed:
+        with _eval_mode(network), mixed:
             while done < len(inputs):
                 ahead = inputs[done : done + self.batch]
-                _, alike = next(itertools.groupby(ahead, key=lambda image: image.shape))
-                part = list(alike)
-                finder: Any = network
-                found: list[Found] | None = _if_it_fits(finder.find, part)
-                if found is None and len(part) > 1:
+                _, same_shape = next(itertools.groupby(ahead, key=lambda image: image.shape))
+                part = list(same_shape)
+                detector: Any = network
+                detections: list[Detections] | None = _unless_out_of_memory(detector.detect, part)
+                if detections is None and len(part) > 1:
                     self.batch = len(part) // 2
                     tqdm.write(
-                        f"{_memory_of(device)} is too small for {len(part)} views at once: going "
+                        f"{_memory_name(device)} is too small for {len(part)} views at once: going "
                         f"on with {self.batch}",
                         file=sys.stderr,
                     )
                     continue
-                if found is None:
-                    yield _too_large(part[0].shape[1:], device)
+                if detections is None:
+                    yield _too_large_error(part[0].shape[1:], device)
                 else:
-                    yield from found
+                    yield from detections
                 done += len(part)
 
-    def _finish(
-        self, group: Sequence[Look], found: Sequence[list[Found] | InputError]
+    def _fuse_and_encode(
+        self, group: Sequence[TileJob], detections: Sequence[list[Detections] | InputError]
     ) -> list[Predictions | InputError]:
         """Fuse what was found in the views of each tile, and encode the masks."""
         # A cell that few views saw may have sunk below what one view has to reach.
-        least = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-        most = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        min_score = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+        max_detections = self.cfg.TEST.DETECTIONS_PER_IMAGE
         return [
             views
             if isinstance(views, InputError)
-            else _encode(fuse(views), look.tile.size, least, most)
-            for look, views in zip(group, found, strict=True)
+            else _encode_detections(fuse(views), job.tile.size, min_score, max_detections)
+            for job, views in zip(group, detections, strict=True)
         ]
 
 
@@ -311,15 +325,15 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
     InputError
         If the config gives no Mask R-CNN, or the file does not hold its weights.
     """
-    with building("the run's config"):
+    with config_errors("the run's config"):
         network = build_network(cfg)
     load_weights(network, weights)
     return network
 
 
-def join(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
+def join_predictions(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
     """Put the cells of several parts of an image into one, best score first."""
-    listed = [Predictions.none(size), *parts]
+    listed = [Predictions.empty(size), *parts]
     whole = Predictions(
         size,
         np.concatenate([part.boxes for part in listed]),
@@ -330,25 +344,25 @@ def join(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
     return whole[np.argsort(-whole.scores, kind="stable")]
 
 
-def _sound(found: Predictions | InputError) -> Predictions:
-    if isinstance(found, InputError):
-        raise found
-    return found
+def _require_predictions(result: Predictions | InputError) -> Predictions:
+    if isinstance(result, InputError):
+        raise result
+    return result
 
 
-def _if_it_fits(work: Callable[..., T], *what: Any) -> T | None:
+def _unless_out_of_memory(work: Callable[..., T], *what: Any) -> T | None:
     """Do some work; None if the memory, the GPU's or not, is too small for it."""
     try:
         return work(*what)
     except (RuntimeError, MemoryError, cv2.error) as error:
-        if not _is_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
     # Only now, when the error is gone, is nothing held any more that the work had made.
     torch.cuda.empty_cache()
     return None
 
 
-def _is_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that there is too little memory."""
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
@@ -357,52 +371,57 @@ def _is_of_memory(error: Exception) -> bool:
     return named or "DefaultCPUAllocator" in str(error)
 
 
-def _shown(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
+def _network_input(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
     """Look at an image as the network does."""
     return to_tensor(view.apply_image(image), image_format)
 
 
-def _inverted(found: Found, view: View) -> Found:
+def _to_tile_pixels(detections: Detections, view: View) -> Detections:
     """Give what was found in a view in the pixels of what it shows."""
-    return Found(
-        view.invert_boxes(found.boxes.float().cpu()),
-        found.scores.float().cpu(),
-        found.classes.cpu(),
-        view.invert_grids(found.masks.float().cpu()),
+    return Detections(
+        view.invert_boxes(detections.boxes.float().cpu()),
+        detections.scores.float().cpu(),
+        detections.classes.cpu(),
+        view.invert_grids(detections.masks.float().cpu()),
     )
 
 
-def _encode(found: Found, size: tuple[int, int], least: float, most: int) -> Predictions:
+def _encode_detections(
+    detections: Detections, size: tuple[int, int], min_score: float, max_detections: int
+) -> Predictions:
     """Encode the cells of a tile of that size: the best ones, of that score at least."""
     height, width = size
-    boxes = found.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
-    found = Found(boxes, found.scores, found.classes, found.masks)
-    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1) & (found.scores >= least)]
-    found = found[torch.argsort(found.scores, descending=True, stable=True)[:most]]
+    boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
+    detections = Detections(boxes, detections.scores, detections.classes, detections.masks)
+    detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(1) & (detections.scores >= min_score)]
+    detections = detections[
+        torch.argsort(detections.scores, descending=True, stable=True)[:max_detections]
+    ]
     return Predictions(
         size=size,
-        boxes=found.boxes.numpy(),
-        scores=found.scores.numpy(),
-        classes=found.classes.numpy(),
-        masks=encode_masks(found.masks, found.boxes, size),
+        boxes=detections.boxes.numpy(),
+        scores=detections.scores.numpy(),
+        classes=detections.classes.numpy(),
+        masks=encode_masks(detections.masks, detections.boxes, size),
     )
 
 
-def _memory_of(device: str) -> str:
+def _memory_name(device: str) -> str:
     return "the memory" if device == "cpu" else "the GPU's memory"
 
 
-def _too_large(size: Sequence[int], device: str) -> InputError:
+def _too_large_error(size: Sequence[int], device: str) -> InputError:
     height, width = size
     elsewhere = "" if device == "cpu" else "with --device cpu, "
     return InputError(
         f"{height} x {width} pixels, as the network sees it, are too many for "
-        f"{_memory_of(device)}; predict in smaller tiles with TEST.TILE, {elsewhere}or enlarge less"
+        f"{_memory_name(device)}; predict in smaller tiles with TEST.TILE, {elsewhere}or enlarge "
+        "less"
     )
 
 
 @contextlib.contextmanager
-def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode, and back."""
     was_training = network.training
     network.eval()
@@ -413,27 +432,27 @@ def _evaluating(network: torch.nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-class _Reader:
+class _TileReader:
     """Reads tiles, and keeps the image open that it read last."""
 
     def __init__(self) -> None:
         self._image: Path | NDArray[Any] | None = None
         self._opened: WindowedImage | None = None
 
-    def read(self, look: Look) -> NDArray[np.uint8] | InputError:
+    def read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
         """Read a tile, or say what is wrong with its image."""
         try:
-            if self._opened is None or self._image is not look.image:
+            if self._opened is None or self._image is not job.image:
                 self.close()
-                self._opened = _open(look.image, look.level)
-                self._image = look.image
-            if self._opened.size != look.size:
-                found, size = self._opened.size, look.size
+                self._opened = _open(job.image, job.level)
+                self._image = job.image
+            if self._opened.size != job.size:
+                actual, expected = self._opened.size, job.size
                 return InputError(
-                    f"{look.image}: {found[0]} x {found[1]} pixels (height x width), but it is "
-                    f"listed with {size[0]} x {size[1]}; take the image that the list means"
+                    f"{job.image}: {actual[0]} x {actual[1]} pixels (height x width), but it is "
+                    f"listed with {expected[0]} x {expected[1]}; take the image that the list means"
                 )
-            return self._opened.read(look.tile.window)
+            return self._opened.read(job.tile.window)
         except InputError as error:
             return error
 
@@ -447,11 +466,11 @@ def _open(image: Path | NDArray[Any], level: int) -> WindowedImage:
     return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
 
 
-def _grouped(looks: Iterable[Look], count: int) -> Iterator[list[Look]]:
+def _batched(jobs: Iterable[TileJob], count: int) -> Iterator[list[TileJob]]:
     """Take so many at a time."""
-    group: list[Look] = []
-    for look in looks:
-        group.append(look)
+    group: list[TileJob] = []
+    for job in jobs:
+        group.append(job)
         if len(group) == count:
             yield group
             group = []
@@ -459,10 +478,10 @@ def _grouped(looks: Iterable[Look], count: int) -> Iterator[list[Look]]:
         yield group
 
 
-def _ahead(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
+def _prefetch(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
     """Make the next item in another thread, while the caller works on this one."""
     end = object()
-    coming = pool.submit(next, items, end)
-    while (item := coming.result()) is not end:
-        coming = pool.submit(next, items, end)
+    pending = pool.submit(next, items, end)
+    while (item := pending.result()) is not end:
+        pending = pool.submit(next, items, end)
         yield item

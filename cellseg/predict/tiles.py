@@ -14,10 +14,10 @@ from cellseg.errors import InputError
 
 # Pixels: a cell that comes nearer to a tile's edge may go on beyond it. Not 1, since the
 # network's boxes and masks of cut cells end a little before the edge.
-EDGE = 3
+EDGE_MARGIN = 3
 
 # As the network sees it: smaller tiles cost more calls than they save memory, and cut cells.
-_LEAST_TILE = 1536
+_MIN_TILE = 1536
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Tile:
     ----------
     window
         XYXY in pixels of the image, right and bottom exclusive, within the image.
-    inner
+    inner_edges
         Which of the left, top, right and bottom edge lie within the image, so that they
         may cut cells. The others are the image's own.
     """
 
     window: tuple[int, int, int, int]
-    inner: tuple[bool, bool, bool, bool]
+    inner_edges: tuple[bool, bool, bool, bool]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -42,7 +42,7 @@ class Tile:
         left, top, right, bottom = self.window
         return bottom - top, right - left
 
-    def cuts(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+    def may_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """Say which cells the tile may show a part of only.
 
         Parameters
@@ -52,21 +52,21 @@ class Tile:
 
         Returns
         -------
-        `(N,)` bool: comes nearer than `EDGE` pixels to an inner edge.
+        `(N,)` bool: comes nearer than `EDGE_MARGIN` pixels to an inner edge.
         """
-        cut: NDArray[np.bool_] = np.any(self._edges_that_cut(boxes), axis=1)
+        cut: NDArray[np.bool_] = np.any(self._near_inner_edges(boxes), axis=1)
         return cut
 
-    def cuts_before_the_middle(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+    def shows_less_than_half(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """Say of which of the cells that it cuts the tile shows less than half, if they are round.
 
         Such a piece reaches into the tile less than half as far as it is long at the edge. Of
-        a piece that reaches in `2 * EDGE` pixels at most, a network sees too little to tell.
+        a piece that reaches in `2 * EDGE_MARGIN` pixels at most, a network sees too little to tell.
 
         Parameters
         ----------
         boxes
-            As for `cuts`.
+            As for `may_cut`.
 
         Returns
         -------
@@ -76,15 +76,15 @@ class Tile:
         depth = boxes[:, [2, 3, 0, 1]] * (1, 1, -1, -1) - (left, top, -right, -bottom)
         width, height = (boxes[:, 2:] - boxes[:, :2]).T
         length = np.stack([height, width] * 2, axis=1)
-        little = (depth <= 2 * EDGE) | (2 * depth < length)
-        hardly: NDArray[np.bool_] = np.any(self._edges_that_cut(boxes) & little, axis=1)
+        little = (depth <= 2 * EDGE_MARGIN) | (2 * depth < length)
+        hardly: NDArray[np.bool_] = np.any(self._near_inner_edges(boxes) & little, axis=1)
         return hardly
 
-    def _edges_that_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+    def _near_inner_edges(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """`(N, 4)`: whether a cell comes near to the left, top, right, bottom, an inner edge."""
         left, top, right, bottom = self.window
         space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
-        return (space < EDGE) & self.inner
+        return (space < EDGE_MARGIN) & self.inner_edges
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ class TilePlan:
         row, column = divmod(range(len(self))[index], len(self.lefts))
         left, top = self.lefts[column], self.tops[row]
         right, bottom = left + self.tile_size[1], top + self.tile_size[0]
-        inner = (left > 0, top > 0, right < self.size[1], bottom < self.size[0])
-        return Tile((left, top, right, bottom), inner)
+        inner_edges = (left > 0, top > 0, right < self.size[1], bottom < self.size[0])
+        return Tile((left, top, right, bottom), inner_edges)
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[index] for index in range(len(self)))
 
-    def shows_whole(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which boxes some tile shows without cutting them (`Tile.cuts`).
+    def some_tile_contains(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Say which boxes some tile shows without cutting them (`Tile.may_cut`).
 
         Parameters
         ----------
@@ -135,12 +135,12 @@ class TilePlan:
         for axis, starts in ((0, self.lefts), (1, self.tops)):
             start, end = boxes[:, axis], boxes[:, axis + 2]
             # Of the tiles that don't cut its start, the last shows most of what follows.
-            last = np.searchsorted(starts[1:], start - EDGE, side="right")
+            last = np.searchsorted(starts[1:], start - EDGE_MARGIN, side="right")
             tile_end = np.array(starts)[last] + self.tile_size[1 - axis]
-            whole &= (end <= tile_end - EDGE) | (last == len(starts) - 1)
+            whole &= (end <= tile_end - EDGE_MARGIN) | (last == len(starts) - 1)
         return whole
 
-    def shows_again(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
+    def is_in_later_tiles(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
         """Say which boxes a tile after tile `index` shows a pixel of.
 
         Parameters
@@ -193,12 +193,12 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
     return TilePlan(
         size,
         (min(tile, height), min(tile, width)),
-        _spread(height, tile, overlap),
-        _spread(width, tile, overlap),
+        _tile_starts(height, tile, overlap),
+        _tile_starts(width, tile, overlap),
     )
 
 
-def _spread(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+def _tile_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     """Begin as few tiles as cover the length, at distances that differ by one pixel at most."""
     if length <= tile:
         return (0,)
@@ -206,14 +206,14 @@ def _spread(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(n * (length - tile) // gaps for n in range(gaps + 1))
 
 
-def choose_tile(longest_cell: float, zoom: float = 1.0) -> tuple[int, int]:
+def choose_tile_size(longest_cell: float, scale: float = 1.0) -> tuple[int, int]:
     """Choose tile and overlap so that nearly every cell is whole in some tile.
 
     Parameters
     ----------
     longest_cell
         The longer side of the box of the largest cells to expect, in pixels of the image.
-    zoom
+    scale
         The network's pixels for each pixel of the image.
 
     Returns
@@ -223,5 +223,5 @@ def choose_tile(longest_cell: float, zoom: float = 1.0) -> tuple[int, int]:
         surroundings, the tile at least four overlaps: then no more than 44 % of the pixels
         that the network sees are seen again.
     """
-    overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE
-    return max(round(_LEAST_TILE / zoom), 4 * overlap), overlap
+    overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE_MARGIN
+    return max(round(_MIN_TILE / scale), 4 * overlap), overlap

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from cellseg.predict.tiles import Tile
-from cellseg.view import View, shortest_edge
+from cellseg.view import View, resize_shortest_edge
 
 # Flips and quarter turns: (flip_x, flip_y, transpose). So many of the first ones as
 # TEST.SYMMETRIES says: none, left-right, both ways, and all eight of the square.
-SYMMETRIES = (
+ORIENTATIONS = (
     (False, False, False),
     (True, False, False),
     (False, True, False),
@@ -33,20 +33,23 @@ def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
         has no fixed one.
     cfg
         `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES` and
-        `TEST.SYMMETRIES`.
+        `TEST.ORIENTATIONS`.
     """
     inputs = cfg.INPUT
-    zoom_y = zoom_x = inputs.ZOOM
+    scale_y = scale_x = inputs.ZOOM
     if not inputs.ZOOM:
-        zoomed = shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
-        zoom_y, zoom_x = zoomed[0] / size[0], zoomed[1] / size[1]
+        resized = resize_shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+        scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
     height, width = tile.size
     return [
         View(
             (0, 0, width, height),
-            (max(1, round(height * zoom_y * scale)), max(1, round(width * zoom_x * scale))),
-            *symmetry,
+            (
+                max(1, round(height * scale_y * tta_scale)),
+                max(1, round(width * scale_x * tta_scale)),
+            ),
+            *orientation,
         )
-        for scale in cfg.TEST.SCALES
-        for symmetry in SYMMETRIES[: cfg.TEST.SYMMETRIES]
+        for tta_scale in cfg.TEST.SCALES
+        for orientation in ORIENTATIONS[: cfg.TEST.SYMMETRIES]
     ]

@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
-from cellseg.read.coco import MAX_SIDE, AnnotatedImage, annotated_cells, load_coco, only_images
+from cellseg.read.coco import MAX_SIDE, AnnotatedImage, annotated_cells, load_coco, select_images
 from cellseg.read.coco import class_names as names_of
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
 from cellseg.read.names import is_outside, short_name
-from cellseg.read.outlines import cells_of_outlines
+from cellseg.read.outlines import fill_outlines
 from cellseg.read.tiff import read_image, read_labels
-from cellseg.rle import Runs, areas, crop_mask, decode, runs_of_labels
+from cellseg.rle import MaskRuns, areas, crop_mask, decode, label_map_to_runs
 
 Source = TypeVar("Source")
 
@@ -50,17 +50,17 @@ def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) 
     size = pixels.shape[0], pixels.shape[1]
     if max(size) > MAX_SIDE:
         raise InputError(
-            f"{image.path}: {_by(size)} pixels (height x width), but an annotated image has "
+            f"{image.path}: {_size_text(size)} pixels (height x width), but an annotated image has "
             f"{MAX_SIDE} a side at most; cut it into smaller images"
         )
     if image.outlines is None:
-        cells, odd = _read_label_maps(image, size)
+        cells, warnings = _read_label_maps(image, size)
     else:
         is_xml = image.outlines.suffix.lower() == ".xml"
         outlines = (read_imagescope if is_xml else read_geojson)(image.outlines)
-        cells, odd = cells_of_outlines(image.outlines, outlines, size, class_names)
-    odd["files that are not of the layout, left out"] += len(image.ignored)
-    return _annotated(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, odd)
+        cells, warnings = fill_outlines(image.outlines, outlines, size, class_names)
+    warnings["files that are not of the layout, left out"] += len(image.ignored)
+    return _with_warnings(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, warnings)
 
 
 def read_coco_images(
@@ -84,7 +84,7 @@ def read_coco_images(
     """
     coco = load_coco(path, bad)
     if bad:
-        coco = only_images(coco, {image["id"] for image in coco["images"]} - bad.keys())
+        coco = select_images(coco, {image["id"] for image in coco["images"]} - bad.keys())
     names = [image["file_name"] for image in coco["images"]]
     images = annotated_cells(coco, data, names)
     return names_of(coco), sorted(images, key=lambda image: image.file_name)
@@ -106,8 +106,8 @@ def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
     pixels = read_image(image.path)
     if pixels.shape[:2] != image.size:
         raise InputError(
-            f"{image.path}: {_by(pixels.shape[:2])} pixels (height x width), but the COCO file "
-            f"says {_by(image.size)}; annotate that image"
+            f"{image.path}: {_size_text(pixels.shape[:2])} pixels (height x width), but the COCO "
+            f"file says {_size_text(image.size)}; annotate that image"
         )
     cells = {
         number + 1: decode(
@@ -115,59 +115,59 @@ def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
         )
         for number in np.unique(image.classes).tolist()
     }
-    odd = Counter({"regions of many cells (iscrowd), left out": image.crowds})
-    return _annotated(image.file_name, pixels, cells, odd)
+    warnings = Counter({"regions of many cells (iscrowd), left out": image.n_crowds})
+    return _with_warnings(image.file_name, pixels, cells, warnings)
 
 
-def _annotated(
-    file_name: str, pixels: NDArray[np.uint8], cells: dict[int, Runs], odd: Counter[str]
+def _with_warnings(
+    file_name: str, pixels: NDArray[np.uint8], cells: dict[int, MaskRuns], warnings: Counter[str]
 ) -> AnnotatedImage:
     """Add what looks wrong wherever the cells come from."""
-    odd[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
-    odd[f"cells of at most {SMALL} pixels"] += sum(
-        int((areas(runs) <= SMALL).sum()) for runs in cells.values()
+    warnings[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
+    warnings[f"cells of at most {SMALL} pixels"] += sum(
+        int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
     )
-    odd["pixels that two cells claim"] += claimed_twice(list(cells.values()))
-    odd["images without a cell"] += not any(map(len, cells.values()))
-    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +odd)
+    warnings["pixels that two cells claim"] += count_overlap_pixels(list(cells.values()))
+    warnings["images without a cell"] += not any(map(len, cells.values()))
+    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings)
 
 
 def _read_label_maps(
     image: TrainImage, size: tuple[int, int]
-) -> tuple[dict[int, Runs], Counter[str]]:
-    cells: dict[int, Runs] = {}
-    odd: Counter[str] = Counter()
+) -> tuple[dict[int, MaskRuns], Counter[str]]:
+    cells: dict[int, MaskRuns] = {}
+    warnings: Counter[str] = Counter()
     seen: set[int | float] = set()
     for number, path in image.class_files.items():
         labels = read_labels(path)
         if labels.shape != size:
             raise InputError(
-                f"{path}: {_by(labels.shape)} (height x width), but {image.path.name} is "
-                f"{_by(size)}; draw it on that image"
+                f"{path}: {_size_text(labels.shape)} (height x width), but {image.path.name} is "
+                f"{_size_text(size)}; draw it on that image"
             )
-        values, cells[number] = runs_of_labels(labels)
+        values, cells[number] = label_map_to_runs(labels)
         _check_labels(path, values, cells[number])
         ids = set(values.tolist())
-        odd["labels that stand in two class files of an image"] += len(ids & seen)
-        odd["class files without a cell"] += not ids
-        odd["class files of one cell in many pieces (has each cell a number of its own?)"] += (
+        warnings["labels that stand in two class files of an image"] += len(ids & seen)
+        warnings["class files without a cell"] += not ids
+        warnings["class files of one cell in many pieces (has each cell a number of its own?)"] += (
             len(ids) == 1
             and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
         )
         seen |= ids
-    return cells, odd
+    return cells, warnings
 
 
-def _check_labels(path: Path, values: NDArray[Any], runs: Runs) -> None:
+def _check_labels(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
     else:
         bad = values < 0
     if bad.any():
-        at = np.flatnonzero(bad)[0]
-        column, row = np.divmod(runs.starts[runs.offsets[at]], runs.size[0])
+        index = np.flatnonzero(bad)[0]
+        column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
         raise InputError(
-            f"{path}: the label {values[at]} in row {row}, column {column} (from 0), but labels "
+            f"{path}: the label {values[index]} in row {row}, column {column} (from 0), but labels "
             "are whole numbers: 0 for background, 1 and up for cells; mend the label map"
         )
 
@@ -197,7 +197,7 @@ def annotate_images(
             return error
 
     images: list[AnnotatedImage] = []
-    refused: list[str] = []
+    skipped: list[str] = []
     # Threads do: decoding and numpy's passes leave the interpreter to the others.
     executor = ThreadPoolExecutor(jobs)
     try:
@@ -206,12 +206,12 @@ def annotate_images(
             if isinstance(result, AnnotatedImage):
                 images.append(result)
             elif skip_bad:
-                refused.append(str(result))
+                skipped.append(str(result))
             else:
                 raise InputError(f"{result} (--skip_bad goes on without the image)")
     finally:
         executor.shutdown(cancel_futures=True)
-    return images, refused
+    return images, skipped
 
 
 def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
@@ -228,25 +228,25 @@ def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> s
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'class':{width}}  images  instances"]
     lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
-    odd: Counter[str] = sum((image.odd for image in images), Counter())
-    for what, count in sorted(odd.items()):
-        where = [short_name(image.file_name) for image in images if image.odd[what]]
+    warnings: Counter[str] = sum((image.warnings for image in images), Counter())
+    for what, count in sorted(warnings.items()):
+        where = [short_name(image.file_name) for image in images if image.warnings[what]]
         more = ", …" if len(where) > 3 else ""
         lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
     return "\n".join(lines)
 
 
-def claimed_twice(masks: Sequence[Runs]) -> int:
+def count_overlap_pixels(masks: Sequence[MaskRuns]) -> int:
     """Count the pixels that lie in two or more of the given masks of one image."""
     none = np.zeros(0, np.int64)
-    starts = np.concatenate([none, *(runs.starts for runs in masks)])
-    ends = np.concatenate([none, *(runs.ends for runs in masks)])
-    at = np.concatenate([starts, ends])
+    starts = np.concatenate([none, *(mask_runs.starts for mask_runs in masks)])
+    ends = np.concatenate([none, *(mask_runs.ends for mask_runs in masks)])
+    index = np.concatenate([starts, ends])
     step = np.repeat([1, -1], [len(starts), len(ends)])
-    order = np.argsort(at, kind="stable")
+    order = np.argsort(index, kind="stable")
     cover = np.cumsum(step[order])
-    return int(np.diff(at[order])[cover[:-1] >= 2].sum())
+    return int(np.diff(index[order])[cover[:-1] >= 2].sum())
 
 
-def _by(size: tuple[int, ...]) -> str:
+def _size_text(size: tuple[int, ...]) -> str:
     return f"{size[0]} x {size[1]}"

@@ -11,8 +11,13 @@ from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_image_list, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
-from cellseg.read.names import name_outputs, name_outputs_apart
-from cellseg.read.results import beside, own_truth, read_results, side_by_side
+from cellseg.read.names import name_outputs, name_outputs_uniquely
+from cellseg.read.results import (
+    find_sidecar_ground_truth,
+    pair_by_image,
+    read_results,
+    sidecar_path,
+)
 from cellseg.rle import boxes_xyxy
 
 
@@ -38,7 +43,7 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
     """
     coco = load_coco(path)
     names = name_outputs(path, [image["file_name"] for image in coco["images"]])
-    return class_names(coco), _without_clash(path, annotated_cells(coco, data, names))
+    return class_names(coco), _check_clashes(path, annotated_cells(coco, data, names))
 
 
 def read_predicted_cells(
@@ -70,28 +75,28 @@ def read_predicted_cells(
         many names as classes.
     """
     results = read_results(path)
-    own_list, source = beside(path, "list"), annotations or own_truth(path)
+    list_path, source = sidecar_path(path, "list"), annotations or find_sidecar_ground_truth(path)
     known = None
     if source is not None:
         coco = load_coco(source)
         known, images = coco["categories"], image_records(coco, data)
-    if own_list.is_file():  # whose ids are places in it
-        images = read_image_list(own_list, "predict again with inference.py")
-        source = own_list
+    if list_path.is_file():  # whose ids are places in it
+        images = read_image_list(list_path, "predict again with inference.py")
+        source = list_path
     elif source is None:
         images, source = read_test_list(data), data / TEST_LIST
     elif annotations is not None:
-        found = {
+        result_image_ids = {
             entry["image_id"]
             for entry in results
             if isinstance(entry, dict) and type(entry.get("image_id")) is int
         }
-        images = [image for image in images if image.id in found] or images
+        images = [image for image in images if image.id in result_image_ids] or images
     run = path if path.is_dir() else path.parent
     if known is None and (run / runs.RECORD).is_file():
         known = runs.read_record(run)["categories"]
     categories = _named(known, names)
-    name = name_outputs_apart if source == own_list else name_outputs
+    name = name_outputs_uniquely if source == list_path else name_outputs
     outputs = name(source, [image.file_name for image in images])
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}
     _check_known(
@@ -107,20 +112,20 @@ def read_predicted_cells(
     }
     cells = [
         ImageCells(
-            id=scene.id,
-            file_name=scene.file_name,
-            path=of_id[scene.id][0].path,
-            size=scene.size,
-            level=of_id[scene.id][0].level,
-            name=of_id[scene.id][1],
-            masks=scene.masks,
-            classes=scene.classes,
-            boxes=boxes_xyxy(scene.runs),
-            scores=scene.scores,
+            id=eval_image.id,
+            file_name=eval_image.file_name,
+            path=of_id[eval_image.id][0].path,
+            size=eval_image.size,
+            level=of_id[eval_image.id][0].level,
+            name=of_id[eval_image.id][1],
+            masks=eval_image.masks,
+            classes=eval_image.classes,
+            boxes=boxes_xyxy(eval_image.mask_runs),
+            scores=eval_image.scores,
         )
-        for scene in side_by_side(coco, results, path)
+        for eval_image in pair_by_image(coco, results, path)
     ]
-    return class_names(coco), _without_clash(source, cells)
+    return class_names(coco), _check_clashes(source, cells)
 
 
 def _named(
@@ -154,7 +159,7 @@ def _check_known(
             )
 
 
-def _without_clash(source: Path, images: list[ImageCells]) -> list[ImageCells]:
+def _check_clashes(source: Path, images: list[ImageCells]) -> list[ImageCells]:
     seen: dict[str, Path] = {}
     for image in images:
         if image.name in seen:

@@ -22,7 +22,7 @@ import pycocotools.mask
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells, ImageRecord
-from cellseg.rle import Runs, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
+from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
 
 COCO = dict[str, Any]
 
@@ -45,14 +45,14 @@ class AnnotatedImage:
     cells
         The masks of each class that has a file, by class, 1…K, rising; those of a class
         by label value, or as they stand in the file. A class without a cell has none.
-    odd
+    warnings
         What looks wrong but doesn't hinder, by kind, with how many.
     """
 
     file_name: str
     size: tuple[int, int]
-    cells: dict[int, Runs]
-    odd: Counter[str]
+    cells: dict[int, MaskRuns]
+    warnings: Counter[str]
 
 
 def build_coco(
@@ -74,9 +74,11 @@ def build_coco(
         coco["images"].append(
             {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
         )
-        categories = [number for number, runs in image.cells.items() for _ in range(len(runs))]
-        runs = concatenate(image.size, list(image.cells.values()))
-        described = zip(categories, encode(runs), *_area_and_bbox(runs), strict=True)
+        categories = [
+            number for number, mask_runs in image.cells.items() for _ in range(len(mask_runs))
+        ]
+        mask_runs = concatenate(image.size, list(image.cells.values()))
+        described = zip(categories, encode(mask_runs), *_area_and_bbox(mask_runs), strict=True)
         for category, rle, area, bbox in described:
             coco["annotations"].append(
                 {
@@ -92,8 +94,8 @@ def build_coco(
     return coco
 
 
-def _area_and_bbox(runs: Runs) -> tuple[list[int], list[list[int]]]:
-    return areas(runs).tolist(), xyxy_to_xywh(boxes_xyxy(runs)).tolist()
+def _area_and_bbox(mask_runs: MaskRuns) -> tuple[list[int], list[list[int]]]:
+    return areas(mask_runs).tolist(), xyxy_to_xywh(boxes_xyxy(mask_runs)).tolist()
 
 
 def contiguous_classes(coco: COCO) -> dict[int, int]:
@@ -109,7 +111,7 @@ def class_names(coco: COCO) -> list[str]:
     return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
 
 
-def only_images(coco: COCO, image_ids: Container[int]) -> COCO:
+def select_images(coco: COCO, image_ids: Container[int]) -> COCO:
     """Give some of the images alone, with their annotations."""
     return {
         **coco,
@@ -133,10 +135,10 @@ def image_records(coco: COCO, folder: Path) -> list[ImageRecord]:
 
 def annotations_by_image(coco: COCO) -> dict[int, list[dict[str, Any]]]:
     """Return the annotations of each image by its id, both in the order of the file."""
-    of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
     for annotation in coco["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
-    return of_image
+        by_image[annotation["image_id"]].append(annotation)
+    return by_image
 
 
 def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[ImageCells]:
@@ -152,10 +154,10 @@ def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[Imag
         What to call the images, in their order.
     """
     class_of = contiguous_classes(coco)
-    of_image = annotations_by_image(coco)
+    by_image = annotations_by_image(coco)
     images = []
     for name, image in zip(names, coco["images"], strict=True):
-        annotations = of_image[image["id"]]
+        annotations = by_image[image["id"]]
         cells = [annotation for annotation in annotations if not annotation["iscrowd"]]
         boxes = np.array([cell["bbox"] for cell in cells], np.int64).reshape(-1, 4)
         images.append(
@@ -168,7 +170,7 @@ def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[Imag
                 masks=[cell["segmentation"] for cell in cells],
                 classes=np.array([class_of[cell["category_id"]] for cell in cells], np.int64),
                 boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-                crowds=len(annotations) - len(cells),
+                n_crowds=len(annotations) - len(cells),
             )
         )
     return images
@@ -217,14 +219,14 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
         _check(where, image, "file_name", _is_text, "a file's name")
         for key in ("height", "width"):
             _check(where, image, key, _is_side, f"a whole number of pixels, 1 to {MAX_SIDE}")
-    _check_twice(path, "file_name", [image["file_name"] for image in coco["images"]])
+    _check_unique(path, "file_name", [image["file_name"] for image in coco["images"]])
     for category in coco["categories"]:
         _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")
-    _check_twice(path, "category name", [category["name"] for category in coco["categories"]])
+    _check_unique(path, "category name", [category["name"] for category in coco["categories"]])
 
     images = {image["id"]: image for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
-    of_image: dict[int, list[dict[str, Any]]] = {id_: [] for id_ in images}
+    by_image: dict[int, list[dict[str, Any]]] = {id_: [] for id_ in images}
     for annotation in coco["annotations"]:
         where = f"{path}: annotation {annotation['id']}"
         for key, known in (("image_id", images), ("category_id", categories)):
@@ -237,10 +239,10 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
         if crowd not in (0, 1, None):  # true and false, too
             raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; mend it")
         annotation["iscrowd"] = int(bool(crowd))
-        of_image[annotation["image_id"]].append(annotation)
-    for image_id, its_annotations in of_image.items():
+        by_image[annotation["image_id"]].append(annotation)
+    for image_id, image_annotations in by_image.items():
         try:
-            _normalise(path, images[image_id], its_annotations)
+            _normalise(path, images[image_id], image_annotations)
         except InputError as error:
             if bad is None:
                 raise
@@ -255,18 +257,18 @@ def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> No
                 f'{path}: entry {number} of "{key}" is not an object with a whole number as id; '
                 f"{_REMEDY}"
             )
-    _check_twice(path, f"id in {key}", [entry["id"] for entry in entries])
+    _check_unique(path, f"id in {key}", [entry["id"] for entry in entries])
 
 
-def _check_twice(path: str | os.PathLike[str], what: str, values: list[Any]) -> None:
+def _check_unique(path: str | os.PathLike[str], what: str, values: list[Any]) -> None:
     if len(set(values)) < len(values):
         seen: set[Any] = set()
         twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
         raise InputError(f"{path}: the {what} {twice!r} is there twice; give each its own")
 
 
-def _check(where: str, entry: dict[str, Any], key: str, good: Any, expected: str) -> None:
-    if not good(entry.get(key)):
+def _check(where: str, entry: dict[str, Any], key: str, is_valid: Any, expected: str) -> None:
+    if not is_valid(entry.get(key)):
         raise InputError(f"{where}: {key} {entry.get(key)!r} is not {expected}; mend it")
 
 
@@ -292,13 +294,13 @@ def _normalise(
             f"{path}: annotation {annotation['id']}", annotation.get("segmentation"), size
         )
     try:
-        runs = decode([annotation["segmentation"] for annotation in annotations], size)
+        mask_runs = decode([annotation["segmentation"] for annotation in annotations], size)
     except ValueError as error:
         index, _, reason = str(error).partition(": ")
         raise InputError(
             f"{path}: annotation {annotations[int(index)]['id']}: broken mask ({reason}); {_REMEDY}"
         ) from None
-    for annotation, area, bbox in zip(annotations, *_area_and_bbox(runs), strict=True):
+    for annotation, area, bbox in zip(annotations, *_area_and_bbox(mask_runs), strict=True):
         if not area:
             raise InputError(
                 f"{path}: annotation {annotation['id']}: its mask has no pixel; remove it"

@@ -7,7 +7,7 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.read.outlines import Outline, Polygon, ring_of
+from cellseg.read.outlines import Outline, Polygon, to_ring
 
 _REMEDY = "export the cells from QuPath as GeoJSON"
 
@@ -55,7 +55,7 @@ def _outline(path: Path, number: int, feature: Any) -> Outline:
         )
     # A pixel's centre is at half past its corner.
     drawn: list[Polygon] = [
-        [ring_of(f"{path}: {where}", ring) - 0.5 for ring in polygon] for polygon in polygons
+        [to_ring(f"{path}: {where}", ring) - 0.5 for ring in polygon] for polygon in polygons
     ]
     return Outline(where, _class_name(path, where, feature.get("properties")), drawn)
 

@@ -19,15 +19,20 @@ from cellseg.read.coco import (
     class_names,
     image_records,
     load_coco,
-    only_images,
+    select_images,
 )
 from cellseg.read.images import read_image_list, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TrainImage
 from cellseg.read.names import pair_by_name
-from cellseg.read.results import beside, only_annotated, own_truth, read_results
+from cellseg.read.results import (
+    find_sidecar_ground_truth,
+    read_results,
+    select_annotated,
+    sidecar_path,
+)
 
 
-def read_truth(path: Path, data: Path) -> COCO:
+def read_ground_truth(path: Path, data: Path) -> COCO:
     """Read annotations from a COCO file, or from a folder of label maps.
 
     Parameters
@@ -113,7 +118,7 @@ def _entries(folder: Path) -> list[Path]:
         ) from None
 
 
-def implied_truth(paths: Sequence[Path]) -> Path | None:
+def find_ground_truth(paths: Sequence[Path]) -> Path | None:
     """Give the annotations that inference.py left beside the first of some results, if it did.
 
     Raises
@@ -121,18 +126,18 @@ def implied_truth(paths: Sequence[Path]) -> Path | None:
     InputError
         If it did beside some of them alone: they are hardly of the same images then.
     """
-    own = own_truth(paths[0])
+    sidecar = find_sidecar_ground_truth(paths[0])
     for path in paths[1:]:
-        if (own is None) != (own_truth(path) is None):
+        if (sidecar is None) != (find_sidecar_ground_truth(path) is None):
             raise InputError(
                 f"{path}: of {paths[0]} and this, one alone has the annotations of held-out images"
                 " beside it; compare results of the same images, or name their annotations with"
                 " --truth"
             )
-    return own
+    return sidecar
 
 
-def default_truth(paths: Sequence[Path], data: Path) -> Path | None:
+def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
     """Return the annotations of some results where none are named, None where it can't be told.
 
     They are those that inference.py left beside the results, else `test_masks` in the data
@@ -141,15 +146,15 @@ def default_truth(paths: Sequence[Path], data: Path) -> Path | None:
     Raises
     ------
     InputError
-        As `implied_truth` does.
+        As `find_ground_truth` does.
     """
-    if any(beside(path, "list").is_file() for path in paths):
+    if any(sidecar_path(path, "list").is_file() for path in paths):
         return None
-    return implied_truth(paths) or data / "test_masks"
+    return find_ground_truth(paths) or data / "test_masks"
 
 
-def read_scored(
-    paths: Sequence[Path], source: Path, data: Path, *, without_others: bool = False
+def read_results_with_ground_truth(
+    paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
 ) -> tuple[COCO, list[list[Any]]]:
     """Read results and what they are measured against, of the same images.
 
@@ -158,8 +163,8 @@ def read_scored(
     paths
         Results, as of `cellseg.read.results.read_results`; several to be compared.
     source, data
-        The annotations and the data folder, as of `read_truth`.
-    without_others
+        The annotations and the data folder, as of `read_ground_truth`.
+    only_annotated
         Whether to leave out detections in images that aren't annotated.
 
     Returns
@@ -174,61 +179,63 @@ def read_scored(
         those that they are of; if it can't be told which images they are of.
     """
     all_results = [read_results(path) for path in paths]
-    truth = read_truth(source, data)
+    ground_truth = read_ground_truth(source, data)
     if len(paths) > 1:
         for path in paths:
-            _check_held_out(path, truth, source)
-    predicted = [{image["id"] for image in truth["images"]} for _ in paths]
+            _check_same_images(path, ground_truth, source)
+    predicted = [{image["id"] for image in ground_truth["images"]} for _ in paths]
     for n, path in enumerate(paths):
-        if beside(path, "list").is_file():
-            all_results[n], predicted[n] = _with_ids_of(
-                truth, source, all_results[n], path, without_others
+        if sidecar_path(path, "list").is_file():
+            all_results[n], predicted[n] = _renumber_images(
+                ground_truth, source, all_results[n], path, only_annotated
             )
-        if apart := predicted[n] ^ predicted[0]:
-            name = next(i["file_name"] for i in truth["images"] if i["id"] in apart)
+        if not_in_both := predicted[n] ^ predicted[0]:
+            name = next(i["file_name"] for i in ground_truth["images"] if i["id"] in not_in_both)
             raise InputError(
                 f"{path}: {name} of {source} was predicted for one of the two alone; compare "
                 "results of the same images, or name the annotations of those in both with --truth"
             )
-    truth = only_images(truth, predicted[0])
-    if without_others:
-        all_results = [only_annotated(results, truth) for results in all_results]
-    return truth, all_results
+    ground_truth = select_images(ground_truth, predicted[0])
+    if only_annotated:
+        all_results = [select_annotated(results, ground_truth) for results in all_results]
+    return ground_truth, all_results
 
 
-def _check_held_out(path: Path, truth: COCO, source: Path) -> None:
+def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
     """Check that results of held-out images, if they are, are of all images of the truth.
 
     Runs may have held out different images: what one of them was not asked to predict would
     count as missed by it.
     """
-    own = own_truth(path)
-    if own is None:
+    sidecar = find_sidecar_ground_truth(path)
+    if sidecar is None:
         return
-    held_out = {(image["id"], image["file_name"]) for image in load_coco(own)["images"]}
-    for image in truth["images"]:
-        if (image["id"], image["file_name"]) not in held_out:
+    validation = {(image["id"], image["file_name"]) for image in load_coco(sidecar)["images"]}
+    for image in ground_truth["images"]:
+        if (image["id"], image["file_name"]) not in validation:
             raise InputError(
                 f"{path}: image {image['id']} of {source}, {image['file_name']}, is not among"
-                f" those held out, {own}; compare results of the same images, or name the"
+                f" those held out, {sidecar}; compare results of the same images, or name the"
                 " annotations of those that both held out with --truth, and --only_annotated"
             )
 
 
-def _with_ids_of(
-    truth: COCO, source: Path, results: list[Any], path: Path, without_others: bool
+def _renumber_images(
+    ground_truth: COCO, source: Path, results: list[Any], path: Path, only_annotated: bool
 ) -> tuple[list[Any], set[int]]:
     """Give results of a user's own images the ids that the truth has for these.
 
     Their ids are places in the list that inference.py left beside them, so the names tell.
     The truth's ids of all images in it are given too.
     """
-    own_list = beside(path, "list")
-    listed = read_image_list(own_list, "predict again with inference.py")
-    ids = pair_by_name(listed, own_list, image_records(truth, Path()), source)
-    remedy = f"call the images alike in both, or remove {own_list} if the ids are those of {source}"
+    list_path = sidecar_path(path, "list")
+    listed = read_image_list(list_path, "predict again with inference.py")
+    ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), source)
+    remedy = (
+        f"call the images alike in both, or remove {list_path} if the ids are those of {source}"
+    )
     if not ids:
-        raise InputError(f"{path}: none of the images in {own_list} is in {source}; {remedy}")
+        raise InputError(f"{path}: none of the images in {list_path} is in {source}; {remedy}")
     names = {image.id: image.file_name for image in listed}
     renumbered = []
     for n, entry in enumerate(results):
@@ -237,12 +244,12 @@ def _with_ids_of(
             renumbered.append(entry)  # whoever scores it says what is wrong
         elif image_id not in names:
             raise InputError(
-                f"{path}: entry {n}: image_id {image_id} is not in {own_list}; predict again with"
+                f"{path}: entry {n}: image_id {image_id} is not in {list_path}; predict again with"
                 " inference.py"
             )
         elif image_id in ids:
             renumbered.append({**entry, "image_id": ids[image_id]})
-        elif not without_others:
+        elif not only_annotated:
             raise InputError(
                 f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; leave such"
                 f" results out with --only_annotated, or {remedy}"

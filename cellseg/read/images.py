@@ -153,8 +153,8 @@ def list_annotated_images(
         If one of `names` is not in the file.
     """
     images = image_records(load_coco(annotations), data)
-    its_names = name_images([image.file_name for image in images])
-    missing = sorted(set(names or ()) - set(its_names))
+    names_in_file = name_images([image.file_name for image in images])
+    missing = sorted(set(names or ()) - set(names_in_file))
     if missing:
         raise InputError(
             f"{annotations}: has no image {missing[0]}, which the run held out; name the file "
@@ -162,12 +162,12 @@ def list_annotated_images(
         )
     return [
         image
-        for name, image in zip(its_names, images, strict=True)
+        for name, image in zip(names_in_file, images, strict=True)
         if names is None or name in names
     ]
 
 
-def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
+def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
     """List images, and the images in folders, with the ids 1, 2, … in that order.
 
     Their file names are absolute paths. One that is named twice, by itself and by its
@@ -186,8 +186,8 @@ def list_any_images(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
             files.append(path)
         else:
             raise InputError(f"--images {path}: no such file; an image or a folder is expected")
-    once = {path.resolve(): path for path in files}
+    unique_files = {path.resolve(): path for path in files}
     return [
         ImageRecord(n, str(absolute_path(path)), path, None, level)
-        for n, path in enumerate(once.values(), 1)
+        for n, path in enumerate(unique_files.values(), 1)
     ]

@@ -6,7 +6,7 @@ import xml.parsers.expat
 from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.read.outlines import Outline, ring_of
+from cellseg.read.outlines import Outline, to_ring
 
 _REMEDY = "save the annotations in ImageScope again, as XML"
 
@@ -85,7 +85,7 @@ class _Reader:
     def end(self, _: str) -> None:
         if self._inside[1:] == ["Annotation", "Regions", "Region"]:
             where = f"region {self._n_regions}"
-            ring = ring_of(f"{self.path}: {where}", self._vertices)
+            ring = to_ring(f"{self.path}: {where}", self._vertices)
             is_cell = not self._negative and len(ring) >= 3
             self.outlines.append(Outline(where, self._class_name, [[ring]] if is_cell else []))
         self._inside.pop()

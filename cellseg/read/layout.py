@@ -65,8 +65,8 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
     """
     train = Path(data) / TRAIN
     _entries(Path(data), "check the name, or say where the data is with --data")
-    put = "put the training images there, or say where the data is with --data"
-    folders = [path for path in _entries(train, f"{put}; {_LAYOUT}") if path.is_dir()]
+    hint = "put the training images there, or say where the data is with --data"
+    folders = [path for path in _entries(train, f"{hint}; {_LAYOUT}") if path.is_dir()]
     if not folders:
         raise InputError(f"{train}: no training image in it; {_LAYOUT}")
     return folders
@@ -75,7 +75,7 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
 _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
 
 
-def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
+def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
     """Say what a training image's folder holds.
 
     Names may be in capitals and end in `.tif` or `.tiff`.
@@ -122,11 +122,11 @@ def train_image(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
     if len(images) != 1:
         found = "no image.tif in it" if not images else f"{images[0].name} and {images[1].name}"
         raise InputError(f"{folder}: {found}, but one image.tif is expected; {_LAYOUT}")
-    truths = [*outlines[:2], *class_files.values()][: 2 if outlines else 0]
-    if len(truths) == 2:
+    sources = [*outlines[:2], *class_files.values()][: 2 if outlines else 0]
+    if len(sources) == 2:
         raise InputError(
-            f"{folder}: {truths[0].name} and {truths[1].name} both say where the cells are; remove "
-            "one of them"
+            f"{folder}: {sources[0].name} and {sources[1].name} both say where the cells are; "
+            "remove one of them"
         )
     return TrainImage(
         folder.name,

@@ -25,14 +25,14 @@ def is_printable(name: str) -> bool:
     return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
-def parts_of(file_name: str) -> tuple[str, ...]:
+def path_parts(file_name: str) -> tuple[str, ...]:
     """Return the folders and the name of a path with slashes of either kind."""
     return PurePosixPath(file_name.replace("\\", "/")).parts
 
 
 def is_outside(file_name: str) -> bool:
     """Return whether a path doesn't lie below the folder that it is relative to."""
-    return file_name[:1] in ("/", "\\") or ".." in parts_of(file_name)
+    return file_name[:1] in ("/", "\\") or ".." in path_parts(file_name)
 
 
 def absolute_path(path: Path) -> Path:
@@ -72,18 +72,18 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
     """
     names = []
     for file_name in file_names:
-        parts = parts_of(file_name)
+        parts = path_parts(file_name)
         if not parts or is_outside(file_name) or not is_printable(file_name):
             raise InputError(
                 f"{source}: the image {file_name!r} lies outside the data folder; write its name "
                 "relative to it"
             )
-        named = _without_ending(parts)
+        named = _stem_parts(parts)
         names.append(named[-1] if len(named) < len(parts) else "/".join(named))
     return names
 
 
-def name_outputs_apart(source: Path, file_names: Sequence[str]) -> list[str]:
+def name_outputs_uniquely(source: Path, file_names: Sequence[str]) -> list[str]:
     """Name the outputs of images anywhere: with as many folders as tell them apart.
 
     Raises
@@ -92,9 +92,10 @@ def name_outputs_apart(source: Path, file_names: Sequence[str]) -> list[str]:
         If a name can't be printed, naming `source`, the list.
     """
     paths = [
-        tuple(part for part in parts_of(file_name) if part.strip("/.")) for file_name in file_names
+        tuple(part for part in path_parts(file_name) if part.strip("/."))
+        for file_name in file_names
     ]
-    short = [_without_ending(path) if path else () for path in paths]
+    short = [_stem_parts(path) if path else () for path in paths]
     alike = Counter(short)
     # Two of one folder may have endings alone to tell them apart.
     kept = [path if alike[its] > 1 else its for path, its in zip(paths, short, strict=True)]
@@ -117,16 +118,16 @@ def name_outputs_apart(source: Path, file_names: Sequence[str]) -> list[str]:
     return outputs
 
 
-def _without_ending(parts: tuple[str, ...]) -> tuple[str, ...]:
+def _stem_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
     *folders, name = parts
     stem = PurePosixPath(name).stem
     return tuple(folders) if folders and stem.lower() == "image" else (*folders, stem)
 
 
 def pair_by_name(
-    listed: Sequence[ImageRecord], own_list: Path, images: Sequence[ImageRecord], source: Path
+    listed: Sequence[ImageRecord], list_path: Path, images: Sequence[ImageRecord], source: Path
 ) -> dict[int, int]:
-    """Return the ids of the images of `source` by those of `own_list`, for the images in both.
+    """Return the ids of the images of `source` by those of `list_path`, for the images in both.
 
     An image's name is the last part of its file's, or `<folder>/image.tif`. Of several of
     the same name, those go together whose paths end alike for longest.
@@ -136,35 +137,40 @@ def pair_by_name(
     InputError
         If several could go together as well.
     """
-    of_name: dict[tuple[str, ...], list[ImageRecord]] = {}
+    by_name: dict[tuple[str, ...], list[ImageRecord]] = {}
     for image in images:
-        of_name.setdefault(_last_parts(image), []).append(image)
+        by_name.setdefault(_last_parts(image), []).append(image)
     pairs = [
-        (_n_shared(mine, its), mine, its)
-        for mine in listed
-        for its in of_name.get(_last_parts(mine), ())
+        (_n_common_parts(listed_image, gt_image), listed_image, gt_image)
+        for listed_image in listed
+        for gt_image in by_name.get(_last_parts(listed_image), ())
     ]
     ids: dict[int, int] = {}
     taken: set[int] = set()
     pairs.sort(key=lambda pair: -pair[0])
-    for _, alike in groupby(pairs, key=lambda pair: pair[0]):
-        for _, mine, its in [p for p in alike if p[1].id not in ids and p[2].id not in taken]:
-            if mine.id in ids or its.id in taken:
+    for _, same_length in groupby(pairs, key=lambda pair: pair[0]):
+        for _, listed_image, gt_image in [
+            p for p in same_length if p[1].id not in ids and p[2].id not in taken
+        ]:
+            if listed_image.id in ids or gt_image.id in taken:
                 raise InputError(
-                    f"{own_list}: {mine.file_name} may be {its.file_name} of {source}, but"
-                    " others are called so too; name the images with their folders in both"
+                    f"{list_path}: {listed_image.file_name} may be {gt_image.file_name} of "
+                    f"{source}, but others are called so too; name the images with their folders "
+                    "in both"
                 )
-            ids[mine.id] = its.id
-            taken.add(its.id)
+            ids[listed_image.id] = gt_image.id
+            taken.add(gt_image.id)
     return ids
 
 
 def _last_parts(image: ImageRecord) -> tuple[str, ...]:
-    parts = parts_of(image.file_name)
+    parts = path_parts(image.file_name)
     return parts[-2:] if PurePosixPath(*parts).stem == "image" else parts[-1:]
 
 
-def _n_shared(one: ImageRecord, other: ImageRecord) -> int:
+def _n_common_parts(one: ImageRecord, other: ImageRecord) -> int:
     """Count the parts at the ends of two file names that are the same."""
-    ends = zip(reversed(parts_of(one.file_name)), reversed(parts_of(other.file_name)), strict=False)
+    ends = zip(
+        reversed(path_parts(one.file_name)), reversed(path_parts(other.file_name)), strict=False
+    )
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))

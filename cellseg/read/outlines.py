@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.read.layout import CLASS_NAMES
-from cellseg.rle import Runs, areas, join_runs
+from cellseg.rle import MaskRuns, areas, join_runs
 
 MONUSAC = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
 """What MoNuSAC, whose images these are, calls them (Verma et al. 2021,
@@ -43,7 +43,7 @@ class Outline:
     polygons: list[Polygon]
 
 
-def ring_of(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float64]:
+def to_ring(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float64]:
     """Make a `(V, 2)` float64 array of the x and y of each point.
 
     Raises
@@ -61,9 +61,9 @@ def ring_of(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float6
     return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
 
 
-def cells_of_outlines(
+def fill_outlines(
     path: Path, outlines: Sequence[Outline], size: tuple[int, int], class_names: Sequence[str]
-) -> tuple[dict[int, Runs], Counter[str]]:
+) -> tuple[dict[int, MaskRuns], Counter[str]]:
     """Fill outlines, class by class.
 
     Class names are compared without regard to case. MoNuSAC's names stand for the
@@ -87,7 +87,7 @@ def cells_of_outlines(
     cells
         The masks of each class that occurs, by class, 1…K, rising; those of a class in
         the order of `outlines`. Masks may overlap.
-    odd
+    warnings
         What was left out, by kind, with how many.
 
     Raises
@@ -100,15 +100,15 @@ def cells_of_outlines(
         numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
     if len(class_names) == 1:
         numbers[""] = 1
-    of_class: dict[int, list[list[Polygon]]] = {}
-    odd: Counter[str] = Counter()
+    by_class: dict[int, list[list[Polygon]]] = {}
+    warnings: Counter[str] = Counter()
     for outline in outlines:
         if not outline.polygons:
-            odd["regions that cut away, or of fewer than 3 points, left out"] += 1
+            warnings["regions that cut away, or of fewer than 3 points, left out"] += 1
             continue
         name = (outline.class_name or "").strip().casefold()
         if name not in numbers and (name == "ambiguous" or name.endswith("*")):
-            odd["ambiguous or ignored outlines, left out"] += 1
+            warnings["ambiguous or ignored outlines, left out"] += 1
             continue
         if name not in numbers:
             found = f"the class {outline.class_name!r}" if name else "no class"
@@ -116,29 +116,29 @@ def cells_of_outlines(
                 f"{path}: {outline.where} has {found}, but the classes are "
                 f"{', '.join(class_names)}; mend it, or name the classes with --class_names"
             )
-        if not _touches(outline.polygons, size):
+        if not _overlaps_image(outline.polygons, size):
             raise InputError(
                 f"{path}: {outline.where} lies off the image, which has {size[0]} x {size[1]} "
                 "pixels (height x width); draw it on that image"
             )
-        of_class.setdefault(numbers[name], []).append(outline.polygons)
+        by_class.setdefault(numbers[name], []).append(outline.polygons)
     cells = {}
-    for number in sorted(of_class):
-        runs = fill(of_class[number], size)
-        empty = int((areas(runs) == 0).sum())
-        odd["outlines without the centre of a pixel in them, left out"] += empty
-        cells[number] = _without_empty(runs)
-    return cells, odd
+    for number in sorted(by_class):
+        mask_runs = fill_polygons(by_class[number], size)
+        empty = int((areas(mask_runs) == 0).sum())
+        warnings["outlines without the centre of a pixel in them, left out"] += empty
+        cells[number] = _drop_empty(mask_runs)
+    return cells, warnings
 
 
-def _touches(polygons: list[Polygon], size: tuple[int, int]) -> bool:
+def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:
     """Whether a cell's box and the image's square share more than an edge."""
     points = np.concatenate([polygon[0] for polygon in polygons]) + 0.5
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     return bool(left < size[1] and top < size[0] and right > 0 and bottom > 0)
 
 
-def fill(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Runs:
+def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> MaskRuns:
     """Draw each cell as the mask of the pixels whose centres its polygons hold.
 
     As `skimage.draw.polygon` does, which the homework's masks were drawn with: a centre
@@ -152,7 +152,7 @@ def fill(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Runs:
         Height and width of the image in pixels.
     """
     height = size[0]
-    of_cell = []
+    positions = []
     for polygons in cells:
         position = np.zeros(0, np.int64)
         for outer, *holes in polygons:
@@ -162,12 +162,12 @@ def fill(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Runs:
                 rows, columns = skimage.draw.polygon(hole[:, 1], hole[:, 0], size)
                 piece = np.setdiff1d(piece, columns * height + rows)
             position = np.union1d(position, piece)
-        of_cell.append(position)
-    owner = np.repeat(np.arange(len(cells)), [len(position) for position in of_cell])
-    starts = np.concatenate([np.zeros(0, np.int64), *of_cell])
+        positions.append(position)
+    owner = np.repeat(np.arange(len(cells)), [len(position) for position in positions])
+    starts = np.concatenate([np.zeros(0, np.int64), *positions])
     return join_runs(size, len(cells), owner, starts, starts + 1)
 
 
-def _without_empty(runs: Runs) -> Runs:
-    offsets = np.append(0, np.unique(runs.offsets[1:][np.diff(runs.offsets) > 0]))
-    return Runs(runs.size, runs.starts, runs.ends, offsets)
+def _drop_empty(mask_runs: MaskRuns) -> MaskRuns:
+    offsets = np.append(0, np.unique(mask_runs.offsets[1:][np.diff(mask_runs.offsets) > 0]))
+    return MaskRuns(mask_runs.size, mask_runs.starts, mask_runs.ends, offsets)

@@ -19,22 +19,22 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import open_json
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 from cellseg.predictions import Predictions
 from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
-from cellseg.rle import RLE, Runs, decode
+from cellseg.rle import RLE, MaskRuns, decode
 
-FILE_NAME = "test-results.json"
+RESULTS_FILE = "test-results.json"
 REMEDY = "run inference.py, or name another results file"
 
 
 def read_results(path: Path) -> list[Any]:
-    """Read a list of detections in COCO's result form, as `each_result` does, all at once."""
-    return list(each_result(path))
+    """Read a list of detections in COCO's result form, as `iter_results` does, all at once."""
+    return list(iter_results(path))
 
 
-def each_result(path: Path) -> Iterator[Any]:
+def iter_results(path: Path) -> Iterator[Any]:
     """Read detections in COCO's result form, one after the other.
 
     Parameters
@@ -44,7 +44,7 @@ def each_result(path: Path) -> Iterator[Any]:
 
     Yields
     ------
-    Each item of the list; `side_by_side` checks them against the truth.
+    Each item of the list; `pair_by_image` checks them against the truth.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def each_result(path: Path) -> Iterator[Any]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / FILE_NAME
+        path = path / RESULTS_FILE
     # By its first bytes: a zip is one under any name, and so is JSON.
     opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
     try:
@@ -80,16 +80,17 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
     """Open the results in a zip, and say what is wrong with it, also if found in the block."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if PurePosixPath(n).name == FILE_NAME]
+            names = [n for n in archive.namelist() if PurePosixPath(n).name == RESULTS_FILE]
             if not names:
                 held = ", ".join(archive.namelist()[:3]) or "nothing"
                 raise InputError(
-                    f"{path}: the zip holds {held}, but no {FILE_NAME}; write it with inference.py"
+                    f"{path}: the zip holds {held}, but no {RESULTS_FILE}; write it with "
+                    "inference.py"
                 )
             with archive.open(min(names, key=len)) as member:
                 yield io.TextIOWrapper(member, "utf-8")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {FILE_NAME} in it is not JSON ({error}); {REMEDY}") from None
+        raise InputError(f"{path}: {RESULTS_FILE} in it is not JSON ({error}); {REMEDY}") from None
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -102,14 +103,14 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 
 
-def side_by_side(
-    truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
-) -> list[Scene]:
+def pair_by_image(
+    ground_truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
+) -> list[EvalImage]:
     """Sort truth and results by image.
 
     Parameters
     ----------
-    truth
+    ground_truth
         A COCO dict as `cellseg.read.coco` gives it: compressed RLEs throughout.
     results
         Detections in COCO's result form, `{image_id, category_id, segmentation, score}`
@@ -129,10 +130,10 @@ def side_by_side(
     InputError
         If an entry of the results isn't one, or its image, size or class isn't the truth's.
     """
-    images = sorted(truth["images"], key=lambda image: image["id"])
+    images = sorted(ground_truth["images"], key=lambda image: image["id"])
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
-    classes = contiguous_classes(truth)
-    annotations = annotations_by_image(truth)
+    classes = contiguous_classes(ground_truth)
+    annotations = annotations_by_image(ground_truth)
     entries: dict[int, list[int]] = {id_: [] for id_ in sizes}
     for index, entry in enumerate(results):
         problem = _entry_problem(entry, sizes, classes)
@@ -140,40 +141,40 @@ def side_by_side(
             raise InputError(f"{source}: entry {first + index}: {problem}")
         entries[entry["image_id"]].append(index)
 
-    scenes = []
+    eval_images = []
     for image in images:
         id_, size = image["id"], sizes[image["id"]]
-        true, found = annotations[id_], entries[id_]
-        masks = [results[index]["segmentation"] for index in found]
+        image_annotations, image_entries = annotations[id_], entries[id_]
+        masks = [results[index]["segmentation"] for index in image_entries]
         try:
-            runs = decode(masks, size)
+            detected_runs = decode(masks, size)
         except ValueError as error:
             at, _, problem = str(error).partition(": ")
             raise InputError(
-                f"{source}: entry {first + found[int(at)]}: segmentation: {problem};"
+                f"{source}: entry {first + image_entries[int(at)]}: segmentation: {problem};"
                 " the file is damaged or was not written by inference.py: write it again"
             ) from None
-        detected = [results[index] for index in found]
-        scenes.append(
-            _scene(
+        detected = [results[index] for index in image_entries]
+        eval_images.append(
+            _eval_image(
                 image,
-                true,
+                image_annotations,
                 classes,
-                (masks, runs),
+                (masks, detected_runs),
                 np.array([classes[entry["category_id"]] for entry in detected], np.int64),
                 np.array([entry["score"] for entry in detected], np.float64),
-                np.array(found, np.int64),
+                np.array(image_entries, np.int64),
             )
         )
-    return scenes
+    return eval_images
 
 
-def pair_predictions(truth: COCO, predictions: Mapping[int, Predictions]) -> list[Scene]:
-    """Put predictions beside the truth, as `side_by_side` does with results of a file.
+def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions]) -> list[EvalImage]:
+    """Put predictions beside the truth, as `pair_by_image` does with results of a file.
 
     Parameters
     ----------
-    truth
+    ground_truth
         A COCO dict as `cellseg.read.coco` gives it.
     predictions
         Those of some of its images, by image id.
@@ -182,46 +183,49 @@ def pair_predictions(truth: COCO, predictions: Mapping[int, Predictions]) -> lis
     -------
     The scenes of these images, by rising image id.
     """
-    classes = contiguous_classes(truth)
-    annotations = annotations_by_image(truth)
-    images = {image["id"]: image for image in truth["images"]}
+    classes = contiguous_classes(ground_truth)
+    annotations = annotations_by_image(ground_truth)
+    images = {image["id"]: image for image in ground_truth["images"]}
     return [
-        _scene(
+        _eval_image(
             images[id_],
             annotations[id_],
             classes,
-            (found.masks, decode(found.masks, found.size)),
-            found.classes,
-            found.scores.astype(np.float64),
-            np.arange(len(found)),
+            (
+                predictions_of_image.masks,
+                decode(predictions_of_image.masks, predictions_of_image.size),
+            ),
+            predictions_of_image.classes,
+            predictions_of_image.scores.astype(np.float64),
+            np.arange(len(predictions_of_image)),
         )
-        for id_, found in sorted(predictions.items())
+        for id_, predictions_of_image in sorted(predictions.items())
     ]
 
 
-def _scene(
+def _eval_image(
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
     class_of: dict[int, int],
-    masks_and_runs: tuple[list[RLE], Runs],
+    masks_and_runs: tuple[list[RLE], MaskRuns],
     classes: NDArray[np.int64],
     scores: NDArray[np.float64],
     entries: NDArray[np.int64],
-) -> Scene:
-    masks, runs = masks_and_runs
-    truth_masks = [annotation["segmentation"] for annotation in annotations]
-    return Scene(
+) -> EvalImage:
+    masks, mask_runs = masks_and_runs
+    gt_masks = [annotation["segmentation"] for annotation in annotations]
+    return EvalImage(
         id=image["id"],
         file_name=image["file_name"],
         path=Path(image["file_name"]),
-        size=runs.size,
+        size=mask_runs.size,
         name=image["file_name"],
-        truth_masks=truth_masks,
-        truth_runs=decode(truth_masks, runs.size),
-        truth_classes=np.array([class_of[a["category_id"]] for a in annotations], np.int64),
+        gt_masks=gt_masks,
+        gt_runs=decode(gt_masks, mask_runs.size),
+        gt_classes=np.array([class_of[a["category_id"]] for a in annotations], np.int64),
         crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
         masks=masks,
-        runs=runs,
+        mask_runs=mask_runs,
         classes=classes,
         scores=scores,
         entries=entries,
@@ -276,7 +280,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def beside(results: Path, what: str) -> Path:
+def sidecar_path(results: Path, what: str) -> Path:
     """Give the place of what inference.py leaves beside results.
 
     Parameters
@@ -286,19 +290,19 @@ def beside(results: Path, what: str) -> Path:
     what
         "list" of the images, where they are the user's own; "truth", where they are annotated.
     """
-    file = results / FILE_NAME if results.is_dir() else results
+    file = results / RESULTS_FILE if results.is_dir() else results
     return file.with_name(f"{file.stem}-{what}.json")
 
 
-def own_truth(results: Path) -> Path | None:
+def find_sidecar_ground_truth(results: Path) -> Path | None:
     """Give the annotations that inference.py left beside results of such images, if it did."""
-    path = beside(results, "truth")
+    path = sidecar_path(results, "truth")
     return path if path.is_file() else None
 
 
-def only_annotated(results: list[Any], truth: COCO) -> list[Any]:
+def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:
     """Leave out the detections in images that the truth doesn't have."""
-    annotated = {image["id"] for image in truth["images"]}
+    annotated = {image["id"] for image in ground_truth["images"]}
     return [
         entry
         for entry in results
@@ -308,7 +312,7 @@ def only_annotated(results: list[Any], truth: COCO) -> list[Any]:
     ]
 
 
-def newest_results(runs: Path) -> Path:
+def find_newest_results(runs: Path) -> Path:
     """The results of the run that wrote them last: `<runs>/<model>/<run>/test-results.json`.
 
     Raises
@@ -316,7 +320,7 @@ def newest_results(runs: Path) -> Path:
     InputError
         If no run has any.
     """
-    found = list(runs.glob(f"*/*/{FILE_NAME}"))
+    found = list(runs.glob(f"*/*/{RESULTS_FILE}"))
     if not found:
-        raise InputError(f"{runs}: no run has a {FILE_NAME} yet; {REMEDY}")
+        raise InputError(f"{runs}: no run has a {RESULTS_FILE} yet; {REMEDY}")
     return max(found, key=lambda path: path.stat().st_mtime)

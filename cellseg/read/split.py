@@ -66,7 +66,7 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: groups[name] for name in names}
 
 
-def hold_out(
+def choose_validation(
     names: Sequence[str], fraction: float, seed: int, groups: Mapping[str, str] | None = None
 ) -> list[str]:
     """Choose the images to hold out: whole groups, drawn until the part is reached.
@@ -98,18 +98,20 @@ def hold_out(
     members = _shuffled_groups(names, seed, groups)
     order = list(members)
     wanted = fraction * len(names)
-    held: set[str] = set()
+    validation: set[str] = set()
     for group in order[:-1]:
-        if held and abs(len(held) + len(members[group]) - wanted) > abs(len(held) - wanted):
+        if validation and abs(len(validation) + len(members[group]) - wanted) > abs(
+            len(validation) - wanted
+        ):
             break
-        held.update(members[group])
-    if not held:
+        validation.update(members[group])
+    if not validation:
         what = "group" if groups else "image"
         raise InputError(
             f"--val_fraction {fraction}: the data has one {what} alone, so none can be held out; "
             "train with --val_fraction 0"
         )
-    return [name for name in names if name in held]
+    return [name for name in names if name in validation]
 
 
 def split_folds(
@@ -123,7 +125,7 @@ def split_folds(
     Parameters
     ----------
     names, seed, groups
-        As `hold_out` takes them.
+        As `choose_validation` takes them.
     n_folds
         How many folds, 2 or more.
 

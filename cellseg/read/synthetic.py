@@ -107,7 +107,7 @@ def draw_tissue(
     wanted = rng.choice(4, n_cells, p=weights / weights.sum())
     for kind in sorted(wanted.tolist(), key=lambda kind: -MEDIAN_AREAS[kind]):
         tissue.place(kind)
-    return tissue.photograph(), tissue.label_maps()
+    return tissue.render(), tissue.label_maps()
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, size: float) -> Floats:
@@ -273,7 +273,7 @@ class _Tissue:
             nucleus = strength * (0.6 + 0.1 * chromatin + 0.15 * np.exp(-np.abs(core) / unit))
             paint(_ramp(core, -0.5, 0.5), nucleus, 0.2)
 
-    def photograph(self) -> NDArray[np.uint8]:
+    def render(self) -> NDArray[np.uint8]:
         """Shine light through the stains: `(H, W, 3)` uint8 RGB."""
         rng = self.rng
         # Slides differ a little in their dyes and in how long they lay in them.
@@ -428,13 +428,15 @@ def write_dataset(
                 "which would be lost; name a new or an empty folder"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            made = Path(beside) / "new"
-            made.mkdir()
-            _write_parts(made, n_train, n_test, seed, sizes, cells_per_megapixel, scale, n_empty)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            new_folder = Path(temporary) / "new"
+            new_folder.mkdir()
+            _write_parts(
+                new_folder, n_train, n_test, seed, sizes, cells_per_megapixel, scale, n_empty
+            )
             if folder.exists():
-                folder.rename(Path(beside) / "former")
-            made.rename(folder)
+                folder.rename(Path(temporary) / "former")
+            new_folder.rename(folder)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(

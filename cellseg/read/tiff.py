@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
-# Slides are large; where the memory can't hold one, `damage` says so.
+# Slides are large; where the memory can't hold one, `decode_errors` says so.
 PIL.Image.MAX_IMAGE_PIXELS = None
 
 # The value of a TIFF's PhotometricInterpretation where the numbers rise from white to black.
@@ -71,7 +71,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if magic in _TIFF_MAGIC:
         with _tiff_page(path) as page:
             check_image(path, page)
-            if page.compression in _ENDED:
+            if page.compression in _WITH_END_MARKER:
                 file, counts = page.parent.filehandle, page.databytecounts
                 for data, _ in file.read_segments(page.dataoffsets, counts):
                     check_segment(page, data)
@@ -81,10 +81,10 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
             pixels = to_rgb(pixels, page.photometric == WHITE_IS_ZERO)
     elif magic == _PNG_MAGIC:
         # Pillow would cut colour of 16 bits to the high byte.
-        with damage(path):
+        with decode_errors(path):
             pixels = to_rgb(imagecodecs.png_decode(path.read_bytes()))
     else:
-        with _pillow(path, magic) as picture, damage(path):
+        with _pillow(path, magic) as picture, decode_errors(path):
             pixels = np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
     return np.ascontiguousarray(pixels)
 
@@ -136,12 +136,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             return page.imagelength, page.imagewidth
     if magic == _PNG_MAGIC:
         # Pillow would look at more than the header, and refuse what `read_image` takes.
-        with damage(path), open(path, "rb") as file:
+        with decode_errors(path), open(path, "rb") as file:
             chunk, width, height = struct.unpack(">12x4sII", file.read(24))
             if chunk != b"IHDR" or not (width and height):
                 raise ValueError("it doesn't begin with its size")
         return height, width
-    with _pillow(path, magic) as picture, damage(path):
+    with _pillow(path, magic) as picture, decode_errors(path):
         width, height = picture.size
         # EXIF orientations 5 to 8 lie on their side; there are no others beyond 4.
         sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
@@ -214,7 +214,7 @@ def _magic(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def damage(path: Path) -> Iterator[None]:
+def decode_errors(path: Path) -> Iterator[None]:
     """Turn whatever a decoder trips over into one line."""
     try:
         yield
@@ -232,7 +232,7 @@ def damage(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
     kind = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
-    with damage(path):
+    with decode_errors(path):
         picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[kind])
     with picture:
         yield picture
@@ -241,18 +241,18 @@ def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
 @contextlib.contextmanager
 def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
     """Open the one image of a TIFF, with all of its pixels surely in the file."""
-    with damage(path), tifffile.TiffFile(path) as tiff:
-        yield the_page(path, tiff)
+    with decode_errors(path), tifffile.TiffFile(path) as tiff:
+        yield main_page(path, tiff)
 
 
-def the_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+def main_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """Find the one image of a TIFF, at its finest; raise if its pixels are not all there.
 
-    What is raised becomes one line within `damage`.
+    What is raised becomes one line within `decode_errors`.
     """
     page = tiff.pages[0]
     last = tiff.pages[-1]
-    _, following = _directory(tiff, page)
+    _, following = _read_directory(tiff, page)
     for other in tiff.pages[1:]:
         # Thumbnails and the coarser levels of a pyramid are fine.
         if not other.is_reduced and other.shape == page.shape:
@@ -262,13 +262,13 @@ def the_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
             )
     check_directory(tiff, page)
     if last is not page:
-        _, following = _directory(tiff, last)
+        _, following = _read_directory(tiff, last)
     if following:
         raise ValueError("the list of its pages is cut off")
     return page
 
 
-def _directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:
+def _read_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:
     """Read a page's list of tags: their codes, and where the next page's list begins."""
     form, file = tiff.tiff, tiff.filehandle
     file.seek(page.offset)
@@ -300,10 +300,10 @@ def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
 
     tifffile logs such damage, if that, and fills what is missing with zeros.
     """
-    codes, _ = _directory(tiff, page)
-    lost = sorted(code for code in codes & _PIXEL_TAGS if code not in page.tags)
-    if lost:
-        raise ValueError(f"the tag {lost[0]} can't be read")
+    codes, _ = _read_directory(tiff, page)
+    missing = sorted(code for code in codes & _PIXEL_TAGS if code not in page.tags)
+    if missing:
+        raise ValueError(f"the tag {missing[0]} can't be read")
     if page.dtype is None:
         raise ValueError(f"{page.bitspersample}-bit numbers of format {page.sampleformat}")
     if page.imagelength < 1 or page.imagewidth < 1 or page.samplesperpixel < 1:
@@ -326,7 +326,7 @@ def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
 
 
 # JPEG and JPEG 2000, also as Aperio's: each segment ends in the marker FF D9.
-_ENDED = (7, 33003, 33004, 33005, 34712)
+_WITH_END_MARKER = (7, 33003, 33004, 33005, 34712)
 
 
 def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
@@ -335,7 +335,7 @@ def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
     The decoders of JPEG and JPEG 2000 make something up in its place. A segment that lacks
     the marker alone is taken, and so are the pieces of NDPI's one large JPEG, which have none.
     """
-    if page.compression not in _ENDED or page.jpegheader is not None or not data:
+    if page.compression not in _WITH_END_MARKER or page.jpegheader is not None or not data:
         return
     if data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("a piece of its pixels ends in zeros")

@@ -26,11 +26,11 @@ from cellseg.read.tiff import (
     check_directory,
     check_image,
     check_segment,
-    damage,
+    decode_errors,
     is_tiff,
+    main_page,
     read_image,
     segment_size,
-    the_page,
     to_rgb,
 )
 
@@ -97,7 +97,7 @@ class WindowedImage(abc.ABC):
         self.close()
 
 
-def open_image_of(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
+def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
     """Open the image in which cells lie.
 
     Parameters
@@ -154,9 +154,9 @@ def open_image(
     if not is_tiff(path):
         _check_level(path, level, 1)
         return from_array(read_image(path))
-    with contextlib.ExitStack() as files, damage(path):
+    with contextlib.ExitStack() as files, decode_errors(path):
         tiff = files.enter_context(tifffile.TiffFile(path))
-        pyramid = _pyramid(the_page(path, tiff), tiff)
+        pyramid = _pyramid(main_page(path, tiff), tiff)
         _check_level(path, level, len(pyramid))
         page = pyramid[level]
         check_directory(tiff, page)
@@ -232,7 +232,7 @@ class _StoredImage(_TiffImage):
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
         dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
-        with damage(self._path):
+        with decode_errors(self._path):
             # Mapped anew for each window, so that the memory doesn't fill with what was read.
             stored = self._tiff.filehandle.memmap_array(
                 dtype, self._page.shaped, self._page.dataoffsets[0]
@@ -256,24 +256,24 @@ class _SegmentedImage(_TiffImage):
         height, width = self.size
         high, wide = self._segment_size = segment_size(page)
         self._grid = math.ceil(height / high), math.ceil(width / wide)
-        self._kept: dict[tuple[int, int], NDArray[np.uint8]] = {}
-        self._most_kept = max(1, cache_bytes // (3 * high * wide))
+        self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._max_cached = max(1, cache_bytes // (3 * high * wide))
         self._top = 0  # the row of segments that the last window began in
-        self._keeping = threading.Lock()
-        self._reading = threading.Lock()  # where the file stands belongs to one thread at a time
+        self._cache_lock = threading.Lock()
+        self._file_lock = threading.Lock()  # where the file stands belongs to one thread at a time
 
     def close(self) -> None:
         super().close()
-        self._kept.clear()
+        self._cache.clear()
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         high, wide = self._segment_size
         y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
-        with self._keeping:
+        with self._cache_lock:
             if y0 // high < self._top:
-                self._kept.clear()
+                self._cache.clear()
             self._top = y0 // high
-        with damage(self._path):
+        with decode_errors(self._path):
             for top in range(y0 // high * high, y1, high):
                 for left in range(x0 // wide * wide, x1, wide):
                     segment = self._segment(top // high, left // wide)
@@ -284,14 +284,14 @@ class _SegmentedImage(_TiffImage):
                     ]
 
     def _segment(self, row: int, column: int) -> NDArray[np.uint8]:
-        with self._keeping:
-            segment = self._kept.get((row, column))
+        with self._cache_lock:
+            segment = self._cache.get((row, column))
         if segment is None:
             segment = self._decode(row, column)
-            with self._keeping:
-                self._kept[row, column] = segment
-                if len(self._kept) > self._most_kept:
-                    del self._kept[min(self._kept)]
+            with self._cache_lock:
+                self._cache[row, column] = segment
+                if len(self._cache) > self._max_cached:
+                    del self._cache[min(self._cache)]
         return segment
 
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
@@ -302,7 +302,7 @@ class _SegmentedImage(_TiffImage):
 
     def _decode_plane(self, index: int) -> NDArray[Any]:
         page = self._page
-        with self._reading:
+        with self._file_lock:
             self._tiff.filehandle.seek(page.dataoffsets[index])
             data = self._tiff.filehandle.read(page.databytecounts[index])
         check_segment(page, data)

@@ -26,48 +26,48 @@ def aji(comparison: Comparison) -> float:
     NaN if there is no true and no found cell; 0 if there are of one kind alone. Of equal
     IoUs the earlier found cell is taken.
     """
-    return _index(comparison, _greatest)
+    return _aggregated_jaccard(comparison, _best_pair_per_gt)
 
 
 def aji_plus(comparison: Comparison) -> float:
     """AJI+ of one image, 0…1, whatever the classes; NaN and 0 as with `aji`."""
-    return _index(comparison, _assigned)
+    return _aggregated_jaccard(comparison, _assignment_pairs)
 
 
-def _index(comparison: Comparison, choose: Callable[[Comparison], NDArray[np.int64]]) -> float:
-    pairs = choose(comparison)
-    alone = np.ones(len(comparison.truths), bool)
-    alone[comparison.at[pairs, 0]] = False
+def _aggregated_jaccard(
+    comparison: Comparison, choose: Callable[[Comparison], NDArray[np.int64]]
+) -> float:
+    chosen = choose(comparison)
+    unmatched_gt = np.ones(len(comparison.gt_indices), bool)
+    unmatched_gt[comparison.pairs[chosen, 0]] = False
     # Found cells within a crowd region are neither right nor wrong.
-    unused = ~comparison.excused
-    unused[comparison.at[pairs, 1]] = False
-    shared = comparison.shared[pairs].sum()
+    unmatched_detections = ~comparison.in_crowd
+    unmatched_detections[comparison.pairs[chosen, 1]] = False
+    intersection = comparison.intersection[chosen].sum()
     covered = (
-        comparison.union[pairs].sum()
-        + comparison.truth_areas[alone].sum()
-        + comparison.areas[unused].sum()
+        comparison.union[chosen].sum()
+        + comparison.gt_areas[unmatched_gt].sum()
+        + comparison.areas[unmatched_detections].sum()
     )
-    return float(shared / covered) if covered else float("nan")
+    return float(intersection / covered) if covered else float("nan")
 
 
-def _greatest(comparison: Comparison) -> NDArray[np.int64]:
+def _best_pair_per_gt(comparison: Comparison) -> NDArray[np.int64]:
     """For each true cell that meets any, the pair of greatest IoU."""
-    order = np.lexsort((comparison.at[:, 1], -comparison.iou, comparison.at[:, 0]))
-    truth = comparison.at[order, 0]
-    best: NDArray[np.int64] = order[np.append(True, truth[1:] != truth[:-1])[: len(order)]]
+    order = np.lexsort((comparison.pairs[:, 1], -comparison.iou, comparison.pairs[:, 0]))
+    gt = comparison.pairs[order, 0]
+    best: NDArray[np.int64] = order[np.append(True, gt[1:] != gt[:-1])[: len(order)]]
     return best
 
 
-def _assigned(comparison: Comparison) -> NDArray[np.int64]:
+def _assignment_pairs(comparison: Comparison) -> NDArray[np.int64]:
     """The pairs of the one-to-one assignment with the greatest sum of IoU."""
-    n_truths, n_cells = len(comparison.truths), len(comparison.cells)
-    truth, cell = comparison.at[:, 0], comparison.at[:, 1]
+    n_gt, n_detections = len(comparison.gt_indices), len(comparison.detection_indices)
+    gt, detection = comparison.pairs[:, 0], comparison.pairs[:, 1]
     # Cells that don't meet, even through others, can't compete: one small problem each
     # group instead of one whose size is the image's.
-    graph = coo_array(
-        (np.ones(len(truth)), (truth, n_truths + cell)), shape=(n_truths + n_cells,) * 2
-    )
-    group = connected_components(graph, directed=False)[1][truth]
+    graph = coo_array((np.ones(len(gt)), (gt, n_gt + detection)), shape=(n_gt + n_detections,) * 2)
+    group = connected_components(graph, directed=False)[1][gt]
     order = np.argsort(group, kind="stable")
     bounds = np.flatnonzero(np.append(True, np.diff(group[order]) != 0))
     iou = comparison.iou
@@ -76,13 +76,13 @@ def _assigned(comparison: Comparison) -> NDArray[np.int64]:
         if len(pairs) == 1:
             chosen.append(pairs)
             continue
-        rows, row = np.unique(truth[pairs], return_inverse=True)
-        columns, column = np.unique(cell[pairs], return_inverse=True)
+        rows, row = np.unique(gt[pairs], return_inverse=True)
+        columns, column = np.unique(detection[pairs], return_inverse=True)
         gain = np.zeros((len(rows), len(columns)))
         gain[row, column] = iou[pairs]
         partner = np.full(len(rows), -1)
-        at, partner_at = linear_sum_assignment(gain, maximize=True)
-        partner[at] = partner_at
+        row_at, column_at = linear_sum_assignment(gain, maximize=True)
+        partner[row_at] = column_at
         chosen.append(pairs[partner[row] == column])
     return np.concatenate(chosen)
 

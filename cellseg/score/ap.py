@@ -15,37 +15,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.images import Scene
-from cellseg.score.match import Candidates, candidates, match_greedily
+from cellseg.images import EvalImage
+from cellseg.score.match import MatchCandidates, class_candidates, match_greedily
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10).astype(np.float64)
 RECALLS = np.linspace(0, 1, 101).astype(np.float64)
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankedDetections:
     """The D detections of one class in all images, best score first.
 
     Attributes
     ----------
-    images
+    image_indices
         `(D,)` int64: the place of each one's image among the scenes.
     scores
         `(D,)` float64.
     ranks
         `(D,)` int64: the place among the detections of its image and class, from 0.
-    hits, ignored
+    tp, ignored
         `(T, D)` bool, for each IoU threshold: found a cell; neither right nor wrong.
-    n_truths
+    n_gt
         `(I,)` int64: the true cells of each image that count.
     """
 
-    images: NDArray[np.int64]
+    image_indices: NDArray[np.int64]
     scores: NDArray[np.float64]
     ranks: NDArray[np.int64]
-    hits: NDArray[np.bool_]
+    tp: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
-    n_truths: NDArray[np.int64]
+    n_gt: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,101 +73,110 @@ class AveragePrecision:
 
 
 def mask_ap(
-    scenes: Sequence[Scene], n_classes: int, max_detections: Sequence[int | None] = (100, None)
+    eval_images: Sequence[EvalImage],
+    n_classes: int,
+    max_detections: Sequence[int | None] = (100, None),
 ) -> dict[int | None, AveragePrecision]:
     """AP of masks for each cap on the detections of an image and class.
 
     Parameters
     ----------
-    scenes
+    eval_images
         All images of the truth, also those without detections, whose cells count as missed.
     n_classes
         K.
     max_detections
         The caps; None for no cap.
     """
-    rankings = rank(scenes, find_candidates(scenes, n_classes))
+    rankings = rank_detections(eval_images, find_match_candidates(eval_images, n_classes))
     return {cap: average_precision(rankings, cap) for cap in max_detections}
 
 
-def find_candidates(scenes: Sequence[Scene], n_classes: int) -> list[list[Candidates]]:
+def find_match_candidates(
+    eval_images: Sequence[EvalImage], n_classes: int
+) -> list[list[MatchCandidates]]:
     """`K` lists of the candidates of every scene: the slow part, needed once."""
     return [
-        [candidates(scene, k, float(THRESHOLDS[0])) for scene in scenes] for k in range(n_classes)
+        [class_candidates(eval_image, k, float(THRESHOLDS[0])) for eval_image in eval_images]
+        for k in range(n_classes)
     ]
 
 
-def rank(
-    scenes: Sequence[Scene],
-    found: Sequence[Sequence[Candidates]],
+def rank_detections(
+    eval_images: Sequence[EvalImage],
+    candidates: Sequence[Sequence[MatchCandidates]],
     area_range: tuple[float, float] = (0, np.inf),
-) -> list[Ranking]:
+) -> list[RankedDetections]:
     """Match and rank the detections of each class.
 
     Parameters
     ----------
-    scenes, found
-        The images and what `find_candidates` says of them.
+    eval_images, candidates
+        The images and what `find_match_candidates` says of them.
     area_range
         Least and greatest area in pixels, both inclusive, of the cells that count.
         Cells outside are ignored, and so are detections outside that match none.
     """
     low, high = area_range
     outside = [
-        tuple((areas < low) | (areas > high) for areas in (rle.areas(runs) for runs in both))
-        for both in ((scene.truth_runs, scene.runs) for scene in scenes)
+        tuple(
+            (areas < low) | (areas > high) for areas in (rle.areas(mask_runs) for mask_runs in both)
+        )
+        for both in ((eval_image.gt_runs, eval_image.mask_runs) for eval_image in eval_images)
     ]
     rankings = []
-    for of_class in found:
-        images, scores, ranks, n_truths = [], [], [], []
-        hits, ignored = [], []
-        for i, (scene, pair) in enumerate(zip(scenes, of_class, strict=True)):
-            truth_outside, outside_here = outside[i]
-            crowd = scene.crowd[pair.truths]
-            truth_ignored = crowd | truth_outside[pair.truths]
-            n = len(pair.detections)
-            matched = match_greedily(pair.pairs, n, truth_ignored, crowd, THRESHOLDS)
+    for of_one_class in candidates:
+        image_indices, scores, ranks, n_gt = [], [], [], []
+        tp, ignored = [], []
+        for i, (eval_image, match) in enumerate(zip(eval_images, of_one_class, strict=True)):
+            gt_outside, outside_here = outside[i]
+            crowd = eval_image.crowd[match.gt_indices]
+            gt_ignored = crowd | gt_outside[match.gt_indices]
+            n = len(match.detection_indices)
+            matched = match_greedily(match.pairs, n, gt_ignored, crowd, THRESHOLDS)
             # The cell −1, "none", is ignored if the detection itself is.
-            is_ignored = np.append(truth_ignored, False)[matched]
-            is_ignored |= (matched < 0) & outside_here[pair.detections]
-            images.append(np.full(n, i))
-            scores.append(scene.scores[pair.detections])
+            is_ignored = np.append(gt_ignored, False)[matched]
+            is_ignored |= (matched < 0) & outside_here[match.detection_indices]
+            image_indices.append(np.full(n, i))
+            scores.append(eval_image.scores[match.detection_indices])
             ranks.append(np.arange(n))
-            hits.append((matched >= 0) & ~is_ignored)
+            tp.append((matched >= 0) & ~is_ignored)
             ignored.append(is_ignored)
-            n_truths.append(np.count_nonzero(~truth_ignored))
+            n_gt.append(np.count_nonzero(~gt_ignored))
         all_scores = np.concatenate([np.zeros(0), *scores])
         order = np.argsort(-all_scores, kind="stable")
         none = np.zeros((len(THRESHOLDS), 0), bool)
         rankings.append(
-            Ranking(
-                images=np.concatenate([np.zeros(0, np.int64), *images])[order],
+            RankedDetections(
+                image_indices=np.concatenate([np.zeros(0, np.int64), *image_indices])[order],
                 scores=all_scores[order],
                 ranks=np.concatenate([np.zeros(0, np.int64), *ranks])[order],
-                hits=np.concatenate([none, *hits], axis=1)[:, order],
+                tp=np.concatenate([none, *tp], axis=1)[:, order],
                 ignored=np.concatenate([none, *ignored], axis=1)[:, order],
-                n_truths=np.array(n_truths, np.int64),
+                n_gt=np.array(n_gt, np.int64),
             )
         )
     return rankings
 
 
-def capped(ranking: Ranking, max_detections: int | None) -> Ranking:
+def limit_detections(ranking: RankedDetections, max_detections: int | None) -> RankedDetections:
     """Keep the best detections of each image alone."""
     if max_detections is None or not (ranking.ranks >= max_detections).any():
         return ranking
     keep = ranking.ranks < max_detections
-    return Ranking(
-        ranking.images[keep],
+    return RankedDetections(
+        ranking.image_indices[keep],
         ranking.scores[keep],
         ranking.ranks[keep],
-        ranking.hits[:, keep],
+        ranking.tp[:, keep],
         ranking.ignored[:, keep],
-        ranking.n_truths,
+        ranking.n_gt,
     )
 
 
-def precisions(ranking: Ranking, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+def precisions(
+    ranking: RankedDetections, weights: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """Precision of one class at the 101 recalls 0, 0.01 … 1, for each IoU threshold.
 
     Parameters
@@ -182,38 +191,38 @@ def precisions(ranking: Ranking, weights: NDArray[np.int64] | None = None) -> ND
     `(T, 101)` float64, falling along the recall: the greatest precision at this recall
     or a greater one, 0 where the recall is not reached. NaN throughout without truth.
     """
-    n_thresholds = len(ranking.hits)
+    n_thresholds = len(ranking.tp)
     result = np.zeros((n_thresholds, len(RECALLS)))
     if weights is None:
-        weights = np.ones(len(ranking.n_truths), np.int64)
-    n_truths = int(weights @ ranking.n_truths)
-    if n_truths == 0:
+        weights = np.ones(len(ranking.n_gt), np.int64)
+    n_gt = int(weights @ ranking.n_gt)
+    if n_gt == 0:
         result[:] = np.nan
         return result
-    weight = weights[ranking.images]
+    weight = weights[ranking.image_indices]
     shared = None if ranking.ignored.any() else np.cumsum(weight)
     for t in range(n_thresholds):
         # Precision falls from one hit to the next, so that its maxima are at the hits.
-        at = np.flatnonzero(ranking.hits[t])
+        at = np.flatnonzero(ranking.tp[t])
         n_seen = (np.cumsum(weight * ~ranking.ignored[t]) if shared is None else shared)[at]
-        n_hits = np.cumsum(weight[at])
-        precision = n_hits / (n_seen + np.spacing(1))
+        n_tp = np.cumsum(weight[at])
+        precision = n_tp / (n_seen + np.spacing(1))
         precision = np.maximum.accumulate(precision[::-1])[::-1]
-        first = np.searchsorted(n_hits / n_truths, RECALLS, side="left")
+        first = np.searchsorted(n_tp / n_gt, RECALLS, side="left")
         reached = first < len(at)
         result[t, reached] = precision[first[reached]]
     return result
 
 
 def average_precision(
-    rankings: Sequence[Ranking],
+    rankings: Sequence[RankedDetections],
     max_detections: int | None = None,
     weights: NDArray[np.int64] | None = None,
 ) -> AveragePrecision:
     """AP of K classes; `weights` as in `precisions`."""
     by_class = np.full((len(rankings), len(THRESHOLDS)), np.nan)
     for k, ranking in enumerate(rankings):
-        by_class[k] = precisions(capped(ranking, max_detections), weights).mean(axis=1)
+        by_class[k] = precisions(limit_detections(ranking, max_detections), weights).mean(axis=1)
     class_ap, class_ap50, class_ap75 = by_class.mean(axis=1), by_class[:, 0], by_class[:, 5]
     return AveragePrecision(
         max_detections,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cellseg.score.labelmap import Comparison
 
 
-def confusion(comparisons: Sequence[Comparison], n_classes: int) -> NDArray[np.int64]:
+def confusion_matrix(comparisons: Sequence[Comparison], n_classes: int) -> NDArray[np.int64]:
     """Count the cells by true and by given class.
 
     Cells are matched whatever their classes: an IoU above 0.5 is a match.
@@ -23,12 +23,12 @@ def confusion(comparisons: Sequence[Comparison], n_classes: int) -> NDArray[np.i
     """
     matrix = np.zeros((n_classes + 1, n_classes + 1), np.int64)
     for comparison in comparisons:
-        at, _ = comparison.matches()
-        np.add.at(matrix, (comparison.truth_classes[at[:, 0]], comparison.classes[at[:, 1]]), 1)
-        missed = np.ones(len(comparison.truths), bool)
-        missed[at[:, 0]] = False
-        np.add.at(matrix[:, -1], comparison.truth_classes[missed], 1)
-        false = ~comparison.excused
-        false[at[:, 1]] = False
+        pairs, _ = comparison.matches()
+        np.add.at(matrix, (comparison.gt_classes[pairs[:, 0]], comparison.classes[pairs[:, 1]]), 1)
+        missed = np.ones(len(comparison.gt_indices), bool)
+        missed[pairs[:, 0]] = False
+        np.add.at(matrix[:, -1], comparison.gt_classes[missed], 1)
+        false = ~comparison.in_crowd
+        false[pairs[:, 1]] = False
         np.add.at(matrix[-1], comparison.classes[false], 1)
     return matrix

@@ -12,48 +12,50 @@ from cellseg.score.labelmap import MATCH_IOU, Comparison
 
 
 @dataclass(frozen=True)
-class Tally:
+class MatchCounts:
     """Sums for each of I images and K classes, `(I, K)` each.
 
     Attributes
     ----------
-    hits
+    tp
         int64: true cells matched by a found cell of their class.
-    misses, false_alarms
+    fn, fp
         int64: true and found cells without such a match.
     iou
         float64: the sum of the hits' IoU.
     """
 
-    hits: NDArray[np.int64]
-    misses: NDArray[np.int64]
-    false_alarms: NDArray[np.int64]
+    tp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    fp: NDArray[np.int64]
     iou: NDArray[np.float64]
 
 
-def tally(comparisons: Sequence[Comparison], n_classes: int, threshold: float = MATCH_IOU) -> Tally:
+def count_matches(
+    comparisons: Sequence[Comparison], n_classes: int, threshold: float = MATCH_IOU
+) -> MatchCounts:
     """Count hits, misses and false alarms of each image and class.
 
     A hit has an IoU above `threshold` (0.5 or more) and the right class.
     """
     shape = (len(comparisons), n_classes)
-    hits, misses, false_alarms = (np.zeros(shape, np.int64) for _ in range(3))
+    tp, fn, fp = (np.zeros(shape, np.int64) for _ in range(3))
     iou = np.zeros(shape)
     for i, comparison in enumerate(comparisons):
-        at, at_iou = comparison.matches(threshold)
-        right = comparison.truth_classes[at[:, 0]] == comparison.classes[at[:, 1]]
-        k = comparison.truth_classes[at[right, 0]]
-        hits[i] = np.bincount(k, minlength=n_classes)
-        iou[i] = np.bincount(k, at_iou[right], minlength=n_classes)
-        misses[i] = np.bincount(comparison.truth_classes, minlength=n_classes) - hits[i]
-        wrong = ~comparison.excused
-        wrong[at[right, 1]] = False
-        false_alarms[i] = np.bincount(comparison.classes[wrong], minlength=n_classes)
-    return Tally(hits, misses, false_alarms, iou)
+        pairs, pair_iou = comparison.matches(threshold)
+        right = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
+        k = comparison.gt_classes[pairs[right, 0]]
+        tp[i] = np.bincount(k, minlength=n_classes)
+        iou[i] = np.bincount(k, pair_iou[right], minlength=n_classes)
+        fn[i] = np.bincount(comparison.gt_classes, minlength=n_classes) - tp[i]
+        wrong = ~comparison.in_crowd
+        wrong[pairs[right, 1]] = False
+        fp[i] = np.bincount(comparison.classes[wrong], minlength=n_classes)
+    return MatchCounts(tp, fn, fp, iou)
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionScores:
     """Precision, recall and F1 of the cells of all images together, `(…, K)` float64.
 
     NaN for a class that has no true cell.
@@ -64,7 +66,7 @@ class Detection:
     f1: NDArray[np.float64]
 
 
-def detection(sums: Tally, weights: NDArray[np.int64]) -> Detection:
+def detection_scores(sums: MatchCounts, weights: NDArray[np.int64]) -> DetectionScores:
     """Precision, recall and F1 = 2 hits / (2 hits + misses + false alarms).
 
     Parameters
@@ -74,16 +76,14 @@ def detection(sums: Tally, weights: NDArray[np.int64]) -> Detection:
     weights
         `(…, I)`: how often each image is in the set.
     """
-    hits, misses, false_alarms = (
-        weights @ part for part in (sums.hits, sums.misses, sums.false_alarms)
-    )
-    known = hits + misses > 0
+    tp, fn, fp = (weights @ part for part in (sums.tp, sums.fn, sums.fp))
+    known = tp + fn > 0
     # Nothing found is nothing right: precision 0, so that F1 stays its harmonic mean.
-    precision = np.where(known, hits / np.maximum(hits + false_alarms, 1), np.nan)
-    return Detection(
+    precision = np.where(known, tp / np.maximum(tp + fp, 1), np.nan)
+    return DetectionScores(
         precision,
-        ratio(hits, hits + misses),
-        ratio(2 * hits, np.where(known, 2 * hits + misses + false_alarms, 0)),
+        ratio(tp, tp + fn),
+        ratio(2 * tp, np.where(known, 2 * tp + fn + fp, 0)),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 
 # Who keeps the contested pixels: scores, areas -> the cells, those who give way last.
 # Of equals the earlier one in the file keeps them.
@@ -35,40 +35,41 @@ class Comparison:
 
     Attributes
     ----------
-    truths, cells
+    gt_indices, detection_indices
         `(N,)`, `(M,)` int64: their places in the scene, rising.
-    truth_classes, classes
+    gt_classes, classes
         `(N,)`, `(M,)` int64, 0…K−1.
-    truth_areas, areas
+    gt_areas, areas
         `(N,)`, `(M,)` int64: their pixels in the label maps, at least 1.
-    excused
+    in_crowd
         `(M,)` bool: lies with more than half of its pixels in crowd regions of its class,
         and is no false alarm if it finds nothing (as in COCO's panoptic task).
-    at
-        `(P, 2)` int64: the pairs that share pixels, as places in `truths` and `cells`.
-    shared
+    pairs
+        `(P, 2)` int64: the pairs that share pixels, as places in `gt_indices` and
+        `detection_indices`.
+    intersection
         `(P,)` int64: how many pixels.
     """
 
-    truths: NDArray[np.int64]
-    cells: NDArray[np.int64]
-    truth_classes: NDArray[np.int64]
+    gt_indices: NDArray[np.int64]
+    detection_indices: NDArray[np.int64]
+    gt_classes: NDArray[np.int64]
     classes: NDArray[np.int64]
-    truth_areas: NDArray[np.int64]
+    gt_areas: NDArray[np.int64]
     areas: NDArray[np.int64]
-    excused: NDArray[np.bool_]
-    at: NDArray[np.int64]
-    shared: NDArray[np.int64]
+    in_crowd: NDArray[np.bool_]
+    pairs: NDArray[np.int64]
+    intersection: NDArray[np.int64]
 
     @property
     def union(self) -> NDArray[np.int64]:
         """`(P,)` int64: the pixels that the two of a pair cover."""
-        return self.truth_areas[self.at[:, 0]] + self.areas[self.at[:, 1]] - self.shared
+        return self.gt_areas[self.pairs[:, 0]] + self.areas[self.pairs[:, 1]] - self.intersection
 
     @property
     def iou(self) -> NDArray[np.float64]:
         """`(P,)` float64: above 0, at most 1."""
-        return self.shared / self.union
+        return self.intersection / self.union
 
     def matches(
         self, threshold: float = MATCH_IOU
@@ -77,14 +78,16 @@ class Comparison:
 
         Returns
         -------
-        `(Q, 2)` int64 places in `truths` and `cells`, and `(Q,)` float64 IoU.
+        `(Q, 2)` int64 places in `gt_indices` and `detection_indices`, and `(Q,)` float64 IoU.
         """
         iou = self.iou
         good = iou > threshold
-        return self.at[good], iou[good]
+        return self.pairs[good], iou[good]
 
 
-def compare(scene: Scene, score_threshold: float = 0.5, overlap: str = "score") -> Comparison:
+def compare_label_maps(
+    eval_image: EvalImage, score_threshold: float = 0.5, overlap: str = "score"
+) -> Comparison:
     """Draw both label maps of an image and see which cells meet.
 
     A cell that keeps no pixel is in no label map: a detection wholly covered by better
@@ -93,7 +96,7 @@ def compare(scene: Scene, score_threshold: float = 0.5, overlap: str = "score") 
 
     Parameters
     ----------
-    scene
+    eval_image
         The image.
     score_threshold
         Detections of a lower score are left out.
@@ -101,85 +104,87 @@ def compare(scene: Scene, score_threshold: float = 0.5, overlap: str = "score") 
         Which detection keeps contested pixels, whatever the classes: that with the higher
         "score", the "smaller" or the "larger".
     """
-    counted = np.flatnonzero(~scene.crowd)
-    kept = np.flatnonzero(scene.scores >= score_threshold)
-    true_areas = rle.areas(scene.truth_runs)[counted]
-    found_areas = rle.areas(scene.runs)[kept]
-    first = np.argsort(true_areas, kind="stable")
-    truth_at, truth_owner = _draw(scene.truth_runs, counted[first])[:2]
-    first = OVERLAP_RULES[overlap](scene.scores[kept], found_areas)
-    _, owner, label_map = _draw(scene.runs, kept[first])
+    counted_gt = np.flatnonzero(~eval_image.crowd)
+    kept_detections = np.flatnonzero(eval_image.scores >= score_threshold)
+    all_gt_areas = rle.areas(eval_image.gt_runs)[counted_gt]
+    kept_areas = rle.areas(eval_image.mask_runs)[kept_detections]
+    first = np.argsort(all_gt_areas, kind="stable")
+    gt_positions, gt_owner = _paint_label_map(eval_image.gt_runs, counted_gt[first])[:2]
+    first = OVERLAP_RULES[overlap](eval_image.scores[kept_detections], kept_areas)
+    _, owner, label_map = _paint_label_map(eval_image.mask_runs, kept_detections[first])
 
-    truth_areas = np.bincount(truth_owner, minlength=len(scene.truth_classes))
-    areas = np.bincount(owner, minlength=len(scene.classes))
+    gt_areas = np.bincount(gt_owner, minlength=len(eval_image.gt_classes))
+    areas = np.bincount(owner, minlength=len(eval_image.classes))
     # One number for each pixel that both maps fill, then the lengths of its repetitions:
     # neighbours along a run mostly belong to the same pair.
-    other = label_map[truth_at]
-    key = (truth_owner * (len(areas) + 1) + other)[other > 0]
+    other = label_map[gt_positions]
+    key = (gt_owner * (len(areas) + 1) + other)[other > 0]
     starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
     pair, place = np.unique(key[starts], return_inverse=True)
-    shared = np.zeros(len(pair), np.int64)
-    np.add.at(shared, place, np.diff(np.append(starts, len(key))))
+    intersection = np.zeros(len(pair), np.int64)
+    np.add.at(intersection, place, np.diff(np.append(starts, len(key))))
 
-    truths, cells = np.flatnonzero(truth_areas), np.flatnonzero(areas)
-    truth, found = np.divmod(pair, len(areas) + 1)
-    at = np.stack([np.searchsorted(truths, truth), np.searchsorted(cells, found - 1)], axis=1)
-    excused = np.zeros(len(areas), bool)
-    for k in np.unique(scene.truth_classes[scene.crowd]):
-        crowd = np.flatnonzero(scene.crowd & (scene.truth_classes == k))
-        inside = label_map[np.unique(_pixels(scene.truth_runs, crowd)[0])]
-        excused |= (scene.classes == k) & (
+    gt_indices, detection_indices = np.flatnonzero(gt_areas), np.flatnonzero(areas)
+    gt, detection = np.divmod(pair, len(areas) + 1)
+    at = np.stack(
+        [np.searchsorted(gt_indices, gt), np.searchsorted(detection_indices, detection - 1)], axis=1
+    )
+    in_crowd = np.zeros(len(areas), bool)
+    for k in np.unique(eval_image.gt_classes[eval_image.crowd]):
+        crowd = np.flatnonzero(eval_image.crowd & (eval_image.gt_classes == k))
+        inside = label_map[np.unique(_mask_pixels(eval_image.gt_runs, crowd)[0])]
+        in_crowd |= (eval_image.classes == k) & (
             2 * np.bincount(inside, minlength=len(areas) + 1)[1:] > areas
         )
     return Comparison(
-        truths,
-        cells,
-        scene.truth_classes[truths],
-        scene.classes[cells],
-        truth_areas[truths],
-        areas[cells],
-        excused[cells],
+        gt_indices,
+        detection_indices,
+        eval_image.gt_classes[gt_indices],
+        eval_image.classes[detection_indices],
+        gt_areas[gt_indices],
+        areas[detection_indices],
+        in_crowd[detection_indices],
         at,
-        shared,
+        intersection,
     )
 
 
-def of_class(comparison: Comparison, class_index: int) -> Comparison:
+def select_class(comparison: Comparison, class_index: int) -> Comparison:
     """Keep the true and the found cells of one class."""
-    truth = comparison.truth_classes == class_index
-    cell = comparison.classes == class_index
-    both = truth[comparison.at[:, 0]] & cell[comparison.at[:, 1]]
+    is_gt = comparison.gt_classes == class_index
+    is_detection = comparison.classes == class_index
+    both = is_gt[comparison.pairs[:, 0]] & is_detection[comparison.pairs[:, 1]]
     place = np.stack(
         [
-            (np.cumsum(truth) - 1)[comparison.at[both, 0]],
-            (np.cumsum(cell) - 1)[comparison.at[both, 1]],
+            (np.cumsum(is_gt) - 1)[comparison.pairs[both, 0]],
+            (np.cumsum(is_detection) - 1)[comparison.pairs[both, 1]],
         ],
         axis=1,
     )
     return Comparison(
-        comparison.truths[truth],
-        comparison.cells[cell],
-        comparison.truth_classes[truth],
-        comparison.classes[cell],
-        comparison.truth_areas[truth],
-        comparison.areas[cell],
-        comparison.excused[cell],
+        comparison.gt_indices[is_gt],
+        comparison.detection_indices[is_detection],
+        comparison.gt_classes[is_gt],
+        comparison.classes[is_detection],
+        comparison.gt_areas[is_gt],
+        comparison.areas[is_detection],
+        comparison.in_crowd[is_detection],
         place,
-        comparison.shared[both],
+        comparison.intersection[both],
     )
 
 
-def any_class(comparison: Comparison) -> Comparison:
+def class_agnostic(comparison: Comparison) -> Comparison:
     """The same cells, all of class 0: how well cells are found, whatever they are called."""
     return replace(
         comparison,
-        truth_classes=np.zeros_like(comparison.truth_classes),
+        gt_classes=np.zeros_like(comparison.gt_classes),
         classes=np.zeros_like(comparison.classes),
     )
 
 
-def _draw(
-    runs: rle.Runs, order: NDArray[np.int64]
+def _paint_label_map(
+    mask_runs: rle.MaskRuns, order: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """Draw masks into a label map, the first in `order` on top.
 
@@ -191,22 +196,22 @@ def _draw(
     label_map
         `(H * W,)` int32, column-major: that index plus 1, 0 for background.
     """
-    positions, owners = _pixels(runs, order[::-1])
-    label_map = np.zeros(runs.size[0] * runs.size[1], np.int32)
+    positions, owners = _mask_pixels(mask_runs, order[::-1])
+    label_map = np.zeros(mask_runs.size[0] * mask_runs.size[1], np.int32)
     label_map[positions] = owners + 1  # of repeated positions, numpy keeps the last
     keeps = label_map[positions] == owners + 1
     return positions[keeps], owners[keeps], label_map
 
 
-def _pixels(
-    runs: rle.Runs, masks: NDArray[np.int64]
+def _mask_pixels(
+    mask_runs: rle.MaskRuns, masks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """List the column-major positions of the pixels of some masks, and whose each one is."""
-    n_runs = np.diff(runs.offsets)[masks]
-    run = _ranges(runs.offsets[:-1][masks], n_runs)
-    lengths = runs.ends[run] - runs.starts[run]
+    n_runs = np.diff(mask_runs.offsets)[masks]
+    run = _ranges(mask_runs.offsets[:-1][masks], n_runs)
+    lengths = mask_runs.ends[run] - mask_runs.starts[run]
     owner = np.repeat(np.repeat(masks, n_runs), lengths)
-    return _ranges(runs.starts[run], lengths), owner
+    return _ranges(mask_runs.starts[run], lengths), owner
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,18 +9,18 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 
 
 @dataclass(frozen=True)
-class Candidates:
+class MatchCandidates:
     """The true cells and the detections of one class in one image, and who could match whom.
 
     Attributes
     ----------
-    truths
+    gt_indices
         `(G,)` int64: the true cells' places in the scene.
-    detections
+    detection_indices
         `(D,)` int64: the detections' places in the scene, best score first, equal
         scores in the order of the file.
     pairs
@@ -28,36 +28,38 @@ class Candidates:
         at least the least IoU asked for; by detection, then by truth.
     """
 
-    truths: NDArray[np.int64]
-    detections: NDArray[np.int64]
+    gt_indices: NDArray[np.int64]
+    detection_indices: NDArray[np.int64]
     pairs: list[tuple[int, int, float]]
 
 
 # IoUs computed at a time: 128 MB, so that a slide with 100,000 cells doesn't fill the memory.
-_MOST_IOUS = 1 << 24
+_MAX_IOUS = 1 << 24
 
 
-def candidates(scene: Scene, class_index: int, least_iou: float) -> Candidates:
+def class_candidates(eval_image: EvalImage, class_index: int, min_iou: float) -> MatchCandidates:
     """Compare each detection of a class with each true cell of it.
 
     IoU is of the masks as they are, also where they overlap one another; for a crowd
     region it is the part of the detection inside the region, as COCO defines it.
     """
-    truths = np.flatnonzero(scene.truth_classes == class_index)
-    detections = np.flatnonzero(scene.classes == class_index)
-    detections = detections[np.argsort(-scene.scores[detections], kind="stable")]
-    if not len(truths) or not len(detections):
-        return Candidates(truths, detections, [])
-    true_masks = [scene.truth_masks[g] for g in truths]
-    crowd = scene.crowd[truths].tolist()
+    gt_indices = np.flatnonzero(eval_image.gt_classes == class_index)
+    detection_indices = np.flatnonzero(eval_image.classes == class_index)
+    detection_indices = detection_indices[
+        np.argsort(-eval_image.scores[detection_indices], kind="stable")
+    ]
+    if not len(gt_indices) or not len(detection_indices):
+        return MatchCandidates(gt_indices, detection_indices, [])
+    gt_masks = [eval_image.gt_masks[g] for g in gt_indices]
+    crowd = eval_image.crowd[gt_indices].tolist()
     pairs: list[tuple[int, int, float]] = []
-    n_rows = max(1, _MOST_IOUS // len(truths))
-    for start in range(0, len(detections), n_rows):
-        masks = [scene.masks[d] for d in detections[start : start + n_rows]]
-        iou = pycocotools.mask.iou(masks, true_masks, crowd)
-        d, g = np.nonzero(iou >= least_iou)
+    n_rows = max(1, _MAX_IOUS // len(gt_indices))
+    for start in range(0, len(detection_indices), n_rows):
+        masks = [eval_image.masks[d] for d in detection_indices[start : start + n_rows]]
+        iou = pycocotools.mask.iou(masks, gt_masks, crowd)
+        d, g = np.nonzero(iou >= min_iou)
         pairs += zip((start + d).tolist(), g.tolist(), iou[d, g].tolist(), strict=True)
-    return Candidates(truths, detections, pairs)
+    return MatchCandidates(gt_indices, detection_indices, pairs)
 
 
 def match_greedily(
@@ -76,7 +78,7 @@ def match_greedily(
     Parameters
     ----------
     pairs
-        As in `Candidates`, from the least threshold up.
+        As in `MatchCandidates`, from the least threshold up.
     n_detections
         D.
     ignored, crowd
@@ -101,13 +103,13 @@ def match_greedily(
             end += 1
         for t, floor in enumerate(floors):
             best, best_iou = -1, floor
-            for _, truth, iou in order[begin:end]:
-                if taken[t][truth] and not crowd[truth]:
+            for _, gt, iou in order[begin:end]:
+                if taken[t][gt] and not crowd[gt]:
                     continue
-                if best >= 0 and ignored[truth] and not ignored[best]:
+                if best >= 0 and ignored[gt] and not ignored[best]:
                     break
                 if iou >= best_iou:
-                    best, best_iou = truth, iou
+                    best, best_iou = gt, iou
             if best >= 0:
                 taken[t][best] = 1
                 matched[t, detection] = best

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.score.detection import Tally, ratio
+from cellseg.score.detection import MatchCounts, ratio
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Panoptic:
     pooled_sq: NDArray[np.float64]
 
 
-def panoptic(sums: Tally, weights: NDArray[np.int64]) -> Panoptic:
+def panoptic(sums: MatchCounts, weights: NDArray[np.int64]) -> Panoptic:
     """PQ, DQ and SQ of each class.
 
     Parameters
@@ -54,22 +54,20 @@ def panoptic(sums: Tally, weights: NDArray[np.int64]) -> Panoptic:
     weights
         `(…, I)`: how often each image is in the set.
     """
-    has_truth = sums.hits + sums.misses > 0
-    has_hit = sums.hits > 0
-    of_image = _quality(sums.hits, sums.misses, sums.false_alarms, sums.iou)
+    has_gt = sums.tp + sums.fn > 0
+    has_tp = sums.tp > 0
+    of_image = _quality(sums.tp, sums.fn, sums.fp, sums.iou)
     pq, dq, sq = (
         ratio(weights @ np.where(counts, value, 0), weights @ counts.astype(np.int64))
-        for value, counts in zip(of_image, (has_truth, has_truth, has_hit), strict=True)
+        for value, counts in zip(of_image, (has_gt, has_gt, has_tp), strict=True)
     )
-    hits, misses, false_alarms, iou = (
-        weights @ part for part in (sums.hits, sums.misses, sums.false_alarms, sums.iou)
-    )
-    pooled = _quality(hits, misses, false_alarms, iou)
-    return Panoptic(pq, dq, sq, *(np.where(hits + misses > 0, value, np.nan) for value in pooled))
+    tp, fn, fp, iou = (weights @ part for part in (sums.tp, sums.fn, sums.fp, sums.iou))
+    pooled = _quality(tp, fn, fp, iou)
+    return Panoptic(pq, dq, sq, *(np.where(tp + fn > 0, value, np.nan) for value in pooled))
 
 
 def _quality(
-    hits: NDArray[Any], misses: NDArray[Any], false_alarms: NDArray[Any], iou: NDArray[Any]
+    tp: NDArray[Any], fn: NDArray[Any], fp: NDArray[Any], iou: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    weight = hits + 0.5 * (misses + false_alarms)
-    return ratio(iou, weight), ratio(hits, weight), ratio(iou, hits)
+    weight = tp + 0.5 * (fn + fp)
+    return ratio(iou, weight), ratio(tp, weight), ratio(iou, tp)

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import rle
-from cellseg.images import Scene
+from cellseg.images import EvalImage
 from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
-from cellseg.score.confusion import confusion
-from cellseg.score.detection import Detection, Tally, detection, tally
-from cellseg.score.labelmap import Comparison, any_class, compare, of_class
-from cellseg.score.match import Candidates
+from cellseg.score.confusion import confusion_matrix
+from cellseg.score.detection import DetectionScores, MatchCounts, count_matches, detection_scores
+from cellseg.score.labelmap import Comparison, class_agnostic, compare_label_maps, select_class
+from cellseg.score.match import MatchCandidates
 from cellseg.score.panoptic import panoptic
 
 MEAN = "mean of classes"
@@ -33,16 +33,16 @@ class ImageScore:
 
     Attributes
     ----------
-    hits, misnamed
-        `(…, 2)` int64 `(truth, detection)`: matches of the right and of a wrong class.
-    missed, false_alarms
+    tp, misclassified
+        `(…, 2)` int64 `(truth, detection_scores)`: matches of the right and of a wrong class.
+    fn, fp
         True cells and detections without a match of any class.
     """
 
-    hits: NDArray[np.int64]
-    misnamed: NDArray[np.int64]
-    missed: NDArray[np.int64]
-    false_alarms: NDArray[np.int64]
+    tp: NDArray[np.int64]
+    misclassified: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    fp: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SizeBin:
 
     low: int
     high: int
-    n_truths: int
+    n_gt: int
     ap: ap.AveragePrecision
 
 
@@ -66,7 +66,7 @@ class Scores:
     rows
         K + 2: the classes, "mean of classes" (over those that have true cells) and "any
         class" (all cells taken for one class; AP has no such row).
-    scenes, comparisons, images
+    eval_images, comparisons, images
         I each, in one order: what was compared, as masks (for AP) and as label maps (for
         all else), and which cell was found by which detection in the label maps.
     metrics
@@ -87,11 +87,11 @@ class Scores:
         AP by cell size; the bins hold a quarter of the true cells each.
     thresholds, by_threshold
         `(10,)` IoUs, and precision, recall and F1 at each, `(10, K + 2)`.
-    confusion
-        `(K + 1, K + 1)` int64, see `cellseg.score.confusion`.
-    truth_counts, counts
+    confusion_matrix
+        `(K + 1, K + 1)` int64, see `cellseg.score.confusion_matrix`.
+    gt_counts, counts
         `(I, K)` int64: true and found cells of each image and class.
-    tally, any_tally
+    count_matches, agnostic_counts
         `(I, K)` and `(I, 1)`: hits, misses and false alarms at IoU 0.5.
     aji, aji_plus
         `(I, K + 1)` float64 of each image: by class, and of any class.
@@ -101,7 +101,7 @@ class Scores:
 
     classes: list[str]
     rows: list[str]
-    scenes: list[Scene]
+    eval_images: list[EvalImage]
     comparisons: list[Comparison]
     images: list[ImageScore]
     metrics: Metrics
@@ -112,12 +112,12 @@ class Scores:
     precisions: dict[int | None, NDArray[np.float64]]
     sizes: list[SizeBin]
     thresholds: NDArray[np.float64]
-    by_threshold: Detection
-    confusion: NDArray[np.int64]
-    truth_counts: NDArray[np.int64]
+    by_threshold: DetectionScores
+    confusion_matrix: NDArray[np.int64]
+    gt_counts: NDArray[np.int64]
     counts: NDArray[np.int64]
-    tally: Tally
-    any_tally: Tally
+    match_counts: MatchCounts
+    agnostic_counts: MatchCounts
     aji: NDArray[np.float64]
     aji_plus: NDArray[np.float64]
     score_threshold: float
@@ -125,7 +125,7 @@ class Scores:
 
 
 def score(
-    scenes: Sequence[Scene],
+    eval_images: Sequence[EvalImage],
     classes: Sequence[str],
     *,
     score_threshold: float = 0.5,
@@ -139,12 +139,12 @@ def score(
 
     Parameters
     ----------
-    scenes
-        All images of the truth, as `cellseg.read.results.side_by_side` gives them.
+    eval_images
+        All images of the truth, as `cellseg.read.results.pair_by_image` gives them.
     classes
         The K class names.
     score_threshold, overlap
-        How detections become a label map, see `cellseg.score.labelmap.compare`. AP takes
+        How detections become a label map, see `cellseg.score.labelmap.compare_label_maps`. AP takes
         all detections as they are.
     max_detections
         Caps on the detections of an image and class, for AP; None for no cap.
@@ -158,20 +158,23 @@ def score(
     n_classes = len(classes)
     bar = {"leave": False, "disable": None if progress else True}
 
-    found = ap.find_candidates(scenes, n_classes)
-    rankings = ap.rank(scenes, found)
-    by_cap = {cap: [ap.capped(r, cap) for r in rankings] for cap in max_detections}
+    candidates = ap.find_match_candidates(eval_images, n_classes)
+    rankings = ap.rank_detections(eval_images, candidates)
+    by_cap = {cap: [ap.limit_detections(r, cap) for r in rankings] for cap in max_detections}
 
     comparisons = [
-        compare(scene, score_threshold, overlap)
-        for scene in tqdm(scenes, desc="comparing", unit="image", **bar)
+        compare_label_maps(eval_image, score_threshold, overlap)
+        for eval_image in tqdm(eval_images, desc="comparing", unit="image", **bar)
     ]
-    as_one = [any_class(comparison) for comparison in comparisons]
-    sums, any_sums = tally(comparisons, n_classes), tally(as_one, 1)
-    truth_counts = _count([c.truth_classes for c in comparisons], n_classes)
-    ajis = np.full((2, len(scenes), n_classes + 1), np.nan)
+    agnostic = [class_agnostic(comparison) for comparison in comparisons]
+    match_counts, agnostic_counts = (
+        count_matches(comparisons, n_classes),
+        count_matches(agnostic, 1),
+    )
+    gt_counts = _count([c.gt_classes for c in comparisons], n_classes)
+    ajis = np.full((2, len(eval_images), n_classes + 1), np.nan)
     for i, comparison in enumerate(comparisons):
-        parts = [*(of_class(comparison, k) for k in range(n_classes)), comparison]
+        parts = [*(select_class(comparison, k) for k in range(n_classes)), comparison]
         ajis[0, i] = [aji(part) for part in parts]
         ajis[1, i] = [aji_plus(part) for part in parts]
 
@@ -179,33 +182,36 @@ def score(
         result = _ap_metrics(
             by_cap, tqdm(weights, desc=desc, unit="set", **bar) if desc else weights
         )
-        one, each = panoptic(any_sums, weights), panoptic(sums, weights)
+        one, each = panoptic(agnostic_counts, weights), panoptic(match_counts, weights)
         for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
-            shown = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
-            result[shown] = _with_mean(getattr(each, name), getattr(one, name))
-        has_truth = weights @ truth_counts > 0
-        has_truth = np.append(has_truth, has_truth.any(axis=-1, keepdims=True), axis=-1)
+            metric_name = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
+            result[metric_name] = _with_mean(getattr(each, name), getattr(one, name))
+        has_gt = weights @ gt_counts > 0
+        has_gt = np.append(has_gt, has_gt.any(axis=-1, keepdims=True), axis=-1)
         for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
             # An image of false alarms alone counts as 0, but a class of them has no score.
-            mean = np.where(has_truth, mean_over_images(values, weights), np.nan)
+            mean = np.where(has_gt, mean_over_images(values, weights), np.nan)
             result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
-        f_each, f_one = detection(sums, weights), detection(any_sums, weights)
+        f_each, f_one = (
+            detection_scores(match_counts, weights),
+            detection_scores(agnostic_counts, weights),
+        )
         result["F1"] = _with_mean(f_each.f1, f_one.f1)
         result["precision"] = _with_mean(f_each.precision, f_one.precision)
         result["recall"] = _with_mean(f_each.recall, f_one.recall)
         return result
 
-    once = np.ones((1, len(scenes)), np.int64)
-    n_sets = n_resamples if len(scenes) > 1 else 0
-    samples = metrics(draw_weights(len(scenes), n_sets, seed), "intervals")
+    unit_weights = np.ones((1, len(eval_images)), np.int64)
+    n_sets = n_resamples if len(eval_images) > 1 else 0
+    samples = metrics(draw_weights(len(eval_images), n_sets, seed), "intervals")
     bounds = {name: interval(values) for name, values in samples.items()}
     return Scores(
         classes=list(classes),
         rows=[*classes, MEAN, ANY],
-        scenes=list(scenes),
+        eval_images=list(eval_images),
         comparisons=comparisons,
         images=[_image_score(comparison) for comparison in comparisons],
-        metrics={name: values[0] for name, values in metrics(once).items()},
+        metrics={name: values[0] for name, values in metrics(unit_weights).items()},
         samples=samples,
         low={name: low for name, (low, _) in bounds.items()},
         high={name: high for name, (_, high) in bounds.items()},
@@ -214,14 +220,14 @@ def score(
             cap: np.stack([ap.precisions(ranking) for ranking in of_cap])
             for cap, of_cap in by_cap.items()
         },
-        sizes=_by_size(scenes, found),
+        sizes=_by_size(eval_images, candidates),
         thresholds=ap.THRESHOLDS,
-        by_threshold=_by_threshold(comparisons, as_one, n_classes),
-        confusion=confusion(comparisons, n_classes),
-        truth_counts=truth_counts,
+        by_threshold=_by_threshold(comparisons, agnostic, n_classes),
+        confusion_matrix=confusion_matrix(comparisons, n_classes),
+        gt_counts=gt_counts,
         counts=_count([c.classes for c in comparisons], n_classes),
-        tally=sums,
-        any_tally=any_sums,
+        match_counts=match_counts,
+        agnostic_counts=agnostic_counts,
         aji=ajis[0],
         aji_plus=ajis[1],
         score_threshold=score_threshold,
@@ -254,7 +260,7 @@ def difference(a: Scores, b: Scores) -> Difference:
     )
 
 
-def _ap_metrics(by_cap: dict[int | None, list[ap.Ranking]], weights: Any) -> Metrics:
+def _ap_metrics(by_cap: dict[int | None, list[ap.RankedDetections]], weights: Any) -> Metrics:
     columns: dict[str, list[NDArray[np.float64]]] = {
         f"{name}@{'all' if cap is None else cap}": [] for cap in by_cap for name in _AP_NAMES
     }
@@ -281,44 +287,48 @@ def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArra
 
 
 def _image_score(comparison: Comparison) -> ImageScore:
-    at, _ = comparison.matches()
-    right = comparison.truth_classes[at[:, 0]] == comparison.classes[at[:, 1]]
-    missed = np.ones(len(comparison.truths), bool)
-    missed[at[:, 0]] = False
-    false = ~comparison.excused
-    false[at[:, 1]] = False
-    pairs = np.stack([comparison.truths[at[:, 0]], comparison.cells[at[:, 1]]], axis=1)
+    pairs, _ = comparison.matches()
+    right = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
+    is_missed = np.ones(len(comparison.gt_indices), bool)
+    is_missed[pairs[:, 0]] = False
+    is_false_positive = ~comparison.in_crowd
+    is_false_positive[pairs[:, 1]] = False
+    index_pairs = np.stack(
+        [comparison.gt_indices[pairs[:, 0]], comparison.detection_indices[pairs[:, 1]]], axis=1
+    )
     return ImageScore(
-        hits=pairs[right],
-        misnamed=pairs[~right],
-        missed=comparison.truths[missed],
-        false_alarms=comparison.cells[false],
+        tp=index_pairs[right],
+        misclassified=index_pairs[~right],
+        fn=comparison.gt_indices[is_missed],
+        fp=comparison.detection_indices[is_false_positive],
     )
 
 
-def _by_size(scenes: Sequence[Scene], found: Sequence[Sequence[Candidates]]) -> list[SizeBin]:
+def _by_size(
+    eval_images: Sequence[EvalImage], candidates: Sequence[Sequence[MatchCandidates]]
+) -> list[SizeBin]:
     areas = np.concatenate(
-        [np.zeros(0, np.int64), *(rle.areas(s.truth_runs)[~s.crowd] for s in scenes)]
+        [np.zeros(0, np.int64), *(rle.areas(s.gt_runs)[~s.crowd] for s in eval_images)]
     )
     if not len(areas):
         return []
     ends = np.unique([*np.floor(np.quantile(areas, [0.25, 0.5, 0.75])), areas.max()]).astype(int)
     bins = []
     for low, high in zip([int(areas.min()), *(ends[:-1] + 1).tolist()], ends.tolist(), strict=True):
-        rankings = ap.rank(scenes, found, (low, high))
-        n_truths = sum(int(ranking.n_truths.sum()) for ranking in rankings)
-        bins.append(SizeBin(low, high, n_truths, ap.average_precision(rankings)))
+        rankings = ap.rank_detections(eval_images, candidates, (low, high))
+        n_gt = sum(int(ranking.n_gt.sum()) for ranking in rankings)
+        bins.append(SizeBin(low, high, n_gt, ap.average_precision(rankings)))
     return bins
 
 
 def _by_threshold(
-    comparisons: Sequence[Comparison], as_one: Sequence[Comparison], n_classes: int
-) -> Detection:
-    once = np.ones(len(comparisons), np.int64)
+    comparisons: Sequence[Comparison], agnostic: Sequence[Comparison], n_classes: int
+) -> DetectionScores:
+    unit_weights = np.ones(len(comparisons), np.int64)
     parts = []
     for threshold in ap.THRESHOLDS.tolist():
-        each = detection(tally(comparisons, n_classes, threshold), once)
-        one = detection(tally(as_one, 1, threshold), once)
+        each = detection_scores(count_matches(comparisons, n_classes, threshold), unit_weights)
+        one = detection_scores(count_matches(agnostic, 1, threshold), unit_weights)
         parts.append(
             [
                 _with_mean(each.precision, one.precision),
@@ -327,7 +337,7 @@ def _by_threshold(
             ]
         )
     precision, recall, f1 = np.array(parts).transpose(1, 0, 2)
-    return Detection(precision, recall, f1)
+    return DetectionScores(precision, recall, f1)
 
 
 def _count(classes: Sequence[NDArray[np.int64]], n_classes: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.score.detection import Tally
+from cellseg.score.detection import MatchCounts
 from cellseg.score.panoptic import panoptic
 from cellseg.score.summary import ANY, MEAN, Difference, Scores
 
@@ -20,13 +20,14 @@ HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
 def as_text(scores: Scores) -> str:
     """All tables but those of single images."""
     caps = {_cap(cap): cap for cap in scores.ap}
-    found = [len(scene.scores) for scene in scores.scenes]
+    n_detections = [len(eval_image.scores) for eval_image in scores.eval_images]
     parts = [
-        f"{len(found)} images, {scores.truth_counts.sum()} true cells, {sum(found)} detections"
-        + (f" ({found.count(0)} images without any)" if 0 in found else "")
+        f"{len(n_detections)} images, {scores.gt_counts.sum()} true cells, {sum(n_detections)} "
+        "detections"
+        + (f" ({n_detections.count(0)} images without any)" if 0 in n_detections else "")
     ]
-    for shown, cap in caps.items():
-        names = [f"{name}@{shown}" for name in ("AP", "AP50", "AP75")]
+    for cap_text, cap in caps.items():
+        names = [f"{name}@{cap_text}" for name in ("AP", "AP50", "AP75")]
         title = "all detections" if cap is None else f"at most {cap} of an image and class"
         rows = [
             [row, *(_number(scores.metrics[name][r]) for name in names)]
@@ -57,7 +58,7 @@ def as_text(scores: Scores) -> str:
                 f"{bin.low}–{bin.high} pixels",
                 _number(bin.ap.ap),
                 _number(bin.ap.ap50),
-                str(bin.n_truths),
+                str(bin.n_gt),
             ]
             for bin in scores.sizes
         ]
@@ -96,7 +97,7 @@ def _n_samples(scores: Scores) -> int:
 
 
 def _confusion_table(scores: Scores) -> str:
-    matrix = [[str(value) for value in row] for row in scores.confusion.tolist()]
+    matrix = [[str(value) for value in row] for row in scores.confusion_matrix.tolist()]
     matrix[-1][-1] = ""
     rows = [[name, *row] for name, row in zip([*scores.classes, "nothing"], matrix, strict=True)]
     return _table(
@@ -159,17 +160,17 @@ def _count_columns(scores: Scores) -> Iterator[list[str]]:
             yield [""] * 4
             continue
         some = slice(r, r + 1) if r < n_classes else slice(None)
-        true = scores.truth_counts[:, some].sum(axis=1)
-        found = scores.counts[:, some].sum(axis=1)
-        error = found - true
+        n_gt = scores.gt_counts[:, some].sum(axis=1)
+        n_detections = scores.counts[:, some].sum(axis=1)
+        error = n_detections - n_gt
         mean = np.abs(error).mean() if len(error) else np.nan
-        yield [str(true.sum()), str(found.sum()), f"{error.sum():+d}", _number(mean, ".1f")]
+        yield [str(n_gt.sum()), str(n_detections.sum()), f"{error.sum():+d}", _number(mean, ".1f")]
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
     """What a program may want of the scores. Numbers that don't exist are None."""
     return {
-        "images": len(scores.scenes),
+        "images": len(scores.eval_images),
         "classes": scores.classes,
         "score_threshold": scores.score_threshold,
         "overlap": scores.overlap,
@@ -182,7 +183,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
             {
                 "least_pixels": bin.low,
                 "most_pixels": bin.high,
-                "true_cells": bin.n_truths,
+                "true_cells": bin.n_gt,
                 "AP": _plain(bin.ap.ap),
                 "AP50": _plain(bin.ap.ap50),
             }
@@ -198,7 +199,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         "confusion": {
             "rows": [*scores.classes, "nothing"],
             "columns": [*scores.classes, "missed"],
-            "cells": scores.confusion.tolist(),
+            "cells": scores.confusion_matrix.tolist(),
         },
         "per_image": list(per_image(scores)),
     }
@@ -219,25 +220,30 @@ def difference_as_json(name_a: str, name_b: str, difference: Difference) -> dict
 def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
     """A row for each image and class, and one for any class; None where there is no number."""
     n_classes = len(scores.classes)
-    for i, scene in enumerate(scores.scenes):
-        weights = np.zeros(len(scores.scenes), np.int64)
+    for i, eval_image in enumerate(scores.eval_images):
+        weights = np.zeros(len(scores.eval_images), np.int64)
         weights[i] = 1
-        each, one = panoptic(scores.tally, weights), panoptic(scores.any_tally, weights)
+        each, one = (
+            panoptic(scores.match_counts, weights),
+            panoptic(scores.agnostic_counts, weights),
+        )
         for k, name in enumerate([*scores.classes, ANY]):
             sums, quality, column = (
-                (scores.tally, each, k) if k < n_classes else (scores.any_tally, one, 0)
+                (scores.match_counts, each, k)
+                if k < n_classes
+                else (scores.agnostic_counts, one, 0)
             )
             some = slice(k, k + 1) if k < n_classes else slice(None)
-            n_true = int(scores.truth_counts[i, some].sum())
-            n_found = int(scores.counts[i, some].sum())
+            n_gt = int(scores.gt_counts[i, some].sum())
+            n_detections = int(scores.counts[i, some].sum())
             yield {
-                "image_id": scene.id,
-                "file_name": scene.name,
+                "image_id": eval_image.id,
+                "file_name": eval_image.name,
                 "class": name,
-                "true": n_true,
-                "found": n_found,
-                "error": n_found - n_true,
-                **_tally_row(sums, i, column),
+                "true": n_gt,
+                "found": n_detections,
+                "error": n_detections - n_gt,
+                **_match_count_row(sums, i, column),
                 "PQ": _plain(quality.pq[column]),
                 "DQ": _plain(quality.dq[column]),
                 "SQ": _plain(quality.sq[column]),
@@ -246,10 +252,9 @@ def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
             }
 
 
-def _tally_row(sums: Tally, image: int, column: int) -> dict[str, int]:
-    return {
-        name: int(getattr(sums, name)[image, column]) for name in ("hits", "misses", "false_alarms")
-    }
+def _match_count_row(sums: MatchCounts, image: int, column: int) -> dict[str, int]:
+    counts = {"hits": sums.tp, "misses": sums.fn, "false_alarms": sums.fp}
+    return {name: int(of_images[image, column]) for name, of_images in counts.items()}
 
 
 def _bounded(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.files import write_json
-from cellseg.read.coco import load_coco, only_images
-from cellseg.read.results import beside
+from cellseg.read.coco import load_coco, select_images
+from cellseg.read.results import sidecar_path
 
 
 def write_beside(
@@ -37,11 +37,11 @@ def write_beside(
     """
     for what, wanted in {"list": own, "truth": annotations}.items():
         if not wanted:
-            beside(results, what).unlink(missing_ok=True)
+            sidecar_path(results, what).unlink(missing_ok=True)
     if own:
-        write_json(beside(results, "list"), images, indent=1)
+        write_json(sidecar_path(results, "list"), images, indent=1)
     if annotations is None:
         return None
-    path = beside(results, "truth")
-    write_json(path, only_images(load_coco(annotations), {image["id"] for image in images}))
+    path = sidecar_path(results, "truth")
+    write_json(path, select_images(load_coco(annotations), {image["id"] for image in images}))
     return path

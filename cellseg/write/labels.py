@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
-from cellseg.rle import RLE, Runs, cut_at_columns, decode
+from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
 
 # Pixels of a strip: 4 MB painted at a time.
 _STRIP = 1 << 20
@@ -76,23 +76,23 @@ def write_labels(
                 "choose another --output"
             )
     classes = np.asarray(classes)
-    lost = 0
+    n_hidden = 0
     first_id = 1
     written = set()
     for k in np.unique(classes).tolist():
         members = np.flatnonzero(classes == k)
-        runs = decode([masks[n] for n in members], size)
+        mask_runs = decode([masks[n] for n in members], size)
         rank = np.zeros(len(members)) if scores is None else -np.asarray(scores)[members]
         best_first = np.argsort(rank, kind="stable")
         path = folder / f"class{k + 1}.tif"
-        lost += len(members) - _write_tiff(path, runs, best_first, first_id)
+        n_hidden += len(members) - _write_tiff(path, mask_runs, best_first, first_id)
         first_id += len(members)
         written.add(path.name)
-    _remove_others(folder, written)
-    return lost
+    _remove_stale_files(folder, written)
+    return n_hidden
 
 
-def _remove_others(folder: Path, written: set[str]) -> None:
+def _remove_stale_files(folder: Path, written: set[str]) -> None:
     """Remove other class files; an image without cells has the empty folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,14 +111,16 @@ def _remove_others(folder: Path, written: set[str]) -> None:
         ) from error
 
 
-def _write_tiff(path: Path, runs: Runs, best_first: NDArray[np.int64], first_id: int) -> int:
+def _write_tiff(
+    path: Path, mask_runs: MaskRuns, best_first: NDArray[np.int64], first_id: int
+) -> int:
     """Write one label map; returns how many of the masks have a pixel in it."""
-    height, width = runs.size
+    height, width = mask_runs.size
     rows = max(1, min(height, _STRIP // width))
-    seen = np.zeros(len(runs) + 1, bool)
+    seen = np.zeros(len(mask_runs) + 1, bool)
 
     def compressed() -> Iterator[bytes | bytearray]:
-        for strip in paint_strips(runs, best_first, rows):
+        for strip in paint_strips(mask_runs, best_first, rows):
             seen[strip] = True
             strip[strip > 0] += first_id - 1
             # libdeflate: the same format as zlib's own encoder in a third of the time.
@@ -142,13 +144,13 @@ def _write_tiff(path: Path, runs: Runs, best_first: NDArray[np.int64], first_id:
 
 
 def paint_strips(
-    runs: Runs, best_first: NDArray[np.int64], rows: int
+    mask_runs: MaskRuns, best_first: NDArray[np.int64], rows: int
 ) -> Iterator[NDArray[np.int32]]:
     """Draw masks as a label map, a strip of rows at a time.
 
     Parameters
     ----------
-    runs
+    mask_runs
         N masks.
     best_first
         `(N,)` the masks in the order in which they keep contested pixels.
@@ -159,12 +161,12 @@ def paint_strips(
     ------
     `(rows, W)` int32, the last one lower if need be: 0 is background, n + 1 is mask n.
     """
-    height, width = runs.size
+    height, width = mask_runs.size
     # The worst first: of several assignments to one pixel, numpy keeps the last.
     order = best_first[::-1]
-    rank = np.empty(len(runs), np.int64)
-    rank[order] = np.arange(len(runs))
-    strip, column, top, bottom, mask = _cut(runs, rows)
+    rank = np.empty(len(mask_runs), np.int64)
+    rank[order] = np.arange(len(mask_runs))
+    strip, column, top, bottom, mask = _cut(mask_runs, rows)
     by_strip = np.lexsort((rank[mask], strip))
     bounds = np.searchsorted(strip[by_strip], np.arange(-(-height // rows) + 1))
     for number in range(len(bounds) - 1):
@@ -183,9 +185,9 @@ def paint_strips(
         yield labels
 
 
-def _cut(runs: Runs, rows: int) -> tuple[NDArray[np.int64], ...]:
+def _cut(mask_runs: MaskRuns, rows: int) -> tuple[NDArray[np.int64], ...]:
     """Cut runs at the ends of columns and strips: strip, column, top, bottom, mask of each."""
-    mask, column, top, bottom = cut_at_columns(runs)
+    mask, column, top, bottom = cut_at_columns(mask_runs)
     first = top // rows
     n_strips = (bottom - 1) // rows - first + 1
     owner = np.repeat(np.arange(len(mask)), n_strips)

@@ -19,7 +19,7 @@ from typing import IO, Any
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.predictions import Predictions
-from cellseg.read.results import FILE_NAME, each_result, side_by_side
+from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
 
 _BLOCK = 1 << 14  # cells that are checked at a time
@@ -81,7 +81,7 @@ def write_zip(results: Path) -> Path:
         write_atomic(path, "wb") as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
-        archive.write(results, FILE_NAME)
+        archive.write(results, RESULTS_FILE)
     return path
 
 
@@ -118,11 +118,11 @@ def check_submission(
         "annotations": [],
         "categories": [{"id": id_, "name": str(id_)} for id_ in category_ids],
     }
-    entries, count = each_result(path), 0
+    entries, count = iter_results(path), 0
     empty = {image["id"] for image in images}
     while block := list(itertools.islice(entries, _BLOCK)):
-        scenes = side_by_side(expected, block, path, count)
-        empty -= {scene.id for scene in scenes if scene.masks}
+        eval_images = pair_by_image(expected, block, path, count)
+        empty -= {eval_image.id for eval_image in eval_images if eval_image.masks}
         for index, entry in enumerate(block, count):
             box = entry.get("bbox", [0, 0, 0, 0])
             if not _is_box(box):
@@ -135,15 +135,15 @@ def check_submission(
         with zipfile.ZipFile(path) as archive:
             # macOS adds what it knows of a file beside it.
             names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-        if FILE_NAME not in names:
+        if RESULTS_FILE not in names:
             raise InputError(
-                f"{path}: {FILE_NAME} is in a folder of the zip, but must stand at its root; "
+                f"{path}: {RESULTS_FILE} is in a folder of the zip, but must stand at its root; "
                 "zip the file itself"
             )
         if len(names) > 1:
             raise InputError(
                 f"{path}: the zip holds {', '.join(names[:3])}{', …' * (len(names) > 3)}, but "
-                f"{FILE_NAME} alone is expected; zip that file by itself"
+                f"{RESULTS_FILE} alone is expected; zip that file by itself"
             )
     return count, sorted(empty)
 

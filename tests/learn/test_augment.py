@@ -19,7 +19,7 @@ from cellseg.learn.augment import (
     Blur,
     Brightness,
     Contrast,
-    FixedZoom,
+    FixedScaleCrop,
     Flip,
     QuarterTurn,
     ShortestEdgeCrop,
@@ -47,7 +47,7 @@ def half_crop(**changes):
 
 def views(augmentation, size, n=400, centre=None):
     rng = rng_of()
-    return [augmentation.begin(size, rng, centre) for _ in range(n)]
+    return [augmentation.sample_view(size, rng, centre) for _ in range(n)]
 
 
 def window_size(view):
@@ -73,7 +73,7 @@ crops = st.one_of(
         short_sides=st.lists(st.integers(1, 900), min_size=1, max_size=3),
     ),
     st.builds(half_crop, crop_type=st.none()),
-    st.builds(FixedZoom, st.floats(0.05, 20), st.floats(0, 2), st.integers(1, 900)),
+    st.builds(FixedScaleCrop, st.floats(0.05, 20), st.floats(0, 2), st.integers(1, 900)),
 )
 
 
@@ -81,11 +81,11 @@ crops = st.one_of(
 @settings(max_examples=150, deadline=None)
 def test_every_view_is_within_the_image_and_holds_its_centre(crop, size, seed, part):
     centre = part and (part[0] * size[1], part[1] * size[0])
-    view = crop.begin(size, rng_of(seed), centre)
+    view = crop.sample_view(size, rng_of(seed), centre)
     assert is_within(view, size)
     assert min(view.size) >= 1
     assert view == View(view.window, view.size)  # neither flipped nor turned
-    assert view == crop.begin(size, rng_of(seed), centre)
+    assert view == crop.sample_view(size, rng_of(seed), centre)
     if centre:
         left, top, right, bottom = view.window
         # To half a pixel, which a window of one pixel loses to rounding.
@@ -95,7 +95,7 @@ def test_every_view_is_within_the_image_and_holds_its_centre(crop, size, seed, p
 
 # 87 · 0.5 = 43.5 is rounded up. The other sizes: 608 / 100 · 150, and 1333 / 400 · 50 = 166.6.
 @pytest.mark.parametrize(
-    ("size", "window", "seen"),
+    ("size", "window", "output_size"),
     [
         ((200, 300), (100, 150), (608, 912)),
         ((300, 200), (150, 100), (912, 608)),
@@ -105,10 +105,10 @@ def test_every_view_is_within_the_image_and_holds_its_centre(crop, size, seed, p
         ((1, 8000), (1, 4000), (1, 1333)),
     ],
 )
-def test_half_crop_by_hand(size, window, seen):
-    view = half_crop().begin(size, rng_of())
+def test_half_crop_by_hand(size, window, output_size):
+    view = half_crop().sample_view(size, rng_of())
     assert window_size(view) == window
-    assert view.size == seen
+    assert view.size == output_size
 
 
 @pytest.mark.detectron2
@@ -119,16 +119,16 @@ def test_half_crop_by_hand(size, window, seen):
     st.integers(1, 1500),
 )
 @settings(max_examples=150, deadline=None)
-def test_crops_and_zooms_have_the_sizes_of_detectron2(size, crop_type, part, shortest):
+def test_crops_and_scales_have_the_sizes_of_detectron2(size, crop_type, part, shortest):
     from detectron2.data import transforms as T
 
     crop_size = part if crop_type == "relative" else tuple(math.ceil(900 * side) for side in part)
     crop = half_crop(crop_type=crop_type, crop_size=crop_size, short_sides=[shortest])
-    view = crop.begin(size, rng_of())
+    view = crop.sample_view(size, rng_of())
     expected = np.maximum(T.RandomCrop(crop_type, crop_size).get_crop_size(size), 1).tolist()
     assert list(window_size(view)) == expected
-    seen = T.ResizeShortestEdge.get_output_shape(*expected, shortest, 1333)
-    assert list(view.size) == np.maximum(seen, 1).tolist()
+    output_size = T.ResizeShortestEdge.get_output_shape(*expected, shortest, 1333)
+    assert list(view.size) == np.maximum(output_size, 1).tolist()
 
 
 def test_every_corner_of_a_crop_is_as_likely():
@@ -163,13 +163,13 @@ def test_absolute_range_draws_each_side_and_stops_at_the_image():
 
 
 def test_without_a_crop_the_whole_image_is_seen():
-    view = half_crop(crop_type=None).begin((20, 30), rng_of())
+    view = half_crop(crop_type=None).sample_view((20, 30), rng_of())
     assert view == View((0, 0, 30, 20), (608, 912))
 
 
 # A window of 512 at zoom 2 takes 256 pixels of the image. 100 pixels are seen as 200.
 @pytest.mark.parametrize(
-    ("size", "window", "seen"),
+    ("size", "window", "output_size"),
     [
         ((1000, 700), (256, 256), (512, 512)),
         ((100, 700), (100, 256), (200, 512)),
@@ -178,26 +178,26 @@ def test_without_a_crop_the_whole_image_is_seen():
         ((1, 1), (1, 1), (2, 2)),
     ],
 )
-def test_fixed_zoom_by_hand(size, window, seen):
-    view = FixedZoom(2.0, 0.0, 512).begin(size, rng_of())
+def test_fixed_scale_by_hand(size, window, output_size):
+    view = FixedScaleCrop(2.0, 0.0, 512).sample_view(size, rng_of())
     assert window_size(view) == window
-    assert view.size == seen
+    assert view.size == output_size
 
 
 def test_an_image_that_just_fills_the_window_fills_all_of_it():
     """10 / 3 is rounded to 3 pixels, which are seen as 10 and not as 9."""
-    assert FixedZoom(3.0, 0.0, 10).begin((3, 2), rng_of()).size == (10, 6)
+    assert FixedScaleCrop(3.0, 0.0, 10).sample_view((3, 2), rng_of()).size == (10, 6)
 
 
-def test_fixed_zoom_of_extreme_zooms():
-    assert FixedZoom(100.0, 0.0, 8).begin((5, 5), rng_of()).size == (8, 8)
-    assert FixedZoom(0.01, 0.0, 8).begin((5, 5), rng_of()).size == (1, 1)
+def test_fixed_scale_at_extreme_scales():
+    assert FixedScaleCrop(100.0, 0.0, 8).sample_view((5, 5), rng_of()).size == (8, 8)
+    assert FixedScaleCrop(0.01, 0.0, 8).sample_view((5, 5), rng_of()).size == (1, 1)
 
 
-def test_zooms_are_drawn_evenly_in_their_logarithm():
+def test_scales_are_drawn_evenly_in_their_logarithm():
     """From 1/1.5 to 1.5 half of them are below 1 (5 sigma is 50 of 400)."""
     drawn = np.array(
-        [512 / window_size(view)[0] for view in views(FixedZoom(1, 0.5, 512), (999,) * 2)]
+        [512 / window_size(view)[0] for view in views(FixedScaleCrop(1, 0.5, 512), (999,) * 2)]
     )
     assert drawn.min() == pytest.approx(1 / 1.5, abs=0.02)
     assert drawn.max() == pytest.approx(1.5, abs=0.02)
@@ -211,15 +211,15 @@ def test_zooms_are_drawn_evenly_in_their_logarithm():
     seeds,
 )
 @settings(max_examples=60, deadline=None)
-def test_fixed_zoom_does_not_stretch(size, zoom, jitter, seed):
-    view = FixedZoom(zoom, jitter, 512).begin(size, rng_of(seed))
+def test_fixed_scale_does_not_stretch(size, scale, jitter, seed):
+    view = FixedScaleCrop(scale, jitter, 512).sample_view(size, rng_of(seed))
     (height, width), (seen_height, seen_width) = window_size(view), view.size
     # Half a pixel of the image or of the network may be lost to rounding, each way.
     slack = 0.6 / min(height, width) + 0.6 / min(seen_height, seen_width)
     assert seen_height / height == pytest.approx(seen_width / width, rel=2 * slack)
 
 
-@pytest.mark.parametrize("crop", [FixedZoom(1.0, 0.0, 40), half_crop(crop_size=(0.1, 0.1))])
+@pytest.mark.parametrize("crop", [FixedScaleCrop(1.0, 0.0, 40), half_crop(crop_size=(0.1, 0.1))])
 def test_a_centre_is_anywhere_in_the_middle_half(crop):
     drawn = views(crop, (400, 400), centre=(200.5, 120.0))
     corners = np.array([view.window[:2] for view in drawn])
@@ -229,7 +229,7 @@ def test_a_centre_is_anywhere_in_the_middle_half(crop):
 
 
 def test_a_centre_at_the_edge_leaves_the_window_within_the_image():
-    drawn = views(FixedZoom(1.0, 0.0, 40), (400, 300), centre=(299.5, 0.5))
+    drawn = views(FixedScaleCrop(1.0, 0.0, 40), (400, 300), centre=(299.5, 0.5))
     assert {view.window for view in drawn} == {(260, 0, 300, 40)}
 
 
@@ -245,14 +245,14 @@ SYMMETRIES = {
 def seen_symmetries(*augmentations, n=800):
     """Count what an image of six pixels is seen as: whether it is mirrored, how it is turned."""
     rng = rng_of()
-    seen: Counter[tuple[bool, int]] = Counter()
+    output_size: Counter[tuple[bool, int]] = Counter()
     for _ in range(n):
         view = WHOLE
         for augmentation in augmentations:
-            view = augmentation.view(view, rng)
+            view = augmentation.sample_view(view, rng)
         image = view.apply_image(PATCH)
-        seen[SYMMETRIES[image.shape, image.tobytes()]] += 1
-    return seen
+        output_size[SYMMETRIES[image.shape, image.tobytes()]] += 1
+    return output_size
 
 
 # A mirror from top to bottom is one from left to right, then half a turn.
@@ -267,25 +267,25 @@ def seen_symmetries(*augmentations, n=800):
         ([Flip(False, True), QuarterTurn()], set(SYMMETRIES.values())),
     ],
 )
-def test_the_symmetries_that_can_occur_are_equally_likely(augmentations, expected):
-    seen = seen_symmetries(*augmentations)
-    assert set(seen) == expected
+def test_the_orientations_that_can_occur_are_equally_likely(augmentations, expected):
+    output_size = seen_symmetries(*augmentations)
+    assert set(output_size) == expected
     share = 800 / len(expected)
-    assert all(abs(count - share) < 5 * math.sqrt(share) for count in seen.values())
+    assert all(abs(count - share) < 5 * math.sqrt(share) for count in output_size.values())
 
 
 def test_brightness_by_hand():
     image = np.array([[[0, 10, 255], [100, 101, 200]]], np.uint8)
-    seen = Brightness(1.5, 1.5).image(image, rng_of())
-    assert seen.tolist() == [[[0, 15, 255], [150, 151, 255]]]
+    output_size = Brightness(1.5, 1.5).apply_colours(image, rng_of())
+    assert output_size.tolist() == [[[0, 15, 255], [150, 151, 255]]]
     assert image[0, 0, 1] == 10
 
 
 def test_contrast_by_hand():
     """The mean of 60, 100 and 200 is 120; half of the way to it is 90, 110 and 160."""
     image = np.array([[[60, 100, 200]]], np.uint8)
-    assert Contrast(0.5, 0.5).image(image, rng_of()).tolist() == [[[90, 110, 160]]]
-    assert Contrast(2.0, 2.0).image(image, rng_of()).tolist() == [[[0, 80, 255]]]
+    assert Contrast(0.5, 0.5).apply_colours(image, rng_of()).tolist() == [[[90, 110, 160]]]
+    assert Contrast(2.0, 2.0).apply_colours(image, rng_of()).tolist() == [[[0, 80, 255]]]
 
 
 @pytest.mark.detectron2
@@ -297,7 +297,7 @@ def test_brightness_and_contrast_are_those_of_detectron2(weight, seed):
     image = rng_of(seed).integers(0, 256, (7, 5, 3), np.uint8)
     for ours, theirs in ((Brightness, T.RandomBrightness), (Contrast, T.RandomContrast)):
         expected = theirs(weight, weight).get_transform(image).apply_image(image)
-        np.testing.assert_array_equal(ours(weight, weight).image(image, rng_of()), expected)
+        np.testing.assert_array_equal(ours(weight, weight).apply_colours(image, rng_of()), expected)
 
 
 def colours_in(axis):
@@ -316,7 +316,7 @@ def colours_in(axis):
 )
 def test_factors_of_one_leave_every_colour_exactly(image):
     np.testing.assert_array_equal(scale_stains(image, 1.0, 1.0), image)
-    np.testing.assert_array_equal(StainJitter(0.0).image(image, rng_of()), image)
+    np.testing.assert_array_equal(StainJitter(0.0).apply_colours(image, rng_of()), image)
 
 
 def tissue(haematoxylin, eosin):
@@ -330,32 +330,32 @@ def tissue(haematoxylin, eosin):
 def test_stains_are_scaled_as_if_the_tissue_had_taken_up_more_or_less(haematoxylin, eosin):
     """To a level or two: the image that is changed has been rounded."""
     h, e = np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 1, 9))
-    seen = scale_stains(tissue(h, e), haematoxylin, eosin).astype(int)
-    assert np.abs(seen - tissue(h * haematoxylin, e * eosin)).max() <= 2
+    output_size = scale_stains(tissue(h, e), haematoxylin, eosin).astype(int)
+    assert np.abs(output_size - tissue(h * haematoxylin, e * eosin)).max() <= 2
 
 
 def test_white_stays_white():
     white = np.full((2, 3, 3), 255, np.uint8)
     for _ in range(20):
-        np.testing.assert_array_equal(StainJitter(0.9).image(white, rng_of()), white)
+        np.testing.assert_array_equal(StainJitter(0.9).apply_colours(white, rng_of()), white)
 
 
 def test_stains_are_separated_as_by_an_exact_inverse():
     """Against the three steps in float64, one colour at a time."""
     image = colours_in([0, 3, 60, 128, 200, 255])
     stains = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-    for colour, seen in zip(image[0], scale_stains(image, 1.3, 0.6)[0], strict=True):
+    for colour, output_size in zip(image[0], scale_stains(image, 1.3, 0.6)[0], strict=True):
         amounts = np.linalg.solve(stains.T, -np.log((colour + 1.0) / 256)) * [1.3, 0.6, 1]
         light = (256 * np.exp(-stains.T @ amounts) - 1).clip(0, 255)
-        assert seen == pytest.approx(light, abs=0.51)
+        assert output_size == pytest.approx(light, abs=0.51)
 
 
 def test_stains_are_drawn_each_for_itself():
     """Of two pixels, one is stained by haematoxylin alone and the other by eosin."""
     image = tissue(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
     rng = rng_of()
-    seen = np.array([StainJitter(0.2).image(image, rng)[0] for _ in range(400)])
-    density = -np.log((seen[:, [0, 1], 1] + 1) / 256) / [HAEMATOXYLIN[1], EOSIN[1]]
+    output_size = np.array([StainJitter(0.2).apply_colours(image, rng)[0] for _ in range(400)])
+    density = -np.log((output_size[:, [0, 1], 1] + 1) / 256) / [HAEMATOXYLIN[1], EOSIN[1]]
     assert density.min(0) == pytest.approx([0.8, 0.8], abs=0.03)
     assert density.max(0) == pytest.approx([1.2, 1.2], abs=0.03)
     assert abs(np.corrcoef(density.T)[0, 1]) < 0.25  # 5 sigma
@@ -364,7 +364,7 @@ def test_stains_are_drawn_each_for_itself():
 def blurred_dot(sigma_max, seed):
     image = np.zeros((41, 41, 3), np.uint8)
     image[20, 20] = 255
-    return Blur(sigma_max).image(image, rng_of(seed))[:, :, 1].astype(float)
+    return Blur(sigma_max).apply_colours(image, rng_of(seed))[:, :, 1].astype(float)
 
 
 def test_blur_spreads_a_dot_as_a_gaussian():
@@ -373,21 +373,21 @@ def test_blur_spreads_a_dot_as_a_gaussian():
     sigmas = np.sqrt(255 / (2 * np.pi * middles[middles < 100]))
     assert middles.max() == 255  # hardly blurred at all
     assert sigmas.max() == pytest.approx(2, abs=0.1)
-    seen = blurred_dot(2.0, int(middles.argmin()))
-    assert seen.sum() == pytest.approx(255, rel=0.1)
-    np.testing.assert_array_equal(seen, seen.T)
-    np.testing.assert_array_equal(seen, seen[::-1])
+    output_size = blurred_dot(2.0, int(middles.argmin()))
+    assert output_size.sum() == pytest.approx(255, rel=0.1)
+    np.testing.assert_array_equal(output_size, output_size.T)
+    np.testing.assert_array_equal(output_size, output_size[::-1])
 
 
 def test_blur_of_the_least_that_can_be_drawn():
     rng = Mock(random=lambda: 0.0)
-    assert Blur(2.0).image(np.zeros((9, 9, 3), np.uint8), rng).max() == 0
+    assert Blur(2.0).apply_colours(np.zeros((9, 9, 3), np.uint8), rng).max() == 0
 
 
 def test_blur_leaves_an_even_image_and_takes_one_of_one_pixel():
     for shape in ((30, 20, 3), (1, 1, 3), (1, 9, 3)):
         image = np.full(shape, 77, np.uint8)
-        np.testing.assert_array_equal(Blur(5.0).image(image, rng_of()), image)
+        np.testing.assert_array_equal(Blur(5.0).apply_colours(image, rng_of()), image)
 
 
 def config(**changes):
@@ -403,7 +403,7 @@ def config(**changes):
 def test_what_changes_nothing_is_left_out():
     built = build_augmentations(config())
     assert built.crop == ShortestEdgeCrop(None, (0.9, 0.9), (800,), "choice", 1333)
-    assert list(built.symmetries) == []
+    assert list(built.flips_and_rotations) == []
     assert list(built.colours) == []
 
 
@@ -425,8 +425,8 @@ def test_the_keys_name_the_augmentations():
         )
     )
     assert built.crop == ShortestEdgeCrop("absolute", (144, 100), (100, 200), "range", 500)
-    assert built.symmetries[0] == Flip(True, True)
-    assert isinstance(built.symmetries[1], QuarterTurn)
+    assert built.flips_and_rotations[0] == Flip(True, True)
+    assert isinstance(built.flips_and_rotations[1], QuarterTurn)
     assert built.colours == [
         StainJitter(0.2),
         Blur(0.5),
@@ -436,8 +436,8 @@ def test_the_keys_name_the_augmentations():
     built = build_augmentations(
         config(ZOOM=2.0, ZOOM_JITTER=0.1, WINDOW=256, RANDOM_FLIP="vertical")
     )
-    assert built.crop == FixedZoom(2.0, 0.1, 256)
-    assert built.symmetries == [Flip(False, True)]
+    assert built.crop == FixedScaleCrop(2.0, 0.1, 256)
+    assert built.flips_and_rotations == [Flip(False, True)]
 
 
 def test_a_sample_depends_on_its_generator_alone():
@@ -446,8 +446,8 @@ def test_a_sample_depends_on_its_generator_alone():
 
     def draw(seed):
         rng = rng_of(seed)
-        view = built.view((40, 50), rng, (20.0, 20.0))
-        return view, built.image(view.apply_image(image), rng).tobytes()
+        view = built.sample_view((40, 50), rng, (20.0, 20.0))
+        return view, built.apply_colours(view.apply_image(image), rng).tobytes()
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(4)}) == 4

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.learn.copy_paste import MOST_CELLS, paste
+from cellseg.learn.copy_paste import MAX_CELLS, paste
 from tests.bitmasks import from_bitmasks
 
 
@@ -139,7 +139,7 @@ def test_up_to_so_many_cells_are_pasted():
     dots = [(y, y + 1, x, x + 1) for y in range(1, 19, 4) for x in range(1, 29, 4)]
     sample, donor = masks_of(SIZE), masks_of(SIZE, *dots)
     numbers = [len(paste_masks(sample, donor, seed)[1]) for seed in range(150)]
-    assert set(numbers) == set(range(1, MOST_CELLS + 1))
+    assert set(numbers) == set(range(1, MAX_CELLS + 1))
 
 
 bitmasks = st.builds(

@@ -27,7 +27,7 @@ def names_of(samples):
 NAMES = list("abcdefg")
 
 
-def test_each_image_is_held_out_once(tmp_path):
+def test_each_image_is_in_validation_once(tmp_path):
     (tmp_path / "g.json").write_text(
         json.dumps({name: "xyyzzzw"[n] for n, name in enumerate(NAMES)})
     )
@@ -35,19 +35,19 @@ def test_each_image_is_held_out_once(tmp_path):
         held = []
         for fold in (1, 2, 3):
             split = split_data(data_of(NAMES), 0, 3, fold, groups, 5)
-            assert split.held_out
-            assert sorted(names_of(split.held_out) + names_of(split.train)) == NAMES
-            held.append(names_of(split.held_out))
+            assert split.validation
+            assert sorted(names_of(split.validation) + names_of(split.train)) == NAMES
+            held.append(names_of(split.validation))
         assert sorted(name for fold in held for name in fold) == NAMES
     assert ["d", "e", "f"] in held  # the group z
     group_of = dict(zip(NAMES, "xyyzzzw", strict=True))
     assert held == split_folds(NAMES, 3, 5, group_of)
 
 
-def test_no_fold_holds_out_nothing():
+def test_fold_zero_has_no_validation():
     split = split_data(data_of(NAMES), 0, 3, 0, "", 5)
     assert names_of(split.train) == NAMES
-    assert split.held_out == []
+    assert split.validation == []
 
 
 def test_the_interval_by_hand():
@@ -83,7 +83,7 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
 
 def test_a_class_may_be_missing_from_folds():
     scores = [{"": 40.0, "a": 40.0}, {"": 50.0, "a": 60.0, "b": 40.0}]
-    summary = cross_validation.summarise(scores, ["a", "b", "c"])
+    summary = cross_validation.summarise_folds(scores, ["a", "b", "c"])
     assert summary["AP50"]["mean"] == 45
     assert summary["classes"]["a"]["mean"] == 50
     assert summary["classes"]["b"] == {"mean": 40, "low": None, "high": None, "folds": 1}
@@ -98,7 +98,7 @@ def test_a_class_may_be_missing_from_folds():
 
 
 def test_no_class_has_a_number():
-    summary = cross_validation.summarise([{}, {}], ["a"])
+    summary = cross_validation.summarise_folds([{}, {}], ["a"])
     assert summary["AP50"] is None
     assert len(cross_validation.as_text(summary).splitlines()) == 1
 
@@ -109,16 +109,16 @@ def test_the_last_scores(tmp_path):
         {"iteration": 2, "lr": 1.0, "validation/AP50": 4.0, "validation/AP50 a b": 4.0,
          "validation/AP": 2.0},
     ]  # fmt: skip
-    (tmp_path / runs.CURVES).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert cross_validation.last_scores(tmp_path) == {"": 4.0, "a b": 4.0}
+    (tmp_path / runs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cross_validation.read_last_scores(tmp_path) == {"": 4.0, "a b": 4.0}
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]\n", '{"iteration"', '{"validation/AP50": null}'])
 def test_damaged_curves(tmp_path, text):
     if text is not None:
-        (tmp_path / runs.CURVES).write_text(text)
+        (tmp_path / runs.METRICS).write_text(text)
     with pytest.raises(InputError, match="not the curves of a finished run"):
-        cross_validation.last_scores(tmp_path)
+        cross_validation.read_last_scores(tmp_path)
 
 
 def test_fold_runs_are_sorted_by_number(tmp_path):
@@ -126,5 +126,5 @@ def test_fold_runs_are_sorted_by_number(tmp_path):
         (tmp_path / name).mkdir()
         if name != "fold3":  # not a run
             (tmp_path / name / runs.CONFIG).touch()
-    assert [run.name for run in runs.fold_runs(tmp_path)] == ["fold1", "fold2", "fold10"]
-    assert runs.fold_runs(tmp_path / "nowhere") == []
+    assert [run.name for run in runs.list_fold_runs(tmp_path)] == ["fold1", "fold2", "fold10"]
+    assert runs.list_fold_runs(tmp_path / "nowhere") == []

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg import runs
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.hooks import Checkpoints, Curves, Validation
+from cellseg.learn.hooks import CheckpointSaver, MetricWriter, Validation
 from cellseg.score.ap import AveragePrecision
 
 
@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, max_iter=10, start_iter=0):
         self.cfg = type("cfg", (), {"MODEL": type("model", (), {"DEVICE": "cpu"})})
-        self.best_network = torch.nn.Linear(1, 1)
+        self.eval_network = torch.nn.Linear(1, 1)
         self.step = self.storage = self
         self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
         self._latest: dict[str, tuple[float, int]] = {}
@@ -43,7 +43,7 @@ def validation(folder, run, scores, before=lambda: None, **keywords):
         return AveragePrecision(100, value, value, value, *(np.array([value, math.nan]),) * 3)
 
     keywords = {"period": 1, "patience": 0} | keywords
-    hook = Validation(score, RunCheckpointer(run.best_network, folder), ["a", "b"], **keywords)
+    hook = Validation(score, RunCheckpointer(run.eval_network, folder), ["a", "b"], **keywords)
     hook.trainer = run
     return hook
 
@@ -130,7 +130,7 @@ def test_best_weights_that_were_deleted(tmp_path):
 
 def test_when_checkpoints_are_saved(tmp_path, monkeypatch):
     run, saved = Run(5), []
-    hook = Checkpoints(RunCheckpointer(run.best_network, tmp_path), 2)
+    hook = CheckpointSaver(RunCheckpointer(run.eval_network, tmp_path), 2)
     monkeypatch.setattr(hook.checkpointer, "save_last", lambda: saved.append(run.iter + 1))
     hook.trainer = run
     go([hook], run)
@@ -138,7 +138,7 @@ def test_when_checkpoints_are_saved(tmp_path, monkeypatch):
     assert torch.load(tmp_path / runs.FINAL)["iteration"] == 5
 
 
-class Losses(Curves):
+class Losses(MetricWriter):
     """Curves of a loss that is put in just before: the square of the step."""
 
     def after_step(self):
@@ -147,7 +147,7 @@ class Losses(Curves):
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / runs.CURVES).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / runs.METRICS).read_text().splitlines()]
 
 
 def events_of(folder):
@@ -181,12 +181,12 @@ def test_a_resumed_runs_events_replace_those_after_the_checkpoint(tmp_path):
 
 def test_a_score_comes_at_once_and_pictures_with_it(tmp_path):
     run = Run(4)
-    curves = Curves(tmp_path, 100)
+    curves = MetricWriter(tmp_path, 100)
     curves.trainer = run
     picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 
     def show():
-        curves.show("held out/x", picture)
+        curves.add_picture("held out/x", picture)
 
     go([validation(tmp_path, run, [0.5, 0.25], show, period=2), curves], run)
     lines = lines_of(tmp_path)

@@ -62,7 +62,7 @@ def test_by_hand(tmp_path, rng, monkeypatch):
     corner = np.zeros((12, 16), bool)
     corner[10:12, 13:16] = True
     mapped = mapper(*PLAIN, "INPUT.FORMAT", "RGB")
-    monkeypatch.setattr(Augmentations, "view", lambda *_: View((4, 0, 12, 6), (6, 8)))
+    monkeypatch.setattr(Augmentations, "sample_view", lambda *_: View((4, 0, 12, 6), (6, 8)))
     found = mapped(sample_of(tmp_path, image, [slanted(), corner]), rng)
     assert found["name"] == "x"
     assert np.array_equal(found["image"].numpy(), image[0:6, 4:12].transpose(2, 0, 1))

@@ -43,7 +43,7 @@ def foreign(tmp_path):
 def test_a_foreign_file(foreign):
     data = load_training_data(str(foreign), str(foreign / "coco.json"))
     assert data.categories == [{"id": 3, "name": "three"}, {"id": 9, "name": "nine"}]
-    assert data.held_out == []
+    assert data.validation == []
     assert [sample.name for sample in data.train] == ["a/x.png", "b/x.png", "c.png"]
     first, second, third = data.train
     assert first.path == foreign / "a/x.png"
@@ -63,7 +63,7 @@ def test_file_names_that_are_whole_paths(foreign):
     whole = foreign / "whole.json"
     whole.write_text(json.dumps(coco))
     data = split_data(load_training_data("/nowhere", str(whole)), 0.4)
-    assert len(data.held_out) == 1
+    assert len(data.validation) == 1
     assert len(data.train) == 2
 
 
@@ -73,7 +73,7 @@ def test_groups_by_name(foreign):
     everything = load_training_data(str(foreign), str(foreign / "coco.json"))
     for seed in range(5):
         data = split_data(everything, 0.3, groups=str(groups), seed=seed)
-        held = {sample.name for sample in data.held_out}
+        held = {sample.name for sample in data.validation}
         assert held in ({"c.png"}, {"a/x.png", "b/x.png"})
 
 
@@ -82,15 +82,15 @@ def test_split_of_the_homeworks_layout(cells):
     loaded = load_training_data(str(cells), annotations)
     data = split_data(loaded, 0.4)
     assert len(data.train) == 3
-    assert len(data.held_out) == 2
+    assert len(data.validation) == 2
     everything = loaded.train
     names = [sample.name for sample in everything]
     assert names == sorted(path.name for path in (cells / "train").iterdir())
-    assert {s.name for s in data.train} | {s.name for s in data.held_out} == set(names)
+    assert {s.name for s in data.train} | {s.name for s in data.validation} == set(names)
     assert sum(len(s.masks) for s in everything) == len(data.coco["annotations"])
     # Drawing a seed (-1) does not draw the split.
     again = split_data(loaded, 0.4, seed=-1)
-    assert [s.name for s in again.held_out] == [s.name for s in data.held_out]
+    assert [s.name for s in again.validation] == [s.name for s in data.validation]
 
 
 def test_an_image_that_is_a_folder(cells, tmp_path):

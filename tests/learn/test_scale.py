@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.learn.scale import CellSizes, choose_anchors, choose_zoom, measure_cells
+from cellseg.learn.scale import CellSizes, choose_anchors, choose_scale, measure_cells
 from tests.learn.cell_cases import image_of
 
 PYRAMID = [4, 8, 16, 32, 64]
@@ -56,22 +56,22 @@ def test_no_cell(samples):
         (1, 16, 4.0),
     ],
 )
-def test_zoom_by_hand(length, stride, value):
-    assert choose_zoom(CellSizes(length, 1, 1, length), stride).value == value
+def test_scale_by_hand(length, stride, value):
+    assert choose_scale(CellSizes(length, 1, 1, length), stride).value == value
 
 
-def test_zoom_says_why():
-    assert choose_zoom(CellSizes(26.0, 9, 40, 60), 4).reason == (
+def test_scale_has_a_reason():
+    assert choose_scale(CellSizes(26.0, 9, 40, 60), 4).reason == (
         "zoom 1.15: the median cell is 26 px long, 30 px suit features of stride 4"
     )
-    assert choose_zoom(CellSizes(10.5, 9, 40, 60), 16).reason == (
+    assert choose_scale(CellSizes(10.5, 9, 40, 60), 16).reason == (
         "zoom 4: the median cell is 10.5 px long, 56 px suit features of stride 16, but zooms go "
         "from 0.5 to 4"
     )
 
 
 @pytest.mark.parametrize(
-    ("small", "large", "zoom", "strides", "expected"),
+    ("small", "large", "scale", "strides", "expected"),
     [
         # Doubling covers 10 to 160, more than there is.
         (10, 40, 1, PYRAMID, [[10], [20], [40], [80], [160]]),
@@ -90,11 +90,11 @@ def test_zoom_says_why():
         (1, 2, 0.5, PYRAMID[:3], [[4], [8], [16]]),
     ],
 )
-def test_anchors_by_hand(small, large, zoom, strides, expected):
-    assert choose_anchors(CellSizes(50, small, large, 99), zoom, strides).sizes == expected
+def test_anchors_by_hand(small, large, scale, strides, expected):
+    assert choose_anchors(CellSizes(50, small, large, 99), scale, strides).sizes == expected
 
 
-def test_anchors_say_why():
+def test_anchors_have_a_reason():
     assert choose_anchors(CellSizes(26, 10, 40.26, 60), 1.5, [4, 8, 16]).reason == (
         "anchors of 15, 30, 60 px: nine in ten cells measure 10.0 to 40.3 px (root of the box's "
         "area), zoomed by 1.5"
@@ -109,17 +109,17 @@ def test_anchors_say_why():
 )
 def test_any_cells(sides, strides, random):
     sizes = measure_cells(images(*sides))
-    zoom = choose_zoom(sizes, strides[0])
-    assert 0.5 <= zoom.value <= 4
-    anchors = choose_anchors(sizes, zoom.value, strides)
+    scale = choose_scale(sizes, strides[0])
+    assert 0.5 <= scale.value <= 4
+    anchors = choose_anchors(sizes, scale.value, strides)
     assert len(anchors.sizes) == len(strides)
     flat = np.concatenate(anchors.sizes)
     assert len(flat) == (len(strides) if len(strides) > 1 else 5)
     assert (np.diff(flat) > 0).all()
     assert all(type(side) is float for level in anchors.sizes for side in level)
     # Rounded to whole pixels, they reach from the small cells to the large ones.
-    assert flat[0] <= max(sizes.small * zoom.value, strides[0]) + 0.5
-    assert flat[-1] >= sizes.large * zoom.value - 0.5
+    assert flat[0] <= max(sizes.small * scale.value, strides[0]) + 0.5
+    assert flat[-1] >= sizes.large * scale.value - 0.5
     # The order of cells and images does not matter.
     random.shuffle(sides)
     again = measure_cells(images(*sides)[::-1])

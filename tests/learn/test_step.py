@@ -10,10 +10,10 @@ from torch import nn
 
 from cellseg import runs
 from cellseg.config import default_config
-from cellseg.device import mixed_precision
+from cellseg.device import autocast_dtype
 from cellseg.learn import step as step_module
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.hooks import Checkpoints, Validation
+from cellseg.learn.hooks import CheckpointSaver, Validation
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep
 from cellseg.score.ap import AveragePrecision
@@ -85,11 +85,11 @@ def test_clipping():
 def test_a_loss_that_is_not_finite_leaves_all_as_it_was(bad, parts):
     step = build(ACCUMULATE=parts, EMA=0.9, MOMENTUM=0.9)
     step.step(SAMPLES, 0)
-    before = weight(step.network), weight(step.best_network), step.scheduler.last_epoch
+    before = weight(step.network), weight(step.eval_network), step.scheduler.last_epoch
     momentum = step.optimizer.state_dict()["state"][0]["momentum_buffer"].clone()
     with pytest.raises(FloatingPointError, match=f"loss is {bad}"):
         step.step([*SAMPLES[:2], (bad, 0.0)], 1)
-    after = weight(step.network), weight(step.best_network), step.scheduler.last_epoch
+    after = weight(step.network), weight(step.eval_network), step.scheduler.last_epoch
     assert after == before
     assert step.optimizer.state_dict()["state"][0]["momentum_buffer"] == momentum
     # And the next step is as if there had been no bad one.
@@ -120,23 +120,23 @@ def test_the_average_and_the_warm_up_of_its_decay(decay):
     for _ in range(5):
         step.step(SAMPLES, 0)
         weights.append(weight(step.network))
-        kept.append(weight(step.best_network))
+        kept.append(weight(step.eval_network))
     assert kept == pytest.approx(averages(weights, decay))
     assert len(set(weights)) == 5
-    assert step.best_network.seen == step.network.seen == 5  # counts are copied, not averaged
-    assert not step.best_network.training
+    assert step.eval_network.seen == step.network.seen == 5  # counts are copied, not averaged
+    assert not step.eval_network.training
 
 
 def test_the_first_average_is_of_the_weights_that_were_loaded():
     step = build(EMA=0.9)
     nn.init.constant_(step.network.layer.weight, 7.0)  # as initial weights are
     step.step(SAMPLES, 0)
-    assert weight(step.best_network) == weight(step.network)
+    assert weight(step.eval_network) == weight(step.network)
 
 
 def test_without_an_average_the_network_itself_is_best():
     step = build()
-    assert step.best_network is step.network
+    assert step.eval_network is step.network
     assert "average" not in step.state_dict()
 
 
@@ -174,11 +174,11 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
         ap50 = next(rising)
         return AveragePrecision(100, ap50, ap50, ap50, *(torch.tensor([ap50]).numpy(),) * 3)
 
-    hooks = [Validation(score, checkpointer, ["a"], 1), Checkpoints(checkpointer, 3)]
+    hooks = [Validation(score, checkpointer, ["a"], 1), CheckpointSaver(checkpointer, 3)]
     trainer, kept = Run(step), []
     for trainer.iter in range(3):
         step.step(SAMPLES, trainer.iter)
-        kept.append(weight(step.best_network))
+        kept.append(weight(step.eval_network))
         for hook in hooks:
             hook.trainer = trainer
             hook.after_step()
@@ -195,7 +195,7 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
     for each in (step, other):
         each.step(SAMPLES, 3)
     assert weight(other.network) == weight(step.network)
-    assert weight(other.best_network) == weight(step.best_network)
+    assert weight(other.eval_network) == weight(step.eval_network)
     assert other.scheduler.last_epoch == step.scheduler.last_epoch == 4
 
 
@@ -222,17 +222,17 @@ def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, exp
     )
     has = {"avx2": True, "avx512_bf16": bfloat16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert mixed_precision(device, enabled) is expected
+    assert autocast_dtype(device, enabled) is expected
 
 
 def test_a_torch_that_does_not_tell_what_the_processor_can(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert mixed_precision("cpu", True) is None
+    assert autocast_dtype("cpu", True) is None
 
 
 def build_float16(monkeypatch, net=None, **solver):
     """With a scale that the small gradients here don't overflow."""
-    monkeypatch.setattr(step_module, "mixed_precision", lambda *_: torch.float16)
+    monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: torch.float16)
     step = build(net, **solver)
     assert step.scaler.is_enabled()
     step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 128.0})
@@ -247,7 +247,7 @@ def test_a_step_in_mixed_precision(monkeypatch, type_):
     if type_ is torch.float16:
         step = build_float16(monkeypatch, net)
     else:
-        monkeypatch.setattr(step_module, "mixed_precision", lambda *_: type_)
+        monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: type_)
         step = build(net)
         assert not step.scaler.is_enabled()
     step.step(SAMPLES, 0)
@@ -276,7 +276,7 @@ def test_the_scale_of_float16_comes_back(monkeypatch):
 
 
 def test_a_run_goes_on_where_there_is_no_bfloat16(monkeypatch):
-    monkeypatch.setattr(step_module, "mixed_precision", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: torch.bfloat16)
     began = build()
     began.step(SAMPLES, 0)
     step = build_float16(monkeypatch)

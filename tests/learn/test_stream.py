@@ -20,10 +20,10 @@ from cellseg.learn.stream import (
     SampleStream,
     batches_of_positions,
     build_loader,
-    choose_centre,
+    choose_crop_centre,
     repeat_factors,
 )
-from cellseg.view import shortest_edge
+from cellseg.view import resize_shortest_edge
 from tests.learn.cell_cases import image_of
 
 # More loading processes than cores, torch warns, are slow: not what is tested here.
@@ -110,7 +110,7 @@ def test_positions_in_any_order(positions, seed, n):
     st.integers(0, 2**32 - 1),
     st.integers(0, 10**6),
 )
-def test_each_image_comes_its_share(factors, seed, epoch):
+def test_each_image_comes_as_often_as_its_factor_says(factors, seed, epoch):
     factors = np.array(factors)
     stream = stream_of(len(factors), seed, factors)
     share = factors * stream.epoch_length / factors.sum()
@@ -124,7 +124,7 @@ def test_each_image_comes_its_share(factors, seed, epoch):
     assert (times <= np.ceil(share + 1e-9)).all()
 
 
-def test_shares_by_hand():
+def test_sampling_by_hand():
     """1 + 1.5 + 2.5 is 5 samples; over many passes the halves come out."""
     stream = stream_of(3, factors=np.array([1, 1.5, 2.5]))
     assert stream.epoch_length == 5
@@ -161,17 +161,17 @@ def test_repeat_factors_are_detectron2s(classes, threshold):
 def test_a_centre_is_the_middle_of_a_cell():
     rng = np.random.default_rng(0)
     sample = image(2, 0)
-    seen = {choose_centre(sample, 1, rng) for _ in range(50)}
+    seen = {choose_crop_centre(sample, 1, rng) for _ in range(50)}
     assert seen == {(2, 3), (12, 23)}
-    assert all(choose_centre(sample, 0, rng) is None for _ in range(50))
-    assert choose_centre(image(), 1, rng) is None
+    assert all(choose_crop_centre(sample, 0, rng) is None for _ in range(50))
+    assert choose_crop_centre(image(), 1, rng) is None
 
 
 def test_centres_of_rare_classes_are_as_frequent():
     """900 cells of class 0 and 1 of class 3: half of the centres each, in half of the draws."""
     rng = np.random.default_rng(0)
     sample = image(*[0] * 900, 3)
-    seen = Counter(choose_centre(sample, 0.5, rng) for _ in range(800))
+    seen = Counter(choose_crop_centre(sample, 0.5, rng) for _ in range(800))
     assert seen[None] == pytest.approx(400, abs=71)  # 5 sigma
     assert seen[9002, 18003] == pytest.approx(200, abs=61)
     # The others are spread over the cells of class 0.
@@ -234,7 +234,7 @@ def test_grouping_leaves_little_padding():
         )
 
     def shape(sample, _rng):
-        return shortest_edge((100 + 9 * sample.name, 1000), 608, 1333)
+        return resize_shortest_edge((100 + 9 * sample.name, 1000), 608, 1333)
 
     stream = SampleStream(images(200), Shaped(shape), 0)
     loaders = [build_loader(stream, 0, 14, 0, 1, 0, False, group) for group in (False, True)]

@@ -38,8 +38,8 @@ def truth_of(samples):
     return predict
 
 
-def test_the_truth_scores_full_marks(data):
-    result = validate(truth_of(data.held_out), score, data, data.held_out)
+def test_the_ground_truth_has_an_ap_of_one(data):
+    result = validate(truth_of(data.validation), score, data, data.validation)
     assert result.ap == pytest.approx(1)
     assert result.ap50 == pytest.approx(1)
 
@@ -51,17 +51,17 @@ def test_nothing_scores_none(data):
             image.shape[:2], np.zeros((0, 4), np.float32), empty, np.zeros(0, int), []
         )
 
-    assert validate(predict, score, data, data.held_out).ap50 == 0
+    assert validate(predict, score, data, data.validation).ap50 == 0
 
 
-def test_only_the_held_out_images_count(data):
+def test_only_validation_images_count(data):
     """Others would be misses: only what is predicted may be in the truth."""
-    (one,) = data.held_out[:1]
+    (one,) = data.validation[:1]
     assert validate(truth_of([one]), score, data, [one]).ap50 == pytest.approx(1)
 
 
 def test_the_first_images_are_shown(data):
-    samples = data.train + data.held_out
+    samples = data.train + data.validation
     shown = []
     validate(truth_of(samples), score, data, samples, lambda *what: shown.append(what))
     assert [sample for sample, _, _ in shown] == samples[:4]

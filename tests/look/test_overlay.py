@@ -88,7 +88,7 @@ def test_touching_cells_have_each_their_outline():
 
 
 @pytest.mark.parametrize(("zoom", "thickness"), [(1, 1), (2, 2), (3, 2), (5, 2), (8, 4)])
-def test_outline_under_zoom(zoom, thickness):
+def test_outline_of_an_enlarged_image(zoom, thickness):
     drawn = draw_outlines(plain(12, 14), [box_rle(12, 14, 1, 2, 11, 12)], np.array([0]), None, zoom)
     assert drawn.shape == (12 * zoom, 14 * zoom, 3)
     expected = np.zeros(drawn.shape[:2], bool)
@@ -199,7 +199,7 @@ def test_colours_are_different_for_any_number_of_classes():
     assert all(0 <= value <= 255 for colour in colours for value in colour)
 
 
-def test_comparison_has_truth_left_and_prediction_right():
+def test_comparison_has_ground_truth_left_and_prediction_right():
     image = plain(200, 300)
     truth, found = box_rle(200, 300, 10, 10, 60, 60), box_rle(200, 300, 90, 90, 150, 150)
     picture = draw_comparison(

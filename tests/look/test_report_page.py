@@ -10,10 +10,10 @@ import tifffile
 
 import report
 from cellseg.read.coco import load_coco
-from cellseg.read.results import side_by_side
-from cellseg.score.confusion import confusion
-from cellseg.score.detection import detection, tally
-from cellseg.score.labelmap import any_class, compare
+from cellseg.read.results import pair_by_image
+from cellseg.score.confusion import confusion_matrix
+from cellseg.score.detection import count_matches, detection_scores
+from cellseg.score.labelmap import class_agnostic, compare_label_maps
 from cellseg.score.panoptic import panoptic
 from tests.look import browser
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
@@ -256,7 +256,7 @@ def test_no_script_runs_but_its_own(show, scored):
 @pytest.mark.parametrize("seed", [0, 3, 5])
 def test_counts_at_any_score_are_those_of_evaluate(show, tmp_path, seed):
     """With crowds, ties, empty masks, overlaps: the tables against the Python scores."""
-    truth, results = random_case(np.random.default_rng(seed), n_truths=9, n_results=14, largest=40)
+    truth, results = random_case(np.random.default_rng(seed), n_gt=9, n_results=14, largest=40)
     truth["annotations"] = [a for a in truth["annotations"] if a["area"]]
     for image in truth["images"]:
         grey(tmp_path / image["file_name"], (image["height"], image["width"]))
@@ -266,25 +266,24 @@ def test_counts_at_any_score_are_those_of_evaluate(show, tmp_path, seed):
         tmp_path, tmp_path / "results.json", "--truth", tmp_path / "truth.json", "--resamples", 0
     )
     driver = show(page)
-    scenes = side_by_side(load_coco(tmp_path / "truth.json"), results)
+    eval_images = pair_by_image(load_coco(tmp_path / "truth.json"), results)
     for threshold in (0, 0.2, 0.4, 0.41, 0.6, 0.8, 1):
         slide(driver, threshold)
-        compared = [compare(scene, threshold) for scene in scenes]
-        once = np.ones(len(scenes), np.int64)
-        each, one = tally(compared, 3), tally([any_class(c) for c in compared], 1)
+        compared = [compare_label_maps(eval_image, threshold) for eval_image in eval_images]
+        once = np.ones(len(eval_images), np.int64)
+        each, one = (
+            count_matches(compared, 3),
+            count_matches([class_agnostic(c) for c in compared], 1),
+        )
         expected = []
         for sums, k in [(each, 0), (each, 1), (each, 2), (one, 0)]:
             some = [
                 c.classes == k if sums is each else np.ones(len(c.classes), bool) for c in compared
             ]
-            scores, quality = detection(sums, once), panoptic(sums, once)
-            hits, misses, false = (
-                int(x[:, k].sum()) for x in (sums.hits, sums.misses, sums.false_alarms)
-            )
+            scores, quality = detection_scores(sums, once), panoptic(sums, once)
+            tp, fn, false = (int(x[:, k].sum()) for x in (sums.tp, sums.fn, sums.fp))
             numbers = (scores.precision[k], scores.recall[k], scores.f1[k], quality.pooled_pq[k])
-            expected.append(
-                [hits + misses, sum(int(x.sum()) for x in some), hits, misses, false, *numbers]
-            )
+            expected.append([tp + fn, sum(int(x.sum()) for x in some), tp, fn, false, *numbers])
         for shown, wanted in zip(rows(driver, "table"), expected, strict=True):
             assert [int(value) for value in shown[1:6]] == wanted[:5]
             for value, number in zip(shown[6:], wanted[5:], strict=True):
@@ -292,7 +291,7 @@ def test_counts_at_any_score_are_those_of_evaluate(show, tmp_path, seed):
                     assert value == "–"
                 else:
                     assert float(value) == pytest.approx(number, abs=6e-4)
-        matrix = confusion(compared, 3).tolist()
+        matrix = confusion_matrix(compared, 3).tolist()
         matrix[-1][-1] = 0
         assert [[int(v or 0) for v in row[1:]] for row in rows(driver, "confusion")] == matrix
 
@@ -503,7 +502,7 @@ def test_the_mean_score_is_that_of_the_cells_that_count(show, folder):
     assert "1 cell, mean score 0.90" in told
 
 
-def test_results_without_truth(show, folder):
+def test_results_without_ground_truth(show, folder):
     driver = show(write(folder, folder / "found.json"))
     assert sorted(names(driver)) == ["1", "2", "7"]
     assert names(driver)[0] == "1"  # the least sure
@@ -564,7 +563,7 @@ def test_annotations_alone(show, tmp_path):
 
 
 def test_a_large_image_is_reduced_and_its_outlines_are_not(show, tmp_path, monkeypatch):
-    monkeypatch.setattr("cellseg.look.report.MOST_SIDE", 200)
+    monkeypatch.setattr("cellseg.look.report.MAX_SIDE_PX", 200)
     size = (300, 600)
     truth = truth_of({1: (size, [(1, rectangle(size, 100, 200, 200, 400), 0)])}, NAMES)
     grey(tmp_path / "1.tif", size)

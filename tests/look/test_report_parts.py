@@ -18,11 +18,11 @@ from cellseg.look import gallery, plots
 from cellseg.look.gallery import Example
 from cellseg.outline import trace
 from cellseg.read.coco import class_names
-from cellseg.read.results import side_by_side
-from cellseg.rle import areas, boxes_xyxy, runs_of_labels
-from cellseg.score.confusion import confusion
-from cellseg.score.detection import tally
-from cellseg.score.labelmap import compare
+from cellseg.read.results import pair_by_image
+from cellseg.rle import areas, boxes_xyxy, label_map_to_runs
+from cellseg.score.confusion import confusion_matrix
+from cellseg.score.detection import count_matches
+from cellseg.score.labelmap import compare_label_maps
 from cellseg.score.summary import difference, score
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
@@ -63,7 +63,7 @@ def decode_outlines(text):
     arrays(np.int32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 4))
 )
 def test_outlines_come_back(labels):
-    _, runs = runs_of_labels(labels)
+    _, runs = label_map_to_runs(labels)
     traced = trace(runs)
     expected = [
         [[tuple(point) for point in ring.tolist()] for polygon in cell for ring in polygon]
@@ -77,48 +77,48 @@ def test_outlines_worked_out_by_hand():
     labels = np.zeros((3, 40), np.int32)
     labels[1, 2] = 1
     # The numbers 1; 3; 2, 1; 1, 1, −1, each doubled, the last one less a sign's half.
-    assert gallery.encode_outlines(trace(runs_of_labels(labels)[1])) == "2642221"
-    assert decode_outlines(gallery.encode_outlines(trace(runs_of_labels(labels)[1]))) == [
+    assert gallery.encode_outlines(trace(label_map_to_runs(labels)[1])) == "2642221"
+    assert decode_outlines(gallery.encode_outlines(trace(label_map_to_runs(labels)[1]))) == [
         [[(2, 1), (3, 1), (3, 2), (2, 2), (2, 1)]]
     ]
     assert gallery.encode_outlines([]) == ""
     assert gallery.encode_outlines([[]]) == "0"  # a mask with no pixel
 
 
-def counted(scene, threshold, n_classes):
-    """Count at a threshold from what `judge` says without one, as the page does."""
-    j = gallery.judge(scene)
-    scores, classes = scene.scores[j.order], scene.classes[j.order]
+def counted(eval_image, threshold, n_classes):
+    """Count at a threshold from what `match_detections` says without one, as the page does."""
+    j = gallery.match_detections(eval_image)
+    scores, classes = eval_image.scores[j.order], eval_image.classes[j.order]
     kept = scores >= threshold
     matrix = np.zeros((n_classes + 1, n_classes + 1), int)
-    hits, false_alarms, found = (np.zeros(n_classes, int) for _ in range(3))
-    got = np.full(len(scene.truth_classes), -1)
+    tp, fp, found = (np.zeros(n_classes, int) for _ in range(3))
+    got = np.full(len(eval_image.gt_classes), -1)
     for d in np.flatnonzero(kept):
         found[classes[d]] += j.state[d] > 0
-        right = j.match[d] >= 0 and scene.truth_classes[j.match[d]] == classes[d]
-        hits[classes[d]] += right
-        false_alarms[classes[d]] += not right and j.state[d] == 1
+        right = j.match[d] >= 0 and eval_image.gt_classes[j.match[d]] == classes[d]
+        tp[classes[d]] += right
+        fp[classes[d]] += not right and j.state[d] == 1
         if j.match[d] >= 0:
             got[j.match[d]] = classes[d]
         elif j.state[d] == 1:
             matrix[-1, classes[d]] += 1
-    for t in np.flatnonzero(j.truth_state == 1):
-        matrix[scene.truth_classes[t], got[t]] += 1
-    return matrix, hits, false_alarms, found
+    for t in np.flatnonzero(j.gt_state == 1):
+        matrix[eval_image.gt_classes[t], got[t]] += 1
+    return matrix, tp, fp, found
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_one_match_holds_for_all_thresholds(seed):
     """With crowds, ties, overlaps and empty masks: the counts of a comparison at each score."""
-    truth, results = random_case(np.random.default_rng(seed), n_truths=9, n_results=14)
-    for scene in side_by_side(truth, results):
+    truth, results = random_case(np.random.default_rng(seed), n_gt=9, n_results=14)
+    for eval_image in pair_by_image(truth, results):
         for threshold in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1):
-            compared = compare(scene, threshold)
-            sums = tally([compared], 3)
-            matrix, hits, false_alarms, found = counted(scene, threshold, 3)
-            assert matrix.tolist() == confusion([compared], 3).tolist()
-            assert hits.tolist() == sums.hits[0].tolist()
-            assert false_alarms.tolist() == sums.false_alarms[0].tolist()
+            compared = compare_label_maps(eval_image, threshold)
+            sums = count_matches([compared], 3)
+            matrix, tp, fp, found = counted(eval_image, threshold, 3)
+            assert matrix.tolist() == confusion_matrix([compared], 3).tolist()
+            assert tp.tolist() == sums.tp[0].tolist()
+            assert fp.tolist() == sums.fp[0].tolist()
             assert found.tolist() == np.bincount(compared.classes, minlength=3).tolist()
 
 
@@ -149,8 +149,8 @@ def case():
 
 
 def test_facts(case):
-    (scene,) = side_by_side(*case)
-    told = gallery.facts([scene], [gallery.judge(scene)])
+    (eval_image,) = pair_by_image(*case)
+    told = gallery.image_data([eval_image], [gallery.match_detections(eval_image)])
     assert told["name"] == "1.tif"
     assert told["size"] == [20, 30]
     assert told["truth"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
@@ -165,7 +165,7 @@ def test_facts(case):
     ]
 
 
-def test_odd_cells():
+def test_unusual_cells():
     size = (60, 60)
     ring = rectangle(size, 0, 0, 10, 10) & ~rectangle(size, 3, 3, 6, 6)
     two = rectangle(size, 20, 0, 25, 8) | rectangle(size, 20, 12, 25, 20)
@@ -179,8 +179,8 @@ def test_odd_cells():
         (2, rectangle(size, 0, 40, 1, 41), 0),
         (1, rectangle(size, 5, 50, 14, 59) & ~ring, 0),
     ]
-    scenes = side_by_side(truth_of({1: (size, cells), 2: (size, [])}), [])
-    first, empty = gallery.odd_cells(scenes, 3)
+    eval_images = pair_by_image(truth_of({1: (size, cells), 2: (size, [])}), [])
+    first, empty = gallery.unusual_cells(eval_images, 3)
     assert first == [
         (0, "1 hole"),
         (1, "2 pieces"),
@@ -196,8 +196,10 @@ def test_a_crowd_region_is_no_cell():
     size = (60, 60)
     cells = [(1, rectangle(size, 0, 10 * n, 3, 10 * n + 3), 0) for n in range(3)]
     crowds = [(1, rectangle(size, 20, 0, 60, 60), 1)] * 4
-    scenes = side_by_side(truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])}), [])
-    assert gallery.odd_cells(scenes, 1) == [[], []]
+    eval_images = pair_by_image(
+        truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])}), []
+    )
+    assert gallery.unusual_cells(eval_images, 1) == [[], []]
 
 
 def sides(jpeg):
@@ -206,17 +208,17 @@ def sides(jpeg):
 
 def test_pictures_keep_within_their_bytes():
     pixels = np.random.default_rng(0).integers(0, 255, (300, 500, 3), np.uint8)
-    whole, side = gallery.picture(pixels, 10**9, 4096)
+    whole, side = gallery.encode_picture(pixels, 10**9, 4096)
     assert (sides(whole), side) == ((500, 300), 500)
     for most in (60_000, 20_000):
-        jpeg, side = gallery.picture(pixels, most, 4096)
+        jpeg, side = gallery.encode_picture(pixels, most, 4096)
         assert len(jpeg) <= most
         assert max(sides(jpeg)) == side < 500
-    assert sides(gallery.picture(pixels, 10**9, 250)[0]) == (250, 150)
+    assert sides(gallery.encode_picture(pixels, 10**9, 250)[0]) == (250, 150)
     # Never so small that nothing is left to see.
-    assert gallery.picture(pixels, 1, 4096)[1] > 30
-    assert sides(gallery.picture(pixels[:1, :1], 1, 4096)[0]) == (1, 1)
-    assert sides(gallery.picture(pixels[:1], 10**9, 250)[0]) == (250, 1)
+    assert gallery.encode_picture(pixels, 1, 4096)[1] > 30
+    assert sides(gallery.encode_picture(pixels[:1, :1], 1, 4096)[0]) == (1, 1)
+    assert sides(gallery.encode_picture(pixels[:1], 10**9, 250)[0]) == (250, 1)
 
 
 def test_thumbnails_keep_the_colours():
@@ -227,11 +229,11 @@ def test_thumbnails_keep_the_colours():
 
 
 def test_a_single_cell_is_drawn_in_the_middle(case):
-    (scene,) = side_by_side(*case)
+    (eval_image,) = pair_by_image(*case)
     pixels = np.full((*SIZE, 3), 255, np.uint8)
     for example in (Example(0, -1, 2), Example(0, 0, 0)):
         drawn = np.asarray(
-            PIL.Image.open(io.BytesIO(gallery.example_picture(pixels, scene, example)))
+            PIL.Image.open(io.BytesIO(gallery.example_picture(pixels, eval_image, example)))
         )
         assert min(drawn.shape[:2]) > 100
         ys, xs = np.nonzero(drawn.min(axis=2) < 150)
@@ -239,15 +241,15 @@ def test_a_single_cell_is_drawn_in_the_middle(case):
         assert (ys.max() - ys.min()) < 0.8 * drawn.shape[0]
     # A cell as large as its image, and one of one pixel in a corner.
     for mask in (np.ones(SIZE, bool), rectangle(SIZE, 19, 29, 20, 30)):
-        (scene,) = side_by_side(truth_of({1: (SIZE, [(1, mask, 0)])}), [])
-        assert gallery.example_picture(pixels, scene, Example(0, -1, 0))
+        (eval_image,) = pair_by_image(truth_of({1: (SIZE, [(1, mask, 0)])}), [])
+        assert gallery.example_picture(pixels, eval_image, Example(0, -1, 0))
 
 
 def test_an_image_of_another_size(tmp_path, case):
-    (scene,) = side_by_side(*case)
+    (eval_image,) = pair_by_image(*case)
     tifffile.imwrite(tmp_path / "1.tif", np.zeros((20, 29, 3), np.uint8))
     with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* in 20 x 30; name"):
-        gallery.read_pixels(replace(scene, path=tmp_path / "1.tif"))
+        gallery.read_pixels(replace(eval_image, path=tmp_path / "1.tif"))
 
 
 def texts(svg):
@@ -260,7 +262,7 @@ def test_plots_of_scores(case):
     truth, results = case
     names = ["<script>", "_$x^2$ & co", "細胞"]
     truth = {**truth, "categories": [{"id": k, "name": n} for k, n in enumerate(names, 1)]}
-    scores = score(side_by_side(truth, results), names, n_resamples=20)
+    scores = score(pair_by_image(truth, results), names, n_resamples=20)
     lines = plots.precision_recall([scores], "AB")
     # All but the crowd's class have truth.
     assert "<script>, AP50 1.000" in texts(lines)
@@ -283,7 +285,7 @@ def test_plots_of_scores(case):
 
 def test_plots_of_nothing():
     truth = truth_of({1: (SIZE, [])})
-    scores = score(side_by_side(truth, []), class_names(truth), n_resamples=0)
+    scores = score(pair_by_image(truth, []), class_names(truth), n_resamples=0)
     none = np.zeros(0)
     for drawing in (
         plots.precision_recall([scores], "AB"),
@@ -338,7 +340,7 @@ def test_area_and_box_of_what_is_drawn():
     labels[1:8, 1:8] = 1
     labels[3:5, 3:5] = 0
     labels[9:11, 10:13] = 1
-    _, runs = runs_of_labels(labels)
+    _, runs = label_map_to_runs(labels)
     (rings,) = decode_outlines(gallery.encode_outlines(trace(runs)))
     area = sum(y0 * (x1 - x0) for ring in rings for (x0, y0), (x1, _) in pairwise(ring))
     assert abs(area) == areas(runs)[0] == 49 - 4 + 6
@@ -348,6 +350,8 @@ def test_area_and_box_of_what_is_drawn():
 
 def test_a_negative_score_is_below_every_threshold(case):
     truth, results = case
-    (scene,) = side_by_side(truth, [{**results[0], "score": -3.5}])
-    assert gallery.judge(scene).match.tolist() == [2]
-    assert gallery.judge(replace(scene, scores=np.array([7.0]))).match.tolist() == [2]
+    (eval_image,) = pair_by_image(truth, [{**results[0], "score": -3.5}])
+    assert gallery.match_detections(eval_image).match.tolist() == [2]
+    assert gallery.match_detections(replace(eval_image, scores=np.array([7.0]))).match.tolist() == [
+        2
+    ]

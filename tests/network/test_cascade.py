@@ -68,9 +68,9 @@ def test_every_head_learns(network, counts):
         assert weight.grad.abs().sum() > 0
 
 
-def test_what_it_finds(network):
+def test_cascade_detections(network):
     images = [sample()["image"], sample()["image"][:, :50, :70]]
-    for found, image in zip(network.eval().find(images), images, strict=True):
+    for found, image in zip(network.eval().detect(images), images, strict=True):
         height, width = image.shape[1:]
         assert len(found)
         assert (found.boxes[:, :2] >= 0).all()
@@ -97,7 +97,7 @@ def test_the_boxes_are_refined_head_by_head(network, monkeypatch):
     for predictor in heads.box_predictor:
         torch.nn.init.constant_(predictor.bbox_pred.bias, 1.0)
     image = sample()["image"]
-    network.eval().find([image])
+    network.eval().detect([image])
     assert len(seen) == len(STAGES)
     limit = torch.tensor([96.0, 64.0, 96.0, 64.0])
     for (_, made), (given, _) in pairwise(seen):

@@ -122,7 +122,7 @@ def test_a_step_and_a_search(build, name):
     total.backward()
     for key, parameter in network.backbone.named_parameters():
         assert parameter.grad is not None, key
-    for found in network.eval().find([picture(), picture(50, 70)]):
+    for found in network.eval().detect([picture(), picture(50, 70)]):
         assert found.masks.shape == (len(found), 28, 28)
 
 

@@ -76,7 +76,7 @@ def settled(network, look):
 def build(cfg):
     torch.manual_seed(0)
     network = build_network(cfg)
-    return settled(network, network._look)
+    return settled(network, network._extract_features)
 
 
 # Against Detectron2 ------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_same_weights_find_the_same(both):
         [picture(64, 96), picture(50, 60, seed=1)],
         [picture(32, 32)],  # smaller than what an anchor needs to be whole
     ):
-        for expected, found in zip(theirs.find(images), mine.find(images), strict=True):
+        for expected, found in zip(theirs.detect(images), mine.detect(images), strict=True):
             assert len(found) == len(expected) > 20
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
@@ -242,7 +242,7 @@ def test_it_learns_a_sample_by_heart(load, base):
         assert sum(step[name] for step in steps[-4:]) / 4 < part * first[name], name
 
 
-def test_the_masks_learn_the_truth_in_their_own_class(load):
+def test_the_masks_learn_the_ground_truth_in_their_own_class(load):
     """One box, one class: the loss is the mean cross entropy of that class's grid alone."""
     network = build_network(load("fpn")).train()
     truth = sample(cells=[(8, 10, 30, 34, 2)])
@@ -260,8 +260,8 @@ def test_the_masks_learn_the_truth_in_their_own_class(load):
 def test_mixed_precision_leaves_boxes_and_losses_whole(load):
     network = build(load("fpn"))
     with torch.autocast("cpu", torch.bfloat16):
-        found = network.find([picture(64, 96)])[0]
-        batch, for_rpn, _ = network._look([picture(64, 96)])
+        found = network.detect([picture(64, 96)])[0]
+        batch, for_rpn, _ = network._extract_features([picture(64, 96)])
         proposals = network.rpn(batch, for_rpn)[0][0]
         losses = network.train()([sample(32, 40, cells=[(8, 10, 30, 30, 0)])])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
@@ -274,11 +274,11 @@ def test_mixed_precision_leaves_boxes_and_losses_whole(load):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_what_is_found(load, base):
+def test_detections(load, base):
     options = ("TEST.DETECTIONS_PER_IMAGE", 12, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.19)
     network = build(load(base, *options))
     images = [picture(64, 96), picture(33, 35), picture(5, 70), picture(1, 1)]
-    all_found = network.find(images)
+    all_found = network.detect(images)
     assert len(all_found) == len(images)
     assert 0 < len(all_found[0]) <= 12
     for image, found in zip(images, all_found, strict=True):
@@ -298,9 +298,9 @@ def test_what_is_found(load, base):
         assert (box_iou(found.boxes, found.boxes)[same_class.triu(1)] <= 0.5).all()
 
 
-def test_nothing_is_found(load):
+def test_no_detections(load):
     network = build(load("fpn", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99))
-    for found in network.find([picture(64, 64), picture(40, 40)]):
+    for found in network.detect([picture(64, 64), picture(40, 40)]):
         assert len(found) == 0
         assert found.boxes.shape == (0, 4)
         assert found.masks.shape == (0, 28, 28)
@@ -311,7 +311,7 @@ def test_padding_changes_nothing(load, base):
     """An image that the others are padded to is found the same cells in, alone or with them."""
     network = build(load(base))
     large, small = picture(64, 96), picture(40, 50, seed=1)
-    alone, together = network.find([large])[0], network.find([small, large])[1]
+    alone, together = network.detect([large])[0], network.detect([small, large])[1]
     assert len(alone) == len(together) > 0
     torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(together.masks, alone.masks, rtol=1e-4, atol=1e-4)
@@ -322,7 +322,7 @@ def test_images_are_normalised_and_then_padded(load, base, size):
     cfg = load(base, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0], "MODEL.PIXEL_STD", [1.0, 2.0, 4.0])
     network = build_network(cfg)
     images = torch.full((3, 40, 50), 5, dtype=torch.uint8), torch.full((3, 33, 64), 3).byte()
-    batch, for_rpn, for_heads = network._look(images)
+    batch, for_rpn, for_heads = network._extract_features(images)
     assert batch.image_sizes == [(40, 50), (33, 64)]
     assert batch.tensors.shape == (2, 3, *size)
     assert batch.tensors[0, :, 39, 49].tolist() == [4, 1.5, 0.5]
@@ -456,7 +456,7 @@ def test_stages_that_nothing_needs_are_not_built(load):
     features = ("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"])
     network = build_network(load("dilated_c5", "MODEL.RESNETS.OUT_FEATURES", ["res4"], *features))
     assert not hasattr(network.backbone.body, "layer4")
-    assert network.eval().find([picture(40, 40)])[0].masks.shape[1:] == (28, 28)
+    assert network.eval().detect([picture(40, 40)])[0].masks.shape[1:] == (28, 28)
 
 
 # The config --------------------------------------------------------------------------

@@ -12,16 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cellseg.network import Found
+from cellseg.network import Detections
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.view import View
 
 
-def found(*cells, side=28):
+def detections(*cells, side=28):
     """Detections from (box, score, class) or (box, score, class, mask)."""
     masks = [cell[3] if len(cell) > 3 else torch.ones((side, side)) for cell in cells]
-    return Found(
+    return Detections(
         torch.tensor([cell[0] for cell in cells], dtype=torch.float32).reshape(-1, 4),
         torch.tensor([cell[1] for cell in cells], dtype=torch.float32),
         torch.tensor([cell[2] for cell in cells], dtype=torch.int64),
@@ -36,15 +36,17 @@ def same(one, other):
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in PARTS)
 
 
-def together(parts):
-    return Found(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
+def combined(parts):
+    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in PARTS))
 
 
-def sampled(mask, box, onto, side):
+def sampled(mask, box, target_boxes, side):
     """A mask over one box on a grid over another, by `grid_sample`."""
     axes = []
     for start, end in ((0, 2), (1, 3)):
-        centre = onto[start] + (torch.arange(side) + 0.5) / side * (onto[end] - onto[start])
+        centre = target_boxes[start] + (torch.arange(side) + 0.5) / side * (
+            target_boxes[end] - target_boxes[start]
+        )
         axes.append((centre - box[start]) / (box[end] - box[start]) * 2 - 1)
     x, y = axes
     grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), 2)
@@ -70,7 +72,7 @@ def scattered(seed, n_views, n_cells, side=28, n_classes=2):
         seen = torch.rand(n_cells, generator=generator) < 0.8
         n_seen = int(seen.sum())
         views.append(
-            Found(
+            Detections(
                 truth[seen] + torch.randn((n_seen, 4), generator=generator),
                 torch.rand(n_seen, generator=generator),
                 classes[seen],
@@ -83,7 +85,7 @@ def scattered(seed, n_views, n_cells, side=28, n_classes=2):
 def test_the_mean_of_two():
     """A cell that the second view has a pixel to the right, with a third of the score."""
     (a, b) = ([0.0, 0, 10, 10], [1.0, 0, 11, 10])
-    fused = fuse([found((a, 0.75, 2)), found((b, 0.25, 2))])
+    fused = fuse([detections((a, 0.75, 2)), detections((b, 0.25, 2))])
     box = [0.25, 0, 10.25, 10]
     assert fused.boxes.tolist() == [box]
     assert fused.scores.tolist() == [0.5]
@@ -105,7 +107,7 @@ def test_masks_are_sampled_as_they_are_pasted(seed, sides):
     boxes = torch.tensor([[5.0, 6, 35, 30]]) + torch.rand((2, 4), generator=generator)
     masks = [smooth(1, side, generator)[0] * 0.2 + 0.8 for side in sides]
     views = [
-        found((box.tolist(), score, 0, mask))
+        detections((box.tolist(), score, 0, mask))
         for box, score, mask in zip(boxes, (0.8, 0.4), masks, strict=True)
     ]
     fused = fuse(views, iou=0.1)
@@ -137,7 +139,7 @@ def test_one_view_stays_as_it_is(seed, n_cells, side):
 
 def test_equal_scores_are_ordered_by_class_and_box():
     cells = [([0.0, 0, 4, 4], 0.5, 1), ([9.0, 0, 14, 4], 0.5, 0), ([8.0, 0, 12, 4], 0.5, 0)]
-    assert same(fuse([found(*cells)]), found(*cells[::-1]))
+    assert same(fuse([detections(*cells)]), detections(*cells[::-1]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -184,7 +186,7 @@ def rectangle(box, whole, side=40):
 @pytest.mark.parametrize("better", [0, 1])
 def test_what_is_one_cell(boxes, classes, n_cells, better):
     views = [
-        found((box, 0.9 if n == better else 0.6, class_))
+        detections((box, 0.9 if n == better else 0.6, class_))
         for n, (box, class_) in enumerate(zip(boxes, classes, strict=True))
     ]
     assert len(fuse(views)) == n_cells
@@ -193,30 +195,33 @@ def test_what_is_one_cell(boxes, classes, n_cells, better):
 def test_masks_are_compared_not_boxes():
     whole = [0.0, 0, 20, 20]
     left, right = rectangle([0, 0, 10, 20], whole), rectangle([10, 0, 20, 20], whole)
-    apart = [found((whole, 0.9, 0, left)), found((whole, 0.8, 0, right))]
+    apart = [detections((whole, 0.9, 0, left)), detections((whole, 0.8, 0, right))]
     assert len(fuse(apart)) == 2
     # One cell in boxes whose IoU is a quarter.
-    tight = found(([0.0, 0, 10, 20], 0.9, 0, torch.ones((40, 40))))
-    wide = found(([0.0, 0, 40, 20], 0.3, 0, rectangle([0, 0, 10, 20], [0, 0, 40, 20])))
+    tight = detections(([0.0, 0, 10, 20], 0.9, 0, torch.ones((40, 40))))
+    wide = detections(([0.0, 0, 40, 20], 0.3, 0, rectangle([0, 0, 10, 20], [0, 0, 40, 20])))
     assert len(fuse([tight, wide])) == 1
 
 
 def test_the_threshold_is_the_callers():
-    views = [found(([0, 0, 10, 10], 0.9, 0)), found(([2.5, 0, 12.5, 10], 0.8, 0))]  # IoU 0.6
+    views = [
+        detections(([0, 0, 10, 10], 0.9, 0)),
+        detections(([2.5, 0, 12.5, 10], 0.8, 0)),
+    ]  # IoU 0.6
     assert len(fuse(views, iou=0.55)) == 1
     assert len(fuse(views, iou=0.65)) == 2
 
 
 def test_a_threshold_of_one_is_reached():
-    view = found(([0.1, 0.2, 10.3, 10.7], 0.9, 0))
+    view = detections(([0.1, 0.2, 10.3, 10.7], 0.9, 0))
     assert len(fuse([view, view], iou=1.0)) == 1
 
 
 def test_a_view_has_a_cell_once():
     """Of two in the other view, the one that overlaps more, though its score is less."""
     views = [
-        found(([0, 0, 10, 10], 0.9, 0)),
-        found(([2, 0, 12, 10], 0.8, 0), ([1, 0, 11, 10], 0.3, 0)),
+        detections(([0, 0, 10, 10], 0.9, 0)),
+        detections(([2, 0, 12, 10], 0.8, 0), ([1, 0, 11, 10], 0.3, 0)),
     ]
     fused = fuse(views)
     torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.4]))
@@ -226,8 +231,8 @@ def test_a_view_has_a_cell_once():
 def test_a_better_cell_chooses_first():
     """The worse one of the first view would fit better, but finds it taken."""
     views = [
-        found(([0, 0, 10, 10], 0.9, 0), ([3, 0, 13, 10], 0.5, 0)),
-        found(([2, 0, 12, 10], 0.3, 0)),
+        detections(([0, 0, 10, 10], 0.9, 0), ([3, 0, 13, 10], 0.5, 0)),
+        detections(([2, 0, 12, 10], 0.3, 0)),
     ]
     fused = fuse(views)
     torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.25]))
@@ -236,18 +241,18 @@ def test_a_better_cell_chooses_first():
 
 def test_a_cell_of_few_views_sinks():
     shared, alone = ([0, 0, 10, 10], 0.6, 0), ([50, 0, 60, 10], 0.9, 0)
-    fused = fuse([found(alone, shared), found(shared), found(shared)])
+    fused = fuse([detections(alone, shared), detections(shared), detections(shared)])
     assert fused.boxes.tolist() == [shared[0], alone[0]]
     torch.testing.assert_close(fused.scores, torch.tensor([0.6, 0.3]))
 
 
 def test_views_that_found_nothing_count():
-    views = [found(([0, 0, 10, 10], 0.6, 0)), found(), found()]
+    views = [detections(([0, 0, 10, 10], 0.6, 0)), detections(), detections()]
     torch.testing.assert_close(fuse(views).scores, torch.tensor([0.2]))
 
 
-def test_nothing_found():
-    for views in ([found()], [found(), found()]):
+def test_no_detections():
+    for views in ([detections()], [detections(), detections()]):
         fused = fuse(views)
         assert fused.boxes.shape == (0, 4)
         assert fused.scores.shape == (0,)
@@ -263,10 +268,10 @@ def test_no_views():
 def test_scores_of_zero_and_masks_that_are_nowhere_likely():
     """Nothing to weigh by, nothing to compare: still a box and a mask each."""
     cell = ([0.0, 0, 10, 10], 0.0, 0)
-    fused = fuse([found(cell), found(cell)])
-    assert same(fused, found(cell))
+    fused = fuse([detections(cell), detections(cell)])
+    assert same(fused, detections(cell))
     faint = ([0.0, 0, 10, 10], 0.5, 0, torch.full((28, 28), 0.25))
-    fused = fuse([found(faint), found(faint)])
+    fused = fuse([detections(faint), detections(faint)])
     assert fused.scores.tolist() == [0.25, 0.25]
     assert torch.equal(fused.masks, torch.full((2, 28, 28), 0.25))
 
@@ -277,12 +282,12 @@ def fused_one_by_one(views, iou):
     Returns the boxes and scores, best first, and how near a decision was to another.
     """
     owner = [v for v, view in enumerate(views) for _ in range(len(view))]
-    cells = together(views)
+    cells = combined(views)
     boxes, scores, classes = cells.boxes, cells.scores, cells.classes
     rles = encode_masks(cells.masks, boxes * 10 + 100, (1200, 1200))
     overlap = np.array(pycocotools.mask.iou(rles, rles, [0] * len(rles))).reshape(len(rles), -1)
     free = set(range(len(owner)))
-    fused, nearest = [], 1.0
+    fused, did_you_mean = [], 1.0
     for best in sorted(free, key=lambda n: -scores[n]):
         if best not in free:
             continue
@@ -294,9 +299,9 @@ def fused_one_by_one(views, iou):
                 if owner[n] == view and classes[n] == classes[best]
             )
             values = [value for value, _ in like]
-            nearest = min([nearest, *(abs(value - iou) for value in values)])
+            did_you_mean = min([did_you_mean, *(abs(value - iou) for value in values)])
             if len(like) > 1 and values[-2] >= iou:
-                nearest = min(nearest, values[-1] - values[-2])
+                did_you_mean = min(did_you_mean, values[-1] - values[-2])
             if like and values[-1] >= iou:
                 members.append(like[-1][1])
         free -= set(members)
@@ -304,7 +309,7 @@ def fused_one_by_one(views, iou):
         box = (weight[:, None] * boxes[members]).sum(0) / weight.sum()
         fused.append((float(weight.sum()) / len(views), box.tolist()))
     fused.sort(reverse=True)
-    return [box for _, box in fused], [score for score, _ in fused], nearest
+    return [box for _, box in fused], [score for score, _ in fused], did_you_mean
 
 
 @settings(max_examples=25, deadline=None)
@@ -312,8 +317,8 @@ def fused_one_by_one(views, iou):
 def test_equals_the_rule_on_full_masks(seed, n_views, n_cells):
     views = scattered(seed, n_views, n_cells)
     assume(any(len(view) for view in views))
-    boxes, scores, nearest = fused_one_by_one(views, 0.5)
-    assume(nearest > 0.03)  # more than a grid's IoU is off
+    boxes, scores, did_you_mean = fused_one_by_one(views, 0.5)
+    assume(did_you_mean > 0.03)  # more than a grid's IoU is off
     fused = fuse(views)
     assert fused.scores.tolist() == pytest.approx(scores)
     torch.testing.assert_close(fused.boxes, torch.tensor(boxes), atol=1e-4, rtol=0)
@@ -326,23 +331,23 @@ def test_hundreds_of_cells():
     for scene, corner in zip(scenes, corners, strict=True):
         for view in scene:
             view.boxes.add_(torch.tensor([*corner, *corner]))
-    views = [together(parts) for parts in zip(*scenes, strict=True)]
+    views = [combined(parts) for parts in zip(*scenes, strict=True)]
     assert sum(map(len, views)) > 1000
-    alone = together([fuse(scene) for scene in scenes])
+    alone = combined([fuse(scene) for scene in scenes])
     assert same(fuse(views), alone[alone.scores.argsort(descending=True)])
 
 
 # Cells with nothing symmetric about them: ellipses that lack a quarter. Centre and radii.
 CELLS = torch.tensor([[20.0, 22, 9, 6], [51, 18, 7, 12], [33, 47, 14, 8], [70, 50, 5, 5]])
 SIZE = (64, 80)
-EYES = [
+NETWORKS = [
     View((0, 0, 80, 64), size, *symmetry)
     for size in ((64, 80), (128, 160), (96, 120))
     for symmetry in itertools.product((False, True), repeat=3)
 ]
 
 
-def look(view, side=28):
+def observe(view, side=28):
     """Find the cells as drawn in a view's pixels; give them in the image's."""
     zoom = view.size[0] / SIZE[0]
     centre, radius = CELLS[:, :2], CELLS[:, 2:]
@@ -369,14 +374,14 @@ def look(view, side=28):
         masks[n] = torch.sigmoid(8 * (0.93 - (u**2 + v**2).sqrt())) * ~((u > 0) & (v > 0))
     classes = torch.tensor([0, 1, 0, 2])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    return Found(view.invert_boxes(boxes), scores, classes, view.invert_grids(masks))
+    return Detections(view.invert_boxes(boxes), scores, classes, view.invert_grids(masks))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(EYES), min_size=1, max_size=24, unique=True))
-def test_an_equivariant_network_finds_the_same_cells(eyes):
-    alone = look(EYES[0])
-    fused = fuse([look(view) for view in eyes])
+@given(st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=24, unique=True))
+def test_an_equivariant_network_finds_the_same_cells(network):
+    alone = observe(NETWORKS[0])
+    fused = fuse([observe(view) for view in network])
     assert torch.equal(fused.classes, alone.classes)
     torch.testing.assert_close(fused.scores, alone.scores)
     torch.testing.assert_close(fused.boxes, alone.boxes)
@@ -385,10 +390,10 @@ def test_an_equivariant_network_finds_the_same_cells(eyes):
     assert len({mask["counts"] for mask in masks}) == 4
 
 
-def test_eyes_that_forget_to_turn_back_are_noticed():
+def test_networks_that_do_not_turn_back_are_noticed():
     """What the test above stands on: the cells differ from their mirror images."""
-    (plain, mirrored) = (look(EYES[0]), look(EYES[4]))
-    wrong = Found(plain.boxes, plain.scores, plain.classes, mirrored.masks.flip(2))
+    (plain, mirrored) = (observe(NETWORKS[0]), observe(NETWORKS[4]))
+    wrong = Detections(plain.boxes, plain.scores, plain.classes, mirrored.masks.flip(2))
     fused = fuse([plain, wrong])
     masks = encode_masks(plain.masks, plain.boxes, SIZE)
     assert encode_masks(fused.masks, fused.boxes, SIZE) != masks

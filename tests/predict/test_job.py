@@ -13,7 +13,7 @@ from cellseg import config
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.predict.job import PredictionJob, choose_results, shard
-from cellseg.predict.predictor import Look, Predictor, join
+from cellseg.predict.predictor import Predictor, TileJob, join_predictions
 from cellseg.predict.tiles import Tile, plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
@@ -32,7 +32,7 @@ class Named(Predictor):
         super().__init__([], [cfg])
         self.looked = []
 
-    def look(self, looks):
+    def predict_tiles(self, looks):
         for look in looks:
             self.looked.append(look)
             x, y, _, _ = look.tile.window
@@ -53,7 +53,7 @@ def one_cell(size, score):
 
 def tiles_of(areas):
     tiles = [Tile((0, 0, area, 1), (False,) * 4) for area in areas]
-    return [((0, n), Look(Path("x"), 0, (1, 99), tile)) for n, tile in enumerate(tiles)]
+    return [((0, n), TileJob(Path("x"), 0, (1, 99), tile)) for n, tile in enumerate(tiles)]
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_what_processes_did_is_merged_image_by_image(begin, n):
         order.append(image.id)
     assert order == sorted(order)
     for number, (image, plan) in enumerate(zip(IMAGES, PLANS, strict=True)):
-        cells = join(plan.size, parts[image.id])
+        cells = join_predictions(plan.size, parts[image.id])
         assert cells.size == plan.size
         expected = sorted((number * 100 + t.window[0] + t.window[1]) / 1000 for t in plan)
         assert np.allclose(sorted(cells.scores.tolist()), expected)

@@ -35,18 +35,16 @@ def scenes(draw):
     for _ in range(draw(st.integers(0, 5))):
         box = []
         for length in (size[1], size[0]):
-            inside = st.floats(0, length, width=32)
+            ios = st.floats(0, length, width=32)
             start, end = draw(
                 st.one_of(
-                    st.tuples(inside, inside),
+                    st.tuples(ios, ios),
                     st.just((0.0, float(length))),
-                    st.tuples(st.just(0.0), inside),
-                    st.tuples(inside, st.just(float(length))),
+                    st.tuples(st.just(0.0), ios),
+                    st.tuples(ios, st.just(float(length))),
                     # Over the edges, up to far away.
                     st.tuples(st.floats(-1e4, length, width=32), st.floats(0, 1e4, width=32)),
-                    st.tuples(inside, st.floats(2**-10, 0.5, width=32)).map(
-                        lambda t: (t[0], sum(t))
-                    ),
+                    st.tuples(ios, st.floats(2**-10, 0.5, width=32)).map(lambda t: (t[0], sum(t))),
                     st.integers(0, length).map(lambda n: (n, n + 0.5)),
                 )
             )
@@ -100,8 +98,8 @@ def test_hundreds_of_masks():
 def test_boxes_outside_give_empty_masks(box):
     """Detectron2 can't paste these. Alone and beside others, each is a mask with no pixel."""
     empty = pycocotools.mask.encode(np.zeros((10, 12), np.uint8, order="F"))["counts"].decode()
-    inside = [0, 0, 12, 10]
-    boxes = torch.tensor([box, inside, box], dtype=torch.float32)
+    ios = [0, 0, 12, 10]
+    boxes = torch.tensor([box, ios, box], dtype=torch.float32)
     masks = torch.ones((3, 28, 28))
     both = encode_masks(masks, boxes, (10, 12))
     assert [rle["counts"] for rle in both] == [empty, "0" + empty, empty]

@@ -13,7 +13,7 @@ from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import (
-    Runs,
+    MaskRuns,
     areas,
     boxes_xyxy,
     concatenate,
@@ -21,7 +21,7 @@ from cellseg.rle import (
     crop_runs,
     decode,
     encode,
-    runs_of_labels,
+    label_map_to_runs,
 )
 
 
@@ -32,18 +32,22 @@ def stack(masks, size):
 
 def one(mask):
     mask = np.asarray(mask, bool)
-    runs = runs_of_labels(mask)[1]
-    return runs if len(runs) else Runs(mask.shape, runs.starts, runs.ends, np.zeros(2, np.int64))
+    mask_runs = label_map_to_runs(mask)[1]
+    return (
+        mask_runs
+        if len(mask_runs)
+        else MaskRuns(mask.shape, mask_runs.starts, mask_runs.ends, np.zeros(2, np.int64))
+    )
 
 
-def detections(runs, scores, classes=None):
-    classes = np.zeros(len(runs)) if classes is None else classes
+def detections(mask_runs, scores, classes=None):
+    classes = np.zeros(len(mask_runs)) if classes is None else classes
     return Predictions(
-        runs.size,
-        boxes_xyxy(runs).astype(np.float32),
+        mask_runs.size,
+        boxes_xyxy(mask_runs).astype(np.float32),
         np.array(scores, np.float32),
         np.array(classes, np.int64),
-        encode(runs),
+        encode(mask_runs),
     )
 
 
@@ -56,12 +60,12 @@ def drawn(size, *shapes):
     return stack(masks, size)
 
 
-def changed_copy(runs, index, rng):
+def changed_copy(mask_runs, index, rng):
     """A mask, as it is or grown or shrunk by a pixel."""
-    box, mask = crop_mask(runs, index)
+    box, mask = crop_mask(mask_runs, index)
     left, top = np.maximum(box[:2] - 1, 0)
-    right, bottom = np.minimum(box[2:] + 1, runs.size[::-1])
-    canvas = np.zeros(runs.size, np.uint8)
+    right, bottom = np.minimum(box[2:] + 1, mask_runs.size[::-1])
+    canvas = np.zeros(mask_runs.size, np.uint8)
     canvas[box[1] : box[3], box[0] : box[2]] = mask
     window = canvas[top:bottom, left:right]
     change = [np.copy, lambda m: cv2.dilate(m, CROSS), lambda m: cv2.erode(m, CROSS)]
@@ -101,9 +105,11 @@ def oracle(plan, truth, classes, rng, copies=0.5):
         )
 
 
-def single(runs, n):
-    at = slice(runs.offsets[n], runs.offsets[n + 1])
-    return Runs(runs.size, runs.starts[at], runs.ends[at], np.array([0, at.stop - at.start]))
+def single(mask_runs, n):
+    at = slice(mask_runs.offsets[n], mask_runs.offsets[n + 1])
+    return MaskRuns(
+        mask_runs.size, mask_runs.starts[at], mask_runs.ends[at], np.array([0, at.stop - at.start])
+    )
 
 
 def merged(plan, found, **options):
@@ -188,7 +194,7 @@ SIZE = (20, 30)
 def suppress(found, **options):
     """Merge an image of one tile, whose edges cut nothing."""
     plan = plan_tiles(SIZE, max(SIZE), 1)
-    return next(merge_tiles(plan, [found], **options), Predictions.none(SIZE))
+    return next(merge_tiles(plan, [found], **options), Predictions.empty(SIZE))
 
 
 def stays(*shapes, scores, classes=None, **options):
@@ -205,21 +211,21 @@ def stays(*shapes, scores, classes=None, **options):
 @pytest.mark.parametrize(("iou", "kept"), [(0.5, [1]), (0.51, [1, 0])])
 def test_suppression_begins_at_the_iou_that_is_asked_for(iou, kept):
     # 10 x 10 px in 10 x 20 px.
-    assert stays((0, 0, 10, 10), (0, 0, 20, 10), scores=[0.8, 0.9], iou=iou, inside=1.1) == kept
+    assert stays((0, 0, 10, 10), (0, 0, 20, 10), scores=[0.8, 0.9], iou=iou, ios=1.1) == kept
 
 
-@pytest.mark.parametrize(("inside", "kept"), [(0.75, [0]), (0.76, [0, 1])])
-def test_suppression_begins_at_the_part_inside_that_is_asked_for(inside, kept):
+@pytest.mark.parametrize(("ios", "kept"), [(0.75, [0]), (0.76, [0, 1])])
+def test_suppression_begins_at_the_part_inside_that_is_asked_for(ios, kept):
     # A cell of 4 x 4 px with three of its rows in one of 10 x 10: IoU 12 / 104.
     shapes = (0, 0, 10, 10), (2, 7, 6, 11)
-    assert stays(*shapes, scores=[0.9, 0.8], inside=inside) == kept
+    assert stays(*shapes, scores=[0.9, 0.8], ios=ios) == kept
 
 
 def test_suppression_is_greedy():
     # Each is the same as the next; the first removes the second, which can't remove the third.
     shapes = (0, 0, 10, 10), (3, 0, 13, 10), (6, 0, 16, 10)
-    assert stays(*shapes, scores=[0.9, 0.8, 0.7], inside=1.1) == [0, 2]
-    assert stays(*shapes, scores=[0.8, 0.9, 0.7], inside=1.1) == [1]
+    assert stays(*shapes, scores=[0.9, 0.8, 0.7], ios=1.1) == [0, 2]
+    assert stays(*shapes, scores=[0.8, 0.9, 0.7], ios=1.1) == [1]
 
 
 def test_classes_are_compared_by_choice():
@@ -430,7 +436,7 @@ def random_cells(size, n, largest, rng):
         else:
             labels[y : y + extent[0], x : x + extent[1]] = n_painted
     connected = skimage.measure.label(labels, connectivity=2)
-    return runs_of_labels(connected.astype(np.int32))[1]
+    return label_map_to_runs(connected.astype(np.int32))[1]
 
 
 @settings(max_examples=80, deadline=None)
@@ -444,7 +450,7 @@ def random_cells(size, n, largest, rng):
 )
 @example(size=(9, 9), tile=2, share=0.5, n=5, largest=12, seed=0)
 @example(size=(20, 20), tile=8, share=0.9, n=9, largest=12, seed=1)
-def test_tiles_of_the_truth_merge_to_the_truth(size, tile, share, n, largest, seed):
+def test_tiles_of_the_ground_truth_merge_to_it(size, tile, share, n, largest, seed):
     rng = np.random.default_rng(seed)
     truth = random_cells(size, n, largest, rng)
     classes = rng.integers(0, 3, len(truth))
@@ -483,7 +489,7 @@ def test_seams_of_a_huge_image():
     cells.append(np.arange(1, size[1] - 1)[:, None] * size[0] + np.array([5550, 5560]))
     bounds = np.concatenate(cells)
     offsets = np.append(0, np.cumsum([len(cell) for cell in cells]))
-    truth = Runs(size, bounds[:, 0], bounds[:, 1], offsets)
+    truth = MaskRuns(size, bounds[:, 0], bounds[:, 1], offsets)
     classes = np.arange(len(truth)) % 4
     rng = np.random.default_rng(0)
     found = oracle(plan, truth, classes, rng, copies=0)
@@ -497,16 +503,16 @@ def test_the_result_does_not_depend_on_the_order_of_the_cells():
     found = []
     for seen in oracle(plan, truth, np.zeros(len(truth), int), rng):
         # Masks that overlap, as a network's do, and scores with ties.
-        runs = decode(seen.masks, seen.size)
-        copies = [changed_copy(runs, n, rng) for n in range(len(runs))]
-        scores = rng.integers(3, 10, len(runs)) / 10
+        mask_runs = decode(seen.masks, seen.size)
+        copies = [changed_copy(mask_runs, n, rng) for n in range(len(mask_runs))]
+        scores = rng.integers(3, 10, len(mask_runs)) / 10
         found.append((concatenate(seen.size, copies), scores, seen.classes))
     expected = merge_by_hand(plan, *found)
     for _ in range(3):
         shuffled = []
-        for runs, scores, classes in found:
-            order = rng.permutation(len(runs))
-            parts = concatenate(runs.size, [single(runs, n) for n in order])
+        for mask_runs, scores, classes in found:
+            order = rng.permutation(len(mask_runs))
+            parts = concatenate(mask_runs.size, [single(mask_runs, n) for n in order])
             shuffled.append((parts, scores[order], classes[order]))
         assert merge_by_hand(plan, *shuffled) == expected
 

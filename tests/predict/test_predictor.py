@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 
 from cellseg import config, runs
 from cellseg.errors import InputError
-from cellseg.network import Found, build_network
+from cellseg.network import Detections, build_network
 from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
 from cellseg.predict.predictor import Predictor, load_network
@@ -24,7 +24,7 @@ from cellseg.predict.views import plan_views
 from cellseg.read import window
 from cellseg.read.tiff import read_image
 from cellseg.rle import decode
-from cellseg.view import shortest_edge, to_tensor
+from cellseg.view import resize_shortest_edge, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_equals_detectron2s_own_steps(run, cfg, predictor, cells, engine):
     image = read_image(next(cells.glob("test_release/*.tif")))
     model = build_model(cfg).eval()
     load_weights(model, run / runs.FINAL)
-    height, width = shortest_edge((image.shape[0], image.shape[1]), 64, 100)
+    height, width = resize_shortest_edge((image.shape[0], image.shape[1]), 64, 100)
     zoomed = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     tensor = torch.as_tensor(zoomed[:, :, ::-1].astype("float32").transpose(2, 0, 1))
     inputs = {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
@@ -95,7 +95,7 @@ def test_any_shape(predictor, shape):
     assert len(found.masks) == len(found)
 
 
-def test_no_zoom(cfg, run, cells):
+def test_no_fixed_scale(cfg, run, cells):
     image = read_image(next(cells.glob("test_release/*.tif")))
     own = cfg.clone()
     config.merge_options(own, ["INPUT.MIN_SIZE_TEST", "0"])
@@ -139,7 +139,7 @@ def on_a_gpu(_images):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
-    "find",
+    "detect",
     [
         on_a_gpu,
         lambda _: torch.empty(1 << 50, dtype=torch.uint8),
@@ -148,8 +148,8 @@ def on_a_gpu(_images):
     ],
     ids=["torch.cuda", "torch", "numpy", "opencv"],
 )
-def test_without_memory(predictor, monkeypatch, find, device):
-    monkeypatch.setattr(predictor.networks[0], "find", find)
+def test_without_memory(predictor, monkeypatch, detect, device):
+    monkeypatch.setattr(predictor.networks[0], "detect", detect)
     monkeypatch.setattr(predictor.cfg.MODEL, "DEVICE", device)
     memory = "the memory; " if device == "cpu" else "the GPU's memory; .* --device cpu, "
     expected = f"96 x 64 pixels, as the network sees it, are too many for {memory}"
@@ -161,10 +161,10 @@ def test_without_memory(predictor, monkeypatch, find, device):
 def test_other_errors_are_not_of_memory(predictor, monkeypatch, error):
     error.code = -5
 
-    def find(_images):
+    def detect(_images):
         raise error
 
-    monkeypatch.setattr(predictor.networks[0], "find", find)
+    monkeypatch.setattr(predictor.networks[0], "detect", detect)
     with pytest.raises(type(error)):
         predictor.predict(np.zeros((30, 20, 3), np.uint8))
 
@@ -198,11 +198,11 @@ class Oracle(torch.nn.Module):
         self.score = score
         self.shapes = []
 
-    def find(self, images):
+    def detect(self, images):
         self.shapes += [tuple(image.shape[1:]) for image in images]
-        return [self._find(255 - image.permute(1, 2, 0).numpy()) for image in images]
+        return [self._detect(255 - image.permute(1, 2, 0).numpy()) for image in images]
 
-    def _find(self, absorbed):
+    def _detect(self, absorbed):
         cover = absorbed.max(2)
         n, labels, stats, _ = cv2.connectedComponentsWithStats(
             (cover >= 128).astype(np.uint8), connectivity=8
@@ -217,7 +217,7 @@ class Oracle(torch.nn.Module):
             inks.append(int(np.abs(INKS - ink).sum(1).argmin()))
             boxes.append([x, y, x + width, y + height])
             grids.append(cv2.resize(mine / np.float32(255), (28, 28)))
-        return Found(
+        return Detections(
             torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             torch.tensor([self.score(ink) for ink in inks], dtype=torch.float32),
             torch.tensor(inks, dtype=torch.int64) % 4,
@@ -303,7 +303,7 @@ def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
 
 @pytest.mark.parametrize("zoom", [0.7, 1.0, 1.33, 2.0])
 @pytest.mark.parametrize("size", [(33, 35), (97, 700), (1500, 2000)])
-def test_every_size_at_every_zoom(size, zoom):
+def test_every_size_at_every_scale(size, zoom):
     """In tiles of 512 pixels that overlap as the longest cell wants it."""
     drawing = draw(size, step=30 if min(size) < 60 else 60 if min(size) < 1000 else 160)
     predictor = oracle(INPUT__ZOOM=zoom, TEST__TILE=512)
@@ -330,7 +330,7 @@ def test_cells_longer_than_tiles():
     check_all_found(predictor.predict(drawing.image), drawing, iou=0.8)
 
 
-def test_whole_images_are_zoomed_as_before():
+def test_whole_images_are_resized_as_before():
     """Without INPUT.ZOOM, by their short side; also in tiles."""
     drawing = draw((120, 200))
     options = {"INPUT__MIN_SIZE_TEST": 240, "INPUT__MAX_SIZE_TEST": 1000}
@@ -364,9 +364,9 @@ def test_views_of_several_shapes_are_never_padded_to_one_another():
     batches = []
 
     class Noting(Oracle):
-        def find(self, images):
+        def detect(self, images):
             batches.append([tuple(image.shape[1:]) for image in images])
-            return super().find(images)
+            return super().detect(images)
 
     scales = {"TEST__SCALES": (1.0, 1.5), "TEST__SYMMETRIES": 4}
     drawing = draw((150, 150))
@@ -388,8 +388,8 @@ def test_two_networks():
     check_all_found(found, drawing, score=always((0.9 + 0.9 + 0.5) / 3))
 
     class Blind(Oracle):
-        def find(self, images):
-            return super().find([torch.full_like(image, 255) for image in images])
+        def detect(self, images):
+            return super().detect([torch.full_like(image, 255) for image in images])
 
     found = Predictor([networks[0], Blind()], cfgs[1:] * 2).predict(drawing.image)
     check_all_found(found, drawing, score=always(0.45))
@@ -463,10 +463,10 @@ def test_a_gpu_that_takes_few_images_at_once(n, capsys):
     expected = oracle(**options).predict(drawing.image)
 
     class Short(Oracle):
-        def find(self, images):
+        def detect(self, images):
             if len(images) > n:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().find(images)
+            return super().detect(images)
 
     predictor = oracle(Short(), **options)
     check_same(predictor.predict(drawing.image), expected)
@@ -480,20 +480,20 @@ def test_a_gpu_that_takes_few_images_at_once(n, capsys):
     ]
 
 
-def test_reading_and_encoding_go_on_while_the_network_looks(monkeypatch):
+def test_reading_and_encoding_go_on_while_the_network_runs(monkeypatch):
     """It returns only when the next tile is read and the masks of the last one are encoded."""
     drawing = draw((200, 310))
     expected = oracle(TEST__TILE=150).predict(drawing.image)
     n_tiles = 8
     was_read, was_encoded = (deque([threading.Event() for _ in range(n_tiles)]) for _ in range(2))
-    read, encode = window._ArrayImage.read, predictor_module._encode
+    read, encode = window._ArrayImage.read, predictor_module._encode_detections
 
     class Waiting(Oracle):
-        def find(self, images):
+        def detect(self, images):
             n = len(self.shapes)
             assert n + 1 == n_tiles or read_done[n + 1].wait(60)
             assert n == 0 or encoded[n - 1].wait(60)
-            return super().find(images)
+            return super().detect(images)
 
     def reading(*what):
         pixels = read(*what)
@@ -507,7 +507,7 @@ def test_reading_and_encoding_go_on_while_the_network_looks(monkeypatch):
 
     read_done, encoded = list(was_read), list(was_encoded)
     monkeypatch.setattr(window._ArrayImage, "read", reading)
-    monkeypatch.setattr(predictor_module, "_encode", encoding)
+    monkeypatch.setattr(predictor_module, "_encode_detections", encoding)
     check_same(oracle(Waiting(), TEST__TILE=150).predict(drawing.image), expected)
     assert not was_read
     assert not was_encoded
@@ -524,14 +524,14 @@ def test_mixed_precision_by_choice(monkeypatch, amp):
         return torch.bfloat16 if mixed else None
 
     class Halved(Oracle):
-        def find(self, images):
+        def detect(self, images):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == (torch.bfloat16 if amp else torch.float32)
-            (found,) = super().find(images)
+            (found,) = super().detect(images)
             scores = found.scores.to(product.dtype)
-            return [Found(found.boxes.to(product.dtype), scores, found.classes, found.masks)]
+            return [Detections(found.boxes.to(product.dtype), scores, found.classes, found.masks)]
 
-    monkeypatch.setattr(predictor_module, "mixed_precision", precision)
+    monkeypatch.setattr(predictor_module, "autocast_dtype", precision)
     options = {"MODEL__DEVICE": "cpu", "TEST__AMP": amp}
     found = oracle(Halved(always(0.75)), **options).predict(drawing.image)
     assert wanted == [("cpu", amp)]
@@ -547,7 +547,7 @@ def check_same(found, expected):
     assert found.masks == expected.masks
 
 
-def test_one_view_is_what_the_network_says(predictor, run, cfg, cells):
+def test_one_view_is_what_the_network_detects(predictor, run, cfg, cells):
     """Bit for bit: nothing is fused, nothing rounded."""
     own = cfg.clone()
     config.merge_options(own, ["TEST.SYMMETRIES", "1", "TEST.SCALES", "(1.0,)"])
@@ -558,13 +558,13 @@ def test_one_view_is_what_the_network_says(predictor, run, cfg, cells):
     (view,) = plan_views(tile, found.size, own)
     network = predictor.networks[0].eval()
     with torch.no_grad():
-        (direct,) = network.find([to_tensor(view.apply_image(image), own.INPUT.FORMAT)])
+        (direct,) = network.detect([to_tensor(view.apply_image(image), own.INPUT.FORMAT)])
     assert len(found) > 0
     assert np.array_equal(found.scores, direct.scores.sort(descending=True).values.numpy())
 
 
 @pytest.mark.parametrize("options", [["TEST.SYMMETRIES", "4"], ["TEST.SCALES", "(0.8, 1.25)"]])
-def test_more_views_change_what_a_network_finds(predictor, run, cfg, cells, options):
+def test_more_views_change_the_detections(predictor, run, cfg, cells, options):
     own = cfg.clone()
     config.merge_options(own, options)
     image = read_image(next(cells.glob("test_release/*.tif")))

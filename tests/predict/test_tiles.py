@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.predict.tiles import EDGE, choose_tile, plan_tiles
+from cellseg.predict.tiles import EDGE_MARGIN, choose_tile_size, plan_tiles
 
 SIDES = st.integers(1, 100)
 TILES = st.integers(4, 60).flatmap(lambda tile: st.tuples(st.just(tile), st.integers(1, tile - 1)))
@@ -30,7 +30,7 @@ def test_by_hand():
         (10, 0, 20, 10),
         (15, 0, 25, 10),
     ]
-    assert [tile.inner for tile in plan] == [
+    assert [tile.inner_edges for tile in plan] == [
         (False, False, True, False),
         (True, False, True, False),
         (True, False, True, False),
@@ -48,8 +48,8 @@ def test_an_image_no_larger_than_a_tile_is_one(size):
     (tile,) = plan_tiles(size, tile=100, overlap=99)
     assert tile.window == (0, 0, size[1], size[0])
     assert tile.size == size
-    assert tile.inner == (False, False, False, False)
-    assert not tile.cuts(np.array([[0, 0, size[1], size[0]]])).any()
+    assert tile.inner_edges == (False, False, False, False)
+    assert not tile.may_cut(np.array([[0, 0, size[1], size[0]]])).any()
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,8 +72,8 @@ def test_tiles_cover_the_image_evenly(height, width, numbers):
         n_fewer = len(spans) - 1
         assert len(spans) == 1 or n_fewer * tile - (n_fewer - 1) * overlap < length
         for one in tiles:
-            assert one.inner[low] == (one.window[low] > 0)
-            assert one.inner[low + 2] == (one.window[low + 2] < length)
+            assert one.inner_edges[low] == (one.window[low] > 0)
+            assert one.inner_edges[low + 2] == (one.window[low + 2] < length)
 
 
 def test_tens_of_thousands_of_pixels():
@@ -93,35 +93,44 @@ def test_tiles_must_overlap_and_get_on(tile, overlap):
 def test_cuts_near_inner_edges_alone():
     plan = plan_tiles((100, 100), tile=60, overlap=20)
     tile = plan[0]  # its right and bottom edge are inner
-    near = 60 - EDGE
+    near = 60 - EDGE_MARGIN
     boxes = [[0, 0, near, near], [0, 0, near + 1, 9], [0, 0, 9, near + 0.5], [0, 0, 60, 60]]
-    assert tile.cuts(np.array(boxes)).tolist() == [False, True, True, True]
+    assert tile.may_cut(np.array(boxes)).tolist() == [False, True, True, True]
     tile = plan[3]  # its left and top edge are
     assert tile.window == (40, 40, 100, 100)
-    boxes = [[EDGE, EDGE, 60, 60], [EDGE - 1, 9, 20, 20], [9, EDGE - 0.5, 20, 20]]
-    assert tile.cuts(np.array(boxes) + 40).tolist() == [False, True, True]
-    assert tile.cuts(np.zeros((0, 4))).shape == (0,)
+    boxes = [
+        [EDGE_MARGIN, EDGE_MARGIN, 60, 60],
+        [EDGE_MARGIN - 1, 9, 20, 20],
+        [9, EDGE_MARGIN - 0.5, 20, 20],
+    ]
+    assert tile.may_cut(np.array(boxes) + 40).tolist() == [False, True, True]
+    assert tile.may_cut(np.zeros((0, 4))).shape == (0,)
 
 
 def test_what_is_cut_before_the_middle():
     first, *_, last = plan_tiles((100, 100), tile=60, overlap=20)
     # By the right edge: 20 px along it; by the bottom; not quite at the edge; by both.
-    boxes = [[51, 9, 60, 29], [50, 9, 60, 29], [9, 51, 29, 60], [50, 9, 60 - EDGE + 0.5, 30.5]]
-    boxes += [[51, 30, 60, 60], [60 - EDGE - 9, 9, 60 - EDGE, 40]]
+    boxes = [
+        [51, 9, 60, 29],
+        [50, 9, 60, 29],
+        [9, 51, 29, 60],
+        [50, 9, 60 - EDGE_MARGIN + 0.5, 30.5],
+    ]
+    boxes += [[51, 30, 60, 60], [60 - EDGE_MARGIN - 9, 9, 60 - EDGE_MARGIN, 40]]
     expected = [True, False, True, True, True, False]
-    assert first.cuts_before_the_middle(np.array(boxes)).tolist() == expected
+    assert first.shows_less_than_half(np.array(boxes)).tolist() == expected
     # The left and the top edge are the image's own.
-    assert not first.cuts_before_the_middle(np.array([[0, 9, 2, 30], [9, 0, 30, 2]])).any()
+    assert not first.shows_less_than_half(np.array([[0, 9, 2, 30], [9, 0, 30, 2]])).any()
     boxes = [[40, 60, 49, 80], [40, 60, 50, 80], [60, 40, 80, 49], [91, 60, 100, 80]]
     expected = [True, False, True, False]
-    assert last.cuts_before_the_middle(np.array(boxes)).tolist() == expected
+    assert last.shows_less_than_half(np.array(boxes)).tolist() == expected
 
 
 def test_slivers_are_cut_before_the_middle_however_short():
     tile = plan_tiles((100, 100), tile=60, overlap=20)[0]
-    far = 60 - 2 * EDGE
-    boxes = [[far, 9, 60, 11], [far - 1, 9, 60, 11], [far, 9, 60 - EDGE, 11]]
-    assert tile.cuts_before_the_middle(np.array(boxes)).tolist() == [True, False, False]
+    far = 60 - 2 * EDGE_MARGIN
+    boxes = [[far, 9, 60, 11], [far - 1, 9, 60, 11], [far, 9, 60 - EDGE_MARGIN, 11]]
+    assert tile.shows_less_than_half(np.array(boxes)).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("vertical", [False, True])
@@ -134,9 +143,9 @@ def test_of_a_disc_it_is_less_than_half(vertical, radius, share):
     box = [120 - shown, 60 - half_chord, 120, 60 + half_chord]
     if vertical:
         box = [box[1], box[0], box[3], box[2]]
-    expected = shown <= 2 * EDGE or share < 0.5
+    expected = shown <= 2 * EDGE_MARGIN or share < 0.5
     if abs(share - 0.5) > 1e-6:
-        assert tile.cuts_before_the_middle(np.array([box])).tolist() == [expected]
+        assert tile.shows_less_than_half(np.array([box])).tolist() == [expected]
 
 
 @settings(max_examples=100, deadline=None)
@@ -151,7 +160,7 @@ def test_shows_again_is_what_later_windows_meet(height, width, numbers, data):
         left, top, right, bottom = plan[later].window
         low, high = np.maximum(boxes[:, :2], (left, top)), np.minimum(boxes[:, 2:], (right, bottom))
         expected |= (low < high).all(1)
-    assert plan.shows_again(index, boxes).tolist() == expected.tolist()
+    assert plan.is_in_later_tiles(index, boxes).tolist() == expected.tolist()
 
 
 @settings(max_examples=100, deadline=None)
@@ -163,23 +172,23 @@ def test_shows_whole_is_what_some_tile_does_not_cut(height, width, numbers, seed
     for tile in plan:
         left, top, right, bottom = tile.window
         within = (boxes >= (left, top, 0, 0)) & (boxes <= (width, height, right, bottom))
-        expected |= within.all(1) & ~tile.cuts(boxes)
-    assert plan.shows_whole(boxes).tolist() == expected.tolist()
+        expected |= within.all(1) & ~tile.may_cut(boxes)
+    assert plan.some_tile_contains(boxes).tolist() == expected.tolist()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(1, 300), st.floats(0.5, 4), st.integers(1, 3000), st.data())
-def test_the_largest_cells_are_whole_in_some_tile(longest, zoom, side, data):
-    tile, overlap = choose_tile(longest, zoom)
+def test_the_largest_cells_are_whole_in_some_tile(longest, scale, side, data):
+    tile, overlap = choose_tile_size(longest, scale)
     assert (tile / (tile - overlap)) ** 2 < 2  # less than half of what the network sees
     plan = plan_tiles((side, side), tile, overlap)
     length = min(int(longest), side)
     x, y = (data.draw(st.integers(0, side - length)) for _ in range(2))
     box = np.array([[x, y, x + length, y + length]])
-    assert plan.shows_whole(box).all()
+    assert plan.some_tile_contains(box).all()
 
 
-def test_a_tile_is_as_large_for_the_network_at_any_zoom():
-    assert choose_tile(20) == (1536, 31)
-    assert choose_tile(20, zoom=2.0) == (768, 31)
-    assert choose_tile(300, zoom=2.0) == (1524, 381)  # but at least four overlaps
+def test_a_tile_is_as_large_for_the_network_at_any_scale():
+    assert choose_tile_size(20) == (1536, 31)
+    assert choose_tile_size(20, scale=2.0) == (768, 31)
+    assert choose_tile_size(300, scale=2.0) == (1524, 381)  # but at least four overlaps

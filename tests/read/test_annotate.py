@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cellseg.errors import InputError
-from cellseg.read.annotate import annotate_image, claimed_twice
+from cellseg.read.annotate import annotate_image, count_overlap_pixels
 from cellseg.read.coco import build_coco
-from cellseg.read.layout import list_train_folders, train_image
-from cellseg.rle import Runs, runs_of_labels
+from cellseg.read.layout import list_train_folders, read_train_folder
+from cellseg.rle import MaskRuns, label_map_to_runs
 
 TISSUE = Path(
     os.environ.get(
@@ -37,7 +37,7 @@ def write_image(folder, classes, size=(6, 8), brightness=200):
 
 
 def annotate(folder, n_classes=4):
-    return annotate_image(train_image(folder, n_classes))
+    return annotate_image(read_train_folder(folder, n_classes))
 
 
 def paint(size, *boxes):
@@ -112,7 +112,7 @@ def test_any_label_maps_of_any_type(tmp_path_factory, case, dtype):
     check([folder])
     masks = [labels > 0 for labels in classes.values()]
     twice = sum(masks, np.zeros(size, int)) >= 2
-    assert annotate(folder).odd["pixels that two cells claim"] == twice.sum()
+    assert annotate(folder).warnings["pixels that two cells claim"] == twice.sum()
 
 
 def test_an_image_without_a_cell_stays(tmp_path):
@@ -120,8 +120,8 @@ def test_an_image_without_a_cell_stays(tmp_path):
     blank = annotate(write_image(tmp_path / "blank", {2: np.zeros((6, 8))}))
     assert none.cells == {}
     assert none.size == (6, 8)
-    assert none.odd == Counter({"images without a cell": 1})
-    assert blank.odd == Counter({"images without a cell": 1, "class files without a cell": 1})
+    assert none.warnings == Counter({"images without a cell": 1})
+    assert blank.warnings == Counter({"images without a cell": 1, "class files without a cell": 1})
     coco = build_coco([none, blank], ["a", "b", "c", "d"])
     assert [image["file_name"] for image in coco["images"]] == [
         "train/none/image.tif",
@@ -130,7 +130,7 @@ def test_an_image_without_a_cell_stays(tmp_path):
     assert coco["annotations"] == []
 
 
-def test_a_mask_of_all_cells_is_odd(tmp_path):
+def test_a_mask_of_all_cells_gives_a_warning(tmp_path):
     """Where one number stands for them all, each cell has probably lost its own."""
     boxes = [(0, 2, 0, 2), (4, 6, 0, 2), (2, 4, 4, 6)]
     numbered = paint((6, 8), *((n, *box) for n, box in enumerate(boxes, 1)))
@@ -138,16 +138,16 @@ def test_a_mask_of_all_cells_is_odd(tmp_path):
     cut = paint((6, 8), *((1, *box) for box in boxes[:2]))  # by another cell, perhaps
     kinds = {"bool": numbered > 0, "numbered": numbered, "touching": touching, "cut": cut}
     for n, (name, labels) in enumerate(kinds.items()):
-        odd = annotate(write_image(tmp_path / str(n), {1: labels})).odd
-        assert any("one cell in many pieces" in what for what in odd) == (name == "bool"), name
+        warnings = annotate(write_image(tmp_path / str(n), {1: labels})).warnings
+        assert any("one cell in many pieces" in what for what in warnings) == (name == "bool"), name
 
 
-def test_what_is_odd_is_counted(tmp_path):
+def test_warnings_are_counted(tmp_path):
     big = paint((6, 8), (1, 0, 6, 0, 2), (2, 0, 6, 2, 4))  # two cells of 12 pixels
     other = paint((6, 8), (2, 0, 6, 3, 5), (4, 0, 2, 6, 8))  # of 12 and 4
     folder = write_image(tmp_path / "x", {1: big, 4: other}, brightness=16)
     (folder / "notes.txt").write_text("")
-    assert annotate(folder).odd == Counter(
+    assert annotate(folder).warnings == Counter(
         {
             "pixels that two cells claim": 6,
             "labels that stand in two class files of an image": 1,
@@ -163,7 +163,9 @@ def test_twelve_bits_in_sixteen_look_dark_and_sixteen_do_not(tmp_path):
         folder = write_image(tmp_path / str(top), {1: paint((6, 8), (1, 0, 6, 0, 8))})
         deep = np.full((6, 8, 3), top, np.uint16)
         tifffile.imwrite(folder / "image.tif", deep, photometric="rgb")
-        assert bool(annotate(folder).odd["images with nothing brighter than 16 of 255"]) == dark
+        assert (
+            bool(annotate(folder).warnings["images with nothing brighter than 16 of 255"]) == dark
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,12 +198,12 @@ def test_an_image_too_long_for_coco(tmp_path):
 
 def test_pixels_in_three_masks_count_once():
     masks = [
-        runs_of_labels(paint((4, 4), box))[1]
+        label_map_to_runs(paint((4, 4), box))[1]
         for box in ((1, 0, 4, 0, 2), (1, 0, 2, 0, 4), (1, 0, 1, 0, 1))
     ]
     # A half, a half across it, and a corner of both: the quarter of four pixels.
-    assert claimed_twice(masks) == 4
-    assert claimed_twice(masks[:1]) == 0
-    assert claimed_twice([]) == 0
+    assert count_overlap_pixels(masks) == 4
+    assert count_overlap_pixels(masks[:1]) == 0
+    assert count_overlap_pixels([]) == 0
     empty = np.zeros(0, np.int64)
-    assert claimed_twice([Runs((4, 4), empty, empty, np.zeros(1, np.int64))]) == 0
+    assert count_overlap_pixels([MaskRuns((4, 4), empty, empty, np.zeros(1, np.int64))]) == 0

@@ -23,16 +23,16 @@ from cellseg.read.coco import (
     class_names,
     contiguous_classes,
     load_coco,
-    only_images,
+    select_images,
 )
-from cellseg.rle import runs_of_labels
+from cellseg.rle import label_map_to_runs
 
 # pycocotools 2.0.11 says so of itself when it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def labels(*rows):
-    return runs_of_labels(np.array([[int(c) for c in row] for row in rows]))[1]
+    return label_map_to_runs(np.array([[int(c) for c in row] for row in rows]))[1]
 
 
 IMAGES = [
@@ -306,9 +306,9 @@ def test_any_value_anywhere_is_read_or_refused(tmp_path_factory, place, value):
 
 def test_some_of_the_images():
     coco = build_coco(IMAGES, ["a", "b"])
-    some = only_images(coco, {1, 2})
+    some = select_images(coco, {1, 2})
     assert [image["id"] for image in some["images"]] == [1, 2]
     assert [a["id"] for a in some["annotations"]] == [1, 2]
     assert some["categories"] == coco["categories"]
     assert len(coco["images"]) == 3
-    assert only_images(coco, set())["annotations"] == []
+    assert select_images(coco, set())["annotations"] == []

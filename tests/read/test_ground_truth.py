@@ -9,7 +9,11 @@ import pytest
 import tifffile
 
 from cellseg.errors import InputError
-from cellseg.read.ground_truth import implied_truth, read_scored, read_truth
+from cellseg.read.ground_truth import (
+    find_ground_truth,
+    read_ground_truth,
+    read_results_with_ground_truth,
+)
 from tests.score.scoring_cases import decode, entry, rectangle, truth_of
 
 TISSUE = Path(
@@ -38,7 +42,7 @@ def data(tmp_path):
 
 
 def test_a_folder_of_label_maps(data):
-    truth = read_truth(data / "masks", data)
+    truth = read_ground_truth(data / "masks", data)
     assert [(i["id"], i["file_name"], i["height"], i["width"]) for i in truth["images"]] == [
         (11, "one.tif", 5, 7),
         (13, "three.tif", 3, 8),
@@ -54,16 +58,16 @@ def test_classes_are_those_of_the_annotation_file(data):
     annotations = truth_of({1: ((2, 2), [])}, ["nucleus", "other"])
     (data / "train__annot.json").write_text(json.dumps(annotations))
     with pytest.raises(InputError, match=r"class4\.tif: expected one class<K>.tif .* 1 to 2"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
     (data / "masks" / "one" / "class4.tif").unlink()
-    names = [c["name"] for c in read_truth(data / "masks", data)["categories"]]
+    names = [c["name"] for c in read_ground_truth(data / "masks", data)["categories"]]
     assert names == ["nucleus", "other"]
 
 
 def test_a_coco_file_needs_no_data_folder(tmp_path):
     truth = truth_of({4: ((5, 5), [(2, rectangle((5, 5), 1, 1, 3, 3), 0)])})
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    assert read_truth(tmp_path / "truth.json", tmp_path / "none") == truth
+    assert read_ground_truth(tmp_path / "truth.json", tmp_path / "none") == truth
 
 
 @pytest.mark.parametrize(
@@ -72,19 +76,19 @@ def test_a_coco_file_needs_no_data_folder(tmp_path):
 def test_files_that_are_no_label_maps(data, name):
     (data / "masks" / "one" / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"expected one class<K>.tif for each class"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 def test_hidden_files_don_t_matter(data):
     (data / "masks" / ".cache").mkdir()
     (data / "masks" / "one" / ".DS_Store").write_bytes(b"x")
-    assert len(read_truth(data / "masks", data)["images"]) == 2
+    assert len(read_ground_truth(data / "masks", data)["images"]) == 2
 
 
 def test_a_folder_of_no_test_image(data):
     (data / "masks" / "four").mkdir()
     with pytest.raises(InputError, match=r"four: no image of that name in .*ids.json"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 def test_two_images_of_one_name(data):
@@ -93,7 +97,7 @@ def test_two_images_of_one_name(data):
     path.write_text(json.dumps([*json.loads(path.read_text()), twin]))
     (data / "test" / "one.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"one: one.tif and one.png in .* are both called so"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
@@ -102,7 +106,7 @@ def test_a_folder_that_can_t_be_listed(data, name):
     (data / name).chmod(0)
     try:
         with pytest.raises(InputError, match=r"can't be listed"):
-            read_truth(data / "masks", data)
+            read_ground_truth(data / "masks", data)
     finally:
         (data / name).chmod(0o755)
 
@@ -110,32 +114,32 @@ def test_a_folder_that_can_t_be_listed(data, name):
 def test_a_folder_with_nothing_in_it(data):
     (data / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: no folder in it, expected <image>"):
-        read_truth(data / "empty", data)
+        read_ground_truth(data / "empty", data)
 
 
 def test_a_label_map_of_another_size(data):
     tifffile.imwrite(data / "masks" / "one" / "class1.tif", np.zeros((7, 5), np.uint8))
     with pytest.raises(InputError, match=r"class1\.tif"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 def test_labels_that_are_none(data):
     tifffile.imwrite(data / "masks" / "one" / "class1.tif", np.full((5, 7), np.nan))
     with pytest.raises(InputError, match=r"class1\.tif"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 def test_a_list_that_tells_another_size(data):
     path = data / "test_image_name_to_ids.json"
     path.write_text(path.read_text().replace('"height": 5', '"height": 6'))
     with pytest.raises(InputError, match=r"one.tif: 5 x 7 .*says 6 x 7; mend the list"):
-        read_truth(data / "masks", data)
+        read_ground_truth(data / "masks", data)
 
 
 def test_real_tissue():
     if not TISSUE.is_dir():
         pytest.skip(f"no tissue at {TISSUE}")
-    truth = read_truth(TISSUE / "test_masks", TISSUE)
+    truth = read_ground_truth(TISSUE / "test_masks", TISSUE)
     counts = np.bincount([a["category_id"] for a in truth["annotations"]], minlength=5)
     assert len(truth["images"]) == 40
     assert counts[1:].tolist() == [1409, 1130, 514, 2576]
@@ -177,7 +181,7 @@ def own_images(folder, listed, names):
 )  # fmt: skip
 def test_images_of_ones_own_are_told_by_their_names(tmp_path, listed, names, ids):
     path, source = own_images(tmp_path, listed, names)
-    truth, (results,) = read_scored([path], source, tmp_path)
+    truth, (results,) = read_results_with_ground_truth([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [10, 11]
     assert [(found["image_id"], found["score"]) for found in results] == [
         (ids[0], 0.1),
@@ -198,23 +202,23 @@ def test_images_of_ones_own_are_told_by_their_names(tmp_path, listed, names, ids
 def test_images_of_ones_own_that_it_can_t_tell(tmp_path, listed, names, message):
     path, source = own_images(tmp_path, listed, names)
     with pytest.raises(InputError, match=message):
-        read_scored([path], source, tmp_path)
+        read_results_with_ground_truth([path], source, tmp_path)
 
 
 def test_images_of_ones_own_that_are_not_annotated(tmp_path):
     path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
-    _, (results,) = read_scored([path], source, tmp_path, without_others=True)
+    _, (results,) = read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
     assert [(found["image_id"], found["score"]) for found in results] == [(11, 0.2)]
     write(path, [{"image_id": 4}])
     with pytest.raises(InputError, match=r"entry 0: image_id 4 is not in .*own-list\.json"):
-        read_scored([path], source, tmp_path)
+        read_results_with_ground_truth([path], source, tmp_path)
     write(path, [7, {"image_id": "a"}])  # whoever scores them says what is wrong
-    assert read_scored([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
+    assert read_results_with_ground_truth([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
 
 
 def test_what_was_not_among_images_of_ones_own_is_not_missed(tmp_path):
     path, source = own_images(tmp_path, ["b.tif"], ["a.tif", "b.tif"])
-    truth, _ = read_scored([path], source, tmp_path)
+    truth, _ = read_results_with_ground_truth([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     (tmp_path / "other").mkdir()
     other, _ = own_images(tmp_path / "other", ["b.tif", "a.tif"], ["a.tif", "b.tif"])
@@ -222,8 +226,8 @@ def test_what_was_not_among_images_of_ones_own_is_not_missed(tmp_path):
         with pytest.raises(
             InputError, match=r"a\.tif of .* was predicted for one of the two alone"
         ):
-            read_scored(both, source, tmp_path)
-    truth, found = read_scored([path, path], source, tmp_path)
+            read_results_with_ground_truth(both, source, tmp_path)
+    truth, found = read_results_with_ground_truth([path, path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     assert found[0] == found[1]
 
@@ -236,19 +240,21 @@ def test_compared_results_are_of_all_annotated_images(tmp_path):
         write(tmp_path / f"{name}-truth.json", truth_of({id: ((2, 2), []) for id in ids}))
         paths.append(write(tmp_path / f"{name}.json", [entry(id, 1, one, 0.5) for id in ids]))
     a, b = paths
-    assert implied_truth([b, a]) == tmp_path / "b-truth.json"
+    assert find_ground_truth([b, a]) == tmp_path / "b-truth.json"
     with pytest.raises(InputError, match=r"b\.json: image 1 of .*a-truth\.json, 1\.tif, is not"):
-        read_scored([a, b], tmp_path / "a-truth.json", tmp_path)
-    truth, found = read_scored([a, b], tmp_path / "b-truth.json", tmp_path, without_others=True)
+        read_results_with_ground_truth([a, b], tmp_path / "a-truth.json", tmp_path)
+    truth, found = read_results_with_ground_truth(
+        [a, b], tmp_path / "b-truth.json", tmp_path, only_annotated=True
+    )
     assert len(truth["images"]) == 2
     assert found[0] == found[1]
     # The same id is another image in another annotation file.
     other = truth_of({2: ((2, 2), []), 3: ((2, 2), [])})
     other["images"][0]["file_name"] = "other.tif"
     with pytest.raises(InputError, match=r"a\.json: image 2 of .*other\.json, other\.tif"):
-        read_scored([a, b], write(tmp_path / "other.json", other), tmp_path)
+        read_results_with_ground_truth([a, b], write(tmp_path / "other.json", other), tmp_path)
     (tmp_path / "b-truth.json").unlink()
     for either in ([a, b], [b, a]):
         with pytest.raises(InputError, match=r"one alone has the annotations .* with --truth"):
-            implied_truth(either)
-    assert implied_truth([b, b]) is None
+            find_ground_truth(either)
+    assert find_ground_truth([b, b]) is None

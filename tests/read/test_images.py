@@ -12,8 +12,8 @@ from PIL import Image
 from cellseg.errors import InputError
 from cellseg.read.images import (
     list_annotated_images,
-    list_any_images,
     list_entry,
+    list_image_files,
     read_test_list,
 )
 from cellseg.read.layout import TEST_LIST
@@ -29,7 +29,7 @@ def test_files_and_folders(tmp_path):
     b, a = write(tmp_path / "folder" / "b.png"), write(tmp_path / "folder" / "a.tif")
     (tmp_path / "folder" / "notes.txt").touch()
     alone = write(tmp_path / "z.jpg")
-    listed = list_any_images([alone, tmp_path / "folder"])
+    listed = list_image_files([alone, tmp_path / "folder"])
     assert [(image.id, image.path) for image in listed] == [(1, alone), (2, a), (3, b)]
     assert list_entry(listed[0]) == {"file_name": str(alone), "id": 1, "height": 4, "width": 6}
 
@@ -38,7 +38,7 @@ def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
     a, b = write(tmp_path / "a.png"), write(tmp_path / "b.png")
     monkeypatch.chdir(tmp_path)
     twice = [a, tmp_path, b, a, tmp_path / ".." / tmp_path.name / "b.png"]
-    listed = list_any_images(twice)
+    listed = list_image_files(twice)
     assert [(image.id, image.path.name) for image in listed] == [(1, "a.png"), (2, "b.png")]
 
 
@@ -49,19 +49,19 @@ def test_their_names_hold_from_any_folder(tmp_path, monkeypatch):
     outer, inner = write(tmp_path / "a.png"), write(tmp_path / "deep" / "a.png")
     monkeypatch.chdir(tmp_path / "link")
     words = ["../../a.png", "../a.png", str(tmp_path / "link" / ".." / "a.png")]
-    listed = list_any_images([Path(word) for word in words])
+    listed = list_image_files([Path(word) for word in words])
     assert [image.file_name for image in listed] == [str(outer), str(inner)]
     assert [str(image.path) for image in listed] == [words[0], words[2]]
     write(tmp_path / "link" / "b.png")
-    (image,) = list_any_images([Path("b.png")])
+    (image,) = list_image_files([Path("b.png")])
     assert image.file_name == str(Path.cwd() / "b.png")
 
 
 def test_nothing_to_list(tmp_path):
     with pytest.raises(InputError, match="no such file; an image or a folder is expected"):
-        list_any_images([tmp_path / "nowhere.tif"])
+        list_image_files([tmp_path / "nowhere.tif"])
     with pytest.raises(InputError, match="no image in it"):
-        list_any_images([tmp_path])
+        list_image_files([tmp_path])
 
 
 def test_test_list(cells):

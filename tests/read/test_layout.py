@@ -12,7 +12,7 @@ from cellseg.read.layout import (
     find_test_folder,
     list_images,
     list_train_folders,
-    train_image,
+    read_train_folder,
 )
 
 
@@ -48,7 +48,7 @@ def test_a_data_folder_without_training_images(tmp_path):
 
 def test_what_a_folder_holds(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "class4.tif", "class2.tif", "a.txt", "._image.tif")
-    image = train_image(folder, 4)
+    image = read_train_folder(folder, 4)
     assert (image.name, image.path) == ("x", folder / "image.tif")
     assert list(image.class_files.items()) == [
         (2, folder / "class2.tif"),
@@ -59,14 +59,14 @@ def test_what_a_folder_holds(tmp_path):
 
 def test_capitals_and_long_endings(tmp_path):
     folder = fill(tmp_path / "x", "Image.TIFF", "CLASS1.tiff", "Class2.TIF")
-    image = train_image(folder, 2)
+    image = read_train_folder(folder, 2)
     assert image.path.name == "Image.TIFF"
     assert {k: p.name for k, p in image.class_files.items()} == {1: "CLASS1.tiff", 2: "Class2.TIF"}
 
 
 def test_more_than_nine_classes(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "class10.tif", "class9.tif")
-    assert list(train_image(folder, 10).class_files) == [9, 10]
+    assert list(read_train_folder(folder, 10).class_files) == [9, 10]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_more_than_nine_classes(tmp_path):
 )
 def test_a_class_file_that_no_class_stands_for(tmp_path, name):
     folder = fill(tmp_path / "x", "image.tif", name)
-    line = refusal(train_image, folder, 4)
+    line = refusal(read_train_folder, folder, 4)
     assert line.startswith(f"{folder / name}: no class stands for it")
     assert "class4.tif" in line
     assert "--class_names" in line
@@ -92,21 +92,21 @@ def test_a_class_file_that_no_class_stands_for(tmp_path, name):
 
 def test_a_folder_with_no_image_or_two(tmp_path):
     folder = fill(tmp_path / "x", "class1.tif")
-    assert refusal(train_image, folder, 4).startswith(f"{folder}: no image.tif in it")
+    assert refusal(read_train_folder, folder, 4).startswith(f"{folder}: no image.tif in it")
     fill(folder, "image.tif", "image.tiff")
-    assert "image.tif and image.tiff" in refusal(train_image, folder, 4)
+    assert "image.tif and image.tiff" in refusal(read_train_folder, folder, 4)
 
 
 def test_two_files_for_one_class(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "class1.tif", "class1.tiff")
-    assert "class1.tif stands for the same class" in refusal(train_image, folder, 4)
+    assert "class1.tif stands for the same class" in refusal(read_train_folder, folder, 4)
 
 
 @pytest.mark.parametrize("name", ["class1.png", "Class1.ome.tif", "class1.tif.bak"])
 def test_a_mask_in_another_format_is_not_passed_over(tmp_path, name):
     folder = fill(tmp_path / "x", "image.tif", name)
     advice = f"save it as {name[:6]}.tif, or move it out"
-    assert advice in refusal(train_image, folder, 4)
+    assert advice in refusal(read_train_folder, folder, 4)
 
 
 def test_names_with_spaces_of_other_scripts(tmp_path):

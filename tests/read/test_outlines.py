@@ -17,18 +17,18 @@ from cellseg.errors import InputError
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
-from cellseg.read.outlines import Outline, cells_of_outlines, fill, ring_of
-from cellseg.rle import encode, runs_of_labels
+from cellseg.read.outlines import Outline, fill_outlines, fill_polygons, to_ring
+from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 
 COLOURS = [(0, 0, 0)] * 4
 
 
-def masks_of(runs):
-    masks = np.zeros((len(runs), runs.size[1], runs.size[0]), int)
+def masks_of(mask_runs):
+    masks = np.zeros((len(mask_runs), mask_runs.size[1], mask_runs.size[0]), int)
     for n, mask in enumerate(masks):
-        for r in range(runs.offsets[n], runs.offsets[n + 1]):
-            mask.reshape(-1)[runs.starts[r] : runs.ends[r]] = 1
+        for r in range(mask_runs.offsets[n], mask_runs.offsets[n + 1]):
+            mask.reshape(-1)[mask_runs.starts[r] : mask_runs.ends[r]] = 1
     return masks.transpose(0, 2, 1).tolist()
 
 
@@ -51,7 +51,7 @@ def collection(*features):
 
 def geojson_cells(path, value, size=(4, 6), class_names=CLASS_NAMES):
     path.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
-    return cells_of_outlines(path, read_geojson(path), size, class_names)
+    return fill_outlines(path, read_geojson(path), size, class_names)
 
 
 def refused(read, *arguments):
@@ -71,7 +71,7 @@ def path(tmp_path):
 
 def test_whole_numbers_are_centres_and_the_outline_is_inside():
     ring = np.array([[1, 0], [3, 0], [3, 2], [1, 2]], np.float64)
-    assert masks_of(fill([[[ring]]], (4, 5))) == [
+    assert masks_of(fill_polygons([[[ring]]], (4, 5))) == [
         [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
     ]
 
@@ -80,18 +80,18 @@ def test_holes_are_cut_out_and_pieces_joined():
     ring = np.array(square(-0.5, -0.5, 3.5, 2.5), np.float64)
     hole = np.array(square(0.5, 0.5, 2.5, 1.5), np.float64)
     other = np.array(square(4.5, 0.5, 5.5, 1.5), np.float64)
-    assert masks_of(fill([[[ring, hole], [other]]], (3, 6))) == [
+    assert masks_of(fill_polygons([[[ring, hole], [other]]], (3, 6))) == [
         [[1, 1, 1, 1, 0, 0], [1, 0, 0, 1, 0, 1], [1, 1, 1, 1, 0, 0]]
     ]
 
 
 def test_what_juts_out_is_cut_off_and_nothing_wraps_round():
     ring = np.array(square(-7.5, -7.5, 0.5, 0.5), np.float64)
-    assert masks_of(fill([[[ring]]], (3, 3))) == [[[1, 0, 0], [0, 0, 0], [0, 0, 0]]]
+    assert masks_of(fill_polygons([[[ring]]], (3, 3))) == [[[1, 0, 0], [0, 0, 0], [0, 0, 0]]]
 
 
 def test_no_cells():
-    assert len(fill([], (3, 3))) == 0
+    assert len(fill_polygons([], (3, 3))) == 0
 
 
 # In steps of 1/16 px: what a mouse can do, and where shapely's own arithmetic holds.
@@ -109,7 +109,7 @@ def test_filling_is_as_shapely_tells_inside_from_outside(corners):
     centres = shapely.points(columns, rows)
     # Where a centre lies on the outline to within rounding, either is right.
     clear = shapely.distance(shape.exterior, centres) > 1e-6
-    (mask,) = masks_of(fill([[[np.array(corners)]]], (9, 10)))
+    (mask,) = masks_of(fill_polygons([[[np.array(corners)]]], (9, 10)))
     expected = shapely.contains(shape, centres)
     np.testing.assert_array_equal(np.array(mask, bool)[clear], expected[clear])
 
@@ -123,15 +123,15 @@ def test_filling_is_as_shapely_tells_inside_from_outside(corners):
 )
 def test_what_export_writes_comes_back_to_the_pixel(tmp_path_factory, labels):
     path = tmp_path_factory.mktemp("round") / "image.geojson"
-    values, runs = runs_of_labels(labels)
-    masks = encode(runs)
+    values, mask_runs = label_map_to_runs(labels)
+    masks = encode(mask_runs)
     classes = values.astype(np.int64) - 1
     features = cell_features("a", labels.shape, masks, classes, CLASS_NAMES, COLOURS)
     write_geojson(path, features)
-    cells, odd = cells_of_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
+    cells, warnings = fill_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
     assert sorted(cells) == values.tolist()
     assert [rle for number in sorted(cells) for rle in encode(cells[number])] == masks
-    assert not +odd
+    assert not +warnings
 
 
 def test_a_polygon_covers_the_pixels_whose_centres_it_holds(path):
@@ -167,7 +167,7 @@ def test_classes_and_their_order(path):
         feature([square(2, 0, 3, 1)], "class1"),
     ]
     cells, _ = geojson_cells(path, collection(*features))
-    assert {number: len(runs) for number, runs in cells.items()} == {1: 2, 4: 1}
+    assert {number: len(mask_runs) for number, mask_runs in cells.items()} == {1: 2, 4: 1}
     assert [mask[0].index(1) for mask in masks_of(cells[1])] == [1, 2]
 
 
@@ -192,9 +192,9 @@ def test_what_is_to_be_ignored_is_counted(path):
         feature([square(0.6, 0.6, 0.9, 0.9)]),
         feature([square(2, 2, 3, 3)]),
     ]
-    cells, odd = geojson_cells(path, features)
-    assert [len(runs) for runs in cells.values()] == [1]
-    assert +odd == {
+    cells, warnings = geojson_cells(path, features)
+    assert [len(mask_runs) for mask_runs in cells.values()] == [1]
+    assert +warnings == {
         "ambiguous or ignored outlines, left out": 2,
         "outlines without the centre of a pixel in them, left out": 1,
     }
@@ -315,7 +315,7 @@ def region(points, more=""):
 
 def scope_cells(path, text, size=(4, 6), class_names=CLASS_NAMES):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return cells_of_outlines(path, read_imagescope(path), size, class_names)
+    return fill_outlines(path, read_imagescope(path), size, class_names)
 
 
 BOX = [(1, 0), (3, 0), (3, 2), (1, 2)]
@@ -323,12 +323,12 @@ BOX = [(1, 0), (3, 0), (3, 2), (1, 2)]
 
 def test_regions_are_drawn_as_the_homework_s_masks_were(path):
     text = scope(annotation("Neutrophil", region(BOX)), annotation("Epithelial", region(BOX[:3])))
-    cells, odd = scope_cells(path, text)
+    cells, warnings = scope_cells(path, text)
     assert masks_of(cells[3]) == [[[0, 1, 1, 1, 0, 0]] * 3 + [[0] * 6]]
     assert masks_of(cells[1]) == [
         [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0], [0] * 6]
     ]
-    assert not +odd
+    assert not +warnings
 
 
 def test_several_regions_and_several_annotations_of_a_class(path):
@@ -336,7 +336,7 @@ def test_several_regions_and_several_annotations_of_a_class(path):
         annotation("Lymphocyte", region(BOX), region([(5, 3), (5, 3.2), (4.9, 3)])),
         annotation("lymphocyte", region(BOX)),
     )
-    assert {k: len(runs) for k, runs in scope_cells(path, text)[0].items()} == {2: 3}
+    assert {k: len(mask_runs) for k, mask_runs in scope_cells(path, text)[0].items()} == {2: 3}
 
 
 def test_a_class_may_stand_in_the_annotation_s_name(path):
@@ -358,9 +358,9 @@ def test_what_is_no_cell_is_counted(path):
         annotation("Epithelial", region(BOX, 'NegativeROA="1"'), region(BOX[:2]), region([])),
         annotation("Epithelial", region(BOX, 'NegativeROA="0"')),
     )
-    cells, odd = scope_cells(path, text)
-    assert [len(runs) for runs in cells.values()] == [1]
-    assert +odd == {
+    cells, warnings = scope_cells(path, text)
+    assert [len(mask_runs) for mask_runs in cells.values()] == [1]
+    assert +warnings == {
         "ambiguous or ignored outlines, left out": 1,
         "regions that cut away, or of fewer than 3 points, left out": 3,
     }
@@ -434,5 +434,5 @@ def test_xml_cut_anywhere_is_refused(path):
 
 
 def test_a_ring_of_an_outline_may_have_no_point():
-    assert ring_of("here", []).shape == (0, 2)
-    assert cells_of_outlines(Path("x"), [Outline("a", "class1", [])], (3, 3), CLASS_NAMES)[0] == {}
+    assert to_ring("here", []).shape == (0, 2)
+    assert fill_outlines(Path("x"), [Outline("a", "class1", [])], (3, 3), CLASS_NAMES)[0] == {}

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from cellseg.errors import InputError
-from cellseg.read.results import newest_results, only_annotated, read_results
+from cellseg.read.results import find_newest_results, read_results, select_annotated
 
 ENTRIES = [{"image_id": 1, "category_id": 1, "score": 0.5}]
 
@@ -105,19 +105,19 @@ def test_no_right_to_read(folder):
 
 def test_the_newest_run(tmp_path):
     with pytest.raises(InputError, match=r"no run has a test-results.json yet; run inference.py"):
-        newest_results(tmp_path)
+        find_newest_results(tmp_path)
     for age, run in enumerate(["m/old", "n/newer", "m/newest"]):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "test-results.json").write_text("[]")
         os.utime(tmp_path / run / "test-results.json", (1000 + age, 1000 + age))
     (tmp_path / "m" / "unfinished").mkdir()
-    assert newest_results(tmp_path) == tmp_path / "m" / "newest" / "test-results.json"
+    assert find_newest_results(tmp_path) == tmp_path / "m" / "newest" / "test-results.json"
 
 
 def test_only_annotated_leaves_the_broken_for_the_check():
     truth = {"images": [{"id": 1}]}
     odd = [None, {"image_id": [1]}, {}]
-    assert only_annotated([{"image_id": 2}, *odd, {"image_id": 1}], truth) == [
+    assert select_annotated([{"image_id": 2}, *odd, {"image_id": 1}], truth) == [
         *odd,
         {"image_id": 1},
     ]

@@ -9,27 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.read.split import hold_out, read_groups, split_folds
+from cellseg.read.split import choose_validation, read_groups, split_folds
 
 NAMES = [f"image {n:02}" for n in range(20)]
 
 
-def test_nothing_is_held_out_by_default():
-    assert hold_out(NAMES, 0, 1) == []
-    assert hold_out([], 0, 1) == []
+def test_no_validation_images_by_default():
+    assert choose_validation(NAMES, 0, 1) == []
+    assert choose_validation([], 0, 1) == []
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.2, 4), (0.5, 10), (0.001, 1), (0.999, 19)])
 def test_the_part_asked_for(fraction, count):
-    held = hold_out(NAMES, fraction, 0)
+    held = choose_validation(NAMES, fraction, 0)
     assert len(held) == count
     assert held == [name for name in NAMES if name in held]
 
 
 def test_seed_and_order():
-    assert hold_out(NAMES, 0.3, 5) == hold_out(NAMES, 0.3, 5)
-    assert len({tuple(hold_out(NAMES, 0.3, seed)) for seed in range(20)}) > 10
-    assert set(hold_out(NAMES[::-1], 0.3, 5)) == set(hold_out(NAMES, 0.3, 5))
+    assert choose_validation(NAMES, 0.3, 5) == choose_validation(NAMES, 0.3, 5)
+    assert len({tuple(choose_validation(NAMES, 0.3, seed)) for seed in range(20)}) > 10
+    assert set(choose_validation(NAMES[::-1], 0.3, 5)) == set(choose_validation(NAMES, 0.3, 5))
 
 
 @given(
@@ -42,9 +42,9 @@ def test_groups_stay_together(group_numbers, fraction, seed):
     groups = {name: str(number) for name, number in zip(names, group_numbers, strict=True)}
     if len(set(group_numbers)) == 1:
         with pytest.raises(InputError, match="one group alone"):
-            hold_out(names, fraction, seed, groups)
+            choose_validation(names, fraction, seed, groups)
         return
-    held = set(hold_out(names, fraction, seed, groups))
+    held = set(choose_validation(names, fraction, seed, groups))
     assert 0 < len(held) < len(names)
     assert not {groups[name] for name in held} & {groups[name] for name in set(names) - held}
     # Off by less than the largest group, unless one group must be held out or left.
@@ -54,7 +54,7 @@ def test_groups_stay_together(group_numbers, fraction, seed):
 
 def test_one_image_can_not_be_split():
     with pytest.raises(InputError, match="one image alone"):
-        hold_out(["a"], 0.5, 0)
+        choose_validation(["a"], 0.5, 0)
 
 
 @given(

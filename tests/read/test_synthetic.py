@@ -53,7 +53,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     scale=st.sampled_from([0.1, 0.4, 1.0, 2.5]),
 )
 @settings(max_examples=60, deadline=None)
-def test_truth_of_any_picture_is_sound(height, width, seed, density, scale):
+def test_ground_truth_of_any_picture_is_valid(height, width, seed, density, scale):
     image, labels = draw_tissue(height, width, rng(seed), density, scale)
     assert image.shape == (height, width, 3)
     assert image.dtype == np.uint8
@@ -124,8 +124,8 @@ def test_tissue_looks_like_haematoxylin_and_eosin(megapixel):
 def test_cells_touch_are_cut_lie_in_pieces_and_have_holes(megapixel):
     _, labels = megapixel
     cells = sum(labels)
-    beside = (cells[1:] != cells[:-1]) & (cells[1:] > 0) & (cells[:-1] > 0)
-    assert beside.sum() > 200
+    sidecar_path = (cells[1:] != cells[:-1]) & (cells[1:] > 0) & (cells[:-1] > 0)
+    assert sidecar_path.sum() > 200
     assert len(np.unique(np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]]))) > 20
     eight = np.ones((3, 3))
     boxes = ndimage.find_objects(cells)

@@ -64,14 +64,14 @@ def rectangle(size, top, left, bottom, right):
 
 
 def random_case(
-    rng, *, n_images=4, n_classes=3, n_truths=6, n_results=10, crowds=True, ties=True, largest=14
+    rng, *, n_images=4, n_classes=3, n_gt=6, n_results=10, crowds=True, ties=True, largest=14
 ):
     """Truth and results with everything odd: crowds, ties, masks with no pixel, overlaps,
     images and classes that one side or both lack, ids that are not 1…n."""
     images = {}
     results = []
     ids = rng.permutation(np.arange(3, 3 + 2 * n_images))[:n_images].tolist()
-    truth_classes = rng.choice(n_classes, rng.integers(0, n_classes + 1), replace=False) + 1
+    gt_classes = rng.choice(n_classes, rng.integers(0, n_classes + 1), replace=False) + 1
     result_classes = rng.choice(n_classes, rng.integers(0, n_classes + 1), replace=False) + 1
 
     def box(size):
@@ -81,10 +81,10 @@ def random_case(
     for id in ids:
         size = (int(rng.integers(1, largest)), int(rng.integers(1, largest)))
         cells = []
-        if len(truth_classes):
-            for _ in range(rng.integers(0, n_truths + 1)):
+        if len(gt_classes):
+            for _ in range(rng.integers(0, n_gt + 1)):
                 crowd = crowds and rng.random() < 0.15
-                cells.append((int(rng.choice(truth_classes)), rectangle(size, *box(size)), crowd))
+                cells.append((int(rng.choice(gt_classes)), rectangle(size, *box(size)), crowd))
         images[id] = (size, cells)
         if len(result_classes):
             for _ in range(rng.integers(0, n_results + 1)):

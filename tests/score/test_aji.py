@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from cellseg.read.results import side_by_side
+from cellseg.read.results import pair_by_image
 from cellseg.score.aji import aji, aji_plus, mean_over_images
-from cellseg.score.labelmap import compare, of_class
+from cellseg.score.labelmap import compare_label_maps, select_class
 from tests.score.scoring_cases import (
     entry,
     labels_of,
@@ -47,9 +47,9 @@ def naive(true_map, found_map, unique):
 @given(st.integers(0, 2**32 - 1))
 def test_equals_the_definitions(seed):
     truth, results = random_case(np.random.default_rng(seed), n_images=2, crowds=False, largest=24)
-    for scene in side_by_side(truth, results):
-        image = next(i for i in truth["images"] if i["id"] == scene.id)
-        comparison = compare(scene)
+    for eval_image in pair_by_image(truth, results):
+        image = next(i for i in truth["images"] if i["id"] == eval_image.id)
+        comparison = compare_label_maps(eval_image)
         true_map, found_map, true_class, found_class = naive_label_maps(truth, results, image)
         parts = [(comparison, true_map, found_map)]
         for k in range(3):
@@ -57,7 +57,7 @@ def test_equals_the_definitions(seed):
                 np.where(np.isin(m, [n for n, c in classes.items() if c == k + 1]), m, 0)
                 for m, classes in ((true_map, true_class), (found_map, found_class))
             )
-            parts.append((of_class(comparison, k), true_part, found_part))
+            parts.append((select_class(comparison, k), true_part, found_part))
         for part, true_part, found_part in parts:
             np.testing.assert_allclose(aji(part), naive(true_part, found_part, False), atol=1e-12)
             np.testing.assert_allclose(
@@ -69,7 +69,7 @@ def of_row(true_spans, found_spans, length=30):
     size = (1, length)
     cells = [(1, rectangle(size, 0, a, 1, b), 0) for a, b in true_spans]
     found = [entry(1, 1, rectangle(size, 0, a, 1, b), 0.9) for a, b in found_spans]
-    return compare(side_by_side(truth_of({1: (size, cells)}, ["a"]), found)[0])
+    return compare_label_maps(pair_by_image(truth_of({1: (size, cells)}, ["a"]), found)[0])
 
 
 def test_by_hand():
@@ -78,7 +78,7 @@ def test_by_hand():
     assert aji(comparison) == aji_plus(comparison) == pytest.approx(4 / (6 + 3 + 2))
 
 
-def test_two_cells_found_as_one():
+def test_two_cells_detected_as_one():
     # One found cell lies on both: AJI gives it to both, AJI+ to one.
     comparison = of_row([(0, 5), (5, 10)], [(0, 10)])
     assert aji(comparison) == pytest.approx((5 + 5) / (10 + 10))
@@ -114,7 +114,7 @@ def test_cells_in_a_crowd_don_t_count():
         entry(1, 1, rectangle(size, 0, 0, 1, 5), 0.9),
         entry(1, 1, rectangle(size, 0, 12, 1, 14), 0.9),
     ]
-    comparison = compare(side_by_side(truth, found)[0])
+    comparison = compare_label_maps(pair_by_image(truth, found)[0])
     assert aji(comparison) == aji_plus(comparison) == 1
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellseg.read.results import side_by_side
+from cellseg.read.results import pair_by_image
 from cellseg.score import ap, match
 from cellseg.score.match import match_greedily
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
@@ -53,14 +53,18 @@ def assert_same(ours, precision):
     ]:
         np.testing.assert_allclose(mine, coco_mean(theirs), rtol=0, atol=1e-9)
     for k in range(precision.shape[2]):
-        of_class = precision[:, :, k]
-        np.testing.assert_allclose(ours.class_ap[k], coco_mean(of_class), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(ours.class_ap50[k], coco_mean(of_class[0]), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(ours.class_ap75[k], coco_mean(of_class[5]), rtol=0, atol=1e-9)
+        select_class = precision[:, :, k]
+        np.testing.assert_allclose(ours.class_ap[k], coco_mean(select_class), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            ours.class_ap50[k], coco_mean(select_class[0]), rtol=0, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            ours.class_ap75[k], coco_mean(select_class[5]), rtol=0, atol=1e-9
+        )
 
 
 def ap_of(truth, results, **caps):
-    return ap.mask_ap(side_by_side(truth, results), len(truth["categories"]), **caps)
+    return ap.mask_ap(pair_by_image(truth, results), len(truth["categories"]), **caps)
 
 
 @settings(max_examples=150, deadline=None)
@@ -77,21 +81,23 @@ def test_equals_pycocotools(seed, ties):
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.integers(0, 40))
 def test_equals_pycocotools_by_size(seed, low, span):
     truth, results = random_case(np.random.default_rng(seed))
-    scenes = side_by_side(truth, results)
-    found = ap.find_candidates(scenes, 3)
-    rankings = ap.rank(scenes, found, (low, low + span))
+    eval_images = pair_by_image(truth, results)
+    found = ap.find_match_candidates(eval_images, 3)
+    rankings = ap.rank_detections(eval_images, found, (low, low + span))
     precision = coco_precision(truth, results, None, [low, low + span])
     assert_same(ap.average_precision(rankings), precision)
 
 
 def test_many_cells_are_compared_in_parts(monkeypatch):
     truth, results = random_case(np.random.default_rng(1), n_images=6, n_results=20)
-    scenes = side_by_side(truth, results)
-    whole = ap.find_candidates(scenes, 3)
-    assert any(part.pairs for of_class in whole for part in of_class)
-    monkeypatch.setattr(match, "_MOST_IOUS", 7)
-    for of_class, of_class_again in zip(whole, ap.find_candidates(scenes, 3), strict=True):
-        assert [c.pairs for c in of_class] == [c.pairs for c in of_class_again]
+    eval_images = pair_by_image(truth, results)
+    whole = ap.find_match_candidates(eval_images, 3)
+    assert any(part.pairs for select_class in whole for part in select_class)
+    monkeypatch.setattr(match, "_MAX_IOUS", 7)
+    for select_class, of_class_again in zip(
+        whole, ap.find_match_candidates(eval_images, 3), strict=True
+    ):
+        assert [c.pairs for c in select_class] == [c.pairs for c in of_class_again]
 
 
 def test_more_than_a_hundred_detections():
@@ -125,7 +131,7 @@ def test_by_hand():
     assert ours.ap == pytest.approx(0.3 * 0.5 * 51 / 101)
 
 
-def test_nothing_found_is_zero_and_no_truth_is_nan():
+def test_no_detections_is_zero_and_no_ground_truth_is_nan():
     size = (4, 4)
     truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 2, 2), 0)]), 2: (size, [])})
     ours = ap_of(truth, [])[100]

@@ -39,10 +39,10 @@ def test_no_sample():
 def test_covers_a_mean_as_often_as_it_says():
     # 300 sets of 60 numbers around 0: the interval of the mean holds 0 in about 95 %.
     rng = np.random.default_rng(1)
-    hits = 0
+    tp = 0
     for seed in range(300):
         values = rng.normal(size=60)
         means = draw_weights(60, 300, seed) @ values / 60
         low, high = interval(means)
-        hits += bool(low < 0 < high)
-    assert 0.90 <= hits / 300 <= 0.98
+        tp += bool(low < 0 < high)
+    assert 0.90 <= tp / 300 <= 0.98

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.read.results import side_by_side
-from cellseg.score.confusion import confusion
-from cellseg.score.detection import Tally, detection, tally
-from cellseg.score.labelmap import compare
+from cellseg.read.results import pair_by_image
+from cellseg.score.confusion import confusion_matrix
+from cellseg.score.detection import MatchCounts, count_matches, detection_scores
+from cellseg.score.labelmap import compare_label_maps
 from tests.score.scoring_cases import (
     entry,
     labels_of,
@@ -29,17 +29,17 @@ def line(start, end):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.55, 0.75, 0.95]))
 def test_equals_a_loop_over_the_cells(seed, threshold):
     truth, results = random_case(np.random.default_rng(seed), crowds=False)
-    comparisons = [compare(scene) for scene in side_by_side(truth, results)]
-    sums = tally(comparisons, 3, threshold)
-    matrix = confusion(comparisons, 3)
+    comparisons = [compare_label_maps(eval_image) for eval_image in pair_by_image(truth, results)]
+    sums = count_matches(comparisons, 3, threshold)
+    matrix = confusion_matrix(comparisons, 3)
     expected = np.zeros((4, 4), int)
     for i, image in enumerate(sorted(truth["images"], key=lambda image: image["id"])):
         true_map, found_map, true_class, found_class = naive_label_maps(truth, results, image)
-        hits, misses, false = np.zeros(3, int), np.zeros(3, int), np.zeros(3, int)
+        tp, fn, false = np.zeros(3, int), np.zeros(3, int), np.zeros(3, int)
         iou_sum = np.zeros(3)
         trues, founds = labels_of(true_map), labels_of(found_map)
         for t in trues:
-            misses[true_class[t] - 1] += 1
+            fn[true_class[t] - 1] += 1
             expected[true_class[t] - 1, 3] += 1
         for f in founds:
             false[found_class[f] - 1] += 1
@@ -55,36 +55,36 @@ def test_equals_a_loop_over_the_cells(seed, threshold):
                     expected[a, 3] -= 1
                     expected[3, b] -= 1
                 if iou > threshold and a == b:
-                    hits[a] += 1
-                    misses[a] -= 1
+                    tp[a] += 1
+                    fn[a] -= 1
                     false[a] -= 1
                     iou_sum[a] += iou
-        assert sums.hits[i].tolist() == hits.tolist()
-        assert sums.misses[i].tolist() == misses.tolist()
-        assert sums.false_alarms[i].tolist() == false.tolist()
+        assert sums.tp[i].tolist() == tp.tolist()
+        assert sums.fn[i].tolist() == fn.tolist()
+        assert sums.fp[i].tolist() == false.tolist()
         np.testing.assert_allclose(sums.iou[i], iou_sum)
     assert matrix.tolist() == expected.tolist()
 
 
 def test_f1_by_hand():
-    sums = Tally(
-        hits=np.array([[3, 0, 0], [1, 0, 0]]),
-        misses=np.array([[1, 2, 0], [0, 0, 0]]),
-        false_alarms=np.array([[0, 0, 5], [2, 0, 0]]),
+    sums = MatchCounts(
+        tp=np.array([[3, 0, 0], [1, 0, 0]]),
+        fn=np.array([[1, 2, 0], [0, 0, 0]]),
+        fp=np.array([[0, 0, 5], [2, 0, 0]]),
         iou=np.zeros((2, 3)),
     )
-    ours = detection(sums, np.ones(2, np.int64))
+    ours = detection_scores(sums, np.ones(2, np.int64))
     np.testing.assert_allclose(ours.precision, [4 / 6, 0, np.nan])
     np.testing.assert_allclose(ours.recall, [4 / 5, 0, np.nan])
     np.testing.assert_allclose(ours.f1, [8 / 11, 0, np.nan])
     # The harmonic mean of the two.
     assert ours.f1[0] == pytest.approx(2 / (1 / ours.precision[0] + 1 / ours.recall[0]))
-    twice = detection(sums, np.array([[2, 0], [0, 1]]))
+    twice = detection_scores(sums, np.array([[2, 0], [0, 1]]))
     np.testing.assert_allclose(twice.precision[:, 0], [1, 1 / 3])
     np.testing.assert_allclose(twice.recall[:, 0], [3 / 4, 1])
 
 
-def test_found_but_misnamed():
+def test_detected_but_misclassified():
     truth = truth_of(
         {1: (SIZE, [(1, line(0, 4), 0), (1, line(5, 9), 0), (2, line(10, 14), 0)])}, ["a", "b"]
     )
@@ -93,24 +93,24 @@ def test_found_but_misnamed():
         entry(1, 2, line(5, 9), 0.9),
         entry(1, 2, line(20, 24), 0.9),
     ]
-    comparison = compare(side_by_side(truth, results)[0])
-    assert confusion([comparison], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
-    sums = tally([comparison], 2)
+    comparison = compare_label_maps(pair_by_image(truth, results)[0])
+    assert confusion_matrix([comparison], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    sums = count_matches([comparison], 2)
     # For its classes the misnamed cell is a miss and a false alarm.
-    assert sums.hits.tolist() == [[1, 0]]
-    assert sums.misses.tolist() == [[1, 1]]
-    assert sums.false_alarms.tolist() == [[0, 2]]
+    assert sums.tp.tolist() == [[1, 0]]
+    assert sums.fn.tolist() == [[1, 1]]
+    assert sums.fp.tolist() == [[0, 2]]
 
 
-def test_a_cell_in_a_crowd_is_no_false_alarm():
+def test_a_cell_in_a_crowd_is_no_false_positive():
     truth = truth_of({1: (SIZE, [(1, line(0, 10), 1)])}, ["a"])
     results = [entry(1, 1, line(0, 4), 0.9), entry(1, 1, line(20, 24), 0.9)]
-    comparison = compare(side_by_side(truth, results)[0])
-    assert tally([comparison], 1).false_alarms.tolist() == [[1]]
-    assert confusion([comparison], 1).tolist() == [[0, 0], [1, 0]]
+    comparison = compare_label_maps(pair_by_image(truth, results)[0])
+    assert count_matches([comparison], 1).fp.tolist() == [[1]]
+    assert confusion_matrix([comparison], 1).tolist() == [[0, 0], [1, 0]]
 
 
 def test_no_image():
-    assert tally([], 2).hits.shape == (0, 2)
-    assert confusion([], 2).tolist() == [[0] * 3] * 3
-    assert np.isnan(detection(tally([], 2), np.zeros(0, np.int64)).f1).all()
+    assert count_matches([], 2).tp.shape == (0, 2)
+    assert confusion_matrix([], 2).tolist() == [[0] * 3] * 3
+    assert np.isnan(detection_scores(count_matches([], 2), np.zeros(0, np.int64)).f1).all()

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.read.results import side_by_side
-from cellseg.score.labelmap import OVERLAP_RULES, any_class, compare, of_class
+from cellseg.read.results import pair_by_image
+from cellseg.score.labelmap import OVERLAP_RULES, class_agnostic, compare_label_maps, select_class
 from tests.score.scoring_cases import (
     entry,
     labels_of,
@@ -25,8 +25,8 @@ def compared(cells, found, **settings):
     """Compare cells `(class, mask, crowd)` with found ones `(class, mask, score)` in one row."""
     size = cells[0][1].shape if cells else found[0][1].shape
     truth = truth_of({1: (size, cells)})
-    scenes = side_by_side(truth, [entry(1, *one) for one in found])
-    return compare(scenes[0], **settings)
+    eval_images = pair_by_image(truth, [entry(1, *one) for one in found])
+    return compare_label_maps(eval_images[0], **settings)
 
 
 @settings(max_examples=150, deadline=None)
@@ -37,23 +37,23 @@ def compared(cells, found, **settings):
 )
 def test_equals_maps_drawn_mask_by_mask(seed, threshold, overlap):
     truth, results = random_case(np.random.default_rng(seed), n_images=2)
-    for scene in side_by_side(truth, results):
-        image = next(i for i in truth["images"] if i["id"] == scene.id)
-        ours = compare(scene, threshold, overlap)
+    for eval_image in pair_by_image(truth, results):
+        image = next(i for i in truth["images"] if i["id"] == eval_image.id)
+        ours = compare_label_maps(eval_image, threshold, overlap)
         true_map, found_map, true_class, found_class = naive_label_maps(
             truth, results, image, threshold, overlap
         )
         trues, founds = labels_of(true_map), labels_of(found_map)
-        assert (ours.truths + 1).tolist() == trues
-        assert (ours.cells + 1).tolist() == founds
-        assert (ours.truth_classes + 1).tolist() == [true_class[t] for t in trues]
+        assert (ours.gt_indices + 1).tolist() == trues
+        assert (ours.detection_indices + 1).tolist() == founds
+        assert (ours.gt_classes + 1).tolist() == [true_class[t] for t in trues]
         assert (ours.classes + 1).tolist() == [found_class[f] for f in founds]
-        assert ours.truth_areas.tolist() == [(true_map == t).sum() for t in trues]
+        assert ours.gt_areas.tolist() == [(true_map == t).sum() for t in trues]
         assert ours.areas.tolist() == [(found_map == f).sum() for f in founds]
         pairs = {
-            (ours.truths[t] + 1, ours.cells[f] + 1): (shared, union, iou)
+            (ours.gt_indices[t] + 1, ours.detection_indices[f] + 1): (shared, union, iou)
             for (t, f), shared, union, iou in zip(
-                ours.at, ours.shared, ours.union, ours.iou, strict=True
+                ours.pairs, ours.intersection, ours.union, ours.iou, strict=True
             )
         }
         expected = {}
@@ -87,18 +87,18 @@ def test_equal_scores_the_earlier_keeps():
 def test_covered_cells_are_in_no_map():
     found = [(1, line(3, 5), 0.6), (1, line(2, 6), 0.7), (1, line(9, 9), 0.9)]
     ours = compared([], found)
-    assert ours.cells.tolist() == [1]
+    assert ours.detection_indices.tolist() == [1]
 
 
 def test_threshold_is_the_least_score_that_counts():
     found = [(1, line(0, 2), 0.5), (1, line(4, 6), 0.4999)]
-    assert compared([], found).cells.tolist() == [0]
-    assert compared([], found, score_threshold=0).cells.tolist() == [0, 1]
+    assert compared([], found).detection_indices.tolist() == [0]
+    assert compared([], found, score_threshold=0).detection_indices.tolist() == [0, 1]
 
 
-def test_of_overlapping_truths_the_smaller_one_is_kept_whole():
+def test_of_overlapping_ground_truth_the_smaller_one_is_kept_whole():
     ours = compared([(1, line(0, 9), 0), (2, line(3, 5), 0)], [(1, line(0, 1), 0.9)])
-    assert ours.truth_areas.tolist() == [7, 2]
+    assert ours.gt_areas.tolist() == [7, 2]
 
 
 def test_half_an_iou_is_no_match():
@@ -108,7 +108,7 @@ def test_half_an_iou_is_no_match():
     assert (at.tolist(), iou.tolist()) == ([[0, 0]], [4 / 6])
 
 
-def test_more_than_half_in_a_crowd_of_its_class_is_excused():
+def test_more_than_half_in_a_crowd_of_its_class_is_ignored():
     cells = [(1, line(0, 10), True), (1, line(4, 10), True)]
     found = [
         (1, line(0, 2), 0.9),
@@ -117,25 +117,27 @@ def test_more_than_half_in_a_crowd_of_its_class_is_excused():
         (1, line(7, 8), 0.8),
     ]
     ours = compared(cells, found)
-    assert len(ours.truths) == 0
-    assert ours.excused.tolist() == [True, False, False, True]
+    assert len(ours.gt_indices) == 0
+    assert ours.in_crowd.tolist() == [True, False, False, True]
 
 
 def test_nothing_at_all():
     ours = compared([(1, line(0, 0), 0)], [])
-    assert len(ours.truths) == len(ours.cells) == len(ours.at) == len(ours.iou) == 0
+    assert (
+        len(ours.gt_indices) == len(ours.detection_indices) == len(ours.pairs) == len(ours.iou) == 0
+    )
 
 
 def test_parts():
     cells = [(1, line(0, 4), 0), (2, line(5, 9), 0)]
     found = [(2, line(0, 4), 0.9), (2, line(5, 8), 0.9), (1, line(12, 14), 0.9)]
     ours = compared(cells, found)
-    second = of_class(ours, 1)
-    assert second.truths.tolist() == [1]
-    assert second.cells.tolist() == [0, 1]
-    assert second.at.tolist() == [[0, 1]]
-    assert second.shared.tolist() == [3]
-    everything = any_class(ours)
-    assert everything.truth_classes.tolist() == [0, 0]
+    second = select_class(ours, 1)
+    assert second.gt_indices.tolist() == [1]
+    assert second.detection_indices.tolist() == [0, 1]
+    assert second.pairs.tolist() == [[0, 1]]
+    assert second.intersection.tolist() == [3]
+    everything = class_agnostic(ours)
+    assert everything.gt_classes.tolist() == [0, 0]
     assert everything.classes.tolist() == [0, 0, 0]
-    assert everything.at.tolist() == ours.at.tolist()
+    assert everything.pairs.tolist() == ours.pairs.tolist()

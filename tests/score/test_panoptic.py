@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.detection import PanopticQuality
 
-from cellseg.read.results import side_by_side
-from cellseg.score.detection import tally
-from cellseg.score.labelmap import any_class, compare
+from cellseg.read.results import pair_by_image
+from cellseg.score.detection import count_matches
+from cellseg.score.labelmap import class_agnostic, compare_label_maps
 from cellseg.score.panoptic import panoptic
 from tests.score.scoring_cases import (
     entry,
@@ -61,8 +61,8 @@ def only(label_map, classes, wanted):
 @given(st.integers(0, 2**32 - 1))
 def test_equals_a_loop_over_the_images(seed):
     truth, results = random_case(np.random.default_rng(seed), crowds=False)
-    comparisons = [compare(scene) for scene in side_by_side(truth, results)]
-    ours = panoptic(tally(comparisons, N_CLASSES), all_weights(comparisons))
+    comparisons = [compare_label_maps(eval_image) for eval_image in pair_by_image(truth, results)]
+    ours = panoptic(count_matches(comparisons, N_CLASSES), all_weights(comparisons))
     for k in range(N_CLASSES):
         values = []
         for image in truth["images"]:
@@ -81,8 +81,8 @@ def test_equals_a_loop_over_the_images(seed):
 @given(st.integers(0, 2**32 - 1))
 def test_pooled_equals_torchmetrics(seed):
     truth, results = random_case(np.random.default_rng(seed), crowds=False)
-    comparisons = [compare(scene) for scene in side_by_side(truth, results)]
-    sums = tally(comparisons, N_CLASSES)
+    comparisons = [compare_label_maps(eval_image) for eval_image in pair_by_image(truth, results)]
+    sums = count_matches(comparisons, N_CLASSES)
     ours = panoptic(sums, all_weights(comparisons))
     # Background is one region of a class of its own, whose score is not looked at.
     metric = PanopticQuality(
@@ -98,7 +98,7 @@ def test_pooled_equals_torchmetrics(seed):
         ]
         metric.update(*pair)
     theirs = metric.compute().numpy()
-    known = (sums.hits + sums.misses).sum(axis=0) > 0
+    known = (sums.tp + sums.fn).sum(axis=0) > 0
     order = metric.cat_id_to_continuous_id
     for k in np.flatnonzero(known):
         pq, sq, dq = theirs[order[k + 1]]
@@ -132,11 +132,11 @@ def test_by_hand():
         entry(3, 1, line(0, 2), 0.9),
         entry(3, 2, line(5, 7), 0.9),
     ]
-    comparisons = [compare(scene) for scene in side_by_side(truth, results)]
-    sums = tally(comparisons, 2)
-    assert sums.hits.tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
-    assert sums.misses.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
-    assert sums.false_alarms.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
+    comparisons = [compare_label_maps(eval_image) for eval_image in pair_by_image(truth, results)]
+    sums = count_matches(comparisons, 2)
+    assert sums.tp.tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    assert sums.fn.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
+    assert sums.fp.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
     ours = panoptic(sums, all_weights(comparisons))
     # Images 3 and 4 have no true cell and stand aside; pooled, image 3's false alarm counts.
     assert ours.dq[0] == pytest.approx((1 / 2 + 1) / 2)
@@ -152,10 +152,12 @@ def test_by_hand():
     np.testing.assert_allclose(weighted.pq[:, 0], [2 / 3, (3 / 3 + 1) / 4, np.nan])
 
 
-def test_no_hit_is_zero_without_an_sq():
+def test_no_true_positive_is_zero_without_an_sq():
     size = (1, 4)
     truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 1, 2), 0)])}, ["a"])
-    ours = panoptic(tally([compare(side_by_side(truth, [])[0])], 1), np.ones(1, np.int64))
+    ours = panoptic(
+        count_matches([compare_label_maps(pair_by_image(truth, [])[0])], 1), np.ones(1, np.int64)
+    )
     assert (ours.pq[0], ours.dq[0], ours.pooled_pq[0]) == (0, 0, 0)
     assert np.isnan(ours.sq[0])
     assert np.isnan(ours.pooled_sq[0])
@@ -164,7 +166,7 @@ def test_no_hit_is_zero_without_an_sq():
 def test_classes_don_t_matter_if_there_is_one():
     size = (1, 4)
     truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 1, 2), 0)])}, ["a", "b"])
-    scenes = side_by_side(truth, [entry(1, 2, rectangle(size, 0, 0, 1, 2), 0.9)])
-    comparison = compare(scenes[0])
-    assert panoptic(tally([comparison], 2), np.ones(1, np.int64)).pq[0] == 0
-    assert panoptic(tally([any_class(comparison)], 1), np.ones(1, np.int64)).pq[0] == 1
+    eval_images = pair_by_image(truth, [entry(1, 2, rectangle(size, 0, 0, 1, 2), 0.9)])
+    comparison = compare_label_maps(eval_images[0])
+    assert panoptic(count_matches([comparison], 2), np.ones(1, np.int64)).pq[0] == 0
+    assert panoptic(count_matches([class_agnostic(comparison)], 1), np.ones(1, np.int64)).pq[0] == 1

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg.read.coco import class_names
-from cellseg.read.results import side_by_side
+from cellseg.read.results import pair_by_image
 from cellseg.score.ap import mask_ap
 from cellseg.score.bootstrap import draw_weights
 from cellseg.score.summary import difference
@@ -20,7 +20,7 @@ SIZE = (1, 30)
 
 
 def score(truth, results, **options):
-    return score_scenes(side_by_side(truth, results), class_names(truth), **options)
+    return score_scenes(pair_by_image(truth, results), class_names(truth), **options)
 
 
 def line(start, end):
@@ -67,7 +67,7 @@ def test_a_drawn_set_scores_as_the_set_itself(seed):
 def test_ap_is_that_of_mask_ap():
     truth, results = random_case(np.random.default_rng(3), n_images=6)
     scores = score(truth, results, n_resamples=0)
-    for cap, of_cap in mask_ap(scores.scenes, 3).items():
+    for cap, of_cap in mask_ap(scores.eval_images, 3).items():
         name = "all" if cap is None else str(cap)
         np.testing.assert_array_equal(scores.metrics[f"AP@{name}"][:3], of_cap.class_ap)
         np.testing.assert_array_equal(scores.metrics[f"AP50@{name}"][3], of_cap.ap50)
@@ -95,27 +95,27 @@ def case_by_hand():
     return truth, results
 
 
-def test_who_found_whom():
+def test_matches_of_an_image():
     scores = score(*case_by_hand(), n_resamples=0)
     first, second = scores.images
-    assert [scene.id for scene in scores.scenes] == [7, 9]
+    assert [eval_image.id for eval_image in scores.eval_images] == [7, 9]
     # Detections are counted within the image: entries 1, 2, 3, 4 of the file are 0, 1, 2, 3.
-    assert scores.scenes[0].entries.tolist() == [1, 2, 3, 4]
-    assert first.hits.tolist() == [[0, 0]]
-    assert first.misnamed.tolist() == [[1, 1]]
-    assert first.missed.tolist() == [2]
-    assert first.false_alarms.tolist() == [2]
-    assert second.hits.tolist() == [[0, 0]]
-    assert scores.truth_counts.tolist() == [[2, 1], [0, 1]]
+    assert scores.eval_images[0].entries.tolist() == [1, 2, 3, 4]
+    assert first.tp.tolist() == [[0, 0]]
+    assert first.misclassified.tolist() == [[1, 1]]
+    assert first.fn.tolist() == [2]
+    assert first.fp.tolist() == [2]
+    assert second.tp.tolist() == [[0, 0]]
+    assert scores.gt_counts.tolist() == [[2, 1], [0, 1]]
     assert scores.counts.tolist() == [[1, 2], [0, 1]]
-    assert scores.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
+    assert scores.confusion_matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 1, 0]]
 
 
-def test_a_cell_in_a_crowd_is_no_false_alarm():
+def test_a_cell_in_a_crowd_is_no_false_positive():
     truth = truth_of({1: (SIZE, [(1, line(0, 10), 1)])}, ["a"])
     results = [entry(1, 1, line(0, 4), 0.9), entry(1, 1, line(20, 24), 0.9)]
     image = score(truth, results, n_resamples=0).images[0]
-    assert (image.missed.tolist(), image.false_alarms.tolist()) == ([], [1])
+    assert (image.fn.tolist(), image.fp.tolist()) == ([], [1])
 
 
 def test_a_class_without_true_cells_has_no_score():
@@ -173,20 +173,18 @@ def test_sizes_hold_all_cells_and_a_perfect_result_is_one_in_each():
     results = [entry(1, 1, mask, 0.5) for _, mask, _ in cells]
     scores = score(truth, results, n_resamples=0)
     areas = [int(mask.sum()) for _, mask, _ in cells]
-    assert sum(bin.n_truths for bin in scores.sizes) == 40
+    assert sum(bin.n_gt for bin in scores.sizes) == 40
     assert (scores.sizes[0].low, scores.sizes[-1].high) == (min(areas), max(areas))
     for bin, following in zip(scores.sizes[:-1], scores.sizes[1:], strict=True):
         assert following.low == bin.high + 1
     for bin in scores.sizes:
-        assert bin.n_truths == sum(bin.low <= area <= bin.high for area in areas)
+        assert bin.n_gt == sum(bin.low <= area <= bin.high for area in areas)
         assert bin.ap.ap == pytest.approx(1)
 
 
 def test_cells_of_one_size_make_one_bin():
     truth = truth_of({1: (SIZE, [(1, line(3 * i, 3 * i + 2), 0) for i in range(5)])}, ["a"])
-    assert [(b.low, b.high, b.n_truths) for b in score(truth, [], n_resamples=0).sizes] == [
-        (2, 2, 5)
-    ]
+    assert [(b.low, b.high, b.n_gt) for b in score(truth, [], n_resamples=0).sizes] == [(2, 2, 5)]
 
 
 def test_nothing_at_all():

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.geojson
 from cellseg.errors import InputError
-from cellseg.rle import encode, runs_of_labels
+from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 
 NAMES = ["epithelial", "Zellkern – 細胞"]
@@ -23,7 +23,7 @@ COLOURS = [(0, 158, 115), (240, 228, 66)]
 
 
 def features_of(labels, classes=None, **more):
-    _, runs = runs_of_labels(np.asarray(labels))
+    _, runs = label_map_to_runs(np.asarray(labels))
     masks = encode(runs)
     if classes is None:
         classes = np.zeros(len(masks), np.int64)
@@ -69,7 +69,7 @@ def test_pieces_and_holes_are_kept():
 def test_ids_differ_within_an_image_and_between_images_but_not_between_runs():
     first, second = features_of([[1, 2]]), features_of([[1, 2]])
     assert first == second
-    _, runs = runs_of_labels(np.array([[1, 2]]))
+    _, runs = label_map_to_runs(np.array([[1, 2]]))
     other = cell_features("b.tif", (1, 2), encode(runs), np.zeros(2, int), NAMES, COLOURS)
     assert len({f["id"] for f in [*first, *other]}) == 4
 

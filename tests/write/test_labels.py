@@ -11,21 +11,21 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.labels
 from cellseg.errors import InputError
-from cellseg.rle import Runs, decode, encode, runs_of_labels
+from cellseg.rle import MaskRuns, decode, encode, label_map_to_runs
 from cellseg.write.labels import paint_strips, write_labels
 
 
 def masks_of(labels):
-    values, runs = runs_of_labels(np.asarray(labels))
-    return values, encode(runs)
+    values, mask_runs = label_map_to_runs(np.asarray(labels))
+    return values, encode(mask_runs)
 
 
 def rle_of(rows):
     return masks_of(rows)[1][0]
 
 
-def painted(runs, best_first, rows):
-    return np.concatenate(list(paint_strips(runs, np.asarray(best_first), rows)))
+def painted(mask_runs, best_first, rows):
+    return np.concatenate(list(paint_strips(mask_runs, np.asarray(best_first), rows)))
 
 
 label_maps = arrays(
@@ -35,8 +35,8 @@ label_maps = arrays(
 
 @given(label_maps, st.integers(1, 9))
 def test_strips_of_any_height_give_the_label_map_back(labels, rows):
-    values, runs = runs_of_labels(labels)
-    strips = list(paint_strips(runs, np.arange(len(runs)), rows))
+    values, mask_runs = label_map_to_runs(labels)
+    strips = list(paint_strips(mask_runs, np.arange(len(mask_runs)), rows))
     assert all(strip.dtype == np.int32 and len(strip) <= rows for strip in strips)
     np.testing.assert_array_equal(np.append(0, values)[np.concatenate(strips)], labels)
 
@@ -49,9 +49,9 @@ def test_strips_of_any_height_give_the_label_map_back(labels, rows):
 )
 def test_overlaps_go_to_the_best_as_painting_one_by_one_shows(masks_and_order, rows):
     masks, best_first = masks_and_order
-    parts = [runs_of_labels(mask)[1] for mask in masks]
+    parts = [label_map_to_runs(mask)[1] for mask in masks]
     sizes = [len(part.starts) for part in parts]
-    runs = Runs(
+    mask_runs = MaskRuns(
         (5, 7),
         np.concatenate([np.zeros(0, np.int64), *(part.starts for part in parts)]),
         np.concatenate([np.zeros(0, np.int64), *(part.ends for part in parts)]),
@@ -60,14 +60,16 @@ def test_overlaps_go_to_the_best_as_painting_one_by_one_shows(masks_and_order, r
     expected = np.zeros((5, 7), np.int32)
     for index in reversed(best_first):
         expected[masks[index]] = index + 1
-    np.testing.assert_array_equal(painted(runs, np.array(best_first, np.int64), rows), expected)
+    np.testing.assert_array_equal(
+        painted(mask_runs, np.array(best_first, np.int64), rows), expected
+    )
 
 
 def test_many_masks_on_one_another_are_painted_in_parts(monkeypatch):
     monkeypatch.setattr(cellseg.write.labels, "_STRIP", 10)
     labels = np.ones((6, 6), np.int32)
-    runs = decode([rle_of(labels)] * 7, (6, 6))
-    np.testing.assert_array_equal(painted(runs, [3, 0, 1, 2, 4, 5, 6], 4), 4 * labels)
+    mask_runs = decode([rle_of(labels)] * 7, (6, 6))
+    np.testing.assert_array_equal(painted(mask_runs, [3, 0, 1, 2, 4, 5, 6], 4), 4 * labels)
 
 
 def test_files_are_as_annotation_reads_them(tmp_path):
@@ -181,7 +183,7 @@ def test_past_four_gigabytes_the_file_is_a_bigtiff(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tifffile, "TiffWriter", Writer)
     for height, big in ((32_768, True), (32_767, False)):
-        counts = encode(Runs((height, 32_768), np.array([5]), np.array([9]), np.array([0, 1])))
+        counts = encode(MaskRuns((height, 32_768), np.array([5]), np.array([9]), np.array([0, 1])))
         write_labels(tmp_path, (height, 32_768), counts, np.array([0]))
         assert asked["bigtiff"] is big
         assert asked["shape"] == (height, 32_768)

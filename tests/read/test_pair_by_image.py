@@ -5,7 +5,7 @@ import pytest
 
 from cellseg.errors import InputError
 from cellseg.predictions import Predictions
-from cellseg.read.results import pair_predictions, side_by_side
+from cellseg.read.results import pair_by_image, pair_predictions
 from tests.score.scoring_cases import entry, rectangle, rle, truth_of
 
 SIZE = (4, 6)
@@ -19,23 +19,23 @@ def truth():
 
 def test_every_image_by_rising_id(truth):
     results = [entry(5, 2, CELL, 0.5), entry(3, 1, np.ones((2, 2)), 0.25), entry(5, 1, CELL, 1)]
-    scenes = side_by_side(truth, results)
-    assert [scene.id for scene in scenes] == [3, 5]
-    assert [scene.size for scene in scenes] == [(2, 2), SIZE]
-    assert [scene.name for scene in scenes] == ["3.tif", "5.tif"]
-    assert scenes[1].entries.tolist() == [0, 2]
-    assert scenes[1].scores.tolist() == [0.5, 1]
-    assert scenes[1].classes.tolist() == [1, 0]
-    assert len(scenes[0].truth_masks) == 0
-    assert len(scenes[0].runs) == 1
+    eval_images = pair_by_image(truth, results)
+    assert [eval_image.id for eval_image in eval_images] == [3, 5]
+    assert [eval_image.size for eval_image in eval_images] == [(2, 2), SIZE]
+    assert [eval_image.name for eval_image in eval_images] == ["3.tif", "5.tif"]
+    assert eval_images[1].entries.tolist() == [0, 2]
+    assert eval_images[1].scores.tolist() == [0.5, 1]
+    assert eval_images[1].classes.tolist() == [1, 0]
+    assert len(eval_images[0].gt_masks) == 0
+    assert len(eval_images[0].mask_runs) == 1
 
 
 def test_category_ids_may_be_any(truth):
     truth["categories"] = [{"id": 30, "name": "late"}, {"id": -2, "name": "early"}]
     truth["annotations"][0]["category_id"] = 30
-    scenes = side_by_side(truth, [entry(5, -2, CELL, 0.5)])
-    assert scenes[1].truth_classes.tolist() == [1]
-    assert scenes[1].classes.tolist() == [0]
+    eval_images = pair_by_image(truth, [entry(5, -2, CELL, 0.5)])
+    assert eval_images[1].gt_classes.tolist() == [1]
+    assert eval_images[1].classes.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_category_ids_may_be_any(truth):
 def test_one_line_for_an_entry_that_doesn_t_fit(truth, change, message):
     results = [entry(5, 1, CELL, 0.5), {**entry(5, 1, CELL, 0.5), **change}]
     with pytest.raises(InputError, match=message) as caught:
-        side_by_side(truth, results, "found.json")
+        pair_by_image(truth, results, "found.json")
     assert str(caught.value).startswith("found.json: entry 1: ")
     assert "\n" not in str(caught.value)
 
@@ -85,19 +85,19 @@ def test_missing_keys(truth, key):
     broken = entry(5, 1, CELL, 0.5)
     del broken[key]
     with pytest.raises(InputError, match=f"entry 0: {key} missing"):
-        side_by_side(truth, [broken])
+        pair_by_image(truth, [broken])
 
 
 @pytest.mark.parametrize("broken", [None, 3, "text", [1]])
 def test_entries_that_are_none(truth, broken):
     with pytest.raises(InputError, match=r"entry 0: a .*, expected an object"):
-        side_by_side(truth, [broken])
+        pair_by_image(truth, [broken])
 
 
 def test_no_box_is_needed(truth):
     plain = entry(5, 1, CELL, 1)
     del plain["bbox"]
-    assert len(side_by_side(truth, [plain])[1].scores) == 1
+    assert len(pair_by_image(truth, [plain])[1].scores) == 1
 
 
 def test_predictions_are_paired_as_results_are(truth):
@@ -107,16 +107,16 @@ def test_predictions_are_paired_as_results_are(truth):
         np.array([0.5, 0.25], np.float32),
     )
     found = Predictions(SIZE, np.zeros((2, 4), np.float32), scores, classes, rles)
-    (scene,) = pair_predictions(truth, {5: found})
-    expected = side_by_side(truth, [entry(5, 2, CELL, 0.5), entry(5, 1, ~CELL, 0.25)])[1]
+    (eval_image,) = pair_predictions(truth, {5: found})
+    expected = pair_by_image(truth, [entry(5, 2, CELL, 0.5), entry(5, 1, ~CELL, 0.25)])[1]
     for key, value in vars(expected).items():
         if isinstance(value, np.ndarray):
-            assert getattr(scene, key).tolist() == value.tolist()
-            assert getattr(scene, key).dtype == value.dtype
+            assert getattr(eval_image, key).tolist() == value.tolist()
+            assert getattr(eval_image, key).dtype == value.dtype
         elif "runs" not in key:
-            assert getattr(scene, key) == value
-    assert scene.runs.starts.tolist() == expected.runs.starts.tolist()
-    assert [s.id for s in pair_predictions(truth, {5: found, 3: Predictions.none((2, 2))})] == [
+            assert getattr(eval_image, key) == value
+    assert eval_image.mask_runs.starts.tolist() == expected.mask_runs.starts.tolist()
+    assert [s.id for s in pair_predictions(truth, {5: found, 3: Predictions.empty((2, 2))})] == [
         3,
         5,
     ]

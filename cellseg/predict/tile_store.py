@@ -27,26 +27,28 @@ from cellseg.files import read_json, write_json
 from cellseg.images import ImageRecord
 from cellseg.predictions import Predictions
 
-_SIGNATURE = "made-from.json"
+_FINGERPRINT_FILE = "made-from.json"
 
 # The signature, one that was not finished, and what the tiles gave.
-_ITS_OWN = re.compile(rf"{re.escape(_SIGNATURE)}|\.{re.escape(_SIGNATURE)}\..*|\d+-\d+\.jsonl")
+_OWN_FILES = re.compile(
+    rf"{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*|\d+-\d+\.jsonl"
+)
 
-Key = tuple[int, int]  # the number of an image, and that of its tile
+TileKey = tuple[int, int]  # the number of an image, and that of its tile
 
 
-class Journal:
+class TileStore:
     """The tiles of a prediction that are done."""
 
-    def __init__(self, folder: Path, signature: dict[str, Any], begin: bool = True) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], create: bool = True) -> None:
         """
         Parameters
         ----------
         folder
             Where it is kept. What is there goes, if it has another signature.
-        signature
+        fingerprint
             All that decides what the tiles give.
-        begin
+        create
             Whether the folder is to be made; otherwise another process does that.
 
         Raises
@@ -56,13 +58,15 @@ class Journal:
         """
         self.folder = folder
         # A sum of it: JSON itself has neither infinity nor every file's name.
-        self._signature = hashlib.sha256(json.dumps(signature).encode()).hexdigest()
-        if begin and _read_signature(folder) != self._signature:
-            foreign = sorted(p.name for p in folder.glob("*") if not _ITS_OWN.fullmatch(p.name))
-            if foreign:
+        self._fingerprint = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+        if create and _read_fingerprint(folder) != self._fingerprint:
+            other_files = sorted(
+                p.name for p in folder.glob("*") if not _OWN_FILES.fullmatch(p.name)
+            )
+            if other_files:
                 raise InputError(
-                    f"{folder}: holds {foreign[0]}, but is where inference.py keeps the tiles that "
-                    "are done; move it away, or choose another --output"
+                    f"{folder}: holds {other_files[0]}, but is where inference.py keeps the tiles "
+                    "that are done; move it away, or choose another --output"
                 )
             self.remove()
             try:
@@ -71,7 +75,7 @@ class Journal:
                 raise InputError(
                     f"{folder}: can't be made ({error.strerror}); choose another --output"
                 ) from None
-            write_json(folder / _SIGNATURE, self._signature)
+            write_json(folder / _FINGERPRINT_FILE, self._fingerprint)
 
     def check(self) -> None:
         """Check that the folder is there, and is of this signature.
@@ -81,32 +85,32 @@ class Journal:
         InputError
             If not.
         """
-        if _read_signature(self.folder) != self._signature:
+        if _read_fingerprint(self.folder) != self._fingerprint:
             raise InputError(
                 f"{self.folder}: not what machine 0 began; all machines need the same command, "
                 "and the runs, images and results at the same place of a disk that they share"
             )
 
-    def done(self) -> set[Key]:
+    def done(self) -> set[TileKey]:
         """Tell which tiles are there, without those that could not be had."""
         return {key for key, line in self._entries() if "error" not in line}
 
-    def faults(self) -> dict[Key, str]:
+    def errors(self) -> dict[TileKey, str]:
         """Tell why the tiles that could not be had could not, by image and tile."""
         return {key: line["error"] for key, line in self._entries() if "error" in line}
 
-    def append(self, key: Key, found: Predictions | InputError, file: IO[str]) -> None:
+    def append(self, key: TileKey, result: Predictions | InputError, file: IO[str]) -> None:
         """Write what a tile gave to a file that `open` gave."""
         line: dict[str, Any] = {"image": key[0], "tile": key[1]}
-        if isinstance(found, InputError):
-            line["error"] = str(found)
+        if isinstance(result, InputError):
+            line["error"] = str(result)
         else:
             line["cells"] = {
-                "size": found.size,
-                "boxes": found.boxes.tolist(),
-                "scores": found.scores.tolist(),
-                "classes": found.classes.tolist(),
-                "masks": [mask["counts"] for mask in found.masks],
+                "size": result.size,
+                "boxes": result.boxes.tolist(),
+                "scores": result.scores.tolist(),
+                "classes": result.classes.tolist(),
+                "masks": [mask["counts"] for mask in result.masks],
             }
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -116,17 +120,17 @@ class Journal:
         number = len(list(self.folder.glob("*.jsonl")))
         return (self.folder / f"{number:04d}-{process}.jsonl").open("x", encoding="utf-8")
 
-    def entries(self) -> Iterator[tuple[Key, Predictions | InputError]]:
+    def entries(self) -> Iterator[tuple[TileKey, Predictions | InputError]]:
         """Give what the tiles gave, by image and tile; one image's at a time is held."""
-        return ((key, _parsed(line)) for key, line in self._entries())
+        return ((key, _parse_line(line)) for key, line in self._entries())
 
-    def _entries(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+    def _entries(self) -> Iterator[tuple[TileKey, dict[str, Any]]]:
         """Give a line for each tile, which may have been tried, and even done, several times."""
         # Each file is in the order of the tiles, and the files in that of time.
-        files = map(_lines, sorted(self.folder.glob("*.jsonl")))
-        for key, tries in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
+        files = map(_read_lines, sorted(self.folder.glob("*.jsonl")))
+        for key, attempts in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
             line: dict[str, Any] = {}
-            for _, line in tries:
+            for _, line in attempts:
                 if "error" not in line:
                     break
             yield key, line
@@ -135,12 +139,12 @@ class Journal:
         """Remove the folder, and nothing in it that is not its own."""
         with contextlib.suppress(OSError):
             for path in self.folder.glob("*"):
-                if _ITS_OWN.fullmatch(path.name):
+                if _OWN_FILES.fullmatch(path.name):
                     path.unlink()
             self.folder.rmdir()
 
 
-def signature(
+def fingerprint(
     weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ImageRecord]
 ) -> dict[str, Any]:
     """Give all that decides what is found: weights, configs, images and how they are listed."""
@@ -151,13 +155,13 @@ def signature(
         # One GPU finds what another does, but a CPU rounds in its own way.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
-        "weights": list(map(_state, weights)),
+        "weights": list(map(_file_state, weights)),
         "configs": configs,
-        "images": [[_state(image.path), image.level, image.size] for image in images],
+        "images": [[_file_state(image.path), image.level, image.size] for image in images],
     }
 
 
-def _state(path: Path) -> list[Any]:
+def _file_state(path: Path) -> list[Any]:
     """Give a file's place, and what changes when it is written anew."""
     try:
         stat = path.stat()
@@ -167,18 +171,18 @@ def _state(path: Path) -> list[Any]:
     return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _read_signature(folder: Path) -> Any:
+def _read_fingerprint(folder: Path) -> Any:
     try:
-        return read_json(folder / _SIGNATURE, "signature", "predict again")
+        return read_json(folder / _FINGERPRINT_FILE, "signature", "predict again")
     except InputError:
         return None
 
 
-def _key(entry: tuple[Key, dict[str, Any]]) -> Key:
+def _key(entry: tuple[TileKey, dict[str, Any]]) -> TileKey:
     return entry[0]
 
 
-def _lines(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
+def _read_lines(path: Path) -> Iterator[tuple[TileKey, dict[str, Any]]]:
     """Read the whole lines of a file.
 
     A process that was killed may have left a part of one, and a machine that lost its power
@@ -195,7 +199,7 @@ def _lines(path: Path) -> Iterator[tuple[Key, dict[str, Any]]]:
             yield (line["image"], line["tile"]), line
 
 
-def _parsed(line: dict[str, Any]) -> Predictions | InputError:
+def _parse_line(line: dict[str, Any]) -> Predictions | InputError:
     if "error" in line:
         return InputError(line["error"])
     cells = line["cells"]

@@ -1,0 +1,287 @@
+"""What tiles gave is kept to the last bit, and forgotten when anything else was asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg import config
+from cellseg.errors import InputError
+from cellseg.images import ImageRecord
+from cellseg.predict.tile_store import TileStore, fingerprint
+from cellseg.predictions import Predictions
+from cellseg.rle import encode, join_runs
+
+
+def cells(n=2, size=(5, 7), seed=0):
+    """Make n cells, each one column of the image, with numbers that no short decimal gives."""
+    rng = np.random.default_rng(seed)
+    starts = size[0] * np.arange(n)
+    runs = join_runs(size, n, np.arange(n), starts, starts + 2)
+    return Predictions(
+        size,
+        (rng.random((n, 4)) * 7).astype(np.float32),
+        rng.random(n).astype(np.float32),
+        rng.integers(0, 4, n),
+        encode(runs),
+    )
+
+
+def assert_same(loaded, expected):
+    assert loaded.size == expected.size
+    for name in ("boxes", "scores", "classes"):
+        a, b = getattr(loaded, name), getattr(expected, name)
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.array_equal(a, b)
+    assert loaded.masks == expected.masks
+
+
+@pytest.fixture
+def tile_store(tmp_path):
+    return TileStore(tmp_path / "parts", {"a": 1})
+
+
+def store(tile_store, results, process=0):
+    with tile_store.open(process) as file:
+        for key, loaded in results:
+            tile_store.append(key, loaded, file)
+
+
+def test_what_json_does_not_have_can_decide_too(tmp_path):
+    wanted = {"norm": math.inf, "path": os.fsdecode(b"caf\xe9.png")}
+    tile_store = TileStore(tmp_path / "parts", wanted)
+    store(tile_store, [((0, 0), cells())])
+    assert TileStore(tmp_path / "parts", wanted).done() == {(0, 0)}
+    assert TileStore(tmp_path / "parts", {**wanted, "norm": 2.0}).done() == set()
+
+
+def test_to_the_last_bit(tile_store):
+    tiles = [((0, n), cells(n, seed=n)) for n in range(7)]
+    store(tile_store, tiles)
+    for (key, loaded), (expected_key, expected) in zip(tile_store.entries(), tiles, strict=True):
+        assert key == expected_key
+        assert_same(loaded, expected)
+
+
+@given(score=st.floats(0, 1, width=32), edge=st.floats(0, 2**24, width=32))
+@settings(max_examples=40, deadline=None)
+def test_any_number(tmp_path_factory, score, edge):
+    tile_store = TileStore(tmp_path_factory.mktemp("any") / "parts", {})
+    one = cells(1)
+    one.scores[0], one.boxes[0] = score, [0, 0, edge, edge]
+    store(tile_store, [((0, 0), one)])
+    ((_, loaded),) = tile_store.entries()
+    assert_same(loaded, one)
+
+
+def test_nothing_kept_yet(tile_store):
+    assert tile_store.done() == set()
+    assert tile_store.errors() == {}
+    assert list(tile_store.entries()) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20).flatmap(
+        lambda keys: st.tuples(
+            st.just(sorted(keys)),
+            st.lists(st.integers(0, 2), min_size=len(keys), max_size=len(keys)),
+        )
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_files_of_several_processes_are_one_in_order(tmp_path_factory, shared):
+    keys, processes = shared
+    tile_store = TileStore(tmp_path_factory.mktemp("several") / "parts", {})
+    for process in range(3):
+        its = [key for key, owner in zip(keys, processes, strict=True) if owner == process]
+        store(tile_store, [(key, cells(seed=10 * key[0] + key[1])) for key in its], process)
+    assert [key for key, _ in tile_store.entries()] == keys
+    assert tile_store.done() == set(keys)
+    for key, loaded in tile_store.entries():
+        assert_same(loaded, cells(seed=10 * key[0] + key[1]))
+
+
+def test_a_tile_done_twice_counts_once(tile_store):
+    store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
+    store(tile_store, [((0, 1), cells())])
+    assert [key for key, _ in tile_store.entries()] == [(0, 0), (0, 1)]
+
+
+def test_tiles_that_can_not_be_had_are_not_done(tile_store):
+    store(tile_store, [((1, 0), cells()), ((1, 2), InputError("torn")), ((1, 3), InputError("x"))])
+    store(tile_store, [((2, 0), InputError("too large"))], process=1)
+    assert tile_store.errors() == {(1, 2): "torn", (1, 3): "x", (2, 0): "too large"}
+    assert tile_store.done() == {(1, 0)}
+    errors = [str(loaded) for _, loaded in tile_store.entries() if isinstance(loaded, InputError)]
+    assert errors == ["torn", "x", "too large"]
+
+
+def test_a_tile_that_was_tried_again(tile_store):
+    """It is done if it ever was; else the last fault is what is wrong."""
+    store(tile_store, [((0, 0), InputError("a")), ((0, 1), InputError("b")), ((0, 2), cells())])
+    store(
+        tile_store, [((0, 0), InputError("c")), ((0, 1), cells(seed=1)), ((0, 2), InputError("d"))]
+    )
+    assert tile_store.done() == {(0, 1), (0, 2)}
+    assert tile_store.errors() == {(0, 0): "c"}
+    first, second, third = tile_store.entries()
+    assert (first[0], str(first[1])) == ((0, 0), "c")
+    assert (second[0], third[0]) == ((0, 1), (0, 2))
+    assert_same(second[1], cells(seed=1))
+    assert_same(third[1], cells())
+
+
+def test_wherever_a_line_is_torn_it_is_not_there(tile_store):
+    store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
+    (path,) = tile_store.folder.glob("*.jsonl")
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        expected = {(0, n) for n in range((length >= first) + (length == len(whole)))}
+        assert tile_store.done() == expected
+    path.write_bytes(whole[:-5])
+    # What goes on writes a file of its own, not behind the torn line.
+    store(tile_store, [((0, 1), cells(seed=1))])
+    assert_same(list(tile_store.entries())[1][1], cells(seed=1))
+
+
+@pytest.mark.parametrize("damage", [bytes(9), b"\xff\xfe", b"[", b"\n"])
+def test_a_damaged_line_is_not_there(tile_store, damage):
+    store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
+    (path,) = tile_store.folder.glob("*.jsonl")
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + second[len(damage) :] + third)
+    assert tile_store.done() == {(0, 0), (0, 2)}
+    store(tile_store, [((0, 1), cells(seed=1))])
+    for (_, loaded), seed in zip(tile_store.entries(), range(3), strict=True):
+        assert_same(loaded, cells(seed=seed))
+
+
+def test_the_same_fingerprint_keeps_the_tiles(tile_store):
+    store(tile_store, [((0, 0), cells())])
+    assert TileStore(tile_store.folder, {"a": 1}).done() == {(0, 0)}
+    # Tuples are lists in JSON.
+    other = tile_store.folder.with_name("other")
+    store(TileStore(other, {"a": (1, 2)}), [((0, 0), cells())])
+    assert TileStore(other, {"a": (1, 2)}).done() == {(0, 0)}
+
+
+def test_another_fingerprint_begins_anew(tile_store):
+    store(tile_store, [((0, 0), cells())])
+    assert TileStore(tile_store.folder, {"a": 2}).done() == set()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_fingerprint_begins_anew(tile_store, text):
+    store(tile_store, [((0, 0), cells())])
+    (tile_store.folder / "made-from.json").write_text(text)
+    assert TileStore(tile_store.folder, {"a": 1}).done() == set()
+    tile_store.check()  # made from the same again
+
+
+def test_remove(tile_store):
+    store(tile_store, [((0, 0), cells())])
+    (tile_store.folder / ".made-from.json.abcdefgh.part").touch()  # of a process that was killed
+    tile_store.remove()
+    assert not tile_store.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["slide.tif", "cells.jsonl", "more/0000-0.jsonl"])
+def test_what_is_not_its_own_stays(tmp_path, name):
+    """A folder that happens to be called so, or one that something was put into."""
+    file = tmp_path / "parts" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(InputError, match=rf"parts: holds {name.partition('/')[0]}, .* --output"):
+        TileStore(tmp_path / "parts", {})
+    assert file.exists()
+    tile_store = TileStore(tmp_path / "other", {})
+    (tile_store.folder / "notes.txt").touch()
+    tile_store.remove()
+    assert [path.name for path in tile_store.folder.iterdir()] == ["notes.txt"]
+
+
+def test_another_machine_finds_what_the_first_began(tmp_path):
+    folder = tmp_path / "parts"
+    second = TileStore(folder, {"a": (1,)}, create=False)
+    assert not folder.exists()
+    with pytest.raises(InputError, match="parts: not what machine 0 began; all machines need"):
+        second.check()
+    store(TileStore(folder, {"a": (1,)}), [((0, 0), cells())])
+    second.check()
+    assert second.done() == {(0, 0)}
+    with pytest.raises(InputError, match="not what machine 0 began"):
+        TileStore(folder, {"a": (2,)}, create=False).check()
+    assert second.done() == {(0, 0)}
+
+
+def test_a_place_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"parts: can't be made .*; choose another --output"):
+        TileStore(tmp_path / "file" / "parts", {})
+
+
+@pytest.fixture
+def made_from(tmp_path):
+    """What a prediction is made from: weights, configs, images."""
+    weights, image = tmp_path / "model.pth", tmp_path / "image.tif"
+    weights.write_bytes(b"w")
+    image.write_bytes(b"i")
+    cfg = config.default_config("torchvision")
+    return [weights], [cfg], [ImageRecord(1, "image.tif", image, (3, 4))]
+
+
+def test_the_fingerprint_is_of_all_that_decides(made_from):
+    weights, (cfg,), (image,) = made_from
+    before = fingerprint(*made_from)
+    assert fingerprint(*made_from) == before
+    other = cfg.clone()
+    other.TEST.SYMMETRIES = 4
+    assert fingerprint(weights, [other], [image]) != before
+    assert fingerprint(weights * 2, [cfg, cfg], [image]) != before
+    for changed in (
+        ImageRecord(1, "image.tif", image.path, (3, 4), level=1),
+        ImageRecord(1, "image.tif", image.path, (3, 5)),
+        ImageRecord(1, "image.tif", image.path.with_name("other.tif"), (3, 4)),
+    ):
+        assert fingerprint(weights, [cfg], [changed]) != before
+    assert fingerprint(weights, [cfg], [image, image]) != before
+
+
+@pytest.mark.parametrize("which", ["weights", "image"])
+def test_a_rewritten_file_has_another_fingerprint(made_from, which):
+    path = made_from[0][0] if which == "weights" else made_from[2][0].path
+    before = fingerprint(*made_from)
+    os.utime(path, ns=(1, 1))
+    touched = fingerprint(*made_from)
+    assert touched != before
+    path.write_bytes(b"longer")
+    os.utime(path, ns=(1, 1))
+    assert fingerprint(*made_from) != touched
+    path.unlink()
+    assert fingerprint(*made_from) != before
+
+
+def test_another_file_of_the_same_size_and_time_has_another_fingerprint(made_from):
+    path = made_from[2][0].path
+    before, times = fingerprint(*made_from), path.stat()
+    path.write_bytes(b"j")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(*made_from) != before
+
+
+def test_how_fast_does_not_matter(made_from):
+    weights, (cfg,), images = made_from
+    cfg.MODEL.DEVICE = "cuda"
+    other = cfg.clone()
+    other.MODEL.DEVICE, other.TEST.BATCH, other.OUTPUT_DIR = "cuda:1", 16, "elsewhere"
+    assert fingerprint(weights, [other], images) == fingerprint(*made_from)
+    other.MODEL.DEVICE = "cpu"
+    assert fingerprint(weights, [other], images) != fingerprint(*made_from)
