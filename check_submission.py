@@ -14,7 +14,7 @@ from cellseg.write.submission import check_submission
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check; give the exit code."""
+    """Check; return the exit code."""
     parser = utils.CommandParser(
         "Check a submission as the course's server would take it: the name in the zip, every\n"
         "image id, class, score and box, and that each mask is an RLE of its image's size.",

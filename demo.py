@@ -26,7 +26,7 @@ MIN_SCORE = 0.5  # cells that score less are left out of the pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; give the exit code."""
+    """Run the demo; return the exit code."""
     parser = utils.CommandParser(
         "Make a small synthetic data set in the homework's layout, train a small network on it\n"
         "(a few minutes, no GPU needed), predict the held-out images, score and draw them.\n"
@@ -85,7 +85,7 @@ def _run_command(name: str, command: Callable[[Sequence[str]], int], argv: list[
 
 
 def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
-    """Draw the truth beside the sure predictions of each test image."""
+    """Draw the ground truth beside the sure predictions of each test image."""
     ground_truth = read_ground_truth(data / "test_masks", data)
     names = class_names(ground_truth)
     for eval_image in pair_by_image(ground_truth, read_results(run)):

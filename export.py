@@ -137,7 +137,7 @@ def write_image(
 
 
 def scale_to_finest(image: ImageCells) -> tuple[float, float]:
-    """Give what x and y are multiplied by to lie in the finest level, which viewers show."""
+    """Return what x and y are multiplied by to lie in the finest level, which viewers show."""
     if not image.level:
         return 1, 1
     with open_image(image.path) as finest:

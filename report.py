@@ -1,4 +1,4 @@
-"""Write one HTML page to look at results, with or without truth, or at annotations."""
+"""Write one HTML page to look at results, with or without ground truth, or at annotations."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ class Trainer(DefaultTrainer):
             raise EarlyStop
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the number of steps done, and the hooks' states."""
+        """Return the number of steps done, and the hooks' states."""
         hooks = {type(hook).__name__: hook.state_dict() for hook in self._hooks}
         return {"iteration": self.iter + 1, "hooks": {k: v for k, v in hooks.items() if v}}
 

@@ -126,7 +126,7 @@ def add_scoring(
 
 
 def check_annotations(path: Path, how: str = "") -> None:
-    """Refuse annotations that aren't there; `how` says how to name others."""
+    """Raise InputError for annotations that aren't there; `how` says how to name others."""
     if not path.exists():
         raise InputError(
             f"{path}: no such annotations; name a COCO file or a folder of label maps{how}"
@@ -181,7 +181,7 @@ def add_process_flags(group: argparse._ArgumentGroup, work: str, result: str) ->
 
 
 def check_process_flags(parser: CommandParser, args: argparse.Namespace) -> None:
-    """Refuse numbers of processes and machines that make no sense."""
+    """Raise InputError for numbers of processes and machines that make no sense."""
     if not args.num_gpus:
         parser.error("--num_gpus 0: 1 or more is expected; --device cpu works without a GPU")
     if not args.num_machines:
@@ -235,7 +235,7 @@ _PATH_ERRORS = (
 def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a command's `main` and leave with its exit code.
 
-    What the user can mend (`InputError`) is one line on stderr and exit code 2; Ctrl-C and
+    What the user can fix (`InputError`) is one line on stderr and exit code 2; Ctrl-C and
     SIGTERM are one line and 130. Anything else is a bug and keeps its traceback.
     """
     command = Path(sys.argv[0]).name

@@ -2,7 +2,7 @@
 
     python bench/annotation.py [--images N]
 
-Draws a training part with the sizes and the formats of the homework's images and about
+Draws a training part with the sizes and the formats of NYCU HW3's images and about
 350 cells a megapixel in a temporary folder (about 0.5 GB for all 209 images).
 """
 
@@ -31,7 +31,7 @@ from cellseg.files import read_json, write_json
 from cellseg.read.synthetic import draw_tissue
 
 CELLS_PER_MEGAPIXEL = 350
-# Part of each class among the homework's training instances.
+# Part of each class among NYCU HW3's training instances.
 MIX = (0.463, 0.498, 0.020, 0.019)
 
 

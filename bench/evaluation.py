@@ -2,7 +2,7 @@
 
     python bench/evaluation.py [--images N]
 
-About 15,000 true cells and 13,000 detections in 101 images of the sizes of the
+About 15,000 ground-truth cells and 13,000 detections in 101 images of the sizes of the
 homework's test list. Nothing is written.
 """
 
@@ -37,7 +37,7 @@ CLASSES = ["class1", "class2", "class3", "class4"]
 
 
 def draw_cells(n_images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Make truth, and detections: cells moved by a few pixels, some lost, some misnamed."""
+    """Make truth, and detections: cells moved by a few pixels, some lost, some misclassified."""
     rng = np.random.default_rng(0)
     sheet = draw_tissue(2600, 2100, rng, 370, 1.0)[1]
     truth: list[AnnotatedImage] = []

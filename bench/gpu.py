@@ -67,7 +67,7 @@ MINUTES = {"tests": 3.0, "training": 3.0, "prediction": 3.0, "learning": 8.0}
 PILOT = (80,)  # steps that are timed before the learning
 SLIDE, MPP = 8192, 0.25  # pixels each way, and their size in micrometres
 IMAGES = 209
-# What random weights find is as much as they may: the recipe's 800, and the homework's mean.
+# What random weights find is as much as they may: the recipe's 800, and NYCU HW3's mean.
 CELLS = (800, 150)
 # Inputs of unit size, since weights are random.
 RANDOM = ["MODEL.PIXEL_STD", "[57.0, 57.0, 57.0]"]
@@ -97,7 +97,7 @@ class Row:
     target: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """Give its five columns."""
+        """Return its five columns."""
         return self.what, self.usual, self.here, self.ratio, self.target
 
 
@@ -306,7 +306,7 @@ def pace(
 
 
 def measure_prediction(args: argparse.Namespace) -> Iterator[Row]:
-    """Measure the prediction of images of the homework's sizes, the usual way and here."""
+    """Measure the prediction of images of NYCU HW3's sizes, the usual way and here."""
     end = time.perf_counter() + 60 * minutes_of("prediction", args)
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), TINY_SIZES if args.tiny else image_sizes())
@@ -348,7 +348,7 @@ def _predict(
 
 
 def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
-    """Give the config of a prediction with random weights."""
+    """Return the config of a prediction with random weights."""
     flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
     cfg = train.setup(train.parse([*flags, *random_weight_keys(args)]))
     merge_options(cfg, keys)
@@ -477,12 +477,12 @@ def write_slide(path: Path, images: Sequence[Path], side: int) -> None:
 
 
 def minutes_of(part: str, args: argparse.Namespace) -> float:
-    """Give the minutes that a part may take."""
+    """Return the minutes that a part may take."""
     return float(args.minutes or MINUTES[part])
 
 
 def random_weight_keys(args: argparse.Namespace) -> list[str]:
-    """Give the keys of a network with random weights."""
+    """Return the keys of a network with random weights."""
     return [*RANDOM, *(TINY if args.tiny else [])]
 
 
@@ -504,7 +504,7 @@ def _synchronise(device: str) -> None:
 
 
 def _storage() -> contextlib.AbstractContextManager[Any]:
-    """Give Detectron2's heads the storage that they write their scalars to."""
+    """Return Detectron2's heads the storage that they write their scalars to."""
     if detectron2_problem():
         return contextlib.nullcontext()
     from detectron2.utils.events import EventStorage
@@ -528,7 +528,7 @@ def profiled(what: str) -> Iterator[None]:
 
 
 def _row(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: str = "") -> Row:
-    """Give the row of two values that there may be."""
+    """Return the row of two values that there may be."""
     slow, fast = (NONE if x is None else say(x) for x in (usual, here))
     return Row(what, slow, fast, "", target)
 
@@ -536,7 +536,7 @@ def _row(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: st
 def _compared(
     what: str, usual: Any, here: Any, value: Callable[[Any], float], target: str = ""
 ) -> Row:
-    """Give the row of two rates that there may be, and of their ratio."""
+    """Return the row of two rates that there may be, and of their ratio."""
     row = _row(what, usual, here, lambda x: f"{value(x):.2f}", target)
     if usual is None or here is None:
         return row
@@ -544,7 +544,7 @@ def _compared(
 
 
 def machine(device: str) -> str:
-    """Say what it ran on."""
+    """Return what it ran on."""
     if not device.startswith("cuda"):
         return "CPU"
     properties = torch.cuda.get_device_properties(device)
@@ -653,7 +653,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts and print the table; give the exit code."""
+    """Run the parts and print the table; return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
     if not (args.device or torch.cuda.is_available()):

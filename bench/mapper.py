@@ -5,7 +5,7 @@
 Both read the same files and draw the same kinds of augmentation: half of the image each
 way, enlarged to 608, flipped both ways, brighter or darker. Detectron2's `DatasetMapper`
 decodes and transforms each mask as an array of the whole image. One process, no network;
-the images are the homework's sizes, drawn with about 350 cells a megapixel.
+the images are NYCU HW3's sizes, drawn with about 350 cells a megapixel.
 """
 
 from __future__ import annotations

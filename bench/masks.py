@@ -66,7 +66,7 @@ def propose(masks: CellMasks, n_boxes: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-    """Give the least seconds of five runs, and what the last one gave."""
+    """Return the least seconds of five runs, and what the last one gave."""
     seconds = []
     for _ in range(5):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Predict the homework's test images on the CPU: what all but the network costs beside it.
+"""Predict NYCU HW3's test images on the CPU: what all but the network costs beside it.
 
     python bench/overhead.py [--images 101] [--forward 10]
 
@@ -55,7 +55,7 @@ class FakeNetwork(torch.nn.Module):
         self.found = iter([random_detections(size, number) for number, size in enumerate(sizes)])
 
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Give what was made up, in the pixels of the images."""
+        """Return what was made up, in the pixels of the images."""
         return [self._resized(next(self.found), image.shape[1:]) for image in images]
 
     def _resized(self, cells: tuple[Size, Detections], network_size: Sequence[int]) -> Detections:
@@ -73,7 +73,7 @@ def random_detections(size: Size, seed: int) -> tuple[Size, Detections]:
 
 
 def write_images(folder: Path, sizes: Sequence[Size]) -> list[ImageRecord]:
-    """Write images of smooth noise as the homework's are stored: RGBA, LZW, predictor 2."""
+    """Write images of smooth noise as NYCU HW3's are stored: RGBA, LZW, predictor 2."""
     listed = []
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes, 1):

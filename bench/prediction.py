@@ -30,10 +30,10 @@ from cellseg.rle import RLE
 
 
 def make_masks(n: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make n masks as the mask head gives them, over boxes of the homework's cell sizes."""
+    """Make n masks as the mask head gives them, over boxes of NYCU HW3's cell sizes."""
     rng = np.random.default_rng(0)
     centres = rng.random((n, 2)) * [width, height]
-    # The homework's cells: longest side 26 px at the median, 65 at the 99th percentile.
+    # NYCU HW3's cells: longest side 26 px at the median, 65 at the 99th percentile.
     sides = np.exp(rng.normal(np.log(24), 0.4, (n, 2)))
     boxes = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
     boxes = boxes.clip(0, [width, height, width, height])

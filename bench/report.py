@@ -1,6 +1,6 @@
 """How large the report's page is, and how soon Chromium has it ready, for a full test set.
 
-101 synthetic images of the homework's test sizes, the fullest with 800 cells. Time is that
+101 synthetic images of NYCU HW3's test sizes, the fullest with 800 cells. Time is that
 from the start of loading until the first image is drawn with its outlines.
 """
 
@@ -24,7 +24,7 @@ from cellseg.rle import boxes_xyxy, encode, label_map_to_runs, xyxy_to_xywh
 from tests.look.browser import open_page, wait_until_ready
 
 N_IMAGES = 101
-MEGAPIXELS = 42.9  # of all images, and the sides of the largest, as in the homework's test list
+MEGAPIXELS = 42.9  # of all images, and the sides of the largest, as in NYCU HW3's test list
 LARGEST = (1577, 1987)
 
 
@@ -41,7 +41,7 @@ def disks(rng: np.random.Generator, size: tuple[int, int], n_cells: int) -> np.n
 
 
 def make(folder: Path) -> None:
-    """Write images, annotations, and results that are the truth moved a little."""
+    """Write images, annotations, and results that are the ground truth moved a little."""
     rng = np.random.default_rng(0)
     truth: dict = {
         "images": [],

@@ -1,4 +1,4 @@
-"""Image sizes for the benchmarks, drawn after the homework's test list."""
+"""Image sizes for the benchmarks, drawn after NYCU HW3's test list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 
 def image_sizes(n: int = 101) -> list[tuple[int, int]]:
-    """Give n image sizes, height and width in pixels: 101 of them, over and over.
+    """Return n image sizes, height and width in pixels: 101 of them, over and over.
 
     The real list has 101 images, heights 33…2500 (median 374), widths 35…1987 (median
     464), 42.9 Mpx in all and 3.1 Mpx the largest. These have heights 35…2500 (374),

@@ -2,7 +2,7 @@
 
     python bench/slide.py [--sides 5000 10000 20000]
 
-A compressed, tiled TIFF is made and predicted as inference.py does: read by windows, zoomed,
+A compressed, tiled TIFF is made and predicted as inference.py does: read by windows, resized,
 kept tile by tile, merged, written, read again to be checked. In the network's place stands
 what knows the cells without looking, at the density of 200,000 in 20,000 x 20,000 pixels.
 Each slide has a process of its own, so that its memory is.
@@ -108,7 +108,7 @@ def write_slide(path: Path, side: int) -> None:
 
 
 def laps() -> Iterator[tuple[float, float]]:
-    """Give the seconds since the last time, and the most MB held so far."""
+    """Return the seconds since the last time, and the most MB held so far."""
     began = time.perf_counter()
     while True:
         now = time.perf_counter()
@@ -120,7 +120,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     """Send the number of tiles and cells, the bytes kept, and the laps of the steps."""
     cfg = default_config("torchvision")
     cfg.INPUT.ZOOM = ZOOM
-    cfg.DATA.LONGEST_CELL = 65.0  # the homework's cells, but for one in a hundred
+    cfg.DATA.LONGEST_CELL = 65.0  # NYCU HW3's cells, but for one in a hundred
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])
     image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)

@@ -5,7 +5,7 @@
 Discs at the density of 200,000 cells in 20,000 x 20,000 pixels stand in for what a perfect
 network finds in each tile. They are drawn tile by tile and counted batch by batch, so that
 nothing holds them all. Merging includes drawing, which is timed alone beside it, and reading
-the merged masks, whose number and pixels must be the truth's. Each image has a process of
+the merged masks, whose number and pixels must be the ground truth's. Each image has a process of
 its own, so that its memory is. Seconds are CPU time; one core works.
 """
 
@@ -66,7 +66,7 @@ def discs(tile: Tile, size: tuple[int, int]) -> Predictions:
 
 
 def make_plan(side: int) -> TilePlan:
-    """Plan tiles as for the homework's cells, of which few are longer than 65 pixels."""
+    """Plan tiles as for NYCU HW3's cells, of which few are longer than 65 pixels."""
     return plan_tiles((side, side), *choose_tile_size(65))
 
 

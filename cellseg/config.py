@@ -69,7 +69,7 @@ def recipe_names() -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Say which of `names` the user may have meant, as the end of an error's line."""
+    """Return which of `names` the user may have meant, as the end of an error's line."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not close:
@@ -205,7 +205,7 @@ def _unknown_key_message(message: str, cfg: CfgNode) -> str:
 
 
 def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Give the config as one dict, `SECTION.KEY` to value."""
+    """Return the config as one dict, `SECTION.KEY` to value."""
     flat: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -347,7 +347,7 @@ def check_prediction_values(cfg: CfgNode) -> None:
 
 
 def _check_ranges(cfg: CfgNode, ranges: Mapping[str, Allowed], by: str = "") -> None:
-    """Refuse the first value that is not allowed; `by` is the key that decides what is."""
+    """Raise InputError for the first value that is not allowed; `by` is the key that decides what is."""
     for key, allowed in ranges.items():
         value = attrgetter(key)(cfg)
         if value in allowed:

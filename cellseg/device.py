@@ -18,7 +18,7 @@ ENGINES = ("detectron2", "torchvision")
 
 @functools.cache
 def detectron2_problem() -> str:
-    """Say in a few words why Detectron2 can't be used here; empty if it can."""
+    """Return in a few words why Detectron2 can't be used here; empty if it can."""
     try:
         importlib.import_module("torch")  # whose libraries the compiled operators want
         importlib.import_module("detectron2.engine")

@@ -25,7 +25,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Give this process's number in a distributed run, 0 for the one that writes."""
+    """Return this process's number in a distributed run, 0 for the one that writes."""
     return int(distributed.get_rank()) if distributed.is_initialized() else 0
 
 
@@ -39,7 +39,7 @@ def any_process(flag: bool, device: str) -> bool:
 
 
 def check_launch(n_processes: int, device: str) -> None:
-    """Refuse several processes on this machine where they can't be had.
+    """Raise InputError for several processes on this machine where they can't be had.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def _run_in_process(work: Callable[..., object], args: tuple[Any, ...]) -> None:
 
 
 def make_barrier() -> Callable[[], None]:
-    """Give a function that returns when all processes have called it that `launch` started.
+    """Return a function that returns when all processes have called it that `launch` started.
 
     It waits for the slowest, however long that takes, and raises InputError if one of them
     has ended. So all of them must ask for it.

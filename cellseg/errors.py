@@ -1,4 +1,4 @@
-"""What goes wrong for a reason that the user can mend."""
+"""What goes wrong for a reason that the user can fix."""
 
 
 class InputError(Exception):

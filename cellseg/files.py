@@ -123,7 +123,7 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = No
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Give `value` as JSON, with `json.dumps`'s options, in letters that UTF-8 has.
+    """Return `value` as JSON, with `json.dumps`'s options, in letters that UTF-8 has.
 
     The bytes of a file's name may be none; they are escaped then, and read back as they were.
     """

@@ -67,7 +67,7 @@ class ImageCells(ImageRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImage(ImageRecord):
-    """An image, its N true cells and its M detections, both in the order of their files.
+    """An image, its N ground-truth cells and its M detections, both in the order of their files.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class EvalImage(ImageRecord):
     gt_runs, mask_runs
         The same masks as runs.
     gt_classes, classes
-        `(N,)` and `(M,)` int64, 0…K−1: places in the truth's categories, by rising id.
+        `(N,)` and `(M,)` int64, 0…K−1: places in the ground truth's categories, by rising id.
     crowd
         `(N,)` bool: regions of many cells that are not told apart (COCO's `iscrowd`).
     scores

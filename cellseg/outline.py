@@ -142,7 +142,7 @@ class _Edges:
 
 
 def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Say which horizontal edge follows each, one vertical edge later.
+    """Return which horizontal edge follows each, one vertical edge later.
 
     `vertical` holds the corners in pairs: the two ends of each vertical edge.
     """
@@ -190,7 +190,7 @@ class _Rings:
 def _outer_rings(
     mask_runs: MaskRuns, corners: _Corners, edges: _Edges, ring: _Rings
 ) -> NDArray[np.int64]:
-    """Give each ring the outer ring of its piece: itself, unless it is a hole."""
+    """Return each ring the outer ring of its piece: itself, unless it is a hole."""
     left = edges.left[ring.first]
     outer = np.arange(len(ring.first))
     # The topmost edge of an outer ring has the mask below it, that of a hole above.

@@ -41,7 +41,7 @@ class Predictions:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Predictions:
-        """Give the predictions of an image in which nothing was found."""
+        """Return the predictions of an image in which nothing was found."""
         return cls(
             size,
             np.zeros((0, 4), np.float32),

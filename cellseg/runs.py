@@ -18,7 +18,7 @@ CONFIG = "config.yaml"  # enough to repeat the run
 RECORD = "run.json"  # command, versions, data, split
 LAST = "last.pth"  # weights, optimizer, schedule, iteration: what --resume goes on from
 FINAL = "model_final.pth"  # weights after the last iteration; a run that has it is finished
-BEST = "model_best.pth"  # weights that scored best on the held-out images
+BEST = "model_best.pth"  # weights that scored best on the validation images
 
 SUMMARY = "cross-validation.json"  # beside the runs of all folds, when they are finished
 
@@ -182,7 +182,7 @@ def read_record(run: Path) -> dict[str, Any]:
 
 
 def find_weights(path: Path, name: str | None = None) -> Path:
-    """Give the weights that a path names, or those that `choose_weights` takes in a run's folder.
+    """Return the weights that a path names, or those that `choose_weights` takes in a run's folder.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def find_weights(path: Path, name: str | None = None) -> Path:
 
 
 def common_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Give the categories of runs whose findings are to be fused, `{"id", "name"}` each.
+    """Return the categories of runs whose findings are to be fused, `{"id", "name"}` each.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def _category_text(categories: Sequence[dict[str, Any]]) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that decide a run's numbers."""
+    """Return the versions of Python and of the packages that decide a run's numbers."""
     found_versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -265,7 +265,7 @@ def package_versions() -> dict[str, str]:
 
 
 def file_hash(path: Path, digest: hashlib._Hash | None = None) -> str:
-    """Give the SHA-256 of a file, or another digest, in hexadecimal."""
+    """Return the SHA-256 of a file, or another digest, in hexadecimal."""
     digest = digest or hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""How the network sees an image: a window of it, zoomed, flipped and turned."""
+"""How the network sees an image: a window of it, resized, flipped and turned."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class View:
     window
         XYXY in whole pixels of the image, right and bottom exclusive, within it.
     size
-        Height and width that the window is zoomed to, before flips and turn; 1 or more.
+        Height and width that the window is resized to, before flips and turn; 1 or more.
     flip_x
         Whether it is mirrored left to right, after the zoom.
     flip_y
         Whether it is mirrored top to bottom, after the zoom.
     transpose
         Whether rows and columns are exchanged, last. With the flips, this gives all
-        eight symmetries of the square.
+        eight flips and rotations of the square.
     """
 
     window: tuple[int, int, int, int]
@@ -46,7 +46,7 @@ class View:
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Look at an image: `(H, W, C)` uint8 to `(h, w, C)` uint8, C-contiguous.
 
-        It is zoomed bilinearly, or by the mean of the pixels where it shrinks.
+        It is resized bilinearly, or by the mean of the pixels where it shrinks.
         """
         left, top, right, bottom = self.window
         viewed = image[top:bottom, left:right]

@@ -59,7 +59,7 @@ def check_size(name, engine, expected):
         model = build_network(cfg)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     assert round(millions) == expected
-    assert millions < 200  # the homework's rule
+    assert millions < 200  # NYCU HW3's rule
 
 
 def test_the_default_recipe_has_the_homeworks_values():

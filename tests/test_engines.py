@@ -47,7 +47,7 @@ def succeeded(done):
 
 
 def refused(done):
-    """Give the one line that a command failed with."""
+    """Return the one line that a command failed with."""
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     return line
@@ -171,7 +171,7 @@ def weights(path):
 
 
 def curves(run):
-    """Give the lines of the curves without what depends on the clock."""
+    """Return the lines of the curves without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
     return [{k: v for k, v in x.items() if k not in ("time", "data_share")} for x in lines]
 

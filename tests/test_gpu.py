@@ -70,7 +70,7 @@ def configured(tiny, cells, engine, tmp_path):
 
 
 def take_steps(trainer, n, start=0):
-    """Take n steps; give the losses of each."""
+    """Take n steps; return the losses of each."""
     batches = trainer.build_train_loader(trainer.cfg, trainer.data, start)
     return [trainer.step.step(next(batches), seed) for seed in range(start, start + n)]
 
@@ -241,7 +241,7 @@ def memory(n_bytes=None):
 
 
 def least_memory(predictor, image):
-    """Predict; give the bytes that it took, and what was found."""
+    """Predict; return the bytes that it took, and what was found."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -405,7 +405,7 @@ def test_other_classes_from_annotation_to_submission(own, tiny, tmp_path, ids):
     assert found <= set(ids)
     assert [c["id"] for c in runs.read_record(run)["categories"]] == ids
     assert check_submission.main([str(run / "test-results.zip"), "--data", str(own)]) == 0
-    # The homework's four classes would be refused, or mistaken.
+    # NYCU HW3's four classes would be refused, or mistaken.
     if ids == [3, 9]:
         (own / "train__annot.json").unlink()
         if 9 in found:
@@ -518,7 +518,7 @@ def test_two_machines_write_what_one_writes(run, slide, undisturbed, tmp_path):
     assert not (tmp_path / "images-results.parts").exists()
 
 
-# One of two processes dies in the middle of its second tile. Each reads this script anew.
+# One of two processes dies in the middle of its second tile. Each reads this script again.
 ONE_DIES = """\
 import os, signal
 import inference, utils
@@ -558,7 +558,7 @@ def test_one_of_two_processes_is_killed(run, slide, undisturbed, tmp_path, capsy
 
 
 def counted_looks(monkeypatch):
-    """Give a list that fills with the tiles that are looked at from now on."""
+    """Return a list that fills with the tiles that are looked at from now on."""
     look, looked = Predictor.predict_tiles, []
 
     def count(self, jobs):

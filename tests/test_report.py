@@ -171,7 +171,7 @@ def test_images_of_ones_own(make, data, monkeypatch):
         make(results, "--compare", other)
     with pytest.raises(InputError, match=r"one-results\.json: its images .* of the same images"):
         make(data.parent / "run", "--compare", other)
-    # Nor are the truth's ids theirs: names tell.
+    # Nor are the ground truth's ids theirs: names tell.
     write(results, [{**FOUND[0], "image_id": 2}])
     _, index = make(results, "--truth", data / "test_masks", "--resamples", 0)
     assert [image["runs"][0]["scores"] for image in index["images"]] == [[], [0.9]]

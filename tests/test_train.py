@@ -258,7 +258,7 @@ def test_the_curves(run):
     tags = events.Tags()["scalars"]
     assert {"total_loss", "lr", "validation/AP50", "validation/AP"} <= set(tags)
     assert [event.step for event in events.Scalars("validation/AP50")] == [1, 3]
-    # Truth beside prediction, for each of the two held-out images each time.
+    # Truth beside prediction, for each of the two validation images each time.
     pictures = events.Tags()["images"]
     assert pictures == [f"held out/{name}" for name in runs.read_record(run)["held_out"]]
     for picture in pictures:
@@ -564,7 +564,7 @@ def test_weights_alone_are_no_checkpoint(stopped, run):
 
 
 def scores(monkeypatch, *ap50):
-    """Let the held-out images score these numbers, one after the other."""
+    """Let the validation images score these numbers, one after the other."""
     coming = iter(ap50)
 
     def test(_cls, _cfg, _network, _data, _show):

@@ -1,4 +1,4 @@
-"""Views against whole masks zoomed pixel by pixel, and against geometry worked out by hand."""
+"""Views against whole masks resized pixel by pixel, and against geometry worked out by hand."""
 
 from __future__ import annotations
 

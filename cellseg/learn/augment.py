@@ -65,7 +65,7 @@ class Colour(ABC):
 
 @dataclass(frozen=True)
 class ShortestEdgeCrop(Crop):
-    """A part of the image, zoomed until its short side has a given length.
+    """A part of the image, resized until its short side has a given length.
 
     The sizes are those of Detectron2's `RandomCrop` followed by `ResizeShortestEdge`, but
     no side falls below one pixel.
@@ -166,7 +166,7 @@ class FixedScaleCrop(Crop):
         return View(_sample_window(crop, size, rng, centre), output_size)
 
     def _output_length(self, length: int, side: int, scale: float) -> int:
-        """Say how long a side of the image is seen, of which the window takes up to `side`."""
+        """Return how long a side of the image is seen, of which the window takes up to `side`."""
         return self.window if length >= side else max(1, round(length * scale))
 
 
@@ -208,7 +208,7 @@ class Flip(FlipOrRotation):
 class QuarterTurn(FlipOrRotation):
     """Turns a view by 0, 90, 180 or 270 degrees.
 
-    With a flip before it, be it one way only, all eight symmetries are equally likely.
+    With a flip before it, be it one way only, all eight flips and rotations are equally likely.
     """
 
     def sample_view(self, view: View, rng: np.random.Generator) -> View:

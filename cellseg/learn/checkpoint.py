@@ -19,7 +19,7 @@ class Checkpointable(Protocol):
     """What is saved beside the weights, and comes back on resuming."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state."""
+        """Return the state."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Take the state back."""
@@ -110,7 +110,7 @@ class RunCheckpointer:
                 checkpointable.load_state_dict(data[name])
 
     def best_score(self) -> float:
-        """Give the AP50, 0 to 100, of the run's best weights; minus infinity if it has none.
+        """Return the AP50, 0 to 100, of the run's best weights; minus infinity if it has none.
 
         Raises
         ------

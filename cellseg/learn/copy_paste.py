@@ -89,7 +89,7 @@ def _try_to_cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMa
 
 
 def _at_least_half_visible(masks: CellMasks, covered: torch.Tensor) -> bool:
-    """Say whether of each mask no more than half is covered."""
+    """Return whether of each mask no more than half is covered."""
     crops = ((masks.crop(n), box) for n, box in enumerate(_boxes(masks)))
     return all(
         2 * (crop & covered[top:bottom, left:right]).sum() <= crop.sum()
@@ -99,7 +99,7 @@ def _at_least_half_visible(masks: CellMasks, covered: torch.Tensor) -> bool:
 
 def _remove_covered(masks: CellMasks, covered: torch.Tensor) -> CellMasks:
     """Take the covered pixels from all masks."""
-    # Most cells lose nothing, and only the others are drawn anew.
+    # Most cells lose nothing, and only the others are drawn again.
     occluded, corners, crops = [], [], []
     for n, (left, top, right, bottom) in enumerate(_boxes(masks)):
         window = covered[top:bottom, left:right]

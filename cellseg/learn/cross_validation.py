@@ -158,7 +158,7 @@ def summarise_folds(
     ----------
     scores
         For each fold what `read_last_scores` gives. A fold may lack a class that none of its
-        held-out images has.
+        validation images has.
     class_names
         In the order of the classes.
 
@@ -183,7 +183,7 @@ def summarise_folds(
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """Give a summary as a table to print."""
+    """Return a summary as a table to print."""
     rows = {"all classes": summary["AP50"], **summary["classes"]}
     width = max(map(len, rows))
     lines = [

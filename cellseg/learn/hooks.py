@@ -37,7 +37,7 @@ class EarlyStop(BaseException):
 
 
 class Validation(HookBase):
-    """Scores the held-out images every `period` steps and at the end; keeps the best weights.
+    """Scores the validation images every `period` steps and at the end; keeps the best weights.
 
     A resumed run knows the best score of its checkpoint. The file of the best weights may be
     of a later step, which comes again, or gone.
@@ -90,7 +90,7 @@ class Validation(HookBase):
             f"AP50 {name}": float(value)
             for name, value in zip(self.class_names, result.class_ap50, strict=True)
         }
-        # A class that the held-out images don't have has no AP.
+        # A class that the validation images don't have has no AP.
         values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
         for name, value in values.items():
             self.trainer.storage.put_scalar(f"validation/{name}", value)
@@ -120,7 +120,7 @@ class Validation(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best score, and how many in a row were no better."""
+        """Return the best score, and how many in a row were no better."""
         return {"best": self.best, "worse": self.n_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

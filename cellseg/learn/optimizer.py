@@ -78,7 +78,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:
-    """Give the learning rate and the weight decay of one of a module's own parameters."""
+    """Return the learning rate and the weight decay of one of a module's own parameters."""
     decay = solver.WEIGHT_DECAY_NORM if isinstance(module, _NORMS) else solver.WEIGHT_DECAY
     if name != "bias":
         return solver.BASE_LR, decay

@@ -95,7 +95,7 @@ def split_data(
 
 
 def check_up_to_date(root: Path, annotations: Path) -> None:
-    """Refuse annotations that are older than a label map or outlines in `train/`.
+    """Raise InputError for annotations that are older than a label map or outlines in `train/`.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def check_up_to_date(root: Path, annotations: Path) -> None:
 
 
 def _check_image(image: ImageCells, annotations: Path) -> None:
-    """Refuse a missing image or one of another size, from its header alone."""
+    """Raise InputError for a missing image or one of another size, from its header alone."""
     path = image.path
     if not path.is_file():
         raise InputError(

@@ -160,7 +160,7 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
 
 
 def _typical_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
-    """Give the zoom of the training; without a fixed one, the median of its crops'."""
+    """Return the zoom of the training; without a fixed one, the median of its crops'."""
     if cfg.INPUT.ZOOM:
         return float(cfg.INPUT.ZOOM)
     augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)
@@ -174,6 +174,6 @@ def _typical_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
 
 
 def _feature_stride(feature: str, cfg: CfgNode) -> int:
-    """Give the stride of a feature map by its name, such as p2 or res5."""
+    """Return the stride of a feature map by its name, such as p2 or res5."""
     stride: int = 2 ** int(feature[-1])
     return stride // cfg.MODEL.RESNETS.RES5_DILATION if feature == "res5" else stride

@@ -25,7 +25,7 @@ from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data
 
 WORKERS = 4  # processes that load images for a GPU, where the recipe is for the CPU
-MAX_PARAMETERS = 200_000_000  # trainable ones that the homework allows
+MAX_PARAMETERS = 200_000_000  # trainable ones that NYCU HW3 allows
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def set_workers(cfg: CfgNode, chosen: bool) -> None:
 
 
 def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
-    """Refuse to go on with a run in other steps than those that it counts, or as another fold."""
+    """Raise InputError for to go on with a run in other steps than those that it counts, or as another fold."""
     for name, section, key in (
         ("--optimizer", "SOLVER", "OPTIMIZER"),
         ("--batch_size", "SOLVER", "IMS_PER_BATCH"),
@@ -99,7 +99,7 @@ def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
 
 
 def check_same_data(run: Path, session: Session) -> None:
-    """Refuse to go on with a run on other images than it began with."""
+    """Raise InputError for to go on with a run on other images than it began with."""
     record, annotations = runs.read_record(run), session.cfg.DATA.ANNOTATIONS
     if record["annotations"].get("sha256") != runs.file_hash(Path(annotations)):
         raise InputError(
@@ -115,7 +115,7 @@ def check_same_data(run: Path, session: Session) -> None:
 
 
 def check_processes(cfg: CfgNode, launch: Launch) -> None:
-    """Refuse processes that are not available, and a batch that they can't share evenly."""
+    """Raise InputError for processes that are not available, and a batch that they can't share evenly."""
     n = launch.processes
     if n > 1:
         distributed.check_launch(launch.per_machine, cfg.MODEL.DEVICE)
@@ -280,7 +280,7 @@ def print_training(session: Session, n_processes: int) -> None:
 
 
 def print_parameter_count(network: torch.nn.Module) -> None:
-    """Print how many parameters learn, and whether they are more than the homework allows."""
+    """Print how many parameters learn, and whether they are more than NYCU HW3 allows."""
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     print(f"trainable parameters: {count:,}", flush=True)
     if count > MAX_PARAMETERS:

@@ -51,7 +51,7 @@ class TrainingStep:
         self.scaler = GradScaler(self._device, enabled=self._autocast_dtype is torch.float16)
 
     def step(self, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
-        """Learn from some samples; give the losses, averaged over them and all processes.
+        """Learn from some samples; return the losses, averaged over them and all processes.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class TrainingStep:
         return self.network if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all but the network's weights."""
+        """Return all but the network's weights."""
         state = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.scheduler.last_epoch},

@@ -32,7 +32,7 @@ POOL = 8
 class SampleStream(Dataset[dict[str, Any]]):
     """An endless, shuffled stream of samples, read at any position.
 
-    Each pass over the images is shuffled anew. An image's repeat factor is how often it
+    Each pass over the images is shuffled again. An image's repeat factor is how often it
     comes in a pass on average: in each pass that number rounded down or up, at least once.
 
     Parameters
@@ -70,7 +70,7 @@ class SampleStream(Dataset[dict[str, Any]]):
         self._latest: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Give the indices of the images of a pass in their order, `(epoch_length,)`.
+        """Return the indices of the images of a pass in their order, `(epoch_length,)`.
 
         The images are drawn by systematic sampling (Madow 1949): their shares stand in a
         row, and one point in each unit of it, all at the same place in theirs, draws the
@@ -102,7 +102,7 @@ class SampleStream(Dataset[dict[str, Any]]):
 
 
 def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[np.float64]:
-    """Say how often each image should come in a pass, so that rare classes come more often.
+    """Return how often each image should come in a pass, so that rare classes come more often.
 
     A class that is in a part f of the images has the factor max(1, √(threshold / f)); an
     image has the largest of its classes, and 1 without a cell (Gupta et al., LVIS, CVPR

@@ -68,7 +68,7 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
 
 
 def check_pickle(path: Path, trusted: str) -> None:
-    """Refuse a pickle unless it is known by its SHA-256; other files pass.
+    """Raise InputError for a pickle unless it is known by its SHA-256; other files pass.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def check_pickle(path: Path, trusted: str) -> None:
 
 
 def _check_zoo_hash(path: Path) -> None:
-    """Refuse a file of the zoo that is not the one which its name speaks of."""
+    """Raise InputError for a file of the zoo that is not the one which its name speaks of."""
     expected = _MD5_IN_NAME.search(path.name)
     if not expected:
         return
@@ -108,7 +108,7 @@ def _check_zoo_hash(path: Path) -> None:
 
 
 def local_weights(name: str) -> Path:
-    """Give the local file of a path, a URL or a short name, downloaded if need be.
+    """Return the local file of a path, a URL or a short name, downloaded if need be.
 
     Short names are Detectron2's `detectron2://` and `timm://NAME` with a name of timm's
     weights. Downloads are cached below `$FVCORE_CACHE`, by default `~/.torch/iopath_cache`:
@@ -117,7 +117,7 @@ def local_weights(name: str) -> Path:
     Raises
     ------
     InputError
-        If it is neither there nor to be had; the line says where to put it by hand.
+        If it is neither there nor available; the line says where to put it by hand.
     """
     url = name.replace(*ZOO, 1)
     if name.startswith(_TIMM[0]):
@@ -176,7 +176,7 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> str:
     Raises
     ------
     InputError
-        If it is neither there nor to be had, not a checkpoint or damaged, or less than half
+        If it is neither there nor available, not a checkpoint or damaged, or less than half
         of it fits.
     """
     path = local_weights(name)

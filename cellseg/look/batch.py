@@ -77,7 +77,7 @@ def _paste(
 
 
 def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> MaskRuns:
-    """Give masks as runs in a picture of that size, moved by `corner`, x and y."""
+    """Return masks as runs in a picture of that size, moved by `corner`, x and y."""
     owners: list[NDArray[np.int64]] = []
     starts: list[NDArray[np.int64]] = []
     ends: list[NDArray[np.int64]] = []
@@ -135,7 +135,7 @@ def draw_middle(
 def _cut(
     masks: Sequence[RLE], size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> tuple[NDArray[np.int64], list[RLE]]:
-    """Cut masks to a window; give the numbers of those that reach into it, and what is left."""
+    """Cut masks to a window; return the numbers of those that reach into it, and what is left."""
     cut = crop_runs(decode(masks, size), box)
     inside = np.flatnonzero(areas(cut))
     left = encode(cut)

@@ -54,11 +54,11 @@ def scores_content(
     paths
         The results.
     ground_truth_path, data
-        The truth and the data folder; raises InputError if an image is not in it.
+        The ground truth and the data folder; raises InputError if an image is not in it.
     threshold
         The least score, 0…1, at which the page begins.
     ground_truth, scores
-        The truth, read, and the scores of each of `paths`.
+        The ground truth, read, and the scores of each of `paths`.
     """
     return ReportContent(
         **_heading(paths, ground_truth_path),
@@ -71,7 +71,7 @@ def scores_content(
 
 
 def results_content(paths: Sequence[Path], data: Path, threshold: float) -> ReportContent:
-    """Collect what a page of one or two results without truth shows.
+    """Collect what a page of one or two results without ground truth shows.
 
     The parameters are those of `scores_content`. Raises InputError as `read_predicted_cells` does,
     or if two results are of other images or classes.

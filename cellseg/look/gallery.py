@@ -38,9 +38,9 @@ class Example:
     image
         The place of its image.
     result
-        The place of its run, or −1 for a true cell.
+        The place of its run, or −1 for a ground-truth cell.
     cell
-        Its place in the scene.
+        Its place in the image.
     """
 
     image: int
@@ -93,19 +93,19 @@ class MatchedDetections:
 
     Lower scores never take pixels from higher ones, so a cell of the label map is the
     same at every score threshold at which it is in it, and so is its match. One pass
-    without a threshold therefore holds the hits, misses and false alarms of all of them.
+    without a threshold therefore holds the hits, misses and false positives of all of them.
 
     Attributes
     ----------
     order
-        `(M,)` int64: their places in the scene.
+        `(M,)` int64: their places in the image.
     match
-        `(M,)` int64: the true cell of IoU above 0.5, of any class; −1 for none.
+        `(M,)` int64: the ground-truth cell of IoU above 0.5, of any class; −1 for none.
     iou
         `(M,)` float64: with the match; 0 where there is none.
     state
         `(M,)` int64: 0 if it keeps no pixel of its own in the label map, so that it isn't
-        there; 1 if it counts; 2 if it is excused, in a crowd region, from being a false
+        there; 1 if it counts; 2 if it is ignored, in a crowd region, from being a false
         alarm.
     gt_state
         `(N,)` int64: 0 if it keeps no pixel, 1 if it counts, 2 for a crowd region.
@@ -166,7 +166,7 @@ def image_data(
 def image_outlines(
     eval_images: Sequence[EvalImage], matched: Sequence[MatchedDetections]
 ) -> dict[str, Any]:
-    """The outlines of the true cells, and of those of each run, best score first."""
+    """The outlines of the ground-truth cells, and of those of each run, best score first."""
     return {
         "truth": encode_outlines(trace(eval_images[0].gt_runs)),
         "runs": [
@@ -179,7 +179,7 @@ def image_outlines(
 
 
 def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list[tuple[int, str]]]:
-    """Find the true cells that are worth a second look.
+    """Find the ground-truth cells that are worth a second look.
 
     Returns
     -------

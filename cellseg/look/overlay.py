@@ -165,10 +165,10 @@ def draw_comparison(
     scores: NDArray[np.float32] | None = None,
     zoom: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw the truth on the left, the prediction on the right, and a legend for both.
+    """Draw the ground truth on the left, the prediction on the right, and a legend for both.
 
     Parameters, result and errors are those of `draw_overlay`; the legend gives for
-    each class the number of cells of the truth and of the prediction.
+    each class the number of cells of the ground truth and of the prediction.
     """
     counts = zip(_count(gt_classes, names), _count(classes, names), strict=True)
     zoom = zoom or _zoom_for(image)
@@ -259,7 +259,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _legend(entries: Sequence[str], width: int) -> NDArray[np.uint8]:
-    """Give each class's entry beside a patch of its colour, in as many lines as it takes."""
+    """Return each class's entry beside a patch of its colour, in as many lines as it takes."""
     patch = _TEXT + _MARGIN
     lines: list[list[tuple[int, str, int | None]]] = [[]]
     x = 0

@@ -48,7 +48,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
 @contextmanager
 def _drawing(name: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Any, list[str]]]:
-    """Give the axes to draw on, and a list that gets the SVG."""
+    """Return the axes to draw on, and a list that gets the SVG."""
     result: list[str] = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # Letters that the font lacks are the browser's business: it has others.
@@ -98,7 +98,7 @@ def _named(name: str) -> str:
 
 
 def training_curves(path: Path) -> list[tuple[str, str]]:
-    """Draw what a training's `metrics.json` tells: losses, AP50 of held-out images, rate.
+    """Draw what a training's `metrics.json` tells: losses, AP50 of validation images, rate.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def f1_by_iou(scores: Scores) -> str:
 
 
 def ap_by_size(scores: Scores) -> str:
-    """Draw AP50 by the size of the true cell, a quarter of the cells in each bar."""
+    """Draw AP50 by the size of the ground-truth cell, a quarter of the cells in each bar."""
     with _drawing("ap-by-size") as (axes, svg):
         x = np.arange(len(scores.sizes))
         axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color=_colour(2))
@@ -234,7 +234,7 @@ def ap_by_size(scores: Scores) -> str:
 
 
 def counts(scores: Scores) -> str:
-    """Draw found against true cells, a point for each image and class."""
+    """Draw found against ground-truth cells, a point for each image and class."""
     with _drawing("counts") as (axes, svg):
         largest = max(scores.gt_counts.max(initial=1), scores.counts.max(initial=1))
         axes.plot([0, largest], [0, largest], color=_INK, lw=0.8)

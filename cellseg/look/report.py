@@ -50,9 +50,9 @@ class ReportContent:
     results
         The runs' names: none for annotations alone, two to compare.
     has_ground_truth
-        Whether the scenes have true cells.
+        Whether the images have ground-truth cells.
     scores
-        The scores of each run; none without truth.
+        The scores of each run; none without ground truth.
     threshold
         Score at which the slider begins, 0…1.
     metrics

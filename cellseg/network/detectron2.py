@@ -27,7 +27,7 @@ class _BottomUp(TimmBackbone, Backbone):  # type: ignore[misc]
     """A network of timm as Detectron2 takes it."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Give the channels and the stride of each feature."""
+        """Return the channels and the stride of each feature."""
         return {
             name: ShapeSpec(channels=self.channels[name], stride=stride)
             for name, stride in self.strides.items()
@@ -59,7 +59,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     """
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Give the losses of some samples, in training."""
+        """Return the losses of some samples, in training."""
         inputs = [{"image": s["image"], "instances": _instances(s)} for s in samples]
         losses: dict[str, torch.Tensor] = super().forward(inputs)
         return losses
@@ -83,7 +83,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         return detections
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Give the weights of a file under this network's names.
+        """Return the weights of a file under this network's names.
 
         Those of Detectron2's zoo for detection have them already. Those of its backbones
         are named after Caffe2 or others, and matched by their ends. timm's have a rule.
@@ -118,7 +118,7 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 
 def check(cfg: CfgNode) -> None:
-    """Refuse what timm does not have; Detectron2 says itself what it can't build."""
+    """Raise InputError for what timm does not have; Detectron2 says itself what it can't build."""
     if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         check_name(cfg.MODEL.TIMM.NAME)
 

@@ -58,7 +58,7 @@ class Detections:
 
 
 def get_engine(name: str) -> ModuleType:
-    """Give the module of an engine."""
+    """Return the module of an engine."""
     return importlib.import_module(f"cellseg.network.{name}")
 
 

@@ -34,7 +34,7 @@ else:
             """Act after the last step, or the error that ended the training."""
 
         def state_dict(self) -> dict[str, Any]:
-            """Give what must come back when a run is resumed; most hooks have nothing."""
+            """Return what must come back when a run is resumed; most hooks have nothing."""
             return {}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ else:
             self._latest[name] = (float(value), self.iter)
 
         def latest(self) -> dict[str, tuple[float, int]]:
-            """Give each scalar's latest value and its step."""
+            """Return each scalar's latest value and its step."""
             return self._latest
 
     class TrainerBase:

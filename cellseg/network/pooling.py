@@ -73,7 +73,7 @@ class RoIAlign(torch.nn.Module):
     def _neighbours(
         self, low: torch.Tensor, high: torch.Tensor, bins: int, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the features beside the samples of each bin along one axis, and their weights.
+        """Return the features beside the samples of each bin along one axis, and their weights.
 
         Both are `(K, bins, 2 * sampling_ratio)`.
         """

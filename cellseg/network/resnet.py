@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         return [self.get_submodule(f"layer{n}") for n in range(1, len(self.strides) + 1)]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the features of `(B, 3, H, W)` images."""
+        """Return the features of `(B, 3, H, W)` images."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = {}
         for name, layer in zip(self.strides, self._layers(), strict=True):
@@ -130,7 +130,7 @@ class Backbone(nn.Module):
             self.channels = dict.fromkeys(self.strides, model.FPN.OUT_CHANNELS)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the features of `(B, 3, H, W)` images."""
+        """Return the features of `(B, 3, H, W)` images."""
         features: dict[str, torch.Tensor] = self.body(images)
         if not self.in_features:
             return features

@@ -67,11 +67,11 @@ class TimmBackbone(nn.Module):
         _timm("timm.utils").freeze(self.body, parts[: ends[freeze_at - 1]])
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the `(B, C, H / stride, W / stride)` features of `(B, 3, H, W)` images."""
+        """Return the `(B, C, H / stride, W / stride)` features of `(B, 3, H, W)` images."""
         return dict(zip(_NAMES, self.body(images), strict=True))
 
     def adapt_weights(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Give the weights of timm's whole network under the names that they have here.
+        """Return the weights of timm's whole network under the names that they have here.
 
         To take features, timm turns the stage `stages.0` into `stages_0`.
         """

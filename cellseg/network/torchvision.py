@@ -87,7 +87,7 @@ class CellRCNN(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Give the losses of some samples, in training, under Detectron2's names.
+        """Return the losses of some samples, in training, under Detectron2's names.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class CellRCNN(nn.Module):
         return self.roi_heads.detect(for_heads, proposals, batch.image_sizes)
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Give the weights of a file under this network's names.
+        """Return the weights of a file under this network's names.
 
         A run's own have them; those of the classifiers of torchvision or timm go to the
         backbone.
@@ -145,7 +145,7 @@ class CellRCNN(nn.Module):
     def _extract_features(
         self, images: Sequence[torch.Tensor]
     ) -> tuple[ImageList, dict[str, torch.Tensor], list[torch.Tensor]]:
-        """Give the images as a batch, and its features for the proposals and for the heads.
+        """Return the images as a batch, and its features for the proposals and for the heads.
 
         Images are normalised, and then padded at the right and the bottom with zeros.
         """
@@ -164,7 +164,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     """torchvision's heads, whose masks never leave their boxes.
 
     torchvision's own learn from and give masks, or so do its users, of the whole image.
-    Here the truth is `CellMasks` and what is found a grid over each box.
+    Here the ground truth is `CellMasks` and what is found a grid over each box.
     """
 
     def losses(
@@ -173,7 +173,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         proposals: list[torch.Tensor],
         targets: list[dict[str, Any]],
     ) -> dict[str, torch.Tensor]:
-        """Give the losses on proposals, of which the samples to learn from are drawn."""
+        """Return the losses on proposals, of which the samples to learn from are drawn."""
         proposals, matches, labels, deltas = self.select_training_samples(proposals, targets)
         logits, regression = self._classify(features, proposals)
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
@@ -213,7 +213,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def _classify(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give `(N, K + 1)` logits, the background's first, and `(N, 4 (K + 1))` regressions."""
+        """Return `(N, K + 1)` logits, the background's first, and `(N, 4 (K + 1))` regressions."""
         pooled = self.box_head(self.box_roi_pool(features, boxes))
         logits, regression = self.box_predictor(pooled)
         return logits.float(), regression.float()
@@ -221,7 +221,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def _predict_mask_logits(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor], classes: torch.Tensor
     ) -> torch.Tensor:
-        """Give the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
+        """Return the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
         pooled = self.mask_head(self.mask_roi_pool(features, boxes))
         logits: torch.Tensor = self.mask_predictor(pooled)
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
@@ -241,7 +241,7 @@ class _RoIPool(nn.Module):
         self.levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
 
     def forward(self, features: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Give `(N, C, resolution, resolution)` for the `(n, 4)` XYXY boxes of each image."""
+        """Return `(N, C, resolution, resolution)` for the `(n, 4)` XYXY boxes of each image."""
         rois = torch.cat([functional.pad(box, (1, 0), value=n) for n, box in enumerate(boxes)])
         level = self.levels(boxes)
         pooled = [
@@ -276,7 +276,7 @@ class _Anchors(nn.Module):
             self.counts.append(len(half))
 
     def forward(self, images: ImageList, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Give the anchors `(A, 4)` of each image, XYXY in pixels."""
+        """Return the anchors `(A, 4)` of each image, XYXY in pixels."""
         anchors = []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             around = self.get_buffer(f"level{level}")
@@ -295,7 +295,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]
 
 
 def check(cfg: CfgNode) -> None:
-    """Refuse what only Detectron2 has, and what timm does not have."""
+    """Raise InputError for what only Detectron2 has, and what timm does not have."""
     for key, values in _SUPPORTED_VALUES.items():
         if (value := attrgetter(key)(cfg.MODEL)) not in values:
             raise InputError(
@@ -319,7 +319,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
 
 
 def _input_features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int], int]:
-    """Give the strides and the channels of the features that a part of the network looks at."""
+    """Return the strides and the channels of the features that a part of the network looks at."""
     names = model[part].IN_FEATURES
     if not names or not set(names) <= set(backbone.strides):
         raise InputError(
@@ -356,7 +356,7 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
 
 
 def _per_level(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
-    """Give the anchors' sizes or ratios for each level; one list serves them all."""
+    """Return the anchors' sizes or ratios for each level; one list serves them all."""
     lists = list(model.ANCHOR_GENERATOR[key])
     if len(lists) not in (1, n_levels):
         raise InputError(
@@ -403,7 +403,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
 
 
 def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
-    """Build the fully connected layers; give them, and how wide what comes out is."""
+    """Build the fully connected layers; return them, and how wide what comes out is."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number in range(6, 6 + keys.NUM_FC):  # torchvision's names, after VGG's layers
         layers[f"fc{number}"], width = nn.Linear(width, keys.FC_DIM), keys.FC_DIM

@@ -66,7 +66,7 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
 
 
 def _stack(views: Sequence[Detections]) -> tuple[Detections, torch.Tensor]:
-    """Give the N detections of all views, best first, and `(N,)` int64, the view of each."""
+    """Return the N detections of all views, best first, and `(N,)` int64, the view of each."""
     side = max(view.masks.shape[1] for view in views)
     stacked = Detections(
         torch.cat([view.boxes for view in views]),
@@ -173,7 +173,7 @@ def _shared_area(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def _cluster(
     view: list[int], first: list[int], second: list[int], overlap: list[float]
 ) -> list[int]:
-    """Say which detections, best first, are of one cell.
+    """Return which detections, best first, are of one cell.
 
     Parameters
     ----------

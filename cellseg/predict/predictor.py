@@ -218,7 +218,7 @@ class Predictor:
 
         Yields
         ------
-        For each, in their order, the cells, best first, or why there are none to be had.
+        For each, in their order, the cells, best first, or why there are none available.
         """
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = _batched(jobs, max(1, self.batch // n_views))
@@ -240,7 +240,7 @@ class Predictor:
     def _detect(
         self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
     ) -> list[list[Detections] | InputError]:
-        """Give for each tile what was found in each of its views, in its pixels, on the CPU."""
+        """Return for each tile what was found in each of its views, in its pixels, on the CPU."""
         detections: list[list[Detections] | InputError] = [
             p if isinstance(p, InputError) else [] for p in pixels
         ]
@@ -377,7 +377,7 @@ def _network_input(view: View, image: NDArray[np.uint8], image_format: str) -> t
 
 
 def _to_tile_pixels(detections: Detections, view: View) -> Detections:
-    """Give what was found in a view in the pixels of what it shows."""
+    """Return what was found in a view in the pixels of what it shows."""
     return Detections(
         view.invert_boxes(detections.boxes.float().cpu()),
         detections.scores.float().cpu(),

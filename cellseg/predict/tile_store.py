@@ -29,7 +29,7 @@ from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
 
-# The signature, one that was not finished, and what the tiles gave.
+# The fingerprint, one that was not finished, and what the tiles gave.
 _OWN_FILES = re.compile(
     rf"{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*|\d+-\d+\.jsonl"
 )
@@ -45,7 +45,7 @@ class TileStore:
         Parameters
         ----------
         folder
-            Where it is kept. What is there goes, if it has another signature.
+            Where it is kept. What is there goes, if it has another fingerprint.
         fingerprint
             All that decides what the tiles give.
         create
@@ -54,7 +54,7 @@ class TileStore:
         Raises
         ------
         InputError
-            If the folder can't be made, or holds what no journal has.
+            If the folder can't be made, or holds what no tile store has.
         """
         self.folder = folder
         # A sum of it: JSON itself has neither infinity nor every file's name.
@@ -78,7 +78,7 @@ class TileStore:
             write_json(folder / _FINGERPRINT_FILE, self._fingerprint)
 
     def check(self) -> None:
-        """Check that the folder is there, and is of this signature.
+        """Check that the folder is there, and is of this fingerprint.
 
         Raises
         ------
@@ -92,11 +92,11 @@ class TileStore:
             )
 
     def done(self) -> set[TileKey]:
-        """Tell which tiles are there, without those that could not be had."""
+        """Return which tiles are there, without those that could not be had."""
         return {key for key, line in self._entries() if "error" not in line}
 
     def errors(self) -> dict[TileKey, str]:
-        """Tell why the tiles that could not be had could not, by image and tile."""
+        """Return why the tiles that could not be had could not, by image and tile."""
         return {key: line["error"] for key, line in self._entries() if "error" in line}
 
     def append(self, key: TileKey, result: Predictions | InputError, file: IO[str]) -> None:
@@ -121,11 +121,11 @@ class TileStore:
         return (self.folder / f"{number:04d}-{process}.jsonl").open("x", encoding="utf-8")
 
     def entries(self) -> Iterator[tuple[TileKey, Predictions | InputError]]:
-        """Give what the tiles gave, by image and tile; one image's at a time is held."""
+        """Return what the tiles gave, by image and tile; one image's at a time is held."""
         return ((key, _parse_line(line)) for key, line in self._entries())
 
     def _entries(self) -> Iterator[tuple[TileKey, dict[str, Any]]]:
-        """Give a line for each tile, which may have been tried, and even done, several times."""
+        """Return a line for each tile, which may have been tried, and even done, several times."""
         # Each file is in the order of the tiles, and the files in that of time.
         files = map(_read_lines, sorted(self.folder.glob("*.jsonl")))
         for key, attempts in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
@@ -147,7 +147,7 @@ class TileStore:
 def fingerprint(
     weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ImageRecord]
 ) -> dict[str, Any]:
-    """Give all that decides what is found: weights, configs, images and how they are listed."""
+    """Return all that decides what is found: weights, configs, images and how they are listed."""
     configs = [flatten(cfg) for cfg in cfgs]
     for keys in configs:
         for key in ("TEST.BATCH", "OUTPUT_DIR"):
@@ -162,7 +162,7 @@ def fingerprint(
 
 
 def _file_state(path: Path) -> list[Any]:
-    """Give a file's place, and what changes when it is written anew."""
+    """Return a file's place, and what changes when it is written again."""
     try:
         stat = path.stat()
     except OSError:

@@ -43,7 +43,7 @@ class Tile:
         return bottom - top, right - left
 
     def may_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which cells the tile may show a part of only.
+        """Return which cells the tile may show a part of only.
 
         Parameters
         ----------
@@ -58,7 +58,7 @@ class Tile:
         return cut
 
     def shows_less_than_half(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say of which of the cells that it cuts the tile shows less than half, if they are round.
+        """Return of which of the cells that it cuts the tile shows less than half, if they are round.
 
         Such a piece reaches into the tile less than half as far as it is long at the edge. Of
         a piece that reaches in `2 * EDGE_MARGIN` pixels at most, a network sees too little to tell.
@@ -120,7 +120,7 @@ class TilePlan:
         return (self[index] for index in range(len(self)))
 
     def some_tile_contains(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which boxes some tile shows without cutting them (`Tile.may_cut`).
+        """Return which boxes some tile shows without cutting them (`Tile.may_cut`).
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class TilePlan:
         return whole
 
     def is_in_later_tiles(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Say which boxes a tile after tile `index` shows a pixel of.
+        """Return which boxes a tile after tile `index` shows a pixel of.
 
         Parameters
         ----------

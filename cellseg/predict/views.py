@@ -1,4 +1,4 @@
-"""The views in which a network looks at a place: scales times symmetries."""
+"""The views in which a network looks at a place: scales times flips and rotations."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def read_predicted_cells(
         results, if there is one.
     names
         What to call the classes, in the order of their ids. These are the annotations',
-        else those of the run that the results lie in, else 1…K, with the homework's four
+        else those of the run that the results lie in, else 1…K, with NYCU HW3's four
         names if there are none here.
 
     Raises
@@ -131,7 +131,7 @@ def read_predicted_cells(
 def _named(
     categories: list[dict[str, Any]] | None, names: list[str] | None
 ) -> list[dict[str, Any]]:
-    """Give the known categories, or 1…K, the names that are wanted."""
+    """Return the known categories, or 1…K, the names that are wanted."""
     if categories is None:
         return [{"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)]
     if names is None:
@@ -149,7 +149,7 @@ def _named(
 def _check_known(
     path: Path, results: list[Any], key: str, known: set[int], what: str, flag: str
 ) -> None:
-    """Say what to do where results are sound but don't fit; what isn't sound shows later."""
+    """Return what to do where results are sound but don't fit; what isn't sound shows later."""
     for n, entry in enumerate(results):
         value = entry.get(key) if isinstance(entry, dict) else None
         if type(value) is int and value not in known:

@@ -112,7 +112,7 @@ def class_names(coco: COCO) -> list[str]:
 
 
 def select_images(coco: COCO, image_ids: Container[int]) -> COCO:
-    """Give some of the images alone, with their annotations."""
+    """Return some of the images alone, with their annotations."""
     return {
         **coco,
         "images": [image for image in coco["images"] if image["id"] in image_ids],
@@ -287,7 +287,7 @@ def _is_number(value: Any) -> bool:
 def _normalise(
     path: str | os.PathLike[str], image: dict[str, Any], annotations: list[dict[str, Any]]
 ) -> None:
-    """Give all annotations of an image compressed RLEs, and the area and box of these."""
+    """Return all annotations of an image compressed RLEs, and the area and box of these."""
     size = (image["height"], image["width"])
     for annotation in annotations:
         annotation["segmentation"] = _compressed(

@@ -119,7 +119,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def find_ground_truth(paths: Sequence[Path]) -> Path | None:
-    """Give the annotations that inference.py left beside the first of some results, if it did.
+    """Return the annotations that inference.py left beside the first of some results, if it did.
 
     Raises
     ------
@@ -169,8 +169,8 @@ def read_results_with_ground_truth(
 
     Returns
     -------
-    The truth of the images that were predicted, where that is known, and the detections of
-    each of `paths`, with the truth's ids.
+    The ground truth of the images that were predicted, where that is known, and the detections of
+    each of `paths`, with the ground truth's ids.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def read_results_with_ground_truth(
 
 
 def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
-    """Check that results of held-out images, if they are, are of all images of the truth.
+    """Check that results of validation images, if they are, are of all images of the ground truth.
 
     Runs may have held out different images: what one of them was not asked to predict would
     count as missed by it.
@@ -223,10 +223,10 @@ def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
 def _renumber_images(
     ground_truth: COCO, source: Path, results: list[Any], path: Path, only_annotated: bool
 ) -> tuple[list[Any], set[int]]:
-    """Give results of a user's own images the ids that the truth has for these.
+    """Return results of a user's own images the ids that the ground truth has for these.
 
     Their ids are places in the list that inference.py left beside them, so the names tell.
-    The truth's ids of all images in it are given too.
+    The ground truth's ids of all images in it are given too.
     """
     list_path = sidecar_path(path, "list")
     listed = read_image_list(list_path, "predict again with inference.py")

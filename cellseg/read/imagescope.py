@@ -16,7 +16,7 @@ def read_imagescope(path: Path) -> list[Outline]:
 
     `Annotations/Annotation` holds the regions of one class, which its
     `Attributes/Attribute` names, or itself; `Regions/Region/Vertices/Vertex` has X and
-    Y, whole numbers at the pixels' centres, which is how the homework's masks were drawn.
+    Y, whole numbers at the pixels' centres, which is how NYCU HW3's masks were drawn.
     Regions that cut away (`NegativeROA`), and those of fewer than 3 vertices, which are
     slips of the mouse, are no cells.
 

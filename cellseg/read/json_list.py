@@ -17,7 +17,7 @@ class NotAListError(Exception):
 
 
 def json_items(file: IO[str]) -> Iterator[Any]:
-    """Give the items of the list in a JSON file; little more than one of them is held.
+    """Return the items of the list in a JSON file; little more than one of them is held.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def json_items(file: IO[str]) -> Iterator[Any]:
 
 
 def _may_go_on(error: json.JSONDecodeError) -> bool:
-    """Whether more text may mend it: the value, or a string in it, was cut off."""
+    """Whether more text may fix it: the value, or a string in it, was cut off."""
     # What is cut off and no string is "-Infinity" or an escape sequence at most.
     return error.msg.startswith("Unterminated string") or len(error.doc) - error.pos < 16
 
@@ -58,7 +58,7 @@ class _Text:
         self._before = 0  # characters that are held no more
 
     def peek(self) -> str:
-        """Give the next character without taking it; "" at the end."""
+        """Return the next character without taking it; "" at the end."""
         while True:
             while self._held[self._at : self._at + 1] in _SPACE:
                 self._at += 1

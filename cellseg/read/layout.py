@@ -1,4 +1,4 @@
-"""Where things lie in a data folder, in the layout of the homework.
+"""Where things lie in a data folder, in the layout of NYCU HW3.
 
 train/<image>/image.tif
 train/<image>/class<K>.tif        a label map per class that occurs, K from 1; in place of
@@ -76,7 +76,7 @@ _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class
 
 
 def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
-    """Say what a training image's folder holds.
+    """Return what a training image's folder holds.
 
     Names may be in capitals and end in `.tif` or `.tiff`.
 

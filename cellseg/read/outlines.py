@@ -141,7 +141,7 @@ def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:
 def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> MaskRuns:
     """Draw each cell as the mask of the pixels whose centres its polygons hold.
 
-    As `skimage.draw.polygon` does, which the homework's masks were drawn with: a centre
+    As `skimage.draw.polygon` does, which NYCU HW3's masks were drawn with: a centre
     on the very outline is inside.
 
     Parameters

@@ -44,7 +44,7 @@ def iter_results(path: Path) -> Iterator[Any]:
 
     Yields
     ------
-    Each item of the list; `pair_by_image` checks them against the truth.
+    Each item of the list; `pair_by_image` checks them against the ground truth.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def pair_by_image(
         A COCO dict as `cellseg.read.coco` gives it: compressed RLEs throughout.
     results
         Detections in COCO's result form, `{image_id, category_id, segmentation, score}`
-        each. They are checked here against the truth, whoever asks.
+        each. They are checked here against the ground truth, whoever asks.
     source
         The results' file, for the errors' text.
     first
@@ -122,13 +122,13 @@ def pair_by_image(
 
     Returns
     -------
-    The scenes of all images of the truth, by rising image id, also those with nothing
+    The images of all images of the ground truth, by rising image id, also those with nothing
     in them.
 
     Raises
     ------
     InputError
-        If an entry of the results isn't one, or its image, size or class isn't the truth's.
+        If an entry of the results isn't one, or its image, size or class isn't the ground truth's.
     """
     images = sorted(ground_truth["images"], key=lambda image: image["id"])
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
@@ -170,7 +170,7 @@ def pair_by_image(
 
 
 def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions]) -> list[EvalImage]:
-    """Put predictions beside the truth, as `pair_by_image` does with results of a file.
+    """Put predictions beside the ground truth, as `pair_by_image` does with results of a file.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions])
 
     Returns
     -------
-    The scenes of these images, by rising image id.
+    The images of these images, by rising image id.
     """
     classes = contiguous_classes(ground_truth)
     annotations = annotations_by_image(ground_truth)
@@ -281,7 +281,7 @@ def _is_int(value: object) -> bool:
 
 
 def sidecar_path(results: Path, what: str) -> Path:
-    """Give the place of what inference.py leaves beside results.
+    """Return the place of what inference.py leaves beside results.
 
     Parameters
     ----------
@@ -295,13 +295,13 @@ def sidecar_path(results: Path, what: str) -> Path:
 
 
 def find_sidecar_ground_truth(results: Path) -> Path | None:
-    """Give the annotations that inference.py left beside results of such images, if it did."""
+    """Return the annotations that inference.py left beside results of such images, if it did."""
     path = sidecar_path(results, "truth")
     return path if path.is_file() else None
 
 
 def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:
-    """Leave out the detections in images that the truth doesn't have."""
+    """Leave out the detections in images that the ground truth doesn't have."""
     annotated = {image["id"] for image in ground_truth["images"]}
     return [
         entry

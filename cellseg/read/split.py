@@ -155,7 +155,7 @@ def split_folds(
 def _shuffled_groups(
     names: Sequence[str], seed: int, groups: Mapping[str, str] | None
 ) -> dict[str, list[str]]:
-    """Give the members of each group, the groups in an order drawn by the seed."""
+    """Return the members of each group, the groups in an order drawn by the seed."""
     members: dict[str, list[str]] = {}
     for name in sorted(names):
         members.setdefault(groups[name] if groups else name, []).append(name)

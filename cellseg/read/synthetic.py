@@ -1,8 +1,8 @@
-"""Synthetic H&E tissue with its truth, in the homework's layout and formats.
+"""Synthetic H&E tissue with its truth, in NYCU HW3's layout and formats.
 
 It is for trying the whole way of the data where there is no data, no GPU and no
 network, and for tests; not for learning anything about real tissue. Four kinds of
-cells stand in for the homework's four classes and differ in size, shape and stain:
+cells stand in for NYCU HW3's four classes and differ in size, shape and stain:
 
 1. epithelial: large oval nuclei, pale, with clumped chromatin and a dark rim, packed
    side by side in nests;
@@ -39,9 +39,9 @@ from cellseg.stains import EOSIN, HAEMATOXYLIN
 Floats = NDArray[np.float32]
 
 EPITHELIAL, LYMPHOCYTE, NEUTROPHIL, MACROPHAGE = range(4)
-# Median area in pixels of the homework's cells, class by class.
+# Median area in pixels of NYCU HW3's cells, class by class.
 MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
-# Part of each class among the cells. In the homework neutrophils and macrophages are
+# Part of each class among the cells. In NYCU HW3 neutrophils and macrophages are
 # two in a hundred each; a small set needs more of them to show anything.
 MIX = (0.35, 0.35, 0.15, 0.15)
 # Chance that a cell is set beside an earlier one of its class.
@@ -61,7 +61,7 @@ def draw_tissue(
     scale: float = 0.75,
     mix: Sequence[float] = MIX,
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.int32]]]:
-    """Draw one image of tissue and the truth of its cells.
+    """Draw one image of tissue and the ground truth of its cells.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def draw_tissue(
         Cells for each million pixels. Crowded tissue may get fewer: a cell that finds
         no room in 40 tries is left out.
     scale
-        Length of everything relative to the homework's images; areas go with its
+        Length of everything relative to NYCU HW3's images; areas go with its
         square. Below 1, a small image holds many cells.
     mix
         Relative frequency of each of the four classes. One of 0 doesn't occur.
@@ -382,7 +382,7 @@ def write_dataset(
     scale: float = 0.75,
     n_empty: int = 0,
 ) -> None:
-    """Write a data set in the homework's layout, and the truth of its test images.
+    """Write a data set in NYCU HW3's layout, and the ground truth of its test images.
 
     ::
 
@@ -390,10 +390,10 @@ def write_dataset(
         train/<name>/class<K>.tif       float64, uncompressed, if class K (1…4) occurs
         test_release/<name>.tif         as image.tif
         test_image_name_to_ids.json     [{"file_name", "id", "height", "width"}, …]
-        test_masks/<name>/class<K>.tif  for scoring; the homework keeps these to itself
+        test_masks/<name>/class<K>.tif  for scoring; NYCU HW3 keeps these to itself
 
     The same arguments give the same bytes. Every third training image lacks class 3
-    or 4, as most of the homework's do. The set is made in a folder beside `folder` and
+    or 4, as most of NYCU HW3's do. The set is made in a folder beside `folder` and
     then put in its place; one that was there before goes, with all that lies in it.
 
     Parameters

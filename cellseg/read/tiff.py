@@ -188,7 +188,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 def is_tiff(path: Path) -> bool:
-    """Tell by its content whether a file is a TIFF; raise `InputError` if it's no image."""
+    """Return by its content whether a file is a TIFF; raise `InputError` if it's no image."""
     return _magic(path) in _TIFF_MAGIC
 
 
@@ -289,7 +289,7 @@ _PIXEL_TAGS = frozenset(
 
 
 def segment_size(page: tifffile.TiffPage) -> tuple[int, int]:
-    """Give height and width, in pixels, of the tiles or strips that a page is stored in."""
+    """Return height and width, in pixels, of the tiles or strips that a page is stored in."""
     if page.is_tiled:
         return page.tilelength, page.tilewidth
     return page.rowsperstrip, page.imagewidth

@@ -233,7 +233,7 @@ class _StoredImage(_TiffImage):
         y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
         dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
         with decode_errors(self._path):
-            # Mapped anew for each window, so that the memory doesn't fill with what was read.
+            # Mapped again for each window, so that the memory doesn't fill with what was read.
             stored = self._tiff.filehandle.memmap_array(
                 dtype, self._page.shaped, self._page.dataoffsets[0]
             )
@@ -246,7 +246,7 @@ class _SegmentedImage(_TiffImage):
     Windows mostly come row by row, from the top left. Of the segments kept, the highest,
     and of these the leftmost, is then the first that no later window needs. Hence it goes
     first, also where a row of windows is more than can be kept. A window further up begins
-    anew.
+    again.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.
 
 
 def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
-    """Tell whether a page shows what another one shows, in fewer pixels.
+    """Return whether a page shows what another one shows, in fewer pixels.
 
     Not so a slide's label and macro photograph, nor its thumbnail.
     """

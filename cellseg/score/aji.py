@@ -1,9 +1,9 @@
 """The aggregated Jaccard index: pixels that matched cells share, of all that any cell covers.
 
-AJI: N. Kumar et al., IEEE TMI 36(7), 2017, doi 10.1109/TMI.2017.2677499. Each true cell
-takes the found cell of greatest IoU, which several may take; that punishes over-count.
+AJI: N. Kumar et al., IEEE TMI 36(7), 2017, doi 10.1109/TMI.2017.2677499. Each ground-truth cell
+takes the detected cell of greatest IoU, which several may take; that punishes over-count.
 AJI+: S. Graham et al., Medical Image Analysis 58, 2019, doi 10.1016/j.media.2019.101563.
-Each found cell is given once, so that the sum of IoU is greatest.
+Each detected cell is given once, so that the sum of IoU is greatest.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from cellseg.score.labelmap import Comparison
 def aji(comparison: Comparison) -> float:
     """AJI of one image, 0…1, whatever the classes.
 
-    NaN if there is no true and no found cell; 0 if there are of one kind alone. Of equal
-    IoUs the earlier found cell is taken.
+    NaN if there is no true and no detected cell; 0 if there are of one kind alone. Of equal
+    IoUs the earlier detected cell is taken.
     """
     return _aggregated_jaccard(comparison, _best_pair_per_gt)
 
@@ -40,7 +40,7 @@ def _aggregated_jaccard(
     chosen = choose(comparison)
     unmatched_gt = np.ones(len(comparison.gt_indices), bool)
     unmatched_gt[comparison.pairs[chosen, 0]] = False
-    # Found cells within a crowd region are neither right nor wrong.
+    # Detected cells within a crowd region are neither right nor wrong.
     unmatched_detections = ~comparison.in_crowd
     unmatched_detections[comparison.pairs[chosen, 1]] = False
     intersection = comparison.intersection[chosen].sum()
@@ -53,7 +53,7 @@ def _aggregated_jaccard(
 
 
 def _best_pair_per_gt(comparison: Comparison) -> NDArray[np.int64]:
-    """For each true cell that meets any, the pair of greatest IoU."""
+    """For each ground-truth cell that meets any, the pair of greatest IoU."""
     order = np.lexsort((comparison.pairs[:, 1], -comparison.iou, comparison.pairs[:, 0]))
     gt = comparison.pairs[order, 0]
     best: NDArray[np.int64] = order[np.append(True, gt[1:] != gt[:-1])[: len(order)]]

@@ -29,7 +29,7 @@ class RankedDetections:
     Attributes
     ----------
     image_indices
-        `(D,)` int64: the place of each one's image among the scenes.
+        `(D,)` int64: the place of each one's image among the images.
     scores
         `(D,)` float64.
     ranks
@@ -37,7 +37,7 @@ class RankedDetections:
     tp, ignored
         `(T, D)` bool, for each IoU threshold: found a cell; neither right nor wrong.
     n_gt
-        `(I,)` int64: the true cells of each image that count.
+        `(I,)` int64: the ground-truth cells of each image that count.
     """
 
     image_indices: NDArray[np.int64]
@@ -50,7 +50,7 @@ class RankedDetections:
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP with at most `max_detections` of each image and class; NaN where there is no truth.
+    """AP with at most `max_detections` of each image and class; NaN where there is no ground truth.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def mask_ap(
     Parameters
     ----------
     eval_images
-        All images of the truth, also those without detections, whose cells count as missed.
+        All images of the ground truth, also those without detections, whose cells count as missed.
     n_classes
         K.
     max_detections
@@ -95,7 +95,7 @@ def mask_ap(
 def find_match_candidates(
     eval_images: Sequence[EvalImage], n_classes: int
 ) -> list[list[MatchCandidates]]:
-    """`K` lists of the candidates of every scene: the slow part, needed once."""
+    """`K` lists of the candidates of every image: the slow part, needed once."""
     return [
         [class_candidates(eval_image, k, float(THRESHOLDS[0])) for eval_image in eval_images]
         for k in range(n_classes)
@@ -189,7 +189,7 @@ def precisions(
     Returns
     -------
     `(T, 101)` float64, falling along the recall: the greatest precision at this recall
-    or a greater one, 0 where the recall is not reached. NaN throughout without truth.
+    or a greater one, 0 where the recall is not reached. NaN throughout without ground truth.
     """
     n_thresholds = len(ranking.tp)
     result = np.zeros((n_thresholds, len(RECALLS)))

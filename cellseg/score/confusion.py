@@ -1,4 +1,4 @@
-"""What the found cells are called, beside what they are."""
+"""What the detected cells are called, beside what they are."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def confusion_matrix(comparisons: Sequence[Comparison], n_classes: int) -> NDArr
 
     Returns
     -------
-    `(K + 1, K + 1)` int64: row k the true cells of class k, column k the found ones
-    called k; the last column holds the missed cells, the last row the false alarms, the
+    `(K + 1, K + 1)` int64: row k the ground-truth cells of class k, column k the found ones
+    called k; the last column holds the missed cells, the last row the false positives, the
     last place of both 0.
     """
     matrix = np.zeros((n_classes + 1, n_classes + 1), np.int64)

@@ -18,9 +18,9 @@ class MatchCounts:
     Attributes
     ----------
     tp
-        int64: true cells matched by a found cell of their class.
+        int64: ground-truth cells matched by a detected cell of their class.
     fn, fp
-        int64: true and found cells without such a match.
+        int64: true and detected cells without such a match.
     iou
         float64: the sum of the hits' IoU.
     """
@@ -34,7 +34,7 @@ class MatchCounts:
 def count_matches(
     comparisons: Sequence[Comparison], n_classes: int, threshold: float = MATCH_IOU
 ) -> MatchCounts:
-    """Count hits, misses and false alarms of each image and class.
+    """Count hits, misses and false positives of each image and class.
 
     A hit has an IoU above `threshold` (0.5 or more) and the right class.
     """
@@ -58,7 +58,7 @@ def count_matches(
 class DetectionScores:
     """Precision, recall and F1 of the cells of all images together, `(…, K)` float64.
 
-    NaN for a class that has no true cell.
+    NaN for a class that has no ground-truth cell.
     """
 
     precision: NDArray[np.float64]
@@ -67,7 +67,7 @@ class DetectionScores:
 
 
 def detection_scores(sums: MatchCounts, weights: NDArray[np.int64]) -> DetectionScores:
-    """Precision, recall and F1 = 2 hits / (2 hits + misses + false alarms).
+    """Precision, recall and F1 = 2 hits / (2 hits + misses + false positives).
 
     Parameters
     ----------

@@ -36,14 +36,14 @@ class Comparison:
     Attributes
     ----------
     gt_indices, detection_indices
-        `(N,)`, `(M,)` int64: their places in the scene, rising.
+        `(N,)`, `(M,)` int64: their places in the image, rising.
     gt_classes, classes
         `(N,)`, `(M,)` int64, 0…K−1.
     gt_areas, areas
         `(N,)`, `(M,)` int64: their pixels in the label maps, at least 1.
     in_crowd
         `(M,)` bool: lies with more than half of its pixels in crowd regions of its class,
-        and is no false alarm if it finds nothing (as in COCO's panoptic task).
+        and is no false positive if it finds nothing (as in COCO's panoptic task).
     pairs
         `(P, 2)` int64: the pairs that share pixels, as places in `gt_indices` and
         `detection_indices`.
@@ -91,8 +91,8 @@ def compare_label_maps(
     """Draw both label maps of an image and see which cells meet.
 
     A cell that keeps no pixel is in no label map: a detection wholly covered by better
-    ones is no false alarm. Where true cells overlap, the smaller one keeps the pixels, so
-    that none vanishes under another.
+    ones is no false positive. Where ground-truth cells overlap, the smaller one keeps the pixels,
+    so that none vanishes under another.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def compare_label_maps(
 
 
 def select_class(comparison: Comparison, class_index: int) -> Comparison:
-    """Keep the true and the found cells of one class."""
+    """Keep the true and the detected cells of one class."""
     is_gt = comparison.gt_classes == class_index
     is_detection = comparison.classes == class_index
     both = is_gt[comparison.pairs[:, 0]] & is_detection[comparison.pairs[:, 1]]

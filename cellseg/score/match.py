@@ -1,4 +1,4 @@
-"""Which detection finds which true cell."""
+"""Which detection finds which ground-truth cell."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cellseg.images import EvalImage
 
 @dataclass(frozen=True)
 class MatchCandidates:
-    """The true cells and the detections of one class in one image, and who could match whom.
+    """The ground-truth cells and the detections of one class in one image, and who could match whom.
 
     Attributes
     ----------
     gt_indices
-        `(G,)` int64: the true cells' places in the scene.
+        `(G,)` int64: the ground-truth cells' places in the image.
     detection_indices
-        `(D,)` int64: the detections' places in the scene, best score first, equal
+        `(D,)` int64: the detections' places in the image, best score first, equal
         scores in the order of the file.
     pairs
         `(detection, truth, IoU)` with places in the two arrays above, for each pair of
@@ -38,7 +38,7 @@ _MAX_IOUS = 1 << 24
 
 
 def class_candidates(eval_image: EvalImage, class_index: int, min_iou: float) -> MatchCandidates:
-    """Compare each detection of a class with each true cell of it.
+    """Compare each detection of a class with each ground-truth cell of it.
 
     IoU is of the masks as they are, also where they overlap one another; for a crowd
     region it is the part of the detection inside the region, as COCO defines it.
@@ -69,7 +69,7 @@ def match_greedily(
     crowd: Sequence[bool] | NDArray[np.bool_],
     thresholds: Sequence[float] | NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Give each detection, best score first, the free true cell of greatest IoU.
+    """Return each detection, best score first, the free ground-truth cell of greatest IoU.
 
     The rule of `pycocotools.cocoeval.COCOeval.evaluateImg`: a cell that counts comes
     before one that is ignored; of equal IoUs the later cell; a crowd region can be
@@ -82,13 +82,13 @@ def match_greedily(
     n_detections
         D.
     ignored, crowd
-        `(G,)`: true cells that count neither as found nor as missed; crowd regions.
+        `(G,)`: ground-truth cells that count neither as found nor as missed; crowd regions.
     thresholds
         `(T,)` least IoUs of a match, rising.
 
     Returns
     -------
-    `(T, D)` int64: the matched true cell, −1 where there is none.
+    `(T, D)` int64: the matched ground-truth cell, −1 where there is none.
     """
     matched = np.full((len(thresholds), n_detections), -1, np.int64)
     # COCO lets rounding pass: an IoU of 1 − 1e-10 is enough for a threshold of 1.

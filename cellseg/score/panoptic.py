@@ -19,20 +19,20 @@ from cellseg.score.detection import MatchCounts, ratio
 
 @dataclass(frozen=True)
 class Panoptic:
-    """PQ, DQ and SQ, `(…, K)` float64 each; NaN for a class that has no true cell.
+    """PQ, DQ and SQ, `(…, K)` float64 each; NaN for a class that has no ground-truth cell.
 
     Attributes
     ----------
     pq, dq, sq
         As in the MoNuSAC 2020 challenge (R. Verma et al., IEEE TMI 40(12), 2021, and its
         `PQ_metric.ipynb`, without the slip in its false positives that A. Foucart et al.
-        found, doi 10.1109/TMI.2022.3156023): of each image that has true cells of the
-        class, then the mean over these images. An image without true cells of the class
+        found, doi 10.1109/TMI.2022.3156023): of each image that has ground-truth cells of the
+        class, then the mean over these images. An image without ground-truth cells of the class
         is left out, even if some are found there. SQ is the mean over the images with a
         hit, so that the mean PQ isn't the product of the two other means.
     pooled_pq, pooled_dq, pooled_sq
         Of the cells of all images together, as Kirillov et al. define it and CoNIC 2022
-        ranks by: here false alarms count in every image, and a large image for more than
+        ranks by: here false positives count in every image, and a large image for more than
         a small one.
     """
 

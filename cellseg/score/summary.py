@@ -29,14 +29,14 @@ Metrics = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Who found whom in one image; places are those in the scene.
+    """Who found whom in one image; places are those in the image.
 
     Attributes
     ----------
     tp, misclassified
         `(…, 2)` int64 `(truth, detection_scores)`: matches of the right and of a wrong class.
     fn, fp
-        True cells and detections without a match of any class.
+        Ground-truth cells and detections without a match of any class.
     """
 
     tp: NDArray[np.int64]
@@ -47,7 +47,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class SizeBin:
-    """AP of the true cells of `low` to `high` pixels, both inclusive, from all detections."""
+    """AP of the ground-truth cells of `low` to `high` pixels, both inclusive, from all detections."""
 
     low: int
     high: int
@@ -64,7 +64,7 @@ class Scores:
     classes
         The K class names.
     rows
-        K + 2: the classes, "mean of classes" (over those that have true cells) and "any
+        K + 2: the classes, "mean of classes" (over those that have ground-truth cells) and "any
         class" (all cells taken for one class; AP has no such row).
     eval_images, comparisons, images
         I each, in one order: what was compared, as masks (for AP) and as label maps (for
@@ -72,8 +72,8 @@ class Scores:
     metrics
         `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each cap,
         "AP@all" for none; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled DQ",
-        "pooled SQ"; "AJI", "AJI+", the mean over the images with true or found cells;
-        "F1", "precision", "recall" at IoU 0.5. NaN for a class without true cells.
+        "pooled SQ"; "AJI", "AJI+", the mean over the images with true or detected cells;
+        "F1", "precision", "recall" at IoU 0.5. NaN for a class without ground-truth cells.
     samples
         `(B, K + 2)` by name: the metrics of B sets of images, drawn with repetition.
     low, high
@@ -84,15 +84,15 @@ class Scores:
         By cap, `(K, 10, 101)` float64: precision by IoU threshold 0.5 … 0.95 and recall
         0 … 1: the curves whose mean is AP.
     sizes
-        AP by cell size; the bins hold a quarter of the true cells each.
+        AP by cell size; the bins hold a quarter of the ground-truth cells each.
     thresholds, by_threshold
         `(10,)` IoUs, and precision, recall and F1 at each, `(10, K + 2)`.
     confusion_matrix
         `(K + 1, K + 1)` int64, see `cellseg.score.confusion_matrix`.
     gt_counts, counts
-        `(I, K)` int64: true and found cells of each image and class.
+        `(I, K)` int64: true and detected cells of each image and class.
     count_matches, agnostic_counts
-        `(I, K)` and `(I, 1)`: hits, misses and false alarms at IoU 0.5.
+        `(I, K)` and `(I, 1)`: hits, misses and false positives at IoU 0.5.
     aji, aji_plus
         `(I, K + 1)` float64 of each image: by class, and of any class.
     score_threshold, overlap
@@ -140,7 +140,7 @@ def score(
     Parameters
     ----------
     eval_images
-        All images of the truth, as `cellseg.read.results.pair_by_image` gives them.
+        All images of the ground truth, as `cellseg.read.results.pair_by_image` gives them.
     classes
         The K class names.
     score_threshold, overlap
@@ -189,7 +189,7 @@ def score(
         has_gt = weights @ gt_counts > 0
         has_gt = np.append(has_gt, has_gt.any(axis=-1, keepdims=True), axis=-1)
         for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
-            # An image of false alarms alone counts as 0, but a class of them has no score.
+            # An image of false positives alone counts as 0, but a class of them has no score.
             mean = np.where(has_gt, mean_over_images(values, weights), np.nan)
             result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
         f_each, f_one = (

@@ -153,7 +153,7 @@ def _cap(cap: int | None) -> str:
 
 
 def _count_columns(scores: Scores) -> Iterator[list[str]]:
-    """True and found cells, the error of the sum, and the mean absolute error of an image."""
+    """True and detected cells, the error of the sum, and the mean absolute error of an image."""
     n_classes = len(scores.classes)
     for r in range(n_classes + 2):
         if r == n_classes:  # the mean of classes

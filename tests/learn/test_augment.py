@@ -37,7 +37,7 @@ def rng_of(seed=0):
     return np.random.default_rng(seed)
 
 
-# The crop of the mission: half of the image each way, zoomed to 608.
+# The crop of the mission: half of the image each way, resized to 608.
 HALF = ShortestEdgeCrop("relative", (0.5, 0.5), (608,), "choice", 1333)
 
 

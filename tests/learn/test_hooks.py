@@ -49,7 +49,7 @@ def validation(folder, run, scores, before=lambda: None, **keywords):
 
 
 def go(hooks, run):
-    """Let the hooks see the steps of a run; give the number of the last one."""
+    """Let the hooks see the steps of a run; return the number of the last one."""
     for hook in hooks:
         hook.before_train()
     while run.iter < run.max_iter:
@@ -164,7 +164,7 @@ def test_curves_are_medians(tmp_path):
     run.iter = 1
     go([hook], run)
     lines = lines_of(tmp_path)
-    # Steps 1 and 2; 3, 4 and 5; the last alone. What no step has put anew is not there.
+    # Steps 1 and 2; 3, 4 and 5; the last alone. What no step has put again is not there.
     found = [(line["iteration"], line["total_loss"]) for line in lines]
     assert found == [(2, 2.5), (5, 16), (6, 36)]
     assert "old" not in lines[0]

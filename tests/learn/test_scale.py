@@ -46,7 +46,7 @@ def test_no_cell(samples):
 @pytest.mark.parametrize(
     ("length", "stride", "value"),
     [
-        (26, 4, 1.15),  # the homework's cells
+        (26, 4, 1.15),  # NYCU HW3's cells
         (26, 8, 1.15),
         (26, 16, 2.15),
         (20, 4, 1.5),

@@ -1,4 +1,4 @@
-"""Scoring the held-out images: the truth itself scores full marks, nothing scores none."""
+"""Scoring the validation images: the ground truth itself scores full marks, nothing scores none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_nothing_scores_none(data):
 
 
 def test_only_validation_images_count(data):
-    """Others would be misses: only what is predicted may be in the truth."""
+    """Others would be misses: only what is predicted may be in the ground truth."""
     (one,) = data.validation[:1]
     assert validate(truth_of([one]), score, data, [one]).ap50 == pytest.approx(1)
 

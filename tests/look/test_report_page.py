@@ -85,7 +85,7 @@ FOUND = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images, of which one has an evil name, with truth and two results."""
+    """Three images, of which one has an evil name, with ground truth and two results."""
     folder = tmp_path_factory.mktemp("page")
     truth = {**TRUTH, "images": [dict(image) for image in TRUTH["images"]]}
     truth["images"][0]["file_name"] = f"{SCRIPT}!--'\"&.tif"
@@ -310,7 +310,7 @@ def test_the_slider_changes_what_is_drawn_counted_and_sorted(show, scored):
 
 
 def test_layers_toggle(show, scored):
-    """What is drawn at a hit, a missed, a misnamed cell and a false alarm, layer by layer."""
+    """What is drawn at a hit, a missed, a misclassified cell and a false positive, layer by layer."""
     driver = show(scored)
     press(driver, "ArrowRight")
     inside = {"H": (10, 12), "M": (50, 12), "N": (15, 40), "F": (62, 48)}
@@ -367,7 +367,7 @@ def test_classes_filter_cells_counts_and_list(show, scored):
     driver = show(scored)
     press(driver, "1")
     press(driver, "3")
-    # Class 2 alone is left: image 7 has a missed one, image 1 a misnamed and a missed one.
+    # Class 2 alone is left: image 7 has a missed one, image 1 a misclassified and a missed one.
     assert names(driver)[1:] == ["7.tif", "2.tif"]
     press(driver, "ArrowLeft")
     assert hover(driver, 10, 12) == ""

@@ -124,7 +124,7 @@ def test_one_match_holds_for_all_thresholds(seed):
 
 @pytest.fixture
 def case():
-    """One image: a cell found, one missed, one misnamed, a false alarm, a crowd region."""
+    """One image: a cell found, one missed, one misclassified, a false positive, a crowd region."""
     truth = truth_of(
         {
             1: (

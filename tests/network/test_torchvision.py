@@ -251,7 +251,8 @@ def test_the_masks_learn_the_ground_truth_in_their_own_class(load):
     nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([50.0, -50.0, 3.0, 50.0])
     losses = network([truth])
-    # Each grid is 3 throughout. Over proposals that lie a little off, the truth's share varies.
+    # Each grid is 3 throughout. Over proposals that lie a little off, the ground truth's share
+    # varies.
     share = truth["masks"].crop_and_resize(truth["boxes"], 28).float().mean()
     at_truth = share * math.log1p(math.exp(-3)) + (1 - share) * math.log1p(math.exp(3))
     assert 0.5 * at_truth < losses["loss_mask"] < 2 * at_truth

@@ -325,7 +325,7 @@ def test_equals_the_rule_on_full_masks(seed, n_views, n_cells):
 
 
 def test_hundreds_of_cells():
-    """Scenes far from one another, the higher the further right: each is fused as if alone."""
+    """Images far from one another, the higher the further right: each is fused as if alone."""
     corners = [(x, 4480 - x) for x in range(0, 4608, 128)]
     scenes = [scattered(seed, 3, 15) for seed in range(len(corners))]
     for scene, corner in zip(scenes, corners, strict=True):
@@ -348,7 +348,7 @@ NETWORKS = [
 
 
 def observe(view, side=28):
-    """Find the cells as drawn in a view's pixels; give them in the image's."""
+    """Find the cells as drawn in a view's pixels; return them in the image's."""
     zoom = view.size[0] / SIZE[0]
     centre, radius = CELLS[:, :2], CELLS[:, 2:]
     boxes = torch.cat([centre - radius, centre + radius], 1) * zoom

@@ -1,4 +1,4 @@
-"""Merging tiles: an oracle that sees the truth tile by tile must come out as the truth."""
+"""Merging tiles: an oracle that sees the ground truth tile by tile must come out as the ground truth."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def always(score):
 
 
 class Oracle(torch.nn.Module):
-    """Finds ellipses in inks of their own on white, however they are zoomed and turned.
+    """Finds ellipses in inks of their own on white, however they are resized and turned.
 
     The class of a cell is its ink's number modulo 4, and its score `score(ink)`.
     """

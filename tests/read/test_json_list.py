@@ -27,7 +27,7 @@ def small_pieces(monkeypatch):
 
 
 def read(text):
-    """Give what it makes of a text, as JSON again since NaN is not NaN, or what it raises."""
+    """Return what it makes of a text, as JSON again since NaN is not NaN, or what it raises."""
     try:
         return json.dumps(list(json_items(io.StringIO(text))))
     except NotAListError as error:

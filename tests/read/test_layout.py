@@ -1,4 +1,4 @@
-"""The homework's layout: what is found, and what is refused in one line."""
+"""NYCU HW3's layout: what is found, and what is refused in one line."""
 
 from __future__ import annotations
 

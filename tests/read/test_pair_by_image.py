@@ -1,4 +1,4 @@
-"""Results are checked against the truth, one line for each thing that can be wrong."""
+"""Results are checked against the ground truth, one line for each thing that can be wrong."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The synthetic data set: what is drawn is what the truth says, in the homework's formats."""
+"""The synthetic data set: what is drawn is what the ground truth says, in NYCU HW3's formats."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def test_what_lies_highest_and_leftmost_goes_first(tiled, reads):
         reads.clear()
         for row, column in ((0, 1), (0, 2), (1, 0), (1, 1), (0, 2)):
             image.read((16 * column, 16 * row, 16 * column + 1, 16 * row + 1))
-        # The fourth sent the first away; the last, further up, begins anew.
+        # The fourth sent the first away; the last, further up, begins again.
         assert reads == [offsets[at] for at in ((0, 1), (0, 2), (1, 0), (1, 1), (0, 2))]
         reads.clear()
         for row, column in ((0, 2), (1, 0), (1, 1), (1, 2), (1, 1), (1, 0), (1, 2)):
@@ -350,7 +350,7 @@ def test_less_than_a_row_of_windows_is_kept(tiled, reads, n_kept, twice):
 
 
 def test_strips_that_are_more_than_can_be_kept(tmp_path, reads):
-    """Ten strips a window, nine kept: each further window beside it decodes one of them anew."""
+    """Ten strips a window, nine kept: each further window beside it decodes one of them again."""
     path = tmp_path / "strips.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", rowsperstrip=4, **ZIP)
     with open_image(path, cache_bytes=9 * 4 * WIDTH * 3) as image:

@@ -106,7 +106,7 @@ def random_case(
 def naive_label_maps(truth, results, image, threshold=0.5, overlap="score"):
     """Draw both label maps of an image, mask by mask.
 
-    Returns the two `(H, W)` maps, whose labels are places in the truth and in the results
+    Returns the two `(H, W)` maps, whose labels are places in the ground truth and in the results
     plus 1, and the class of each label.
     """
     size = (image["height"], image["width"])

@@ -79,7 +79,7 @@ def test_by_hand():
 
 
 def test_two_cells_detected_as_one():
-    # One found cell lies on both: AJI gives it to both, AJI+ to one.
+    # One detected cell lies on both: AJI gives it to both, AJI+ to one.
     comparison = of_row([(0, 5), (5, 10)], [(0, 10)])
     assert aji(comparison) == pytest.approx((5 + 5) / (10 + 10))
     assert aji_plus(comparison) == pytest.approx(5 / (10 + 5))

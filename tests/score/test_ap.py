@@ -17,7 +17,7 @@ from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 
 def coco_precision(truth, results, max_detections, area_range=None):
-    """`(T, 101, K)` of pycocotools, −1 where there is no truth."""
+    """`(T, 101, K)` of pycocotools, −1 where there is no ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = {**truth, "info": {}}

@@ -96,7 +96,7 @@ def test_detected_but_misclassified():
     comparison = compare_label_maps(pair_by_image(truth, results)[0])
     assert confusion_matrix([comparison], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
     sums = count_matches([comparison], 2)
-    # For its classes the misnamed cell is a miss and a false alarm.
+    # For its classes the misclassified cell is a miss and a false positive.
     assert sums.tp.tolist() == [[1, 0]]
     assert sums.fn.tolist() == [[1, 1]]
     assert sums.fp.tolist() == [[0, 2]]

@@ -109,8 +109,8 @@ def test_pooled_equals_torchmetrics(seed):
 
 
 def test_by_hand():
-    # Image 1: two cells, one found with IoU 4/6, one false alarm. Image 2: one cell, found
-    # exactly. Image 3: no cell, one false alarm. Image 4: nothing.
+    # Image 1: two cells, one found with IoU 4/6, one false positive. Image 2: one cell, found
+    # exactly. Image 3: no cell, one false positive. Image 4: nothing.
     size = (1, 20)
 
     def line(start, end):
@@ -138,7 +138,8 @@ def test_by_hand():
     assert sums.fn.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
     assert sums.fp.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
     ours = panoptic(sums, all_weights(comparisons))
-    # Images 3 and 4 have no true cell and stand aside; pooled, image 3's false alarm counts.
+    # Images 3 and 4 have no ground-truth cell and stand aside; pooled, image 3's false positive
+    # counts.
     assert ours.dq[0] == pytest.approx((1 / 2 + 1) / 2)
     assert ours.sq[0] == pytest.approx((4 / 6 + 1) / 2)
     assert ours.pq[0] == pytest.approx((1 / 3 + 1) / 2)

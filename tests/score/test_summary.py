@@ -128,7 +128,7 @@ def test_a_class_without_true_cells_has_no_score():
         assert values[2] == values[0] == 1, name
     # Of the second image, half of what any cell covers is made up.
     np.testing.assert_allclose([scores.metrics[name][3] for name in ("AJI", "AJI+")], 3 / 4)
-    # Nor has it any in a drawn set that lacks the one image with its true cell.
+    # Nor has it any in a drawn set that lacks the one image with its ground-truth cell.
     truth = truth_of({1: (SIZE, [(1, cell, 0)]), 2: (SIZE, [])}, ["a"])
     results = [entry(1, 1, cell, 0.9), entry(2, 1, cell, 0.9)]
     scores = score(truth, results, n_resamples=20)
