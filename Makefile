@@ -1,9 +1,8 @@
-# Everything runs in a virtual environment of the project's own, .venv.
-# `make help` lists the targets.
+# All targets use the virtual environment .venv. `make help` lists them.
 
 PYTHON     ?= python3
 VENV       ?= .venv
-# Where Detectron2 comes from: a git address, a local clone or a wheel.
+# Source of Detectron2: a git address, a local clone or a wheel.
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
 export DETECTRON2
 
@@ -16,7 +15,7 @@ help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.11] [DETECTRON2=/path/to/clone-or-wheel]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.detectron2  ## make .venv: pinned requirements, then Detectron2 if it can be had
+setup: $(VENV)/.detectron2  ## create .venv: pinned requirements, and Detectron2 if it can be built
 	@touch $(VENV)/.ready
 
 $(VENV)/.requirements: requirements.txt
@@ -25,7 +24,7 @@ $(VENV)/.requirements: requirements.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# Everything runs without Detectron2 too (exit code 1), so that only `make setup` tries again.
+# Detectron2 is optional (exit code 1); only `make setup` tries to build it again.
 $(VENV)/.detectron2: $(VENV)/.requirements setup-detectron2.sh
 	@sh setup-detectron2.sh $(PY) "$(DETECTRON2)" && touch $@ || test $$? = 1
 
@@ -36,10 +35,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-doctor: $(VENV)/.ready  ## versions, compiled operators, CUDA, and what to do about what is missing
+doctor: $(VENV)/.ready  ## check versions, compiled operators and CUDA
 	@$(PY) -m cellseg.doctor
 
-demo: $(VENV)/.ready  ## the whole way on a small synthetic data set: no GPU, no download of weights
+demo: $(VENV)/.ready  ## all steps on a small synthetic data set, without GPU or download
 	@$(PY) demo.py
 
 lint: $(VENV)/.ready-dev  ## ruff and mypy
@@ -47,10 +46,10 @@ lint: $(VENV)/.ready-dev  ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-test: lint  ## ruff, mypy and every test
+test: lint  ## ruff, mypy and all tests
 	@$(PY) -m pytest
 
-clean:  ## remove what runs and tests leave behind, not the data or the runs
+clean:  ## remove caches and build files, not the data or the runs
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""Turn what is drawn on the training images into one COCO annotation file."""
+"""Convert the annotations of the training images to one COCO file."""
 
 from __future__ import annotations
 
@@ -18,24 +18,19 @@ from cellseg.read.annotate import (
 )
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.images import read_test_list
-from cellseg.read.layout import (
-    CLASS_NAMES,
-    TEST_LIST,
-    list_train_folders,
-    read_train_folder,
-)
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST, list_train_folders, read_train_folder
 
 DESCRIPTION = """\
-Read every training image and its label maps, check them, and write them as one COCO
-file with a run-length encoded mask a cell. Run it once, before training.
+Read every training image and its label maps, check them, and write one COCO file with
+one RLE mask per cell. Run it once before training.
 
-The data folder holds train/<image>/image.tif (8- or 16-bit, grey, RGB or RGBA) and
-beside it class1.tif, class2.tif, ...: a label map for each class that occurs, of any
-integer or float type, with 0 for background and one value for each cell.
-In place of label maps it may hold the cells' outlines: one .geojson file from QuPath,
-or one .xml file from Aperio ImageScope (MoNuSAC's). Their classes are those of
---class_names, or MoNuSAC's (Epithelial, Lymphocyte, Neutrophil, Macrophage).
-With --coco, images and cells are those of a COCO file of any program.
+The data folder holds train/<image>/image.tif (8- or 16-bit, grey, RGB or RGBA) and next
+to it class1.tif, class2.tif, ...: a label map for each class that occurs, of any integer
+or float type, with 0 for background and one value for each cell.
+Instead of label maps it may hold outlines: one .geojson file from QuPath, or one .xml
+file from Aperio ImageScope (as in MoNuSAC), with the classes of --class_names or those
+of MoNuSAC (Epithelial, Lymphocyte, Neutrophil, Macrophage).
+With --coco, images and cells come from a COCO file of any program.
 """
 
 EXAMPLES = """\
@@ -47,55 +42,49 @@ python annotation.py --data ~/tissue --coco ~/tissue/export.json
 
 
 def get_parser() -> utils.CommandParser:
-    """Describe the command line."""
+    """Build the argument parser."""
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     utils.add_data(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
-        help=f"the annotation file to write (default: {utils.ANNOTATIONS} in the data folder)",
+        help=f"annotation file to write (default: {utils.ANNOTATIONS} in the data folder)",
     )  # fmt: skip
     parser.add_argument(
         "--class_names", nargs="+", metavar="NAME",
-        help="the classes, the first for class1.tif, the second for class2.tif and so on; from "
-        "here on the annotation file says which there are (default: class1 class2 class3 class4)",
+        help="class names, in the order of class1.tif, class2.tif and so on; the annotation file "
+        "then defines the classes (default: class1 class2 class3 class4)",
     )  # fmt: skip
     parser.add_argument(
         "--coco", type=Path, metavar="FILE",
-        help="take images, classes and cells from this COCO file, with polygons or RLE, whose "
+        help="read images, classes and cells from this COCO file with polygons or RLE, whose "
         "file_name is relative to the data folder (default: read the folder's train/)",
     )  # fmt: skip
     parser.add_argument(
-        "--jobs", type=utils.positive_number, default=count_cores(), metavar="N",
-        help="images to read at the same time, 1 or more (default: the cores there are, "
-        "%(default)s)",
+        "--jobs", type=utils.positive_int, default=count_cores(), metavar="N",
+        help="images to read in parallel, 1 or more (default: number of CPU cores, %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--skip_bad", action="store_true",
-        help="go on without the images that can't be used, and list them (default: stop at the "
-        "first and write nothing)",
+        help="skip images that can't be used and list them (default: stop at the first and write "
+        "nothing)",
     )  # fmt: skip
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command; return the exit code."""
     parser = get_parser()
     args = parser.parse_args(argv)
     output = args.output or args.data / utils.ANNOTATIONS
     if args.coco and args.coco.resolve() == output.resolve():
-        parser.error(f"argument --output: {output} is the file of --coco; name another")
+        parser.error(f"argument --output: {output} is also the input (--coco); choose another file")
     if args.coco and args.class_names:
-        parser.error("argument --class_names: the file of --coco names its classes; omit it")
+        parser.error("argument --class_names: the COCO file defines the classes; leave it out")
     names = args.class_names or list(CLASS_NAMES)
-    # Outlines call them so, whatever the case.
-    distinct = {name.strip().casefold() for name in names}
+    distinct = {name.strip().casefold() for name in names}  # as class names of outlines match
     if "" in distinct or len(distinct) < len(names):
-        parser.error(
-            "argument --class_names: give each class a name of its own; capitals don't tell two "
-            "apart"
-        )
+        parser.error("argument --class_names: names must differ in more than upper and lower case")
 
-    folders = [] if args.coco else list_train_folders(args.data)
     skipped = []
     if (args.data / TEST_LIST).exists():
         try:
@@ -110,22 +99,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         images, bad_images = annotate_images(sources, annotate_coco_image, args.jobs, args.skip_bad)
         bad_images = [*bad.values(), *bad_images]
     else:
+        folders = list_train_folders(args.data)
 
         def read(folder: Path) -> AnnotatedImage:
             return annotate_image(read_train_folder(folder, len(names)), names)
 
         images, bad_images = annotate_images(folders, read, args.jobs, args.skip_bad)
-    skipped += bad_images
     if not images:
         raise InputError(
-            f"{args.coco or args.data}: none of its {len(bad_images)} training images can be used; "
+            f"{args.coco or args.data}: none of the {len(bad_images)} training images is usable; "
             f"the first: {bad_images[0]}"
         )
     write_json(output, build_coco(images, names))
-
     print(summarise(images, names))
-    for line in skipped:
-        print(f"left out: {line}")
+    for line in [*skipped, *bad_images]:
+        print(f"skipped: {line}")
     print(f"wrote {display_path(output)}")
     return 0
 

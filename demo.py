@@ -1,4 +1,4 @@
-"""The whole way on a small synthetic data set: images, annotations, training, results, pictures."""
+"""Run all commands on a small synthetic data set: from images and masks to scores and pictures."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.results import pair_by_image, read_results
 from cellseg.read.tiff import read_image
 
-MIN_SCORE = 0.5  # cells that score less are left out of the pictures
+MIN_SCORE = 0.5  # of the detections in the pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     parser = utils.CommandParser(
-        "Make a small synthetic data set in the homework's layout, train a small network on it\n"
-        "(a few minutes, no GPU needed), predict the held-out images, score and draw them.\n"
+        "Generate a small synthetic data set (layout of NYCU HW3), train a small network on it\n"
+        "(a few minutes, no GPU needed), predict the test images, evaluate and draw them.\n"
         "Each command is shown as you would type it.",
         "python demo.py --seed 7",
     )
     parser.add_argument(
         "--seed", type=utils.non_negative_int, default=42, metavar="N",
-        help="of the data and the training (42)",
+        help="random seed of the data and the training (42)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
-        help="where all of it goes (demo)",
+        help="output folder (demo)",
     )  # fmt: skip
     parser.add_argument(
         "--engine", default="auto", metavar="NAME",
-        help="detectron2, torchvision or auto: Detectron2 where it can be used (auto)",
+        help="detectron2, torchvision or auto: Detectron2 if available (auto)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     began = time.monotonic()
@@ -51,41 +51,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = args.output / "data"
     print(f"# 44 synthetic images with their masks: {utils.display_path(data)}")
     synthetic.write_dataset(data, seed=args.seed)
-    where = ["--data", str(data)]
-    _run_command("annotation", annotation.main, where)
+    data_flag = ["--data", str(data)]
+    _run_command("annotation", annotation.main, data_flag)
     recipe = ["--model", "demo", "--engine", args.engine, "--seed", str(args.seed)]
     root = args.output / "runs"
-    _run_command("train", train.main, [*recipe, *where, "--output_dir", str(root)])
+    _run_command("train", train.main, [*recipe, *data_flag, "--output_dir", str(root)])
     run = runs.find_newest_run(root)
-    _run_command("inference", inference.main, ["--checkpoint", str(run), *where])
+    _run_command("inference", inference.main, ["--checkpoint", str(run), *data_flag])
     scores = args.output / "scores.json"
-    _run_command("evaluate", evaluate.main, [str(run), *where, "--json", str(scores)])
+    _run_command("evaluate", evaluate.main, [str(run), *data_flag, "--json", str(scores)])
     pictures = draw_pictures(data, run, args.output / "pictures")
     page = args.output / "report.html"
-    _run_command("report", report.main, [str(run), *where, "--output", str(page)])
+    _run_command("report", report.main, [str(run), *data_flag, "--output", str(page)])
 
     metrics = read_json(scores, "scores", "run the demo again")["metrics"]
     ap50 = metrics["AP50@100"]["mean of classes"]["value"]
     print(
-        f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the held-out images\n"
-        f"# look at the pictures, truth on the left, prediction on the right: "
-        f"{utils.display_path(pictures)}\n# and at the page, in any browser: "
-        f"{utils.display_path(page)}"
+        f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the test images\n"
+        f"# pictures, ground truth left, detections right: {utils.display_path(pictures)}\n"
+        f"# page, open it in any browser: {utils.display_path(page)}"
     )
     return 0
 
 
 def _run_command(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) -> None:
-    print(
-        f"\n$ python {name}.py {shlex.join(utils.display_path(a) if '/' in a else a for a in argv)}"
-    )
-    code = command(argv)
-    if code:
+    shown = shlex.join(utils.display_path(word) if "/" in word else word for word in argv)
+    print(f"\n$ python {name}.py {shown}")
+    if code := command(argv):
         raise SystemExit(code)
 
 
 def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
-    """Draw the ground truth beside the sure predictions of each test image."""
+    """Draw ground truth and detections of each test image side by side; return `folder`."""
     ground_truth = read_ground_truth(data / "test_masks", data)
     names = class_names(ground_truth)
     for eval_image in pair_by_image(ground_truth, read_results(run)):

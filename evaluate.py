@@ -14,13 +14,7 @@ from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.results import find_newest_results, sidecar_path
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference
-from cellseg.score.tables import (
-    as_json,
-    as_text,
-    difference_as_json,
-    difference_as_text,
-    per_image,
-)
+from cellseg.score.tables import as_json, as_text, difference_as_json, difference_as_text, per_image
 
 DESCRIPTION = """\
 Score results against annotations, or compare two results.
@@ -28,15 +22,15 @@ Score results against annotations, or compare two results.
 AP, AP50, AP75      average precision of masks as COCO defines it, with at most 100
                     detections of each image and class, and with all of them
 PQ = DQ x SQ        panoptic quality, detection times segmentation quality, as in MoNuSAC
-                    2020: of each image with true cells of the class, then their mean;
-                    "pooled" is of the cells of all images together
+                    2020: the mean over images with ground-truth cells of the class;
+                    "pooled" counts the cells of all images together
 AJI, AJI+           aggregated Jaccard index, the mean over images
-F1, precision, recall, counts, and which classes are taken for which
+F1, precision, recall, counts, and the confusion matrix of the classes
 
-All but AP are of label maps, in which a pixel belongs to one cell: --score_threshold and
---overlap say how detections become one; where annotations overlap, the smaller cell keeps
-the pixels. Annotated images that have no result count as missed. A class without true
-cells has no score: "–". Intervals are a bootstrap over images, so they need two or more.
+All but AP use label maps, in which a pixel belongs to one cell: --score_threshold and
+--overlap convert detections to a label map; where annotations overlap, the smaller cell gets
+the pixels. All cells of annotated images without results are false negatives. A class without
+ground-truth cells has no score: "–". Intervals bootstrap the images, at least two.
 """
 
 EXAMPLES = """\
@@ -48,46 +42,45 @@ python evaluate.py --compare tensorboard/model/run1 tensorboard/model/run2
 
 
 def get_parser() -> utils.CommandParser:
-    """Describe the command line."""
+    """Build the argument parser."""
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     utils.add_scoring(
         parser,
-        data_use=", whose test list gives the images' ids if TRUTH is a folder",
+        data_use=", with the test list and image ids if TRUTH is a folder",
         ground_truth_default="test_masks in the data folder",
-        threshold="for all but AP: the least score, 0 to 1, of a detection that counts",
+        threshold="not for AP: minimum score of detections, 0 to 1",
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"),
-        help="two results in place of RESULTS: by how much B is better, with an interval",
+        help="compare two results: B minus A with 95 %% intervals",
     )  # fmt: skip
     parser.add_argument(
         "--overlap", choices=OVERLAP_RULES, default="score",
-        help="for all but AP: which of two detections keeps the pixels that both claim, that"
-        " of the higher score, the smaller or the larger one (default: score)",
+        help="not for AP: which detection gets the pixels where two overlap: higher score, smaller "
+        "or larger (default: score)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write a row for each image and class as CSV"
+        "--csv", type=Path, metavar="FILE", help="write one row per image and class as CSV"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Score or compare results. Return the exit code."""
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.compare and args.results:
         parser.error("--compare takes two results; leave RESULTS out")
     if args.compare and args.csv:
-        parser.error("--csv is of one result; leave out --compare, or take --json")
+        parser.error("--csv needs one result; leave out --compare or use --json")
     if args.compare and not args.resamples:
-        parser.error("--compare needs an interval; leave --resamples out, or give more than 0")
-
+        parser.error("--compare needs intervals; leave out --resamples or pass more than 0")
     paths = args.compare or [args.results or find_newest_results(utils.RUNS)]
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
     if ground_truth_path is None:
         own = next(path for path in paths if sidecar_path(path, "list").is_file())
-        raise InputError(f"{own}: of images of your own; name their annotations with --truth")
+        raise InputError(f"{own}: results on your own images; pass their annotations with --truth")
     _, scores = utils.score_results(args, paths, ground_truth_path, overlap=args.overlap)
     names = [display_path(path) for path in paths]
     if args.compare:
@@ -96,14 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             write_json(args.json, difference_as_json(names[0], names[1], differences), indent=1)
         return 0
-    print(f"{names[0]} against {display_path(ground_truth_path)}")
-    print(as_text(scores[0]))
+    ground_truth = display_path(ground_truth_path)
+    print(f"{names[0]} against {ground_truth}\n{as_text(scores[0])}")
     if args.json:
-        report = {
-            "results": names[0],
-            "truth": display_path(ground_truth_path),
-            **as_json(scores[0]),
-        }
+        report = {"results": names[0], "truth": ground_truth, **as_json(scores[0])}
         write_json(args.json, report, indent=1)
     if args.csv:
         _write_csv(args.csv, scores[0])
@@ -117,7 +106,7 @@ def _write_csv(path: Path, scores: Scores) -> None:
     writer.writeheader()
     writer.writerows(rows)
     with write_atomic(path, "wb") as file:
-        # The bytes of a file's name may be no letters.
+        # File names may hold bytes that are not UTF-8.
         file.write(table.getvalue().encode("utf-8", "backslashreplace"))
 
 

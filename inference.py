@@ -1,4 +1,4 @@
-"""Predict the test images with a trained network, and write the file to submit."""
+"""Predict images with trained networks, and write the file to submit."""
 
 from __future__ import annotations
 
@@ -21,66 +21,58 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; flags left out are None and mean what the run's config says."""
+    """Parse the command line; flags left out are None and mean the value in the run's config."""
     parser = utils.CommandParser(
         "Predict the test images with the newest finished run, and write test-results.json and\n"
-        "the zip to submit into the run's folder. What was written is then checked.",
+        "the zip to submit into the run's folder. The results are then checked.",
         "python inference.py --checkpoint tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000",
     )
     # fmt: off
     network = parser.add_argument_group("network").add_argument
     network("--checkpoint", type=Path, nargs="+", metavar="RUN",
-            help="folder of the run, or weights in it (the newest finished one); what several runs "
-            "detect is fused")
+            help="run folder, or weights in it (the newest finished run); several are fused")
     network("--weight_name", metavar="FILE",
-            help="weights in that folder (model_best.pth if there, else model_final.pth)")
-    network("--engine", default="auto", metavar="NAME",
-            help="detectron2 or torchvision; a run knows its own, another is refused")
+            help="weights file in that folder (model_best.pth if it exists, else model_final.pth)")
+    network("--engine", default="auto", metavar="NAME", help="detectron2, torchvision (the run's)")
     network("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
     tiles = parser.add_argument_group("tiles and views")
     tiles.add_argument("--tta", nargs="*", choices=("flips", "turns", "scales"), metavar="VIEWS",
-        help="predict several views of each tile and fuse their detections: flips (4 views), "
-        "turns (8) and scales (times 3); flips if nothing is said")
-    tiles.add_argument("--tile", type=utils.positive_number, metavar="PIXELS",
-        help="side of the tiles that larger images are cut into (a few times the largest cells; "
-        "runs without INPUT.ZOOM take whole images)")
-    tiles.add_argument("--overlap", type=utils.positive_number, metavar="PIXELS",
-        help="of neighbouring tiles (a little more than the largest cells)")
+        help="fuse several views of each tile: flips (the default, 4), turns (8), scales (times 3)")
+    tiles.add_argument("--tile", type=utils.positive_int, metavar="PIXELS",
+        help="tile size in pixels (a few times the largest cells; without INPUT.ZOOM no tiles)")
+    tiles.add_argument("--overlap", type=utils.positive_int, metavar="PIXELS",
+        help="overlap of tiles in pixels (a little more than the largest cells)")
     tiles.add_argument("--across_classes", action="store_true",
-        help="of cells that overlap, keep the best whatever their classes")
-    tiles.add_argument("--batch", type=utils.positive_number, metavar="N",
-        help="views at once on a GPU (1)")
-    tiles.add_argument("--amp", action="store_true",
-        help="mixed precision, where the device has it")
+        help="class-agnostic suppression of overlapping cells")
+    tiles.add_argument("--batch", type=utils.positive_int, metavar="N", help="views at once (1)")
+    tiles.add_argument("--amp", action="store_true", help="mixed precision, where supported")
     utils.add_process_flags(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
     utils.add_data(images)
     images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
-        help="the test list, all annotated images, or those that the run held out, with the "
-        "annotations to score them by (test)")
+        help="images: the test list, all annotated ones, or the run's validation images (test)")
     images.add_argument("--annotations", type=Path, metavar="FILE",
-        help="for train and val (train__annot.json in the data folder)")
+        help="annotation file for train and val (train__annot.json in the data folder)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
-        help="any images, or folders of them, instead; they need no list")
+        help="images or folders of images to predict instead")
     images.add_argument("--level", type=utils.non_negative_int, default=0, metavar="N",
-        help="with --images: which level of a pyramid (0, the finest)")
+        help="pyramid level for --images (0, full resolution)")
     results = parser.add_argument_group("results").add_argument
-    results("--output", type=Path, metavar="PATH",
-            help="a .json file or a folder (the run's folder)")
+    results("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
     results("--score_threshold", type=utils.fraction, metavar="S",
-            help="leave out cells that score below this, 0 to 1 (0.01: AP wants the doubtful too)")
-    results("--max_detections", type=utils.positive_number, metavar="N",
-            help="keep the best N cells of an image, or of a tile of it (the run's own, 800)")
+            help="minimum score, 0 to 1 (0.01: AP counts low scores too)")
+    results("--max_detections", type=utils.positive_int, metavar="N",
+            help="maximum detections per image, or per tile (the run's value, 800)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="keys of the config, such as INPUT.MIN_SIZE_TEST 800")
+        help="config keys, such as INPUT.MIN_SIZE_TEST 800")
     # fmt: on
     args = parser.parse_with_keys(argv)
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
     if args.annotations and args.dataset == "test":
-        parser.error("--annotations: is for --dataset train or val")
+        parser.error("--annotations: needs --dataset train or val")
     if args.level and not args.images:
-        parser.error("--level: is for --images")
+        parser.error("--level: needs --images")
     if args.dataset != "test" and not args.annotations:
         args.annotations = args.data / utils.ANNOTATIONS
     utils.check_process_flags(parser, args)
@@ -88,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def configure(args: argparse.Namespace, run: Path) -> CfgNode:
-    """Return a run's config with what the flags say."""
+    """Return a run's config with the values of the flags."""
     from cellseg import runs
     from cellseg.config import load_config, merge_options
 
@@ -106,9 +98,8 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
         views = args.tta or ["flips"]
         flags["TEST.SYMMETRIES"] = 8 if "turns" in views else 4 if "flips" in views else 1
         flags["TEST.SCALES"] = (0.8, 1.0, 1.25) if "scales" in views else (1.0,)
-    for key, value in flags.items():
-        if value is not None:
-            cfg.merge_from_list([key, value])
+    given = [pair for pair in flags.items() if pair[1] is not None]
+    cfg.merge_from_list([word for pair in given for word in pair])
     merge_options(cfg, args.options)
     cfg.MODEL.DEVICE = args.device
     return cfg
@@ -130,13 +121,14 @@ def list_images(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, write, check; return the exit code."""
+    """Predict, write and check the results. Return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg import runs
     from cellseg.device import choose_device
     from cellseg.distributed import check_launch
-    from cellseg.predict.job import PredictionJob, choose_results, load_predictor
+    from cellseg.predict.job import PredictionJob, choose_results
+    from cellseg.predict.predictor import Predictor
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
@@ -149,11 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
-        raise InputError(
-            f"--overlap {args.overlap}: is of tiles, but runs without INPUT.ZOOM look at whole "
-            "images; give --tile too"
-        )
-    predictor = load_predictor(weights, cfgs)
+        raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
+    predictor = Predictor.load(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
     try:
@@ -168,14 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if job.usable:
             write(args, job, predictor, category_ids)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; run the same command again to continue", file=sys.stderr)
         return 130
     job.close()
     return 0
 
 
 def predict_shard(job: PredictionJob) -> None:
-    """Predict what falls to this process, one of several."""
+    """Predict the shard of this process, one of several."""
     utils.quiet_libraries()
     job.predict_shard()
 
@@ -183,9 +172,9 @@ def predict_shard(job: PredictionJob) -> None:
 def write(
     args: argparse.Namespace, job: PredictionJob, predictor: Predictor, category_ids: Sequence[int]
 ) -> None:
-    """Merge the tiles into the results, zip them where they are to be submitted, and check."""
+    """Merge the tiles into the results, zip them for a submission, and check them."""
     from cellseg.read.images import list_entry
-    from cellseg.write.beside import write_beside
+    from cellseg.write.sidecars import write_sidecars
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
     results = job.results
@@ -193,24 +182,18 @@ def write(
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
     listed = [list_entry(image) for image in job.usable]
-    ground_truth = write_beside(results, listed, bool(args.images), args.annotations)
+    ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations)
     archive = None if args.images or ground_truth else write_zip(results)
     count, empty = check_submission(archive or results, listed, category_ids)
-    without = f", {len(empty)} of them without any" if empty else ""
+    without = f", {len(empty)} of them without detections" if empty else ""
+    shown = display_path(archive or results)
     print(f"{count} cells in {len(listed)} images{without}: {display_path(results)}")
     if archive and count:
-        print(f"checked, and ready to submit: {display_path(archive)}")
+        print(f"valid, ready to submit: {shown}")
     elif archive:
-        print(
-            f"not to be submitted: {display_path(archive)} is without a cell, and the server can't "
-            "score that; lower --score_threshold, or train for longer",
-            file=sys.stderr,
-        )
+        print(f"{shown}: not valid without detections; lower --score_threshold", file=sys.stderr)
     if ground_truth:
-        print(
-            f"score them: python evaluate.py {display_path(results)} --truth "
-            f"{display_path(ground_truth)}"
-        )
+        print(f"evaluate with: python evaluate.py {shown} --truth {display_path(ground_truth)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write one HTML page to look at results, with or without ground truth, or at annotations."""
+"""Write one HTML page that shows results, with or without ground truth, or annotations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.results import find_newest_results
 
 DESCRIPTION = """\
-Write one HTML file to look at: scores, training curves, precision and recall, and every image
-with the outlines of its true and found cells, hits, misses, false alarms and misnamed cells.
-It opens from disk in any browser, without network or server; press ? there for its keys.
+Write one HTML page with scores, training curves, precision and recall, and every image with the
+outlines of ground truth and detections: true positives, false positives, false negatives and
+misclassified cells. It opens in any browser, without network or server; press ? for its keys.
 
-  results with truth     the worst images first, numbers as of evaluate.py
-  results without truth  the cells found, the least sure first
-  two results            --compare B: side by side, what B lost or gained first
-  annotations alone      --annotations FILE: examples and sizes of each class, odd cells first
+  results with ground truth     lowest F1 first, numbers as in evaluate.py
+  results without ground truth  lowest mean score first
+  two results                   --compare B: switch between A and B, largest F1 drop first
+  annotations only              --annotations FILE: examples and sizes of each class, unusual
+                                cells first
 """
 
 EXAMPLES = """\
@@ -33,45 +34,45 @@ python report.py --annotations nycu-hw3-data/train__annot.json"""
 
 
 def get_parser() -> utils.CommandParser:
-    """Describe the command line."""
+    """Build the argument parser."""
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     utils.add_scoring(
         parser,
-        data_use=", where the images are",
-        ground_truth_default="test_masks in the data folder, or no truth where it isn't there",
-        threshold="the least score, 0 to 1, at which the page begins; its slider changes that, "
-        "the plots stay",
+        data_use=" with the images",
+        ground_truth_default="test_masks in the data folder, if it exists",
+        threshold="minimum score of detections, 0 to 1, which the page's slider changes, but not "
+        "in the plots",
     )
     parser.add_argument(
-        "--compare", type=Path, metavar="B", help="other results, to compare: RESULTS are A then"
+        "--compare", type=Path, metavar="B", help="second results to compare with RESULTS, A"
     )
     parser.add_argument(
         "--annotations", type=Path, metavar="TRUTH",
-        help="annotations to look at, without results; a file or folder as for --truth",
+        help="show annotations without results; a file or folder as for --truth",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="FILE.html",
-        help="the page (default: report.html beside the results or annotations)",
+        help="the page (default: report.html next to the results or annotations)",
     )  # fmt: skip
     return parser
 
 
 def collect_annotations(args: argparse.Namespace) -> ReportContent:
-    """Collect what a page of annotations alone shows."""
+    """Return the content of a page of annotations."""
     for flag, name in {"results": "RESULTS", "compare": "--compare", "truth": "--truth"}.items():
         if getattr(args, flag) is not None:
-            raise InputError(f"--annotations: shows annotations alone; leave out {name}")
+            raise InputError(f"--annotations: can't be combined with {name}; leave out {name}")
     utils.check_annotations(args.annotations)
     return content.annotations_content(args.annotations, args.data)
 
 
 def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportContent:
-    """Collect what a page of one or two results shows, with their truth if it can be told."""
+    """Return the content of a page of one or two results, with ground truth if available."""
     for path in paths:
         if is_annotations(path):
             raise InputError(
-                f"{path}: annotations, expected results; look at annotations alone with "
-                f"--annotations {path}, give them as truth with --truth {path}"
+                f"{path}: annotations, expected results; show annotations with --annotations "
+                f"{path}, or use them as ground truth with --truth {path}"
             )
     if args.truth:
         utils.check_annotations(args.truth, " with --truth, or leave it out")
@@ -85,7 +86,7 @@ def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportCo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Write the page. Return the exit code."""
     args = get_parser().parse_args(argv)
     if args.annotations:
         source = args.annotations
@@ -95,11 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = collect_results(args, [source, *([args.compare] if args.compare else [])])
     output = args.output or (source if source.is_dir() else source.parent) / "report.html"
     n_reduced = write_report(output, page)
-    note = f", {n_reduced} of them in fewer pixels than they have" if n_reduced else ""
-    size = output.stat().st_size / 1e6
-    print(
-        f"{len(page.images)} images{note}, {size:.1f} MB: open {display_path(output)} in a browser"
-    )
+    note = f", {n_reduced} of them at reduced resolution" if n_reduced else ""
+    size = f"{output.stat().st_size / 1e6:.1f} MB"
+    print(f"{len(page.images)} images{note}, {size}: open {display_path(output)} in a browser")
     return 0
 
 

@@ -21,57 +21,57 @@ DEFAULT_RECIPE = "mask_rcnn_R_50_DC5_3x"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; flags left out are None and mean what the recipe says."""
+    """Parse the command line; flags left out are None, for the recipe's value."""
     parser = utils.CommandParser(
-        "Train a Mask R-CNN on the images that annotation.py has annotated. Everything that the\n"
-        "run leaves behind lands in tensorboard/<model>/<time>/. Flags left out mean what the\n"
-        "recipe in configs/ says; the defaults below are those of " + DEFAULT_RECIPE + ".",
+        "Train a Mask R-CNN on the images annotated with annotation.py. Write checkpoints, curves\n"
+        "and config to tensorboard/<model>/<time>/. Flags that are left out have the recipe's\n"
+        f"value; the defaults below are those of {DEFAULT_RECIPE}.",
         f"python train.py --model {DEFAULT_RECIPE} --epochs 225 --batch_size 14 --lr 0.001 "
         "--optimizer Adagrad --scheduler WarmupCosineLR",
     )
     # fmt: off
-    what = parser.add_argument_group("what to train").add_argument
-    what("-m", "--model", metavar="NAME", help=f"a recipe in configs/ ({DEFAULT_RECIPE})")
-    what("--config_file", type=Path, metavar="FILE",
-         help="a config file of your own, or the config.yaml of a former run, in place of --model")
-    what("--engine", default="auto", metavar="NAME",
-         help="detectron2, torchvision or auto: Detectron2 where it can be used (auto)")
-    what("--weights", metavar="WHICH",
-         help="what to begin from: imagenet (the default), coco, none, a path or a URL")
-    what("--resume", nargs="?", const="newest", metavar="RUN",
-         help="go on with a run that was stopped: the newest unfinished one, or the folder named")
-    data = parser.add_argument_group("data").add_argument
-    data("--data", type=Path, metavar="DIR", help="data folder (nycu-hw3-data)")
-    data("--annotations", type=Path, metavar="FILE",
-         help="what annotation.py wrote (train__annot.json in the data folder)")
-    data("--val_fraction", type=float, metavar="PART",
-         help="part of the images to hold out and score by AP50 during training, 0 to below 1 (0)")
-    data("--groups", type=Path, metavar="FILE",
-         help="JSON {image: group} or CSV image,group: a group (patient, slide) is never split")
-    data("--folds", type=utils.non_negative_int, metavar="K",
-         help="cross-validate: train K runs, each with another Kth of the images held out")
-    data("--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
-         help="draw a batch as the network would see it (batch.png), and do not train")
-    how = parser.add_argument_group("how to train").add_argument
-    how("-e", "--epochs", type=float, metavar="N", help="passes over the images (225)")
-    how("-b", "--batch_size", type=int, metavar="N", help="images a step (14)")
-    how("-l", "--lr", "--base_lr", type=float, metavar="RATE", help="learning rate (0.001)")
-    how("-o", "--optimizer", metavar="NAME", help="SGD, Adam, AdamW or Adagrad (Adagrad)")
-    how("-s", "--scheduler", metavar="NAME",
+    add = parser.add_argument_group("what to train").add_argument
+    add("-m", "--model", metavar="NAME", help=f"recipe in configs/ ({DEFAULT_RECIPE})")
+    add("--config_file", type=Path, metavar="FILE",
+        help="config file, or the config.yaml of an earlier run, in place of --model")
+    add("--engine", default="auto", metavar="NAME",
+        help="detectron2, torchvision or auto: Detectron2 where available (auto)")
+    add("--weights", metavar="WHICH",
+        help="initial weights: imagenet (the default), coco, none, a path or a URL")
+    add("--resume", nargs="?", const="newest", metavar="RUN",
+        help="resume a stopped run: the newest one or the given folder")
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, metavar="DIR", help="data folder (nycu-hw3-data)")
+    add("--annotations", type=Path, metavar="FILE",
+        help="annotation file from annotation.py (train__annot.json in the data folder)")
+    add("--val_fraction", type=float, metavar="PART",
+        help="fraction of the images for validation (AP50 during training), 0 to below 1 (0)")
+    add("--groups", type=Path, metavar="FILE",
+        help="JSON {image: group} or CSV image,group; groups (patient, slide) are not split")
+    add("--folds", type=utils.non_negative_int, metavar="K",
+        help="K-fold cross-validation: train K runs")
+    add("--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
+        help="write one augmented batch as a picture (batch.png) and exit")
+    add = parser.add_argument_group("how to train").add_argument
+    add("-e", "--epochs", type=float, metavar="N", help="epochs (225)")
+    add("-b", "--batch_size", type=int, metavar="N", help="images per iteration (14)")
+    add("-l", "--lr", "--base_lr", type=float, metavar="RATE", help="learning rate (0.001)")
+    add("-o", "--optimizer", metavar="NAME", help="SGD, Adam, AdamW or Adagrad (Adagrad)")
+    add("-s", "--scheduler", metavar="NAME",
         help="WarmupCosineLR or WarmupMultiStepLR (WarmupCosineLR)")
-    how("--seed", type=int, metavar="N", help="of every random choice; -1 draws one (42)")
-    on = parser.add_argument_group("where")
-    on.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (CUDA if there is a GPU)")
-    on.add_argument("--num_workers", type=int, metavar="N", help="processes that load images (4)")
-    utils.add_process_flags(on, "batch", "run")
-    on.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
+    add("--seed", type=int, metavar="N", help="random seed; -1 for a random one (42)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda if available)")
+    where.add_argument("--num_workers", type=int, metavar="N", help="data loading workers (4)")
+    utils.add_process_flags(where, "batch", "run")
+    where.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="keys of Detectron2's config or the project's, such as SOLVER.WARMUP_ITERS 200")
+        help="config keys of Detectron2 or this project, such as SOLVER.WARMUP_ITERS 200")
     # fmt: on
     args = parser.parse_with_keys(argv)
     utils.check_process_flags(parser, args)
-    fixed_flags = {  # which is what a run goes on with
+    fixed_flags = {  # that a resumed run can't change
         "--config_file": args.config_file,
         "--weights": args.weights,
         "--folds": args.folds is not None,
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     }
     for flag, given in fixed_flags.items():
         if args.resume and given:
-            parser.error(f"--resume and {flag}: the run has its own; give one of them")
+            parser.error(f"--resume and {flag}: the run's own value is used; leave {flag} out")
     if args.model and args.config_file:
         parser.error("--model and --config_file: give one of them")
     if args.epochs is not None and not args.epochs > 0:
@@ -88,29 +88,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.folds in (0, 1):
         parser.error(f"--folds {args.folds}: 2 or more is expected")
     if args.folds and args.val_fraction:
-        parser.error("--folds and --val_fraction: each fold is held out once; give one of them")
+        parser.error("--folds and --val_fraction: each fold is the validation set once; give one")
     if args.folds and args.num_machines > 1:
-        parser.error(
-            "--folds and --num_machines: give each machine folds of its own with DATA.FOLDS K "
-            "DATA.FOLD N, and no --folds"
-        )
+        parser.error("--folds and --num_machines: give each machine DATA.FOLDS K DATA.FOLD N")
     if args.show_batch and args.show_batch.suffix.lower() != ".png":
         parser.error(f"--show_batch {args.show_batch}: a file that ends in .png is expected")
     return args
 
 
 def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
-    """Build the config from the recipe (or the run that is resumed), the flags and the options."""
+    """Build the config from the recipe (or the run to resume), the flags and the options."""
     from cellseg import config
     from cellseg.learn import session
     from cellseg.learn.weights import choose_initial_weights
     from cellseg.network import check_network
 
-    if run or args.config_file:
-        cfg = config.load_config(run / runs.CONFIG if run else args.config_file, args.engine)
-    else:
-        cfg = config.load_recipe(args.model or DEFAULT_RECIPE, args.engine)
-    began = cfg.clone()
+    path, recipe = run / runs.CONFIG if run else args.config_file, args.model or DEFAULT_RECIPE
+    cfg = config.load_config(path, args.engine) if path else config.load_recipe(recipe, args.engine)
+    original = cfg.clone()
     flags = {
         "SOLVER.EPOCHS": args.epochs,
         "SOLVER.IMS_PER_BATCH": args.batch_size,
@@ -127,7 +122,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     for key, value in flags.items():
         if value is not None:
             cfg.merge_from_list([key, value])
-    # A resumed run, or one repeated from its config, keeps its data unless told otherwise.
+    # A run that is resumed, or repeated from its config, keeps its data by default.
     if args.data or not cfg.DATA.ROOT:
         cfg.DATA.ROOT = str((args.data or utils.DATA).absolute())
         cfg.DATA.ANNOTATIONS = str(Path(cfg.DATA.ROOT) / utils.ANNOTATIONS)
@@ -137,7 +132,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     config.check_values(cfg)
     check_network(cfg)
     if run:
-        session.check_same_start(run, cfg, began)
+        session.check_same_start(run, cfg, original)
     else:
         config.check_unused_keys(cfg)
     session.set_seed(cfg, args.num_machines)
@@ -150,7 +145,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or go on training; return the exit code."""
+    """Train a new run, a stopped one or all folds of a cross-validation. Return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
     from cellseg.learn import cross_validation, session
@@ -171,13 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     session.check_processes(cfg, launch)
     if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
         return cross_validation.begin(args.output_dir, cfg, launch)
-    if folder:
-        return session.train_in_processes(session.resume(folder, cfg), launch)
-    return session.train_in_processes(session.begin(args.output_dir, cfg, launch), launch)
+    run = session.resume(folder, cfg) if folder else session.begin(args.output_dir, cfg, launch)
+    return session.train_in_processes(run, launch)
 
 
 def train(run: Session) -> int:
-    """Train a run in this process, which may be one of several; return the exit code."""
+    """Train a run in this process, one of the launch. Return the exit code."""
     utils.quiet_libraries()
     from cellseg.learn import session
     from trainer import Trainer
@@ -186,20 +180,18 @@ def train(run: Session) -> int:
 
 
 def draw_first_batch(cfg: CfgNode, path: Path) -> int:
-    """Draw the first batch of a training, augmented; return the exit code."""
+    """Draw the first augmented batch of a training to a PNG file. Return the exit code."""
     from cellseg.learn import session
     from cellseg.learn.mapper import build_stream
     from cellseg.look.batch import draw_batch
     from cellseg.look.overlay import write_png
 
     run = session.prepare(cfg)
-    for reason in run.reasons:
-        print(reason)
-    stream = build_stream(cfg, run.data)
+    stream, classes = build_stream(cfg, run.data), [c["name"] for c in run.data.categories]
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
-    names = [category["name"] for category in run.data.categories]
-    write_png(path, draw_batch(samples, names, cfg.INPUT.FORMAT))
-    print(f"{utils.display_path(path)}: " + ", ".join(sample["name"] for sample in samples))
+    write_png(path, draw_batch(samples, classes, cfg.INPUT.FORMAT))
+    names = ", ".join(sample["name"] for sample in samples)
+    print(*run.reasons, f"{utils.display_path(path)}: {names}", sep="\n")
     return 0
 
 

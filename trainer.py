@@ -42,22 +42,20 @@ from cellseg.score.ap import AveragePrecision, mask_ap
 
 
 class Trainer(DefaultTrainer):
-    """Trains the network of a config on loaded data.
+    """Trains the network of a config on loaded data, in the run folder `cfg.OUTPUT_DIR`.
 
-    The config's `OUTPUT_DIR` is the run's folder. The engine, the optimizer and the schedule
-    are chosen by name. Where Detectron2 is not installed, the loop is the one of
-    `cellseg.network.loop`.
+    Without Detectron2, the training loop is that of `cellseg.network.loop`.
     """
 
     def __init__(self, cfg: CfgNode, data: TrainingData) -> None:
-        # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer.
+        # Skips DefaultTrainer.__init__, which builds Detectron2's loader, step and checkpointer.
         TrainerBase.__init__(self)
         self.cfg, self.data = cfg, data
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         network = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, network)
         self.step = TrainingStep(cfg, network, optimizer, self.build_lr_scheduler(cfg, optimizer))
-        self._trainer = self.step  # where DefaultTrainer looks for the model and the optimizer
+        self._trainer = self.step  # where DefaultTrainer expects the model and the optimizer
         self.checkpointer = RunCheckpointer(
             network, cfg.OUTPUT_DIR, step=self.step, trainer=weakref.proxy(self)
         )
@@ -79,7 +77,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(
         cls, cfg: CfgNode, data: TrainingData, start: int = 0
     ) -> Iterator[list[dict[str, Any]]]:
-        """Yield this process's part of each batch, from the iteration `start` on."""
+        """Return the iterator over this process's part of each batch, from iteration `start` on."""
         return build_loader(
             build_stream(cfg, data),
             start,
@@ -99,18 +97,17 @@ class Trainer(DefaultTrainer):
         data: TrainingData,
         add_picture: Callable[[str, NDArray[np.uint8]], None] | None = None,
     ) -> AveragePrecision:
-        """Score the validation set by mask AP, at COCO's 100 detections.
+        """Return the mask AP of the validation set, with at most 100 detections per image.
 
-        `add_picture` is called for the first few images with a name and a picture of ground truth
-        and detections.
+        `add_picture` receives a name and a picture of ground truth and detections for the first
+        few images.
         """
         names = [category["name"] for category in data.categories]
 
         def draw(sample: ImageCells, image: NDArray[np.uint8], detections: Predictions) -> None:
             if add_picture:
-                add_picture(
-                    f"held out/{sample.name}", draw_middle(image, sample, detections, names)
-                )
+                picture = draw_middle(image, sample, detections, names)
+                add_picture(f"held out/{sample.name}", picture)
 
         return validate(
             Predictor([model], [cfg]).predict,
@@ -122,35 +119,34 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         cfg, data = self.cfg, self.data
-        trainer = weakref.proxy(self)  # nothing of it is to outlive it, as on a GPU between folds
+        trainer = weakref.proxy(self)  # a cycle would keep it, and its GPU memory, for the next run
         curves = MetricWriter(Path(cfg.OUTPUT_DIR), 20)
-        built: list[HookBase] = []
+        hooks: list[HookBase] = []
         if data.validation:
-            names = [category["name"] for category in data.categories]
-            built.append(
+            hooks.append(
                 Validation(
                     lambda: trainer.test(cfg, trainer.step.eval_network, data, curves.add_picture),
                     self.checkpointer,
-                    names,
+                    [category["name"] for category in data.categories],
                     cfg.TEST.EVAL_PERIOD,
                     cfg.TEST.PATIENCE,
                 )
             )
         if rank() == 0:
-            # A run that has its final weights has its last score.
+            # After validation: a run with final weights has its last score.
             checkpoints = CheckpointSaver(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            built += [curves, checkpoints, ProgressBar()]
-        # Last, so that a step that is cut short here is a whole one.
+            hooks += [curves, checkpoints, ProgressBar()]
+        # Last, so that all hooks have seen the step after which it stops.
         self._stop = StopOnSignal(self.checkpointer)
-        return [*built, self._stop]
+        return [*hooks, self._stop]
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal came, be it too late for this training."""
+        """Whether a signal was received, even in the last iteration."""
         return self._stop.stop_requested
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the run's checkpoint, or begin with the weights that the config names."""
+        """Resume from the run's checkpoint if there is one, else load the initial weights."""
         if resume and self.checkpointer.last.is_file():
             self.checkpointer.resume()
             self.start_iter = self.iter
@@ -160,26 +156,26 @@ class Trainer(DefaultTrainer):
                 print(f"initial weights: {summary}", flush=True)
 
     def train(self) -> None:  # type: ignore[override]
-        """Train until the end, or until it is asked to stop."""
+        """Train until the last iteration, early stopping or a signal."""
         self._batches = self.build_train_loader(self.cfg, self.data, self.start_iter)
         with contextlib.suppress(EarlyStop):
-            # DefaultTrainer's own train takes no iterations, and would look for results to verify.
+            # Skips DefaultTrainer.train, which would look for Detectron2's evaluation results.
             TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
-        """Make one step; a loss that is not a number ends the run and says which it was."""
-        began = time.perf_counter()
+        """Run one training step. Raise InputError if the loss is not finite or memory runs out."""
+        start = time.perf_counter()
         try:
             samples = next(self._batches)
-            waited = time.perf_counter() - began
+            waited = time.perf_counter() - start
             rate = self.step.optimizer.param_groups[0]["lr"]
-            # Processes draw apart, and a resumed run draws as if it had not stopped.
+            # Processes draw different numbers; a resumed run draws those of an uninterrupted one.
             seed = (self.cfg.SEED + self.iter) * world_size() + rank()
             losses = self.step.step(samples, seed)
         except FloatingPointError as error:
             raise self._diverged(error) from error
         except InputError as error:
-            # Of a process that loads images it comes with that one's traceback before it.
+            # From a data loading worker it comes with that worker's traceback before it.
             raise InputError(str(error).rpartition("InputError: ")[2]) from error
         except torch.OutOfMemoryError:
             raise InputError(
@@ -190,17 +186,14 @@ class Trainer(DefaultTrainer):
             if "DataLoader worker" not in str(error):
                 raise
             raise InputError(
-                "a process that loads images was ended from outside, perhaps for want of memory, "
-                "or of shared memory in a container (docker run --shm-size 2g); go on with "
-                "--resume, and --num_workers 0 if it happens again"
+                "a data loading worker was killed, perhaps out of memory or of shared memory in a "
+                "container (docker run --shm-size 2g); resume with --resume, and add "
+                "--num_workers 0 if it happens again"
             ) from None
-        took = time.perf_counter() - began
-        for name, value in losses.items():
+        took = time.perf_counter() - start
+        scalars = {"total_loss": sum(losses.values()), "lr": rate, "time": took}
+        for name, value in {**losses, **scalars, "data_share": waited / took}.items():
             self.storage.put_scalar(name, value)
-        self.storage.put_scalar("total_loss", sum(losses.values()))
-        self.storage.put_scalar("lr", rate)
-        self.storage.put_scalar("time", took)
-        self.storage.put_scalar("data_share", waited / took)
 
     def after_step(self) -> None:
         try:
@@ -211,23 +204,20 @@ class Trainer(DefaultTrainer):
             raise EarlyStop
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps done, and the hooks' states."""
+        """Return the number of finished iterations and the hooks' states."""
         hooks = {type(hook).__name__: hook.state_dict() for hook in self._hooks}
         return {"iteration": self.iter + 1, "hooks": {k: v for k, v in hooks.items() if v}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.iter = int(state["iteration"])
         for hook in self._hooks:
             if type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])
 
     def _diverged(self, error: FloatingPointError) -> InputError:
-        kept = (
-            f"the last good checkpoint is {self.checkpointer.last}"
-            if self.checkpointer.last.is_file()
-            else "no checkpoint had been saved yet"
-        )
+        last = self.checkpointer.last
+        kept = f"the last valid checkpoint is {last}" if last.is_file() else "no checkpoint yet"
         return InputError(
             f"training diverged at iteration {self.iter + 1}: {error}; {kept}; lower --lr "
             f"(now {self.cfg.SOLVER.BASE_LR:g}), warm up longer (SOLVER.WARMUP_ITERS) or clip "

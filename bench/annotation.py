@@ -1,9 +1,9 @@
-"""Time the annotation step beside the usual way and beside decoding alone, in one run.
+"""Time annotation.py, encoding one instance at a time, and decoding only, in one run.
 
     python bench/annotation.py [--images N]
 
-Draws a training part with the sizes and the formats of NYCU HW3's images and about
-350 cells a megapixel in a temporary folder (about 0.5 GB for all 209 images).
+Generates training data with the sizes and formats of NYCU HW3 and about 350 cells per megapixel
+in a temporary folder (about 0.5 GB for all 209 images).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cellseg.files import read_json, write_json
 from cellseg.read.synthetic import draw_tissue
 
 CELLS_PER_MEGAPIXEL = 350
-# Part of each class among NYCU HW3's training instances.
+# Fraction of each class among NYCU HW3's training instances.
 MIX = (0.463, 0.498, 0.020, 0.019)
 
 
 def draw_data(data: Path, n_images: int) -> None:
-    """Write the training part: windows of one large drawing."""
+    """Write training data: windows of one large drawing."""
     rng = np.random.default_rng(0)
     sizes = image_sizes(n_images)
     sheet, sheet_labels = draw_tissue(2600, 2100, rng, CELLS_PER_MEGAPIXEL, 1.0, MIX)
@@ -48,27 +48,22 @@ def draw_data(data: Path, n_images: int) -> None:
         top, left = rng.integers(0, (2601 - height, 2101 - width))
         window = np.s_[top : top + height, left : left + width]
         tifffile.imwrite(
-            folder / "image.tif",
-            sheet[window],
-            photometric="rgb",
-            extrasamples=["unassalpha"],
-            compression="lzw",
-            predictor=True,
-            rowsperstrip=64,
-        )
+            folder / "image.tif", sheet[window], photometric="rgb", extrasamples=["unassalpha"],
+            compression="lzw", predictor=True, rowsperstrip=64,
+        )  # fmt: skip
         for number, labels in enumerate(sheet_labels, 1):
             if labels[window].any():
                 tifffile.imwrite(folder / f"class{number}.tif", labels[window].astype(np.float64))
 
 
 def decode_only(data: Path) -> None:
-    """Do nothing but read the same files."""
+    """Read the same files."""
     for path in sorted(data.glob("train/*/*.tif")):
         tifffile.imread(path, maxworkers=1)
 
 
 def one_at_a_time(data: Path) -> int:
-    """Compare and encode the whole image for each cell, as the usual scripts do."""
+    """Compare and encode the whole image for each cell (baseline)."""
     annotations = []
     for path in sorted(data.glob("train/*/*.tif")):
         labels = tifffile.imread(path, maxworkers=1)
@@ -80,12 +75,12 @@ def one_at_a_time(data: Path) -> int:
             area = int(pycocotools.mask.area(rle))
             bbox = pycocotools.mask.toBbox(rle).tolist()
             annotations.append({"segmentation": rle, "area": area, "bbox": bbox})
-    write_json(data / "usual.json", annotations)
+    write_json(data / "baseline.json", annotations)
     return len(annotations)
 
 
 def this_project(data: Path, jobs: int) -> None:
-    """Do all that annotation.py does."""
+    """Run annotation.py."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         annotation.main(["--data", str(data), "--jobs", str(jobs)])
 
@@ -93,13 +88,13 @@ def this_project(data: Path, jobs: int) -> None:
 def main() -> None:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=209, help="how many (default: 209)")
+    parser.add_argument("--images", type=int, default=209, help="number of images (default: 209)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         draw_data(data, args.images)
-        decode_only(data)  # so that all the files are in memory
+        decode_only(data)  # fills the page cache
         this_project(data, 1)
         n_cells = len(read_json(data / utils.ANNOTATIONS, "", "")["annotations"])
         runs: list[tuple[str, int, Callable[[], object]]] = [
@@ -109,7 +104,7 @@ def main() -> None:
             ("one instance at a time", 1, lambda: one_at_a_time(data)),
         ]
         seconds = dict.fromkeys((name for name, _, _ in runs), float("inf"))
-        # In turn, so that a busy moment of the machine meets all of them; the best counts.
+        # Interleaved, so that other load affects all of them; the best of 3.
         for repeat in range(3):
             for name, repeats, run in runs:
                 if repeat < repeats:

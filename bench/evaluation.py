@@ -1,9 +1,9 @@
-"""Time AP beside pycocotools, in one run; both must say the same. Then time all the rest.
+"""Time AP and pycocotools' AP in one run, which must be equal, then all other metrics.
 
     python bench/evaluation.py [--images N]
 
-About 15,000 ground-truth cells and 13,000 detections in 101 images of the sizes of the
-homework's test list. Nothing is written.
+About 15,000 ground-truth cells and 13,000 detections in 101 images of the sizes of NYCU HW3's test
+list. Nothing is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLASSES = ["class1", "class2", "class3", "class4"]
 
 
 def draw_cells(n_images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Make truth, and detections: cells moved by a few pixels, some lost, some misclassified."""
+    """Return ground truth and detections: shifted by pixels, some missed, some misclassified."""
     rng = np.random.default_rng(0)
     sheet = draw_tissue(2600, 2100, rng, 370, 1.0)[1]
     truth: list[AnnotatedImage] = []
@@ -64,7 +64,7 @@ def draw_cells(n_images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def pycocotools_ap(truth: dict[str, Any], results: list[dict[str, Any]]) -> float:
-    """AP of all detections, by pycocotools."""
+    """Return the AP of all detections by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = truth
@@ -78,32 +78,30 @@ def pycocotools_ap(truth: dict[str, Any], results: list[dict[str, Any]]) -> floa
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
+    """Return seconds and result."""
     start = time.perf_counter()
     value = run()
     return time.perf_counter() - start, value
 
 
 def main() -> None:
-    """Measure and print."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=101, help="how many images (default: 101)")
+    parser.add_argument("--images", type=int, default=101, help="number of images (default: 101)")
     truth, results = draw_cells(parser.parse_args().images)
-    print(f"{len(truth['annotations'])} true cells, {len(results)} detections")
+    print(f"{len(truth['annotations'])} ground-truth cells, {len(results)} detections")
     theirs, their_ap = timed(lambda: pycocotools_ap(truth, copy.deepcopy(results)))
-    ours, our_ap = min(
-        (
-            timed(lambda: mask_ap(pair_by_image(truth, results), len(CLASSES))[None].ap)
-            for _ in range(3)
-        ),
-        key=lambda x: x[0],
-    )
+
+    def our_mask_ap() -> float:
+        return mask_ap(pair_by_image(truth, results), len(CLASSES))[None].ap
+
+    ours, our_ap = min(timed(our_mask_ap) for _ in range(3))
     print(f"pycocotools {theirs:6.2f} s   AP {their_ap:.12f}")
     print(f"this        {ours:6.2f} s   AP {our_ap:.12f}   {theirs / ours:.0f} times as fast")
-    story, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=0))
-    drawn, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=1000))
-    print(f"all numbers {story:6.2f} s   {theirs / story:.0f} times as fast as pycocotools' AP")
-    print(f"intervals   {drawn - story:6.2f} s   from 1000 sets of images")
+    plain, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=0))
+    resampled, _ = timed(lambda: score(pair_by_image(truth, results), CLASSES, n_resamples=1000))
+    print(f"all metrics {plain:6.2f} s   {theirs / plain:.0f} times as fast as pycocotools' AP")
+    print(f"intervals   {resampled - plain:6.2f} s   from 1000 resamples")
 
 
 if __name__ == "__main__":

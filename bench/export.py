@@ -2,8 +2,8 @@
 
     python bench/export.py [--overlay]
 
-The usual way, each mask decoded in full and its contours found, is timed on a few cells
-of the same image and scaled up: all of them would take days.
+The baseline (pycocotools and OpenCV: decode each whole mask, trace its contours) is timed on a few
+cells of the same image and scaled up: all of them would take days.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cellseg.rle import MaskRuns, encode, label_map_to_runs
 
 PROJECT = Path(__file__).resolve().parents[1]
-TILE = 2000  # px: the image is made of shifted copies of one tile
+TILE = 2000  # px: the image consists of shifted copies of one tile
 
 
 def tile_labels(n_cells: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def tile_labels(n_cells: int) -> np.ndarray:
 
 
 def write_case(data: Path, side: int, n_cells: int) -> int:
-    """Write a data folder with one image of `side` squared, and results on it."""
+    """Write a data folder with one image of `side` squared, and results. Return the cell count."""
     tiles = side // TILE
     _, mask_runs = label_map_to_runs(tile_labels(n_cells // tiles**2))
     column, row = np.divmod(mask_runs.starts, TILE)
@@ -54,7 +54,7 @@ def write_case(data: Path, side: int, n_cells: int) -> int:
     results = data / "test-results.json"
     count = 0
     with results.open("w") as file:
-        for n in tqdm(range(tiles**2), "making the case", disable=None):
+        for n in tqdm(range(tiles**2), "generating", disable=None):
             x, y = (np.array(divmod(n, tiles)) * TILE).tolist()
             starts = (column + x) * side + row + y
             moved = MaskRuns(
@@ -83,18 +83,13 @@ def write_image(path: Path, side: int) -> None:
     noise = np.random.default_rng(0).integers(120, 255, (TILE, TILE, 3), dtype=np.uint8)
     row = np.tile(cv2.GaussianBlur(noise, (0, 0), 2), (1, side // TILE, 1)).tobytes()
     tifffile.imwrite(
-        path,
-        (row for _ in range(side // TILE)),
-        shape=(side, side, 3),
-        dtype=np.uint8,
-        photometric="rgb",
-        rowsperstrip=TILE,
-        compression=None,
-    )
+        path, (row for _ in range(side // TILE)), shape=(side, side, 3), dtype=np.uint8,
+        photometric="rgb", rowsperstrip=TILE, compression=None,
+    )  # fmt: skip
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command: seconds, and the most memory it held, in MB."""
+    """Run a command. Return seconds and peak memory in MB."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -103,8 +98,8 @@ def measure(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
 
-def usual_way(results: Path, n_cells: int) -> float:
-    """Seconds a cell: decode the whole mask, find its contours."""
+def baseline_seconds(results: Path, n_cells: int) -> float:
+    """Return the seconds per cell to decode the whole mask and trace its contours."""
     masks = [entry["segmentation"] for entry in json.loads(results.read_text())[:n_cells]]
     begin = time.perf_counter()
     for mask in masks:
@@ -134,8 +129,8 @@ def main() -> None:
         for formats in cases:
             seconds, memory = measure([*export, "--format", *formats])
             print(f"{' '.join(formats):22} {seconds:8.1f} s  {memory:6.0f} MB")
-        each = usual_way(results, 3)
-        print(f"one mask at a time: {each:.2f} s a cell, {each * count / 3600:.1f} h for all")
+        each = baseline_seconds(results, 3)
+        print(f"one mask at a time: {each:.2f} s per cell, {each * count / 3600:.1f} h for all")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""On a GPU: whether it works there, how fast it is and how well it learns, in one call.
+"""Test on a GPU, and measure speed and learning, in one call.
 
     python bench/gpu.py [--parts tests training prediction] [--minutes M] [--profile]
     python bench/gpu.py --parts learning --data DIR [--minutes M] [KEY VALUE ...]
 
 Nothing is built or downloaded; networks have random weights. Both sides of a ratio are
-measured in the same call: the usual way is Detectron2's own, in float32. The table is printed
-last and written as Markdown. `--device cpu --tiny` rehearses all of it without a GPU.
+measured in the same call; the baseline is Detectron2 in float32. The table is printed last and
+written as Markdown. `--device cpu --tiny` rehearses all of it without a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import gc
@@ -22,11 +21,12 @@ import sys
 import tempfile
 import time
 import traceback
+from argparse import REMAINDER, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,7 +42,7 @@ import train
 import utils
 from bench.annotation import draw_data
 from bench.learning import OURS, score, train_for
-from bench.mapper import usual_mapper, usual_record, write_rgb
+from bench.mapper import detectron2_mapper, detectron2_record, write_rgb
 from bench.overhead import time_rest, write_images
 from bench.prediction import encode_each
 from bench.sizes import image_sizes
@@ -64,14 +64,14 @@ from trainer import Trainer
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"
 MINUTES = {"tests": 3.0, "training": 3.0, "prediction": 3.0, "learning": 8.0}
-PILOT = (80,)  # steps that are timed before the learning
-SLIDE, MPP = 8192, 0.25  # pixels each way, and their size in micrometres
+PILOT = (80,)  # iterations that are timed before the learning
+SLIDE, MPP = 8192, 0.25  # side in pixels, micrometres per pixel
 IMAGES = 209
-# What random weights find is as much as they may: the recipe's 800, and NYCU HW3's mean.
+# Random weights reach the maximum of detections: the recipe's 800, and NYCU HW3's mean.
 CELLS = (800, 150)
-# Inputs of unit size, since weights are random.
+# Inputs of unit variance, since weights are random.
 RANDOM = ["MODEL.PIXEL_STD", "[57.0, 57.0, 57.0]"]
-# A network and images so small that the whole takes a minute on a CPU.
+# Network and images small enough for a minute on a CPU.
 TINY = shlex.split("""
     MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.RESNETS.STEM_OUT_CHANNELS 8
     MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.RESNETS.WIDTH_PER_GROUP 4
@@ -80,84 +80,58 @@ TINY = shlex.split("""
     INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 100
 """)
 TINY_SIZES = [(60, 70), (72, 50), (33, 35), (64, 64)]
-# Four images a step, which suit a CPU, leave a GPU idle.
+# The recipe's batch of four suits a CPU, but leaves a GPU idle.
 LEARNING = ["SOLVER.IMS_PER_BATCH", "16"]
 PROFILED = 3  # steps or images
 NONE = "–"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table."""
+class Row(NamedTuple):
+    """Row of the table."""
 
     what: str
-    usual: str = ""
+    baseline: str = ""
     here: str = ""
     ratio: str = ""
     target: str = ""
 
-    def cells(self) -> tuple[str, ...]:
-        """Return its five columns."""
-        return self.what, self.usual, self.here, self.ratio, self.target
 
-
-HEAD = Row("what", "usual way", "here", "ratio", "target")
+HEAD = Row("what", "Detectron2", "here", "ratio", "target")
 RULE = Row("---", "---", "---", "---", "---")
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a training is.
+    """Speed of a training."""
 
-    Attributes
-    ----------
-    rate
-        Images a second.
-    waiting
-        Share of the time that it waits for data.
-    filled
-        Share of the batches' pixels that are of an image, the others being padding.
-    memory
-        The most memory on the GPU at a time, for the table.
-    """
-
-    rate: float
-    waiting: float
-    filled: float
-    memory: str
+    rate: float  # images per second
+    waiting: float  # fraction of the time spent waiting for data
+    filled: float  # fraction of the batches' pixels that are no padding
+    memory: str  # peak GPU memory, for the table
 
 
-# --- The GPU's tests
-
-
-def run_tests(args: argparse.Namespace) -> Iterator[Row]:
+def run_tests(args: Namespace) -> Iterator[Row]:
     """Run the tests that are marked `gpu`."""
     words = ["tests/test_gpu.py", "-k", "moving_average and torchvision"] if args.tiny else []
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *words]
     try:
         done = subprocess.run(
-            command,
-            cwd=utils.PROJECT,
-            env=os.environ | {"TEST_GPU": args.device},
-            capture_output=True,
-            text=True,
+            command, cwd=utils.PROJECT, env=os.environ | {"TEST_GPU": args.device},
+            capture_output=True, text=True,
             timeout=60 * (MINUTES["tests"] if args.tiny else minutes_of("tests", args)),
-        )
+        )  # fmt: skip
         print(done.stdout + done.stderr, file=sys.stderr)
         *_, outcome = ["", *(done.stdout.strip() or done.stderr.strip()).splitlines()]
         outcome = outcome.strip("= ")
         if done.returncode:  # also where no test ran at all
             outcome = f"failed, exit code {done.returncode}: {outcome}"
     except subprocess.TimeoutExpired:
-        outcome = "failed: not done in time, give more --minutes"
+        outcome = "failed: timed out, pass more --minutes"
     yield Row("tests on the GPU", NONE, outcome, "", "no failure")
 
 
-# --- Training
-
-
-def measure_training(args: argparse.Namespace) -> Iterator[Row]:
-    """Measure the throughput of training, the usual way and here."""
+def measure_training(args: Namespace) -> Iterator[Row]:
+    """Measure the throughput of training, with Detectron2 and here."""
     end = time.perf_counter() + 60 * minutes_of("training", args)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         data = Path(folder)
@@ -166,35 +140,29 @@ def measure_training(args: argparse.Namespace) -> Iterator[Row]:
         else:
             draw_data(data, IMAGES)
         annotation.main(["--data", folder])
-        usual = None
+        baseline = None
         if not detectron2_problem():
             seconds = (end - time.perf_counter()) * 0.4
-            usual = _unless_out_of_memory(lambda: train_as_usual(args, data, seconds))
+            baseline = _unless_out_of_memory(lambda: train_detectron2(args, data, seconds))
+        amp = ["SOLVER.AMP.ENABLED", str(args.amp)]
+        variants = {"": amp, ", not grouped": [*amp, "DATALOADER.ASPECT_RATIO_GROUPING", "False"]}
+        if args.amp:
+            variants[", float32"] = ["SOLVER.AMP.ENABLED", "False"]
         paces: dict[str, Pace | None] = {}
-        for number, (name, keys) in enumerate(variants(args).items()):
-            left = (end - time.perf_counter()) / (len(variants(args)) - number)
-            paces[name] = _unless_out_of_memory(
-                partial(train_here, args, data, left, keys, not number)
-            )
+        for number, (name, keys) in enumerate(variants.items()):
+            left = (end - time.perf_counter()) / (len(variants) - number)
+            measure = partial(train_here, args, data, left, keys, not number)
+            paces[name] = _unless_out_of_memory(measure)
     for name, here in paces.items():
         what, target = f"training, batch {args.batch}, images/s{name}", "≥ 1.5 ×"
-        yield _compared(what, usual, here, lambda p: p.rate, "" if name else target)
-        yield _row("… waiting for data", usual, here, lambda p: f"{p.waiting:.1%}", "< 10 %")
-        yield _compared("… but for waiting", usual, here, lambda p: p.rate / (1 - p.waiting))
-        yield _row("… image, not padding", usual, here, lambda p: f"{p.filled:.0%}")
-        yield _row("… peak memory", usual, here, lambda p: p.memory)
+        yield _compared(what, baseline, here, lambda p: p.rate, "" if name else target)
+        yield _row("… waiting for data", baseline, here, lambda p: f"{p.waiting:.1%}", "< 10 %")
+        yield _compared("… excluding waiting", baseline, here, lambda p: p.rate / (1 - p.waiting))
+        yield _row("… image, not padding", baseline, here, lambda p: f"{p.filled:.0%}")
+        yield _row("… peak memory", baseline, here, lambda p: p.memory)
 
 
-def variants(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the ways of training here: as is, without grouping, and in float32."""
-    amp = ["SOLVER.AMP.ENABLED", str(args.amp)]
-    ways = {"": amp, ", not grouped": [*amp, "DATALOADER.ASPECT_RATIO_GROUPING", "False"]}
-    return ways | ({", float32": ["SOLVER.AMP.ENABLED", "False"]} if args.amp else {})
-
-
-def configure(
-    args: argparse.Namespace, engine: str, data: Path, *keys: str
-) -> tuple[CfgNode, TrainingData]:
+def configure(args: Namespace, engine: str, data: Path, *keys: str) -> tuple[CfgNode, TrainingData]:
     """Return the config of a training on a data folder, and the loaded data."""
     flags = ["-m", RECIPE, "--engine", engine, "--data", data, "--device", args.device]
     flags += ["--weights", "none", "-b", args.batch, "--num_workers", args.workers]
@@ -204,19 +172,19 @@ def configure(
     return cfg, loaded
 
 
-def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace:
-    """Train with Detectron2's mapper, `BitMasks`, loader and network, in float32."""
+def train_detectron2(args: Namespace, data: Path, seconds: float) -> Pace:
+    """Measure training with Detectron2's mapper, `BitMasks`, loader and network, in float32."""
     from detectron2.data import build_detection_train_loader
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
 
     cfg, loaded = configure(args, "detectron2", data)
-    # As its DefaultTrainer does, it leaves images without a cell out.
+    # Without images without cells, as in its DefaultTrainer.
     samples = [sample for sample in loaded.train if sample.masks]
     write_rgb(data, samples)
     loader = build_detection_train_loader(
-        [usual_record(sample, data) for sample in samples],
-        mapper=usual_mapper(cfg.INPUT.MIN_SIZE_TRAIN),
+        [detectron2_record(sample, data) for sample in samples],
+        mapper=detectron2_mapper(cfg.INPUT.MIN_SIZE_TRAIN),
         total_batch_size=args.batch,
         num_workers=args.workers,
     )
@@ -225,11 +193,11 @@ def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace
     keep_small(network)
     optimizer = build_optimizer(cfg, network)
 
-    def step(samples: Sequence[dict[str, Any]]) -> None:
+    def step(samples: list[Any]) -> None:
         losses = network(samples)
         optimizer.zero_grad()
         sum(losses.values()).backward()
-        torch.stack([loss.detach() for loss in losses.values()]).tolist()  # for its curves
+        torch.stack([loss.detach() for loss in losses.values()]).tolist()  # as for its logs
         optimizer.step()
 
     with EventStorage():
@@ -237,16 +205,16 @@ def train_as_usual(args: argparse.Namespace, data: Path, seconds: float) -> Pace
 
 
 def train_here(
-    args: argparse.Namespace, data: Path, seconds: float, keys: Sequence[str], profile: bool
+    args: Namespace, data: Path, seconds: float, keys: Sequence[str], profile: bool
 ) -> Pace:
-    """Train as train.py does."""
+    """Measure training as in train.py."""
     cfg, loaded = configure(args, args.engine, data, *keys)
     torch.manual_seed(0)
     trainer = Trainer(cfg, loaded)
     keep_small(trainer.step.network)
     seeds = itertools.count()
 
-    def step(samples: Sequence[dict[str, Any]]) -> None:
+    def step(samples: list[Any]) -> None:
         trainer.step.step(samples, next(seeds))
 
     batches = trainer.build_train_loader(cfg, loaded)
@@ -260,7 +228,7 @@ def train_here(
 
 
 def keep_small(network: torch.nn.Module) -> None:
-    """Let residual branches begin small, so that features keep the size that trained ones have."""
+    """Scale down residual branches, so that features have the magnitude of a trained network."""
     with torch.no_grad():
         for name, module in network.named_modules():
             if name.endswith(("conv3.norm", "bn3")):
@@ -269,12 +237,9 @@ def keep_small(network: torch.nn.Module) -> None:
 
 
 def pace(
-    batches: Iterator[Any],
-    step: Callable[[Sequence[dict[str, Any]]], None],
-    args: argparse.Namespace,
-    seconds: float,
+    batches: Iterator[Any], step: Callable[[list[Any]], None], args: Namespace, seconds: float
 ) -> Pace:
-    """Step for so many seconds, after as many steps as were loaded ahead."""
+    """Measure iterations for `seconds`, after those whose batches were prefetched."""
     end = time.perf_counter() + seconds
     ahead = 2 + 2 * args.workers
     while ahead and time.perf_counter() < end - seconds / 2:
@@ -287,9 +252,9 @@ def pace(
     began, waited, images, steps = time.perf_counter(), 0.0, 0, 0
     pixels = padded = 0
     while steps < 2 or time.perf_counter() < end:
-        asked = time.perf_counter()
+        waiting_since = time.perf_counter()
         samples = next(batches)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - waiting_since
         step(samples)
         shapes = [sample["image"].shape[1:] for sample in samples]
         pixels += sum(height * width for height, width in shapes)
@@ -298,15 +263,12 @@ def pace(
         steps += 1
     _synchronise(args.device)
     took = time.perf_counter() - began
-    most = f"{torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB" if on_gpu else NONE
-    return Pace(images / took, waited / took, pixels / padded, most)
+    peak = f"{torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB" if on_gpu else NONE
+    return Pace(images / took, waited / took, pixels / padded, peak)
 
 
-# --- Prediction
-
-
-def measure_prediction(args: argparse.Namespace) -> Iterator[Row]:
-    """Measure the prediction of images of NYCU HW3's sizes, the usual way and here."""
+def measure_prediction(args: Namespace) -> Iterator[Row]:
+    """Measure the prediction of images of NYCU HW3's sizes, with Detectron2 and here."""
     end = time.perf_counter() + 60 * minutes_of("prediction", args)
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), TINY_SIZES if args.tiny else image_sizes())
@@ -316,38 +278,25 @@ def measure_prediction(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _predict(
-    args: argparse.Namespace,
-    folder: Path,
-    images: Sequence[ImageRecord],
-    cells: int,
-    seconds: float,
+    args: Namespace, folder: Path, images: Sequence[ImageRecord], cells: int, seconds: float
 ) -> Iterator[Row]:
     keys = ["TEST.DETECTIONS_PER_IMAGE", str(cells), "TEST.AMP", str(args.amp)]
     end = time.perf_counter() + seconds
-    usual = None
+    baseline = None
     if not detectron2_problem():
-        usual = _unless_out_of_memory(lambda: predict_as_usual(args, images, keys, seconds / 2))
-        if usual:
-            images = images[: usual[1]]  # both look at the same
-    rates = {}
-    for name, more, part in (
-        ("", [], 0.4),
-        (", four flips", ["TEST.SYMMETRIES", "4", "TEST.BATCH", "4"], 1.0),
-    ):
+        predict = partial(predict_detectron2, args, images, keys, seconds / 2)
+        if measured := _unless_out_of_memory(predict):
+            baseline, count = measured
+            images = images[:count]  # the same for both
+    flips = ["TEST.SYMMETRIES", "4", "TEST.BATCH", "4"]
+    for name, more, part in (("", [], 0.4), (", four flips", flips, 1.0)):
         left = max(0.0, end - time.perf_counter()) * part
-        rates[name] = predict_here(args, folder, images, [*keys, *more], left)
-    slow = usual and usual[0]
-    for name, fast in rates.items():
-        yield _compared(
-            f"prediction, {cells} cells an image{name}, images/s",
-            slow,
-            fast,
-            lambda rate: rate,
-            "" if name else "≥ 3 ×",
-        )
+        here = predict_here(args, folder, images, [*keys, *more], left)
+        what, target = f"prediction, {cells} cells an image{name}, images/s", "≥ 3 ×"
+        yield _compared(what, baseline, here, lambda rate: rate, "" if name else target)
 
 
-def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
+def prediction_config(args: Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
     """Return the config of a prediction with random weights."""
     flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
     cfg = train.setup(train.parse([*flags, *random_weight_keys(args)]))
@@ -355,10 +304,10 @@ def prediction_config(args: argparse.Namespace, engine: str, keys: Sequence[str]
     return cfg
 
 
-def predict_as_usual(
-    args: argparse.Namespace, images: Sequence[ImageRecord], keys: Sequence[str], seconds: float
+def predict_detectron2(
+    args: Namespace, images: Sequence[ImageRecord], keys: Sequence[str], seconds: float
 ) -> tuple[float, int]:
-    """Predict with `DefaultPredictor`, whole masks, each encoded; give images/s and how many."""
+    """Predict with `DefaultPredictor` and encode each mask. Return images/s and their number."""
     from detectron2.engine import DefaultPredictor
 
     torch.manual_seed(0)
@@ -380,13 +329,9 @@ def predict_as_usual(
 
 
 def predict_here(
-    args: argparse.Namespace,
-    folder: Path,
-    images: Sequence[ImageRecord],
-    keys: Sequence[str],
-    seconds: float,
+    args: Namespace, folder: Path, images: Sequence[ImageRecord], keys: list[str], seconds: float
 ) -> float:
-    """Predict as inference.py does, from the files to the checked zip; give images a second."""
+    """Predict as inference.py does, from the files to the checked zip. Return images/s."""
     torch.manual_seed(0)
     cfg = prediction_config(args, args.engine, keys)
     network = build_network(cfg)
@@ -404,24 +349,20 @@ def predict_here(
     return result
 
 
-# --- Learning
-
-
-def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
-    """Train, and score on the test images."""
+def measure_learning(args: Namespace) -> Iterator[Row]:
+    """Train and score on the test images."""
     recipe, keys = (RECIPE, [*random_weight_keys(args), "SOLVER.IMS_PER_BATCH", "2"])
     if not args.tiny:
         recipe, keys = args.recipe, LEARNING
     keys = [*keys, *args.options]
     args.output.mkdir(parents=True, exist_ok=True)
-    wanted = minutes_of("learning", args)
     flags = ["-m", recipe, "--engine", args.engine, "--num_workers", str(args.workers)]
     result = {}
     with contextlib.redirect_stdout(sys.stderr):
         annotations = args.output / "annotations.json"
         annotation.main(["--data", str(args.data), "--output", str(annotations)])
         run, took, _ = train_for(
-            flags, keys, args.data, args.output, wanted, args.device,
+            flags, keys, args.data, args.output, minutes_of("learning", args), args.device,
             weights=args.weights, pilot=PILOT,
         )  # fmt: skip
         for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
@@ -435,11 +376,8 @@ def measure_learning(args: argparse.Namespace) -> Iterator[Row]:
             yield Row(what, NONE, here, "", target)
 
 
-# --- A slide
-
-
-def measure_slide(args: argparse.Namespace) -> Iterator[Row]:
-    """Measure the prediction of a slide with the run that learned: test images side by side."""
+def measure_slide(args: Namespace) -> Iterator[Row]:
+    """Measure the prediction of a slide of test images with the run of the learning."""
     run = runs.find_newest_run(args.output / "runs")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         slide = Path(folder) / "slide.tif"
@@ -457,7 +395,7 @@ def measure_slide(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def write_slide(path: Path, images: Sequence[Path], side: int) -> None:
-    """Write images side by side, over and over, as a tiled TIFF of `side` pixels each way."""
+    """Write a mosaic of repeated images as a tiled TIFF with sides of `side` pixels."""
     sheet = np.full((side, side, 3), 235, np.uint8)
     top = 0
     endless = itertools.cycle([read_image(image) for image in images])
@@ -473,21 +411,18 @@ def write_slide(path: Path, images: Sequence[Path], side: int) -> None:
     tifffile.imwrite(path, sheet, photometric="rgb", tile=(256, 256))
 
 
-# --- What the parts share
-
-
-def minutes_of(part: str, args: argparse.Namespace) -> float:
-    """Return the minutes that a part may take."""
+def minutes_of(part: str, args: Namespace) -> float:
+    """Return the time limit of a part in minutes."""
     return float(args.minutes or MINUTES[part])
 
 
-def random_weight_keys(args: argparse.Namespace) -> list[str]:
-    """Return the keys of a network with random weights."""
+def random_weight_keys(args: Namespace) -> list[str]:
+    """Return the config keys of a network with random weights."""
     return [*RANDOM, *(TINY if args.tiny else [])]
 
 
 def _unless_out_of_memory(measure: Callable[[], Any]) -> Any:
-    """Measure; None if the GPU's memory is too small. What it held is given back."""
+    """Measure and free memory; return None if the GPU's memory is too small."""
     result = None
     try:
         result = measure()
@@ -504,7 +439,7 @@ def _synchronise(device: str) -> None:
 
 
 def _storage() -> contextlib.AbstractContextManager[Any]:
-    """Return Detectron2's heads the storage that they write their scalars to."""
+    """Return the event storage that Detectron2's heads need."""
     if detectron2_problem():
         return contextlib.nullcontext()
     from detectron2.utils.events import EventStorage
@@ -515,7 +450,7 @@ def _storage() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def profiled(what: str) -> Iterator[None]:
-    """Print the operators that take the most time."""
+    """Print the slowest operators."""
     from torch.profiler import ProfilerActivity, profile
 
     gpu = torch.cuda.is_available()
@@ -527,32 +462,32 @@ def profiled(what: str) -> Iterator[None]:
     print(f"{what}, profiled:\n{table}", file=sys.stderr)
 
 
-def _row(what: str, usual: Any, here: Any, say: Callable[[Any], str], target: str = "") -> Row:
-    """Return the row of two values that there may be."""
-    slow, fast = (NONE if x is None else say(x) for x in (usual, here))
+def _row(what: str, baseline: Any, here: Any, form: Callable[[Any], str], target: str = "") -> Row:
+    """Return the row of two values, each of which may be missing."""
+    slow, fast = (NONE if x is None else form(x) for x in (baseline, here))
     return Row(what, slow, fast, "", target)
 
 
 def _compared(
-    what: str, usual: Any, here: Any, value: Callable[[Any], float], target: str = ""
+    what: str, baseline: Any, here: Any, value: Callable[[Any], float], target: str = ""
 ) -> Row:
-    """Return the row of two rates that there may be, and of their ratio."""
-    row = _row(what, usual, here, lambda x: f"{value(x):.2f}", target)
-    if usual is None or here is None:
+    """Return the row of two rates, each of which may be missing, and their ratio."""
+    row = _row(what, baseline, here, lambda x: f"{value(x):.2f}", target)
+    if baseline is None or here is None:
         return row
-    return Row(what, row.usual, row.here, f"{value(here) / value(usual):.1f} ×", target)
+    return row._replace(ratio=f"{value(here) / value(baseline):.1f} ×")
 
 
 def machine(device: str) -> str:
-    """Return what it ran on."""
+    """Return the name of the device."""
     if not device.startswith("cuda"):
         return "CPU"
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def as_markdown(args: argparse.Namespace, command: Sequence[str], rows: Sequence[Row]) -> str:
-    """Write the table with all that it takes to repeat it."""
+def as_markdown(args: Namespace, command: Sequence[str], rows: Sequence[Row]) -> str:
+    """Format the table as Markdown, with versions and the command."""
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     lines = [
         f"## {datetime.date.today()}, {machine(args.device)}",
@@ -562,23 +497,19 @@ def as_markdown(args: argparse.Namespace, command: Sequence[str], rows: Sequence
         "",
         f"    {shlex.join(command)}",
         "",
-        *(f"| {' | '.join(row.cells())} |" for row in (HEAD, RULE, *rows)),
+        *(f"| {' | '.join(row)} |" for row in (HEAD, RULE, *rows)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Write the table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*(r.cells() for r in rows), strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(row.cells(), widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
+    """Format the table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
 
 
-RUN: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+RUN: dict[str, Callable[[Namespace], Iterator[Row]]] = {
     "tests": run_tests,
     "training": measure_training,
     "prediction": measure_prediction,
@@ -587,79 +518,58 @@ RUN: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 }
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = utils.CommandParser(
-        "Check, measure and print a table: the tests of the GPU, the throughput of training and\n"
-        "of prediction beside the usual way's, and what is learned from random weights.",
+        "Run and print a table of: the GPU tests, the throughput of training and prediction\n"
+        "compared with Detectron2, and the AP50 after training from random weights.",
         "python bench/gpu.py\npython bench/gpu.py --parts learning --data tissue\n"
         "python bench/gpu.py --device cpu --tiny",
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=RUN, default=["tests", "training", "prediction"],
-        metavar="PART", help=f"some of {', '.join(RUN)}; slide wants learning (the first 3)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--minutes", type=float, metavar="M",
-        help="for each part (3; learning 8 of training, and the scoring)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="images with masks, in test_masks/ too: to learn"
-    )
-    parser.add_argument("--recipe", default=OURS, metavar="NAME", help=f"to learn with ({OURS})")
-    parser.add_argument(
-        "--weights",
-        default="none",
-        metavar="WHICH",
-        help="to begin learning from, as of train.py (none)",
-    )
-    parser.add_argument(
-        "--views", type=int, default=8, metavar="N", help="tiles of the slide at once (8)"
-    )
-    parser.add_argument("--engine", default="auto", metavar="NAME", help="as of train.py (auto)")
-    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda)")
-    parser.add_argument("--batch", type=int, default=14, metavar="N", help="images a step (14)")
-    parser.add_argument(
-        "--workers", type=utils.non_negative_int, default=4, metavar="N",
-        help="processes that load images, for both ways (4)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cells", type=int, nargs="+", default=CELLS, metavar="N",
-        help="found in an image at the most, in prediction (800 and 150)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--amp", action=argparse.BooleanOptionalAction, default=True,
-        help="mixed precision here; the usual way has none",
-    )  # fmt: skip
-    parser.add_argument(
-        "--profile", action="store_true", help="print the operators that take the most time"
-    )
-    parser.add_argument("--tiny", action="store_true", help="a tiny network on tiny images")
-    parser.add_argument(
-        "--output", type=Path, default=Path("gpu-benchmark"), metavar="DIR",
-        help="where table.md and the run that learned come to be (gpu-benchmark)",
-    )  # fmt: skip
-    parser.add_argument(
-        "options", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the learning"
-    )
+    # fmt: off
+    flag = parser.add_argument
+    flag("--parts", nargs="+", choices=RUN, default=["tests", "training", "prediction"],
+         metavar="PART", help=f"some of {', '.join(RUN)}; slide needs learning (the first 3)")
+    flag("--minutes", type=float, metavar="M",
+         help="time limit of each part (3; learning: 8 of training, then the scoring)")
+    flag("--data", type=Path, metavar="DIR", help="data folder for learning, with test_masks/")
+    flag("--recipe", default=OURS, metavar="NAME", help=f"for learning ({OURS})")
+    flag("--weights", default="none", metavar="WHICH",
+         help="initial weights for learning, as in train.py (none)")
+    flag("--views", type=int, default=8, metavar="N", help="tiles of the slide per batch (8)")
+    flag("--engine", default="auto", metavar="NAME", help="as in train.py (auto)")
+    flag("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda)")
+    flag("--batch", type=int, default=14, metavar="N", help="images per iteration (14)")
+    flag("--workers", type=utils.non_negative_int, default=4, metavar="N",
+         help="data loading workers, on both sides (4)")
+    flag("--cells", type=int, nargs="+", default=CELLS, metavar="N",
+         help="maximum detections per image, in prediction (800 and 150)")
+    flag("--amp", action=BooleanOptionalAction, default=True,
+         help="mixed precision, not for Detectron2")
+    flag("--profile", action="store_true", help="print the slowest operators")
+    flag("--tiny", action="store_true", help="a tiny network on tiny images")
+    flag("--output", type=Path, default=Path("gpu-benchmark"), metavar="DIR",
+         help="folder of table.md and the run of the learning (gpu-benchmark)")
+    flag("options", nargs=REMAINDER, metavar="KEY VALUE", help="config keys for learning")
+    # fmt: on
     args = parser.parse_args(argv)
     if args.minutes is not None and not args.minutes > 0:
         parser.error(f"--minutes {args.minutes}: a positive number is expected")
     if {"learning", "slide"} & set(args.parts) and not args.data:
-        parser.error("--parts learning or slide: --data DIR is needed, with masks in test_masks/")
+        parser.error("--parts learning or slide: --data DIR with test_masks/ is needed")
     if args.batch < 1 or min(args.cells) < 1:
         parser.error("--batch and --cells: 1 or more is expected")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts and print the table; return the exit code."""
+    """Run the parts and print the table. Return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
     if not (args.device or torch.cuda.is_available()):
         raise InputError(
-            "no CUDA GPU that torch can use: make doctor says what is missing; --device cpu --tiny "
-            "rehearses this without one"
+            "no CUDA GPU that torch can use: make doctor shows what is missing, --device cpu "
+            "--tiny rehearses without one"
         )
     args.device = choose_device(args.device)
     args.workers = min(args.workers, count_cores())
@@ -667,15 +577,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.batch, args.workers, args.minutes = 2, 0, args.minutes or 0.05
     args.engine = choose_engine(args.engine)
     if detectron2_problem():
-        print("the usual way is Detectron2's and can't be measured:", detectron2_problem())
+        print("no baseline, Detectron2 is not available:", detectron2_problem())
     command = ["python", "bench/gpu.py", *(sys.argv[1:] if argv is None else argv)]
     rows: list[Row] = []
     for part in args.parts:
         try:
             for row in RUN[part](args):
-                print("  ".join(filter(None, row.cells())), file=sys.stderr, flush=True)
+                print("  ".join(filter(None, row)), file=sys.stderr, flush=True)
                 rows.append(row)
-        except Exception as error:  # noqa: BLE001 what the other parts found must not be lost
+        except Exception as error:  # noqa: BLE001 keep the results of the other parts
             if not isinstance(error, InputError):
                 traceback.print_exc()
             outcome = f"failed: {type(error).__name__}: {error}"

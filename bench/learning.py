@@ -1,12 +1,12 @@
-"""What is learned in equal wall time: the usual recipe beside this project's, in one run.
+"""AP50 after equal training time: the baseline recipe and this project's, in one run.
 
     python bench/learning.py --data DIR [--minutes M] [--seeds N ...] [--only NAME ...]
 
-DIR has `train/` and test images with masks in `test_masks/`. Networks are small and begin
-with random weights. Some steps are timed first, so that the schedule fits the minutes (a
-recipe's second seed goes by the pace of its first); then each recipe trains and is scored by
-AP50 on the test images, the usual one with the first seed alone, since it finds hardly a cell.
-`--ingredients` takes one ingredient after the other away from this project's recipe instead.
+DIR has `train/` and test images with masks in `test_masks/`. Networks are small and start from
+random weights. Some iterations are timed first, so that the schedule fits the minutes (later
+seeds reuse the time of the first); then each recipe is trained and scored by AP50 on the test
+images, the baseline with the first seed only, since it detects hardly a cell. `--ingredients`
+removes one ingredient at a time from this project's recipe instead.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import train
 from cellseg import runs
 from cellseg.files import read_json, write_json
 
-# The narrow network of the field: a ResNet-50 of quarter width, dilated as DC5.
-USUAL = """\
+# A ResNet-50-DC5 of quarter width.
+BASELINE = """\
 _BASE_: "{configs}/base/dilated_c5.yaml"
 MODEL:
   PIXEL_STD: [57.0, 57.0, 57.0]
@@ -46,17 +46,17 @@ SOLVER: {{IMS_PER_BATCH: 4, WARMUP_ITERS: 20}}
 """
 OURS = "small_fpn"
 
-# Name -> keys that take the ingredient away, or add one that is off.
+# Name -> keys that remove the ingredient, or add one.
 INGREDIENTS: dict[str, list[str]] = {
     "all of it": [],
-    "half crops to 608, no fixed zoom": [
+    "half crops to 608, no fixed scale": [
         *("INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"),
         *("INPUT.MIN_SIZE_TRAIN", "(608,)", "INPUT.MIN_SIZE_TEST", "1000"),
         *("INPUT.MAX_SIZE_TEST", "1333"),
     ],
-    "zoom 1": ["INPUT.ZOOM", "1"],
-    "zoom 2": ["INPUT.ZOOM", "2"],
-    "no zoom jitter": ["INPUT.ZOOM_JITTER", "0"],
+    "scale 1": ["INPUT.ZOOM", "1"],
+    "scale 2": ["INPUT.ZOOM", "2"],
+    "no scale jitter": ["INPUT.ZOOM_JITTER", "0"],
     "windows of 160 px": ["INPUT.WINDOW", "160"],
     "windows of 256 px": ["INPUT.WINDOW", "256"],
     "no sampling by class": ["INPUT.CROP_ON_CLASS", "0"],
@@ -80,8 +80,8 @@ INGREDIENTS: dict[str, list[str]] = {
     ],
 }
 
-# Steps that are timed first: the median of the last 20 counts, as the curves keep it. The first
-# steps of a training are quicker than later ones, so where steps are quick, more are timed.
+# Iterations timed first; the metrics hold the median of the last 20. The first iterations are
+# faster than later ones, so more are timed where they are fast.
 CURVE = 20
 PILOT = (2 * CURVE, 12 * CURVE)
 PILOT_SECONDS = 90.0
@@ -98,22 +98,22 @@ def train_for(
     weights: str = "none",
     pilot: Sequence[int] = PILOT,
 ) -> tuple[Path, float, float]:
-    """Train for so many minutes.
+    """Train for some minutes.
 
-    The annotations are `annotations.json` in `output`, where the run's folder lands too.
+    `output` holds `annotations.json`; the run's folder is written there too.
 
     Parameters
     ----------
     pace
-        Seconds a step, where they are known; otherwise some steps are timed.
+        Seconds per iteration if known; otherwise measured.
     weights
-        To begin from, as `--weights` of train.py.
+        Initial weights, as `--weights` of train.py.
     pilot
-        Steps that are timed, one training after the other.
+        Iterations of the trainings that measure the pace.
 
     Returns
     -------
-    The run's folder, the minutes that it took, and its seconds a step.
+    Run folder, minutes, and seconds per iteration.
     """
     flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
     flags += ["--device", device, "--weights", weights, "--output_dir"]
@@ -143,14 +143,8 @@ def score(
 ) -> tuple[dict[str, Any], float]:
     """Predict the test images of a data folder, and score them.
 
-    Parameters
-    ----------
-    words
-        Flags and KEY VALUE pairs of inference.py.
-
-    Returns
-    -------
-    What evaluate.py writes under "metrics", and the seconds of the prediction.
+    `words` are flags and KEY VALUE pairs of inference.py. Return the "metrics" of evaluate.py's
+    JSON, and the seconds of the prediction.
     """
     with tempfile.TemporaryDirectory() as folder:
         results, scores = Path(folder) / "test-results.json", Path(folder) / "scores.json"
@@ -165,7 +159,7 @@ def score(
 
 @contextlib.contextmanager
 def printed_as_errors() -> Iterator[None]:
-    """Let what is printed, by processes started here too, go to the standard error."""
+    """Redirect standard output to standard error, also of child processes."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -182,55 +176,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, default=Path("learning"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=20, help="of training, each (20)")
+    parser.add_argument("--minutes", type=float, default=20, help="per training (20)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ingredients", action="store_true")
     parser.add_argument(
-        "--processes", type=int, default=1, help="that share a batch, as --num_gpus of train.py (1)"
+        "--processes", type=int, default=1, help="processes, as --num_gpus of train.py (1)"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="for every row")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     annotation.main(["--data", str(args.data), "--output", str(args.output / "annotations.json")])
-    usual = args.output / "usual.yaml"
-    usual.write_text(USUAL.format(configs=Path(train.__file__).resolve().parent / "configs"))
+    baseline = args.output / "baseline.yaml"
+    baseline.write_text(BASELINE.format(configs=Path(train.__file__).resolve().parent / "configs"))
     rows = {name: (["-m", OURS], keys) for name, keys in INGREDIENTS.items()}
     if not args.ingredients:
-        rows = {"this project": (["-m", OURS], []), "usual": (["--config_file", str(usual)], [])}
+        rows = {"this project": (["-m", OURS], [])}
+        rows["baseline"] = (["--config_file", str(baseline)], [])
     for name in set(args.only or rows) - set(rows):
-        parser.error(f"--only {name!r}: {', '.join(map(repr, rows))} are there")
+        parser.error(f"--only {name!r}: expected some of {', '.join(map(repr, rows))}")
     table: dict[str, list[dict[str, float]]] = {}
     paces: dict[str, float] = {}
-    for seed in args.seeds:  # in turn, so that a busy hour meets all rows
+    for seed in args.seeds:  # interleaved, so that other load affects all rows
         for name, (flags, keys) in rows.items():
             if args.only and name not in args.only:
                 continue
-            if name == "usual" and seed != args.seeds[0]:
+            if name == "baseline" and seed != args.seeds[0]:
                 continue
             seeded = [*flags, "--seed", str(seed), "--num_gpus", str(args.processes)]
             with printed_as_errors():
                 run, minutes, paces[name] = train_for(
-                    seeded,
-                    [*keys, *args.set],
-                    args.data,
-                    args.output,
-                    args.minutes,
+                    seeded, [*keys, *args.set], args.data, args.output, args.minutes,
                     pace=paces.get(name),
-                )
+                )  # fmt: skip
                 metrics, _ = score(run, args.data)
             ap50 = metrics["AP50@100"]
-            found = {label: value["value"] for label, value in ap50["classes"].items()}
-            found["mean of classes"] = ap50["mean of classes"]["value"]
-            table.setdefault(name, []).append(found | {"minutes": minutes})
+            scores = {label: value["value"] for label, value in ap50["classes"].items()}
+            scores["mean of classes"] = ap50["mean of classes"]["value"]
+            table.setdefault(name, []).append(scores | {"minutes": minutes})
             write_json(args.output / "table.json", table, indent=1)
-            print(f"{name}, seed {seed}: {found} after {minutes:.1f} minutes", flush=True)
-    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'beside the first':>18}  seeds")
+            print(f"{name}, seed {seed}: {scores} after {minutes:.1f} minutes", flush=True)
+    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'minus the first':>18}  seeds")
     first = next(iter(table.values()))
     for name, of_seeds in table.items():
-        values = [found["mean of classes"] for found in of_seeds]
+        values = [scores["mean of classes"] for scores in of_seeds]
         mean = statistics.mean(values)
-        gain = mean - statistics.mean(found["mean of classes"] for found in first)
+        gain = mean - statistics.mean(scores["mean of classes"] for scores in first)
         each = ", ".join(f"{value:.3f}" for value in values)
         print(f"{name:38}{mean:7.3f}{gain:+18.3f}  {each}")
 

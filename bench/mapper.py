@@ -1,11 +1,10 @@
-"""Training samples a second: this project's mapper beside Detectron2's own, in one run.
+"""Training samples per second: this project's mapper and Detectron2's, in one run.
 
     python bench/mapper.py [--images N] [--seconds S]
 
-Both read the same files and draw the same kinds of augmentation: half of the image each
-way, enlarged to 608, flipped both ways, brighter or darker. Detectron2's `DatasetMapper`
-decodes and transforms each mask as an array of the whole image. One process, no network;
-the images are NYCU HW3's sizes, drawn with about 350 cells a megapixel.
+Both read the same files and apply the same augmentations: half crops resized to 608, flips and
+brightness. Detectron2's `DatasetMapper` decodes and transforms each mask as an array of the whole
+image. One process, no network; images have NYCU HW3's sizes and about 350 cells per megapixel.
 """
 
 from __future__ import annotations
@@ -41,38 +40,34 @@ MANY = 300  # cells
 
 
 def write_rgb(folder: Path, samples: Sequence[ImageCells]) -> None:
-    """Write the images as RGB, which is what Detectron2's reader wants."""
+    """Write the images as RGB for Detectron2's reader."""
     for sample in samples:
         pixels = tifffile.imread(sample.path)[..., :3]
         path = folder / f"{sample.name}.tif"
         tifffile.imwrite(path, pixels, photometric="rgb", compression="lzw", predictor=True)
 
 
-def usual_record(sample: ImageCells, folder: Path) -> dict[str, Any]:
-    """Describe a sample as Detectron2's data sets do, its image as `write_rgb` has written it."""
+def detectron2_record(sample: ImageCells, folder: Path) -> dict[str, Any]:
+    """Return Detectron2's record of a sample, with its image from `write_rgb`."""
     from detectron2.structures import BoxMode
 
+    cells = zip(sample.boxes.tolist(), sample.masks, sample.classes.tolist(), strict=True)
     return {
         "file_name": str(folder / f"{sample.name}.tif"),
         "height": sample.size[0],
         "width": sample.size[1],
         "annotations": [
             {
-                "bbox": box,
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "segmentation": mask,
-                "category_id": class_,
-                "iscrowd": 0,
+                "bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "segmentation": mask,
+                "category_id": class_, "iscrowd": 0,
             }
-            for box, mask, class_ in zip(
-                sample.boxes.tolist(), sample.masks, sample.classes.tolist(), strict=True
-            )
+            for box, mask, class_ in cells
         ],
-    }
+    }  # fmt: skip
 
 
-def usual_mapper(shortest: Sequence[int] = (608,)) -> Callable[[dict[str, Any]], Any]:
-    """Build Detectron2's mapper, for what `usual_record` gives."""
+def detectron2_mapper(shortest: Sequence[int] = (608,)) -> Callable[[dict[str, Any]], Any]:
+    """Build Detectron2's mapper, for `detectron2_record`."""
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
 
@@ -100,11 +95,13 @@ def this_mapper() -> Callable[[ImageCells], Any]:
     return lambda sample: mapper(sample, rng)
 
 
-def rate(take: Callable[[ImageCells], Any], samples: Sequence[ImageCells], seconds: float) -> float:
-    """Take samples in turn for some seconds, and give how many there were in one."""
+def rate(
+    map_one: Callable[[ImageCells], Any], samples: Sequence[ImageCells], seconds: float
+) -> float:
+    """Map samples in turn for some seconds. Return samples per second."""
     began, count = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds or count < 2:
-        take(samples[count % len(samples)])
+        map_one(samples[count % len(samples)])
         count += 1
     return count / took
 
@@ -112,11 +109,11 @@ def rate(take: Callable[[ImageCells], Any], samples: Sequence[ImageCells], secon
 def main() -> None:
     """Measure both mappers and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=209, help="how many (default: 209)")
-    parser.add_argument("--seconds", type=float, default=20, help="each measurement (default: 20)")
+    parser.add_argument("--images", type=int, default=209, help="number of images (default: 209)")
+    parser.add_argument("--seconds", type=float, default=20, help="per measurement (default: 20)")
     args = parser.parse_args()
     if detectron2_problem():
-        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
+        parser.error(f"Detectron2 is not available: {detectron2_problem()}")
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,24 +122,24 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             annotation.main(["--data", str(data)])
         samples = load_training_data(folder, str(data / utils.ANNOTATIONS)).train
-        # Detectron2's mapper can't take an image without a cell, which its trainer leaves out.
+        # Detectron2's mapper fails on images without cells, and its trainer excludes them.
         samples = [sample for sample in samples if sample.masks]
         order = np.random.default_rng(0).permutation(len(samples))
         shuffled = [samples[n] for n in order]
         crowded = [sample for sample in shuffled if len(sample.masks) > MANY]
         write_rgb(data, samples)
-        mapper, this = usual_mapper(), this_mapper()
+        mapper, this = detectron2_mapper(), this_mapper()
 
-        def usual(sample: ImageCells) -> Any:
-            return mapper(usual_record(sample, data))
+        def baseline(sample: ImageCells) -> Any:
+            return mapper(detectron2_record(sample, data))
 
-        print(f"{'images':24}{'count':>7}{'usual':>12}{'this project':>16}{'ratio':>9}")
+        print(f"{'images':24}{'count':>7}{'Detectron2':>12}{'this project':>16}{'ratio':>9}")
         for name, part in (("all", shuffled), (f"over {MANY} cells", crowded)):
             if not part:
                 continue
-            for sample in part:  # files are in memory, and masks decoded where they are kept
+            for sample in part:  # warms the caches of files and masks
                 this(sample)
-            slow, fast = (rate(take, part, args.seconds) for take in (usual, this))
+            slow, fast = (rate(map_one, part, args.seconds) for map_one in (baseline, this))
             print(f"{name:24}{len(part):7}{slow:10.2f}/s{fast:14.2f}/s{fast / slow:8.1f}x")
 
 

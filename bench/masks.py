@@ -1,10 +1,9 @@
-"""Truth for the mask head in training: this project's masks beside Detectron2's, in one run.
+"""Mask head targets in training: this project's `CellMasks` and Detectron2's `BitMasks`.
 
     python bench/masks.py [--cells N] [--boxes N]
 
-Detectron2's `BitMasks` keeps an array of the whole image for each cell and samples the
-mask head's targets from that; `CellMasks` keeps and samples the cells alone. The targets
-of both are compared.
+`BitMasks` keeps an array of the whole image for each cell and samples the targets from it;
+`CellMasks` keeps and samples the cells only. The targets of both are compared.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ MASK_SIZE = 28  # the mask head's grid
 
 
 def draw_masks(n_cells: int) -> CellMasks:
-    """Draw an annotated image and give the masks of its first n cells."""
-    # Some more than are wanted, since crowded tissue gets fewer than it is asked for.
+    """Draw an annotated image and return the masks of its first n cells."""
+    # Some more than needed, since crowded tissue gets fewer than requested.
     density = 1.3 * n_cells / (HEIGHT * WIDTH / 1e6)
     labels = np.sum(draw_tissue(HEIGHT, WIDTH, np.random.default_rng(0), density)[1], axis=0)
-    assert labels.max() >= n_cells, f"only {labels.max()} cells found room"
+    assert labels.max() >= n_cells, f"only {labels.max()} cells fit"
     mask_runs = label_map_to_runs(np.where(labels <= n_cells, labels, 0))[1]
     return View((0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH)).apply_masks(mask_runs)[1]
 
@@ -56,7 +55,7 @@ def draw_whole(masks: CellMasks) -> BitMasks:
 
 
 def propose(masks: CellMasks, n_boxes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw boxes as the network proposes them: which cell each is of, and the boxes."""
+    """Draw boxes like the network's proposals. Return the cell index of each, and the boxes."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.randint(len(masks), (n_boxes,), generator=generator)
     boxes = masks.boxes[cells]
@@ -66,7 +65,7 @@ def propose(masks: CellMasks, n_boxes: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-    """Return the least seconds of five runs, and what the last one gave."""
+    """Return the minimum seconds of five runs, and the result."""
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
@@ -76,25 +75,25 @@ def timed(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
 
 
 def main() -> None:
-    """Measure both ways and print a table."""
+    """Measure both and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=500)
     parser.add_argument("--boxes", type=int, default=128)
     args = parser.parse_args()
     if detectron2_problem():
-        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
+        parser.error(f"Detectron2 is not available: {detectron2_problem()}")
     masks = draw_masks(args.cells)
     whole = draw_whole(masks)
     cells, boxes = propose(masks, args.boxes)
-    # Picking the cells is part of it: whole masks are copied for that.
+    # Includes the selection of the cells, which copies whole masks.
     slow, expected = timed(lambda: whole[cells].crop_and_resize(boxes, MASK_SIZE))
-    fast, found = timed(lambda: masks[cells].crop_and_resize(boxes, MASK_SIZE))
-    same = ((found & expected).sum((1, 2)) / (found | expected).sum((1, 2))).mean().item()
+    fast, ours = timed(lambda: masks[cells].crop_and_resize(boxes, MASK_SIZE))
+    same = ((ours & expected).sum((1, 2)) / (ours | expected).sum((1, 2))).mean().item()
     large, small = whole.tensor.nbytes / 1e6, len(pickle.dumps(masks)) / 1e6
 
     print(f"{args.cells} cells in {HEIGHT} x {WIDTH}, targets of {args.boxes} boxes")
     print(f"{'':14}{'MB':>10}{'seconds':>10}")
-    print(f"{'usual way':14}{large:10.2f}{slow:10.4f}")
+    print(f"{'Detectron2':14}{large:10.2f}{slow:10.4f}")
     print(f"{'this project':14}{small:10.2f}{fast:10.4f}")
     print(f"{'ratio':14}{large / small:9.0f}x{slow / fast:9.0f}x")
     print(f"mean IoU of the targets: {same:.6f}")

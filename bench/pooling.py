@@ -1,9 +1,9 @@
-"""Features of boxes on a CPU: torchvision's RoIAlign beside this project's, in one run.
+"""RoIAlign on a CPU: torchvision's and this project's, in one run.
 
     python bench/pooling.py [--boxes N]
 
-Both pool small_fpn's features, as many channels of a batch of windows, for the box head and
-for the mask head, forwards and backwards. What they give is compared.
+Both pool small_fpn's features of a batch of windows for the box head and for the mask head,
+forwards and backwards. The results are compared.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ ROUNDS = 20
 
 
 def main() -> None:
-    """Run the benchmark and print its rows."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--boxes", type=int, default=300, help="in all windows (300)")
+    parser.add_argument(
+        "--boxes", type=int, default=300, help="number of boxes in all windows (300)"
+    )
     n_boxes = parser.parse_args().boxes
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((N, CHANNELS, SIDE, SIDE), generator=generator)
@@ -45,19 +47,17 @@ def main() -> None:
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         results = {}
-        for _ in range(ROUNDS):  # in turn, so that a busy moment meets both
+        for _ in range(ROUNDS):  # interleaved, so that other load affects both
             for name, pool in ways.items():
-                given = features.clone().requires_grad_()
+                inputs = features.clone().requires_grad_()
                 began = time.perf_counter()
-                pooled = pool(given, boxes)
+                pooled = pool(inputs, boxes)
                 between = time.perf_counter()
                 pooled.backward(torch.ones_like(pooled))
                 times[name].append((between - began, time.perf_counter() - between))
-                results[name] = (pooled.detach(), given.grad)
-        apart = max(
-            float((ours - theirs).abs().max())
-            for ours, theirs in zip(*results.values(), strict=True)
-        )
+                results[name] = (pooled.detach(), inputs.grad)
+        pairs = zip(*results.values(), strict=True)
+        difference = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
         medians = {
             name: [1000 * statistics.median(part) for part in zip(*each, strict=True)]
             for name, each in times.items()
@@ -65,7 +65,7 @@ def main() -> None:
         for name, (forwards, backwards) in medians.items():
             print(f"{head:25}{name:14}{forwards:8.2f}{backwards:8.2f}")
         theirs, ours = (sum(each) for each in medians.values())
-        print(f"{head:25}{theirs / ours:.1f} times as fast; at most {apart:.1e} apart")
+        print(f"{head:25}{theirs / ours:.1f} times as fast; differ by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Encoding the masks of one image: this project beside the usual way.
+"""Encode the masks of one image: this project and Detectron2 with pycocotools.
 
     python bench/prediction.py
 
-The usual way pastes each mask into an array of the whole image (Detectron2's
-`paste_masks_in_image`) and encodes that (`pycocotools.mask.encode`). Both make the same
-RLEs, which is checked. Memory is the peak that each way adds in a process of its own.
+The baseline pastes each mask into an array of the whole image (Detectron2's
+`paste_masks_in_image`) and encodes that (`pycocotools.mask.encode`). Both must give the same
+RLEs. Memory is the peak that each adds in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cellseg.rle import RLE
 
 
 def make_masks(n: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make n masks as the mask head gives them, over boxes of NYCU HW3's cell sizes."""
+    """Return n masks like the mask head's, and boxes of NYCU HW3's cell sizes."""
     rng = np.random.default_rng(0)
     centres = rng.random((n, 2)) * [width, height]
     # NYCU HW3's cells: longest side 26 px at the median, 65 at the 99th percentile.
@@ -43,8 +43,8 @@ def make_masks(n: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
     return masks, torch.tensor(boxes, dtype=torch.float32)
 
 
-def usual(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> list[RLE]:
-    """Paste into the whole image, then encode."""
+def detectron2(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> list[RLE]:
+    """Paste masks into the whole image, then encode them."""
     from detectron2.layers.mask_ops import paste_masks_in_image
 
     return encode_each(paste_masks_in_image(masks, boxes, size))
@@ -58,10 +58,10 @@ def encode_each(full: torch.Tensor) -> list[RLE]:
 
 
 def measure(way: Callable[..., list[RLE]], n: int, size: tuple[int, int], pipe: Connection) -> None:
-    """Send the least seconds of three runs, the MiB that they added, and the RLEs."""
+    """Send the minimum seconds of three runs, the MiB that they added, and the RLEs."""
     torch.manual_seed(0)
     masks, boxes = make_masks(n, *size)
-    way(*make_masks(4, 64, 64), (64, 64))  # libraries load and warm up
+    way(*make_masks(4, 64, 64), (64, 64))  # warm-up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(3):
@@ -73,29 +73,29 @@ def measure(way: Callable[..., list[RLE]], n: int, size: tuple[int, int], pipe: 
 
 
 def main() -> None:
-    """Measure both ways and print a table."""
+    """Measure both and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--masks", type=int, default=800)
     parser.add_argument("--height", type=int, default=2500)
     parser.add_argument("--width", type=int, default=1987)
     args = parser.parse_args()
     if detectron2_problem():
-        parser.error(f"the usual way is Detectron2's, which can't be used: {detectron2_problem()}")
+        parser.error(f"Detectron2 is not available: {detectron2_problem()}")
     size = (args.height, args.width)
-    found = {}
+    measured = {}
     context = multiprocessing.get_context("spawn")
-    for name, way in (("usual way", usual), ("this project", encode_masks)):
+    for name, way in (("Detectron2", detectron2), ("this project", encode_masks)):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(way, args.masks, size, sender))
         process.start()
-        found[name] = receiver.recv()
+        measured[name] = receiver.recv()
         process.join()
-    assert found["usual way"][2] == found["this project"][2], "the RLEs differ"
+    assert measured["Detectron2"][2] == measured["this project"][2], "the RLEs differ"
     print(f"{args.masks} masks on {args.height} x {args.width}, the same RLEs")
     print(f"{'':14}{'seconds':>10}{'MiB':>10}")
-    for name, (seconds, mib, _) in found.items():
+    for name, (seconds, mib, _) in measured.items():
         print(f"{name:14}{seconds:10.3f}{mib:10.1f}")
-    (slow, large, _), (fast, small, _) = found.values()
+    (slow, large, _), (fast, small, _) = measured.values()
     print(f"{'ratio':14}{slow / fast:9.0f}x{large / max(small, 0.1):9.0f}x")
 
 

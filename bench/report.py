@@ -1,7 +1,7 @@
-"""How large the report's page is, and how soon Chromium has it ready, for a full test set.
+"""Time until Chromium shows the report of a full test set.
 
-101 synthetic images of NYCU HW3's test sizes, the fullest with 800 cells. Time is that
-from the start of loading until the first image is drawn with its outlines.
+101 synthetic images of NYCU HW3's test sizes, with up to 800 cells. The time is that from the
+start of loading until the first image is drawn with its outlines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGEST = (1577, 1987)
 
 
 def disks(rng: np.random.Generator, size: tuple[int, int], n_cells: int) -> np.ndarray:
-    """Draw ragged disks that don't overlap much; a label map."""
+    """Return a label map of ragged disks that overlap little."""
     labels = np.zeros(size, np.int32)
     for n in range(1, n_cells + 1):
         angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -41,7 +41,7 @@ def disks(rng: np.random.Generator, size: tuple[int, int], n_cells: int) -> np.n
 
 
 def make(folder: Path) -> None:
-    """Write images, annotations, and results that are the ground truth moved a little."""
+    """Write images, annotations, and results: the ground truth shifted by a few pixels."""
     rng = np.random.default_rng(0)
     truth: dict = {
         "images": [],
@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
         size = LARGEST if id_ == 1 else (int(rest**0.5 * 0.9), int(rest**0.5 / 0.9))
         n_cells = 800 if id_ == 1 else int(rng.integers(10, 400))
         labels = disks(rng, size, n_cells)
-        # As hard to compress as tissue, about 0.3 bytes a pixel: fine structure and noise.
+        # Compresses like tissue, to about 0.3 bytes per pixel: fine structure and noise.
         noise = cv2.GaussianBlur(rng.normal(0, 40, (*size, 3)), (0, 0), 1.3)
         tissue = np.where((labels > 0)[..., None], (110, 70, 150), (215, 160, 205)) + noise
         tissue += rng.normal(0, 5, (*size, 3))
@@ -84,14 +84,14 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the page, then open it a few times."""
+    """Write the page, and open it three times."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder)
         began = time.perf_counter()
         truth = ["--truth", str(folder / "truth.json"), "--data", name, "--resamples", "100"]
         report.main([str(folder / "results.json"), *truth])
-        print(f"made in {time.perf_counter() - began:.1f} s")
+        print(f"written in {time.perf_counter() - began:.1f} s")
         page = folder / "report.html"
         for _ in range(3):
             with open_page(page) as driver:

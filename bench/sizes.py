@@ -7,17 +7,16 @@ from statistics import NormalDist
 
 
 def image_sizes(n: int = 101) -> list[tuple[int, int]]:
-    """Return n image sizes, height and width in pixels: 101 of them, over and over.
+    """Return n image sizes, height and width in pixels: 101 of them, repeated.
 
-    The real list has 101 images, heights 33…2500 (median 374), widths 35…1987 (median
-    464), 42.9 Mpx in all and 3.1 Mpx the largest. These have heights 35…2500 (374),
-    widths 35…1987 (458), 42.3 and 3.0 Mpx. No chance is in them.
+    The real list has 101 images, heights 33…2500 (median 374), widths 35…1987 (median 464),
+    42.9 Mpx in total, 3.1 Mpx the largest. These are deterministic and have heights 35…2500
+    (374), widths 35…1987 (458), 42.3 and 3.0 Mpx.
     """
     z = [NormalDist().inv_cdf((i + 0.5) / 101) for i in range(101)]
     sizes = []
     for i in range(101):
-        # Log-normal sides that go together a little (0.3). Multiplying modulo the prime
-        # 101 goes through all places in another order.
+        # Log-normal sides with a correlation of 0.3. Multiplying modulo the prime 101 permutes.
         z_width = 0.3 * z[i] + math.sqrt(1 - 0.3**2) * z[i * 44 % 101]
         height = round(374 * math.exp(0.918 * z[i]))
         width = round(464 * math.exp(0.918 * z_width))

@@ -1,11 +1,10 @@
-"""Predict slides of 5,000 to 20,000 pixels a side: time and memory of all but the network.
+"""Predict slides with sides of 5,000 to 20,000 pixels: time and memory without the network.
 
     python bench/slide.py [--sides 5000 10000 20000]
 
-A compressed, tiled TIFF is made and predicted as inference.py does: read by windows, resized,
-kept tile by tile, merged, written, read again to be checked. In the network's place stands
-what knows the cells without looking, at the density of 200,000 in 20,000 x 20,000 pixels.
-Each slide has a process of its own, so that its memory is.
+A compressed, tiled TIFF is predicted as in inference.py: read by windows, resized, stored tile by
+tile, merged, written, and read again for the check. A fake network returns known cells at the
+density of 200,000 in 20,000 x 20,000 pixels. Each slide has its own process, to measure memory.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from cellseg.write.submission import check_submission, write_submission
 
 STEP = 20_000 / 200_000**0.5  # px between the centres of neighbours
 RADII = 8, 22  # px; neighbours may touch but not overlap
-SEGMENT = 512  # px: side of the TIFF's own tiles
+SEGMENT = 512  # px: side of the TIFF's tiles
 ZOOM = 1.33
 CATEGORIES = (1, 2, 3, 4)
 
 
 class FakeNetwork(torch.nn.Module):
-    """Says of the first image what the first tile shows, of the second image the second, …"""
+    """Returns the known cells of one tile after the other."""
 
     def __init__(self, plan: TilePlan) -> None:
         super().__init__()
@@ -53,17 +52,17 @@ class FakeNetwork(torch.nn.Module):
         self.per_side = int(plan.size[0] / STEP)
 
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Find the cells of the next tiles."""
+        """Return the cells of the next tiles."""
         return [discs(next(self.tiles), self.per_side) for _ in images]
 
 
 def discs(tile: Tile, per_side: int) -> Detections:
-    """Draw the discs that a tile shows. They stand on a grid, moved and sized by no chance."""
+    """Return the discs of a tile, from a deterministic jittered grid."""
     left, top, right, bottom = tile.window
     columns = torch.arange(max(0, int(left / STEP) - 1), min(per_side, int(right / STEP) + 2))
     rows = torch.arange(max(0, int(top / STEP) - 1), min(per_side, int(bottom / STEP) + 2))
     grid = torch.cartesian_prod(columns, rows).double()
-    # Fractions of multiples of irrational numbers: any part of them can be had alone.
+    # Pseudo-random by index: fractional parts of multiples of irrational numbers.
     low, high = RADII
     radius = low + (high - low) * (grid @ torch.tensor([0.618034, 0.754878]).double() % 1)
     moves = torch.tensor([[0.569840, 0.732051], [0.414214, 0.236068]]).double()
@@ -74,7 +73,7 @@ def discs(tile: Tile, per_side: int) -> Detections:
     shown = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(1)
     boxes, centre, radius, grid = boxes[shown], centre[shown], radius[shown], grid[shown]
 
-    # How far within the disc each cell of the grid over its box lies.
+    # Distance of each grid cell from the disc's centre.
     parts = (torch.arange(28) + 0.5) / 28
     x, y = (
         boxes[:, axis, None] + (boxes[:, axis + 2] - boxes[:, axis])[:, None] * parts
@@ -92,23 +91,18 @@ def discs(tile: Tile, per_side: int) -> Detections:
 
 
 def write_slide(path: Path, side: int) -> None:
-    """Write a tiled TIFF of smooth noise; all tiles are the same one, compressed once."""
+    """Write a tiled TIFF of smooth noise, the same compressed tile throughout."""
     noise = np.random.default_rng(0).normal(0, 40, (SEGMENT, SEGMENT, 3))
     segment = (200 + cv2.GaussianBlur(noise, (0, 0), 2)).astype(np.uint8)
     compressed = zlib.compress(segment.tobytes())
     tifffile.imwrite(
-        path,
-        (compressed for _ in range((-(-side // SEGMENT)) ** 2)),
-        shape=(side, side, 3),
-        dtype=np.uint8,
-        tile=(SEGMENT, SEGMENT),
-        photometric="rgb",
-        compression="zlib",
-    )
+        path, (compressed for _ in range((-(-side // SEGMENT)) ** 2)), shape=(side, side, 3),
+        dtype=np.uint8, tile=(SEGMENT, SEGMENT), photometric="rgb", compression="zlib",
+    )  # fmt: skip
 
 
 def laps() -> Iterator[tuple[float, float]]:
-    """Return the seconds since the last time, and the most MB held so far."""
+    """Yield the seconds since the last lap, and the peak MB so far."""
     began = time.perf_counter()
     while True:
         now = time.perf_counter()
@@ -117,10 +111,10 @@ def laps() -> Iterator[tuple[float, float]]:
 
 
 def measure(folder: Path, side: int, pipe: Connection) -> None:
-    """Send the number of tiles and cells, the bytes kept, and the laps of the steps."""
+    """Send the number of tiles and cells, the bytes stored, and the laps of the steps."""
     cfg = default_config("torchvision")
     cfg.INPUT.ZOOM = ZOOM
-    cfg.DATA.LONGEST_CELL = 65.0  # NYCU HW3's cells, but for one in a hundred
+    cfg.DATA.LONGEST_CELL = 65.0  # 99 % of NYCU HW3's cells are shorter
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])
     image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)
@@ -137,18 +131,18 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     steps.append(next(lap))
     count, _ = check_submission(job.results, [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
-    assert count == int(side / STEP) ** 2, "not the cells that there are"
+    assert count == int(side / STEP) ** 2, "cells were lost or added"
     pipe.send((len(job.plans[0]), count, kept, steps))
 
 
 def main() -> None:
-    """Measure each side in a process of its own and print a table."""
+    """Measure each side in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 10_000, 20_000])
     args = parser.parse_args()
-    print("seconds, and the most MB held until then:")
+    print("seconds, and peak MB until then:")
     print(
-        f"{'side':>7}{'tiles':>7}{'cells':>8}{'kept, MB':>10}{'start':>12}{'tiles':>14}"
+        f"{'side':>7}{'tiles':>7}{'cells':>8}{'store, MB':>10}{'start':>12}{'tiles':>14}"
         f"{'merge, write':>14}{'check':>14}"
     )
     context = multiprocessing.get_context("spawn")

@@ -1,12 +1,12 @@
-"""Merge the tiles of images of 5,000 to 20,000 pixels a side: time and memory.
+"""Merge the tiles of images with sides of 5,000 to 20,000 pixels: time and memory.
 
     python bench/tiling.py [--sides 5000 10000 20000]
 
-Discs at the density of 200,000 cells in 20,000 x 20,000 pixels stand in for what a perfect
-network finds in each tile. They are drawn tile by tile and counted batch by batch, so that
-nothing holds them all. Merging includes drawing, which is timed alone beside it, and reading
-the merged masks, whose number and pixels must be the ground truth's. Each image has a process of
-its own, so that its memory is. Seconds are CPU time; one core works.
+Discs at the density of 200,000 cells in 20,000 x 20,000 pixels stand for the detections of a
+perfect network. They are drawn tile by tile and counted batch by batch, never all in memory.
+Merging includes drawing, which is also timed separately, and decoding the merged masks, whose
+number and pixels must equal the ground truth. Each image has its own process, to measure memory.
+Seconds are CPU time of one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from cellseg.predict.merge import merge_tiles
-from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
+from cellseg.predict.tiles import Tile, choose_tile_size, plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import areas, boxes_xyxy, decode, encode, join_runs
 
@@ -34,20 +34,20 @@ RADII = 8, 22  # px; neighbours may touch but not overlap
 
 
 def discs(tile: Tile, size: tuple[int, int]) -> Predictions:
-    """Draw the discs that a tile shows. They stand on a grid, moved and sized by no chance."""
+    """Return the discs of a tile, from a deterministic jittered grid."""
     left, top, right, bottom = tile.window
     n = int(min(size) / STEP)
     columns = np.arange(max(0, int(left / STEP) - 1), min(n, int(right / STEP) + 2))
     rows = np.arange(max(0, int(top / STEP) - 1), min(n, int(bottom / STEP) + 2))
     i, j = (grid.ravel() for grid in np.meshgrid(columns, rows))
-    # Fractions of multiples of irrational numbers: any part of them can be had alone.
+    # Pseudo-random by index: fractional parts of multiples of irrational numbers.
     low, high = RADII
     radius = low + (high - low) * ((i * 0.618034 + j * 0.754878) % 1)
     room = STEP / 2 - radius
     x = (i + 0.5) * STEP + room * (2 * ((i * 0.569840 + j * 0.414214) % 1) - 1)
     y = (j + 0.5) * STEP + room * (2 * ((i * 0.732051 + j * 0.236068) % 1) - 1)
 
-    # The pixels whose centres are in the disc, column by column.
+    # Pixels with their centre in the disc, column by column.
     column = x[:, None].astype(np.int64) + np.arange(-high - 1, high + 2)
     half = np.sqrt(np.maximum(radius[:, None] ** 2 - (column + 0.5 - x[:, None]) ** 2, 0))
     start = np.ceil(y[:, None] - half - 0.5).astype(np.int64).clip(top, bottom) - top
@@ -65,14 +65,9 @@ def discs(tile: Tile, size: tuple[int, int]) -> Predictions:
     )
 
 
-def make_plan(side: int) -> TilePlan:
-    """Plan tiles as for NYCU HW3's cells, of which few are longer than 65 pixels."""
-    return plan_tiles((side, side), *choose_tile_size(65))
-
-
 def measure(side: int, pipe: Connection) -> None:
-    """Send how many tiles and cells there were, the CPU seconds, and the most MB held."""
-    plan = make_plan(side)
+    """Send the number of tiles and cells, the CPU seconds, and the peak MB."""
+    plan = plan_tiles((side, side), *choose_tile_size(65))  # 99 % of NYCU HW3's cells are shorter
     began = time.process_time()
     for tile in plan:
         discs(tile, plan.size)
@@ -84,23 +79,23 @@ def measure(side: int, pipe: Connection) -> None:
         pixels += int(areas(decode(batch.masks)).sum())
     merged = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    assert (cells, pixels) == draw_ground_truth(side), "not the truth came out"
+    assert (cells, pixels) == count_ground_truth(side), "the result is not the ground truth"
     pipe.send((len(plan), cells, drawn, merged, memory))
 
 
-def draw_ground_truth(side: int) -> tuple[int, int]:
-    """Count the discs of an image and their pixels, in windows side by side."""
+def count_ground_truth(side: int) -> tuple[int, int]:
+    """Count the discs of an image and their pixels, in adjacent windows."""
     pixels = 0
     for left in range(0, side, WINDOW):
         for top in range(0, side, WINDOW):
             window = left, top, min(left + WINDOW, side), min(top + WINDOW, side)
-            found = discs(Tile(window, (False,) * 4), (side, side))
-            pixels += int(areas(decode(found.masks)).sum())
+            cells = discs(Tile(window, (False,) * 4), (side, side))
+            pixels += int(areas(decode(cells.masks)).sum())
     return int(side / STEP) ** 2, pixels
 
 
 def main() -> None:
-    """Measure each side in a process of its own and print a table."""
+    """Measure each side in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 10_000, 20_000])
     args = parser.parse_args()

@@ -1,10 +1,9 @@
-"""AP50 and seconds an image for each way of looking with one trained network, in one run.
+"""AP50 and seconds per image for tiles and TTA views with one trained network, in one run.
 
     python bench/views.py --checkpoint RUN --data DIR [--json FILE]
 
-DIR has test images with masks in `test_masks/`; RUN was trained at a fixed zoom. The first
-row looks as the usual recipe does: at the whole image, its short side enlarged to 1000
-pixels or its long side to 1333.
+DIR has test images with masks in `test_masks/`; RUN was trained at a fixed scale. The first row
+is Detectron2's default: the whole image, resized to a short side of 1000 or a long side of 1333.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from cellseg.files import write_json
 from cellseg.read.images import read_test_list
 
 NO_TILES = ["TEST.TILE", "100000"]
-USUAL = ["INPUT.ZOOM", "0", "INPUT.MIN_SIZE_TEST", "1000", "INPUT.MAX_SIZE_TEST", "1333"]
+DETECTRON2 = ["INPUT.ZOOM", "0", "INPUT.MIN_SIZE_TEST", "1000", "INPUT.MAX_SIZE_TEST", "1333"]
 
 # Row -> flags and KEY VALUE pairs of inference.py.
 ROWS: dict[str, tuple[list[str], list[str]]] = {
-    "whole, 1000/1333": ([], USUAL),
-    "whole, fixed zoom": ([], NO_TILES),
+    "whole, 1000/1333": ([], DETECTRON2),
+    "whole, fixed scale": ([], NO_TILES),
     "tiles": ([], []),
     "tiles, flips": (["--tta", "flips"], []),
     "tiles, scales": (["--tta", "scales"], []),
@@ -39,25 +38,22 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
 
 
 def count_views(run: Path, words: list[str]) -> int:
-    """Count the views in which each tile is looked at."""
+    """Return the number of views per tile."""
     args = inference.parse(["--device", "cpu", *words])
     test = inference.configure(args, runs.resolve_run_folder(run)).TEST
     return int(test.SYMMETRIES * len(test.SCALES))
 
 
 def main() -> None:
-    """Predict and score in each way, and print the table."""
+    """Predict and score each row, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help="some of the rows")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON too")
     args = parser.parse_args()
     n_images = len(read_test_list(args.data))
-    print(
-        f"{'way of looking':24}{'views':>6}{'AP50@100':>9}{'interval':>17}{'AP50@all':>9}"
-        f"{'s/image':>9}"
-    )
+    print(f"{'tiles':24}{'views':>6}{'AP50@100':>9}{'interval':>17}{'AP50@all':>9}{'s/image':>9}")
     rows = []
     for name, (flags, keys) in ROWS.items():
         if args.only and name not in args.only:
@@ -80,7 +76,7 @@ def main() -> None:
             flush=True,
         )
         rows.append(row)
-        if args.json:  # row by row, since all of them take long
+        if args.json:  # after each row, since all of them take long
             write_json(args.json, rows, indent=1)
 
 

@@ -1,11 +1,11 @@
-"""Segments and classifies the cells of H&E microscope images with Mask R-CNN.
+"""Segmentation and classification of cells in H&E microscope images with Mask R-CNN.
 
     from cellseg import Predictor
 
     predictor = Predictor.from_run("tensorboard/small_fpn/20250401-120000")
     predictions = predictor.predict("image.tif", score_threshold=0.5)
 
-The packages follow the way of the data: `read`, `learn`, `predict`, `write`, `score`, `look`.
+Data flow: `read`, `network`, `learn`, `predict`, `score`, `write`, `look`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["InputError", "Predictions", "Predictor", "__version__", "load_annotations"]
 __version__ = "0.1.0"
 
-# Name -> where it is. Loaded when it is asked for: most of the package does without torch.
+# Name -> module and attribute, imported at first use: most of the package needs no torch.
 _EXPORTS = {
     "InputError": ("cellseg.errors", "InputError"),
     "Predictions": ("cellseg.predictions", "Predictions"),
@@ -30,10 +30,10 @@ _EXPORTS = {
     "load_annotations": ("cellseg.read.coco", "load_coco"),
 }
 
-if not TYPE_CHECKING:  # which would take any name, then
+if not TYPE_CHECKING:  # else type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Load an exported name."""
+        """Import an exported name."""
         if name not in _EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module, attribute = _EXPORTS[name]

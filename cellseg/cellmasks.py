@@ -1,7 +1,7 @@
-"""`CellMasks`: the instance masks of a training image, each kept within its own box.
+"""`CellMasks`: the instance masks of a training image, each stored within its tight box.
 
-Detectron2's `BitMasks` holds an array of the whole image for every cell, 243 MB for 500
-cells in 608 x 800. Cells are small, and so is what is kept here.
+Detectron2's `BitMasks` has an array of the whole image per cell: 243 MB for 500 cells in
+608 x 800.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-# Pixels that are laid out for ROIAlign at a time: bounds the memory, and lets the small
-# cells go without the padding that the large ones need.
+# Pixels per call of ROIAlign: limits the memory, and the padding of small cells to the size
+# of large ones.
 _BATCH = 1 << 18
 
 
 class CellMasks:
-    """N instance masks of one image, in the place of Detectron2's `BitMasks`.
+    """N instance masks of one image, in place of Detectron2's `BitMasks`.
 
-    What is picked from it by an index shares its pixels, so that no mask is copied.
-
-    Attributes
-    ----------
-    size
-        Height and width of the image in pixels.
+    `size` is the height and width of the image in pixels, here and in all methods. Indexing copies
+    no masks: the result refers to the same pixels.
     """
 
     def __init__(
@@ -41,13 +37,11 @@ class CellMasks:
         """
         Parameters
         ----------
-        size
-            Height and width of the image in pixels.
         tight
             `(N, 4)` int64: the tight box of each mask, XYXY in pixels, right and bottom
-            exclusive; 0, 0, 0, 0 for a mask with no pixel.
+            exclusive; 0, 0, 0, 0 for a mask without pixels.
         starts
-            `(N,)` int64: where each mask begins in `pixels`.
+            `(N,)` int64: index of each mask's first pixel in `pixels`.
         pixels
             `(P,)` bool: the pixels of the boxes, row by row.
         """
@@ -64,16 +58,14 @@ class CellMasks:
         left: NDArray[np.int64],
         right: NDArray[np.int64],
     ) -> CellMasks:
-        """Draw masks from pieces of their rows.
+        """Build masks from pieces of their rows.
 
         Parameters
         ----------
-        size
-            Height and width of the image in pixels.
         owner, row, left, right
-            int64 arrays `(R,)`: piece r covers the pixels `[left[r], right[r])`, one or
-            more, of a row of mask `owner[r]`. Sorted by mask, of which each of 0…N−1 has
-            a piece; those of one mask don't overlap.
+            int64 arrays `(R,)`: piece r covers the pixels `[left[r], right[r])`, at least one,
+            of a row of mask `owner[r]`. Sorted by mask; each mask 0…N−1 has a piece, and its
+            pieces don't overlap.
         """
         at = np.flatnonzero(np.diff(owner, prepend=-1))
         tight = np.stack(
@@ -103,31 +95,24 @@ class CellMasks:
         top: NDArray[np.int64],
         bottom: NDArray[np.int64],
     ) -> CellMasks:
-        """Draw masks from pieces of their columns, otherwise as `from_rows`."""
-        turned = CellMasks.from_rows(size[::-1], owner, column, top, bottom)
-        pixels = turned._pixels.numpy()
-        upright = np.empty_like(pixels)
-        width, height = (turned._tight[:, 2:] - turned._tight[:, :2]).T.tolist()
-        for start, w, h in zip(turned._starts.tolist(), width, height, strict=True):
+        """Build masks from pieces of their columns, otherwise as `from_rows`."""
+        transposed = CellMasks.from_rows(size[::-1], owner, column, top, bottom)
+        pixels = transposed._pixels.numpy()
+        rows = np.empty_like(pixels)
+        width, height = (transposed._tight[:, 2:] - transposed._tight[:, :2]).T.tolist()
+        for start, w, h in zip(transposed._starts.tolist(), width, height, strict=True):
             cell = slice(start, start + w * h)
-            upright[cell].reshape(w, h)[:] = pixels[cell].reshape(h, w).T
-        tight = turned._tight[:, [1, 0, 3, 2]]
-        return CellMasks(size, tight, turned._starts, torch.from_numpy(upright))
+            rows[cell].reshape(w, h)[:] = pixels[cell].reshape(h, w).T
+        tight = transposed._tight[:, [1, 0, 3, 2]]
+        return CellMasks(size, tight, transposed._starts, torch.from_numpy(rows))
 
     @staticmethod
     def from_crops(
         size: tuple[int, int], corners: Sequence[tuple[int, int]], crops: Sequence[torch.Tensor]
     ) -> CellMasks:
-        """Take masks from crops, which need not be tight.
+        """Build masks from crops, `(h, w)` bool each, which need not be tight.
 
-        Parameters
-        ----------
-        size
-            Height and width of the image in pixels.
-        corners
-            Left and top of each crop in the image.
-        crops
-            `(h, w)` bool each; what lies around them is empty.
+        `corners` are left and top of each crop in the image.
         """
         tight = torch.zeros((len(crops), 4), dtype=torch.int64)
         pixels = [torch.zeros(0, dtype=torch.bool)]
@@ -143,7 +128,7 @@ class CellMasks:
 
     @staticmethod
     def cat(parts: Sequence[CellMasks]) -> CellMasks:
-        """Put the masks of all parts, one or more of one size, one after the other."""
+        """Concatenate one or more parts of the same image size."""
         starts, n_pixels = [], 0
         for part in parts:
             starts.append(part._starts + n_pixels)
@@ -159,7 +144,7 @@ class CellMasks:
         return len(self._tight)
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> CellMasks:
-        """Pick masks, as from a tensor; one number gives `CellMasks` of length 1."""
+        """Return the masks that a tensor index selects; an int gives `CellMasks` of length 1."""
         if isinstance(item, int):
             item = torch.arange(len(self))[item].reshape(1)
         return CellMasks(self.size, self._tight[item], self._starts[item], self._pixels)
@@ -177,43 +162,43 @@ class CellMasks:
         return CellMasks(self.size, *(part.to(*args, **kwargs) for part in parts))
 
     def pin_memory(self) -> CellMasks:
-        """Copy to page-locked memory, which is what `DataLoader` asks of a batch's parts."""
+        """Copy to page-locked memory; `DataLoader` calls this for the parts of a batch."""
         parts = (self._tight, self._starts, self._pixels)
         return CellMasks(self.size, *(part.pin_memory() for part in parts))
 
     @property
     def boxes(self) -> torch.Tensor:
-        """`(N, 4)` float32: the tight boxes, XYXY in pixels, right and bottom exclusive.
+        """Tight boxes, `(N, 4)` float32 XYXY in pixels, right and bottom exclusive.
 
-        A mask with no pixel has the box 0, 0, 0, 0.
+        A mask without pixels has the box 0, 0, 0, 0.
         """
         return self._tight.float()
 
     def areas(self) -> torch.Tensor:
-        """`(N,)` int64: the number of pixels of each mask."""
+        """Return the number of pixels of each mask, `(N,)` int64."""
         width, height = (self._tight[:, 2:] - self._tight[:, :2]).T
         total = functional.pad(self._pixels.cumsum(0), (1, 0))
         return total[self._starts + width * height] - total[self._starts]
 
     def crop(self, index: int) -> torch.Tensor:
-        """`(bottom - top, right - left)` bool: one mask within its tight box."""
+        """Return one mask within its tight box, `(bottom - top, right - left)` bool."""
         left, top, right, bottom = self._tight[index].tolist()
         start, height, width = int(self._starts[index]), bottom - top, right - left
         return self._pixels[start : start + height * width].view(height, width)
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Sample each mask on a grid over a box: what the mask head is to learn.
+        """Sample each mask on a grid over a box: the targets of the mask head.
 
-        The arithmetic is that of Detectron2's `BitMasks.crop_and_resize`, an ROIAlign
-        (He et al. 2017, arXiv:1703.06870) of the full mask, which is at least 0.5. Only
-        the rounding differs, since coordinates count from a window around the cell.
+        As Detectron2's `BitMasks.crop_and_resize`: an ROIAlign (He et al. 2017,
+        arXiv:1703.06870) of the full mask of at least 0.5. Only the rounding differs, since
+        the coordinates are relative to a window around the cell.
 
         Parameters
         ----------
         boxes
             `(N, 4)` float, XYXY in pixels of the image.
         mask_size
-            The grid's side M.
+            Side M of the grid.
 
         Returns
         -------
@@ -237,9 +222,9 @@ class CellMasks:
         return targets
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """Yield indices of cells that are alike in size, and the longest side of their boxes.
+        """Yield indices of cells of similar size, and the longest side of their boxes.
 
-        Masks with no pixel are left out.
+        Masks without pixels are skipped.
         """
         sides, order = (self._tight[:, 2:] - self._tight[:, :2]).amax(1).sort(descending=True)
         longest = sides[sides > 0].tolist()
@@ -251,11 +236,11 @@ class CellMasks:
             begin += count
 
     def _windows(self, cells: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw each cell in a window of the image that has room for a box of that side.
+        """Return each cell in a window of the image with room for a box of that side.
 
-        The windows are as large as all others and within the image. Around the cell they
-        have a border of zeros, save at the image's own edge. There ROIAlign goes on with
-        the last pixel, and so it does here; elsewhere it goes on with zeros.
+        All windows have one size and are within the image. They have a border of zeros around
+        the cell, except at the image's edge: there ROIAlign extends the last pixel, elsewhere
+        zeros.
 
         Returns
         -------
@@ -275,7 +260,7 @@ class CellMasks:
         in_column = (column >= 0) & (column < box_width)
         in_row = (row >= 0) & (row < box_height)
         inside = in_row[:, :, None] & in_column[:, None, :]
-        # int32, since most of the time goes into reading and writing these.
+        # int32, since reading and writing these takes most of the time.
         row_start = (self._starts[cells, None] + row * box_width).int()
         place = (row_start[:, :, None] + column.int()[:, None, :]).mul_(inside)
         windows = self._pixels.index_select(0, place.view(-1)).view_as(place).logical_and_(inside)

@@ -1,8 +1,8 @@
-"""The configuration of a run: Detectron2's keys and the project's own.
+"""The configuration of a run: Detectron2's keys and those of this project.
 
-A value is looked up in this order: KEY VALUE pairs of the command line, its flags, the
-recipe in `configs/` (or a file of the user's), the defaults of `cellseg.keys`. An
-unknown key or a value of the wrong type is an error.
+Priority of a value: KEY VALUE pairs of the command line, its flags, the recipe in `configs/`
+(or the user's config file), the defaults in `cellseg.keys`. An unknown key or a value of the
+wrong type is an error.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from cellseg.keys import (
     Allowed,
 )
 
-# An installed package has the recipes within it, a checkout beside it.
+# An installed package contains the recipes, a checkout has them next to the package.
 _INSTALLED = Path(__file__).resolve().parent / "configs"
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
 
 
 def default_config(engine: str) -> CfgNode:
-    """Return an engine's default config: Detectron2's keys as far as it has them, and `OWN`."""
+    """Return an engine's default config: the Detectron2 keys that it supports, and `OWN`."""
     if engine == "detectron2":
         from detectron2.config import get_cfg
 
@@ -51,7 +51,7 @@ def default_config(engine: str) -> CfgNode:
     return cfg
 
 
-# Key -> key that sets it: from lengths in epochs or parts of the run, or from the data.
+# Key -> key from which it is computed: a length in epochs, a fraction of the run, or the data.
 _DERIVED_KEYS = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
     "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
@@ -64,30 +64,24 @@ _DERIVED_KEYS = {
 
 
 def recipe_names() -> list[str]:
-    """Name the recipes in `configs/`, which are what `--model` takes."""
+    """Return the names of the recipes in `configs/`, the values of `--model`."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return which of `names` the user may have meant, as the end of an error's line."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:
-        folded = {n.casefold(): n for n in names}
-        close = [
-            folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-        ]
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+def _did_you_mean(name: object, names: Iterable[object]) -> str:
+    """Return a question for the closest of `names` in any case, or "" if none is close."""
+    folded = {str(n).casefold(): n for n in names}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    return f"did you mean {folded[close[0]]}?" if close else ""
 
 
 def load_recipe(name: str, engine: str = "auto") -> CfgNode:
     """Load a recipe of `configs/` by its name, for an engine."""
-    path = RECIPES / f"{name}.yaml"
-    if name not in recipe_names():
-        raise InputError(
-            f"--model {name}: no such recipe in configs/; {did_you_mean(name, recipe_names())}"
-        )
-    return load_config(path, engine)
+    names = recipe_names()
+    if name not in names:
+        hint = _did_you_mean(name, names) or f"there are {', '.join(names)}"
+        raise InputError(f"--model {name}: no such recipe in configs/; {hint}")
+    return load_config(RECIPES / f"{name}.yaml", engine)
 
 
 def load_config(path: Path, engine: str = "auto") -> CfgNode:
@@ -96,23 +90,24 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     Parameters
     ----------
     path
-        The file.
+        The YAML file.
     engine
-        What the user wants, if the file doesn't say, as a run's does: "auto", or an engine.
+        "auto" or an engine, for a file that doesn't set ENGINE. That of a run does.
 
     Raises
     ------
     InputError
-        If the file is missing, not YAML, has a key or a type of value that the engine
-        does not know, or is of another engine.
+        If the file is missing or not YAML, contains a key or type of value that the engine
+        doesn't know, or sets another engine.
     """
     cfg = CfgNode()
     try:
         loaded = CfgNode.load_yaml_with_base(str(path))
         cfg = default_config(_config_engine(loaded, path, engine))
+        defaults = flatten(cfg)
         cfg.merge_from_other_cfg(_with_floats(type(cfg)(loaded), cfg))
         for key in _overridden_keys(path):
-            cfg.merge_from_list([key, type(flatten(cfg)[key])()])
+            cfg.merge_from_list([key, type(defaults[key])()])
     except FileNotFoundError as error:
         raise InputError(
             f"{error.filename or path}: no such config file; the recipes are in configs/"
@@ -120,35 +115,27 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read as a config file ({error})") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error}); a config file is expected") from None
+        raise InputError(f"{path}: not YAML ({error}), expected a config file") from None
     except KeyError as error:
         raise InputError(f"{path}: {_unknown_key_message(str(error.args[0]), cfg)}") from None
     except RecursionError:
-        raise InputError(f"{path}: its _BASE_ leads back to itself; take it out") from None
+        raise InputError(f"{path}: circular _BASE_; remove it") from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
-    empty = _emptied_key(cfg, default_config(cfg.ENGINE))
-    if empty:
-        raise InputError(f"{path}: {empty} has no value; give it one, or take it out")
+    for key, value in flatten(cfg).items():  # yacs accepts None for any key
+        if value is None and defaults.get(key, "a section") is not None:
+            raise InputError(f"{path}: {key} has no value; set it or remove it")
     if cfg.VERSION != SHARED_KEYS["VERSION"]:
         raise InputError(
             f"{path}: not a config of this project (VERSION {cfg.VERSION}, expected "
             f"{SHARED_KEYS['VERSION']})"
         )
-    if not cfg.RECIPE:
-        cfg.RECIPE = path.stem
+    cfg.RECIPE = cfg.RECIPE or path.stem
     return cfg
 
 
-def _emptied_key(cfg: CfgNode, former: CfgNode) -> str | None:
-    """Name a key that has no value any more, which yacs takes from anyone."""
-    now, before = flatten(cfg), flatten(former)
-    gone = (key for key in now if now[key] is None and before.get(key, "a section") is not None)
-    return next(gone, None)
-
-
 def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:
-    """Turn whole numbers into floats where the default is one: merging would refuse them."""
+    """Convert integers to floats where the default is one, since merging rejects them."""
     for key, value in loaded.items():
         if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
             _with_floats(value, cfg[key])
@@ -158,7 +145,7 @@ def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:
 
 
 def _overridden_keys(path: Path) -> set[str]:
-    """Name the keys of a config file's `_BASE_` that set a key which the file itself gives."""
+    """Return the keys set in a file's `_BASE_` from which keys set in the file are computed."""
     own = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
     bases = own.pop("_BASE_", [])
     keys = flatten(own)
@@ -174,17 +161,17 @@ def _overridden_keys(path: Path) -> set[str]:
 
 
 def _config_engine(loaded: object, path: Path, wanted: str) -> str:
-    """Choose the engine of a config file, which may name it."""
+    """Return the engine that a config file sets, else the one for `wanted`."""
     named = loaded.get("ENGINE") if isinstance(loaded, dict) else None
     if named is None:
         return choose_engine(wanted)
     if named not in ENGINES:
-        raise InputError(f"{path}: ENGINE {named!r}: {' or '.join(ENGINES)} is expected")
+        raise InputError(f"{path}: ENGINE {named!r}: expected {' or '.join(ENGINES)}")
     if named == "detectron2" and detectron2_problem():
         raise InputError(
             f"{path}: made with --engine detectron2, which can't be used here "
-            f"({detectron2_problem()}); make setup builds it, or train a recipe anew with "
-            "torchvision"
+            f"({detectron2_problem()}); make setup builds it, or train a recipe with "
+            "--engine torchvision"
         )
     if wanted not in ("auto", named):
         raise InputError(f"{path}: made with --engine {named}, not {wanted}; leave --engine out")
@@ -193,170 +180,132 @@ def _config_engine(loaded: object, path: Path, wanted: str) -> str:
 
 def _unknown_key_message(message: str, cfg: CfgNode) -> str:
     key = message.rpartition(" ")[2]
-    keys = list(flatten(cfg))
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    hint = (
-        f"did you mean {close[0]}?"
-        if close
-        else "cellseg/keys.py and Detectron2's defaults list the keys"
-    )
     more = " for --engine torchvision (--engine detectron2 has more)"
+    hint = _did_you_mean(key, flatten(cfg)) or "see cellseg/keys.py and Detectron2's defaults"
     return f"there is no key {key}{more if cfg.ENGINE == 'torchvision' else ''}; {hint}"
 
 
 def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Return the config as one dict, `SECTION.KEY` to value."""
+    """Return the config as a flat dict from `SECTION.KEY` to value."""
     flat: dict[str, Any] = {}
     for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
+        nested = isinstance(value, CfgNode)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Set the KEY VALUE pairs that end a command line.
+    """Set the KEY VALUE pairs from the end of a command line.
 
-    Raises
-    ------
-    InputError
-        If a key has no value, is unknown, or its value has the wrong type.
+    Raise InputError if a key has no value or is unknown, or its value has the wrong type.
     """
-    flag = next((option for option in options if option.startswith("--")), None)
-    if flag:
-        raise InputError(f"{flag}: flags must stand before the KEY VALUE pairs; move it there")
+    for option in options:
+        if option.startswith("--"):
+            raise InputError(f"{option}: flags must stand before the KEY VALUE pairs")
     if len(options) % 2:
-        raise InputError(
-            f"{options[-1]}: KEY VALUE pairs are expected at the end, but this has no value"
-        )
-    keys = flatten(cfg)
+        raise InputError(f"{options[-1]}: this has no value, expected KEY VALUE pairs at the end")
+    defaults = flatten(cfg)
     for key, value in zip(options[::2], options[1::2], strict=True):
-        if key not in keys:
+        if key not in defaults:
             raise InputError(_unknown_key_message(key, cfg))
-        if key in ("ENGINE", "VERSION"):  # which the other keys hang on
-            raise InputError(f"{key} {value}: can't be set so; leave it out, or see --engine")
+        if key in ("ENGINE", "VERSION"):  # other keys depend on them
+            raise InputError(f"{key} {value}: can't be set as an option; see --engine")
+        default = defaults[key]
         try:
-            # yacs takes 1 for an int and then refuses it where a float stands.
-            cfg.merge_from_list([key, float(value) if isinstance(keys[key], float) else value])
-            if flatten(cfg)[key] is None and keys[key] is not None:
+            # yacs parses 1 as an int and then rejects it for a float.
+            cfg.merge_from_list([key, float(value) if isinstance(default, float) else value])
+            if default is not None and flatten(cfg)[key] is None:
                 raise ValueError("None is no value")
         except (ValueError, AssertionError, KeyError) as error:
             raise InputError(
-                f"{key} {value}: a value like {keys[key]!r} is expected ({error})"
+                f"{key} {value}: a value like {default!r} is expected ({error})"
             ) from None
-        if key in _DERIVED_KEYS:
-            cfg.merge_from_list([_DERIVED_KEYS[key], type(flatten(cfg)[_DERIVED_KEYS[key]])()])
+        if setter := _DERIVED_KEYS.get(key):
+            cfg.merge_from_list([setter, type(defaults[setter])()])
+
+
+_BUILD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
 def config_errors(source: object) -> Iterator[None]:
-    """Say in one line what a library finds wrong with a config while it builds from it.
+    """Raise what a library raises while it builds from a config as a one-line InputError.
 
-    Detectron2 checks most of its keys only then, each in a way of its own. The traceback
-    goes to the log.
-
-    Parameters
-    ----------
-    source
-        What the config is to the user, for the error's text.
+    Detectron2 checks most keys only then, each in another way. The traceback goes to the log.
+    `source` names the config in the message.
     """
     try:
         yield
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _BUILD_ERRORS as error:
         logging.getLogger(__name__).info("building failed", exc_info=True)
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise InputError(
-            f"{source}: nothing can be built from it ({type(error).__name__}: {reason}); mend the "
+            f"{source}: the network can't be built ({type(error).__name__}: {reason}); fix the "
             "keys that differ from the recipe in configs/"
         ) from error
 
 
-# Keys of Detectron2's own trainer -> what to do instead.
+# Detectron2 keys without effect -> what to use instead.
 _UNUSED_KEYS = {
-    "TEST.AUG.ENABLED": "give TEST.SYMMETRIES or TEST.SCALES",
-    "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA averages the statistics too",
-    "MODEL.LOAD_PROPOSALS": "proposals are found by the network alone",
+    "TEST.AUG.ENABLED": "use TEST.SYMMETRIES or TEST.SCALES",
+    "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA also averages the statistics",
+    "MODEL.LOAD_PROPOSALS": "proposals come only from the network",
     "MODEL.KEYPOINT_ON": "cells have no keypoints",
-    "DATALOADER.SAMPLER_TRAIN": "give DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
+    "DATALOADER.SAMPLER_TRAIN": "use DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
 }
 
 
 def check_unused_keys(cfg: CfgNode) -> None:
-    """Check that a new run is given no keys that would change nothing.
-
-    Raises
-    ------
-    InputError
-        If it is.
-    """
+    """Raise InputError if a new run sets a key that has no effect."""
     own, known = flatten(cfg), flatten(default_config(cfg.ENGINE))
     for key, instead in _UNUSED_KEYS.items():
         if own.get(key) != known.get(key):
-            raise InputError(f"{key} {own[key]}: changes nothing here; {instead}")
+            raise InputError(f"{key} {own[key]}: has no effect here; {instead}")
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Check the values of all keys, as training wants them.
+    """Check the values of all keys for training.
 
-    Raises
-    ------
-    InputError
-        If one is out of its range in `cellseg.keys`, or doesn't go with another.
+    Raise InputError if one is out of its range in `cellseg.keys` or contradicts another.
     """
     check_prediction_values(cfg)
     _check_ranges(cfg, TRAINING_RANGES)
     inputs, solver, data = cfg.INPUT, cfg.SOLVER, cfg.DATA
-    if not inputs.ZOOM:  # else crops are of INPUT.WINDOW
-        if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
-            _check_ranges(
-                cfg, {"INPUT.MIN_SIZE_TRAIN": SIDE_RANGE}, "MIN_SIZE_TRAIN_SAMPLING range"
-            )
-        if inputs.CROP.ENABLED:
-            size = {"INPUT.CROP.SIZE": CROP_SIZES[inputs.CROP.TYPE]}
-            _check_ranges(cfg, size, f"INPUT.CROP.TYPE {inputs.CROP.TYPE}")
+    if not inputs.ZOOM and inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
+        _check_ranges(cfg, {"INPUT.MIN_SIZE_TRAIN": SIDE_RANGE}, "MIN_SIZE_TRAIN_SAMPLING range")
+    if not inputs.ZOOM and inputs.CROP.ENABLED:  # with a ZOOM, crops are of INPUT.WINDOW
+        size = {"INPUT.CROP.SIZE": CROP_SIZES[inputs.CROP.TYPE]}
+        _check_ranges(cfg, size, f"INPUT.CROP.TYPE {inputs.CROP.TYPE}")
     if data.FOLDS == 1 or not 0 <= data.FOLD <= data.FOLDS:
         raise InputError(
-            f"DATA.FOLDS {data.FOLDS} and DATA.FOLD {data.FOLD}: 2 folds or more, and the number "
-            "of one, are expected, or 0 for none"
+            f"DATA.FOLDS {data.FOLDS} and DATA.FOLD {data.FOLD}: expected 2 folds or more and the "
+            "number of one, or 0 for none"
         )
     if solver.BASE_LR_END > solver.BASE_LR:
         raise InputError(
-            f"SOLVER.BASE_LR_END {solver.BASE_LR_END}: no more than SOLVER.BASE_LR "
-            f"({solver.BASE_LR}) is expected"
+            f"SOLVER.BASE_LR_END {solver.BASE_LR_END}: expected at most SOLVER.BASE_LR "
+            f"({solver.BASE_LR})"
         )
 
 
 def check_prediction_values(cfg: CfgNode) -> None:
-    """Check the values of the keys that prediction reads.
-
-    Raises
-    ------
-    InputError
-        If one is out of its range in `cellseg.keys`.
-    """
+    """Raise InputError if a key that prediction reads is out of its range in `cellseg.keys`."""
     _check_ranges(cfg, PREDICTION_RANGES)
 
 
-def _check_ranges(cfg: CfgNode, ranges: Mapping[str, Allowed], by: str = "") -> None:
-    """Raise InputError for the first value that is not allowed; `by` is the key that decides what is."""
+def _check_ranges(cfg: CfgNode, ranges: Mapping[str, Allowed], setting: str = "") -> None:
+    """Raise InputError for the first value out of its range, which depends on `setting`."""
     for key, allowed in ranges.items():
         value = attrgetter(key)(cfg)
         if value in allowed:
             continue
         if isinstance(allowed, tuple):
             expected = f"one of {', '.join(map(str, allowed))}"
-            close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; {_did_you_mean(value, allowed)}".rstrip("; ")
         else:
-            expected, hint = str(allowed), f" with {by}" if by else ""
+            expected, hint = str(allowed), f" with {setting}" if setting else ""
         name = f"{FLAGS[key]} ({key})" if key in FLAGS else key
         raise InputError(f"{name} {value}: {expected} is expected{hint}")

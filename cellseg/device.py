@@ -1,4 +1,4 @@
-"""What this machine has to compute with: Detectron2 or torchvision, a GPU or a CPU, cores."""
+"""Choice of the engine (Detectron2 or torchvision), the device and the number of cores."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ENGINES = ("detectron2", "torchvision")
 
 @functools.cache
 def detectron2_problem() -> str:
-    """Return in a few words why Detectron2 can't be used here; empty if it can."""
+    """Return the reason why Detectron2 can't be used here, or "" if it can."""
     try:
-        importlib.import_module("torch")  # whose libraries the compiled operators want
+        importlib.import_module("torch")  # loads libraries of the compiled operators
         importlib.import_module("detectron2.engine")
         importlib.import_module("detectron2._C")
     except Exception as error:  # noqa: BLE001 a broken build may raise anything
@@ -29,19 +29,16 @@ def detectron2_problem() -> str:
 
 
 def choose_engine(wanted: str) -> str:
-    """Choose the engine; "auto" is Detectron2 where it loads, else torchvision, said aloud.
+    """Return the engine; "auto" is Detectron2 if it loads, else torchvision, and is printed.
 
-    Raises
-    ------
-    InputError
-        If there is no such engine, or it can't be used here.
+    Raise InputError if the engine is unknown or can't be used here.
     """
     if wanted not in ("auto", *ENGINES):
-        raise InputError(f"--engine {wanted}: unknown; auto, {' or '.join(ENGINES)} is expected")
+        raise InputError(f"--engine {wanted}: unknown, expected auto, {' or '.join(ENGINES)}")
     problem = "" if wanted == "torchvision" else detectron2_problem()
     if problem and wanted == "detectron2":
         raise InputError(
-            f"--engine detectron2: can't be used here ({problem}); make setup builds it, or take "
+            f"--engine detectron2: can't be used here ({problem}); make setup builds it, or use "
             "--engine torchvision"
         )
     if wanted != "auto":
@@ -52,21 +49,21 @@ def choose_engine(wanted: str) -> str:
 
 
 def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str = "cuda") -> str:
-    """Choose where the network runs, and say so when it is not a GPU.
+    """Return the device for the network, and print a note if there is no GPU.
 
     Parameters
     ----------
     wanted
-        What the user said with `--device`, or None.
+        Value of `--device`, or None.
     options
-        KEY VALUE pairs of the command line, where `MODEL.DEVICE` may stand too.
+        KEY VALUE pairs of the command line, which may set `MODEL.DEVICE`.
     recipe
-        What the config says; "cpu" there means that the recipe is made for one.
+        `MODEL.DEVICE` of the recipe; "cpu" if it is made for the CPU.
 
     Raises
     ------
     InputError
-        If there is no such device here.
+        If the device is not available.
     """
     import torch
 
@@ -77,25 +74,24 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
     if wanted is None:
         if torch.cuda.is_available():
             return "cuda"
-        print("no CUDA GPU here: using the CPU, which is much slower")
+        print("no CUDA GPU available, using the CPU (much slower)")
         return "cpu"
     try:
         device = torch.device(wanted)
-        torch.empty(1, device=device).cpu()  # "meta" has devices, but no numbers
+        torch.empty(1, device=device).cpu()  # fails on "meta", which has no data
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"--device {wanted}: not to be had here ({reason}); make doctor says what is missing, "
+            f"--device {wanted}: not available ({reason}); make doctor shows what is missing, "
             "--device cpu always works"
         ) from None
     return str(device)
 
 
 def autocast_dtype(device: str, wanted: bool) -> torch.dtype | None:
-    """Choose the type of mixed precision: bfloat16 where the device computes in it.
+    """Return the dtype of mixed precision: bfloat16 if the device has instructions for it.
 
-    Else float16 on "cuda", and None, for none, on "cpu": a device without instructions for
-    bfloat16 would only imitate them, and slowly.
+    Otherwise float16 on "cuda" and None (no mixed precision) on "cpu", whose emulation is slow.
     """
     import torch
 
@@ -104,13 +100,13 @@ def autocast_dtype(device: str, wanted: bool) -> torch.dtype | None:
     if device == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float16
-    # Older versions of torch don't tell.
+    # Older versions of torch lack this function.
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use, which can be fewer than the machine's."""
+    """Return the number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

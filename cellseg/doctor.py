@@ -1,4 +1,4 @@
-"""Says what the installation has, what is missing, and what to do about it: `make doctor`."""
+"""Check the installation and print what to do about missing parts: `make doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cellseg.runs import package_versions
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: whether it is good, and if not, what to do."""
+    """Result of one check, and what to do if it failed."""
 
     name: str
     ok: bool
@@ -26,18 +26,26 @@ class Check:
 
 
 def run_checks() -> Iterator[Check]:
-    """Look at Python, the packages, the compiled operators and CUDA."""
-    version = sys.version_info[:2]
+    """Check Python, the packages, the compiled operators, CUDA and the compiler."""
     yield Check(
         f"Python {platform.python_version()}",
-        (3, 10) <= version <= (3, 12),
+        (3, 10) <= sys.version_info[:2] <= (3, 12),
         "3.10, 3.11 or 3.12 is needed: make distclean, then make setup PYTHON=python3.11",
     )
-    for package, found in package_versions().items():
+    versions = package_versions()
+    for package, version in versions.items():
         if package not in ("python", "detectron2"):
-            yield Check(f"{package} {found}", found != "missing", "run make setup")
+            yield Check(f"{package} {version}", version != "missing", "run make setup")
     yield _torchvision()
-    yield _detectron2(package_versions()["detectron2"])
+    yield Check(
+        f"detectron2 {versions['detectron2']}: "
+        + (detectron2_problem() or "its compiled operators load"),
+        not detectron2_problem(),
+        "all but cascades and several processes runs on torchvision without it; to install it: "
+        "make setup, or without a network make setup DETECTRON2=/path/to/clone-or-wheel; if it "
+        "was built against another torch: make distclean, make setup",
+        needed=bool(os.environ.get("CI")),
+    )
     yield _cuda()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     yield Check(
@@ -48,21 +56,7 @@ def run_checks() -> Iterator[Check]:
     )
 
 
-def _detectron2(version: str) -> Check:
-    """Whether Detectron2 can be used; where it can't, there is the torchvision engine."""
-    problem = detectron2_problem()
-    return Check(
-        f"detectron2 {version}: " + (problem or "its compiled operators load"),
-        not problem,
-        "all but cascades and several processes runs on torchvision without it; to have it: make "
-        "setup, or without a network make setup DETECTRON2=/path/to/clone-or-wheel; if it was "
-        "built against another torch: make distclean, make setup",
-        needed=bool(os.environ.get("CI")),
-    )
-
-
 def _torchvision() -> Check:
-    """Whether torchvision's compiled operators load."""
     try:
         from torchvision.ops import nms  # noqa: F401
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
@@ -70,62 +64,55 @@ def _torchvision() -> Check:
         return Check(
             f"torchvision's compiled operators: {reason}",
             False,
-            "torch and torchvision must be a pair that was built together, as the one in "
-            "requirements.txt is: make distclean, make setup",
+            "torch and torchvision must be built for each other, as in requirements.txt: "
+            "make distclean, make setup",
         )
     return Check("torchvision's compiled operators load", True)
 
 
 def _cuda() -> Check:
+    result, ok = "no GPU that torch can use", False
     remedy = (
-        "training needs a GPU in earnest (NVIDIA, with a driver that suits this torch: "
-        "nvidia-smi says); the demo and small runs work without"
+        "real training needs a GPU (NVIDIA, with a driver for this torch: see nvidia-smi); the "
+        "demo and small runs work without"
     )
     try:
         import torch
 
         if torch.cuda.is_available():
-            capability = torch.cuda.get_device_properties(0)
-            memory = capability.total_memory / 2**30
-            if not _built_with_cuda():
-                return Check(
-                    f"CUDA: {capability.name} is there, but Detectron2 was built without CUDA",
-                    False,
-                    "the recipes run on the GPU all the same; for its deformable convolutions and "
+            gpu, count = torch.cuda.get_device_properties(0), torch.cuda.device_count()
+            memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+            result = f"{torch.version.cuda}, {count} x {gpu.name}, {memory}"
+            ok = _built_with_cuda()
+            if not ok:
+                result += ", but Detectron2 was built without CUDA"
+                remedy = (
+                    "the recipes run on the GPU nevertheless; for deformable convolutions and "
                     f"rotated boxes, with nvcc of CUDA {torch.version.cuda} on the PATH: make "
-                    "distclean, FORCE_CUDA=1 make setup",
-                    needed=False,
+                    "distclean, FORCE_CUDA=1 make setup"
                 )
-            return Check(
-                f"CUDA {torch.version.cuda}: {torch.cuda.device_count()} x {capability.name}, "
-                f"{memory:.0f} GiB",
-                True,
-            )
-        return Check("CUDA: no GPU that torch can use", False, remedy, needed=False)
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
-        return Check(f"CUDA: {error}", False, remedy, needed=False)
+        result, ok = str(error), False
+    return Check(f"CUDA: {result}", ok, remedy, needed=False)
 
 
 def _built_with_cuda() -> bool:
     try:
         return bool(importlib.import_module("detectron2._C").has_cuda())
     except ImportError:
-        return True  # said before
+        return True  # reported by another check
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found; 0 if all that is needed is there, else 2."""
+    """Print all checks. Return 0 if everything needed is installed, else 2."""
     argparse.ArgumentParser("python -m cellseg.doctor", description=__doc__).parse_args(argv)
     all_needed_ok = True
-    for finding in run_checks():
-        mark = "ok " if finding.ok else "NO " if finding.needed else "-  "
-        print(f"{mark} {finding.name}")
-        if not finding.ok:
-            print(f"     {finding.remedy}")
-            all_needed_ok &= not finding.needed
-    print(
-        "all that is needed is there" if all_needed_ok else "not everything that is needed is there"
-    )
+    for check in run_checks():
+        print(f"{'ok ' if check.ok else 'NO ' if check.needed else '-  '} {check.name}")
+        if not check.ok:
+            print(f"     {check.remedy}")
+            all_needed_ok &= not check.needed
+    print("everything needed is installed" if all_needed_ok else "required parts are missing")
     return 0 if all_needed_ok else 2
 
 

@@ -1,11 +1,11 @@
-"""What goes wrong for a reason that the user can fix."""
+"""The error for problems that the user can fix."""
 
 
 class InputError(Exception):
-    """Input that can't be used: a file, a flag, a key, a device.
+    """A file, flag, key or device that can't be used.
 
-    The message is one line that names the file (or flag), what was found, what was
-    expected and what to do. The commands print it without a traceback and exit with 2.
+    The message is one line with the file or flag, what was found, what was expected and what
+    to do. The commands print it without a traceback and exit with code 2.
     """
 
     def __init__(self, message: object) -> None:

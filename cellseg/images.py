@@ -1,4 +1,4 @@
-"""The image record, alone and with cells: what lists, annotations, results and scores share."""
+"""Image records: an image in a list, with its cells, or with ground truth and detections."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cellseg.rle import RLE, MaskRuns
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image that a list, an annotation file or a user names.
+    """An image in a list, an annotation file or a command line.
 
     Attributes
     ----------
     id
-        Its id in annotations and results.
+        Image id in annotations and results.
     file_name
-        Its name there, as it stands in the file.
+        File name as written there.
     path
-        The image file, which need not be there.
+        The image file; it may be missing.
     size
-        Height and width in pixels of the level; None where they aren't listed.
+        Height and width in pixels of the level; None if unknown.
     level
-        Of a file with a pyramid, the level of it, 0 the finest.
+        Pyramid level in the file, 0 for full resolution.
     """
 
     id: int
@@ -43,17 +43,17 @@ class ImageCells(ImageRecord):
     Attributes
     ----------
     name
-        What to call the image, or its outputs; no other image of the set is called so.
+        Name of the image and its outputs, unique in the set.
     masks
         N compressed RLEs of the image's size.
     classes
         `(N,)` int64, 0…K−1.
     boxes
-        `(N, 4)` int64, XYXY in pixels, right and bottom exclusive: those of the masks.
+        `(N, 4)` int64, tight boxes, XYXY in pixels, right and bottom exclusive.
     scores
         `(N,)` float64, or None for annotations.
     n_crowds
-        How many regions of many cells (COCO's `iscrowd`) are left out.
+        Number of crowd regions (COCO's `iscrowd`) that are excluded.
     """
 
     size: tuple[int, int]
@@ -67,24 +67,24 @@ class ImageCells(ImageRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalImage(ImageRecord):
-    """An image, its N ground-truth cells and its M detections, both in the order of their files.
+    """An image with N ground-truth cells and M detections, each in the order of its file.
 
     Attributes
     ----------
     name
-        What to call the image in tables and on pages.
+        Name of the image in tables and on pages.
     gt_masks, masks
         N and M compressed RLEs of the image's size.
     gt_runs, mask_runs
         The same masks as runs.
     gt_classes, classes
-        `(N,)` and `(M,)` int64, 0…K−1: places in the ground truth's categories, by rising id.
+        `(N,)` and `(M,)` int64, 0…K−1: indices into the ground truth's categories, by id.
     crowd
-        `(N,)` bool: regions of many cells that are not told apart (COCO's `iscrowd`).
+        `(N,)` bool: crowd regions of cells annotated as one (COCO's `iscrowd`).
     scores
         `(M,)` float64.
     entries
-        `(M,)` int64: the place of each detection in the results.
+        `(M,)` int64: index of each detection in the results.
     """
 
     size: tuple[int, int]

@@ -1,8 +1,8 @@
-"""Trace masks along the edges of their pixels, many cells at once.
+"""Outlines of many masks at once, along the edges of their pixels.
 
-A polygon through pixel centres (`cv2.findContours`) is half a pixel too small on every
-side and loses one-pixel cells. The outlines here run between pixels, from corner to
-corner, so that the area of a polygon is the number of its pixels, exactly.
+A polygon through pixel centres (`cv2.findContours`) is half a pixel too small on each side and
+loses one-pixel cells. These outlines run from pixel corner to pixel corner: the area of a
+polygon is exactly its number of pixels.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ from numpy.typing import NDArray
 
 from cellseg.rle import MaskRuns, cut_at_columns
 
-# A ring is an (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
+# A ring is a (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
 Ring = NDArray[np.int64]
 Polygon = list[Ring]
 Ints = NDArray[np.int64]
 
 
 def trace(mask_runs: MaskRuns) -> list[list[Polygon]]:
-    """Outline every mask by polygons on the edges of its pixels.
-
-    Parameters
-    ----------
-    mask_runs
-        N masks of one image.
+    """Return the outline of every mask as polygons on the edges of its pixels.
 
     Returns
     -------
-    For each mask its pieces, topmost first; a mask with no pixel has none. A piece is a
-    polygon: its outer ring, then its holes. A ring is a `(V, 2)` int64 array of x, y in
-    pixels, origin at the image's top left corner, y downwards: the pixel in row r and
-    column c is the square from (c, r) to (c + 1, r + 1). Its first point is repeated as
-    its last. By the numbers, outer rings run counter-clockwise and holes clockwise
-    (RFC 7946, 3.1.6); on the screen, where y points down, the other way round.
+    For each mask its pieces, topmost first; none for a mask without pixels. A piece is a
+    polygon: its outer ring, then its holes. A ring is a `(V, 2)` int64 array of x, y in pixels,
+    origin at the image's top left corner, y downwards: the pixel in row r and column c is the
+    square from (c, r) to (c + 1, r + 1). The last point repeats the first. By the numbers,
+    outer rings are counter-clockwise and holes clockwise (RFC 7946, 3.1.6); on the screen,
+    where y points down, it is the opposite.
 
-    Pixels that share an edge belong to one piece; pieces that meet in no more than a
-    corner stay apart. So every ring is simple and every polygon valid (OGC 06-103r4,
-    6.1.11.1): a ring that would come back to one of its corners is cut there into two.
+    Pixels that share an edge are in one piece; pieces that share only a corner are separate.
+    So every ring is simple and every polygon valid (OGC 06-103r4, 6.1.11.1): a ring that would
+    pass one of its corners twice is split there.
     """
     corners = _Corners(mask_runs)
     if not len(corners.mask):
@@ -45,16 +40,16 @@ def trace(mask_runs: MaskRuns) -> list[list[Polygon]]:
     vertical = np.arange(len(corners.mask))
     edges = _Edges(corners)
     ring = _Rings(_successors(edges, vertical))
-    # Where two pixels meet in a corner alone, the outline passes twice; two pieces may
-    # meet there, but one ring may not. Joining the pixels instead cuts the ring in two.
+    # The outline passes a corner that is all that two pixels share twice. Two pieces may touch
+    # there, but not one ring itself: joining the pixels instead splits it.
     first = corners.crossings
     self_touch = first[ring.of[edges.at[first]] == ring.of[edges.at[first + 1]]]
     if len(self_touch):
         vertical[self_touch], vertical[self_touch + 1] = self_touch + 1, self_touch
         ring = _Rings(_successors(edges, vertical))
 
-    # Each horizontal edge brings two points, its tail and its head; the vertical edge
-    # between one's head and the next one's tail is implied.
+    # Each horizontal edge has two points, its tail and its head; the vertical edge from a head
+    # to the next tail is implied.
     tail, head = edges.tail[ring.order], edges.head[ring.order]
     points = np.empty((2 * len(tail), 2), np.int64)
     points[0::2, 0], points[1::2, 0] = corners.x[tail], corners.x[head]
@@ -78,26 +73,25 @@ def trace(mask_runs: MaskRuns) -> list[list[Polygon]]:
 
 
 class _Corners:
-    """The corners of all outlines, each where a horizontal and a vertical edge meet.
+    """The corners of all outlines, each between a horizontal and a vertical edge.
 
-    Sorted by mask, x, y: then along each vertical line of a mask the corners 0 and 1
-    are the ends of an edge, 2 and 3 of the next, and so on. `opens` tells whether the
-    mask is below the corner's horizontal edge (the edge is a top) or above it. Where two
-    pixels meet in a corner alone there are two of these at the same place, the one that
-    closes the edge above first.
+    Sorted by mask, x, y: along each vertical line of a mask, corners 0 and 1 are the ends of an
+    edge, 2 and 3 of the next, and so on. `opens`: whether the mask is below the corner's
+    horizontal edge (a top edge) or above it. Where two pixels share only a corner there are two
+    corners at the same place, first the one that closes the edge above.
     """
 
     def __init__(self, mask_runs: MaskRuns) -> None:
         height, width = mask_runs.size
         mask, column, top, bottom = cut_at_columns(mask_runs)
-        # One int64 holds mask, x, y and opens: 200,000 masks in 10^12 pixels fit.
+        # mask, x, y and opens in one int64: enough for 200,000 masks in 10^12 pixels.
         line = mask * (width + 1) + column
         ends = np.empty(2 * len(line), np.int64)
         ends[0::2] = (line * (height + 1) + top) * 2 + 1
         ends[1::2] = (line * (height + 1) + bottom) * 2
-        # The ends of the runs in a column are those of its pixels' horizontal edges, to
-        # the right of x = column and to the left of x = column + 1. An edge that goes on
-        # straight through has both and no corner.
+        # The ends of the runs in a column are those of its pixels' horizontal edges, at the
+        # right of x = column and at the left of x = column + 1. An edge that continues straight
+        # has both and no corner.
         both = np.concatenate([ends, ends + 2 * (height + 1)])
         both.sort(kind="stable")
         lone = np.ones(len(both), bool)
@@ -115,9 +109,8 @@ class _Corners:
 class _Edges:
     """The horizontal edges, sorted by mask, y, opens and x.
 
-    `left`, `tail`, `head`: the corner at its left end, where it begins and where it
-    ends, for one who walks with the mask on the right-hand side (on the screen). `at`:
-    the edge of each corner.
+    `left`, `tail`, `head`: the corners at an edge's left end, begin and end, in the direction
+    that has the mask on its right (on the screen). `at`: the edge of each corner.
     """
 
     def __init__(self, corners: _Corners) -> None:
@@ -137,14 +130,14 @@ class _Edges:
         return key
 
     def top_edge(self, mask: Ints, y: Ints, column: Ints) -> Ints:
-        """Find the edges on top of the pixels in row y of a column."""
+        """Return the edges on top of the pixels in row y of a column."""
         return np.searchsorted(self._keys, self._key(mask, y, True, column), side="right") - 1
 
 
 def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return which horizontal edge follows each, one vertical edge later.
+    """Return the horizontal edge after each, one vertical edge later.
 
-    `vertical` holds the corners in pairs: the two ends of each vertical edge.
+    `vertical` has the corners in pairs: the two ends of each vertical edge.
     """
     other_end = np.empty_like(vertical)
     other_end[vertical[0::2]] = vertical[1::2]
@@ -156,12 +149,12 @@ def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]
 class _Rings:
     """The cycles of a permutation of edges.
 
-    `of`: each edge's ring; rings are numbered by their first edge. `first`: that edge of
-    each ring, its topmost. `order`, `bounds`: the edges of ring r, as one walks, are
+    `of`: each edge's ring; rings are numbered by their first edge. `first`: the first edge of
+    each ring, its topmost. `order`, `bounds`: the edges of ring r, in their order along it, are
     `order[bounds[r] : bounds[r + 1]]`.
 
-    Found by doubling steps (pointer jumping), in as many rounds as the logarithm of the
-    longest ring, so that a walk never goes through Python point by point.
+    Computed by pointer jumping (doubling steps), with as many rounds as the logarithm of the
+    longest ring and no Python loop over points.
     """
 
     def __init__(self, successor: NDArray[np.int64]) -> None:
@@ -174,7 +167,7 @@ class _Rings:
         is_first = smallest == np.arange(n)
         self.first = np.flatnonzero(is_first)
         self.of = (np.cumsum(is_first) - 1)[smallest]
-        # Steps to the first edge: walk on until there, then stand still.
+        # The number of steps to the first edge.
         steps = (~is_first).astype(np.int64)
         jump = np.where(is_first, np.arange(n), successor)
         while not is_first[jump].all():
@@ -190,15 +183,15 @@ class _Rings:
 def _outer_rings(
     mask_runs: MaskRuns, corners: _Corners, edges: _Edges, ring: _Rings
 ) -> NDArray[np.int64]:
-    """Return each ring the outer ring of its piece: itself, unless it is a hole."""
+    """Return for each ring the outer ring of its piece: itself, unless it is a hole."""
     left = edges.left[ring.first]
     outer = np.arange(len(ring.first))
     # The topmost edge of an outer ring has the mask below it, that of a hole above.
     holes = np.flatnonzero(~corners.opens[left])
     if not len(holes):
         return outer
-    # Above a hole's topmost edge stands a run, whose upper end lies on a ring that
-    # begins further up: the outer one, or a hole from which the search goes on.
+    # Above a hole's topmost edge is a run whose upper end is on a ring that begins further up:
+    # the outer ring, or a hole from which the search continues.
     height, width = mask_runs.size
     mask, column, top, _ = cut_at_columns(mask_runs)
     at = left[holes]

@@ -1,4 +1,4 @@
-"""`Predictions`: what any engine says of an image, and what every later step takes."""
+"""`Predictions`: the cells detected in an image, the same for every engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cellseg.rle import RLE
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """The N cells found in one image, best score first.
+    """The N cells detected in one image, highest score first.
 
     Attributes
     ----------
@@ -23,13 +23,12 @@ class Predictions:
     scores
         `(N,)` float32 in 0…1.
     classes
-        `(N,)` int64, 0…K−1 (files have 1…K).
+        `(N,)` int64, 0…K−1 (1…K in files).
     masks
-        N compressed COCO RLEs of the image's size, `counts` a str. Never an
-        `(N, H, W)` array: memory depends on the cells, not on the image.
+        N compressed COCO RLEs of the image's size, `counts` a str. There is no `(N, H, W)`
+        array: memory depends on the cells, not on the image.
     class_names
-        The names of the classes 0…K−1, so that a detection's is `class_names[classes[n]]`;
-        empty where they are not known.
+        The names of the classes 0…K−1; empty if unknown.
     """
 
     size: tuple[int, int]
@@ -41,20 +40,15 @@ class Predictions:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Predictions:
-        """Return the predictions of an image in which nothing was found."""
-        return cls(
-            size,
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int64),
-            [],
-        )
+        """Return predictions without detections, for an image of `size`."""
+        scores = np.zeros(0, np.float32)
+        return cls(size, np.zeros((0, 4), np.float32), scores, np.zeros(0, np.int64), [])
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
-        """Return some of the cells, chosen and ordered as by an index of `scores`."""
+        """Return the cells that an index of `scores` selects, in its order."""
         return replace(
             self,
             boxes=self.boxes[index],
@@ -64,7 +58,7 @@ class Predictions:
         )
 
     def __repr__(self) -> str:
-        """Return one line: how many cells, of which classes, in an image of which size."""
+        """Return one line with the number of cells per class and the image size."""
         height, width = self.size
         cells = "1 cell" if len(self) == 1 else f"{len(self)} cells"
         names = dict(enumerate(self.class_names))

@@ -1,13 +1,12 @@
 """COCO run-length encoding of many masks at once.
 
-A COCO RLE is a dict `{"size": [height, width], "counts": str}`. Its counts are the
-lengths of the runs of 0 and 1 in column-major order, beginning with a run of 0, each
-written in base 32 as its difference to the count two before it
-(`pycocotools`, common/maskApi.c, rleToString).
+A COCO RLE is a dict `{"size": [height, width], "counts": str}`. Its counts are the lengths of
+the runs of 0 and 1 in column-major order, beginning with a run of 0, each written in base 32
+as its difference to the count two before it (`pycocotools`, common/maskApi.c, rleToString).
 
-Everything here goes through *runs*: column-major positions `[start, end)` of the
-pixels of each mask. Runs cost what the outlines of the cells cost, not what the
-image costs, and hundreds of masks are encoded in one pass of numpy.
+All functions work on *runs*: column-major positions `[start, end)` of the pixels of each mask.
+Their cost grows with the outlines of the cells, not with the image, and numpy encodes hundreds
+of masks in one pass.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class MaskRuns:
     size
         Height and width of the image in pixels.
     starts, ends
-        int64 arrays `(R,)`: run r covers the positions `[starts[r], ends[r])`, where
-        the pixel in row y and column x stands at `x * height + y`. The runs of one
-        mask stand together, rising, and don't touch one another.
+        int64 arrays `(R,)`: run r covers the positions `[starts[r], ends[r])`, where the
+        pixel in row y and column x is at `x * height + y`. Sorted by mask, then position;
+        the runs of a mask don't touch.
     offsets
-        int64 array `(N + 1,)`: mask n has the runs `offsets[n]` to `offsets[n + 1]`.
+        int64 array `(N + 1,)`: mask n has the runs `offsets[n]` to `offsets[n + 1]`, exclusive.
     """
 
     size: tuple[int, int]
@@ -48,29 +47,28 @@ class MaskRuns:
 
 
 def label_map_to_runs(labels: NDArray[Any]) -> tuple[NDArray[Any], MaskRuns]:
-    """Find the runs of every instance of a label map in one pass.
+    """Return the runs of every instance of a label map.
 
     Parameters
     ----------
     labels
-        `(H, W)` array of any number type; 0 is background, each other value one
-        instance, in however many pieces. NaN counts as a value of its own, pixel by
-        pixel, so that a caller who looks at the values sees it.
+        `(H, W)` array of any number type; 0 is background, each other value one instance of
+        one or more pieces. Each NaN pixel becomes an instance, so that callers can detect it.
 
     Returns
     -------
     values
-        `(N,)` the labels other than 0, rising, with the dtype of `labels`.
+        `(N,)` the labels except 0, rising, with the dtype of `labels`.
     mask_runs
-        Their N masks.
+        The N masks.
     """
     height, width = labels.shape
     if labels.size == 0:
         empty = np.zeros(0, np.int64)
         return labels.reshape(-1), MaskRuns((height, width), empty, empty, np.zeros(1, np.int64))
-    # A run begins where a pixel differs from the one above it. The first row is left
-    # to itself here: runs that go on from the foot of one column to the head of the
-    # next are joined below, among the few runs instead of over all pixels.
+    # A run begins where a pixel differs from the one above it, and in the first row. Runs that
+    # continue from the end of one column into the next are joined below: there are fewer runs
+    # than pixels.
     border = np.empty((height, width), bool)
     border[0] = True
     np.not_equal(labels[1:], labels[:-1], out=border[1:])
@@ -97,15 +95,15 @@ def label_map_to_runs(labels: NDArray[Any]) -> tuple[NDArray[Any], MaskRuns]:
 
 
 def encode(mask_runs: MaskRuns) -> list[RLE]:
-    """Encode every mask as a compressed COCO RLE, `counts` a str.
+    """Return each mask as a compressed COCO RLE, `counts` a str.
 
-    Equal to `pycocotools.mask.encode` of each full mask, byte for byte.
+    Byte for byte equal to `pycocotools.mask.encode` of the full masks.
     """
     height, width = mask_runs.size
     total = height * width
     n_runs = np.diff(mask_runs.offsets)
-    # Counts of mask n: (gap, run) for each of its runs, then the zeros after the last
-    # run, unless it ends with the image. A mask with no pixel is one run of zeros.
+    # Counts of mask n: (gap, run) for each of its runs, then the zeros after the last run
+    # unless it ends with the image. A mask without pixels is one run of zeros.
     last_end = np.zeros(len(mask_runs), np.int64)
     has_runs = n_runs > 0
     last_end[has_runs] = mask_runs.ends[mask_runs.offsets[1:][has_runs] - 1]
@@ -133,13 +131,13 @@ def encode(mask_runs: MaskRuns) -> list[RLE]:
 def _compress(
     counts: NDArray[np.int64], bounds: NDArray[np.int64]
 ) -> tuple[str, NDArray[np.int64]]:
-    """Write the counts of all masks as one string; also where each mask's part ends."""
+    """Return the counts of all masks as one string, and the end of each mask's part."""
     # From the fourth count of a mask on, the difference to the count two before it.
     index = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
     delta = counts.copy()
     later = np.flatnonzero(index > 2)
     delta[later] -= counts[later - 2]
-    # Groups of five bits, lowest first, until what is left is the sign of the last one.
+    # Groups of five bits, lowest first, until only the sign of the last one is left.
     magnitude = np.where(delta < 0, ~delta, delta)
     n_chars = np.ones(len(delta), np.int64)
     bits = 4
@@ -156,20 +154,20 @@ def _compress(
 
 
 def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> MaskRuns:
-    """Read the compressed COCO RLEs of one image, `counts` a str or bytes.
+    """Decode the compressed COCO RLEs of one image, `counts` a str or bytes.
 
     Parameters
     ----------
     rles
         N masks.
     size
-        Height and width of the image; without it, those of the first mask.
+        Height and width of the image (default: of the first mask).
 
     Raises
     ------
     ValueError
-        If a mask has another size than the image, or its counts are not those of an
-        RLE of this size. The message begins with the mask's index.
+        If a mask has another size than the image, or its counts are no RLE of that size.
+        The message begins with the mask's index.
     """
     if size is None:
         size = (int(rles[0]["size"][0]), int(rles[0]["size"][1])) if rles else (0, 0)
@@ -179,7 +177,7 @@ def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> MaskRuns
             raise ValueError(f"{index}: size {list(rle['size'])}, expected {list(size)}")
         counts = rle["counts"]
         texts.append(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
-    # In blocks, since the arrays on the way hold many times what the runs do.
+    # In blocks, since the intermediate arrays are many times larger than the runs.
     blocks = [
         _decode_block(texts[first : first + _BLOCK], size, first)
         for first in range(0, len(texts), _BLOCK)
@@ -191,13 +189,13 @@ _BLOCK = 4096  # masks
 
 
 def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> MaskRuns:
-    """Read the counts of some masks, of which `first` is the index of the first."""
+    """Decode the counts of the masks with the indices from `first` on."""
     total = size[0] * size[1]
     n_chars = np.array([len(text) for text in texts], np.int64)
     counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars, first)
 
     bounds = np.append(0, np.cumsum(n_counts))
-    # Each count too: the sum of huge ones may come round to the right number.
+    # Each count is checked too, since the sum of huge ones may overflow to the right number.
     outside = ((counts < 0) | (counts > total)).astype(np.int64)
     wrong = np.flatnonzero((_sum(counts, bounds) != total) | (_sum(outside, bounds) > 0))
     if len(wrong):
@@ -217,17 +215,10 @@ def join_runs(
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
 ) -> MaskRuns:
-    """Make `MaskRuns` of pieces that may touch or be empty.
+    """Build `MaskRuns` from pieces that may touch or be empty.
 
-    Parameters
-    ----------
-    size
-        Height and width of the image in pixels.
-    n_masks
-        How many masks there are.
-    owner, starts, ends
-        int64 arrays `(R,)`: piece r covers the column-major positions
-        `[starts[r], ends[r])` of mask `owner[r]`; sorted by mask, then position.
+    `owner`, `starts`, `ends` are int64 arrays `(R,)`: piece r covers the column-major positions
+    `[starts[r], ends[r])` of mask `owner[r]`; sorted by mask, then position.
     """
     some = ends > starts
     owner, starts, ends = owner[some], starts[some], ends[some]
@@ -240,13 +231,13 @@ def join_runs(
 def _decompress(
     chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Read the counts of all masks from their joined text; also how many each mask has."""
+    """Return the counts of all masks from their joined text, and their number per mask."""
     owner_of_char = np.repeat(np.arange(len(n_chars)), n_chars)
     value = chars.astype(np.int64) - 48
     last = (value & 32) == 0
     char_ends = np.cumsum(n_chars)
-    # A text that breaks off within a count, holds a character that isn't one, or has a
-    # count of more than the 12 characters that 60 bits take.
+    # Texts that end within a count, contain an invalid character, or have a count of more than
+    # the 12 characters of 60 bits.
     digits = np.diff(np.append(-1, np.flatnonzero(last)))
     bad = (value < 0) | (value > 63)
     bad[char_ends[n_chars > 0] - 1] |= ~last[char_ends[n_chars > 0] - 1]
@@ -267,8 +258,8 @@ def _decompress(
     n_counts = np.bincount(owner, minlength=len(n_chars))
     starts = np.cumsum(n_counts) - n_counts
     index = np.arange(len(delta)) - starts[owner]
-    # Undo the differences: a running sum over every second count, from the second and
-    # the third count of each mask on. The first stands alone.
+    # Undo the differences: cumulative sums over every second count, from the second and from
+    # the third count of each mask on. The first is no difference.
     chain = 2 * owner + index % 2
     order = np.argsort(chain + (index == 0) * -0.5, kind="stable")
     chained, values = chain[order], delta[order]
@@ -281,12 +272,12 @@ def _decompress(
 
 
 def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Draw one mask in its own box.
+    """Return one mask within its tight box.
 
     Returns
     -------
     box
-        `(4,)` int64: its tight box, XYXY in pixels, right and bottom exclusive.
+        `(4,)` int64: the tight box, XYXY in pixels, right and bottom exclusive.
     mask
         `(bottom - top, right - left)` bool.
     """
@@ -300,8 +291,8 @@ def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArr
     box = boxes_xyxy(one)[0]
     width, height = box[2] - box[0], box[3] - box[1]
     column, row = np.divmod(one.starts, max(mask_runs.size[0], 1))
-    # A run over several columns only occurs where the box is as high as the image, so
-    # that a run stays in one piece here too.
+    # Runs over several columns occur only if the box is as high as the image, so that they are
+    # in one piece here too.
     start = (column - box[0]) * height + row - box[1]
     change = np.zeros(width * height + 1, np.int8)
     change[start] += 1
@@ -310,7 +301,7 @@ def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def cut_at_columns(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], ...]:
-    """Cut runs where they go on from the foot of one column to the head of the next.
+    """Split runs that continue from the end of one column into the next.
 
     Returns
     -------
@@ -331,18 +322,9 @@ def cut_at_columns(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], ...]:
 
 
 def crop_runs(mask_runs: MaskRuns, box: tuple[int, int, int, int]) -> MaskRuns:
-    """Cut all masks to a window of the image.
+    """Return all masks cropped to a window of the image; those outside have no runs.
 
-    Parameters
-    ----------
-    mask_runs
-        N masks.
-    box
-        The window, XYXY in pixels, right and bottom exclusive, within the image.
-
-    Returns
-    -------
-    The N masks, of the window's size; those that lie outside have no run.
+    `box` is the window, XYXY in pixels, right and bottom exclusive, within the image.
     """
     left, top, right, bottom = box
     mask, column, start, end = cut_at_columns(mask_runs)
@@ -355,7 +337,7 @@ def crop_runs(mask_runs: MaskRuns, box: tuple[int, int, int, int]) -> MaskRuns:
 
 
 def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
-    """Put the masks of all parts, which are of one image of that size, one after the other."""
+    """Concatenate the masks of all parts, which are of one image of that size."""
     empty = np.zeros(0, np.int64)
     n_runs = np.concatenate([empty, *(np.diff(part.offsets) for part in parts)])
     return MaskRuns(
@@ -367,7 +349,7 @@ def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
 
 
 def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
-    """`(N,)` int64: the number of pixels of each mask."""
+    """Return the number of pixels of each mask, `(N,)` int64."""
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
@@ -377,9 +359,9 @@ def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.in
 
 
 def boxes_xyxy(mask_runs: MaskRuns) -> NDArray[np.int64]:
-    """`(N, 4)` int64: the tight box of each mask, XYXY in pixels, right and bottom exclusive.
+    """Return the tight box of each mask, `(N, 4)` int64 XYXY in pixels, right, bottom exclusive.
 
-    A mask with no pixel has the box 0, 0, 0, 0.
+    A mask without pixels has the box 0, 0, 0, 0.
     """
     height = mask_runs.size[0]
     boxes = np.zeros((len(mask_runs), 4), np.int64)
@@ -387,7 +369,7 @@ def boxes_xyxy(mask_runs: MaskRuns) -> NDArray[np.int64]:
         return boxes
     left, top = np.divmod(mask_runs.starts, height)
     right, bottom = np.divmod(mask_runs.ends - 1, height)
-    # A run over several columns holds a column's foot and the next one's head.
+    # A run over several columns contains the end of a column and the begin of the next.
     wraps = left != right
     top = np.where(wraps, 0, top)
     bottom = np.where(wraps, height - 1, bottom)
@@ -401,7 +383,7 @@ def boxes_xyxy(mask_runs: MaskRuns) -> NDArray[np.int64]:
 
 
 def xyxy_to_xywh(boxes: NDArray[Any]) -> NDArray[Any]:
-    """Turn `(N, 4)` boxes from XYXY (exclusive right and bottom) into XYWH, the JSON form."""
+    """Convert `(N, 4)` boxes from XYXY (right and bottom exclusive) to COCO's XYWH."""
     boxes = np.array(boxes, copy=True)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes

@@ -1,4 +1,4 @@
-"""The stains of tissue, haematoxylin and eosin, and how they absorb light."""
+"""The stains haematoxylin and eosin: optical densities and colour deconvolution."""
 
 from __future__ import annotations
 
@@ -10,32 +10,25 @@ from numpy.typing import NDArray
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 
-# A row for each stain; the third takes what the two don't explain.
+# A row for each stain; the third is the residual.
 _STAINS = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-# Optical density of each intensity. Counting from 1 keeps black finite and white at 0.
+# Optical density of the intensities 0…255. Counting from 1 keeps black finite and white at 0.
 _DENSITIES = -np.log(np.arange(1, 257) / 256).astype(np.float32)
 
 
 def scale_stains(image: NDArray[np.uint8], haematoxylin: float, eosin: float) -> NDArray[np.uint8]:
-    """Multiply the densities of the stains in an image by a factor each.
+    """Return an image with the optical density of each stain multiplied by a factor.
 
-    Factors of 1 leave every pixel exactly as it is, and white stays white. The colours are
-    separated by colour deconvolution (Ruifrok & Johnston 2001).
-
-    Parameters
-    ----------
-    image
-        `(h, w, 3)` uint8 RGB.
-    haematoxylin, eosin
-        The factors, 0 or more.
+    Colour deconvolution (Ruifrok & Johnston 2001). Factors of 1 change no pixel; white stays
+    white. `image` is `(h, w, 3)` uint8 RGB, the factors are 0 or more.
     """
-    # To separate, multiply and mix again is one linear map. Written as what it adds to the
-    # identity, factors of 1 leave no rounding.
+    # Unmixing, scaling and mixing are one linear map. As identity plus a change, factors of 1
+    # cause no rounding.
     change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
     mix = (np.eye(3) + change).astype(np.float32)
     densities = cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)
     light: NDArray[np.float32] = np.asarray(cv2.exp(densities))
-    # In place, as most of the time would go into new arrays.
+    # In place: allocating new arrays would take most of the time.
     light *= 256
     light -= 1
     np.rint(light, out=light)

@@ -1,4 +1,4 @@
-"""How the network sees an image: a window of it, resized, flipped and turned."""
+"""Views: windows of an image, resized, flipped and transposed for the network."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from cellseg.rle import MaskRuns, cut_at_columns
 
 @dataclass(frozen=True)
 class View:
-    """A window of an image as the network gets it, in training and in prediction.
+    """A window of an image as input of the network, in training and prediction.
 
     Attributes
     ----------
     window
-        XYXY in whole pixels of the image, right and bottom exclusive, within it.
+        XYXY in whole pixels of the image, right and bottom exclusive, within the image.
     size
-        Height and width that the window is resized to, before flips and turn; 1 or more.
-    flip_x
-        Whether it is mirrored left to right, after the zoom.
-    flip_y
-        Whether it is mirrored top to bottom, after the zoom.
+        Height and width that the window is resized to, before flips and transposition.
+    flip_x, flip_y
+        Whether the resized window is mirrored left to right, top to bottom.
     transpose
-        Whether rows and columns are exchanged, last. With the flips, this gives all
-        eight flips and rotations of the square.
+        Whether rows and columns are exchanged, last. With the flips, this gives all eight
+        flips and rotations of the square.
     """
 
     window: tuple[int, int, int, int]
@@ -40,13 +38,13 @@ class View:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of what the network gets."""
+        """Height and width in network pixels."""
         return self.size[::-1] if self.transpose else self.size
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Look at an image: `(H, W, C)` uint8 to `(h, w, C)` uint8, C-contiguous.
+        """Return the view of an image: `(H, W, C)` uint8 to `(h, w, C)` uint8, C-contiguous.
 
-        It is resized bilinearly, or by the mean of the pixels where it shrinks.
+        Resized bilinearly, or by the mean of the pixels if it shrinks.
         """
         left, top, right, bottom = self.window
         viewed = image[top:bottom, left:right]
@@ -62,14 +60,14 @@ class View:
         return np.ascontiguousarray(viewed.swapaxes(0, 1) if self.transpose else viewed)
 
     def invert_boxes(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Return `(N, 4)` boxes, XYXY in the network's pixels, as floats in the image's."""
+        """Map `(N, 4)` boxes, XYXY, from network pixels to image pixels, as floats."""
         inverted = boxes * 1.0
         for edge, (source, origin, scale) in enumerate(self._edges()):
             inverted[:, source] = boxes[:, edge] / scale + origin
         return inverted
 
     def _edges(self) -> list[tuple[int, int, float]]:
-        """For left, top, right, bottom as seen: the edge in the image, its origin and scale."""
+        """Return for left, top, right, bottom of the view: the image's edge, origin, scale."""
         left, top, right, bottom = self.window
         scale_x, scale_y = self.size[1] / (right - left), self.size[0] / (bottom - top)
         x = [(0, left, scale_x), (2, left, scale_x)]
@@ -83,30 +81,25 @@ class View:
         return [x[0], y[0], x[1], y[1]]
 
     def invert_grids(self, grids: torch.Tensor) -> torch.Tensor:
-        """Turn `(N, M, M)` grids over boxes as seen to grids over the boxes in the image."""
+        """Map `(N, M, M)` grids over boxes of the view to grids over boxes of the image."""
         if self.transpose:
             grids = grids.transpose(1, 2)
         flipped = [axis for axis, flip in ((1, self.flip_y), (2, self.flip_x)) if flip]
         return grids.flip(flipped)
 
     def apply_masks(self, mask_runs: MaskRuns) -> tuple[NDArray[np.int64], CellMasks]:
-        """Look at the cells of an image.
+        """Return the cell masks in the view.
 
-        Equal to zooming each full mask by nearest neighbour, where output pixel i takes the
+        Equal to resizing each full mask by nearest neighbour, where output pixel i has the
         source pixel floor((i + 0.5) source / output), but without an array of the image's
-        size. OpenCV's INTER_NEAREST_EXACT is the same, save where rounding misleads it.
-
-        Parameters
-        ----------
-        mask_runs
-            The masks of all cells of the image.
+        size. OpenCV's INTER_NEAREST_EXACT is the same except for rounding errors.
 
         Returns
         -------
         kept
-            `(N,)` int64, rising: which masks of `mask_runs` have at least one pixel here.
+            `(N,)` int64, rising: indices of the masks with at least one pixel in the view.
         masks
-            These masks, of the size `shape`.
+            Those masks, of size `shape`.
         """
         left, top, right, bottom = self.window
         height, width = self.size
@@ -118,7 +111,7 @@ class View:
         first = columns[(column - left).clip(0, right - left)]
         last = columns[(column + 1 - left).clip(0, right - left)]
 
-        # One piece for each column as seen.
+        # One piece per column of the view.
         n_pieces = np.where(end > start, last - first, 0)
         piece = np.repeat(np.arange(len(mask)), n_pieces)
         column = np.arange(len(piece)) + (first - np.cumsum(n_pieces) + n_pieces)[piece]
@@ -133,28 +126,21 @@ class View:
 
 
 def _first_output_pixel(source: int, output: int) -> NDArray[np.int64]:
-    """`(source + 1,)`: the first output pixel that takes each source pixel or a later one."""
+    """`(source + 1,)`: the first output pixel that has each source pixel or a later one."""
     taken = (2 * np.arange(output) + 1) * source // (2 * output)
     return np.searchsorted(taken, np.arange(source + 1))
 
 
 def resize_shortest_edge(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
-    """Zoom a size until its short side is `shortest`, or its long side `longest` if that is less.
+    """Scale a size (height, width) to a short side of `shortest` or a long side of `longest`.
 
-    The rounding is that of Detectron2's `ResizeShortestEdge`, but a strip's short side
-    keeps at least one pixel.
-
-    Parameters
-    ----------
-    size
-        Height and width in pixels.
-    shortest, longest
-        In pixels; 0 for `shortest` leaves the size as it is.
+    The smaller of both results, in pixels, rounded as Detectron2's `ResizeShortestEdge` does,
+    but at least one pixel a side. 0 for `shortest` returns `size`.
     """
     if shortest == 0:
         return size
     scale = shortest / min(size)
-    # In these steps, as Detectron2 rounds after each.
+    # In the steps of Detectron2, which rounds after each.
     height, width = (shortest if side == min(size) else scale * side for side in size)
     if max(height, width) > longest:
         scale = longest / max(height, width)
@@ -163,9 +149,9 @@ def resize_shortest_edge(size: tuple[int, int], shortest: int, longest: int) -> 
 
 
 def to_tensor(image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
-    """Turn an `(H, W, 3)` uint8 RGB image into the `(3, H, W)` tensor of the network's format."""
+    """Return an `(H, W, 3)` uint8 RGB image as a `(3, H, W)` uint8 tensor, "RGB" or "BGR"."""
     if image_format == "BGR":
         image = image[:, :, ::-1]
-    # A copy in any case: of a side of one pixel, a flip leaves a negative stride that numpy
-    # takes for contiguous and torch refuses.
+    # Always a copy: after a flip, a side of one pixel may have a negative stride, which torch
+    # rejects although numpy calls it contiguous.
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))

@@ -1,10 +1,10 @@
-"""A Python in which some packages can't be imported, as where they are not installed."""
+"""Run Python as if some packages were not installed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Python imports this before all else, where it lies on PYTHONPATH.
+# Python imports this module first if it is on PYTHONPATH.
 _SITECUSTOMIZE = """\
 import sys
 
@@ -19,6 +19,6 @@ sys.meta_path.insert(0, Barred())
 
 
 def bar(folder: Path, *names: str) -> Path:
-    """Bar packages from a Python that has the folder, returned, on its PYTHONPATH."""
+    """Write to `folder` a module that blocks packages; return the folder, for PYTHONPATH."""
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(names=names))
     return folder

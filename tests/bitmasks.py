@@ -1,4 +1,4 @@
-"""Cell masks from whole arrays, for tests alone: the program never makes such arrays."""
+"""Cell masks from arrays of the whole image, for tests."""
 
 from __future__ import annotations
 

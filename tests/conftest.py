@@ -1,4 +1,4 @@
-"""What several tests share: a small annotated data set, a tiny network, a finished run of it."""
+"""Shared fixtures: a small annotated data set, a tiny network, a finished run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Before torch is imported. The networks here are so small that threads only wait.
+# Before torch is imported: the networks are too small for several threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from cellseg.device import ENGINES, detectron2_problem
 
-# A machine that is busy with other things is no fault.
+# No deadlines, since the machine may be busy.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Count and name the tests that Detectron2's absence has skipped."""
+    """List the tests that are skipped without Detectron2."""
     skipped = Counter(
         report.nodeid.partition("[")[0]
         for report in terminalreporter.stats.get("skipped", ())
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter):
     )
     if not skipped:
         return
-    terminalreporter.section(f"{skipped.total()} tests skipped, which need Detectron2")
+    terminalreporter.section(f"{skipped.total()} skipped tests need Detectron2")
     terminalreporter.write_line(NO_DETECTRON2)
     for name, count in skipped.items():
         terminalreporter.write_line(name + (f" ({count} cases)" if count > 1 else ""))
@@ -85,7 +85,7 @@ SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_I
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A config file of a network that trains in a blink and learns nothing."""
+    """Config file of a tiny network that trains in seconds."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     base = Path(__file__).resolve().parents[1] / "configs" / "base" / "dilated_c5.yaml"
     path.write_text(TINY.format(base=base))
@@ -94,7 +94,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_cells():
-    """Write a small annotated data set into a folder that isn't there yet."""
+    """Function that writes a small annotated data set to a new folder."""
     import annotation
     from cellseg.read.synthetic import write_dataset
 
@@ -116,13 +116,13 @@ def make_cells():
 
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory, make_cells):
-    """A data folder of 5 training and 3 test images. Tests that change it make their own."""
+    """Data folder of 5 training and 3 test images. Tests must not change it."""
     return make_cells(tmp_path_factory.mktemp("cells") / "data")
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, cells, tiny, engine):
-    """The folder of a run of 4 iterations, scored twice. Tests that change it copy it."""
+    """Folder of a run of 4 iterations, scored twice. Tests must not change it."""
     import train
     from cellseg import runs
 

@@ -1,11 +1,11 @@
-"""A GPU that is not there: tensors on it lie in memory, but don't mix with those of the CPU.
+"""A simulated GPU: its tensors are in main memory, but can't be combined with those of the CPU.
 
-torch sees a device "gpux". Its tensors wrap ordinary ones, and every operator on both kinds
-fails as it would with CUDA. So a mistake about devices shows on a machine without a GPU.
+The device "gpux" of torch has tensors that wrap CPU tensors. Operators on tensors of both devices
+fail as with CUDA, so that device errors are detected on machines without a GPU.
 
     python tests/pretended_gpu.py RUN FOLDER
 
-trains, resumes and predicts there with the network of a run, and leaves its files in FOLDER.
+trains, resumes and predicts with the network of a run, and writes its files to FOLDER.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "gpux"
 aten = torch.ops.aten
-# As with CUDA: tensors are copied over, and a GPU's are picked by indices of the CPU.
+# Allowed with CUDA too: copies between devices, and CPU indices into GPU tensors.
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {
     aten.index.Tensor,
@@ -36,7 +36,7 @@ INDEXED = {
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that says it is on the device; `held` is what it holds."""
+    """A tensor on the simulated device; `held` is the CPU tensor with its values."""
 
     held: torch.Tensor
 
@@ -63,20 +63,20 @@ class OnGpu(torch.Tensor):
     def numpy(self, *_arguments, **_keywords):
         raise TypeError("can't convert a tensor on a GPU to numpy")
 
-    def __reduce_ex__(self, protocol):  # what is saved is opened anywhere
+    def __reduce_ex__(self, protocol):  # saved as a CPU tensor
         detached: Any = self.detach()
         return detached.held.__reduce_ex__(protocol)
 
 
 class PretendedGpu(TorchDispatchMode):
-    """Runs every operator within on the device that it is for."""
+    """Mode that runs every operator on the device of its tensors."""
 
     def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator on what is wrapped, and wrap what comes of it."""
+    """Run an operator on the wrapped tensors, and wrap its result."""
     leaves = tree_leaves((args, kwargs))
     wrapped = [x for x in leaves if isinstance(x, OnGpu)]
     others = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, OnGpu)]
@@ -88,34 +88,34 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
         to_gpu = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | {"device": torch.device("cpu")}
     args, kwargs = tree_map(lambda x: x.held if isinstance(x, OnGpu) else x, (args, kwargs))
-    made = func(*args, **kwargs)
+    result = func(*args, **kwargs)
     if func._schema.name.endswith("_") and isinstance(args[0], torch.Tensor):
         return next((x for x in wrapped if x.held is args[0]), args[0])
-    return tree_map(lambda x: OnGpu(x) if to_gpu and isinstance(x, torch.Tensor) else x, made)
+    return tree_map(lambda x: OnGpu(x) if to_gpu and isinstance(x, torch.Tensor) else x, result)
 
 
 def install() -> None:
-    """Make the device known to torch."""
+    """Register the device."""
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     module: Any = getattr(torch, NAME)
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.autograd.set_multithreading_enabled(False)
-    for name in ("tensor", "as_tensor"):  # which are no operators
+    for name in ("tensor", "as_tensor"):  # not dispatched as operators
         setattr(torch, name, _placed(getattr(torch, name)))
 
 
 def _placed(make: Any) -> Any:
-    def made(data: Any, *, device: Any = None, **keywords: Any) -> Any:
+    def result(data: Any, *, device: Any = None, **keywords: Any) -> Any:
         if device is None or torch.device(device).type != NAME:
             return make(data, device=device, **keywords)
         return make(data, **keywords).to(device)
 
-    return made
+    return result
 
 
 def check(folder: Path, output: Path) -> None:
-    """Train, resume and predict on the device, and predict the same as on the CPU."""
+    """Train, resume and predict on the device; predictions equal those on the CPU."""
     from cellseg import runs
     from cellseg.config import load_config, merge_options
     from cellseg.device import detectron2_problem
@@ -146,13 +146,13 @@ def check(folder: Path, output: Path) -> None:
         assert all(isinstance(tensor, OnGpu) for tensor in tensors)
     options = ["TEST.SYMMETRIES", "2", "TEST.BATCH", "2", "TEST.SCALES", "(0.8, 1.0)"]
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
-    found, expected = (
+    predictions, expected = (
         Predictor.from_run(folder, device=device, options=options).predict(image)
         for device in (NAME, "cpu")
     )
     assert len(expected) > 10
-    assert found.masks == expected.masks
-    assert np.array_equal(found.scores, expected.scores)
+    assert predictions.masks == expected.masks
+    assert np.array_equal(predictions.scores, expected.scores)
 
 
 if __name__ == "__main__":

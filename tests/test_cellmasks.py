@@ -1,4 +1,4 @@
-"""`CellMasks` against arrays of the whole image, as torchvision and Detectron2 sample them."""
+"""`CellMasks` against full masks, sampled by torchvision and Detectron2."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def to_full(masks):
     return full
 
 
-def on_full(full, boxes, mask_size):
-    """What Detectron2's `BitMasks.crop_and_resize` compares with 0.5, in torchvision's terms."""
+def roi_align_full(full, boxes, mask_size):
+    """Return the values that Detectron2's `BitMasks.crop_and_resize` compares with 0.5."""
     rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], 1)
     return roi_align(full[:, None].float(), rois, mask_size, 1.0, 0, True)[:, 0]
 
 
-def assert_targets(found, values):
-    """Coordinates are rounded otherwise, so that a value of just about 0.5 may go either way."""
-    assert found.dtype == torch.bool
-    assert found.shape == values.shape
-    assert ((found == (values >= 0.5)) | ((values - 0.5).abs() < 1e-4)).all()
+def assert_targets(targets, values):
+    """Check targets except where the value is about 0.5: coordinates are rounded differently."""
+    assert targets.dtype == torch.bool
+    assert targets.shape == values.shape
+    assert ((targets == (values >= 0.5)) | ((values - 0.5).abs() < 1e-4)).all()
 
 
 def ellipses(size, centres, radii):
@@ -50,7 +50,7 @@ def ellipses(size, centres, radii):
 
 
 def jittered(boxes, size, generator):
-    """Boxes as the network proposes them: somewhat beside the true ones, within the image."""
+    """Return boxes like proposals: somewhat shifted and resized, within the image."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     boxes = boxes + 0.15 * sides * torch.randn(boxes.shape, generator=generator)
     boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 0.5)
@@ -60,7 +60,7 @@ def jittered(boxes, size, generator):
 THREE = torch.zeros((3, 5, 7), dtype=torch.bool)
 THREE[0, 1:3, 2:6] = True
 THREE[0, 1, 3] = False
-THREE[2, 4, 6] = True  # the second has no pixel
+THREE[2, 4, 6] = True  # the second has no pixels
 
 
 def test_masks_keep_their_pixels_tight_boxes_and_areas():
@@ -76,7 +76,7 @@ def test_masks_keep_their_pixels_tight_boxes_and_areas():
     assert "3" in repr(masks)
 
 
-def test_no_masks_at_all():
+def test_no_masks():
     masks = from_bitmasks(torch.zeros((0, 5, 7), dtype=torch.bool))
     empty = np.zeros(0, np.int64)
     for none in (masks, CellMasks.from_rows((5, 7), *[empty] * 4), CellMasks.cat([masks, masks])):
@@ -94,28 +94,28 @@ def test_no_masks_at_all():
      torch.tensor([True, False, True]), torch.zeros(0, dtype=torch.int64)],
     ids=str,
 )  # fmt: skip
-def test_masks_are_picked_as_from_a_tensor(item):
+def test_indexing(item):
     picked = from_bitmasks(THREE)[item]
     expected = THREE[[item]] if isinstance(item, int) else THREE[item]
     assert torch.equal(to_full(picked), expected)
     assert picked.areas().tolist() == expected.sum((1, 2)).tolist()
     boxes = torch.tensor([[1.0, 0, 7, 5]]).repeat(len(picked), 1)
-    assert_targets(picked.crop_and_resize(boxes, 6), on_full(expected, boxes, 6))
+    assert_targets(picked.crop_and_resize(boxes, 6), roi_align_full(expected, boxes, 6))
 
 
-def test_a_mask_that_is_not_there_is_refused():
+def test_index_out_of_range():
     with pytest.raises(IndexError):
         from_bitmasks(THREE)[3]
 
 
-def test_parts_are_put_one_after_the_other():
+def test_cat():
     masks = from_bitmasks(THREE)
     both = CellMasks.cat([masks[torch.tensor([2, 0])], masks[1], masks])
     assert torch.equal(to_full(both), THREE[[2, 0, 1, 0, 1, 2]])
     assert both.areas().tolist() == [1, 7, 0, 7, 0, 1]
 
 
-def test_masks_travel_whole():
+def test_to_and_pickle():
     masks = from_bitmasks(THREE)[torch.tensor([2, 0])]
     for there in (masks.to("cpu"), pickle.loads(pickle.dumps(masks))):
         assert torch.equal(to_full(there), THREE[[2, 0]])
@@ -123,7 +123,7 @@ def test_masks_travel_whole():
     assert masks.to("meta").device.type == "meta"
 
 
-def test_crops_are_cut_to_what_they_hold():
+def test_from_crops_is_tight():
     crop = torch.zeros((4, 4), dtype=torch.bool)
     crop[1:3, 2] = True
     masks = CellMasks.from_crops((20, 30), [(10, 5), (0, 0)], [crop, torch.zeros_like(crop)])
@@ -132,9 +132,9 @@ def test_crops_are_cut_to_what_they_hold():
 
 
 @pytest.mark.parametrize("draw", ["from_rows", "from_columns"])
-def test_pieces_are_drawn(draw):
-    # The first mask is an L of two pieces, the second has two pieces in one line that touch
-    # and one beside them.
+def test_from_rows_and_columns(draw):
+    # The first mask is an L of two pieces, the second has three pieces in one line, two of which
+    # touch.
     owner, line, begin, end = np.array(
         [[0, 0, 1, 1, 1], [3, 2, 0, 0, 0], [1, 1, 0, 2, 5], [2, 4, 2, 3, 7]]
     )
@@ -154,8 +154,8 @@ SIDES = st.integers(1, 40)
 @given(
     size=st.tuples(SIDES, SIDES), mask_size=st.sampled_from([1, 7, 28]), seed=st.integers(0, 999)
 )
-def test_targets_are_those_of_the_whole_masks(size, mask_size, seed):
-    # Cells of all sizes, cut by every edge; boxes may reach far out of the image.
+def test_targets_equal_those_of_full_masks(size, mask_size, seed):
+    # Cells of all sizes, cut by every edge; boxes may extend far beyond the image.
     generator = torch.Generator().manual_seed(seed)
     random = torch.rand((6, 8), generator=generator)
     scale = torch.tensor([size[1], size[0]])
@@ -164,54 +164,54 @@ def test_targets_are_those_of_the_whole_masks(size, mask_size, seed):
     low = (random[:, 4:6] * 1.4 - 0.4) * scale
     boxes = torch.cat([low, low + random[:, 6:] * 1.2 * scale], 1)
     boxes[::2] = jittered(from_bitmasks(full).boxes, size, generator)[::2]
-    found = from_bitmasks(full).crop_and_resize(boxes, mask_size)
-    assert_targets(found, on_full(full, boxes, mask_size))
+    targets = from_bitmasks(full).crop_and_resize(boxes, mask_size)
+    assert_targets(targets, roi_align_full(full, boxes, mask_size))
 
 
 @pytest.mark.parametrize("whole", [(0, 0, 9, 6), (0, 0, 9, 1), (0, 0, 1, 6), (8, 5, 9, 6)])
-def test_targets_at_the_images_edges(whole):
+def test_targets_at_image_edges(whole):
     full = torch.zeros((1, 6, 9), dtype=torch.bool)
     full[0, whole[1] : whole[3], whole[0] : whole[2]] = True
     boxes = torch.tensor([whole]).float()
     masks = from_bitmasks(full)
     for shift in ([0, 0, 0, 0], [-2, -2, 2, 2], [-0.7, 0, 0, 0.7], [1, 0, 3, 0]):
         moved = boxes + torch.tensor(shift)
-        assert_targets(masks.crop_and_resize(moved, 28), on_full(full, moved, 28))
+        assert_targets(masks.crop_and_resize(moved, 28), roi_align_full(full, moved, 28))
 
 
-def test_a_target_by_hand():
+def test_target_by_hand():
     full = torch.zeros((1, 8, 8), dtype=torch.bool)
     full[0, :, :4] = True
     masks = from_bitmasks(full)
-    # Grid points on the middles of pixels, then on their edges, where the border is one half.
+    # Grid points at pixel centres, then at their edges, where the border has the value 0.5.
     for left in (2, 2.5):
         target = masks.crop_and_resize(torch.tensor([[left, 2, left + 4, 6]]), 4)
         assert target.tolist() == [[[True, True, False, False]] * 4]
-    # At the image's edge a cell goes on, instead of fading as it does beside others.
+    # At the image's edge a cell is extended instead of fading out.
     assert masks.crop_and_resize(torch.tensor([[0.0, 0, 4, 8]]), 28).all()
 
 
 @pytest.fixture(scope="module")
 def crop_of_tissue():
-    """A training crop of a synthetic image: 2.3 times enlarged, flipped, cells cut all around."""
+    """A training crop of a synthetic image: scale 2.3, flipped, cells cut at all edges."""
     labels = np.sum(draw_tissue(130, 150, np.random.default_rng(0), 2500, 1.0)[1], axis=0)
     view = View((20, 10, 120, 110), (230, 230), flip_x=True, transpose=True)
     return view.apply_masks(label_map_to_runs(labels)[1])[1]
 
 
-def test_targets_of_a_crop_in_batches_of_any_size(crop_of_tissue, monkeypatch):
+def test_targets_in_batches_of_any_size(crop_of_tissue, monkeypatch):
     masks = crop_of_tissue
     assert len(masks) >= 15
     generator = torch.Generator().manual_seed(0)
     boxes = jittered(masks.boxes, masks.size, generator)
-    values = on_full(to_full(masks), boxes, 28)
+    values = roi_align_full(to_full(masks), boxes, 28)
     for batch in (1, 5000, 1 << 24):
         monkeypatch.setattr(cellseg.cellmasks, "_BATCH", batch)
         assert_targets(masks.crop_and_resize(boxes, 28), values)
 
 
 @pytest.mark.detectron2
-def test_it_does_as_bitmasks_does(crop_of_tissue):
+def test_same_as_bitmasks(crop_of_tissue):
     from detectron2 import structures
 
     masks = crop_of_tissue
@@ -219,15 +219,15 @@ def test_it_does_as_bitmasks_does(crop_of_tissue):
     assert torch.equal(masks.boxes, bitmasks.get_bounding_boxes().tensor)
     picked = torch.tensor([3, 3, 0, 7])
     boxes = jittered(masks.boxes[picked], masks.size, torch.Generator().manual_seed(1))
-    found = masks[picked].crop_and_resize(boxes, 28)
+    targets = masks[picked].crop_and_resize(boxes, 28)
     expected = bitmasks[picked].crop_and_resize(boxes, 28)
-    assert (found != expected).float().mean() <= 0.002
+    assert (targets != expected).float().mean() <= 0.002
     instances = structures.Instances(masks.size, gt_masks=masks)
     both = structures.Instances.cat([instances[picked].to("cpu"), instances])
     assert torch.equal(to_full(both.gt_masks), to_full(masks)[[3, 3, 0, 7, *range(len(masks))]])
 
 
-def test_masks_take_less_than_two_percent_of_the_whole_ones():
+def test_masks_take_less_than_two_percent_of_full_masks():
     labels = np.sum(draw_tissue(304, 400, np.random.default_rng(0), 1000, 1.0)[1], axis=0)
     masks = View((0, 0, 400, 304), (304, 400)).apply_masks(label_map_to_runs(labels)[1])[1]
     assert len(masks) > 80
@@ -239,8 +239,8 @@ def test_masks_take_less_than_two_percent_of_the_whole_ones():
 def test_targets_on_a_gpu(crop_of_tissue):
     masks = crop_of_tissue
     boxes = jittered(masks.boxes, masks.size, torch.Generator().manual_seed(0))
-    found = masks.pin_memory().to("cuda", non_blocking=True)
-    targets = found.crop_and_resize(boxes.cuda(), 28)
+    on_gpu = masks.pin_memory().to("cuda", non_blocking=True)
+    targets = on_gpu.crop_and_resize(boxes.cuda(), 28)
     assert targets.device.type == "cuda"
     assert (targets.cpu() != masks.crop_and_resize(boxes, 28)).float().mean() <= 0.002
-    assert torch.equal(to_full(found[torch.tensor([2, 1], device="cuda")]), to_full(masks)[[2, 1]])
+    assert torch.equal(to_full(on_gpu[torch.tensor([2, 1], device="cuda")]), to_full(masks)[[2, 1]])

@@ -1,6 +1,8 @@
-"""The configuration: every recipe, keys and their values, epochs to iterations."""
+"""Configuration: recipes, keys, ranges of values, values computed from the data."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import yaml
@@ -16,7 +18,7 @@ from cellseg.learn.scale import set_keys_from_data
 from cellseg.network import build_network, check_network
 from tests.learn.cell_cases import image_of
 
-MODELS = {  # parameters in millions, with the frozen ones
+MODELS = {  # millions of parameters, frozen ones included
     "demo": 6,
     "small_fpn": 6,
     "mask_rcnn_R_50_DC5_3x": 172,
@@ -25,7 +27,7 @@ MODELS = {  # parameters in millions, with the frozen ones
     "mask_rcnn_R_101_FPN_3x": 63,
     "mask_rcnn_X_101_32x8d_FPN_3x": 107,
 }
-DETECTRON2_MODELS = {  # no other engine has their heads
+DETECTRON2_MODELS = {  # with heads that torchvision lacks
     "cascade_mask_rcnn_R_50_FPN": 72,
     "cascade_mask_rcnn_convnextv2_tiny_FPN": 76,
     "cascade_mask_rcnn_convnextv2_base_FPN": 135,
@@ -37,13 +39,13 @@ def test_recipes():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_recipe_builds_a_network_of_the_size_it_says(name, engine):
+def test_size_of_the_network_of_every_recipe(name, engine):
     check_size(name, engine, MODELS[name])
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("name", DETECTRON2_MODELS)
-def test_every_cascade_builds_a_network_of_the_size_it_says(name):
+def test_size_of_the_network_of_every_cascade(name):
     check_size(name, "detectron2", DETECTRON2_MODELS[name])
 
 
@@ -62,7 +64,7 @@ def check_size(name, engine, expected):
     assert millions < 200  # NYCU HW3's rule
 
 
-def test_the_default_recipe_has_the_homeworks_values():
+def test_values_of_the_default_recipe():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
     assert cfg.SOLVER.OPTIMIZER == "Adagrad"
     assert cfg.SOLVER.BASE_LR == 0.001
@@ -73,15 +75,15 @@ def test_the_default_recipe_has_the_homeworks_values():
     assert cfg.MODEL.RESNETS.RES5_DILATION == 2
 
 
-def test_a_dump_loads_as_the_same_config(tmp_path):
+def test_dump_and_load(tmp_path):
     cfg = config.load_recipe("demo")
     config.merge_options(cfg, ["SEED", "7", "INPUT.BRIGHTNESS", "(0.5, 2.0)"])
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
     again = config.load_config(path)
-    # As YAML: a tuple in a tuple comes back as a list.
+    # As YAML: nested tuples are loaded as lists.
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
-    assert again.RECIPE == "demo"  # the recipe's name, not the file's
+    assert again.RECIPE == "demo"  # not the name of the file
 
 
 @pytest.mark.detectron2
@@ -102,14 +104,14 @@ def test_defaults_are_detectron2s():
         ("SOLVER.BASELR", "did you mean SOLVER.BASE_LR?"),
     ],
 )
-def test_a_key_that_torchvision_does_not_have(key, remedy):
+def test_key_that_torchvision_lacks(key, remedy):
     with pytest.raises(InputError) as caught:
         config.merge_options(config.load_recipe("demo", "torchvision"), [key, "1"])
     assert str(caught.value).startswith(f"there is no key {key} for --engine torchvision ")
     assert remedy in str(caught.value)
 
 
-def test_a_config_file_names_its_engine_or_its_base_does(tmp_path):
+def test_engine_set_in_a_config_file_or_its_base(tmp_path):
     base, own = tmp_path / "base.yaml", tmp_path / "own.yaml"
     base.write_text(config.load_recipe("demo", "torchvision").dump())
     own.write_text("_BASE_: base.yaml\nSEED: 3")
@@ -118,11 +120,11 @@ def test_a_config_file_names_its_engine_or_its_base_does(tmp_path):
     with pytest.raises(InputError, match=r"own\.yaml: made with --engine torchvision, not det"):
         config.load_config(own, "detectron2")
     own.write_text("ENGINE: tensorflow")
-    with pytest.raises(InputError, match=r"own\.yaml: ENGINE 'tensorflow': detectron2 or torch"):
+    with pytest.raises(InputError, match=r"own\.yaml: ENGINE 'tensorflow': .*detectron2 or torch"):
         config.load_config(own)
 
 
-def test_every_engine_has_the_projects_own_keys(engine):
+def test_own_keys_of_every_engine(engine):
     keys = config.flatten(config.default_config(engine)).keys()
     assert {"ENGINE", "RECIPE", "INPUT.ZOOM", "SOLVER.OPTIMIZER", "TEST.EVAL_EPOCHS"} <= keys
     assert config.default_config(engine).ENGINE == engine
@@ -161,19 +163,19 @@ def test_an_unknown_recipe(name, expected):
         (b"VERSION: 9", "not a config of this project"),
         (b"VERSION: 9\nENGINE: torchvision", r"not a config of this .*VERSION 9, expected 2"),
         (b"_BASE_: nowhere.yaml", "nowhere.yaml: no such config file"),
-        (b"_BASE_: c.yaml", "its _BASE_ leads back to itself"),
+        (b"_BASE_: c.yaml", r"c\.yaml: .*_BASE_"),
         (b"_BASE_: 3", "c.yaml: "),
-        (b"SOLVER:\n  BASE_LR:", r"c\.yaml: SOLVER\.BASE_LR has no value; give it one"),
+        (b"SOLVER:\n  BASE_LR:", r"c\.yaml: SOLVER\.BASE_LR has no value"),
     ],
 )
-def test_a_damaged_config_file(tmp_path, text, expected):
+def test_invalid_config_file(tmp_path, text, expected):
     path = tmp_path / "c.yaml"
     path.write_bytes(text)
     with pytest.raises(InputError, match=expected):
         config.load_config(path)
 
 
-def test_a_config_file_that_is_not_there(tmp_path):
+def test_missing_config_file(tmp_path):
     with pytest.raises(InputError, match="no such config file"):
         config.load_config(tmp_path / "c.yaml")
     with pytest.raises(InputError, match="can't be read"):
@@ -191,14 +193,14 @@ def test_options():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["SEED"], "SEED: KEY VALUE pairs are expected at the end, but this has no value"),
+        (["SEED"], "SEED: this has no value"),
         (["SEED", "1", "--lr", "3"], "--lr: flags must stand before the KEY VALUE pairs"),
         (["SOLVER.BASELR", "1"], "no key SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
         (["solver.base_lr", "1"], "no key solver.base_lr; "),
         (["SOLVER", "1"], "no key SOLVER; "),
         (["", "1"], "there is no key ; "),
-        (["VERSION", "9"], "VERSION 9: can't be set so"),
-        (["ENGINE", "torchvision"], "ENGINE torchvision: can't be set so"),
+        (["VERSION", "9"], "VERSION 9: can't be set"),
+        (["ENGINE", "torchvision"], "ENGINE torchvision: can't be set"),
         (["SEED", "1.5"], "SEED 1.5: a value like"),
         (["SEED", "many"], "SEED many: a value like"),
         (["SEED", "None"], "SEED None: a value like"),
@@ -215,123 +217,85 @@ def test_bad_options(options, expected):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("name", "values", "expected"),
     [
-        (["SOLVER.OPTIMIZER", "adagrad"], "--optimizer (SOLVER.OPTIMIZER) adagrad: one of SGD, "),
-        (["SOLVER.OPTIMIZER", "adagrad"], "; did you mean Adagrad?"),
-        (["SOLVER.OPTIMIZER", "LBFGS"], "one of SGD, Adam, AdamW, Adagrad is expected"),
-        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], "did you mean WarmupCosineLR?"),
-        (["SOLVER.BASE_LR", "0"], "--lr (SOLVER.BASE_LR) 0.0: a positive"),
-        (["SOLVER.BASE_LR", "-0.1"], "--lr (SOLVER.BASE_LR) -0.1: a positive"),
-        (["SOLVER.BASE_LR", "nan"], "--lr (SOLVER.BASE_LR) nan: a positive"),
-        (["SOLVER.BASE_LR", "inf"], "--lr (SOLVER.BASE_LR) inf: a positive"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "--batch_size (SOLVER.IMS_PER_BATCH) 0: a positive"),
-        (["SOLVER.MAX_ITER", "-1"], "SOLVER.MAX_ITER -1: a positive"),
-        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD 0: a positive"),
-        (["SOLVER.EPOCHS", "-1"], "--epochs (SOLVER.EPOCHS) -1.0: a number of 0 or more"),
-        (["SOLVER.WARMUP_ITERS", "-1"], "SOLVER.WARMUP_ITERS -1: a number of 0 or more"),
-        (["SOLVER.WEIGHT_DECAY", "nan"], "SOLVER.WEIGHT_DECAY nan"),
-        (["TEST.EVAL_PERIOD", "-2"], "TEST.EVAL_PERIOD -2"),
-        (["DATALOADER.NUM_WORKERS", "-1"], "--num_workers (DATALOADER.NUM_WORKERS) -1"),
-        (
-            ["DATA.VAL_FRACTION", "1"],
-            "--val_fraction (DATA.VAL_FRACTION) 1.0: a number from 0 to below 1",
-        ),
-        (["DATA.VAL_FRACTION", "-0.1"], "--val_fraction (DATA.VAL_FRACTION) -0.1"),
-        (["DATA.FOLDS", "-2"], "DATA.FOLDS -2 and DATA.FOLD 0: 2 folds"),
-        (["DATA.FOLDS", "1"], "DATA.FOLDS 1 and DATA.FOLD 0: 2 folds"),
-        (["DATA.FOLD", "3"], "DATA.FOLDS 0 and DATA.FOLD 3: 2 folds"),
-        (["DATA.FOLDS", "3", "DATA.FOLD", "4"], "DATA.FOLDS 3 and DATA.FOLD 4: 2 folds"),
-        (["INPUT.FORMAT", "YUV"], "INPUT.FORMAT YUV: one of RGB, BGR is"),
-        (["DATA.VAL_FRACTION", "nan"], "--val_fraction (DATA.VAL_FRACTION) nan"),
-        (["SOLVER.BASE_LR_END", "1"], "SOLVER.BASE_LR_END 1.0: no more than"),
-        (["SEED", "-2"], "--seed (SEED) -2: a number from -1 to 4294967295"),
-        (["SEED", str(2**32)], "--seed (SEED) 4294967296: a number from -1"),
-        (
-            ["SOLVER.STEPS", "(5, 3)"],
-            "SOLVER.STEPS (5, 3): a list of rising numbers (a positive number each)",
-        ),
-        (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS ('a',): a list of rising"),
-        (
-            ["SOLVER.STEP_FRACTIONS", "(0.5, 0.5)"],
-            "SOLVER.STEP_FRACTIONS (0.5, 0.5): a list of rising",
-        ),
-        (["DATALOADER.REPEAT_THRESHOLD", "-1"], "DATALOADER.REPEAT_THRESHOLD -1.0: a number of"),
-        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "fullmodel"], "one of value, norm, full_model is"),
-        (["INPUT.ZOOM", "-1"], "INPUT.ZOOM -1.0: a number from 0 to 100"),
-        (["TEST.SYMMETRIES", "3"], "TEST.SYMMETRIES 3: one of 1, 2, 4, 8 is"),
-        (["TEST.SYMMETRIES", "0"], "TEST.SYMMETRIES 0: one of"),
-        (["TEST.SCALES", "()"], "TEST.SCALES (): a list of one or more numbers (a number from 0.1"),
-        (["TEST.SCALES", "(1.0, -1.0)"], "TEST.SCALES (1.0, -1.0): a list"),
-        (["TEST.SCALES", "(11,)"], "TEST.SCALES (11,): a list"),
-        (["TEST.SCALES", "('1',)"], "TEST.SCALES ('1',): a list"),
-        (["TEST.BATCH", "0"], "--batch (TEST.BATCH) 0: a number of 1 or more"),
-        (["TEST.TILE", "-1"], "TEST.TILE -1: a number of 0 or more"),
-        (["TEST.OVERLAP", "-5"], "TEST.OVERLAP -5: a number of 0 or more"),
-        (["INPUT.ZOOM", "nan"], "INPUT.ZOOM nan"),
-        (["INPUT.ZOOM", "1e9"], "INPUT.ZOOM 1000000000.0"),
-        (["INPUT.MIN_SIZE_TEST", "-3"], "INPUT.MIN_SIZE_TEST -3: a number from 0 to 100000"),
-        (["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST 0: a number from 1 to 100000"),
-        (["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "nan"], "SCORE_THRESH_TEST nan: a number"),
-        (["MODEL.ROI_HEADS.NMS_THRESH_TEST", "-0.5"], "NMS_THRESH_TEST -0.5: a number from 0 to 1"),
-        (["TEST.DETECTIONS_PER_IMAGE", "-1"], "TEST.DETECTIONS_PER_IMAGE -1: a number of 1 or"),
-        (["TEST.MASK_IOU", "0"], "TEST.MASK_IOU 0.0: a number above 0 and up to 1"),
-        (["TEST.MASK_IOU", "1.5"], "TEST.MASK_IOU 1.5: a number above 0"),
-        (["INPUT.RANDOM_FLIP", "horizontl"], "INPUT.RANDOM_FLIP horizontl: one of none, horizont"),
-        (
-            ["INPUT.BRIGHTNESS", "(1.1, 0.9)"],
-            "INPUT.BRIGHTNESS (1.1, 0.9): a list of two numbers, ",
-        ),
-        (["INPUT.BRIGHTNESS", "(1.1,)"], "INPUT.BRIGHTNESS (1.1,): a list of two numbers"),
-        (["INPUT.CONTRAST", "(-0.1, 1.0)"], "INPUT.CONTRAST (-0.1, 1.0): a list of two numbers"),
-        (["INPUT.CONTRAST", "(0.1, 1e999)"], "INPUT.CONTRAST (0.1, inf): a list of two numbers"),
-        (["INPUT.CONTRAST", "('a', 'b')"], "INPUT.CONTRAST ('a', 'b'): a list of two numbers"),
-        (["INPUT.STAIN_JITTER", "1.5"], "INPUT.STAIN_JITTER 1.5: a number from 0 to 1"),
-        (["INPUT.BLUR", "inf"], "INPUT.BLUR inf: a number of 0 or more"),
-        (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN (): a list of one or more numbers"),
-        (["INPUT.MIN_SIZE_TRAIN", "(1.5,)"], "INPUT.MIN_SIZE_TRAIN (1.5,): a list of one or mo"),
-        (["INPUT.MAX_SIZE_TRAIN", "0"], "INPUT.MAX_SIZE_TRAIN 0: a positive"),
-        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"], "one of choice, range is expected"),
-        (["INPUT.CROP.TYPE", "half"], "INPUT.CROP.TYPE half: one of relative"),
-        (["INPUT.CROP.SIZE", "[0.5, 1.5]"], "INPUT.CROP.SIZE [0.5, 1.5]: a list of two numbers"),
-        (
-            ["INPUT.CROP.SIZE", "[0.5]"],
-            "INPUT.CROP.SIZE [0.5]: a list of two numbers (a number abo",
-        ),
+        ("--optimizer (SOLVER.OPTIMIZER)", "adagrad", "Adam, AdamW, Adagrad .*you mean Adagrad"),
+        ("--optimizer (SOLVER.OPTIMIZER)", "LBFGS", "one of SGD, Adam, AdamW, Adagrad [^;]*$"),
+        ("--scheduler (SOLVER.LR_SCHEDULER_NAME)", "WarmupCosine", "did you mean WarmupCosineLR?"),
+        ("--lr (SOLVER.BASE_LR)", "0 -0.1 nan inf", "a positive number"),
+        ("--batch_size (SOLVER.IMS_PER_BATCH)", "0", "a positive number"),
+        ("SOLVER.MAX_ITER", "-1", "a positive number"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0", "a positive number"),
+        ("--epochs (SOLVER.EPOCHS)", "-1", "0 or more"),
+        ("SOLVER.WARMUP_ITERS", "-1", "0 or more"),
+        ("SOLVER.WEIGHT_DECAY", "nan", "0 or more"),
+        ("SOLVER.STEPS", "(5,3) ('a',)", "a list of rising numbers .a positive number each"),
+        ("SOLVER.STEP_FRACTIONS", "(0.5,0.5)", "a list of rising numbers"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "fullmodel", "one of value, norm, full_model "),
+        ("--val_fraction (DATA.VAL_FRACTION)", "1 -0.1 nan", "from 0 to below 1"),
+        ("--num_workers (DATALOADER.NUM_WORKERS)", "-1", "0 or more"),
+        ("DATALOADER.REPEAT_THRESHOLD", "-1", "0 or more"),
+        ("--seed (SEED)", "-2 4294967296", "from -1 to 4294967295"),
+        ("INPUT.FORMAT", "YUV", "one of RGB, BGR "),
+        ("INPUT.ZOOM", "-1 nan 1e9", "from 0 to 100 "),
+        ("INPUT.MIN_SIZE_TEST", "-3", "from 0 to 100000 "),
+        ("INPUT.MAX_SIZE_TEST", "0", "from 1 to 100000 "),
+        ("INPUT.RANDOM_FLIP", "horizontl", "none, horizontal, .*did you mean horizontal?"),
+        ("INPUT.BRIGHTNESS", "(1.1,0.9) (1.1,)", "two numbers, the lower one first"),
+        ("INPUT.CONTRAST", "(-0.1,1.0) (0.1,1e999) ('a','b')", "two numbers"),
+        ("INPUT.STAIN_JITTER", "1.5", "from 0 to 1 "),
+        ("INPUT.BLUR", "inf", "0 or more"),
+        ("INPUT.MIN_SIZE_TRAIN", "() (1.5,)", "one or more numbers .a whole number"),
+        ("INPUT.MAX_SIZE_TRAIN", "0", "a positive number"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any", "one of choice, range "),
+        ("INPUT.CROP.TYPE", "half", "one of relative"),
+        ("INPUT.CROP.SIZE", "[0.5,1.5] [0.5]", "two numbers .a number above 0 and up to 1"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "nan", "from 0 to 1 "),
+        ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "-0.5", "from 0 to 1 "),
+        ("TEST.EVAL_PERIOD", "-2", "0 or more"),
+        ("TEST.SYMMETRIES", "3 0", "one of 1, 2, 4, 8 "),
+        ("TEST.SCALES", "() (1.0,-1.0) (11,) ('1',)", "one or more numbers .a number from 0.1"),
+        ("--batch (TEST.BATCH)", "0", "1 or more"),
+        ("TEST.TILE", "-1", "0 or more"),
+        ("TEST.OVERLAP", "-5", "0 or more"),
+        ("TEST.DETECTIONS_PER_IMAGE", "-1", "1 or more"),
+        ("TEST.MASK_IOU", "0 1.5", "above 0 and up to 1"),
     ],
 )
-def test_values_out_of_range(options, expected):
-    cfg = config.load_recipe("demo")
-    config.merge_options(cfg, options)
-    with pytest.raises(InputError) as caught:
-        config.check_values(cfg)
-    assert expected in str(caught.value)
+def test_values_out_of_range(name, values, expected):
+    key = name.split()[-1].strip("()")
+    for text in values.split():
+        cfg = config.load_recipe("demo")
+        config.merge_options(cfg, [key, text])
+        start = re.escape(f"{name} {config.flatten(cfg)[key]}: ")
+        with pytest.raises(InputError, match=f"^{start}.*{expected}"):
+            config.check_values(cfg)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (
-            "MIN_SIZE_TRAIN (9,8) MIN_SIZE_TRAIN_SAMPLING range",
-            r"MIN_SIZE_TRAIN \(9, 8\): .* lower",
-        ),
+        ("MIN_SIZE_TRAIN (9,8) MIN_SIZE_TRAIN_SAMPLING range", r"TRAIN \(9, 8\): .* lower"),
         ("CROP.TYPE absolute", r"CROP.SIZE .*0\.5.* whole number .* with INPUT.CROP.TYPE absolute"),
         ("CROP.TYPE absolute_range CROP.SIZE [5,4]", r"CROP.SIZE \[5, 4\]: .* lower one first"),
+        ("DATA.FOLDS -2", "DATA.FOLDS -2 and DATA.FOLD 0: "),
+        ("DATA.FOLDS 1", "DATA.FOLDS 1 and DATA.FOLD 0: "),
+        ("DATA.FOLD 3", "DATA.FOLDS 0 and DATA.FOLD 3: "),
+        ("DATA.FOLDS 3 DATA.FOLD 4", "DATA.FOLDS 3 and DATA.FOLD 4: "),
+        ("SOLVER.BASE_LR_END 1", "SOLVER.BASE_LR_END 1.0: "),
     ],
 )
-def test_values_that_do_not_go_with_another(options, expected):
+def test_values_that_contradict_another(options, expected):
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x")
-    words = options.split()
-    words[::2] = [f"INPUT.{key}" for key in words[::2]]
-    config.merge_options(cfg, words)
-    with pytest.raises(InputError, match=f"INPUT.{expected}"):
+    config.merge_options(cfg, re.sub(r"\b(CROP\.|MIN_SIZE)", r"INPUT.\1", options).split())
+    with pytest.raises(InputError, match=expected):
         config.check_values(cfg)
 
 
 @pytest.mark.parametrize(
     "options", [["MODEL.MASK_ON", "False"], ["MODEL.META_ARCHITECTURE", "RetinaNet"]]
 )
-def test_a_network_without_masks(options):
+def test_network_without_masks(options):
     cfg = config.load_recipe("demo")
     config.merge_options(cfg, options)
     with pytest.raises(InputError, match=r"META_ARCHITECTURE .*GeneralizedRCNN with masks on"):
@@ -351,20 +315,20 @@ def scheduled(n_images, *options):
     [
         ("TEST.AUG.ENABLED", "True", "TEST.SYMMETRIES"),
         ("TEST.PRECISE_BN.ENABLED", "True", "SOLVER.EMA"),
-        ("MODEL.LOAD_PROPOSALS", "True", "by the network alone"),
+        ("MODEL.LOAD_PROPOSALS", "True", "the network"),
         ("MODEL.KEYPOINT_ON", "True", "no keypoints"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD"),
     ],
 )
-def test_keys_that_would_change_nothing_are_refused(key, value, instead):
+def test_keys_without_effect(key, value, instead):
     cfg = config.load_recipe("demo", "detectron2")
     config.merge_options(cfg, [key, value])
-    with pytest.raises(InputError, match=f"{key} {value}: changes nothing here; .*{instead}"):
+    with pytest.raises(InputError, match=f"{key} {value}: has no effect .*{instead}"):
         config.check_unused_keys(cfg)
 
 
 def test_epochs_of_the_default_recipe():
-    """209 images in batches of 14: 14.93 iterations an epoch, 225 of them."""
+    """225 epochs of 209 images in batches of 14: 14.93 iterations per epoch."""
     cfg = scheduled(209)
     assert cfg.SOLVER.MAX_ITER == 3359  # 225 * 209 / 14 = 3358.9
     assert cfg.SOLVER.CHECKPOINT_PERIOD == 75  # 74.6
@@ -373,19 +337,19 @@ def test_epochs_of_the_default_recipe():
 
 
 @given(st.integers(1, 3000), st.integers(1, 64), st.integers(1, 300))
-def test_no_image_is_left_out(n_images, batch, epochs):
+def test_epochs_use_every_image(n_images, batch, epochs):
     if batch > n_images:
         return
     cfg = scheduled(n_images, "SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.EPOCHS", str(epochs))
     assert epochs * n_images <= cfg.SOLVER.MAX_ITER * batch < epochs * n_images + batch
 
 
-def test_iterations_take_the_place_of_epochs():
+def test_iterations_instead_of_epochs():
     options = "SOLVER.MAX_ITER 50 SOLVER.CHECKPOINT_PERIOD 7 TEST.EVAL_PERIOD 0 SOLVER.STEPS (9,)"
     cfg = scheduled(100, *options.split())
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == (50, 7, 0)
     assert cfg.SOLVER.STEPS == (9,)
-    # The last one counts.
+    # The last one is used.
     assert scheduled(140, *["SOLVER.MAX_ITER", "50", "SOLVER.EPOCHS", "1"]).SOLVER.MAX_ITER == 10
     assert scheduled(140, *["SOLVER.EPOCHS", "1", "SOLVER.MAX_ITER", "50"]).SOLVER.MAX_ITER == 50
 
@@ -397,7 +361,7 @@ def test_warmup_in_epochs():
 @pytest.mark.parametrize(
     ("iterations", "steps"), [(1, ()), (2, ()), (3, (2,)), (4, (3,)), (10, (8, 9))]
 )
-def test_steps_of_a_short_run(iterations, steps):
+def test_learning_rate_steps_of_a_short_run(iterations, steps):
     assert scheduled(20, "SOLVER.MAX_ITER", str(iterations)).SOLVER.STEPS == steps
 
 
@@ -408,16 +372,16 @@ def test_batch_larger_than_the_data():
 
 
 @pytest.mark.detectron2
-def test_what_a_library_says_of_a_config_is_one_line():
+def test_library_errors_about_a_config_are_one_line():
     cfg = config.load_recipe("demo")
     cfg.MODEL.BACKBONE.NAME = "nonsense"
-    refused = pytest.raises(InputError, match=r"c\.yaml: nothing can be built from it .*nonsense")
-    with refused as caught, config.config_errors("c.yaml"):
+    error = pytest.raises(InputError, match=r"c\.yaml: .*can't be built .*nonsense")
+    with error as caught, config.config_errors("c.yaml"):
         build_network(cfg)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_one_line_already_stays_so():
+def test_input_errors_stay_unchanged():
     with pytest.raises(InputError, match=r"^mine$"), config.config_errors("x"):
         raise InputError("mine")
 
@@ -426,25 +390,25 @@ def cells_of(*sides):
     return [image_of([(0, 0, width, height) for width, height in sides])]
 
 
-def test_what_follows_from_the_data():
-    """Ten cells of 20 px: 30 px on features of stride 4, hence larger by a half."""
+def test_values_from_the_data():
+    """Ten cells of 20 px: 30 px on features of stride 4 is a scale of 1.5."""
     cfg = config.load_recipe("small_fpn", "torchvision")
     scale, anchors = set_keys_from_data(cfg, cells_of(*[(20, 20)] * 10))
     assert cfg.INPUT.ZOOM == 1.5
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[30.0], [60.0], [120.0]]
     assert cfg.DATA.LONGEST_CELL == 20
-    assert scale.startswith("zoom 1.5: the median cell is 20 px long")
-    assert anchors.startswith("anchors of 30, 60, 120 px")
+    assert "1.5: the median cell is 20 px" in scale
+    assert "30, 60, 120 px" in anchors
 
 
-def test_the_coarser_features_of_dc5_want_larger_cells():
+def test_coarser_features_of_dc5_need_larger_cells():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
     cfg.INPUT.ZOOM_FROM_DATA = True
     set_keys_from_data(cfg, cells_of((28, 28)))
     assert cfg.INPUT.ZOOM == 2.0  # 56 px on features of stride 16, not 32: res5 is dilated
 
 
-def test_what_is_given_does_not_follow_from_the_data():
+def test_set_values_are_not_computed_from_the_data():
     cfg = config.load_recipe("small_fpn", "torchvision")
     options = ["INPUT.ZOOM", "1.25", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[9],[10]]"]
     config.merge_options(cfg, options)
@@ -453,15 +417,15 @@ def test_what_is_given_does_not_follow_from_the_data():
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [9], [10]]
 
 
-def test_anchors_without_a_fixed_scale_follow_from_that_of_the_crops():
-    """Half of 400 x 600, enlarged until the short side of 200 is 608: by 3.04."""
+def test_anchors_without_a_fixed_scale():
+    """Crops of half of 400 x 600, resized to a short side of 608: a scale of 3.04."""
     cfg = config.load_recipe("small_fpn", "torchvision")
     half = ["INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"]
     config.merge_options(cfg, [*half, "INPUT.MIN_SIZE_TRAIN", "(608,)"])
     (anchors,) = set_keys_from_data(cfg, cells_of((20, 20)))
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[61.0], [122.0], [243.0]]
-    assert anchors.endswith("zoomed by 3.04")
+    assert anchors.endswith(" 3.04")
 
 
 @pytest.mark.parametrize(
@@ -473,7 +437,7 @@ def test_anchors_without_a_fixed_scale_follow_from_that_of_the_crops():
         ("SOLVER: {MAX_ITER: 7, EPOCHS: 2}", 1.5, 20),
     ],
 )
-def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, scale, iterations):
+def test_values_of_a_file_override_those_computed_in_its_base(tmp_path, text, scale, iterations):
     base = tmp_path / "base.yaml"
     base.write_text(f"_BASE_: {config.RECIPES / 'small_fpn.yaml'}\nSOLVER: {{EPOCHS: 12}}\n")
     for name, lines in {"mine": f"_BASE_: base.yaml\n{text}", "last": "_BASE_: mine.yaml"}.items():
@@ -484,7 +448,7 @@ def test_what_a_file_gives_beside_its_base_is_given_by_hand(tmp_path, text, scal
         assert (cfg.INPUT.ZOOM, cfg.SOLVER.MAX_ITER) == (scale, iterations)
 
 
-def test_the_default_recipe_resizes_as_before():
+def test_the_default_recipe_has_no_fixed_scale():
     cfg = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
     assert set_keys_from_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 0

@@ -1,4 +1,4 @@
-"""Several processes that share a batch do what one with the whole batch does."""
+"""Several processes train like one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import signal
 import time
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,14 +28,14 @@ from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.samples import load_training_data
 from cellseg.learn.step import TrainingStep
 from cellseg.network import build_network
-from cellseg.score.ap import AveragePrecision
+from tests.training import TrainerStub, scores_of
 from trainer import Trainer
 
 pytestmark = pytest.mark.detectron2  # which starts the processes
 
 
 class Regression(torch.nn.Module):
-    """Its loss is a mean over the samples, so that the mean over processes is that of all."""
+    """The loss is a mean over the samples, so the mean over processes is that of all samples."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +43,7 @@ class Regression(torch.nn.Module):
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
         )
-        self.idle = torch.nn.Linear(1, 1)  # as a level of a pyramid at which nothing looks
+        self.idle = torch.nn.Linear(1, 1)  # like a level of a pyramid that is not used
 
     def forward(self, samples):
         x = torch.stack([sample["x"] for sample in samples])
@@ -58,51 +56,48 @@ def batches():
 
 
 def take_steps(folder):
-    """Take three steps, in one process or several; save what they lead to."""
+    """Run three steps, in one process or several; save the results."""
     cfg = default_config("torchvision")
     cfg.MODEL.DEVICE = "cpu"
-    cfg.SOLVER.BASE_LR = 0.1
-    cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.SOLVER.STEPS = ()
-    cfg.SOLVER.EMA = 0.9
-    cfg.SOLVER.ACCUMULATE = 2
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
-    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    solver = cfg.SOLVER
+    solver.BASE_LR, solver.WARMUP_ITERS, solver.STEPS = 0.1, 0, ()
+    solver.EMA, solver.ACCUMULATE = 0.9, 2
+    solver.CLIP_GRADIENTS.ENABLED, solver.CLIP_GRADIENTS.CLIP_TYPE = True, "full_model"
     net = Regression()
     optimizer = build_optimizer(cfg, net)
     step = TrainingStep(cfg, net, optimizer, build_schedule(cfg, optimizer))
-    share = 8 // world_size()
-    part = slice(rank() * share, (rank() + 1) * share)
+    n = 8 // world_size()
+    part = slice(rank() * n, (rank() + 1) * n)
     losses = [step.step(batch[part], 0)["loss"] for batch in batches()]
     result = {
         "losses": torch.tensor(losses),
         **net.state_dict(),
         **{f"average {n}": v for n, v in step.eval_network.state_dict().items()},
     }
-    flags = [any_process(rank() == asked, "cpu") for asked in range(3)]
+    flags = [any_process(rank() == number, "cpu") for number in range(3)]
     torch.save({"result": result, "flags": flags}, folder / f"{world_size()}-{rank()}.pth")
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     take_steps(tmp_path)
     launch(2, take_steps, tmp_path)
-    alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+    single, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
     before = Regression().state_dict()
-    for name, value in alone["result"].items():
+    for name, value in single["result"].items():
         for one in both:
-            # Sums of another order: a few units in the last place of float32.
+            # Sums in another order: a few units in the last place of float32.
             torch.testing.assert_close(one["result"][name], value, rtol=1e-5, atol=1e-6)
         assert torch.equal(both[0]["result"][name], both[1]["result"][name])
         if name in before and not name.startswith("idle"):
             assert not torch.allclose(value, before[name], atol=1e-3)
-    assert alone["flags"] == [True, False, False]
+    assert single["flags"] == [True, False, False]
     assert both[0]["flags"] == both[1]["flags"] == [True, True, False]
 
 
 ALL_OF_THEM = """\
 _BASE_: "{tiny}"
 MODEL:
-  RESNETS: {{NORM: FrozenBN}}  # statistics of a batch are those of a process
+  RESNETS: {{NORM: FrozenBN}}  # batch statistics are per process
   RPN: {{BATCH_SIZE_PER_IMAGE: 1024, POST_NMS_TOPK_TRAIN: 0}}
   ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 64, POSITIVE_FRACTION: 1.0}}
 INPUT: {{CROP: {{ENABLED: False}}}}
@@ -111,10 +106,10 @@ SOLVER: {{OPTIMIZER: SGD, BASE_LR: 0.1, WARMUP_ITERS: 0}}
 
 
 def learn_from_two_images(folder, config_file, data):
-    """Take a step of a Mask R-CNN in one process, or one for each image; save its weights.
+    """Run a step of a Mask R-CNN in one process, or one for each image; save its weights.
 
-    Nothing is drawn: all anchors count, and the true boxes are the proposals. Both images
-    have as many cells, so that the means over the boxes of each are alike.
+    Nothing is drawn: all anchors count, and the ground-truth boxes are the proposals. Both images
+    have the same number of cells, so that the means over boxes are comparable.
     """
     from detectron2.utils.events import EventStorage
 
@@ -137,7 +132,7 @@ def learn_from_two_images(folder, config_file, data):
     step = TrainingStep(cfg, network, optimizer, build_schedule(cfg, optimizer))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     part = [first, second] if world_size() == 1 else [[first], [second]][rank()]
-    with EventStorage():  # where Detectron2's networks count
+    with EventStorage():  # required by Detectron2's networks
         losses = step.step(part, 0)
     moved = {name: p.detach() - before[name] for name, p in network.named_parameters()}
     torch.save({"losses": losses, "moved": moved}, folder / f"{world_size()}-{rank()}.pth")
@@ -148,47 +143,45 @@ def test_two_processes_take_the_step_of_one_with_a_network(tiny, cells, tmp_path
     path.write_text(ALL_OF_THEM.format(tiny=tiny))
     learn_from_two_images(tmp_path, path, cells)
     launch(2, learn_from_two_images, tmp_path, path, cells)
-    alone, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
-    assert both[0]["losses"] == both[1]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-    for name, moved in alone["moved"].items():
+    single, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+    assert both[0]["losses"] == both[1]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    for name, moved in single["moved"].items():
         assert torch.equal(both[0]["moved"][name], both[1]["moved"][name])
-        # To a thousandth of the largest step of its parameter: sums of another order.
+        # To a thousandth of the largest step of its parameter: sums in another order.
         bound = 1e-3 * float(moved.abs().max())
         torch.testing.assert_close(both[0]["moved"][name], moved, rtol=0, atol=bound)
-    assert sum(bool(moved.any()) for moved in alone["moved"].values()) > 20
+    assert sum(bool(moved.any()) for moved in single["moved"].values()) > 20
 
 
-def test_a_run_of_two_processes_finishes_and_goes_on(tiny, cells, tmp_path):
+def test_a_run_of_two_processes_finishes_and_is_resumed(tiny, cells, tmp_path):
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
     words += ["--num_gpus", 2, "--val_fraction", 0.4, "SOLVER.MAX_ITER", 2]
     assert train.main([str(word) for word in words]) == 0
     (run,) = tmp_path.glob("*/*")
     assert torch.load(run / runs.FINAL)["iteration"] == 2
     assert (run / runs.BEST).is_file()
-    assert len(list(run.glob("events.*"))) == 1  # the first process alone writes
+    assert len(list(run.glob("events.*"))) == 1  # written by rank 0 only
     longer = ["--resume", str(run), "--device", "cpu", "--num_gpus", "2", "SOLVER.MAX_ITER", "3"]
     assert train.main(longer) == 0
     assert list(tmp_path.glob("*/*")) == [run]
     assert torch.load(run / runs.LAST)["trainer"]["iteration"] == 3
 
 
-def test_others_wait_for_a_validation_however_long():
-    launch(2, validate_for_long)
+def test_other_processes_wait_for_a_long_validation():
+    launch(2, validate_longer_than_the_timeout)
 
 
-def validate_for_long():
-    """For longer than processes wait for each other's sums."""
+def validate_longer_than_the_timeout():
     group: Any = torch.distributed.group.WORLD
     group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=5))
 
     def score():
         time.sleep(8)
-        return AveragePrecision(100, math.nan, math.nan, math.nan, *(np.full(1, math.nan),) * 3)
+        return scores_of(math.nan)
 
-    nothing_to_keep: Any = None
-    hook = Validation(score, nothing_to_keep, ["a"], 1)
-    cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE="cpu"))
-    hook.trainer = SimpleNamespace(start_iter=0, iter=0, max_iter=2, cfg=cfg)
+    no_checkpointer: Any = None
+    hook = Validation(score, no_checkpointer, ["a"], 1)
+    hook.trainer = TrainerStub(2)
     hook.before_train()
     hook.after_step()
     assert any_process(rank() == 1, "cpu")
@@ -196,19 +189,19 @@ def validate_for_long():
 
 def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
-    with pytest.raises(InputError, match="--batch_size 3: 2 processes share a batch"):
+    with pytest.raises(InputError, match="--batch_size 3: 2 processes"):
         train.main([str(word) for word in [*words, "--num_gpus", 2, "-b", 3]])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_killed_is_one_line():
-    with pytest.raises(InputError, match=r"--num_gpus: one of the processes was ended from outs"):
+    with pytest.raises(InputError, match=r"--num_gpus: .*process"):
         launch(2, die)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
 def test_no_thread_of_a_process_group_is_left_when_the_interpreter_ends(tiny, cells, tmp_path):
-    # One that needs the interpreter then aborts the process, now and then.
+    # Such a thread sometimes aborts the process.
     launch(2, train_and_list_threads, tiny, cells, tmp_path)
     for number in range(2):
         during, after = json.loads((tmp_path / f"{number}.json").read_text())
@@ -238,18 +231,17 @@ def train_and_list_threads(config_file, data, folder):
 def threads():
     names = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended since
+        with contextlib.suppress(OSError):  # it has ended
             names.append((task / "comm").read_text().strip())
     return names
 
 
 def test_a_process_that_waits_for_one_that_has_ended_is_one_line():
-    with pytest.raises(InputError, match=r"was ended from outside \(another has lost it\)"):
-        launch(2, lose_the_other)
+    with pytest.raises(InputError, match=r"--num_gpus: .*process"):
+        launch(2, wait_for_rank_1)
 
 
-def lose_the_other():
-    """The second process leaves in good order, as if the first alone were looked at."""
+def wait_for_rank_1():
     if rank() == 1:
         os._exit(0)
     any_process(True, "cpu")
@@ -259,26 +251,25 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def say_share(folder):
-    (folder / str(rank())).write_text(
-        f"{os.environ['CUDA_VISIBLE_DEVICES']} {torch.get_num_threads()}"
-    )
+def write_resources(folder):
+    gpus, threads = os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
+    (folder / str(rank())).write_text(f"{gpus} {threads}")
 
 
 def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    launch(2, say_share, tmp_path, device="cpu")
+    launch(2, write_resources, tmp_path, device="cpu")
     assert [path.read_text() for path in tmp_path.iterdir()] == [" 2", " 2"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in os.environ
 
 
 @pytest.mark.parametrize(("n_processes", "device"), [(3, "cuda"), (2, "cuda:1")])
-def test_every_process_has_a_gpu_of_its_own(n_processes, device, monkeypatch):
+def test_each_process_needs_a_gpu(n_processes, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_launch(2, "cuda")
     check_launch(3, "cpu")
-    with pytest.raises(InputError, match=rf"--num_gpus {n_processes}: .* on {device} .*2 GPUs"):
+    with pytest.raises(InputError, match=rf"--num_gpus {n_processes}: .*{device}.*2"):
         launch(n_processes, die, device=device)

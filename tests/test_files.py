@@ -1,4 +1,4 @@
-"""Files are whole or absent; reading JSON says in a line what is wrong."""
+"""Atomic writes, and one-line errors for unreadable JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cellseg import files
 from cellseg.errors import InputError
 from cellseg.files import read_json, write_atomic, write_json
 
-root = pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
 
-def test_written_whole(tmp_path):
+def test_parents_and_utf8(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
     with write_atomic(path) as file:
         file.write("é\n")
@@ -31,9 +31,9 @@ def test_written_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
-def test_an_exception_leaves_the_former_file(tmp_path):
+def test_an_exception_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.bin"
-    path.write_bytes(b"former")
+    path.write_bytes(b"old")
 
     def fail():
         with write_atomic(path, "wb") as file:
@@ -42,11 +42,11 @@ def test_an_exception_leaves_the_former_file(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert path.read_bytes() == b"former"
+    assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rights_are_those_of_any_new_file(tmp_path):
+def test_permissions_are_those_of_new_files(tmp_path):
     with write_atomic(tmp_path / "a"):
         pass
     (tmp_path / "b").touch()
@@ -54,60 +54,60 @@ def test_rights_are_those_of_any_new_file(tmp_path):
     assert modes[0] == modes[1]
 
 
-def test_a_folder_of_that_name_is_said_before_any_work(tmp_path):
+def test_a_folder_of_that_name_fails_before_the_block(tmp_path):
     (tmp_path / "taken").mkdir()
-    refused = pytest.raises(InputError, match=r"taken: can't be written \(Is a directory\)")
-    with refused, write_atomic(tmp_path / "taken"):
+    error = pytest.raises(InputError, match=r"taken: can't be written \(Is a directory\)")
+    with error, write_atomic(tmp_path / "taken"):
         pytest.fail("the block ran")
 
 
 def test_a_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    refused = pytest.raises(InputError, match=r"pipe: can't be written \(not an ordinary file\)")
-    with refused, write_atomic(tmp_path / "pipe"):
+    error = pytest.raises(InputError, match=r"pipe: can't be written \(not an ordinary file\)")
+    with error, write_atomic(tmp_path / "pipe"):
         pytest.fail("the block ran")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 @pytest.mark.parametrize("name", ["é \u202f", os.fsdecode(b"caf\xe9")])
-def test_names_of_files_come_back_as_they_were(tmp_path, name):
+def test_file_names_round_trip(tmp_path, name):
     write_json(tmp_path / "a.json", {"name": name})
-    assert read_json(tmp_path / "a.json", "names", "mend it") == {"name": name}
+    assert read_json(tmp_path / "a.json", "names", "fix it") == {"name": name}
 
 
-def test_a_file_in_place_of_the_parent(tmp_path):
+def test_the_parent_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't be written"), write_atomic(tmp_path / "file" / "a"):
         pass
 
 
 @root
-def test_no_right_to_write(tmp_path):
+def test_no_permission_to_write(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"), write_atomic(tmp_path / "a"):
         pass
 
 
 def test_full_disk(tmp_path):
-    """A limit on the size of files acts as a disk that is full in the middle of one."""
+    """A limit on the size of files acts as a full disk."""
     path = tmp_path / "a"
-    path.write_text("former")
+    path.write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(InputError, match=r"File too large.*make room"), write_atomic(path) as f:
             f.write("x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, former)
-    assert path.read_text() == "former"
+        signal.signal(signal.SIGXFSZ, old)
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_kill_leaves_the_former_file(tmp_path):
-    path = tmp_path / "a*"  # of a name that is a pattern, too
-    path.write_text("former")
+def test_a_kill_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a*"  # also a glob pattern
+    path.write_text("old")
     mine = tmp_path / ".a*.settings"
     mine.touch()
     code = (
@@ -122,7 +122,7 @@ def test_a_kill_leaves_the_former_file(tmp_path):
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "half\n"
-        with write_atomic(path) as file:  # what a process that lives is writing is its own
+        with write_atomic(path) as file:  # keeps the file of the running process
             file.write("later")
         (unfinished,) = tmp_path.glob(".*.part")
         process.kill()
@@ -132,8 +132,8 @@ def test_a_kill_leaves_the_former_file(tmp_path):
     assert sorted(tmp_path.iterdir()) == [mine, path]
 
 
-def test_processes_that_write_one_file_leave_each_other_theirs(tmp_path, monkeypatch):
-    """Another one clears up just before a new file is locked, and just before it is renamed."""
+def test_concurrent_writers_do_not_remove_files_of_each_other(tmp_path, monkeypatch):
+    """One cleans up just before a new file is locked, and just before it is renamed."""
     path = tmp_path / "a"
     lock, replace = files._lock, os.replace
 
@@ -154,7 +154,7 @@ def test_processes_that_write_one_file_leave_each_other_theirs(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_another_process_is_clearing_away_is_left_to_it(tmp_path, monkeypatch):
+def test_a_file_that_another_process_is_removing(tmp_path, monkeypatch):
     lock = files._lock
 
     def be_late(file):
@@ -173,7 +173,7 @@ def test_a_file_that_another_process_is_clearing_away_is_left_to_it(tmp_path, mo
     assert (tmp_path / "a").read_text() == "mine"
 
 
-def test_what_a_link_leads_to_is_written(tmp_path):
+def test_links_are_followed(tmp_path):
     (tmp_path / "disk").mkdir()
     target, link = tmp_path / "disk" / "a", tmp_path / "link"
     link.symlink_to(Path("disk", "a"))
@@ -186,7 +186,7 @@ def test_what_a_link_leads_to_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "𝛼" * 63], ids=["255", "63 of 4 bytes"])
-def test_names_as_long_as_they_may_be(tmp_path, name):
+def test_names_of_maximum_length(tmp_path, name):
     left = tmp_path / f".{name[:60]}.12345678.part"
     left.touch()
     with write_atomic(tmp_path / name) as file:
@@ -203,13 +203,13 @@ values = st.recursive(
 
 
 @given(values, st.sampled_from([None, 1]))
-def test_json_comes_back(tmp_path_factory, value, indent):
+def test_json_round_trip(tmp_path_factory, value, indent):
     path = tmp_path_factory.getbasetemp() / "value.json"
     write_json(path, value, indent)
-    assert read_json(path, "thing", "mend it") == value
+    assert read_json(path, "thing", "fix it") == value
 
 
-def test_nan_is_refused_and_nothing_written(tmp_path):
+def test_nan_is_an_error_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", [float("nan")])
     assert not list(tmp_path.iterdir())
@@ -218,7 +218,7 @@ def test_nan_is_refused_and_nothing_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file, but the thing should be there; mend it"),
+        (None, "no such file, expected the thing; fix it"),
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -231,7 +231,7 @@ def test_unreadable_json(tmp_path, content, expected):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_json(path, "thing", "mend it")
+        read_json(path, "thing", "fix it")
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -239,7 +239,7 @@ def test_unreadable_json(tmp_path, content, expected):
 
 def test_a_folder_is_not_json(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
-        read_json(tmp_path, "thing", "mend it")
+        read_json(tmp_path, "thing", "fix it")
 
 
 def test_errors_are_one_line():

@@ -1,4 +1,4 @@
-"""A run that the version before 1.0 saved still loads, predicts the same, and resumes the same."""
+"""A run saved by a version before 1.0 still loads, predicts the same and resumes the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAVED = Path(__file__).parent / "data" / "run_v0"
 
 @pytest.fixture
 def saved(tmp_path, engine):
-    """A copy of the saved run, and of its data folder."""
+    """Copies of the saved run and its data folder."""
     shutil.copytree(SAVED / "data", tmp_path / "data")
     run = tmp_path / "runs" / "tiny" / "20250401-120000"
     shutil.copytree(SAVED / engine, run)
@@ -31,21 +31,21 @@ def predict(run, data):
     return json.loads((run / "test-results.json").read_text())
 
 
-def test_a_saved_run_predicts_what_it_predicted(saved):
+def test_a_saved_run_predicts_the_same(saved):
     run, data = saved
     results = predict(run, data)
     expected = json.loads((run / "expected-results.json").read_text())
-    # Another processor rounds otherwise, which moves a pixel here and there.
+    # Rounding depends on the processor and moves single pixels.
     assert len(results) == len(expected) > 20
-    scores, former = (sorted(r["score"] for r in one) for one in (results, expected))
-    np.testing.assert_allclose(scores, former, atol=1e-4)
+    scores, old = (sorted(r["score"] for r in one) for one in (results, expected))
+    np.testing.assert_allclose(scores, old, atol=1e-4)
     ious = coco_mask.iou(
         *([r["segmentation"] for r in one] for one in (results, expected)), [0] * len(expected)
     )
     assert (ious.max(axis=0) > 0.95).all()
 
 
-def test_a_saved_run_is_resumed_to_its_end_and_predicts(saved):
+def test_a_saved_run_resumes_and_predicts(saved):
     run, data = saved
     assert train.main(["--resume", str(run), "--data", str(data), "--device", "cpu"]) == 0
     assert (run / "model_final.pth").is_file()
@@ -54,7 +54,7 @@ def test_a_saved_run_is_resumed_to_its_end_and_predicts(saved):
         for name in ("metrics.json", "expected-metrics.json")
     )
     assert [line["iteration"] for line in lines] == [1, 3]
-    for now, former in zip(lines, expected, strict=True):
-        for name, value in former.items():
+    for now, old in zip(lines, expected, strict=True):
+        for name, value in old.items():
             assert now[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
     assert predict(run, data)

@@ -1,4 +1,4 @@
-"""The packages import one way: each only those before it, and no two modules each other."""
+"""Packages import only those before them, and there are no circular imports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# In the order of the data flow. Modules directly in cellseg/ but config are before them all;
-# packages in one row don't import each other.
+# The order of the data flow. Modules directly in cellseg/ except config come first; packages in
+# one row don't import each other.
 ORDER = ("", "config", "read", "network", "learn predict", "score", "write", "look", "commands")
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("cellseg/**/*.py")]
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in FILES}
@@ -17,7 +17,7 @@ MODULES = {name.removesuffix(".__init__"): file for name, file in MODULES.items(
 
 
 def imported(file: Path) -> Iterator[str]:
-    """List the project's modules that a file imports, anywhere in it."""
+    """Yield the project's modules that a file imports, also within functions."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
@@ -32,11 +32,11 @@ GRAPH = {name: set(imported(file)) & MODULES.keys() for name, file in MODULES.it
 def place(module: str) -> int:
     """Return a module's row in `ORDER`."""
     _, *inside = module.split(".")
-    package = inside[0] if inside else "commands"  # cellseg itself, the public names, too
+    package = inside[0] if inside else "commands"  # and cellseg itself
     return next((row for row, names in enumerate(ORDER) if package in names.split()), 0)
 
 
-def test_no_step_backwards():
+def test_packages_import_only_those_before_them():
     edges = {(name, other) for name in GRAPH for other in GRAPH[name]}
     same = lambda a, b: a.split(".")[:2] == b.split(".")[:2] or place(a) in (0, len(ORDER) - 1)  # noqa: E731
     backwards = [
@@ -47,5 +47,5 @@ def test_no_step_backwards():
     assert not backwards
 
 
-def test_no_circle():
-    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names them
+def test_no_circular_imports():
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError with the modules

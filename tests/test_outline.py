@@ -1,4 +1,4 @@
-"""Outlines: by hand, against shapely, and as properties of any mask."""
+"""Outlines: by hand, against shapely, and properties of random masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cellseg.rle import MaskRuns, encode, label_map_to_runs
 
 
 def outline(rows):
-    """The polygons of one mask, given as rows of 0 and 1, as plain lists."""
+    """Return the polygons of one mask of 0 and 1 as lists."""
     _, runs = label_map_to_runs(np.array(rows, np.uint8))
     return [[ring.tolist() for ring in polygon] for polygon in trace(runs)[0]]
 
@@ -24,7 +24,7 @@ def shape_of(polygons):
 
 
 def squares(mask):
-    """The mask as the union of its pixels' squares, made by shapely alone."""
+    """Return the union of a mask's pixels, computed by shapely."""
     rows, columns = np.nonzero(mask)
     return shapely.union_all(shapely.box(columns, rows, columns + 1, rows + 1))
 
@@ -33,15 +33,15 @@ def test_one_pixel_is_a_unit_square():
     assert outline([[0, 0, 0], [0, 0, 1]]) == [[[[2, 1], [3, 1], [3, 2], [2, 2], [2, 1]]]]
 
 
-def test_straight_edges_have_no_points_between():
+def test_straight_edges_have_no_inner_points():
     assert outline([[1, 1, 1], [1, 1, 1]]) == [[[[0, 0], [3, 0], [3, 2], [0, 2], [0, 0]]]]
 
 
-def test_steps_are_followed():
+def test_steps():
     assert outline([[1, 0], [1, 1]]) == [[[[0, 0], [1, 0], [1, 1], [2, 1], [2, 2], [0, 2], [0, 0]]]]
 
 
-def test_a_hole_is_a_ring_the_other_way_round():
+def test_hole_has_the_opposite_orientation():
     assert outline([[1, 1, 1], [1, 0, 1], [1, 1, 1]]) == [
         [
             [[0, 0], [3, 0], [3, 3], [0, 3], [0, 0]],
@@ -50,7 +50,7 @@ def test_a_hole_is_a_ring_the_other_way_round():
     ]
 
 
-def test_pixels_that_meet_in_a_corner_are_two_pieces():
+def test_pixels_that_share_a_corner_are_two_pieces():
     assert outline([[1, 0], [0, 1]]) == [
         [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]],
         [[[1, 1], [2, 1], [2, 2], [1, 2], [1, 1]]],
@@ -61,8 +61,8 @@ def test_pixels_that_meet_in_a_corner_are_two_pieces():
     ]
 
 
-def test_a_piece_that_meets_itself_in_a_corner_gets_a_hole():
-    # The outline passes (2, 2) twice; one ring through it would be no valid polygon.
+def test_piece_that_touches_itself_in_a_corner_has_a_hole():
+    # The outline passes (2, 2) twice; as one ring it would be invalid.
     polygons = outline([[1, 1, 1], [1, 0, 1], [1, 1, 0]])
     assert [len(polygon) for polygon in polygons] == [2]
     assert shape_of(polygons).is_valid
@@ -70,52 +70,47 @@ def test_a_piece_that_meets_itself_in_a_corner_gets_a_hole():
     assert polygons[0][1] == [[2, 1], [1, 1], [1, 2], [2, 2], [2, 1]]
 
 
-def test_an_island_in_a_hole_is_a_piece_of_its_own():
+def test_island_in_a_hole_is_a_separate_piece():
     mask = np.ones((5, 5), int)
     mask[1:4, 1:4] = 0
     mask[2, 2] = 1
     assert [len(polygon) for polygon in outline(mask)] == [2, 1]
 
 
-def test_holes_go_to_their_own_piece():
+def test_holes_belong_to_their_piece():
     ring = np.ones((3, 3), int)
     ring[1, 1] = 0
-    pair_by_image = np.hstack([ring, np.zeros((3, 1), int), ring])
-    polygons = outline(pair_by_image)
+    pair = np.hstack([ring, np.zeros((3, 1), int), ring])
+    polygons = outline(pair)
     assert [len(polygon) for polygon in polygons] == [2, 2]
     for polygon in polygons:
         assert shapely.Polygon(polygon[0]).contains(shapely.Polygon(polygon[1]))
 
 
-def test_a_hole_below_another_finds_the_outer_ring_through_it():
+def test_hole_below_another():
     mask = np.ones((7, 3), int)
     mask[[1, 3, 5], 1] = 0
     assert [len(polygon) for polygon in outline(mask)] == [4]
 
 
-def test_a_mask_with_no_pixel_has_no_piece():
+def test_masks_without_pixels():
     runs = MaskRuns((4, 5), np.array([6, 7]), np.array([7, 9]), np.array([0, 0, 1, 1, 2, 2]))
-    assert [len(polygons) for polygons in trace(runs)] == [
-        0,
-        1,
-        0,
-        2,
-        0,
-    ]  # 7 and 8: a column's foot, the next one's head
+    # Pixels 7 and 8 are the end of a column and the begin of the next.
+    assert list(map(len, trace(runs))) == [0, 1, 0, 2, 0]
     empty = np.zeros(0, np.int64)
     assert trace(MaskRuns((4, 5), empty, empty, np.zeros(1, np.int64))) == []
     assert trace(MaskRuns((4, 5), empty, empty, np.zeros(4, np.int64))) == [[], [], []]
 
 
-def test_a_run_over_many_columns_is_the_whole_image():
+def test_run_over_all_columns():
     runs = MaskRuns((3, 1000), np.array([0]), np.array([3000]), np.array([0, 1]))
     assert [ring.tolist() for ring in trace(runs)[0][0]] == [
         [[0, 0], [1000, 0], [1000, 3], [0, 3], [0, 0]]
     ]
 
 
-def test_a_long_winding_outline_is_one_ring():
-    # A comb whose teeth make one ring of thousands of corners.
+def test_long_outline_is_one_ring():
+    # A comb, with thousands of corners.
     mask = np.ones((40, 2001), int)
     mask[1:, 1::2] = 0
     polygons = outline(mask)
@@ -124,7 +119,7 @@ def test_a_long_winding_outline_is_one_ring():
     assert shape_of(polygons).area == mask.sum()
 
 
-def test_positions_of_a_huge_image_fit():
+def test_huge_image():
     # The last pixel of 300,000 x 300,000, in the last of 1,000 masks.
     side = 300_000
     empty_before = np.zeros(1000, np.int64)
@@ -148,7 +143,7 @@ label_maps = arrays(
 
 
 @given(masks)
-def test_any_mask_is_its_pixels_squares(mask):
+def test_outline_equals_the_union_of_pixels(mask):
     _, runs = label_map_to_runs(mask)
     if not len(runs):
         return
@@ -160,30 +155,30 @@ def test_any_mask_is_its_pixels_squares(mask):
 
 
 @given(masks)
-def test_rings_turn_as_geojson_wants_and_pieces_are_connected(mask):
+def test_orientation_of_rings_and_connected_pieces(mask):
     _, runs = label_map_to_runs(mask)
     pieces = trace(runs)[0] if len(runs) else []
     for piece in pieces:
         assert shapely.is_ccw(shapely.LinearRing(piece[0]))
         assert not any(shapely.is_ccw(shapely.LinearRing(hole)) for hole in piece[1:])
-    # shapely merges squares into pieces that share an edge, as wanted here.
+    # shapely merges squares that share an edge.
     if pieces:
         assert len(pieces) == shapely.get_num_geometries(squares(mask))
 
 
 @given(label_maps)
-def test_many_masks_at_once_are_as_one_at_a_time(labels):
+def test_many_masks_equal_one_at_a_time(labels):
     values, runs = label_map_to_runs(labels)
-    together = trace(runs)
-    assert len(together) == len(values) == len(encode(runs))
-    for value, polygons in zip(values, together, strict=True):
-        alone = outline(labels == value)
-        assert [[ring.tolist() for ring in polygon] for polygon in polygons] == alone
+    at_once = trace(runs)
+    assert len(at_once) == len(values) == len(encode(runs))
+    for value, polygons in zip(values, at_once, strict=True):
+        expected = outline(labels == value)
+        assert [[ring.tolist() for ring in polygon] for polygon in polygons] == expected
 
 
-@pytest.mark.parametrize("turns", range(4))
-def test_the_pinch_is_found_in_every_direction(turns):
-    mask = np.rot90(np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]]), turns)
+@pytest.mark.parametrize("rotations", range(4))
+def test_touching_corner_in_every_direction(rotations):
+    mask = np.rot90(np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]]), rotations)
     polygons = outline(mask)
     assert [len(polygon) for polygon in polygons] == [2]
     assert shape_of(polygons).is_valid

@@ -1,4 +1,4 @@
-"""The installed package: what is in it, what it needs, and the README's example with it."""
+"""The installed package: its files, its dependencies, the README's example."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ import cellseg
 from tests.barred import bar
 
 PROJECT = Path(__file__).resolve().parents[1]
-# What is not needed for predictions.
+# Not needed for predictions.
 OPTIONAL = ("detectron2", "jinja2", "matplotlib", "tensorboard", "timm")
 
 
 def pip(*words):
     done = subprocess.run(
         [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that the package is installed into, without what it needs."""
+    """Folder with the installed package, without its dependencies."""
     folder = tmp_path_factory.mktemp("package")
-    source = folder / "source"  # not the checkout, where setuptools would leave its files
+    source = folder / "source"  # since setuptools writes files to it
     for name in ("cellseg", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / name, source / name, ignore=ignored)
@@ -53,13 +51,12 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distribution(installed):
-    (found,) = metadata.distributions(path=[str(installed)])
-    return found
+    return next(iter(metadata.distributions(path=[str(installed)])))
 
 
 @pytest.fixture(scope="module")
 def python(installed, tmp_path_factory):
-    """Call this to run code with the installed package, and what of the rest is not barred."""
+    """Function that runs code with the installed package and without some others."""
     folders = {
         names: bar(tmp_path_factory.mktemp("barred"), *names) for names in (OPTIONAL, ("nothing",))
     }
@@ -68,12 +65,9 @@ def python(installed, tmp_path_factory):
         paths = map(str, (installed, folders[barred]))
         done = subprocess.run(
             [sys.executable, "-c", code],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+            cwd=folder, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
@@ -85,23 +79,23 @@ def files(folder):
     return {path for path in every if "__pycache__" not in path.parts}
 
 
-def test_the_package_is_installed_with_all_its_files_and_the_recipes(installed, distribution):
+def test_all_files_and_recipes_are_installed(installed, distribution):
     recipes = {"configs" / path for path in files(PROJECT / "configs")}
     assert files(installed / "cellseg") == files(PROJECT / "cellseg") | recipes
     assert distribution.metadata["Name"] == "he-cellseg"
     assert distribution.version == cellseg.__version__
 
 
-def test_recipes_are_found_in_an_installed_package(python, tmp_path):
+def test_recipes_of_the_installed_package(python, tmp_path):
     code = """
 from cellseg import config
 print(config.load_recipe("small_fpn", "torchvision").RECIPE, *config.recipe_names())
 """
-    there = sorted(path.stem for path in (PROJECT / "configs").glob("*.yaml"))
-    assert python(code, tmp_path).split() == ["small_fpn", *there]
+    expected = sorted(path.stem for path in (PROJECT / "configs").glob("*.yaml"))
+    assert python(code, tmp_path).split() == ["small_fpn", *expected]
 
 
-def test_the_package_is_quick_to_import(python, tmp_path):
+def test_import_without_torch(python, tmp_path):
     code = """
 import sys, cellseg
 assert cellseg.__version__ in cellseg.__dict__.values()
@@ -120,33 +114,33 @@ except AttributeError as error:
     assert error == "module 'cellseg' has no attribute 'nothing'"
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.0])  # with which an untrained network finds none, any
+@pytest.mark.parametrize("threshold", [0.5, 0.0])  # an untrained network has no detections, or some
 def test_the_readmes_example(threshold, run, engine, cells, python, tmp_path):
     (code,) = re.findall(
         r"(?m)^    from cellseg import Predictor\n(?:(?:    .*)?\n)+",
         (PROJECT / "README.md").read_text(encoding="utf-8"),
     )
     example = textwrap.dedent(code)
-    (named,) = re.findall(r'of_run\("(.+?)"\)', example)
+    (named,) = re.findall(r'from_run\("(.+?)"\)', example)
     (tmp_path / named).parent.mkdir(parents=True)
     (tmp_path / named).symlink_to(run)
     shutil.copy(next(cells.glob("test_release/*.tif")), tmp_path / "image.tif")
     assert "score_threshold=0.5" in example
     example = example.replace("score_threshold=0.5", f"score_threshold={threshold}")
     barred = ("nothing",) if engine == "detectron2" else OPTIONAL
-    said = python(example, tmp_path, barred).splitlines()
-    found = re.fullmatch(r"Predictions\((\d+) cells? in \d+ x \d+ px(: .+)?\)", said[0])
-    assert found
-    assert int(found[1]) == len(said) - 1
-    assert (found[1] == "0") == (threshold == 0.5)
-    assert all(re.match(r"class[1-4] 0\.\d+ \[", line) for line in said[1:])
+    lines = python(example, tmp_path, barred).splitlines()
+    shown = re.fullmatch(r"Predictions\((\d+) cells? in \d+ x \d+ px(: .+)?\)", lines[0])
+    assert shown
+    assert int(shown[1]) == len(lines) - 1
+    assert (shown[1] == "0") == (threshold == 0.5)
+    assert all(re.match(r"class[1-4] 0\.\d+ \[", line) for line in lines[1:])
 
 
-# --- what is declared
+# --- dependencies
 
 
 def third_party(folder):
-    """Name the packages that the modules of a folder import, as the package index does."""
+    """Return the index names of the packages that the modules of a folder import."""
     names = set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -161,7 +155,7 @@ def third_party(folder):
 
 @pytest.fixture
 def requirements(distribution):
-    """What the package needs, by the extra that brings it; "" is what it always needs."""
+    """Requirements of the package by extra; "" are those without one."""
     by_extra = defaultdict(list)
     for text in distribution.requires:
         requirement = Requirement(text)
@@ -181,7 +175,7 @@ def pins(name):
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pinned}
 
 
-def test_every_package_that_is_imported_is_declared(requirements):
+def test_imported_packages_are_declared(requirements):
     imported = third_party(PROJECT / "cellseg")
     needed, reports = names(requirements[""]), names(requirements["report"])
     assert needed <= imported <= needed | reports
@@ -191,11 +185,11 @@ def test_every_package_that_is_imported_is_declared(requirements):
     ("extras", "file"),
     [(["", "train", "report", "timm"], "requirements.txt"), (["test"], "requirements-dev.txt")],
 )
-def test_the_pins_are_within_what_the_package_needs(requirements, extras, file):
+def test_pins_meet_the_requirements(requirements, extras, file):
     pinned = pins(file)
     for requirement in (r for extra in extras for r in requirements[extra]):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
 
 
-def test_every_tool_of_the_tests_is_in_their_extra(requirements):
+def test_tools_of_the_tests_are_in_their_extra(requirements):
     assert names(requirements["test"]) == set(pins("requirements-dev.txt"))

@@ -1,4 +1,4 @@
-"""Predictions as a user sees and slices them."""
+"""`Predictions`: repr, indexing, score threshold."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def predictions(scores, classes, names=NAMES):
         (Predictions.empty((5, 7)), "Predictions(0 cells in 5 x 7 px)"),
     ],
 )
-def test_predictions_are_one_line(shown, expected):
+def test_repr_is_one_line(shown, expected):
     assert repr(shown) == expected
 
 
 @pytest.mark.parametrize(
     "index", [np.array([2, 0]), np.array([True, False, True]), slice(1), slice(0, 0)], ids=str
 )
-def test_some_of_the_cells(index):
+def test_indexing(index):
     whole = predictions([0.9, 0.8, 0.7], [2, 0, 1])
     some = whole[index]
     assert some.scores.tolist() == whole.scores[index].tolist()
@@ -47,7 +47,7 @@ def test_some_of_the_cells(index):
     assert (some.size, some.class_names) == (whole.size, whole.class_names)
 
 
-def test_the_threshold_keeps_the_best_cells(run, cells):
+def test_score_threshold(run, cells):
     predictor = Predictor.from_run(run)
     image = next(cells.glob("test_release/*.tif"))
     every = predictor.predict(image)
@@ -60,6 +60,6 @@ def test_the_threshold_keeps_the_best_cells(run, cells):
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan")])
-def test_a_threshold_that_is_none(threshold, run):
-    with pytest.raises(InputError, match=f"score_threshold {threshold}: a number from 0 to 1"):
+def test_invalid_score_threshold(threshold, run):
+    with pytest.raises(InputError, match=f"score_threshold {threshold}: .*0 to 1"):
         Predictor.from_run(run).predict(np.zeros((9, 9, 3), np.uint8), score_threshold=threshold)

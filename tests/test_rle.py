@@ -1,4 +1,4 @@
-"""RLE against pycocotools: what it encodes, what it decodes, areas and boxes."""
+"""RLE against pycocotools: encoding, decoding, areas and boxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cellseg.rle import (
     xyxy_to_xywh,
 )
 
-# pycocotools 2.0.11 says so of itself when it decodes.
+# A warning of pycocotools 2.0.11 about itself.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -34,7 +34,7 @@ def coco_rle(mask):
 
 
 def runs_of_masks(masks, size):
-    """The runs of any masks, overlapping or empty, from their definition."""
+    """Return the runs of masks, which may overlap or be empty, by their definition."""
     starts, ends, offsets = [], [], [0]
     for mask in masks:
         line = np.concatenate([[0], mask.T.reshape(-1).astype(int), [0]])
@@ -47,7 +47,7 @@ def runs_of_masks(masks, size):
     )
 
 
-def same_runs(a, b):
+def equal_runs(a, b):
     return a.size == b.size and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in ("starts", "ends", "offsets")
     )
@@ -60,13 +60,13 @@ def same_runs(a, b):
 @example(np.ones((1, 7), np.int16))
 @example(np.ones((7, 1), np.int16))
 @example(np.full((5, 4), 3, np.int16))
-def test_a_label_map_gives_what_pycocotools_gives_for_each_full_mask(labels):
+def test_label_maps_against_pycocotools(labels):
     values, mask_runs = label_map_to_runs(labels)
     expected = [value for value in np.unique(labels) if value != 0]
     assert values.tolist() == expected
     assert values.dtype == labels.dtype
     masks = [labels == value for value in expected]
-    assert same_runs(mask_runs, runs_of_masks(masks, labels.shape))
+    assert equal_runs(mask_runs, runs_of_masks(masks, labels.shape))
     rles = encode(mask_runs)
     assert rles == [coco_rle(mask) for mask in masks]
     assert areas(mask_runs).tolist() == [mask.sum() for mask in masks]
@@ -75,8 +75,8 @@ def test_a_label_map_gives_what_pycocotools_gives_for_each_full_mask(labels):
 
 
 @pytest.mark.parametrize("scale", [40, 400, 4000, 100_000])
-def test_counts_of_any_length_are_written_as_pycocotools_writes_them(scale):
-    # Differences of both signs, of one to four characters.
+def test_counts_of_any_length_are_encoded_like_pycocotools(scale):
+    # Differences of both signs, with one to four characters.
     rng = np.random.default_rng(scale)
     height, width = 997, 3 * scale // 997 + 2
     line = np.zeros(height * width, np.uint8)
@@ -91,7 +91,7 @@ def test_counts_of_any_length_are_written_as_pycocotools_writes_them(scale):
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"])
 @pytest.mark.parametrize("order", ["C", "F", ">"])
-def test_every_number_type_and_memory_order_gives_the_same_masks(dtype, order):
+def test_dtypes_and_memory_orders_of_label_maps(dtype, order):
     labels = np.array([[0, 5, 5, 1], [5, 5, 0, 1], [0, 0, 7, 7]])
     expected = [coco_rle(labels == value) for value in (1, 5, 7)]
     if order == ">":
@@ -104,14 +104,14 @@ def test_every_number_type_and_memory_order_gives_the_same_masks(dtype, order):
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)])
-def test_an_image_without_pixels_has_no_instance(shape):
+def test_images_without_pixels(shape):
     values, mask_runs = label_map_to_runs(np.zeros(shape, np.uint8))
     assert len(values) == len(mask_runs) == 0
     assert encode(mask_runs) == []
     assert boxes_xyxy(mask_runs).shape == (0, 4)
 
 
-def test_nan_is_seen_among_the_values():
+def test_nan_is_in_the_values():
     labels = np.zeros((4, 4))
     labels[1, 2] = labels[3, 3] = np.nan
     values, mask_runs = label_map_to_runs(labels)
@@ -119,7 +119,7 @@ def test_nan_is_seen_among_the_values():
     assert areas(mask_runs).tolist() == [1, 1]
 
 
-def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next():
+def test_runs_that_continue_into_the_next_column():
     labels = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0]])
     mask_runs = label_map_to_runs(labels)[1]
     assert (mask_runs.starts.tolist(), mask_runs.ends.tolist()) == ([2], [5])
@@ -129,14 +129,14 @@ def test_a_run_goes_on_from_the_foot_of_a_column_to_the_head_of_the_next():
 
 @settings(max_examples=200, deadline=None)
 @given(SHAPES.flatmap(lambda s: st.lists(arrays(bool, s), max_size=5).map(lambda m: (s, m))))
-def test_masks_that_overlap_or_are_empty_go_to_rle_and_back(case):
+def test_overlapping_and_empty_masks_round_trip(case):
     size, masks = case
     mask_runs = runs_of_masks(masks, size)
     rles = encode(mask_runs)
     assert rles == [coco_rle(mask) for mask in masks]
-    assert same_runs(decode(rles, size), mask_runs)
+    assert equal_runs(decode(rles, size), mask_runs)
     as_bytes = [{"size": rle["size"], "counts": rle["counts"].encode()} for rle in rles]
-    assert same_runs(decode(as_bytes, size), mask_runs)
+    assert equal_runs(decode(as_bytes, size), mask_runs)
     boxes = boxes_xyxy(mask_runs)
     for n, mask in enumerate(masks):
         box, crop = crop_mask(mask_runs, n)
@@ -148,25 +148,25 @@ def test_masks_that_overlap_or_are_empty_go_to_rle_and_back(case):
 
 @settings(max_examples=100, deadline=None)
 @given(MAPS)
-def test_pieces_of_columns_paint_the_mask(labels):
+def test_pieces_of_columns_cover_the_mask(labels):
     values, mask_runs = label_map_to_runs(labels)
-    painted = np.zeros(labels.shape, int)
+    covered = np.zeros(labels.shape, int)
     for mask, column, top, bottom in zip(*cut_at_columns(mask_runs), strict=True):
         assert 0 <= top < bottom <= labels.shape[0]
-        painted[top:bottom, column] += values[mask]
-    assert np.array_equal(painted, labels)
+        covered[top:bottom, column] += values[mask]
+    assert np.array_equal(covered, labels)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 9))
-def test_counts_of_other_programs_are_read_with_runs_of_no_pixel(counts, height):
-    # pycocotools keeps runs of length 0 that it is given; they stand for nothing.
+def test_runs_of_length_0_are_decoded(counts, height):
+    # pycocotools keeps runs of length 0, which have no meaning.
     counts.append(-sum(counts) % height or height)
     width = sum(counts) // height
     rle = pycocotools.mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(width, height).T
     assert np.array_equal(pycocotools.mask.decode(rle), mask)
-    assert same_runs(decode([rle]), runs_of_masks([mask], (height, width)))
+    assert equal_runs(decode([rle]), runs_of_masks([mask], (height, width)))
 
 
 @pytest.mark.parametrize(
@@ -183,17 +183,17 @@ def test_counts_of_other_programs_are_read_with_runs_of_no_pixel(counts, height)
         ({"size": [2, 2], "counts": "o" * 30 + "4"}, "1: the counts are not a COCO RLE string"),
     ],
 )
-def test_a_broken_rle_is_refused_with_its_index(rle, message):
+def test_invalid_rle_is_an_error_with_its_index(rle, message):
     with pytest.raises(ValueError) as caught:
         decode([{"size": [2, 2], "counts": "4"}, rle], (2, 2))
     assert str(caught.value) == message
 
 
-def test_many_masks_are_read_in_blocks_and_the_broken_one_is_named():
+def test_index_of_an_invalid_rle_among_many():
     labels = np.arange(1, 5001).reshape(100, 50)
     mask_runs = label_map_to_runs(labels)[1]
     rles = encode(mask_runs)
-    assert same_runs(decode(rles), mask_runs)
+    assert equal_runs(decode(rles), mask_runs)
     rles[4500]["counts"] = "5"
     with pytest.raises(ValueError, match=r"^4500: the counts don't add up"):
         decode(rles)
@@ -201,7 +201,7 @@ def test_many_masks_are_read_in_blocks_and_the_broken_one_is_named():
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=130), max_size=12))
-def test_any_text_is_read_within_the_image_or_refused(text):
+def test_any_text_is_decoded_within_the_image_or_an_error(text):
     try:
         mask_runs = decode([{"size": [5, 7], "counts": text}])
     except ValueError:
@@ -214,7 +214,7 @@ def test_any_text_is_read_within_the_image_or_refused(text):
     assert areas(mask_runs).tolist() == [int(pycocotools.mask.decode(rle).sum())]
 
 
-def test_boxes_turn_into_the_json_form_without_touching_the_given_ones():
+def test_xyxy_to_xywh_copies():
     boxes = np.array([[1, 2, 4, 9], [0, 0, 0, 0]])
     assert xyxy_to_xywh(boxes).tolist() == [[1, 2, 3, 7], [0, 0, 0, 0]]
     assert boxes.tolist() == [[1, 2, 4, 9], [0, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Run folders: which is the newest, which weights, what made it."""
+"""Run folders: the newest run, its weights, its record."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def make(root, name, *files, recipe="model", finished_at=None):
     return run
 
 
-def test_new_runs_never_share_a_folder(tmp_path):
+def test_new_runs_have_separate_folders(tmp_path):
     made = [runs.new_run(tmp_path, "model") for _ in range(4)]
     assert len(set(made)) == 4
     assert made == sorted(made)
     assert all(run.is_dir() and run.parent == tmp_path / "model" for run in made)
 
 
-def test_no_place_for_a_run(tmp_path):
+def test_folder_of_a_run_can_not_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="choose another --output_dir"):
         runs.new_run(tmp_path / "file", "model")
 
 
-def test_the_newest_finished_run_is_the_one_that_finished_last(tmp_path):
+def test_newest_finished_run_by_its_end(tmp_path):
     late = make(tmp_path, "20250101-000000", finished_at=2000)
     make(tmp_path, "20250102-000000", finished_at=1000)
     make(tmp_path, "20250103-000000")  # not finished
@@ -44,19 +44,19 @@ def test_the_newest_finished_run_is_the_one_that_finished_last(tmp_path):
     assert runs.find_newest_run(tmp_path) == late
 
 
-def test_the_newest_unfinished_run_is_the_one_that_began_last(tmp_path):
+def test_newest_unfinished_run_by_its_start(tmp_path):
     make(tmp_path, "20250103-000000", finished_at=9000)
     make(tmp_path, "20250101-000000", runs.LAST)
     last = make(tmp_path, "20250102-000000", runs.LAST)
     assert runs.find_newest_run(tmp_path, finished=False) == last
 
 
-def test_a_cross_validation_goes_on_as_a_whole(tmp_path):
+def test_unfinished_cross_validation(tmp_path):
     make(tmp_path, "20250101-000000")
     folder = tmp_path / "model" / "20250102-000000"
     for fold in ("fold1", "fold2"):
         make(folder.parent, fold, runs.FINAL, recipe=folder.name)
-    assert runs.find_newest_run(tmp_path, finished=False) == folder  # not summed up yet
+    assert runs.find_newest_run(tmp_path, finished=False) == folder  # without a summary yet
     assert runs.find_newest_run(tmp_path, "model", finished=False) == folder
     with pytest.raises(InputError, match="no unfinished run"):
         runs.find_newest_run(tmp_path, folder.name, finished=False)
@@ -64,7 +64,7 @@ def test_a_cross_validation_goes_on_as_a_whole(tmp_path):
     assert runs.find_newest_run(tmp_path, finished=False).name == "20250101-000000"
 
 
-def test_of_one_recipe(tmp_path):
+def test_newest_run_of_a_recipe(tmp_path):
     one = make(tmp_path, "20250101-000000", recipe="a", finished_at=1)
     make(tmp_path, "20250102-000000", recipe="ab", finished_at=2)
     assert runs.find_newest_run(tmp_path, "a") == one
@@ -76,14 +76,14 @@ def test_of_one_recipe(tmp_path):
 def test_no_run(tmp_path):
     with pytest.raises(InputError, match=r"no finished run in it; train first: python train\.py"):
         runs.find_newest_run(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no unfinished run in it to resume"):
+    with pytest.raises(InputError, match="no unfinished run"):
         runs.find_newest_run(tmp_path, finished=False)
     make(tmp_path, "20250101-000000")
     with pytest.raises(InputError, match="1 are not finished"):
         runs.find_newest_run(tmp_path)
 
 
-def test_open_run(tmp_path):
+def test_run_folder(tmp_path):
     run = make(tmp_path, "one", runs.FINAL)
     assert runs.resolve_run_folder(run) == run
     assert runs.resolve_run_folder(run / runs.FINAL) == run
@@ -92,7 +92,7 @@ def test_open_run(tmp_path):
             runs.resolve_run_folder(path)
 
 
-def test_a_folder_of_runs_that_leads_nowhere(tmp_path):
+def test_folder_of_runs_is_a_broken_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "unmounted")
     with pytest.raises(InputError, match=r"can't be made .*; choose another --output_dir"):
         runs.new_run(tmp_path / "link", "model")
@@ -101,7 +101,7 @@ def test_a_folder_of_runs_that_leads_nowhere(tmp_path):
     assert first != second
 
 
-def test_weights_that_are_named_and_those_that_are_not(tmp_path):
+def test_named_and_default_weights(tmp_path):
     run = make(tmp_path, "one", runs.FINAL)
     (run / runs.BEST).touch()
     assert runs.find_weights(run) == run / runs.BEST
@@ -110,23 +110,23 @@ def test_weights_that_are_named_and_those_that_are_not(tmp_path):
     assert runs.find_weights(run, runs.FINAL) == run / runs.FINAL
     assert runs.find_weights(run / runs.CONFIG, runs.FINAL) == run / runs.FINAL
     assert runs.find_weights(run / runs.BEST, runs.BEST) == run / runs.BEST
-    with pytest.raises(InputError, match=r"model_final\.pth: --checkpoint .*model_best\.pth names"):
+    with pytest.raises(InputError, match=r"model_final\.pth: --checkpoint .*model_best\.pth"):
         runs.find_weights(run / runs.BEST, runs.FINAL)
 
 
-@pytest.mark.parametrize("where", ["absolute", "beside", "below"])
-def test_weights_of_another_run_are_not_taken(tmp_path, where):
+@pytest.mark.parametrize("where", ["absolute", "sibling", "below"])
+def test_weights_of_another_run_are_an_error(tmp_path, where):
     run, other = make(tmp_path, "one", runs.FINAL), make(tmp_path, "two", runs.FINAL)
     name = {
         "absolute": str(other / runs.FINAL),
-        "beside": f"../two/{runs.FINAL}",
+        "sibling": f"../two/{runs.FINAL}",
         "below": f"./{runs.FINAL}/",
     }[where]
-    with pytest.raises(InputError, match="lies in a folder, but the bare name of a file"):
+    with pytest.raises(InputError, match=r"--weight_name .*expected a file name"):
         runs.find_weights(run, name)
 
 
-def test_weights(tmp_path):
+def test_choice_of_weights(tmp_path):
     run = make(tmp_path, "one")
     with pytest.raises(InputError, match="the run has saved no weights yet"):
         runs.choose_weights(run)
@@ -176,7 +176,7 @@ GOOD = {"annotations": {}, "categories": [{"id": 1, "name": "x"}], "train": [], 
         {"held_out": [3]},
     ],
 )
-def test_damaged_record(tmp_path, change):
+def test_invalid_record(tmp_path, change):
     path = tmp_path / runs.RECORD
     path.write_text(json.dumps(GOOD))
     assert runs.read_record(tmp_path) == GOOD
@@ -192,11 +192,11 @@ def test_not_a_record(tmp_path, text):
         runs.read_record(tmp_path)
 
 
-def test_no_record(tmp_path):
-    with pytest.raises(InputError, match="no such file, but the record of the run"):
+def test_missing_record(tmp_path):
+    with pytest.raises(InputError, match="no such file, expected the record of the run"):
         runs.read_record(tmp_path)
 
 
-def test_versions_of_packages_that_are_missing(monkeypatch):
+def test_version_of_a_missing_package(monkeypatch):
     monkeypatch.setattr(runs, "_PACKAGES", ("surely-not-installed",))
     assert runs.package_versions()["surely-not-installed"] == "missing"

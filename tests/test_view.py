@@ -1,4 +1,4 @@
-"""Views against whole masks resized pixel by pixel, and against geometry worked out by hand."""
+"""Views: masks against resized full masks, images and boxes against results by hand."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def labels_and_views(draw):
     return labels, View((left, top, right, bottom), size, *flips)
 
 
-def look(view, full):
-    """View an `(H, W)` array by its definition: crop, nearest neighbour, flips, transpose."""
+def apply_by_definition(view, full):
+    """Return the view of an `(H, W)` array: crop, nearest neighbour, flips, transpose."""
     left, top, right, bottom = view.window
     window = full[top:bottom, left:right]
     rows, columns = (
@@ -57,11 +57,11 @@ def full_masks(masks):
 @example((np.ones((6, 5), np.int16), View((1, 2, 4, 6), (3, 7))))
 @example((np.zeros((3, 3), np.int16), View((0, 0, 3, 3), (6, 6))))
 @example((np.eye(9, dtype=np.int16), View((0, 0, 9, 9), (2, 3))))
-def test_masks_are_the_whole_masks_resized_pixel_by_pixel(case):
+def test_masks_equal_resized_full_masks(case):
     labels, view = case
     values, mask_runs = label_map_to_runs(labels)
-    whole = {n: look(view, labels == value) for n, value in enumerate(values)}
-    expected = {n: mask for n, mask in whole.items() if mask.any()}
+    full = {n: apply_by_definition(view, labels == value) for n, value in enumerate(values)}
+    expected = {n: mask for n, mask in full.items() if mask.any()}
     kept, masks = view.apply_masks(mask_runs)
     assert kept.dtype == np.int64
     assert kept.tolist() == list(expected)
@@ -75,8 +75,8 @@ def test_masks_are_the_whole_masks_resized_pixel_by_pixel(case):
 
 
 @pytest.mark.parametrize("size", [(7, 31), (20, 20), (64, 50)])
-def test_masks_are_resized_as_by_opencvs_nearest_neighbour(size):
-    # With odd sides no sampling point falls between two pixels, where OpenCV's rounding decides.
+def test_masks_are_resized_like_opencv(size):
+    # With odd sides no sampling point is between two pixels, where OpenCV's rounding matters.
     labels = np.random.default_rng(0).integers(0, 5, (21, 35))
     masks = View((1, 2, 34, 21), size).apply_masks(label_map_to_runs(labels)[1])[1]
     for value, mask in enumerate(full_masks(masks), 1):
@@ -86,7 +86,7 @@ def test_masks_are_resized_as_by_opencvs_nearest_neighbour(size):
 
 
 @pytest.mark.parametrize("flips", ORIENTATIONS)
-def test_image_boxes_and_masks_move_together(flips):
+def test_image_boxes_and_masks_agree(flips):
     labels = np.zeros((10, 12), np.int16)
     labels[3:5, 4:9] = 1
     labels[6, 5] = 2
@@ -96,24 +96,24 @@ def test_image_boxes_and_masks_move_together(flips):
     assert view.invert_boxes(masks.boxes).tolist() == boxes
     image = view.apply_image((labels[:, :, None] * 100).astype(np.uint8).repeat(3, 2))
     assert image.shape == (*view.shape, 3)
-    # The middle of a cell keeps its colour in a bilinear zoom.
+    # The centre of a cell keeps its colour when resized bilinearly.
     for (left, top, right, bottom), colour in zip(
         masks.boxes.int().tolist(), (100, 200), strict=True
     ):
         assert (image[(top + bottom) // 2, (left + right) // 2] == colour).all()
 
 
-def test_a_view_turns_a_picture_as_drawn_by_hand():
+def test_flips_and_transposition_of_an_image():
     picture = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[:, :, None]
 
-    def viewed(**turns):
-        return View((0, 0, 3, 2), (2, 3), **turns).apply_image(picture)[:, :, 0].tolist()
+    def viewed(**flips):
+        return View((0, 0, 3, 2), (2, 3), **flips).apply_image(picture)[:, :, 0].tolist()
 
     assert viewed() == [[1, 2, 3], [4, 5, 6]]
     assert viewed(flip_x=True) == [[3, 2, 1], [6, 5, 4]]
     assert viewed(flip_y=True) == [[4, 5, 6], [1, 2, 3]]
     assert viewed(transpose=True) == [[1, 4], [2, 5], [3, 6]]
-    # A quarter turn to the left.
+    # A rotation by 90 degrees to the left.
     assert viewed(flip_x=True, transpose=True) == [[3, 6], [2, 5], [1, 4]]
 
 
@@ -123,15 +123,15 @@ def test_boxes_by_hand():
     assert view.invert_boxes(torch.tensor([[3, 4, 12, 14]])).tolist() == box
     flipped = View((10, 20, 30, 30), (20, 60), flip_x=True)
     assert flipped.invert_boxes(torch.tensor([[48, 4, 57, 14]])).tolist() == box
-    turned = View((10, 20, 30, 30), (20, 60), flip_x=True, transpose=True)
-    assert turned.shape == (60, 20)
+    transposed = View((10, 20, 30, 30), (20, 60), flip_x=True, transpose=True)
+    assert transposed.shape == (60, 20)
     viewed = torch.tensor([[4, 48, 14, 57]])
-    assert turned.invert_boxes(viewed).tolist() == box
+    assert transposed.invert_boxes(viewed).tolist() == box
     assert viewed.tolist() == [[4, 48, 14, 57]]
 
 
 @pytest.mark.parametrize("flips", ORIENTATIONS)
-def test_the_box_of_a_whole_view_is_its_window(flips):
+def test_box_of_the_view_is_its_window(flips):
     view = View((3, 5, 44, 60), (23, 91), *flips)
     height, width = view.shape
     boxes = torch.tensor([[0.0, 0, width, height]])
@@ -140,7 +140,7 @@ def test_the_box_of_a_whole_view_is_its_window(flips):
 
 
 @pytest.mark.parametrize("flips", ORIENTATIONS)
-def test_grids_come_back(flips):
+def test_inverse_of_grids(flips):
     grids = np.random.default_rng(0).integers(0, 256, (4, 7, 7)).astype(np.uint8)
     view = View((0, 0, 7, 7), (7, 7), *flips)
     viewed = torch.from_numpy(
@@ -163,7 +163,7 @@ def test_images_keep_their_channels_and_are_contiguous(flips, channels, size):
     assert (viewed == 77).all()
 
 
-def test_an_image_shrinks_to_means_and_enlarges_along_straight_lines():
+def test_downscaling_averages_and_upscaling_interpolates():
     spots = np.zeros((4, 8, 3), np.uint8)
     spots[0, 0] = spots[3, 5] = 160
     viewed = View((0, 0, 8, 4), (1, 2)).apply_image(spots)
@@ -173,7 +173,7 @@ def test_an_image_shrinks_to_means_and_enlarges_along_straight_lines():
     assert double[0, 1:-1, 0].tolist() == list(range(5, 140, 10))
 
 
-def test_a_size_is_resized_by_its_short_side_up_to_its_long_side():
+def test_resize_shortest_edge():
     assert resize_shortest_edge((100, 200), 50, 1000) == (50, 100)
     assert resize_shortest_edge((200, 100), 150, 1000) == (300, 150)
     assert resize_shortest_edge((100, 200), 150, 240) == (120, 240)
@@ -183,7 +183,7 @@ def test_a_size_is_resized_by_its_short_side_up_to_its_long_side():
 
 
 @pytest.mark.detectron2
-def test_a_size_is_rounded_as_detectron2_rounds_it():
+def test_resize_shortest_edge_rounds_like_detectron2():
     from detectron2.data import transforms
 
     random = np.random.default_rng(0)
@@ -195,7 +195,7 @@ def test_a_size_is_rounded_as_detectron2_rounds_it():
             assert resize_shortest_edge((height, width), shortest, longest) == theirs
 
 
-def test_the_tensor_has_the_channels_in_the_networks_order():
+def test_to_tensor():
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     rgb = to_tensor(image, "RGB")
     assert rgb.shape == (3, 2, 3)

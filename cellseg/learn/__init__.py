@@ -1,1 +1,1 @@
-"""From annotations to a trained network, in a run folder."""
+"""Train networks on annotated images, in run folders."""

@@ -1,7 +1,7 @@
-"""What training changes in a sample by chance: what it sees of the image, and the colours.
+"""Augmentation of training samples: the view of the image, and the colours.
 
-Every draw comes from the generator that is handed in, so a sample is a pure function of
-the generator's seed.
+All random numbers come from the generator that is passed in, so that a sample is a pure
+function of the generator's seed.
 """
 
 from __future__ import annotations
@@ -20,74 +20,65 @@ from cellseg.stains import scale_stains
 from cellseg.view import View, resize_shortest_edge
 
 Image = NDArray[np.uint8]
+Size = tuple[int, int]  # height and width in pixels
+Point = tuple[float, float]  # x and y in pixels of the image
+Generator = np.random.Generator
 
 
 class Crop(ABC):
-    """Chooses what a sample shows of its image."""
+    """Chooses the part of the image in a sample, and its scale."""
 
     @abstractmethod
-    def sample_view(
-        self,
-        size: tuple[int, int],
-        rng: np.random.Generator,
-        centre: tuple[float, float] | None = None,
-    ) -> View:
-        """Draw a view, neither flipped nor turned.
+    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+        """Draw a view of an image of some size, without flips and rotations.
 
-        Parameters
-        ----------
-        size
-            Height and width of the image in pixels.
-        rng
-            Where the draws come from.
-        centre
-            A point of the image, x and y in pixels. It comes to lie anywhere in the middle
-            half of the window, or further out where the image ends. Without it, every place
-            of the window is as likely as any other.
+        `centre` is a point that the middle half of the window contains, at a random place, or
+        the rest of the window near the image's border. Without it, all positions of the window
+        are equally likely.
         """
 
 
 class FlipOrRotation(ABC):
-    """Flips or turns a view."""
+    """Flips or rotates a view."""
 
     @abstractmethod
-    def sample_view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: Generator) -> View:
         """Draw a view of the same window."""
 
 
 class Colour(ABC):
-    """Changes colours, and leaves every cell where it is."""
+    """Changes colours only."""
 
     @abstractmethod
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
-        """Draw an image from one, both `(h, w, 3)` uint8 RGB."""
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
+        """Return a randomly changed copy of an `(h, w, 3)` uint8 RGB image."""
 
 
 @dataclass(frozen=True)
 class ShortestEdgeCrop(Crop):
-    """A part of the image, resized until its short side has a given length.
+    """Crop that is resized until its short side has a given length.
 
-    The sizes are those of Detectron2's `RandomCrop` followed by `ResizeShortestEdge`, but
-    no side falls below one pixel.
+    The sizes are those of Detectron2's `RandomCrop` followed by `ResizeShortestEdge`, with a
+    minimum of one pixel.
 
     Attributes
     ----------
     crop_type
-        What the crop measures, at most the image's size:
+        How the crop is measured, limited to the image:
 
         - "relative": `crop_size` times the image;
-        - "relative_range": drawn from `crop_size` times the image to all of it;
+        - "relative_range": drawn from `crop_size` times the image to the whole image;
         - "absolute": `crop_size` in pixels;
         - "absolute_range": each side drawn from `crop_size[0]` to `crop_size[1]` pixels;
         - None: the whole image.
     crop_size
-        Height and width, but for "absolute_range".
+        Height and width, except for "absolute_range".
     short_sides
-        Lengths in the network's pixels; 0 leaves the crop as it is.
+        Lengths in network pixels; 0 does not resize.
     sampling
         "choice" draws one of `short_sides`, "range" a number from the first to the second.
     longest
-        The most that the long side may measure, in the network's pixels.
+        Maximum length of the long side in network pixels.
     """
 
     crop_type: str | None
@@ -96,12 +87,7 @@ class ShortestEdgeCrop(Crop):
     sampling: str
     longest: int
 
-    def sample_view(
-        self,
-        size: tuple[int, int],
-        rng: np.random.Generator,
-        centre: tuple[float, float] | None = None,
-    ) -> View:
+    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
         crop = self._sample_crop_size(size, rng)
         if self.sampling == "range":
             shortest = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
@@ -110,8 +96,7 @@ class ShortestEdgeCrop(Crop):
         window = _sample_window(crop, size, rng, centre)
         return View(window, resize_shortest_edge(crop, shortest, self.longest))
 
-    def _sample_crop_size(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """Draw the height and width of the crop."""
+    def _sample_crop_size(self, size: Size, rng: Generator) -> Size:
         if self.crop_type is None:
             return size
         first, second = self.crop_size
@@ -129,54 +114,39 @@ class ShortestEdgeCrop(Crop):
 
 @dataclass(frozen=True)
 class FixedScaleCrop(Crop):
-    """A square window of what the network gets, at one scale for all images.
-
-    Where the image ends before the window does, it is seen whole and not stretched.
+    """Square window at one scale for all images; smaller where the image is smaller.
 
     Attributes
     ----------
     scale
-        The network's pixels for each pixel of the image.
+        Network pixels per image pixel.
     jitter
-        The zoom is drawn from `scale / (1 + jitter)` to `scale * (1 + jitter)`, evenly in its
-        logarithm.
+        The scale is drawn from `scale / (1 + jitter)` to `scale * (1 + jitter)`, uniformly in
+        its logarithm.
     window
-        The square's side, in the network's pixels.
+        Side of the square in network pixels.
     """
 
     scale: float
     jitter: float
     window: int
 
-    def sample_view(
-        self,
-        size: tuple[int, int],
-        rng: np.random.Generator,
-        centre: tuple[float, float] | None = None,
-    ) -> View:
+    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
         spread = math.log1p(self.jitter)
         scale = self.scale * math.exp(rng.uniform(-spread, spread))
         side = max(1, round(self.window / scale))
         height, width = size
-        crop = min(side, height), min(side, width)
-        output_size = (
-            self._output_length(height, side, scale),
-            self._output_length(width, side, scale),
+        output_height, output_width = (
+            self.window if length >= side else max(1, round(length * scale)) for length in size
         )
-        return View(_sample_window(crop, size, rng, centre), output_size)
-
-    def _output_length(self, length: int, side: int, scale: float) -> int:
-        """Return how long a side of the image is seen, of which the window takes up to `side`."""
-        return self.window if length >= side else max(1, round(length * scale))
+        window = _sample_window((min(side, height), min(side, width)), size, rng, centre)
+        return View(window, (output_height, output_width))
 
 
 def _sample_window(
-    crop: tuple[int, int],
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    centre: tuple[float, float] | None,
+    crop: Size, size: Size, rng: Generator, centre: Point | None
 ) -> tuple[int, int, int, int]:
-    """Draw where in an image a crop lies, as `Crop.sample_view` says; XYXY in whole pixels."""
+    """Draw the XYXY window of a crop in whole pixels, see `Crop.sample_view`."""
     free = np.subtract(size, crop)
     if centre is None:
         corner = rng.integers(free + 1)
@@ -189,29 +159,23 @@ def _sample_window(
 
 @dataclass(frozen=True)
 class Flip(FlipOrRotation):
-    """Mirrors every other view, each way for itself.
-
-    Attributes
-    ----------
-    horizontal, vertical
-        Whether left and right, top and bottom may be exchanged.
-    """
+    """Flips half of the views left to right, top to bottom, or both independently."""
 
     horizontal: bool
     vertical: bool
 
-    def sample_view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: Generator) -> View:
         flip_x, flip_y = (rng.random(2) < 0.5).tolist()
         return replace(view, flip_x=self.horizontal and flip_x, flip_y=self.vertical and flip_y)
 
 
 class QuarterTurn(FlipOrRotation):
-    """Turns a view by 0, 90, 180 or 270 degrees.
+    """Rotates a view by 0, 90, 180 or 270 degrees.
 
-    With a flip before it, be it one way only, all eight flips and rotations are equally likely.
+    After a flip in one direction or both, all eight orientations are equally likely.
     """
 
-    def sample_view(self, view: View, rng: np.random.Generator) -> View:
+    def sample_view(self, view: View, rng: Generator) -> View:
         turns = int(rng.integers(4))
         # A quarter turn is a flip, then a transpose; half a turn is both flips.
         return replace(
@@ -224,111 +188,79 @@ class QuarterTurn(FlipOrRotation):
 
 @dataclass(frozen=True)
 class StainJitter(Colour):
-    """Stains tissue more or less: haematoxylin and eosin, each for itself.
-
-    Attributes
-    ----------
-    amount
-        A stain's density is multiplied by a number from `1 - amount` to `1 + amount`.
-    """
+    """Multiplies the densities of haematoxylin and eosin by factors from 1 ± `amount`."""
 
     amount: float
 
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
         haematoxylin, eosin = rng.uniform(1 - self.amount, 1 + self.amount, 2).tolist()
         return scale_stains(image, haematoxylin, eosin)
 
 
 @dataclass(frozen=True)
 class Blur(Colour):
-    """Blurs with a Gaussian, as an image that is out of focus.
-
-    Attributes
-    ----------
-    sigma_max
-        Its standard deviation is drawn from 0 to this, in pixels.
-    """
+    """Blurs with a Gaussian whose sigma is drawn from 0 to `sigma_max` pixels."""
 
     sigma_max: float
 
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
-        # 1 - [0, 1) is never 0, which OpenCV takes for a sigma that isn't given.
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
+        # 1 - [0, 1) is never 0, for which OpenCV would choose a sigma.
         sigma = self.sigma_max * (1 - rng.random())
         return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma))
 
 
 @dataclass(frozen=True)
 class Brightness(Colour):
-    """Multiplies an image by a number drawn from `low` to `high`.
-
-    The arithmetic is that of Detectron2's `RandomBrightness`: what overflows is clipped,
-    fractions are dropped.
-    """
+    """Multiplies an image by a factor from `low` to `high`, as Detectron2's `RandomBrightness`."""
 
     low: float
     high: float
 
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
         return _blend(image, 0.0, rng.uniform(self.low, self.high))
 
 
 @dataclass(frozen=True)
 class Contrast(Colour):
-    """Multiplies what parts an image from its mean by a number drawn from `low` to `high`.
-
-    The arithmetic is that of Detectron2's `RandomContrast`.
-    """
+    """Multiplies the differences from the image's mean, as Detectron2's `RandomContrast`."""
 
     low: float
     high: float
 
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
         return _blend(image, image.mean(), rng.uniform(self.low, self.high))
 
 
 def _blend(image: Image, grey: float, weight: float) -> Image:
-    """Mix an image with a grey level; `weight` is the image's, the rest the grey's."""
+    """Return `weight` times the image plus `1 - weight` times a grey level, clipped, truncated."""
     mixed = (1 - weight) * grey + weight * np.arange(256, dtype=np.float32)
     return np.asarray(cv2.LUT(image, mixed.clip(0, 255).astype(np.uint8)))
 
 
 @dataclass(frozen=True)
 class Augmentations:
-    """All that training does to a sample.
-
-    Attributes
-    ----------
-    crop
-        What the view begins with.
-    flips_and_rotations, colours
-        Applied in this order.
-    """
+    """All augmentations of a sample, in the order in which they are applied."""
 
     crop: Crop
     flips_and_rotations: Sequence[FlipOrRotation]
     colours: Sequence[Colour]
 
-    def sample_view(
-        self,
-        size: tuple[int, int],
-        rng: np.random.Generator,
-        centre: tuple[float, float] | None = None,
-    ) -> View:
-        """Draw the view of an image, as `Crop.sample_view` says, then flipped and turned."""
+    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+        """Draw the view of an image, see `Crop.sample_view`, and flip and rotate it."""
         view = self.crop.sample_view(size, rng, centre)
         for transform in self.flips_and_rotations:
             view = transform.sample_view(view, rng)
         return view
 
-    def apply_colours(self, image: Image, rng: np.random.Generator) -> Image:
-        """Draw the colours of an image, `(h, w, 3)` uint8 RGB."""
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
+        """Return an `(h, w, 3)` uint8 RGB image with changed colours."""
         for colour in self.colours:
             image = colour.apply_colours(image, rng)
         return image
 
 
 def build_augmentations(cfg: CfgNode) -> Augmentations:
-    """Build what the keys under INPUT name; what would change nothing is left out."""
+    """Build the augmentations of `cfg.INPUT`, without those that change nothing."""
     inputs = cfg.INPUT
     return Augmentations(
         _build_crop(inputs), _build_flips_and_rotations(inputs), _build_colours(inputs)
@@ -349,18 +281,13 @@ def _build_crop(inputs: CfgNode) -> Crop:
 
 def _build_flips_and_rotations(inputs: CfgNode) -> list[FlipOrRotation]:
     flip = inputs.RANDOM_FLIP
-    flips_and_rotations: list[FlipOrRotation] = []
-    if flip != "none":
-        flips_and_rotations.append(
-            Flip(flip in ("horizontal", "both"), flip in ("vertical", "both"))
-        )
-    if inputs.QUARTER_TURNS:
-        flips_and_rotations.append(QuarterTurn())
-    return flips_and_rotations
+    horizontal, vertical = flip in ("horizontal", "both"), flip in ("vertical", "both")
+    flips: list[FlipOrRotation] = [Flip(horizontal, vertical)] if horizontal or vertical else []
+    return [*flips, QuarterTurn()] if inputs.QUARTER_TURNS else flips
 
 
 def _build_colours(inputs: CfgNode) -> list[Colour]:
-    """Build the colours in the order of the light: stain, lens, camera."""
+    """Build the colour changes in the order of the light: stain, lens, camera."""
     colours: list[Colour] = []
     if inputs.STAIN_JITTER:
         colours.append(StainJitter(inputs.STAIN_JITTER))

@@ -1,4 +1,4 @@
-"""Copy-paste: cells of one sample laid over another (Ghiasi et al. 2021, arXiv:2012.07177)."""
+"""Copy-paste augmentation (Ghiasi et al. 2021, arXiv:2012.07177)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
 
-# Cells that are pasted into a sample, at most.
-MAX_CELLS = 20
-# Standard deviation in pixels of the Gaussian that softens their edges.
-_EDGE_SIGMA = 1.0
+MAX_CELLS = 20  # pasted into a sample
+_EDGE_SIGMA = 1.0  # pixels, of the Gaussian that softens the edges of pasted cells
 
 
 def paste(
@@ -24,44 +22,41 @@ def paste(
     donor_classes: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
-    """Paste some cells of a donor into a sample, each where it is in the donor.
+    """Paste some cells of a donor into a sample, at their positions in the donor.
 
-    Up to `MAX_CELLS` are drawn among those that no edge of the two images cuts. One is
-    passed over if it would lie on a cell pasted before it, or if a cell below would lose
-    more than half of its pixels. So no cell vanishes.
+    Up to `MAX_CELLS` are drawn among those not cut by a border of the two images. A cell is
+    skipped if it would overlap a pasted one, or cover more than half of a cell of the sample.
 
     Parameters
     ----------
     image, masks, classes
         The sample: `(h, w, 3)` uint8, N masks of this size, `(N,)` int64.
     donor_image, donor_masks, donor_classes
-        The donor in the same form; it may have another size.
+        The donor in the same form, of any size.
     rng
-        Where the draws come from.
+        Source of all random numbers.
 
     Returns
     -------
     image, masks, classes
-        New ones. The N cells come first, without the pixels that are now hidden; the
-        pasted ones follow.
+        Copies. The N cells come first, without the pixels that are now covered, then the pasted
+        cells.
     """
     covered = torch.zeros(masks.size, dtype=torch.bool)
     candidates = _sample_cells(donor_masks, masks.size, rng)
     pasted = [n for n in candidates if _try_to_cover(covered, donor_masks, n, masks)]
     boxes = _boxes(donor_masks)
     corners = [(boxes[n][0], boxes[n][1]) for n in pasted]
-    crops = [donor_masks.crop(n) for n in pasted]
+    new = CellMasks.from_crops(masks.size, corners, [donor_masks.crop(n) for n in pasted])
     return (
         _blend(image, donor_image, covered.numpy()),
-        CellMasks.cat(
-            [_remove_covered(masks, covered), CellMasks.from_crops(masks.size, corners, crops)]
-        ),
+        CellMasks.cat([_remove_covered(masks, covered), new]),
         np.concatenate([classes, donor_classes[pasted]]),
     )
 
 
 def _sample_cells(donor: CellMasks, size: tuple[int, int], rng: np.random.Generator) -> list[int]:
-    """Draw which cells of the donor are tried on a sample of that size."""
+    """Draw the indices of donor cells to try on a sample of some size."""
     height, width = np.minimum(donor.size, size).tolist()
     whole = [
         n
@@ -73,7 +68,7 @@ def _sample_cells(donor: CellMasks, size: tuple[int, int], rng: np.random.Genera
 
 
 def _try_to_cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMasks) -> bool:
-    """Mark the pixels of a donor's cell as covered, if the cells allow it; say if they do."""
+    """Mark the pixels of a donor cell as covered if it can be pasted. Return whether it can."""
     left, top, right, bottom = donor.boxes[n].long().tolist()
     window, cell = covered[top:bottom, left:right], donor.crop(n)
     if (window & cell).any():
@@ -89,7 +84,6 @@ def _try_to_cover(covered: torch.Tensor, donor: CellMasks, n: int, masks: CellMa
 
 
 def _at_least_half_visible(masks: CellMasks, covered: torch.Tensor) -> bool:
-    """Return whether of each mask no more than half is covered."""
     crops = ((masks.crop(n), box) for n, box in enumerate(_boxes(masks)))
     return all(
         2 * (crop & covered[top:bottom, left:right]).sum() <= crop.sum()
@@ -98,8 +92,7 @@ def _at_least_half_visible(masks: CellMasks, covered: torch.Tensor) -> bool:
 
 
 def _remove_covered(masks: CellMasks, covered: torch.Tensor) -> CellMasks:
-    """Take the covered pixels from all masks."""
-    # Most cells lose nothing, and only the others are drawn again.
+    """Remove the covered pixels from all masks, and redraw only the masks that change."""
     occluded, corners, crops = [], [], []
     for n, (left, top, right, bottom) in enumerate(_boxes(masks)):
         window = covered[top:bottom, left:right]
@@ -121,7 +114,7 @@ def _boxes(masks: CellMasks) -> list[list[int]]:
 def _blend(
     image: NDArray[np.uint8], donor: NDArray[np.uint8], covered: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Show the donor where it covers the image, with a soft edge."""
+    """Return the image with the covered pixels of the donor, blended at the edges."""
     height, width = np.minimum(image.shape[:2], donor.shape[:2])
     common = np.s_[:height, :width]
     alpha = cv2.GaussianBlur(covered.astype(np.float32), (0, 0), _EDGE_SIGMA)[common]

@@ -1,7 +1,4 @@
-"""Cross-validation: each fold of the images is held out once, by a run of its own.
-
-The runs lie in one folder, `fold1`, `fold2` … with a summary beside them.
-"""
+"""Cross-validation: one run for each fold, in `fold1`, `fold2` … of one folder, and a summary."""
 
 from __future__ import annotations
 
@@ -22,24 +19,24 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
 from cellseg.learn import session
-from cellseg.learn.samples import load_training_data
-from cellseg.learn.session import Launch
+from cellseg.learn.samples import TrainingData, load_training_data
+from cellseg.learn.session import Launch, Session
 
 _SCORE = "validation/AP50"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over folds, and the interval that it lies in with a probability of 95 %.
+    """Mean over folds, with its 95 % confidence interval.
 
     Attributes
     ----------
     mean
-        The mean of the folds that have a number.
+        Mean of the folds that have a value.
     low, high
-        The interval's bounds; None with fewer than two numbers.
+        Bounds of the interval; None with fewer than two values.
     folds
-        How many folds have a number.
+        Number of folds that have a value.
     """
 
     mean: float
@@ -54,24 +51,24 @@ class Estimate:
 
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> int:
-    """Begin a run for each fold of the images, and train them; return the exit code."""
+    """Train a new run for each fold. Return the exit code."""
     folder = runs.new_run(root.absolute(), cfg.RECIPE)
     try:
         return _train_folds(folder, cfg, {}, launch)
     except InputError:
-        if not list(folder.glob("*/*.pth")):  # there is nothing in it to go on with
+        if not list(folder.glob("*/*.pth")):  # nothing to resume
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def resume(folder: Path, cfgs: dict[Path, CfgNode], launch: Launch) -> int:
-    """Go on with the runs in a cross-validation's folder, by their configs.
+    """Resume the runs of a cross-validation, by their configs. Return the exit code.
 
-    Folds whose run was deleted or never begun are begun now. Returns the exit code.
+    Folds without a run are trained from the start.
     """
     if launch.machines > 1:
         raise InputError(
-            f"{display_path(folder)}: a cross-validation, which one machine goes on with; leave "
+            f"{display_path(folder)}: a cross-validation can be resumed on one machine only; leave "
             "--num_machines out"
         )
     cfg = next(iter(cfgs.values())).clone()
@@ -80,42 +77,47 @@ def resume(folder: Path, cfgs: dict[Path, CfgNode], launch: Launch) -> int:
 
 
 def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launch: Launch) -> int:
-    """Train the runs of all folds as far as they are not, and sum up their scores."""
+    """Train the unfinished runs of all folds, and write the summary of their scores."""
     data = load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS)
-    # All before the first is trained, so that they are of the same data and --resume knows them.
-    sessions = {run: session.resume(run, of_fold, data) for run, of_fold in resumed.items()}
-    folds = [folder / f"fold{number}" for number in range(1, cfg.DATA.FOLDS + 1)]
-    for number, run in enumerate(folds, 1):
-        if run not in sessions:
-            of_fold = cfg.clone()
-            of_fold.DATA.FOLD = number
-            sessions[run] = session.prepare(of_fold, data, new=False)
-            run.mkdir(exist_ok=True)
-            session.create(sessions[run], run, launch.command)
-    for number, run in enumerate(folds, 1):
-        print(f"fold {number} of {len(folds)}")
-        code = session.train_in_processes(sessions[run], launch)
+    # All are prepared before the first is trained: they use the same data, and --resume finds them.
+    existing = {run: session.resume(run, of_fold, data) for run, of_fold in resumed.items()}
+    sessions: dict[Path, Session] = {}
+    for number in range(1, cfg.DATA.FOLDS + 1):
+        run = folder / f"fold{number}"
+        sessions[run] = existing.get(run) or _begin_fold(run, number, cfg, data, launch)
+    for number, fold in enumerate(sessions.values(), 1):
+        print(f"fold {number} of {len(sessions)}")
+        code = session.train_in_processes(fold, launch)
         if code:
             return code
     names = [category["name"] for category in data.categories]
-    summary = summarise_folds([read_last_scores(run) for run in folds], names)
+    summary = summarise_folds([read_last_scores(run) for run in sessions], names)
     write_json(folder / runs.SUMMARY, summary, indent=1)
     print(f"{as_text(summary)}\nwritten to {display_path(folder / runs.SUMMARY)}")
     return 0
 
 
-def read_last_scores(run: Path) -> dict[str, float]:
-    """Read a finished run's last scores: AP50 in percent, by class, "" for their mean.
+def _begin_fold(
+    run: Path, number: int, cfg: CfgNode, data: TrainingData, launch: Launch
+) -> Session:
+    """Create the run of one fold; `data` has the images of all folds."""
+    cfg = cfg.clone()
+    cfg.DATA.FOLD = number
+    fold = session.prepare(cfg, data, new=False)  # before the folder: may be too many folds
+    run.mkdir(exist_ok=True)
+    session.create(fold, run, launch.command)
+    return fold
 
-    Raises
-    ------
-    InputError
-        If its curves are damaged.
+
+def read_last_scores(run: Path) -> dict[str, float]:
+    """Read the last AP50 of a finished run, in percent, by class name; "" for all classes.
+
+    Raises InputError if the curves are damaged.
     """
     path = run / runs.METRICS
     try:
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        scores = {
+        return {
             name.removeprefix(_SCORE).lstrip(): float(value)
             for name, value in last.items()
             if name.startswith(_SCORE)
@@ -125,22 +127,14 @@ def read_last_scores(run: Path) -> dict[str, float]:
             f"{path}: not the curves of a finished run ({error}); delete the folder {run} to "
             "train this fold again"
         ) from None
-    return scores
 
 
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """Estimate a mean and its interval by Student's t-distribution, n − 1 degrees of freedom.
+    """Estimate a mean and its confidence interval by Student's t-distribution.
 
-    The folds' scores are taken for independent. As any two runs share most of their
-    training images, the interval is rather too narrow than too wide (Bengio & Grandvalet,
-    JMLR 5, 2004).
-
-    Parameters
-    ----------
-    values
-        One or more numbers, one a fold.
-    level
-        The probability.
+    `values` are one or more numbers, one for each fold, and `level` is the probability. The
+    folds are assumed to be independent. Since two runs share most of their training images, the
+    interval is rather too narrow than too wide (Bengio & Grandvalet, JMLR 5, 2004).
     """
     n, mean = len(values), float(np.mean(values))
     if n < 2:
@@ -152,20 +146,20 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
 def summarise_folds(
     scores: Sequence[dict[str, float]], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Summarise the folds' scores, as the summary's file has them.
+    """Summarise the scores of the folds, in the form of the summary file.
 
     Parameters
     ----------
     scores
-        For each fold what `read_last_scores` gives. A fold may lack a class that none of its
-        validation images has.
+        Result of `read_last_scores` for each fold. A class without validation images in a fold
+        is missing there.
     class_names
         In the order of the classes.
 
     Returns
     -------
-    `AP50`: for all classes, and `classes` for each that has a number, a dict of the mean,
-    the bounds `low` and `high` and the number of `folds`; and `folds`: the numbers.
+    `AP50` for all classes and `classes` for each class with a value: a dict of `mean`, `low`,
+    `high` and `folds`, see `Estimate`. `folds`: the scores of each fold.
     """
     estimates = {}
     for name in ("", *class_names):
@@ -183,11 +177,9 @@ def summarise_folds(
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """Return a summary as a table to print."""
+    """Format a summary as a table."""
     rows = {"all classes": summary["AP50"], **summary["classes"]}
     width = max(map(len, rows))
-    lines = [
-        f"  {name:{width}}  {Estimate(**row)}" for name, row in rows.items() if row is not None
-    ]
+    lines = [f"  {name:{width}}  {Estimate(**row)}" for name, row in rows.items() if row]
     title = f"AP50 of the final weights over {len(summary['folds'])} folds, mean [95 % interval]:"
     return "\n".join([title, *lines])

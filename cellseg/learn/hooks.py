@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: scoring, saving, telling, stopping."""
+"""Training hooks: validation, checkpoints, curves, progress, and stopping."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from cellseg.runs import BEST, FINAL, METRICS
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A training that was asked to stop and has saved where it was."""
+    """Raised when a training was stopped by a signal, after its checkpoint was saved."""
 
 
 class EarlyStop(BaseException):
-    """The end of a training whose score has not risen for long."""
+    """Raised when early stopping ends a training."""
 
 
 class Validation(HookBase):
-    """Scores the validation images every `period` steps and at the end; keeps the best weights.
+    """Scores the validation set every `period` steps and at the end; keeps the best weights.
 
-    A resumed run knows the best score of its checkpoint. The file of the best weights may be
-    of a later step, which comes again, or gone.
-    With `patience`, so many scores in a row without a better one end the training.
+    `patience` consecutive scores without improvement end the training; 0 disables this. The best
+    score is restored from the checkpoint when a run is resumed. The file of the best weights may
+    be of a later step, which is repeated then, or deleted.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Validation(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter:
             self.best = min(self.best, self.checkpointer.best_score())
-        # The first process scores alone, which may take longer than others wait for a sum.
+        # Only rank 0 validates, which may take longer than the timeout of the other processes.
         self._barrier = make_barrier() if world_size() > 1 else None
 
     def after_step(self) -> None:
@@ -75,30 +75,24 @@ class Validation(HookBase):
             if self._barrier:
                 self._barrier()
             if any_process(self.should_stop, self.trainer.cfg.MODEL.DEVICE):
-                # The hooks that follow see the last step of the run.
-                self.trainer.max_iter = done
+                self.trainer.max_iter = done  # the hooks that follow treat this step as the last
 
     @property
     def should_stop(self) -> bool:
-        """Whether the score has not risen for so long that the training ends."""
+        """Whether early stopping ends the training."""
         return bool(self.patience) and self.n_without_improvement >= self.patience
 
     def _validate(self, done: int) -> None:
         result = self.score()
         values = {"AP": result.ap, "AP50": result.ap50, "AP75": result.ap75}
-        values |= {
-            f"AP50 {name}": float(value)
-            for name, value in zip(self.class_names, result.class_ap50, strict=True)
-        }
-        # A class that the validation images don't have has no AP.
+        for name, value in zip(self.class_names, result.class_ap50, strict=True):
+            values[f"AP50 {name}"] = float(value)
+        # Classes that are not in the validation set have no AP.
         values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
         for name, value in values.items():
             self.trainer.storage.put_scalar(f"validation/{name}", value)
         if "AP50" not in values:
-            tqdm.write(
-                f"iteration {done}: no score, since the held-out images have no cells",
-                file=sys.stdout,
-            )
+            _print(f"iteration {done}: no AP, the validation images have no cells")
             return
         ap50 = values["AP50"]
         better = ap50 > self.best
@@ -107,27 +101,23 @@ class Validation(HookBase):
             self.best = ap50
             network = self.trainer.step.eval_network
             self.checkpointer.save_weights(BEST, network, iteration=done, AP50=ap50)
-        tqdm.write(
-            f"iteration {done}: held-out images AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
-            + (", the best so far" if better else f" (best {self.best:.1f})"),
-            file=sys.stdout,
+        _print(
+            f"iteration {done}: validation AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
+            + (", the best so far" if better else f" (best {self.best:.1f})")
         )
         if self.should_stop and done < self.trainer.max_iter:
-            tqdm.write(
-                f"stopping early: no better AP50 in the last {self.n_without_improvement} scores "
-                "(TEST.PATIENCE); the weights that scored best are kept",
-                file=sys.stdout,
+            _print(
+                f"early stopping: AP50 has not improved in the last {self.n_without_improvement} "
+                "validations (TEST.PATIENCE); the best weights are kept"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, and how many in a row were no better."""
         return {"best": self.best, "worse": self.n_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
         self.best = state["best"]
         self.n_without_improvement = state["worse"]
-        if self.should_stop:  # it had ended early
+        if self.should_stop:  # it was stopped early before
             self.trainer.max_iter = self.trainer.iter
 
 
@@ -140,7 +130,7 @@ class CheckpointSaver(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        # The final weights first: killed in between, the run is finished all the same.
+        # The final weights first: a run killed between the two is finished.
         if done == self.trainer.max_iter:
             network = self.trainer.step.eval_network
             self.checkpointer.save_weights(FINAL, network, iteration=done)
@@ -149,7 +139,7 @@ class CheckpointSaver(HookBase):
 
 
 class MetricWriter(HookBase):
-    """Writes the curves, for TensorBoard and as lines of JSON: medians over `period` steps."""
+    """Writes medians over `period` steps to TensorBoard and as lines of JSON."""
 
     def __init__(self, folder: Path, period: int) -> None:
         self.folder = folder
@@ -158,7 +148,7 @@ class MetricWriter(HookBase):
         self._open = contextlib.ExitStack()
 
     def before_train(self) -> None:
-        # What a killed run had written after its last checkpoint comes again.
+        # Steps after the last checkpoint of a killed run are repeated, and their events replaced.
         start = self.trainer.start_iter
         self._events = self._open.enter_context(SummaryWriter(str(self.folder), purge_step=start))
         self._lines = self._open.enter_context((self.folder / METRICS).open("a", encoding="utf-8"))
@@ -178,7 +168,7 @@ class MetricWriter(HookBase):
             self._values.clear()
 
     def add_picture(self, name: str, picture: NDArray[np.uint8]) -> None:
-        """Add an `(H, W, 3)` uint8 RGB picture, for TensorBoard alone."""
+        """Add an `(H, W, 3)` uint8 RGB picture to TensorBoard."""
         self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
     def after_train(self) -> None:
@@ -186,35 +176,28 @@ class MetricWriter(HookBase):
 
 
 class ProgressBar(HookBase):
-    """Shows how far the training is: a bar on a terminal, else a line now and then."""
+    """Shows the progress: a bar on a terminal, else a line every `seconds`."""
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
         self._bar = tqdm(disable=True)
 
     def before_train(self) -> None:
-        self._bar = tqdm(
-            total=self.trainer.max_iter,
-            initial=self.trainer.start_iter,
-            unit="it",
-            desc="training",
-            disable=None,
-        )
+        total, start = self.trainer.max_iter, self.trainer.start_iter
+        self._bar = tqdm(total=total, initial=start, unit="it", desc="training", disable=None)
         self._started = self._last_printed = time.monotonic()
 
     def after_step(self) -> None:
         loss = self.trainer.storage.latest().get("total_loss", (math.nan, 0))[0]
-        done = self.trainer.iter + 1
+        done, total = self.trainer.iter + 1, self.trainer.max_iter
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._bar.disable and (
-            now - self._last_printed > self.seconds or done == self.trainer.max_iter
-        ):
+        if self._bar.disable and (now - self._last_printed > self.seconds or done == total):
             pace = (now - self._started) / (done - self.trainer.start_iter)
-            left = round(pace * (self.trainer.max_iter - done))
+            left = round(pace * (total - done))
             print(
-                f"iteration {done}/{self.trainer.max_iter}  loss {loss:.3f}  {pace:.2f} s/it  "
+                f"iteration {done}/{total}  loss {loss:.3f}  {pace:.2f} s/it  "
                 f"{left // 60}:{left % 60:02d} min left",
                 flush=True,
             )
@@ -225,9 +208,9 @@ class ProgressBar(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """On Ctrl-C or SIGTERM, ends after the running step with a checkpoint.
+    """On Ctrl-C or SIGTERM, saves a checkpoint after the current step and stops.
 
-    A second signal ends at once; what was saved before stays whole.
+    A second signal stops immediately, without a checkpoint.
     """
 
     def __init__(self, checkpointer: RunCheckpointer) -> None:
@@ -247,7 +230,7 @@ class StopOnSignal(HookBase):
         if self.stop_requested:
             raise KeyboardInterrupt
         self.stop_requested = True
-        tqdm.write("stopping after this iteration; once more to stop at once", file=sys.stderr)
+        _print("stopping after this iteration; press again to stop immediately", sys.stderr)
 
     def after_step(self) -> None:
         requested = any_process(self.stop_requested, self.trainer.cfg.MODEL.DEVICE)
@@ -262,24 +245,21 @@ class StopOnSignal(HookBase):
 
 
 def log_to_file(path: Path) -> Callable[[], None]:
-    """Send what Detectron2 and the project log to a file, and warnings to the terminal too.
+    """Log Detectron2 and this project to a file, and warnings also to the terminal.
 
-    Returns
-    -------
-    A function that ends it.
+    Returns a function that restores the loggers and closes the file.
     """
-    # Its own handlers would print every layer of the network to the terminal.
+    # Detectron2's own handlers would print every layer of the network.
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     to_terminal = _TqdmHandler()
     to_terminal.setLevel(logging.WARNING)
     to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    # A traceback belongs into the file; what the user can do about it is said elsewhere.
+    # Tracebacks go to the file only; the terminal shows one line for each error.
     to_terminal.addFilter(lambda record: record.exc_info is None)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "cellseg")]
-    former: list[tuple[logging.Logger, Any, Any, Any]] = []
+    former = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
-        former.append((logger, logger.level, logger.propagate, list(logger.handlers)))
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.handlers = [to_file, to_terminal]
@@ -295,7 +275,12 @@ def log_to_file(path: Path) -> Callable[[], None]:
 
 
 class _TqdmHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes log records above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _print(self.format(record), sys.stderr)
+
+
+def _print(line: str, file: Any = None) -> None:
+    """Print a line above a progress bar, to the standard output by default."""
+    tqdm.write(line, file=file or sys.stdout)

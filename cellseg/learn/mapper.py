@@ -1,4 +1,4 @@
-"""From a sample of the annotation file to what the network learns from."""
+"""Load and augment the samples that networks are trained on."""
 
 from __future__ import annotations
 
@@ -23,21 +23,13 @@ from cellseg.view import View, to_tensor
 
 
 class CellMapper:
-    """Turns a sample into the dict that the networks train on.
+    """Converts a sample to the dict that the networks train on, augmented by `cfg.INPUT`.
 
-    The image is read as prediction reads it. Cells that the crop leaves out are dropped;
-    those that it cuts keep what is inside, and their boxes are taken from what is left.
+    Cells outside the crop are dropped. Cells at its border are cut, and their boxes are those of
+    the visible part. Cells of `donors` may be pasted into other samples.
     """
 
     def __init__(self, cfg: CfgNode, donors: Sequence[ImageCells] = ()) -> None:
-        """
-        Parameters
-        ----------
-        cfg
-            Its `INPUT` says how samples are seen.
-        donors
-            The samples whose cells may be pasted into others.
-        """
         self.augmentations = build_augmentations(cfg)
         self.crop_on_class = cfg.INPUT.CROP_ON_CLASS
         self.copy_paste = cfg.INPUT.COPY_PASTE
@@ -46,30 +38,27 @@ class CellMapper:
         self._mask_runs: dict[str, MaskRuns] = {}
 
     def __call__(self, sample: ImageCells, rng: np.random.Generator) -> dict[str, Any]:
-        """Read and augment a sample.
+        """Load and augment a sample.
 
         Returns
         -------
-        `apply_colours`, `(3, h, w)` uint8 in the config's channel order; `boxes`, `(N, 4)` float32
-        XYXY in its pixels; `classes`, `(N,)` int64; `masks`, `CellMasks`; and the sample's
-        `name`.
+        `image`, `(3, h, w)` uint8 in the config's channel order; `boxes`, `(N, 4)` float32 XYXY
+        in its pixels; `classes`, `(N,)` int64; `masks`, `CellMasks`; and the sample's `name`.
         """
-        viewed = self._load_view(sample, rng)
+        image, masks, classes = self._load_view(sample, rng)
         if self.donors and rng.random() < self.copy_paste:
             donor = self.donors[int(rng.integers(len(self.donors)))]
-            viewed = paste(*viewed, *self._load_view(donor, rng), rng)
-        image, masks, classes = viewed
+            image, masks, classes = paste(image, masks, classes, *self._load_view(donor, rng), rng)
         return {
             "name": sample.name,
             "image": to_tensor(self.augmentations.apply_colours(image, rng), self.image_format),
-            # Of a cell that slants out of the crop, less may be left than its cropped box.
-            "boxes": masks.boxes,
+            "boxes": masks.boxes,  # may be smaller than the cropped boxes
             "classes": torch.from_numpy(classes),
             "masks": masks,
         }
 
     def shape(self, sample: ImageCells, rng: np.random.Generator) -> tuple[int, int]:
-        """Return the height and width of the image that `rng` would give, without reading it."""
+        """Return the height and width of the image drawn with `rng`, without reading the file."""
         return self._draw_view(sample, rng).shape
 
     def _draw_view(self, sample: ImageCells, rng: np.random.Generator) -> View:
@@ -79,23 +68,22 @@ class CellMapper:
     def _load_view(
         self, sample: ImageCells, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
-        """Draw a view of a sample: the image, the masks in it and their classes."""
-        size = sample.size
+        """Draw a view of a sample. Return its image, its masks and their classes."""
         image = read_image(sample.path)
-        if image.shape[:2] != size:
+        if image.shape[:2] != sample.size:
             raise InputError(
-                f"{sample.path}: {image.shape[0]} x {image.shape[1]} pixels, but the "
-                f"annotations say {size[0]} x {size[1]}; run python annotation.py"
+                f"{sample.path}: {image.shape[0]} x {image.shape[1]} pixels, expected "
+                f"{sample.size[0]} x {sample.size[1]} from the annotations; run annotation.py again"
             )
         view = self._draw_view(sample, rng)
         if sample.name not in self._mask_runs:
-            self._mask_runs[sample.name] = decode(sample.masks, size)
+            self._mask_runs[sample.name] = decode(sample.masks, sample.size)
         kept, masks = view.apply_masks(self._mask_runs[sample.name])
         return view.apply_image(image), masks, sample.classes[kept]
 
 
 def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
-    """Build the stream of samples that a config trains on."""
+    """Build the stream of training samples of a config."""
     samples = data.train
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         samples = [sample for sample in samples if sample.masks]

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's schedule that a config names."""
+"""Optimizers and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _NORMS = (
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Build SGD, Adam, AdamW or Adagrad over the parameters that learn.
+    """Build SGD, Adam, AdamW or Adagrad for the trainable parameters.
 
-    Weight decay, its own value for normalization layers (`SOLVER.WEIGHT_DECAY_NORM`) and
-    for biases, and the biases' own learning rate mean what they mean in Detectron2.
+    The weight decays of weights, normalization layers and biases, and the learning rate of biases
+    are set as in Detectron2.
     """
     solver = cfg.SOLVER
-    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+    types: dict[str, tuple[Any, dict[str, Any]]] = {
         "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
         "Adam": (torch.optim.Adam, {}),
         "AdamW": (torch.optim.AdamW, {}),
         "Adagrad": (torch.optim.Adagrad, {}),
     }
-    kind, options = kinds[solver.OPTIMIZER]
+    optimizer_type, options = types[solver.OPTIMIZER]
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     seen = set()
     for module in model.modules():
@@ -49,24 +49,20 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
                 seen.add(parameter)
                 groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
     if all(p.device.type == "cpu" for p in seen):
-        # One pass over the memory: AdamW's step takes a quarter of its time. It relies on
-        # moments that lie in memory as their parameter does, as gradients do.
+        # A quarter of AdamW's time. Requires moments with the memory layout of their parameter.
         options["fused"] = True
-    optimizer: torch.optim.Optimizer = kind(
-        [
-            {"params": parameters, "lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
-        ],
-        lr=solver.BASE_LR,
-        **options,
-    )
+    by_group = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    optimizer: torch.optim.Optimizer = optimizer_type(by_group, lr=solver.BASE_LR, **options)
     return optimizer
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take back a state of the optimizer; its options stay those of the config.
+    """Restore the state of an optimizer, but not its options, which are those of the config.
 
-    Moments are laid out in memory as their parameters, wherever the state was made.
+    Moments get the memory layout of their parameters.
     """
     options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     saved = zip(state["param_groups"], options, strict=True)
@@ -78,7 +74,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:
-    """Return the learning rate and the weight decay of one of a module's own parameters."""
+    """Return the learning rate and the weight decay of a parameter of a module."""
     decay = solver.WEIGHT_DECAY_NORM if isinstance(module, _NORMS) else solver.WEIGHT_DECAY
     if name != "bias":
         return solver.BASE_LR, decay
@@ -88,25 +84,20 @@ def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tupl
 
 
 def set_schedule(cfg: CfgNode, n_images: int) -> None:
-    """Turn the lengths in epochs into iterations, for a training set of `n_images`.
+    """Convert lengths in epochs to iterations, for a training set of `n_images`.
 
-    An epoch is as many iterations as hand out every image once, which need not be a
-    whole number; the run's length is rounded up, so that no image is left out.
-
-    Raises
-    ------
-    InputError
-        If the batch is larger than the data.
+    An epoch need not be a whole number of iterations. The length of the run is rounded up. Raises
+    InputError if the batch is larger than the training set.
     """
     solver = cfg.SOLVER
     if solver.IMS_PER_BATCH > n_images:
         raise InputError(
             f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
-            f"{n_images} images after the split; give {n_images} or less"
+            f"{n_images} images after the split; choose {n_images} or less"
         )
     epoch = n_images / solver.IMS_PER_BATCH
     if solver.EPOCHS:
-        # The small number keeps 3 epochs of 10/3 iterations from being 11.
+        # Without the small number, 3 epochs of 10/3 iterations would be 11.
         solver.MAX_ITER = max(1, math.ceil(solver.EPOCHS * epoch - 1e-6))
     if solver.WARMUP_EPOCHS:
         solver.WARMUP_ITERS = round(solver.WARMUP_EPOCHS * epoch)
@@ -116,17 +107,13 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
         cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
     if len(solver.STEP_FRACTIONS):
         solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})
-    # A short run has not all of them.
     solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 
 
 def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """Build WarmupCosineLR or WarmupMultiStepLR, the same numbers as Detectron2's.
+    """Build WarmupCosineLR or WarmupMultiStepLR, with the learning rates of Detectron2's.
 
-    Raises
-    ------
-    ValueError
-        If a key of the schedule makes no sense.
+    Raises ValueError if a key of the schedule is not valid.
     """
     solver = cfg.SOLVER
     after: ParamScheduler
@@ -156,15 +143,15 @@ def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LambdaLR:
             interval_scaling=["rescaled", "rescaled" if solver.RESCALE_INTERVAL else "fixed"],
         )
     last = solver.MAX_ITER - 1
-    # After the last step it is asked once more, at the very end, where no rate is defined.
+    # It is called once more after the last step, where no rate is defined.
     return LambdaLR(optimizer, lambda step: multiplier(min(step, last) / solver.MAX_ITER))
 
 
 def clip_gradients(cfg: CfgNode, parameters: list[torch.nn.Parameter]) -> None:
-    """Clip gradients as `SOLVER.CLIP_GRADIENTS` says.
+    """Clip gradients by `SOLVER.CLIP_GRADIENTS`.
 
-    "value" and "norm" act on each parameter alone, as in Detectron2; "full_model" on the
-    norm of all gradients together.
+    "value" and "norm" act on each parameter, as in Detectron2; "full_model" on the norm of all
+    gradients together.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:

@@ -1,4 +1,4 @@
-"""What the network learns from: the images of an annotation file, split."""
+"""Load the images of an annotation file, and split them into training and validation set."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrainingData:
     coco
         The annotation file, a COCO dict with compressed RLE.
     categories
-        Its K categories, `{"id", "name"}`; class c inside is `categories[c]`.
+        Its K categories, `{"id", "name"}`, in the order of the classes 0…K−1.
     train, validation
-        The images and their cells.
+        The images with their cells.
     """
 
     coco: dict[str, Any]
@@ -37,20 +37,20 @@ class TrainingData:
 
 
 def load_training_data(root: str, annotations: str) -> TrainingData:
-    """Load an annotation file; all of its images are to train on.
+    """Load an annotation file, with all images in the training set.
 
     Parameters
     ----------
     root
-        The data folder, to which the file names are relative.
+        The data folder, which the file names are relative to.
     annotations
         The annotation file.
 
     Raises
     ------
     InputError
-        If the file is missing, not COCO or older than the masks it was made from; if it
-        has no cell; if an image is missing or has another size.
+        If the file is missing, not COCO, without cells or older than the masks that it was made
+        from, or if an image is missing or has another size.
     """
     path = Path(annotations)
     coco = load_coco(path)
@@ -62,7 +62,7 @@ def load_training_data(root: str, annotations: str) -> TrainingData:
     names = name_images([image["file_name"] for image in coco["images"]])
     samples = annotated_cells(coco, Path(root), names)
     if not any(sample.masks for sample in samples):
-        raise InputError(f"{path}: no cell in it, so there is nothing to learn; check the masks")
+        raise InputError(f"{path}: no cells, nothing to train on; check the masks")
     for sample in samples:
         _check_image(sample, path)
     return TrainingData(coco, categories, samples, [])
@@ -76,10 +76,11 @@ def split_data(
     groups: str = "",
     seed: int = 0,
 ) -> TrainingData:
-    """Hold out part of `data.train`: a fraction, or with folds one of them, from 1 on, or none (0).
+    """Move a part of `data.train` to the validation set.
 
-    `groups` is a file that names each image's group, or empty. The seed -1 splits as 0 does.
-    Raises InputError if the split can't be made.
+    The part is a fraction, or with `n_folds` the fold `fold`, counted from 1; 0 moves none.
+    `groups` is a file with the group of each image, or empty. The seed -1 splits as 0 does.
+    Raises InputError if the split is not possible.
     """
     names = [sample.name for sample in data.train]
     group_of = read_groups(Path(groups), names) if groups else None
@@ -95,33 +96,24 @@ def split_data(
 
 
 def check_up_to_date(root: Path, annotations: Path) -> None:
-    """Raise InputError for annotations that are older than a label map or outlines in `train/`.
-
-    Raises
-    ------
-    InputError
-        If there is one, naming it.
-    """
+    """Raise InputError if the annotations are older than a label map or outlines in `train/`."""
     modified = annotations.stat().st_mtime
     for mask in sorted((root / TRAIN).glob("*/*")):
         is_annotation = mask.suffix.lower() in OUTLINES or mask.name.lower().startswith("class")
         if is_annotation and mask.is_file() and mask.stat().st_mtime > modified:
-            raise InputError(
-                f"{annotations}: older than {mask}, so it may not say what the masks say; run "
-                "python annotation.py again"
-            )
+            raise InputError(f"{annotations}: older than {mask}; run python annotation.py again")
 
 
 def _check_image(image: ImageCells, annotations: Path) -> None:
-    """Raise InputError for a missing image or one of another size, from its header alone."""
+    """Raise InputError if an image is missing or has another size, by its header only."""
     path = image.path
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file, but {annotations} lists it; say with --data where the images "
-            "are, or run python annotation.py again"
+            f"{path}: not found, but listed in {annotations}; set the folder of the images with "
+            "--data, or run python annotation.py again"
         )
-    if (found := image_size(path)) != image.size:
+    if (size := image_size(path)) != image.size:
         raise InputError(
-            f"{path}: {found[0]} x {found[1]} pixels (height x width), but {annotations} says "
-            f"{image.size[0]} x {image.size[1]}; run python annotation.py again"
+            f"{path}: {size[0]} x {size[1]} pixels (height x width), expected {image.size[0]} x "
+            f"{image.size[1]} from {annotations}; run python annotation.py again"
         )

@@ -1,4 +1,4 @@
-"""What the config takes from the training data: the zoom, the anchors, the longest cell."""
+"""Config values that depend on the training data: scale, anchors, longest cell."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 
-# The longest side of the median cell that suits fine and coarse features, in the network's
-# pixels. Longer, and the cost grows with the square; but coarse features need it.
+# Suitable length of the median cell in network pixels, for fine and for coarse features. The cost
+# grows with its square.
 _LENGTH_FINE, _LENGTH_COARSE = 30, 56
 _COARSE_STRIDE = 16
-_SCALE_RANGE = (0.5, 4.0)  # beyond, cells vanish or only the blur grows
+_SCALE_RANGE = (0.5, 4.0)  # below, cells vanish; above, only the blur grows
 
 _N_SIZES = 5  # on a single level; Detectron2's number, so that its weights fit
-_MIN_STEP = 1.2  # between anchors of one level: nearer ones tell no cells apart
-_LEVEL_STEP = 2.0  # between levels, at least
+_MIN_STEP = 1.2  # between anchors of one level: closer ones match the same cells
+_LEVEL_STEP = 2.0  # minimum between levels
 
 
 @dataclass(frozen=True)
 class CellSizes:
-    """The sizes of the boxes of some cells, in pixels of their images.
+    """Sizes of the boxes of all training cells, in image pixels.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class CellSizes:
     small, large
         5th and 95th percentile of the square root of the area.
     longest
-        99.9th percentile of the longest side: outlines in error may be longer.
+        99.9th percentile of the longest side, to exclude wrong outlines.
     """
 
     length: float
@@ -46,17 +46,17 @@ class CellSizes:
 
 
 class Scale(NamedTuple):
-    """The network's pixels for each pixel of the image, and a line that says why."""
+    """Network pixels per image pixel, and the reason in one line."""
 
     value: float
     reason: str
 
 
 class Anchors(NamedTuple):
-    """The sides of the square anchors of each level, and a line that says why.
+    """Sides of the square anchors, and the reason in one line.
 
-    `sizes` are `MODEL.ANCHOR_GENERATOR.SIZES`: a rising list for each level, in the
-    network's pixels.
+    `sizes` is the value of `MODEL.ANCHOR_GENERATOR.SIZES`: an increasing list for each level, in
+    network pixels.
     """
 
     sizes: list[list[float]]
@@ -64,18 +64,12 @@ class Anchors(NamedTuple):
 
 
 def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
-    """Measure the boxes of all annotated cells.
-
-    Raises
-    ------
-    InputError
-        If there is no cell.
-    """
+    """Measure the boxes of all annotated cells. Raise InputError if there are none."""
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)])
     if not len(boxes):
         raise InputError(
-            f"no cell in the {len(samples)} training images, so there is nothing to learn; hold "
-            "out less (--val_fraction), or outline some cells"
+            f"no cells in the {len(samples)} training images, nothing to train on; lower "
+            "--val_fraction or annotate cells"
         )
     sides = boxes[:, 2:] - boxes[:, :2]
     small, large = np.percentile(np.sqrt(sides.prod(axis=1)), [5, 95])
@@ -84,83 +78,77 @@ def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
 
 
 def choose_scale(sizes: CellSizes, finest_stride: int) -> Scale:
-    """Choose the zoom at which the median cell is as long as suits the network's features.
+    """Choose the scale at which the median cell has a suitable length for the network's features.
 
-    Parameters
-    ----------
-    sizes
-        The cells' sizes.
-    finest_stride
-        The smallest stride of the feature maps, in the network's pixels: 4 of a feature
-        pyramid, 16 of a dilated res5.
+    `finest_stride` is the smallest stride of the feature maps in network pixels: 4 with a feature
+    pyramid, 16 with a dilated res5.
     """
     length = _LENGTH_COARSE if finest_stride >= _COARSE_STRIDE else _LENGTH_FINE
-    wanted = length / sizes.length
-    value = round(min(max(wanted, _SCALE_RANGE[0]), _SCALE_RANGE[1]), 2)
+    ideal = length / sizes.length
+    value = round(min(max(ideal, _SCALE_RANGE[0]), _SCALE_RANGE[1]), 2)
     reason = (
-        f"zoom {value:g}: the median cell is {sizes.length:g} px long, {length} px suit features "
+        f"scale {value:g}: the median cell is {sizes.length:g} px long, {length} px suit features "
         f"of stride {finest_stride}"
     )
-    if not _SCALE_RANGE[0] <= wanted <= _SCALE_RANGE[1]:
-        reason += f", but zooms go from {_SCALE_RANGE[0]:g} to {_SCALE_RANGE[1]:g}"
+    if not _SCALE_RANGE[0] <= ideal <= _SCALE_RANGE[1]:
+        reason += f", limited to {_SCALE_RANGE[0]:g} to {_SCALE_RANGE[1]:g}"
     return Scale(value, reason)
 
 
 def choose_anchors(sizes: CellSizes, scale: float, strides: Sequence[int]) -> Anchors:
-    """Choose anchors that cover the sizes of nine in ten cells, in geometric steps.
+    """Choose anchors for the sizes of nine in ten cells, in geometric steps.
 
-    Of several levels each gets one size, at least twice that of the level before, as its
-    stride is (Lin et al., Feature pyramid networks, CVPR 2017): larger anchors may stand
-    further apart. A single level gets all sizes.
+    Each of several levels gets one size, at least twice that of the level before, like its stride
+    (Lin et al., Feature pyramid networks, CVPR 2017). A single level gets all sizes.
 
     Parameters
     ----------
     sizes
         The cells' sizes.
     scale
-        The network's pixels for each pixel of the image.
+        Network pixels per image pixel.
     strides
-        The rising strides of the feature maps with anchors, in the network's pixels.
+        Increasing strides of the feature maps with anchors, in network pixels.
     """
     multi_level = len(strides) > 1
     count = len(strides) if multi_level else _N_SIZES
-    # Anchors smaller than the stride would leave gaps between them.
+    # Anchors smaller than the stride would leave gaps.
     smallest = max(sizes.small * scale, strides[0])
     covering_step = (sizes.large * scale / smallest) ** (1 / (count - 1))
     step = max(covering_step, _LEVEL_STEP if multi_level else _MIN_STEP)
     sides = [float(round(smallest * step**n)) for n in range(count)]
     reason = (
         f"anchors of {', '.join(f'{side:g}' for side in sides)} px: nine in ten cells measure "
-        f"{sizes.small:.1f} to {sizes.large:.1f} px (root of the box's area), zoomed by {scale:g}"
+        f"{sizes.small:.1f} to {sizes.large:.1f} px (square root of the box area), at scale "
+        f"{scale:g}"
     )
     return Anchors([[side] for side in sides] if multi_level else [sides], reason)
 
 
 def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
-    """Set the longest cell, and the zoom and the anchors where they are left to the data.
+    """Set the longest cell, and the scale and the anchors if they are chosen from the data.
 
-    Returns
-    -------
-    A line for each that says what was chosen and why.
+    Returns a line for each chosen value, with the reason.
     """
     sizes = measure_cells(samples)
     cfg.DATA.LONGEST_CELL = sizes.longest
-    reasons = []
-    if cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-        strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
-        if cfg.INPUT.ZOOM_FROM_DATA:
-            scale = choose_scale(sizes, min(strides))
-            cfg.INPUT.ZOOM = scale.value
-            reasons.append(scale.reason)
-        if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
-            anchors = choose_anchors(sizes, _typical_scale(cfg, samples), strides)
-            cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
-            reasons.append(anchors.reason)
+    reasons: list[str] = []
+    if not (cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA):
+        return reasons
+    strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
+    if cfg.INPUT.ZOOM_FROM_DATA:
+        scale = choose_scale(sizes, min(strides))
+        cfg.INPUT.ZOOM = scale.value
+        reasons.append(scale.reason)
+    if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+        anchors = choose_anchors(sizes, _typical_scale(cfg, samples), strides)
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
+        reasons.append(anchors.reason)
     return reasons
 
 
 def _typical_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:
-    """Return the zoom of the training; without a fixed one, the median of its crops'."""
+    """Return the scale of the training, or the median scale of its crops if it is not fixed."""
     if cfg.INPUT.ZOOM:
         return float(cfg.INPUT.ZOOM)
     augmentations, rng = build_augmentations(cfg), np.random.default_rng(0)

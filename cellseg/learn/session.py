@@ -24,34 +24,34 @@ from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data
 
-WORKERS = 4  # processes that load images for a GPU, where the recipe is for the CPU
-MAX_PARAMETERS = 200_000_000  # trainable ones that NYCU HW3 allows
+WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
+MAX_PARAMETERS = 200_000_000  # trainable ones allowed by NYCU HW3
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to be trained, as each process gets it."""
+    """A run that is ready for training, as passed to each process."""
 
-    cfg: CfgNode  # complete; OUTPUT_DIR is the run's folder
+    cfg: CfgNode  # complete; OUTPUT_DIR is the run folder
     data: TrainingData  # split
-    reasons: list[str]  # what the config takes from the data and why, a line each
-    new: bool  # whether the folder is to go if nothing can be built from the config
+    reasons: list[str]  # for the config values chosen from the data, one line each
+    new: bool  # whether the run folder is deleted if nothing can be built from the config
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a training is started: by which command, and in which processes."""
+    """Command and processes of a training."""
 
     command: list[str]
     train: Callable[[Session], int]  # trains in one process; returns the exit code
-    per_machine: int = 1
+    per_machine: int = 1  # processes
     machines: int = 1
-    machine_rank: int = 0  # this one's number; machine 0 writes the run
-    dist_url: str = "auto"  # where machine 0 is found
+    machine_rank: int = 0  # rank 0 writes the run
+    dist_url: str = "auto"  # address of machine 0
 
     @property
     def processes(self) -> int:
-        """How many processes on all machines share a batch."""
+        """Number of processes on all machines."""
         return self.per_machine * self.machines
 
 
@@ -59,30 +59,30 @@ BuildTrainer = Callable[[CfgNode, TrainingData], Any]  # returns a `DefaultTrain
 
 
 def find_run(name: str, root: Path, recipe: str | None) -> Path:
-    """Return the folder of the run, or of the cross-validation, that `--resume` names."""
+    """Return the folder of the run or cross-validation that `--resume` names."""
     if name == "newest":
         return runs.find_newest_run(root, recipe or "*", finished=False)
     return Path(name) if runs.list_fold_runs(Path(name)) else runs.resolve_run_folder(Path(name))
 
 
 def set_seed(cfg: CfgNode, machines: int) -> None:
-    """Draw a seed where the config leaves it open (-1), which several machines can't."""
+    """Draw a seed if it is -1. Raise InputError if several machines would each draw one."""
     if cfg.SEED < 0 and machines > 1:
-        raise InputError(f"--seed {cfg.SEED}: each machine would draw another; give a number")
-    if cfg.SEED < 0:  # kept, so that the run can be resumed and repeated
+        raise InputError(f"--seed {cfg.SEED}: each machine would use a different seed; set one")
+    if cfg.SEED < 0:  # stored, so that the run can be resumed and repeated
         cfg.SEED = random.SystemRandom().randrange(2**32)
 
 
 def set_workers(cfg: CfgNode, chosen: bool) -> None:
-    """Limit the processes that load images to the cores; `chosen` is whether the user did."""
+    """Limit the data loading workers to the CPU cores; `chosen` if the user set their number."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not chosen:
-        # Recipes for the CPU leave it every core; a GPU would wait for its images.
+        # Recipes for the CPU have no workers, for which a GPU would wait.
         cfg.DATALOADER.NUM_WORKERS = cfg.DATALOADER.NUM_WORKERS or WORKERS
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, count_cores())
 
 
 def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
-    """Raise InputError for to go on with a run in other steps than those that it counts, or as another fold."""
+    """Raise InputError if a resumed run would have another optimizer, batch size or fold."""
     for name, section, key in (
         ("--optimizer", "SOLVER", "OPTIMIZER"),
         ("--batch_size", "SOLVER", "IMS_PER_BATCH"),
@@ -92,30 +92,29 @@ def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
         if cfg[section][key] != original[section][key]:
             split = " (SOLVER.ACCUMULATE splits a batch)" if key == "IMS_PER_BATCH" else ""
             raise InputError(
-                f"{name} {cfg[section][key]}: {display_path(run)} began with "
-                f"{original[section][key]}, and goes on from its steps; leave it out{split}, or "
-                "begin a new run without --resume"
+                f"{name} {cfg[section][key]}: {display_path(run)} was started with "
+                f"{original[section][key]}; leave it out{split}, or start a new run without "
+                "--resume"
             )
 
 
 def check_same_data(run: Path, session: Session) -> None:
-    """Raise InputError for to go on with a run on other images than it began with."""
+    """Raise InputError if the annotations or the validation set of a run have changed."""
     record, annotations = runs.read_record(run), session.cfg.DATA.ANNOTATIONS
     if record["annotations"].get("sha256") != runs.file_hash(Path(annotations)):
         raise InputError(
-            f"{annotations}: not the annotations that {display_path(run)} began with; restore "
-            "them, or begin a new run without --resume"
+            f"{annotations}: not the annotations that {display_path(run)} was started with; "
+            "restore them, or start a new run without --resume"
         )
     if set(record["held_out"]) != {sample.name for sample in session.data.validation}:
         raise InputError(
-            f"{display_path(run)}: held out other images when it began, which it must not see now; "
-            "leave --val_fraction, --groups and --seed as they were, or begin a new run without "
-            "--resume"
+            f"{display_path(run)}: the validation set changed since the run was started; leave "
+            "--val_fraction, --groups and --seed as they were, or start a new run without --resume"
         )
 
 
 def check_processes(cfg: CfgNode, launch: Launch) -> None:
-    """Raise InputError for processes that are not available, and a batch that they can't share evenly."""
+    """Raise InputError if processes are not available or can't share a batch evenly."""
     n = launch.processes
     if n > 1:
         distributed.check_launch(launch.per_machine, cfg.MODEL.DEVICE)
@@ -127,9 +126,9 @@ def check_processes(cfg: CfgNode, launch: Launch) -> None:
 
 
 def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) -> Session:
-    """Split the data as a config says, and set what the config takes from them.
+    """Split the data by a config, and set the config values that depend on them.
 
-    `data` are all images of the config's annotation file, which is loaded without.
+    `data` are all images of the config's annotation file, which is loaded by default.
     """
     data_cfg = cfg.DATA
     data = data or load_training_data(data_cfg.ROOT, data_cfg.ANNOTATIONS)
@@ -144,7 +143,7 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
 
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
-    """Load the data of a new run, and make its folder below `root`."""
+    """Load the data of a new run, and create its folder below `root`."""
     session = prepare(cfg)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
@@ -152,7 +151,7 @@ def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
 
 
 def create(session: Session, run: Path, command: Sequence[str]) -> None:
-    """Write what makes a new run, its record and its config, into its folder."""
+    """Write the record and the config of a new run into its folder."""
     cfg, data = session.cfg, session.data
     cfg.OUTPUT_DIR = str(run.absolute())
     runs.write_record(
@@ -168,7 +167,7 @@ def create(session: Session, run: Path, command: Sequence[str]) -> None:
 
 
 def resume(run: Path, cfg: CfgNode, data: TrainingData | None = None) -> Session:
-    """Go on with a run on the data that it began with; `data` as `prepare` takes them."""
+    """Load the data of a run to resume, `data` as in `prepare`. Raise InputError if changed."""
     session = prepare(cfg, data, new=False)
     check_same_data(run, session)
     cfg.OUTPUT_DIR = str(run.absolute())
@@ -176,10 +175,10 @@ def resume(run: Path, cfg: CfgNode, data: TrainingData | None = None) -> Session
 
 
 def train_in_processes(session: Session, launch: Launch) -> int:
-    """Train a run in all processes of a launch; return the exit code."""
+    """Train a run in all processes of a launch. Return the exit code."""
     cfg = session.cfg
     if launch.machine_rank == 0:
-        for name in (runs.LAST, runs.BEST, runs.FINAL):  # not all of them are soon written again
+        for name in (runs.LAST, runs.BEST, runs.FINAL):
             remove_unfinished(Path(cfg.OUTPUT_DIR) / name)
     cfg.freeze()
     print_training(session, launch.processes)
@@ -194,7 +193,7 @@ def train_in_processes(session: Session, launch: Launch) -> int:
 
 
 def train(session: Session, build_trainer: BuildTrainer) -> int:
-    """Train a run in this process, perhaps one of several; return the exit code."""
+    """Train a run in this process, one of the launch. Return the exit code."""
     run, first = Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
     in_folds = run in runs.list_fold_runs(run.parent)
     with contextlib.ExitStack() as stack:
@@ -203,16 +202,17 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
         try:
             trainer = _start(session, build_trainer)
             if trainer.start_iter >= trainer.max_iter:
-                print(f"nothing left to do: {trainer.start_iter} iterations are done")
+                print(f"nothing to do: all {trainer.start_iter} iterations are done")
                 return 0
             trainer.train()
-            if in_folds and trainer.stop_requested:  # too late for this fold, not for the next
+            if in_folds and trainer.stop_requested:  # after this fold, but before the next
                 raise TrainingStopped(trainer.max_iter)
         except TrainingStopped as stop:
             if first:
+                folder = display_path(run.parent if in_folds else run)
                 print(
-                    f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; go on with: "
-                    f"python train.py --resume {display_path(run.parent if in_folds else run)}"
+                    f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; resume "
+                    f"with: python train.py --resume {folder}"
                 )
             return 130
     if first:
@@ -221,7 +221,7 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
 
 
 def _start(session: Session, build_trainer: BuildTrainer) -> Any:
-    """Build the trainer, and load the checkpoint or the weights that it begins with."""
+    """Build the trainer, and load the checkpoint or the initial weights."""
     cfg, run, first = session.cfg, Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
     torch.manual_seed(cfg.SEED)
     try:
@@ -230,16 +230,16 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
         trainer.resume_or_load(resume=not session.new)
         if trainer.start_iter >= trainer.max_iter and not (run / runs.FINAL).is_file():
             raise InputError(
-                f"--resume {display_path(run)}: {trainer.start_iter} iterations are done on the "
-                f"way to more, and {trainer.max_iter} are wanted now; want more, or predict with "
-                "what there is"
+                f"--resume {display_path(run)}: {trainer.start_iter} iterations are already done, "
+                f"but the run now ends after {trainer.max_iter}; raise --epochs, SOLVER.MAX_ITER "
+                "or TEST.PATIENCE, or predict with the existing weights"
             )
-        if first and not session.new:  # only now, as it might not have fitted what the run left
+        if first and not session.new:  # only after the checkpoint was found to fit
             _write_config(cfg)
         if first:
             print_parameter_count(trainer.step.network)
     except InputError:
-        if session.new and first:  # there is nothing in it to go on with
+        if session.new and first:  # nothing to resume
             shutil.rmtree(run, ignore_errors=True)
         raise
     return trainer
@@ -251,9 +251,9 @@ def _write_config(cfg: CfgNode) -> None:
 
 
 def print_training(session: Session, n_processes: int) -> None:
-    """Print what is about to be trained."""
+    """Print what is trained, and notes on settings that are probably wrong."""
     cfg, data, solver = session.cfg, session.data, session.cfg.SOLVER
-    n_validation = f", {len(data.validation)} held out" if data.validation else ""
+    n_validation = f", {len(data.validation)} for validation" if data.validation else ""
     many = f" in {n_processes} processes" if n_processes > 1 else ""
     lines = [
         *session.reasons,
@@ -269,22 +269,20 @@ def print_training(session: Session, n_processes: int) -> None:
         )
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
         lines.append(
-            "note: without weights to begin with, random layers stay as they are: end the command "
-            "with MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or take --model small_fpn"
+            "note: without initial weights the frozen layers stay random: end the command with "
+            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or use --model small_fpn"
         )
     if cfg.TEST.PATIENCE and not data.validation:
-        lines.append(
-            "note: nothing is held out to be scored (--val_fraction), so TEST.PATIENCE is idle"
-        )
+        lines.append("note: no validation images (--val_fraction), so TEST.PATIENCE has no effect")
     print(*lines, sep="\n", flush=True)
 
 
 def print_parameter_count(network: torch.nn.Module) -> None:
-    """Print how many parameters learn, and whether they are more than NYCU HW3 allows."""
+    """Print the number of trainable parameters, and a warning if NYCU HW3 does not allow it."""
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     print(f"trainable parameters: {count:,}", flush=True)
     if count > MAX_PARAMETERS:
         print(
-            f"warning: the homework allows {MAX_PARAMETERS:,} trainable parameters; choose a "
-            "smaller recipe to submit"
+            f"warning: NYCU HW3 allows {MAX_PARAMETERS:,} trainable parameters; choose a smaller "
+            "recipe to submit"
         )

@@ -1,4 +1,4 @@
-"""One step of a training: forward, backward, the optimizer, the averaged weights."""
+"""One training step: forward, backward, optimizer, averaged weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
 
 
 class TrainingStep:
-    """Steps a network's weights, and keeps all that must come back when a run is resumed.
+    """Trains a network step by step, with the state that a resumed run needs.
 
     Attributes
     ----------
-    network
-        The network itself; `model` is what is called in training, over all processes.
+    network, model
+        The network, and its `DistributedDataParallel` in a run of several processes.
     ema
-        The exponential moving average of the weights (`SOLVER.EMA`), or None.
+        Exponential moving average of the weights (`SOLVER.EMA`), or None.
     """
 
     def __init__(
@@ -47,23 +47,23 @@ class TrainingStep:
         self.ema = _build_ema(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._autocast_dtype = autocast_dtype(self._device, cfg.SOLVER.AMP.ENABLED)
-        # What float16 can't hold without; other types need none.
+        # Only float16 needs loss scaling.
         self.scaler = GradScaler(self._device, enabled=self._autocast_dtype is torch.float16)
 
     def step(self, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, float]:
-        """Learn from some samples; return the losses, averaged over them and all processes.
+        """Run one training step. Return the losses, averaged over samples and processes.
 
         Parameters
         ----------
         samples
             This process's part of the batch.
         seed
-            Of what the network draws, so that a repeated step is the same step.
+            Seed of the network's random numbers, so that the step can be repeated.
 
         Raises
         ------
         FloatingPointError
-            If a loss is not finite. The weights are as they were then.
+            If a loss is not finite. The weights are not changed then.
         """
         torch.manual_seed(seed)
         self.model.train()
@@ -74,9 +74,8 @@ class TrainingStep:
             fraction = len(part) / len(samples)
             last = number == len(parts) - 1
             with _gradient_sync(self.model, last):
-                with torch.autocast(
-                    self._device, self._autocast_dtype, self._autocast_dtype is not None
-                ):
+                dtype = self._autocast_dtype
+                with torch.autocast(self._device, dtype, dtype is not None):
                     losses = self.model(part)
                 self.scaler.scale(fraction * sum(losses.values())).backward()
             for name, loss in losses.items():
@@ -86,10 +85,7 @@ class TrainingStep:
         if bad:
             raise FloatingPointError(", ".join(bad))
         self.scaler.unscale_(self.optimizer)
-        clip_gradients(
-            self.cfg,
-            [p for group in self.optimizer.param_groups for p in group["params"]],
-        )
+        clip_gradients(self.cfg, [p for g in self.optimizer.param_groups for p in g["params"]])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -99,11 +95,11 @@ class TrainingStep:
 
     @property
     def eval_network(self) -> torch.nn.Module:
-        """The network to score and to keep: the averaged one if there is one."""
+        """The network to score and save: the averaged one if there is one."""
         return self.network if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the network's weights."""
+        """Return all state except the network's weights."""
         state = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.scheduler.last_epoch},
@@ -114,43 +110,41 @@ class TrainingStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; the optimizer's options stay those of the config."""
+        """Restore what `state_dict` returned, with the optimizer options of the config."""
         load_optimizer_state(self.optimizer, state["optimizer"])
         done = self.scheduler.last_epoch = state["schedule"]["last_epoch"]
         parts = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
         self.scheduler._last_lr = [rate * multiplier(done) for rate, multiplier in parts]
         for group, rate in zip(self.optimizer.param_groups, self.scheduler._last_lr, strict=True):
             group["lr"] = rate
-        if state["scaler"]:  # there is none if the run began on a device with bfloat16
+        if state["scaler"]:  # empty if the run was started with bfloat16
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["average"])
 
 
 def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
-    """Let the processes of a distributed run share their gradients; alone, do nothing."""
+    """Wrap a network for a distributed run; return it unchanged in a single process."""
     if world_size() == 1:
         return network
     device = next(network.parameters()).device
     return DistributedDataParallel(
         network,
-        # A process group of CPUs refuses to be told a device.
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
-        # A recipe may look at fewer levels of a pyramid than it has.
-        find_unused_parameters=True,
+        find_unused_parameters=True,  # a recipe may use only some levels of a pyramid
     )
 
 
 def _build_ema(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """Build an exponential moving average that soon forgets the random weights of the start."""
+    """Build an exponential moving average, whose decay rises from 0.18 to `decay`."""
 
     def update(kept: Any, new: Any, count: Any) -> None:
         n = float(count)
         weight = 1 - min(decay, (1 + n) / (10 + n))
         if kept[0].is_floating_point():
             torch._foreach_lerp_(kept, new, weight)
-        else:  # counts of batches
+        else:  # batch counts
             torch._foreach_copy_(kept, new)
 
     average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
@@ -159,14 +153,14 @@ def _build_ema(network: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:
-    """Split a batch into nearly equal parts, none of them empty."""
+    """Split a batch into nearly equal parts that are not empty."""
     count = min(parts, len(samples))
     bounds = [len(samples) * n // count for n in range(count + 1)]
     return [samples[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def _gradient_sync(model: torch.nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
-    """Share gradients only with the last of the parts that are accumulated."""
+    """Synchronise gradients between processes only after the last accumulated part."""
     if now or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     context: contextlib.AbstractContextManager[Any] = model.no_sync()

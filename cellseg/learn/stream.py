@@ -1,7 +1,7 @@
-"""Which image comes next: an endless stream of samples, each a pure function of its position.
+"""An endless stream of training samples, each a pure function of its position.
 
-So a resumed run sees what an uninterrupted one would have seen, however many processes
-load the images, and the processes of a distributed run see together what one would see.
+A resumed run continues with the samples of an uninterrupted one. The number of data loading
+workers, and of processes of a distributed run, does not change the samples.
 """
 
 from __future__ import annotations
@@ -21,35 +21,32 @@ from torch.utils.data import DataLoader, Dataset
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 
-# What a generator of random numbers is for, so that no two share their numbers.
-_ORDER, _SAMPLE, _POOL = 0, 1, 2
+_ORDER, _SAMPLE, _POOL = 0, 1, 2  # separate the random numbers by their use
 
-# Batches that samples are sorted into by aspect ratio at a time, at the most. More of them leave
-# less padding, but the same images meet in every pass once they hold a whole one.
+# Maximum number of batches that are sorted by aspect ratio together. A larger pool leaves less
+# padding, but a pool of a whole epoch has the same images in each batch.
 POOL = 8
 
 
 class SampleStream(Dataset[dict[str, Any]]):
-    """An endless, shuffled stream of samples, read at any position.
-
-    Each pass over the images is shuffled again. An image's repeat factor is how often it
-    comes in a pass on average: in each pass that number rounded down or up, at least once.
+    """An endless stream of samples, shuffled in each epoch, with access to any position.
 
     Parameters
     ----------
     samples
         n images, at least one.
     mapper
-        Makes of a sample what the network learns from, drawing from the generator alone.
+        Loads and augments a sample, with random numbers from the generator only.
     seed
-        A number of 0 or more. The same seed gives the same stream.
+        Seed of the stream, 0 or more.
     factors
-        `(n,)` float, each 1 or more; without them, each image comes once in a pass.
+        `(n,)` float, 1 or more (default: 1). An image is in an epoch this number of times,
+        rounded up or down at random, so that the mean is the factor.
 
     Attributes
     ----------
     epoch_length
-        Samples in a pass: the sum of the factors, rounded up.
+        Samples of an epoch: the sum of the factors, rounded up.
     """
 
     def __init__(
@@ -63,18 +60,15 @@ class SampleStream(Dataset[dict[str, Any]]):
         self.mapper = mapper
         self.seed = seed
         factors = np.ones(len(samples)) if factors is None else factors
-        # Rounded up, so that no image's share of a pass falls below one.
-        self.epoch_length = math.ceil(factors.sum())
+        self.epoch_length = math.ceil(factors.sum())  # rounded up, so that no factor falls below 1
         self._cumulative_factors = np.cumsum(factors * (self.epoch_length / factors.sum()))
-        # The pass that was asked for last, and its order.
-        self._latest: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+        self._latest: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))  # epoch, order
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the indices of the images of a pass in their order, `(epoch_length,)`.
+        """Return the indices of the images of an epoch in their order, `(epoch_length,)`.
 
-        The images are drawn by systematic sampling (Madow 1949): their shares stand in a
-        row, and one point in each unit of it, all at the same place in theirs, draws the
-        image whose share it falls on. So a pass always has the same length.
+        The images are drawn by systematic sampling (Madow 1949), so that all epochs have the
+        same length.
         """
         if epoch != self._latest[0]:
             rng = np.random.default_rng([self.seed, _ORDER, epoch])
@@ -84,40 +78,26 @@ class SampleStream(Dataset[dict[str, Any]]):
         return self._latest[1]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Make the sample at a position, 0 or more."""
-        return self.mapper(*self._drawn(position))
+        """Return the sample at a position, 0 or more."""
+        return self.mapper(*self._draw(position))
 
     def shape(self, position: int) -> tuple[int, int]:
-        """Return the height and width of the image at a position, in the network's pixels.
-
-        Nothing is read. The mapper's `shape` tells.
-        """
-        shape: tuple[int, int] = self.mapper.shape(*self._drawn(position))  # type: ignore[attr-defined]
+        """Return the height and width of the image at a position, by the mapper's `shape`."""
+        shape: tuple[int, int] = self.mapper.shape(*self._draw(position))  # type: ignore[attr-defined]
         return shape
 
-    def _drawn(self, position: int) -> tuple[ImageCells, np.random.Generator]:
+    def _draw(self, position: int) -> tuple[ImageCells, np.random.Generator]:
         epoch, index = divmod(position, self.epoch_length)
         sample = self.samples[self.order(epoch)[index]]
         return sample, np.random.default_rng([self.seed, _SAMPLE, position])
 
 
 def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[np.float64]:
-    """Return how often each image should come in a pass, so that rare classes come more often.
+    """Return the repeat factors of n images, `(n,)` of 1 or more, for repeat factor sampling.
 
-    A class that is in a part f of the images has the factor max(1, √(threshold / f)); an
-    image has the largest of its classes, and 1 without a cell (Gupta et al., LVIS, CVPR
-    2019, appendix B.2).
-
-    Parameters
-    ----------
-    samples
-        n images.
-    threshold
-        The part of the images below which a class counts as rare; 0 for none.
-
-    Returns
-    -------
-    `(n,)`, each 1 or more.
+    A class in a fraction f of the images has the factor max(1, √(threshold / f)). An image has the
+    largest factor of its classes, and 1 without cells (Gupta et al., LVIS, CVPR 2019, appendix
+    B.2). A threshold of 0 repeats no image.
     """
     present = [set(sample.classes.tolist()) for sample in samples]
     n_images = Counter(itertools.chain.from_iterable(present))
@@ -128,22 +108,14 @@ def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[n
 def choose_crop_centre(
     sample: ImageCells, probability: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """Choose a cell for the crop of a sample to be laid around, rare classes as often as others.
+    """Choose a cell for the crop of a sample with some probability, 0 to 1.
 
-    The class is drawn evenly among those that the image has, then one of its cells.
-
-    Parameters
-    ----------
-    sample
-        The image with its annotations.
-    probability
-        How likely a cell is chosen at all, 0…1.
-    rng
-        Where the draws come from.
+    First a class of the image is drawn, then one of its cells, so that rare classes are as
+    frequent as others.
 
     Returns
     -------
-    The middle of the cell's box, x and y in pixels of the image; None if none was chosen.
+    Centre of the cell's box, x and y in image pixels; None if no cell was chosen.
     """
     if not len(sample.classes) or rng.random() >= probability:
         return None
@@ -155,21 +127,20 @@ def choose_crop_centre(
 def batches_of_positions(
     stream: SampleStream, start_iteration: int, batch_size: int, group: bool
 ) -> Iterator[list[int]]:
-    """Return the positions of each batch of a training, endlessly.
+    """Yield the positions of each batch of a training, endlessly.
 
     Parameters
     ----------
     stream
-        Where the samples come from.
+        The samples.
     start_iteration
-        The first iteration, counted from 0.
+        First iteration, counted from 0.
     batch_size
-        Images of an iteration in all processes together.
+        Images per iteration in all processes.
     group
-        Whether samples of like aspect ratio come together, so that little of a batch is
-        padding. A pool of some batches, of half a pass and `POOL` at the most, is sorted by
-        aspect ratio, cut into batches, and these are shuffled; so a pool holds the positions
-        that it would hold anyway, and a training can be resumed anywhere.
+        Whether to group samples of similar aspect ratio, for little padding. The samples of a
+        pool of up to `POOL` batches, and up to half an epoch, are sorted by aspect ratio, and its
+        batches shuffled. A training can be resumed in the middle of a pool.
     """
     pool_size = min(POOL, stream.epoch_length // batch_size // 2) if group else 0
     if pool_size < 2:
@@ -181,12 +152,12 @@ def batches_of_positions(
 
 
 def _pooled(stream: SampleStream, pool: int, pool_size: int, batch_size: int) -> list[list[int]]:
-    """Return the batches of a pool, sorted by aspect ratio within."""
+    """Return the positions of the batches of a pool."""
     first = pool * pool_size * batch_size
     positions = range(first, first + pool_size * batch_size)
     shapes = [stream.shape(position) for position in positions]
     batches: NDArray[np.int64] = np.reshape(positions, (pool_size, batch_size))
-    if len(set(shapes)) > 1:  # else they stay as they are
+    if len(set(shapes)) > 1:
         order = np.argsort([width / height for height, width in shapes], kind="stable")
         rng = np.random.default_rng([stream.seed, _POOL, pool])
         batches = rng.permutation((first + order).reshape(pool_size, batch_size))
@@ -204,33 +175,27 @@ def build_loader(
     pin_memory: bool,
     group: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Build the endless iterator over a process's part of each batch.
+    """Build the endless iterator over one process's part of each batch.
 
     Parameters
     ----------
-    stream
-        Where the samples come from.
-    start_iteration
-        The first iteration, counted from 0.
-    batch_size
-        Images of an iteration in all processes together, a multiple of `world_size`.
+    stream, start_iteration, batch_size, group
+        See `batches_of_positions`.
     rank, world_size
-        The process's number and how many there are; each takes a part in one piece.
+        Rank of the process and number of processes, which `batch_size` must be a multiple of.
     num_workers
-        Processes that load, ahead of time; 0 loads in this one. The samples are the same.
+        Data loading workers; 0 loads in this process. The samples are the same.
     pin_memory
-        Whether tensors come in memory that a GPU copies from faster.
-    group
-        As `batches_of_positions` takes it.
+        Whether to use memory that a GPU copies from faster.
 
     Raises
     ------
     InputError
-        If the batch can't be shared evenly.
+        If the processes can't share the batch evenly.
     """
     if batch_size % world_size:
         raise InputError(
-            f"--batch_size {batch_size}: can't be shared evenly by {world_size} processes; give a "
+            f"--batch_size {batch_size}: {world_size} processes can't share it evenly; choose a "
             f"multiple of {world_size}"
         )
     part = batch_size // world_size
@@ -250,7 +215,5 @@ def build_loader(
 
 
 def _init_worker(_number: int) -> None:
-    # One thread for each process, as torch sees to for its own: more would only wait.
-    cv2.setNumThreads(0)
-    # Ctrl-C goes to all processes; the main one ends the run, and the others with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # torch limits its own threads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the main process

@@ -17,27 +17,23 @@ from cellseg.read.tiff import read_image
 
 T = TypeVar("T")
 
-_N_PICTURES = 4  # images that are shown at each validation, always the same
+_N_PICTURES = 4  # the first images, drawn at each validation
 
 
 class Scores(Protocol):
-    """Mask AP of the validation set, each number from 0 to 1 or NaN."""
+    """Mask AP of the validation set from 0 to 1, or NaN: see `cellseg.score.ap`."""
 
     @property
-    def ap(self) -> float:
-        """The mean over IoU 0.50 to 0.95, and over classes."""
+    def ap(self) -> float: ...
 
     @property
-    def ap50(self) -> float:
-        """At IoU 0.5."""
+    def ap50(self) -> float: ...
 
     @property
-    def ap75(self) -> float:
-        """At IoU 0.75."""
+    def ap75(self) -> float: ...
 
     @property
-    def class_ap50(self) -> NDArray[np.float64]:
-        """`(K,)`, at IoU 0.5."""
+    def class_ap50(self) -> NDArray[np.float64]: ...  # (K,)
 
 
 def validate(
@@ -47,16 +43,16 @@ def validate(
     samples: Sequence[ImageCells],
     add_picture: Callable[[ImageCells, NDArray[np.uint8], Predictions], None] | None = None,
 ) -> T:
-    """Predict `samples` of `data` and score them.
+    """Predict `samples` of `data`, and return their score.
 
     Parameters
     ----------
     predict
         Detects the cells of an `(H, W, 3)` uint8 RGB image.
     score
-        Takes the samples with ground truth and detections; what it returns is returned.
+        Scores the samples, given ground truth and detections.
     data, samples
-        The images, and what they are part of.
+        The data, and the images of it to predict.
     add_picture
         Called for the first few samples with the image and its detections.
     """

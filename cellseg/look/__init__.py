@@ -1,1 +1,1 @@
-"""From results and annotations to pictures."""
+"""Pictures of annotations and results, and the report page."""

@@ -1,4 +1,4 @@
-"""Pictures of a training: a batch as the network sees it, and validation images."""
+"""Pictures of a training: an augmented batch, and validation images with detections."""
 
 from __future__ import annotations
 
@@ -7,43 +7,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
 from cellseg.images import ImageCells
 from cellseg.look.overlay import draw_comparison, draw_overlay
 from cellseg.predictions import Predictions
-from cellseg.rle import (
-    RLE,
-    MaskRuns,
-    areas,
-    concatenate,
-    crop_runs,
-    decode,
-    encode,
-    join_runs,
-)
+from cellseg.rle import RLE, MaskRuns, areas, concatenate, crop_runs, decode, encode, join_runs
 
 _GAP = 4  # px between the crops, before they are enlarged
-_GREY = 160  # between them, where white would pass for glass
-_SHOWN = 512  # px, the side of the window in the middle of a validation image that is drawn
+_GREY = 160  # of the gaps; white would look like glass
+_WINDOW = 512  # px, sides of the window in the middle of a validation image
 
 
 def draw_batch(
     samples: Sequence[dict[str, Any]], names: Sequence[str], image_format: str
 ) -> NDArray[np.uint8]:
-    """Draw the samples of a batch side by side, their cells outlined, over one legend.
+    """Draw the samples of a batch row by row, with outlined cells, above one legend.
 
     Parameters
     ----------
     samples
-        One or more, as `cellseg.learn.mapper.CellMapper` makes them. They fill the picture
-        row by row.
+        One or more samples of `cellseg.learn.mapper.CellMapper`.
     names
-        The K classes' names. The legend gives each with its number of cells in all samples.
+        The K class names; the legend gives the number of cells of each.
     image_format
-        The order of their channels, "RGB" or "BGR".
+        Channel order of the samples, "RGB" or "BGR".
 
     Returns
     -------
@@ -59,25 +48,18 @@ def draw_batch(
     for number, sample in enumerate(samples):
         row, column = divmod(number, n_columns)
         corner = (column * width, row * height)
-        _paste(sample["image"], corner, image_format, picture)
+        pixels = sample["image"].numpy().transpose(1, 2, 0)
+        if image_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        (left, top), (h, w) = corner, pixels.shape[:2]
+        picture[top : top + h, left : left + w] = pixels
         cells.append(_shifted_runs(sample["masks"], corner, size))
     classes = np.concatenate([sample["classes"].numpy() for sample in samples])
     return draw_overlay(picture, encode(concatenate(size, cells)), classes, names)
 
 
-def _paste(
-    image: torch.Tensor, corner: tuple[int, int], image_format: str, picture: NDArray[np.uint8]
-) -> None:
-    """Put an image of the network's into the picture, its left and top at `corner`."""
-    pixels = image.numpy().transpose(1, 2, 0)
-    if image_format == "BGR":
-        pixels = pixels[:, :, ::-1]
-    (left, top), (height, width) = corner, pixels.shape[:2]
-    picture[top : top + height, left : left + width] = pixels
-
-
 def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> MaskRuns:
-    """Return masks as runs in a picture of that size, moved by `corner`, x and y."""
+    """Return masks moved by `corner` (x, y) as runs in a picture of that size."""
     owners: list[NDArray[np.int64]] = []
     starts: list[NDArray[np.int64]] = []
     ends: list[NDArray[np.int64]] = []
@@ -94,49 +76,48 @@ def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, in
 
 
 def draw_middle(
-    image: NDArray[np.uint8], sample: ImageCells, found: Predictions, names: Sequence[str]
+    image: NDArray[np.uint8], sample: ImageCells, predictions: Predictions, names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Draw truth and prediction side by side, of a large image its middle alone.
+    """Draw ground truth and detections side by side, of a large image only its middle.
 
-    Of the predictions, those with a score of 0.5 or more are drawn: AP wants many more
-    than are of use to look at.
+    Only detections with a score of 0.5 or more are drawn.
 
     Parameters
     ----------
     image
         `(H, W, 3)` uint8 RGB.
-    sample, found
-        Its annotations, and the predictions for it.
+    sample, predictions
+        Its annotations and its predictions.
     names
-        The K classes' names.
+        The K class names.
 
     Returns
     -------
     `(H', W', 3)` uint8 RGB.
     """
     height, width = image.shape[:2]
-    left, top = max(0, (width - _SHOWN) // 2), max(0, (height - _SHOWN) // 2)
-    box = (left, top, min(left + _SHOWN, width), min(top + _SHOWN, height))
-    of_truth, truth = _cut(sample.masks, (height, width), box)
-    likely = np.flatnonzero(found.scores >= 0.5)
-    inside, masks = _cut([found.masks[n] for n in likely], (height, width), box)
+    left, top = max(0, (width - _WINDOW) // 2), max(0, (height - _WINDOW) // 2)
+    box = (left, top, min(left + _WINDOW, width), min(top + _WINDOW, height))
+    gt, gt_masks = _crop(sample.masks, (height, width), box)
+    likely = np.flatnonzero(predictions.scores >= 0.5)
+    inside, masks = _crop([predictions.masks[n] for n in likely], (height, width), box)
     shown = likely[inside]
     return draw_comparison(
         image[box[1] : box[3], box[0] : box[2]],
-        truth,
-        sample.classes[of_truth],
+        gt_masks,
+        sample.classes[gt],
         masks,
-        found.classes[shown],
+        predictions.classes[shown],
         names,
-        found.scores[shown],
+        predictions.scores[shown],
     )
 
 
-def _cut(
+def _crop(
     masks: Sequence[RLE], size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> tuple[NDArray[np.int64], list[RLE]]:
-    """Cut masks to a window; return the numbers of those that reach into it, and what is left."""
-    cut = crop_runs(decode(masks, size), box)
-    inside = np.flatnonzero(areas(cut))
-    left = encode(cut)
-    return inside, [left[n] for n in inside]
+    """Return the indices of the masks with pixels in a window, and these masks cropped to it."""
+    runs = crop_runs(decode(masks, size), box)
+    inside = np.flatnonzero(areas(runs))
+    cropped = encode(runs)
+    return inside, [cropped[n] for n in inside]

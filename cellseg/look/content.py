@@ -1,4 +1,4 @@
-"""What a page shows: results with their scores, results alone, or annotations."""
+"""Content of a report page: results with or without scores, or annotations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from cellseg.score.summary import Scores
 
 
 def annotations_content(path: Path, data: Path) -> ReportContent:
-    """Collect what a page of annotations alone shows.
+    """Return the content of a page of annotations.
 
-    Raises InputError as `cellseg.read.ground_truth.read_ground_truth` does, or if an image is
-    missing.
+    Raises InputError as `read_ground_truth` does, or if an image is missing.
     """
     ground_truth = read_ground_truth(path, data)
     return ReportContent(
@@ -47,18 +46,20 @@ def scores_content(
     ground_truth: COCO,
     scores: list[Scores],
 ) -> ReportContent:
-    """Collect what a page of one or two results with their truth shows.
+    """Return the content of a page of one or two results with ground truth.
+
+    Raises InputError if an image is not in the data folder.
 
     Parameters
     ----------
-    paths
-        The results.
-    ground_truth_path, data
-        The ground truth and the data folder; raises InputError if an image is not in it.
+    paths, scores
+        One or two results, and the scores of each.
+    ground_truth_path, ground_truth
+        The ground truth: its file or folder, and its content.
+    data
+        Data folder with the images.
     threshold
-        The least score, 0…1, at which the page begins.
-    ground_truth, scores
-        The ground truth, read, and the scores of each of `paths`.
+        Initial minimum score of the page, 0 to 1.
     """
     return ReportContent(
         **_heading(paths, ground_truth_path),
@@ -71,67 +72,61 @@ def scores_content(
 
 
 def results_content(paths: Sequence[Path], data: Path, threshold: float) -> ReportContent:
-    """Collect what a page of one or two results without ground truth shows.
+    """Return the content of a page of one or two results without ground truth.
 
-    The parameters are those of `scores_content`. Raises InputError as `read_predicted_cells` does,
-    or if two results are of other images or classes.
+    Raises InputError as `read_predicted_cells` does, or if two results are of different images
+    or classes.
     """
     names, first = read_predicted_cells(paths[0], data)
-    of_results = [first]
+    results = [first]
     for path in paths[1:]:
         other_names, cells = read_predicted_cells(path, data)
         keys = [[(image.name, image.size) for image in one] for one in (first, cells)]
         if other_names != names or keys[0] != keys[1]:
             raise InputError(
-                f"{path}: its images or classes are not those of {paths[0]}; compare results of "
-                "the same images"
+                f"{path}: its images or classes differ from those of {paths[0]}; compare results "
+                "of the same images"
             )
-        of_results.append(cells)
-    images = [[_eval_image(one) for one in each] for each in zip(*of_results, strict=True)]
+        results.append(cells)
     return ReportContent(
         **_heading(paths, None),
         threshold=threshold,
         classes=names,
-        images=images,
+        images=[[_eval_image(one) for one in image] for image in zip(*results, strict=True)],
         has_ground_truth=False,
     )
 
 
 def _heading(paths: Sequence[Path], ground_truth_path: Path | None) -> dict[str, Any]:
-    """Return what a page of results says of its files."""
+    """Return the title, files and training metrics of a page of results."""
     names = [display_path(path) for path in paths]
     sources = list(zip(["A", "B"] if len(names) > 1 else ["results"], names, strict=False))
     if ground_truth_path:
-        sources.append(("truth", display_path(ground_truth_path)))
+        sources.append(("ground truth", display_path(ground_truth_path)))
     folder = paths[-1] if paths[-1].is_dir() else paths[-1].parent
     return {
-        "title": "Cells found: " + " and ".join(path.resolve().name for path in paths),
+        "title": "Detections: " + " and ".join(path.resolve().name for path in paths),
         "sources": sources,
         "results": names,
         "metrics": folder / "metrics.json",
     }
 
 
-def _with_paths(
-    data: Path, all_eval_images: Sequence[Sequence[EvalImage]]
-) -> list[list[EvalImage]]:
-    """Find the images of one or two runs, and put those of one image together."""
+def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list[EvalImage]]:
+    """Group the images of one or two results by image, with the path of each."""
     return [
-        [
-            replace(eval_image, path=_find_image(data, eval_image.file_name))
-            for eval_image in eval_images
-        ]
-        for eval_images in zip(*all_eval_images, strict=True)
+        [replace(one, path=_find_image(data, one.file_name)) for one in image]
+        for image in zip(*results, strict=True)
     ]
 
 
 def _find_image(data: Path, name: str) -> Path:
-    """Find an image that annotations name: in the data folder, or in its test folder."""
+    """Return the path of an annotated image, in the data folder or its test folder."""
     for folder in (data, *(data / test for test in TEST)):
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{data / name}: no such image, but the annotations name it; give the folder that it is in "
+        f"{data / name}: image of the annotations not found; pass the folder that contains it "
         "with --data"
     )
 

@@ -1,10 +1,10 @@
-"""What the report's page knows of an image: its pixels, its outlines, and who found whom."""
+"""What the report page shows of an image: its pixels, outlines and matched detections."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -18,50 +18,45 @@ from cellseg.outline import Polygon, trace
 from cellseg.read.window import open_image_of_size
 from cellseg.score.labelmap import compare_label_maps
 
-_THUMB = 112  # px, the longer side
+_THUMB = 112  # px, longer side
 _EXAMPLE = 112  # px, both sides
 _QUALITY = 88  # of JPEG
-# The digits of a number are those of base 32; a digit below 32 is a number's last one.
+# Digits of base 32, and the same plus 32 where another digit of the number follows.
 _DIGITS = np.frombuffer(
     b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_", np.uint8
 )
-# A cell this many times larger or smaller than the median of its class is odd.
+# A cell this many times larger or smaller than the median of its class is unusual.
 _UNUSUAL_SIZE_FACTOR = 10
 
 
 @dataclass(frozen=True)
 class Example:
-    """A cell to show by itself.
+    """A cell that the page shows by itself.
 
     Attributes
     ----------
-    image
-        The place of its image.
+    image, cell
+        Index of the image, and of the cell in it.
     result
-        The place of its run, or −1 for a ground-truth cell.
-    cell
-        Its place in the image.
+        Index of the results, or −1 for a ground-truth cell.
+    caption
+        The text below its picture.
     """
 
     image: int
     result: int
     cell: int
+    caption: str
 
 
 def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
-    """Write the outlines of N cells as text of letters, digits, - and _.
+    """Encode the outlines of N cells, as `cellseg.outline.trace` returns them, as text.
 
-    The numbers are, for each cell: the number of its rings; for each of these: the
-    number of its steps, x and y of its first point less those of the ring before, then
-    the steps: along x, along y, in turn, as pixel edges go; the last one, back to
-    the first point, is left out. A number n is `2 n`, or `−2 n − 1` if negative, its
-    groups of five bits lowest first, plus 32 if more follow (as in Google's encoded
-    polylines, in other letters).
-
-    Parameters
-    ----------
-    detection_indices
-        As `cellseg.outline.trace` gives them.
+    The numbers are, for each cell: its number of rings; for each ring: its number of steps,
+    x and y of its first point relative to that of the ring before, then the steps, in turn
+    along x and y (pixel edges), without the last one back to the first point. A number n is
+    written as `2 n`, or `−2 n − 1` if negative, in groups of five bits, lowest first, plus 32
+    if more follow (as in Google's encoded polylines, with other letters).
     """
     numbers: list[NDArray[np.int64]] = []
     before = np.zeros(2, np.int64)
@@ -87,31 +82,42 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
     return _DIGITS[groups].tobytes().decode("ascii")
 
 
+def sort_detections(eval_image: EvalImage) -> EvalImage:
+    """Return the image with its detections by falling score, the order of the page."""
+    order = np.argsort(-eval_image.scores, kind="stable")
+    masks = [eval_image.masks[n] for n in order]
+    return replace(
+        eval_image,
+        masks=masks,
+        mask_runs=rle.decode(masks, eval_image.size),
+        classes=eval_image.classes[order],
+        scores=eval_image.scores[order],
+        entries=eval_image.entries[order],
+    )
+
+
 @dataclass(frozen=True)
 class MatchedDetections:
-    """The detections of an image, best score first, and what they found.
+    """The M detections of an image matched with its N ground-truth cells.
 
-    Lower scores never take pixels from higher ones, so a cell of the label map is the
-    same at every score threshold at which it is in it, and so is its match. One pass
-    without a threshold therefore holds the hits, misses and false positives of all of them.
+    Lower scores never take pixels from higher ones, so a detection keeps its pixels and its
+    match at every score threshold that it reaches. One match without a threshold therefore
+    gives the true positives, false positives and false negatives at all of them.
 
     Attributes
     ----------
-    order
-        `(M,)` int64: their places in the image.
     match
         `(M,)` int64: the ground-truth cell of IoU above 0.5, of any class; −1 for none.
     iou
-        `(M,)` float64: with the match; 0 where there is none.
+        `(M,)` float64: with the match; 0 without one.
     state
-        `(M,)` int64: 0 if it keeps no pixel of its own in the label map, so that it isn't
-        there; 1 if it counts; 2 if it is ignored, in a crowd region, from being a false
-        alarm.
+        `(M,)` int64: 0 if hidden under detections of higher score, 1 if it counts, 2 if it is
+        in a crowd region and never a false positive.
     gt_state
-        `(N,)` int64: 0 if it keeps no pixel, 1 if it counts, 2 for a crowd region.
+        `(N,)` int64: 0 if hidden under other ground-truth cells, 1 if it counts, 2 for a crowd
+        region.
     """
 
-    order: NDArray[np.int64]
     match: NDArray[np.int64]
     iou: NDArray[np.float64]
     state: NDArray[np.int64]
@@ -119,7 +125,7 @@ class MatchedDetections:
 
 
 def match_detections(eval_image: EvalImage) -> MatchedDetections:
-    """Match the cells of all scores; pixels that two claim go to the higher score."""
+    """Match the detections of all scores; a shared pixel belongs to the higher score."""
     comparison = compare_label_maps(eval_image, -np.inf, "score")
     pairs, pair_iou = comparison.matches()
     match = np.full(len(eval_image.scores), -1, np.int64)
@@ -130,62 +136,39 @@ def match_detections(eval_image: EvalImage) -> MatchedDetections:
     state[comparison.detection_indices] = 1 + comparison.in_crowd
     gt_state = np.where(eval_image.crowd, 2, 0)
     gt_state[comparison.gt_indices] = 1
-    order = np.argsort(-eval_image.scores, kind="stable")
-    return MatchedDetections(order, match[order], iou[order], state[order], gt_state)
+    return MatchedDetections(match, iou, state, gt_state)
 
 
 def image_data(
-    eval_images: Sequence[EvalImage], matched: Sequence[MatchedDetections]
+    eval_images: Sequence[EvalImage], matches: Sequence[MatchedDetections]
 ) -> dict[str, Any]:
-    """What the page's tables, sorting and slider need of an image, without its outlines.
+    """Return what the page's tables, sorting and slider need of an image.
 
-    `eval_images` are the image in each run, all with the same truth; at least one, which has no
-    detections if there is no run.
+    `eval_images` are the image with each of the results, at least one, sorted by score.
     """
-    eval_image = eval_images[0]
+    first = eval_images[0]
     return {
-        "name": eval_image.name,
-        "size": list(eval_image.size),
-        "truth": {
-            "classes": eval_image.gt_classes.tolist(),
-            "state": matched[0].gt_state.tolist(),
-        },
-        "runs": [
+        "name": first.name,
+        "size": list(first.size),
+        "gt": {"classes": first.gt_classes.tolist(), "state": matches[0].gt_state.tolist()},
+        "results": [
             {
-                "classes": one.classes[j.order].tolist(),
-                "scores": one.scores[j.order].tolist(),
-                "match": j.match.tolist(),
-                "iou": [round(value, 6) for value in j.iou.tolist()],
-                "state": j.state.tolist(),
+                "classes": one.classes.tolist(),
+                "scores": one.scores.tolist(),
+                "match": matched.match.tolist(),
+                "iou": [round(value, 6) for value in matched.iou.tolist()],
+                "state": matched.state.tolist(),
             }
-            for one, j in zip(eval_images, matched, strict=True)
-        ],
-    }
-
-
-def image_outlines(
-    eval_images: Sequence[EvalImage], matched: Sequence[MatchedDetections]
-) -> dict[str, Any]:
-    """The outlines of the ground-truth cells, and of those of each run, best score first."""
-    return {
-        "truth": encode_outlines(trace(eval_images[0].gt_runs)),
-        "runs": [
-            encode_outlines([cells[i] for i in j.order])
-            for cells, j in (
-                (trace(s.mask_runs), j) for s, j in zip(eval_images, matched, strict=True)
-            )
+            for one, matched in zip(eval_images, matches, strict=True)
         ],
     }
 
 
 def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list[tuple[int, str]]]:
-    """Find the ground-truth cells that are worth a second look.
+    """Return the ground-truth cells to check, as `(cell, reason)` for each image.
 
-    Returns
-    -------
-    For each image `(cell, why)`: of several pieces, with holes, of ten times the median
-    area of its class or a tenth of it, or sharing most of its pixels with another. Crowd
-    regions are no cells.
+    A cell is unusual with several pieces or holes, above ten times the median area of its
+    class or below a tenth, or hidden under others. Crowd regions are not cells.
     """
     areas = [rle.areas(eval_image.gt_runs) for eval_image in eval_images]
     classes = [eval_image.gt_classes for eval_image in eval_images]
@@ -199,33 +182,30 @@ def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list
     ]
     result = []
     for eval_image, area, gt_classes in zip(eval_images, areas, classes, strict=True):
-        is_covered = match_detections(eval_image).gt_state == 0
+        is_hidden = match_detections(eval_image).gt_state == 0
         unusual = []
         for cell, polygons in enumerate(trace(eval_image.gt_runs)):
             if eval_image.crowd[cell]:
                 continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
             ratio = area[cell] / medians[int(gt_classes[cell])]
-            why = [
+            reasons = [
                 *([f"{len(polygons)} pieces"] if len(polygons) > 1 else []),
                 *([f"{n_holes} hole{'s' * (n_holes > 1)}"] if n_holes else []),
                 *(["very small"] if ratio * _UNUSUAL_SIZE_FACTOR < 1 else []),
                 *(["very large"] if ratio > _UNUSUAL_SIZE_FACTOR else []),
-                *(["covered by other cells"] if is_covered[cell] else []),
+                *(["hidden under other cells"] if is_hidden[cell] else []),
             ]
-            if why:
-                unusual.append((cell, ", ".join(why)))
+            if reasons:
+                unusual.append((cell, ", ".join(reasons)))
         result.append(unusual)
     return result
 
 
 def read_pixels(eval_image: EvalImage) -> NDArray[np.uint8]:
-    """Read an image: `(H, W, 3)` uint8 RGB.
+    """Return an image as `(H, W, 3)` uint8 RGB.
 
-    Raises
-    ------
-    InputError
-        If it can't be read, or is of another size than its cells.
+    Raises InputError if it can't be read or has another size than its cells.
     """
     height, width = eval_image.size
     with open_image_of_size(eval_image.path, eval_image.size, eval_image.level) as image:
@@ -233,20 +213,10 @@ def read_pixels(eval_image: EvalImage) -> NDArray[np.uint8]:
 
 
 def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> tuple[bytes, int]:
-    """Encode an image as a JPEG that is no larger than allowed, in smaller pixels if need be.
+    """Encode `(H, W, 3)` uint8 RGB as JPEG, at reduced resolution if it would be too large.
 
-    Parameters
-    ----------
-    pixels
-        `(H, W, 3)` uint8 RGB.
-    max_bytes
-        Of the file; a picture of less than 64 pixels a side may take more.
-    max_side
-        px, the longer side.
-
-    Returns
-    -------
-    The file, and its longer side in px.
+    `max_bytes` limits the file, unless it has less than 64 pixels a side; `max_side` limits the
+    longer side. Returns the file and its longer side in pixels.
     """
     factor = min(1.0, max_side / max(pixels.shape[:2]))
     while True:
@@ -263,13 +233,10 @@ def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def example_picture(pixels: NDArray[np.uint8], eval_image: EvalImage, example: Example) -> bytes:
-    """Draw a cell with its outline and what is round it, as a small JPEG."""
-    true = example.result < 0
-    mask_runs = eval_image.gt_runs if true else eval_image.mask_runs
-    classes = eval_image.gt_classes if true else eval_image.classes
-    one = rle.decode(
-        [(eval_image.gt_masks if true else eval_image.masks)[example.cell]], mask_runs.size
-    )
+    """Draw a cell with its outline and its surroundings; return a small JPEG."""
+    masks = eval_image.gt_masks if example.result < 0 else eval_image.masks
+    classes = eval_image.gt_classes if example.result < 0 else eval_image.classes
+    one = rle.decode([masks[example.cell]], eval_image.size)
     left, top, right, bottom = rle.boxes_xyxy(one)[0].tolist()
     side = max(right - left, bottom - top)
     side += max(8, side // 2)
@@ -277,19 +244,17 @@ def example_picture(pixels: NDArray[np.uint8], eval_image: EvalImage, example: E
     left = max(0, min((left + right - side) // 2, width - side))
     top = max(0, min((top + bottom - side) // 2, height - side))
     right, bottom = min(left + side, width), min(top + side, height)
-    mask = rle.encode(rle.crop_runs(one, (left, top, right, bottom)))
-    zoom = max(1, -(-_EXAMPLE // side))
     drawn = draw_outlines(
         np.ascontiguousarray(pixels[top:bottom, left:right]),
-        mask,
+        rle.encode(rle.crop_runs(one, (left, top, right, bottom))),
         classes[example.cell : example.cell + 1],
-        zoom=zoom,
+        zoom=max(1, -(-_EXAMPLE // side)),
     )
     return _jpeg(_shrink(drawn, min(1.0, 2 * _EXAMPLE / max(drawn.shape[:2]))), 80)
 
 
 def data_uri(jpeg: bytes) -> str:
-    """Put a JPEG into an address, so that a page needs no other file."""
+    """Return a JPEG as a data URI, so that the page needs no other file."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 

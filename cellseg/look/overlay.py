@@ -1,4 +1,4 @@
-"""Pictures of an image with the outlines of its cells, one colour a class."""
+"""Pictures of an image with outlined cells, one colour for each class."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cellseg.images import ImageCells
 from cellseg.read.window import open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
-# Okabe & Ito's colours, which people with any kind of colour vision tell apart
-# (https://jfly.uni-koeln.de/color/), without the purple that tissue has itself, in an
-# order that puts a light one on dark lymphocytes and a strong one on pale macrophages.
+# Colours of Okabe & Ito, distinct for people with any colour vision
+# (https://jfly.uni-koeln.de/color/), without the purple of stained tissue, and in an order
+# that gives dark lymphocytes a light one and pale macrophages a strong one.
 CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 158, 115),  # bluish green
     (240, 228, 66),  # yellow
@@ -33,21 +33,21 @@ CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),  # black
 )
 
-WINDOW = 4096  # px, sides of the largest picture: what any viewer opens
+WINDOW = 4096  # px, maximum side of a picture, which any viewer opens
 
-_LONG_SIDE = 800  # px that a small image is enlarged to, or a little over
+_LONG_SIDE = 800  # px, to which a small image is enlarged
 _MAX_ZOOM = 8
-_TEXT = 16  # px, height of the letters' line is _LINE
-_LINE = 24
+_TEXT = 16  # px, font size
+_LINE = 24  # px, line height
 _MARGIN = 8
-_MIN_WIDTH = 240  # px, so that a legend has room beside the smallest image
+_MIN_WIDTH = 240  # px, room for the legend of the smallest image
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """RGB 0…255 of class `index` (0…K−1), for any K."""
+    """Return the RGB colour, 0 to 255, of class `index` (0 to K−1), for any K."""
     if index < len(CLASS_COLOURS):
         return CLASS_COLOURS[index]
-    # Golden steps round the colour circle never come back to the same hue.
+    # Steps by the golden ratio never repeat a hue.
     hue = (index * 0.618033988749895) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 0.9 if index % 2 else 0.6)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -60,24 +60,24 @@ def draw_outlines(
     scores: NDArray[np.float32] | None = None,
     zoom: int = 1,
 ) -> NDArray[np.uint8]:
-    """Draw the outline of each cell on the image, enlarged `zoom` times.
+    """Draw the outline of each cell on a copy of the image, enlarged `zoom` times.
 
-    An outline is made of the cell's own pixels along its border, the image's edge
-    among it, so that touching cells have each their own. It is 1 px wide, 2 px where
-    the image is enlarged, half a pixel of the image where that is more.
+    An outline consists of the cell's own border pixels, also at the image's edge, so that
+    touching cells have separate ones. It is 1 px wide; in an enlarged image 2 px, or half a
+    pixel of the image if that is more.
 
     Parameters
     ----------
     image
-        `(H, W, 3)` uint8 RGB; it is not changed.
+        `(H, W, 3)` uint8 RGB.
     masks
         N compressed RLEs of the image's size.
     classes
-        `(N,)` 0…K−1.
+        `(N,)`, 0 to K−1.
     scores
-        `(N,)`; with them, where cells overlap the better lies on top.
+        `(N,)`; if given, of overlapping cells the one with the higher score is on top.
     zoom
-        From 1.
+        Enlargement, 1 or more.
 
     Returns
     -------
@@ -86,13 +86,13 @@ def draw_outlines(
     Raises
     ------
     ValueError
-        If the image is of another type, the lengths differ, or a mask is of another
-        size than the image or not an RLE.
+        If the image has another type, the lengths differ, or a mask is not an RLE of the
+        image's size.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
     if len(classes) != len(masks) or (scores is not None and len(scores) != len(masks)):
-        raise ValueError(f"{len(masks)} masks, but another number of classes or scores")
+        raise ValueError(f"{len(masks)} masks, expected as many classes and scores")
     height, width = image.shape[:2]
     canvas = image.copy()
     if zoom > 1:
@@ -108,11 +108,7 @@ def draw_outlines(
         left, top, right, bottom = (box * zoom).tolist()
         inside = mask.repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.uint8)
         core = cv2.erode(
-            inside,
-            cross,
-            iterations=thickness,
-            borderType=cv2.BORDER_CONSTANT,
-            borderValue=0,
+            inside, cross, iterations=thickness, borderType=cv2.BORDER_CONSTANT, borderValue=0
         )
         canvas[top:bottom, left:right][inside > core] = class_colour(int(classes[index]))
     return canvas
@@ -126,21 +122,20 @@ def draw_overlay(
     scores: NDArray[np.float32] | None = None,
     zoom: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw an image with its cells outlined, and below it what the colours mean.
+    """Draw an image with outlined cells above a legend.
 
     Parameters
     ----------
     image, masks, classes, scores
         As for `draw_outlines`.
     names
-        The K classes' names. The legend gives each with its number of cells.
+        The K class names; the legend gives the number of cells of each.
     zoom
-        How many times to enlarge; without it, a small image is enlarged up to about
-        800 px or a little over, at most 8 times.
+        Enlargement; by default a small image is enlarged to about 800 px, at most 8 times.
 
     Returns
     -------
-    `(H', W', 3)` uint8 RGB: the picture at the top left, the legend under it.
+    `(H', W', 3)` uint8 RGB.
 
     Raises
     ------
@@ -165,17 +160,17 @@ def draw_comparison(
     scores: NDArray[np.float32] | None = None,
     zoom: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw the ground truth on the left, the prediction on the right, and a legend for both.
+    """Draw the ground truth on the left, the detections on the right, and a legend below.
 
-    Parameters, result and errors are those of `draw_overlay`; the legend gives for
-    each class the number of cells of the ground truth and of the prediction.
+    Parameters, result and errors are those of `draw_overlay`; the legend gives for each class
+    the numbers of ground-truth cells and detections.
     """
     counts = zip(_count(gt_classes, names), _count(classes, names), strict=True)
     zoom = zoom or _zoom_for(image)
     panels = []
     for title, panel in (
-        ("truth", draw_outlines(image, gt_masks, gt_classes, None, zoom)),
-        ("prediction", draw_outlines(image, masks, classes, scores, zoom)),
+        ("ground truth", draw_outlines(image, gt_masks, gt_classes, None, zoom)),
+        ("detections", draw_outlines(image, masks, classes, scores, zoom)),
     ):
         width = max(panel.shape[1], _MIN_WIDTH // 2)
         panels.append(np.vstack([_text_lines([[(0, title, None)]], width), _widen(panel, width)]))
@@ -186,12 +181,9 @@ def draw_comparison(
 
 
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Write an `(H, W, 3)` uint8 RGB picture as PNG, whole or not at all.
+    """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
 
-    Raises
-    ------
-    InputError
-        If the file can't be written.
+    Raises InputError if the file can't be written.
     """
     _, data = cv2.imencode(".png", image[..., ::-1])
     with write_atomic(path, "wb") as file:
@@ -199,16 +191,13 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
 
 
 def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
-    """Draw an image's cells on it, and write the picture as `<folder>/<image>.png`.
+    """Draw an image with its cells and write the picture as `<folder>/<image>.png`.
 
-    Of an image of more than `WINDOW` pixels a side there is a picture for each window,
-    `<folder>/<image>/x<left>_y<top>.png`. `names` are those of the K classes.
+    An image of more than `WINDOW` pixels a side gets a picture for each window,
+    `<folder>/<image>/x<left>_y<top>.png`. `names` are the K class names.
 
-    Raises
-    ------
-    InputError
-        If the image can't be read or is of another size than its cells, or a picture can't be
-        written.
+    Raises InputError if the image can't be read or has another size than its cells, or a
+    picture can't be written.
     """
     boxes = image.boxes
     height, width = image.size
@@ -246,20 +235,19 @@ def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:
 
 
 def _widen(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    missing = width - picture.shape[1]
-    return np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
 
 
 @lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont:
-    # It comes with matplotlib, and has the letters of most alphabets.
+    # A font of matplotlib with the letters of most alphabets.
     return ImageFont.truetype(
         Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _TEXT
     )
 
 
 def _legend(entries: Sequence[str], width: int) -> NDArray[np.uint8]:
-    """Return each class's entry beside a patch of its colour, in as many lines as it takes."""
+    """Draw the entry of each class next to a patch of its colour, in one or more lines."""
     patch = _TEXT + _MARGIN
     lines: list[list[tuple[int, str, int | None]]] = [[]]
     x = 0
@@ -275,23 +263,18 @@ def _legend(entries: Sequence[str], width: int) -> NDArray[np.uint8]:
 
 
 def _shorten(text: str, width: int) -> str:
-    """Leave out the middle of a text that is longer than `width` px; its end is the count."""
-    if _font().getlength(text) <= width:
-        return text
-    keep = len(text)
-    while keep > 2 and _font().getlength(shorter := _without_middle(text, keep)) > width:
+    """Cut the middle of a text that is longer than `width` px; its end is the count."""
+    shorter, keep = text, len(text)
+    while keep > 2 and _font().getlength(shorter) > width:
         keep -= 1
+        shorter = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
     return shorter
-
-
-def _without_middle(text: str, keep: int) -> str:
-    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
 
 
 def _text_lines(
     lines: Sequence[Sequence[tuple[int, str, int | None]]], width: int
 ) -> NDArray[np.uint8]:
-    """Write lines of (x, text, class whose colour stands before it) on white."""
+    """Draw lines of `(x, text, class)` on white; a class adds a patch of its colour."""
     paper = Image.new("RGB", (width, _LINE * len(lines) + _MARGIN), "white")
     draw = ImageDraw.Draw(paper)
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Scores, sizes and training curves as SVG drawings that go into a page."""
+"""Plots of scores, sizes and training curves as SVG for the report page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cellseg.look.overlay import class_colour
 from cellseg.score.ap import RECALLS
 from cellseg.score.summary import ANY, MEAN, Difference, Scores
 
-# Drawn in this colour, then given to the page's own text colour: light or dark.
+# Replaced by the text colour of the page, which is light or dark.
 _INK = "#010203"
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -42,33 +42,30 @@ _STYLE = {
     "legend.fontsize": 9,
 }
 _SIZE = (5.2, 3.4)
-# Lines that can be told apart without their colours.
+# Lines that differ without their colours.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
 
 @contextmanager
 def _drawing(name: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Any, list[str]]]:
-    """Return the axes to draw on, and a list that gets the SVG."""
+    """Return the axes to draw on, and a list to which the SVG is added."""
     result: list[str] = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # Letters that the font lacks are the browser's business: it has others.
+        # The browser has fonts for the letters that this one lacks.
         warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         yield figure.add_subplot(), result
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    result.append(_for_a_page(file.getvalue()))
-
-
-def _for_a_page(svg: str) -> str:
-    """Take off what is for a file of its own, and let the page choose the ink."""
+    # Remove what only a separate file needs, and use the text colour of the page.
+    svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
-    return re.sub(r"\s*\n\s*", "\n", svg.replace(_INK, "currentColor"))
+    result.append(re.sub(r"\s*\n\s*", "\n", svg.replace(_INK, "currentColor")))
 
 
 def _colour(index: int) -> Any:
@@ -81,33 +78,28 @@ def _colour(index: int) -> Any:
 
 
 def _legend(axes: Any, **keywords: Any) -> None:
-    """Name the lines; a name that begins with _ would be left out otherwise."""
+    """Add a legend, if there is anything to name."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles, labels, **keywords)
 
 
 def _plain_numbers(axis: Any) -> None:
-    """Write 100 along a logarithmic axis, not 10 with an exponent, which is mathematics."""
+    """Label a logarithmic axis with 100, not with a power of 10, which needs math text."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
 
 
-def _named(name: str) -> str:
+def _label(name: str) -> str:
+    """Return a name for a legend, from which matplotlib would exclude one that begins with _."""
     return "\u200b" + name if name.startswith("_") else name
 
 
 def training_curves(path: Path) -> list[tuple[str, str]]:
-    """Draw what a training's `metrics.json` tells: losses, AP50 of validation images, rate.
+    """Draw the losses, the validation AP in % and the learning rate from `metrics.json`.
 
-    Parameters
-    ----------
-    path
-        A file with a JSON object a line. It may be missing, or end within a line.
-
-    Returns
-    -------
-    `(title, SVG)` each; none if there is nothing to draw.
+    The file has a JSON object in each line; it may be missing or incomplete. Returns
+    `(title, SVG)` of each plot.
     """
     series = _read_series(path)
     losses = {n: s for n, s in series.items() if n == "total_loss" or n.startswith("loss_")}
@@ -115,31 +107,29 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
         n.removeprefix("validation/"): s for n, s in series.items() if n.startswith("validation/")
     }
     rate = {n: s for n, s in series.items() if n == "lr"}
-    drawings = []
+    plots = []
     for title, ylabel, lines in (
         ("Training loss", "loss", losses),
-        ("Held-out images during training", "AP (%)", validation),
+        ("Validation during training", "AP (%)", validation),
         ("Learning rate", "learning rate", rate),
     ):
         if not lines:
             continue
         with _drawing(title) as (axes, svg):
             for n, (name, points) in enumerate(sorted(lines.items(), key=lambda x: -x[1][-1][1])):
-                marker = "o" if len(points) < 25 else None
-                x, y = zip(*points, strict=True)
-                dashes = _DASHES[n % 4]
                 axes.plot(
-                    x, y, color=_colour(n), ls=dashes, marker=marker, ms=3, label=_named(name)
-                )
+                    *zip(*points, strict=True), color=_colour(n), ls=_DASHES[n % 4],
+                    marker="o" if len(points) < 25 else None, ms=3, label=_label(name),
+                )  # fmt: skip
             axes.set(xlabel="iteration", ylabel=ylabel)
             if len(lines) > 1:
                 _legend(axes, ncols=2)
-        drawings.append((title, svg[0]))
-    return drawings
+        plots.append((title, svg[0]))
+    return plots
 
 
 def _read_series(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the numbers by name; of an iteration that was run twice the later one."""
+    """Return `(iteration, value)` by name; of a repeated iteration the last value."""
     series: dict[str, dict[float, float]] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -163,7 +153,10 @@ def _is_number(value: Any) -> bool:
 
 
 def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
-    """Draw precision by recall at IoU 0.5 of each class, all detections; runs by dashes."""
+    """Draw the precision-recall curve at IoU 0.5 of each class, all detections.
+
+    The curves of two scores, called `names`, differ by their dashes.
+    """
     with _drawing("precision-recall") as (axes, svg):
         for r, one in enumerate(scores):
             for k, curve in enumerate(one.precisions[None][:, 0]):
@@ -173,14 +166,14 @@ def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
                 if len(scores) > 1:
                     label = f"{names[r]}: {label}"
                 dashes = _DASHES[r if len(scores) > 1 else k % 4]
-                axes.plot(RECALLS, curve, color=_colour(k), ls=dashes, label=_named(label))
+                axes.plot(RECALLS, curve, color=_colour(k), ls=dashes, label=_label(label))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         _legend(axes)
     return svg[0]
 
 
 def metric_bars(scores: Scores) -> str:
-    """Draw the headline metrics of each class and their mean, with 95 % intervals."""
+    """Draw the main metrics of each class and their mean, with 95 % intervals."""
     metrics = [m for m in ("AP50@all", "PQ", "AJI", "F1") if m in scores.metrics]
     n_rows = len(scores.rows) - 1
     with _drawing("metrics") as (axes, svg):
@@ -192,20 +185,20 @@ def metric_bars(scores: Scores) -> str:
                 for b in (scores.low, scores.high)
             )
             colour = _colour(r) if r < len(scores.classes) else "#808080"
-            name = _named(scores.rows[r])
-            axes.bar(x, np.nan_to_num(value), 0.7 / n_rows, color=colour, label=name)
+            label = _label(scores.rows[r])
+            axes.bar(x, np.nan_to_num(value), 0.7 / n_rows, color=colour, label=label)
             known = ~np.isnan(low) & ~np.isnan(value)
             error = np.clip([value - low, high - value], 0, None)[:, known]
             axes.errorbar(x[known], value[known], error, fmt="none", ecolor=_INK, elinewidth=1)
         axes.set(ylim=(0, 1))
         axes.set_xticks(range(len(metrics)), [m.replace("@all", "") for m in metrics])
         axes.grid(visible=False, axis="x")
-        _legend(axes, ncols=2)
+        axes.figure.legend(loc="outside upper center", ncols=3)  # not over the bars
     return svg[0]
 
 
 def f1_by_iou(scores: Scores) -> str:
-    """Draw F1 by the least IoU of a hit: how exact the outlines are."""
+    """Draw the F1 by IoU threshold, which shows how exact the outlines are."""
     with _drawing("f1-by-iou") as (axes, svg):
         for r, row in enumerate(scores.rows):
             if np.isnan(scores.by_threshold.f1[:, r]).all():
@@ -214,15 +207,15 @@ def f1_by_iou(scores: Scores) -> str:
             width = 2.2 if row == ANY else 1.4
             axes.plot(
                 scores.thresholds, scores.by_threshold.f1[:, r], color=colour, lw=width,
-                ls=_DASHES[r % 4], label=_named(row),
+                ls=_DASHES[r % 4], label=_label(row),
             )  # fmt: skip
-        axes.set(xlabel="least IoU of a hit", ylabel="F1", ylim=(0, 1))
+        axes.set(xlabel="IoU threshold", ylabel="F1", ylim=(0, 1))
         _legend(axes)
     return svg[0]
 
 
 def ap_by_size(scores: Scores) -> str:
-    """Draw AP50 by the size of the ground-truth cell, a quarter of the cells in each bar."""
+    """Draw the AP50 by ground-truth area, with a quarter of the cells in each bar."""
     with _drawing("ap-by-size") as (axes, svg):
         x = np.arange(len(scores.sizes))
         axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color=_colour(2))
@@ -234,16 +227,16 @@ def ap_by_size(scores: Scores) -> str:
 
 
 def counts(scores: Scores) -> str:
-    """Draw found against ground-truth cells, a point for each image and class."""
+    """Draw detections against ground-truth cells, a point for each image and class."""
     with _drawing("counts") as (axes, svg):
         largest = max(scores.gt_counts.max(initial=1), scores.counts.max(initial=1))
         axes.plot([0, largest], [0, largest], color=_INK, lw=0.8)
         for k, name in enumerate(scores.classes):
             axes.plot(
                 scores.gt_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
-                color=_colour(k), alpha=0.7, ms=5, mec="none", label=_named(name),
+                color=_colour(k), alpha=0.7, ms=5, mec="none", label=_label(name),
             )  # fmt: skip
-        axes.set(xlabel="true cells in the image", ylabel="found cells")
+        axes.set(xlabel="ground-truth cells", ylabel="detections")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_yscale("symlog", linthresh=10)
         _plain_numbers(axes.xaxis)
@@ -254,7 +247,7 @@ def counts(scores: Scores) -> str:
 
 
 def differences(difference: Difference) -> str:
-    """Draw by how much B is above A in each metric, the mean of classes, with intervals."""
+    """Draw B − A of each metric, mean of classes, with 95 % intervals."""
     row = difference.rows.index(MEAN)
     known = [n for n, v in difference.value.items() if not math.isnan(v[row])]
     with _drawing("differences", (5.2, 1 + 0.24 * len(known))) as (axes, svg):
@@ -272,7 +265,7 @@ def differences(difference: Difference) -> str:
 
 
 def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[str]) -> str:
-    """Draw how large the cells of each class are; `areas` in pixels, `(N,)`."""
+    """Draw a histogram of the areas, `(N,)` in pixels, of each class."""
     with _drawing("sizes") as (axes, svg):
         if len(areas):
             low, high = np.log10(max(1, areas.min())), np.log10(areas.max() + 1)
@@ -285,7 +278,7 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
 
 
 def score_histogram(scores: NDArray[Any], classes: NDArray[Any], names: Sequence[str]) -> str:
-    """Draw how sure the detections of each class are; `scores` `(N,)`."""
+    """Draw a histogram of the scores, `(N,)` from 0 to 1, of each class."""
     with _drawing("scores") as (axes, svg):
         _steps(axes, scores, classes, names, np.linspace(0, 1, 41))
         axes.set(xlabel="score", ylabel="detections")
@@ -298,16 +291,15 @@ def _steps(
     for k, name in enumerate(names):
         some = values[classes == k]
         if len(some):
-            label = _named(f"{name} ({len(some)})")
             axes.hist(
                 some, bins, histtype="step", color=_colour(k), ls=_DASHES[k % 4], lw=1.6,
-                label=label,
+                label=_label(f"{name} ({len(some)})"),
             )  # fmt: skip
     _legend(axes)
 
 
 def cells_per_image(n_cells: NDArray[Any]) -> str:
-    """Draw how many images have how many cells; `(I,)`."""
+    """Draw a histogram of the number of cells in each image, `(I,)`."""
     with _drawing("per-image") as (axes, svg):
         axes.hist(n_cells, bins=min(40, int(max(n_cells, default=0)) + 1), color=_colour(2))
         axes.set(xlabel="cells in the image", ylabel="images")

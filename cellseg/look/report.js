@@ -3,119 +3,118 @@
   const byId = (id) => document.getElementById(id);
   const page = JSON.parse(byId("index").textContent);
   const { images, classes, colours } = page;
-  const judging = page.truth && page.runs.length > 0;
+  const isScored = page.has_ground_truth && page.results.length > 0;
   const state = {
     image: -1,
-    run: page.runs.length - 1, // of two runs the second is the new one; -1 for none
+    result: page.results.length - 1, // of two results B is shown first; -1 for none
     threshold: page.threshold,
-    chosen: new Set(classes.keys()),
+    classes: new Set(classes.keys()), // the classes that are shown
     layers: {},
     sort: "",
-    picked: null, // {side: "truth" or "found", cell}
+    selected: null, // {side: "gt" or "detection", cell}
   };
-  const HIT = 1, MISNAMED = 2, WRONG = 3, UNCOUNTED = 4; // what became of a cell
+  const TRUE_POSITIVE = 1, MISCLASSIFIED = 2, UNMATCHED = 3, IGNORED = 4; // outcomes of a cell
 
   function make(tag, properties = {}, ...children) {
-    // Text goes in as text, never as HTML: a name may hold anything.
+    // Text is added as text, never as HTML: a name may contain anything.
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
     return element;
   }
 
-  // ---- Who found whom -------------------------------------------------------------
-  // Detections come best first, each with the true cell that it shares more than half of
-  // their union with. A lower score never takes pixels from a higher one, so a threshold
-  // only cuts the list: matches of the cells that stay are what they were.
+  // ---- Matching -------------------------------------------------------------------
+  // Detections are sorted by falling score; each has the ground-truth cell of IoU above 0.5.
+  // A lower score never takes pixels from a higher one, so a threshold only shortens the
+  // list: the matches of the remaining detections stay.
 
-  function judge(image, run, threshold) {
-    const found = image.runs[run];
-    const by = new Int32Array(image.truth.classes.length).fill(-1);
+  /** Return the number of detections at the threshold, and the detection of each ground-truth cell. */
+  function matchAt(image, result = state.result) {
+    const detections = image.results[result];
+    const by = new Int32Array(image.gt.classes.length).fill(-1);
     let n = 0;
-    while (found && n < found.scores.length && found.scores[n] >= threshold) {
-      if (found.match[n] >= 0) by[found.match[n]] = n;
+    while (detections && n < detections.scores.length && detections.scores[n] >= state.threshold) {
+      if (detections.match[n] >= 0) by[detections.match[n]] = n;
       n++;
     }
     return { n, by };
   }
 
-  function becameOfFound(image, run, cell) {
-    const found = image.runs[run];
-    const match = found.match[cell];
-    if (match >= 0) return image.truth.classes[match] === found.classes[cell] ? HIT : MISNAMED;
-    return found.state[cell] === 1 ? WRONG : UNCOUNTED;
+  function detectionOutcome(image, cell) {
+    if (!isScored) return 0;
+    const detections = image.results[state.result];
+    const match = detections.match[cell];
+    if (match >= 0) return image.gt.classes[match] === detections.classes[cell] ? TRUE_POSITIVE : MISCLASSIFIED;
+    return detections.state[cell] === 1 ? UNMATCHED : IGNORED;
   }
 
-  function becameOfTruth(image, run, by, cell) {
-    if (by[cell] >= 0) return becameOfFound(image, run, by[cell]);
-    return image.truth.state[cell] === 1 ? WRONG : UNCOUNTED;
+  function gtOutcome(image, by, cell) {
+    if (!isScored) return 0;
+    if (by[cell] >= 0) return detectionOutcome(image, by[cell]);
+    return image.gt.state[cell] === 1 ? UNMATCHED : IGNORED;
   }
 
-  function emptyTally() {
-    const k = classes.length;
-    return {
-      true: new Float64Array(k), found: new Float64Array(k), hits: new Float64Array(k),
-      falseAlarms: new Float64Array(k), iou: new Float64Array(k),
-      scores: new Float64Array(k), anyHits: 0, anyFalse: 0, anyIou: 0,
-      matrix: Array.from({ length: k + 1 }, () => new Float64Array(k + 1)),
-    };
+  function emptySums() {
+    const [gt, detections, tp, fp, iou, scores] = Array.from({ length: 6 }, () => new Float64Array(classes.length));
+    const matrix = Array.from({ length: classes.length + 1 }, () => new Float64Array(classes.length + 1));
+    return { gt, detections, tp, fp, iou, scores, matrix, anyTp: 0, anyFp: 0, anyIou: 0 };
   }
 
-  /** Add an image to the sums that evaluate.py has at this threshold. */
-  function addTo(sums, image, run, threshold) {
-    const { truth } = image;
-    const found = image.runs[run];
-    const { n, by } = judge(image, run, threshold);
+  /** Add an image to the sums from which evaluate.py computes its scores at this threshold. */
+  function addTo(sums, image, result) {
+    const { gt } = image;
+    const detections = image.results[result];
+    const { n, by } = matchAt(image, result);
     const last = classes.length;
-    truth.classes.forEach((k, cell) => {
-      if (truth.state[cell] !== 1) return;
-      sums.true[k]++;
-      sums.matrix[k][by[cell] < 0 ? last : found.classes[by[cell]]]++;
+    gt.classes.forEach((k, cell) => {
+      if (gt.state[cell] !== 1) return;
+      sums.gt[k]++;
+      sums.matrix[k][by[cell] < 0 ? last : detections.classes[by[cell]]]++;
     });
     for (let cell = 0; cell < n; cell++) {
-      const k = found.classes[cell];
-      const match = found.match[cell];
-      const counts = found.state[cell] === 1;
-      if (found.state[cell] > 0) {
-        sums.found[k]++;
-        sums.scores[k] += found.scores[cell];
+      const k = detections.classes[cell];
+      const match = detections.match[cell];
+      const counts = detections.state[cell] === 1;
+      if (detections.state[cell] > 0) {
+        sums.detections[k]++;
+        sums.scores[k] += detections.scores[cell];
       }
       if (match >= 0) {
-        sums.anyHits++;
-        sums.anyIou += found.iou[cell];
+        sums.anyTp++;
+        sums.anyIou += detections.iou[cell];
       } else if (counts) {
-        sums.anyFalse++;
+        sums.anyFp++;
         sums.matrix[last][k]++;
       }
-      if (match >= 0 && truth.classes[match] === k) {
-        sums.hits[k]++;
-        sums.iou[k] += found.iou[cell];
-      } else if (counts) sums.falseAlarms[k]++;
+      if (match >= 0 && gt.classes[match] === k) {
+        sums.tp[k]++;
+        sums.iou[k] += detections.iou[cell];
+      } else if (counts) sums.fp[k]++;
     }
     return sums;
   }
 
   const sum = (values) => values.reduce((a, b) => a + b, 0);
-  const ofChosen = (values) => sum([...state.chosen].map((k) => values[k]));
+  const ofShown = (values) => sum([...state.classes].map((k) => values[k]));
 
-  /** What the list says of an image, of the chosen classes. */
-  function brief(image, run = state.run) {
-    const sums = addTo(emptyTally(), image, run, state.threshold);
+  /** Return the counts and scores of an image, of the classes that are shown. */
+  function summarize(image, result = state.result) {
+    const sums = addTo(emptySums(), image, result);
     const last = classes.length;
-    const hits = ofChosen(sums.hits);
-    const wrong = ofChosen(sums.true) - hits + ofChosen(sums.falseAlarms);
-    let misnamed = 0;
+    const gt = ofShown(sums.gt), detections = ofShown(sums.detections), tp = ofShown(sums.tp);
+    const errors = gt - tp + ofShown(sums.fp);
+    let misclassified = 0;
     for (let a = 0; a < last; a++) {
       for (let b = 0; b < last; b++) {
-        if (a !== b && (state.chosen.has(a) || state.chosen.has(b))) misnamed += sums.matrix[a][b];
+        if (a !== b && (state.classes.has(a) || state.classes.has(b))) misclassified += sums.matrix[a][b];
       }
     }
-    const any = 2 * hits + wrong > 0;
+    const isEmpty = tp + errors === 0; // nothing to detect, nothing detected: sorted last
     return {
-      true: ofChosen(sums.true), found: ofChosen(sums.found), hits, misnamed,
-      missed: ofChosen(sums.matrix.map((row) => row[last])), falseAlarms: ofChosen(sums.matrix[last]),
-      f1: any ? (2 * hits) / (2 * hits + wrong) : 2, // nothing to find, nothing found: best
-      pq: any ? ofChosen(sums.iou) / (hits + wrong / 2) : 2,
-      sure: ofChosen(sums.found) ? ofChosen(sums.scores) / ofChosen(sums.found) : 2,
+      gt, detections, tp, misclassified,
+      fn: ofShown(sums.matrix.map((row) => row[last])), fp: ofShown(sums.matrix[last]),
+      f1: isEmpty ? 2 : (2 * tp) / (2 * tp + errors),
+      pq: isEmpty ? 2 : ofShown(sums.iou) / (tp + errors / 2),
+      score: detections ? ofShown(sums.scores) / detections : 2,
     };
   }
 
@@ -142,7 +141,7 @@
     while (at < text.length) {
       const path = new Path2D();
       const box = [Infinity, Infinity, -Infinity, -Infinity];
-      let area = 0; // by Green's theorem: holes, walked the other way, take theirs off
+      let area = 0; // by Green's theorem; holes run the other way and are subtracted
       for (let rings = next(); rings > 0; rings--) {
         const steps = next();
         let x = (x0 += next()), y = (y0 += next());
@@ -173,7 +172,7 @@
   });
   const cache = new Map();
 
-  /** Picture and outlines of an image; those of the few seen last are kept. */
+  /** Load the picture and outlines of an image; the last six are kept. */
   async function load(at) {
     if (cache.has(at)) return cache.get(at);
     if (!byId(`image-${at}`)) await wholeFile;
@@ -181,7 +180,7 @@
     const picture = new Image();
     picture.src = raw.picture;
     await picture.decode();
-    const loaded = { picture, truth: decodeOutlines(raw.truth), runs: raw.runs.map(decodeOutlines) };
+    const loaded = { picture, gt: decodeOutlines(raw.gt), results: raw.results.map(decodeOutlines) };
     cache.set(at, loaded);
     if (cache.size > 6) cache.delete(cache.keys().next().value);
     return loaded;
@@ -193,24 +192,31 @@
   const context = canvas.getContext("2d");
   const probe = document.createElement("canvas").getContext("2d");
   const view = { scale: 1, x: 0, y: 0, fitted: true }; // canvas px = image px * scale + x, y
-  let shown = null; // {image, truth, runs, picture}
+  let shown = null; // {image, picture, gt, results}
   let frame = 0;
 
-  // A layer has a look that doesn't need its colour: a line or a pattern of its own.
+  // A layer is recognized without its colour, by its line or pattern.
   const LAYERS = [
-    ...(page.truth ? [{ key: "T", name: "truth", on: true, line: [], about: "true cells: solid line, dark edge" }] : []),
-    ...(page.runs.length ? [{ key: "P", name: "prediction", on: true, line: [6, 4], about: "found cells: dashed line, white edge" }] : []),
-    ...(judging ? [
-      { key: "H", name: "hits", on: false, colour: "#00e676", about: "found cells of the right class: plain tint" },
-      { key: "M", name: "missed", on: true, colour: "#ff1744", about: "true cells that nothing found: slanted hatching" },
-      { key: "F", name: "false alarms", on: true, colour: "#00e5ff", about: "found cells where there is none: dots" },
-      { key: "N", name: "misnamed", on: true, colour: "#ffea00", about: "found cells of another class than the true one: level bars" },
+    ...(page.has_ground_truth ? [{ key: "T", name: "ground truth", on: true, line: [], about: "solid line, dark edge" }] : []),
+    ...(page.results.length ? [{ key: "P", name: "detections", on: true, line: [6, 4], about: "dashed line, white edge" }] : []),
+    ...(isScored ? [
+      { key: "H", name: "true positives", on: false, colour: "#00e676", about: "detections that match a ground-truth cell of their class: plain tint" },
+      { key: "M", name: "false negatives", on: true, colour: "#ff1744", about: "ground-truth cells without a matching detection: slanted hatching" },
+      { key: "F", name: "false positives", on: true, colour: "#00e5ff", about: "detections without a matching ground-truth cell: dots" },
+      { key: "N", name: "misclassified", on: true, colour: "#ffea00", about: "detections that match a ground-truth cell of another class: horizontal bars" },
     ] : []),
-    ...(page.runs.length ? [] : [{ key: "X", name: "odd", on: true, colour: "#ff1744", about: "cells worth a second look: slanted hatching" }]),
+    ...(page.results.length ? [] : [{ key: "X", name: "unusual", on: true, colour: "#ff1744", about: "cells to check: slanted hatching" }]),
   ];
   LAYERS.forEach((layer) => { state.layers[layer.key] = layer.on; });
 
-  function tile(key, colour, ratio) {
+  /** Return whether a detection has a shown class, or is mistaken for one. */
+  const isOfShownClass = (image, cell) => {
+    const { classes: predicted, match } = image.results[state.result];
+    return state.classes.has(predicted[cell]) ||
+      (detectionOutcome(image, cell) === MISCLASSIFIED && state.classes.has(image.gt.classes[match[cell]]));
+  };
+
+  function patternTile(key, colour, ratio) {
     const side = Math.round(8 * ratio);
     const small = make("canvas", { width: side, height: side });
     const pen = small.getContext("2d");
@@ -240,9 +246,7 @@
 
   const pixelRatio = () => Math.min(window.devicePixelRatio || 1, 3);
 
-  function redraw() {
-    if (!frame) frame = requestAnimationFrame(draw);
-  }
+  const redraw = () => { frame ||= requestAnimationFrame(draw); };
 
   function draw() {
     frame = 0;
@@ -255,58 +259,51 @@
     const image = images[shown.image];
     const scale = view.scale * ratio;
     context.setTransform(scale, 0, 0, scale, view.x * ratio, view.y * ratio);
-    context.imageSmoothingEnabled = view.scale < 4; // close up, pixels are pixels
+    context.imageSmoothingEnabled = view.scale < 4; // show single pixels when enlarged
     context.drawImage(shown.picture, 0, 0, image.size[1], image.size[0]);
 
     const inView = ({ box }) =>
       box[2] * view.scale + view.x > 0 && box[0] * view.scale + view.x < stage.clientWidth &&
       box[3] * view.scale + view.y > 0 && box[1] * view.scale + view.y < stage.clientHeight;
-    const { n, by } = judge(image, state.run, state.threshold);
-    const cells = shown.runs[state.run] || [];
-    const of = (k) => state.chosen.has(k);
+    const { n, by } = matchAt(image);
+    const detections = shown.results[state.result] || [];
     const fills = {}, lines = { T: [], P: [] };
     LAYERS.forEach(({ key }) => { fills[key] = new Path2D(); });
-    shown.truth.forEach((cell, t) => {
-      if (!inView(cell)) return;
-      const became = judging ? becameOfTruth(image, state.run, by, t) : 0;
-      const k = image.truth.classes[t];
-      if (of(k)) {
-        if (state.layers.T) (lines.T[k] ||= new Path2D()).addPath(cell.path);
-        if (became === WRONG) fills.M.addPath(cell.path);
-        if (image.oddities?.has(t)) fills.X.addPath(cell.path);
-      }
+    shown.gt.forEach((cell, t) => {
+      const k = image.gt.classes[t];
+      if (!inView(cell) || !state.classes.has(k)) return;
+      if (state.layers.T) (lines.T[k] ||= new Path2D()).addPath(cell.path);
+      if (gtOutcome(image, by, t) === UNMATCHED) fills.M.addPath(cell.path);
+      if (image.unusualCells?.has(t)) fills.X.addPath(cell.path);
     });
     for (let d = n - 1; d >= 0; d--) {
-      if (!inView(cells[d])) continue;
-      const k = image.runs[state.run].classes[d];
-      const became = judging ? becameOfFound(image, state.run, d) : 0;
-      if (of(k) && state.layers.P) (lines.P[k] ||= new Path2D()).addPath(cells[d].path);
-      if (became === HIT && of(k)) fills.H.addPath(cells[d].path);
-      if (became === WRONG && of(k)) fills.F.addPath(cells[d].path);
-      if (became === MISNAMED && (of(k) || of(image.truth.classes[image.runs[state.run].match[d]]))) {
-        fills.N.addPath(cells[d].path);
-      }
+      const { path } = detections[d];
+      if (!inView(detections[d]) || !isOfShownClass(image, d)) continue;
+      const k = image.results[state.result].classes[d];
+      if (state.classes.has(k) && state.layers.P) (lines.P[k] ||= new Path2D()).addPath(path);
+      const key = { [TRUE_POSITIVE]: "H", [UNMATCHED]: "F", [MISCLASSIFIED]: "N" }[detectionOutcome(image, d)];
+      if (key) fills[key].addPath(path);
     }
     for (const { key, colour } of LAYERS) {
       if (!colour || !state.layers[key]) continue;
-      const pattern = context.createPattern(tile(key, colour, ratio), "repeat");
+      const pattern = context.createPattern(patternTile(key, colour, ratio), "repeat");
       pattern.setTransform(new DOMMatrix().scale(1 / scale));
       context.fillStyle = pattern;
-      context.fill(fills[key]); // holes are walked the other way, so that none is filled
+      context.fill(fills[key]); // holes run the other way, so that none is filled
       stroke(fills[key], colour, 1, []);
     }
-    // The prediction's white edge shows between its dashes, also on top of the truth.
+    // The white edge of detections shows between their dashes, also on the ground truth.
     const fine = view.scale < 1 ? 0.7 : 1;
     for (const path of Object.values(lines.T)) stroke(path, "rgba(0,0,0,.65)", 3.2 * fine, []);
     lines.T.forEach((path, k) => stroke(path, colours[k], 1.7 * fine, []));
     for (const path of Object.values(lines.P)) stroke(path, "rgba(255,255,255,.85)", 2.4 * fine, []);
     lines.P.forEach((path, k) => stroke(path, colours[k], 2 * fine, [6, 4]));
-    const picked = pickedCell();
-    if (picked) {
-      stroke(picked.path, "#000", 6, []);
-      stroke(picked.path, "#fff", 3, []);
+    const selected = selectedCell();
+    if (selected) {
+      stroke(selected.path, "#000", 6, []);
+      stroke(selected.path, "#fff", 3, []);
     }
-    // For who waits for it, and measures how long it took.
+    // Tests wait for these, the benchmark measures the time.
     canvas.dataset.image = shown.image;
     document.documentElement.dataset.ready ||= String(Math.round(performance.now()));
   }
@@ -319,10 +316,10 @@
     context.stroke(path);
   }
 
-  function pickedCell() {
-    if (!state.picked || !shown) return null;
-    const cells = state.picked.side === "truth" ? shown.truth : shown.runs[state.run];
-    return cells?.[state.picked.cell];
+  function selectedCell() {
+    if (!state.selected || !shown) return null;
+    const cells = state.selected.side === "gt" ? shown.gt : shown.results[state.result];
+    return cells?.[state.selected.cell];
   }
 
   function fit() {
@@ -338,14 +335,14 @@
 
   function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
     const [height, width] = images[shown.image].size;
-    const least = Math.min(stage.clientWidth / width, stage.clientHeight / height, 1) / 2;
-    const scale = Math.min(64, Math.max(least, view.scale * factor));
+    const smallest = Math.min(stage.clientWidth / width, stage.clientHeight / height, 1) / 2;
+    const scale = Math.min(64, Math.max(smallest, view.scale * factor));
     move(x - ((x - view.x) * scale) / view.scale - view.x, y - ((y - view.y) * scale) / view.scale - view.y, scale);
   }
 
   function move(dx, dy, scale = view.scale) {
     const [height, width] = images[shown.image].size;
-    const keep = (at, size, room) => Math.min(room - 40, Math.max(40 - size, at)); // in sight
+    const keep = (at, size, room) => Math.min(room - 40, Math.max(40 - size, at)); // in view
     view.scale = scale;
     view.x = keep(view.x + dx, width * scale, stage.clientWidth);
     view.y = keep(view.y + dy, height * scale, stage.clientHeight);
@@ -355,14 +352,14 @@
     redraw();
   }
 
-  async function open(at, pick = null) {
+  async function open(at, selected = null) {
     state.image = at;
-    state.picked = null;
+    state.selected = null;
     tip.hidden = true;
     for (const button of byId("list").querySelectorAll("[aria-current]")) button.removeAttribute("aria-current");
     const button = images[at].button;
     button.setAttribute("aria-current", "true");
-    // Not scrollIntoView: it would move the page, too.
+    // Not scrollIntoView, which would also scroll the page.
     const list = byId("list"), item = button.parentElement;
     if (item.offsetTop < list.scrollTop || item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = item.offsetTop - list.clientHeight / 3;
     list.scrollLeft = item.offsetLeft - list.clientWidth / 3;
@@ -370,78 +367,69 @@
     try {
       loaded = await load(at);
     } catch (error) {
-      byId("told").textContent = `can't be shown: ${error.message}`;
+      byId("status").textContent = `can't be shown: ${error.message}`;
       return;
     }
-    if (state.image !== at) return; // another one was asked for meanwhile
+    if (state.image !== at) return; // another one was opened meanwhile
     shown = { image: at, ...loaded };
-    if (page.runs.length === 0) images[at].oddities = new Map(images[at].odd);
+    if (!page.results.length) images[at].unusualCells = new Map(images[at].unusual);
     fit();
-    tell();
-    if (pick) choose(pick.side, pick.cell);
+    showStatus();
+    if (selected) select(selected.side, selected.cell);
   }
 
-  // ---- What is said of a cell -----------------------------------------------------
+  // ---- Descriptions of cells ------------------------------------------------------
 
   const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
 
-  function aboutFound(cell) {
-    const image = images[shown.image], found = image.runs[state.run];
-    const match = found.match[cell];
-    const what = {
-      0: "", [HIT]: `hit, IoU ${number(found.iou[cell])}`,
-      [MISNAMED]: `misnamed: it is ${classes[image.truth.classes[match]]}, IoU ${number(found.iou[cell])}`,
-      [WRONG]: "false alarm",
-      [UNCOUNTED]: found.state[cell] ? "in a region of many cells: not counted" : "covered by cells of higher score: not counted",
-    }[judging ? becameOfFound(image, state.run, cell) : 0];
-    const area = shown.runs[state.run][cell].area;
-    return `found: ${classes[found.classes[cell]]}, score ${number(found.scores[cell])}, ${area} px${what && `\n${what}`}`;
-  }
-
-  function aboutTruth(cell) {
+  function describeDetection(cell) {
     const image = images[shown.image];
-    const { by } = judge(image, state.run, state.threshold);
-    const d = by[cell];
-    const found = image.runs[state.run];
-    const what = {
-      0: image.oddities?.get(cell) || "",
-      [HIT]: d >= 0 && `found, IoU ${number(found.iou[d])}, score ${number(found.scores[d])}`,
-      [MISNAMED]: d >= 0 && `called ${classes[found.classes[d]]}, IoU ${number(found.iou[d])}, score ${number(found.scores[d])}`,
-      [WRONG]: "missed",
-      [UNCOUNTED]: image.truth.state[cell] === 2 ? "a region of many cells: not counted" : "covered by other true cells: not counted",
-    }[judging ? becameOfTruth(image, state.run, by, cell) : 0];
-    return `truth: ${classes[image.truth.classes[cell]]}, ${shown.truth[cell].area} px${what && `\n${what}`}`;
+    const { classes: predicted, scores, match, iou, state: states } = image.results[state.result];
+    const outcome = {
+      [TRUE_POSITIVE]: `\ntrue positive, IoU ${number(iou[cell])}`,
+      [MISCLASSIFIED]: `\nmisclassified: the ground truth is ${classes[image.gt.classes[match[cell]]]}, IoU ${number(iou[cell])}`,
+      [UNMATCHED]: "\nfalse positive",
+      [IGNORED]: states[cell] ? "\nignored: in a crowd region" : "\nignored: hidden under detections of higher score",
+    }[detectionOutcome(image, cell)] ?? "";
+    return `detection: ${classes[predicted[cell]]}, score ${number(scores[cell])}, ${shown.results[state.result][cell].area} px${outcome}`;
   }
 
-  /** The smallest true and found cell at a point of the canvas, of those that are shown. */
+  function describeGt(cell) {
+    const image = images[shown.image];
+    const { by } = matchAt(image);
+    const detections = image.results[state.result];
+    const match = by[cell] >= 0 ? `IoU ${number(detections.iou[by[cell]])}, score ${number(detections.scores[by[cell]])}` : "";
+    const outcome = {
+      0: image.unusualCells?.get(cell),
+      [TRUE_POSITIVE]: `detected, ${match}`,
+      [MISCLASSIFIED]: `detected as ${classes[detections?.classes[by[cell]]]}, ${match}`,
+      [UNMATCHED]: "false negative",
+      [IGNORED]: image.gt.state[cell] === 2 ? "ignored: a crowd region" : "ignored: hidden under other ground-truth cells",
+    }[gtOutcome(image, by, cell)];
+    return `ground truth: ${classes[image.gt.classes[cell]]}, ${shown.gt[cell].area} px${outcome ? `\n${outcome}` : ""}`;
+  }
+
+  /** Return the smallest visible ground-truth cell and detection at a point of the canvas; -1 for none. */
   function cellsAt(x, y) {
     const px = (x - view.x) / view.scale, py = (y - view.y) / view.scale;
     const image = images[shown.image];
-    const { n, by } = judge(image, state.run, state.threshold);
+    const { n, by } = matchAt(image);
     const { T, P, H, M, F, N, X } = state.layers;
-    const layerOf = (became) => ({ [HIT]: H, [MISNAMED]: N })[became];
-    function smallest(cells, count, isShown) {
+    function smallest(cells, count, isVisible) {
       let best = -1;
       for (let c = 0; c < count; c++) {
         const { box, path, area } = cells[c];
         if (px < box[0] || px > box[2] || py < box[1] || py > box[3] || (best >= 0 && cells[best].area <= area)) continue;
-        if (isShown(c) && probe.isPointInPath(path, px, py, "evenodd")) best = c;
+        if (isVisible(c) && probe.isPointInPath(path, px, py, "evenodd")) best = c;
       }
       return best;
     }
-    const truth = smallest(shown.truth, shown.truth.length, (c) => {
-      const became = judging ? becameOfTruth(image, state.run, by, c) : 0;
-      return state.chosen.has(image.truth.classes[c]) &&
-        (T || (became === WRONG ? M : layerOf(became)) || (X && image.oddities?.has(c)));
-    });
-    const found = smallest(shown.runs[state.run] || [], n, (c) => {
-      const became = judging ? becameOfFound(image, state.run, c) : 0;
-      const match = image.runs[state.run].match[c];
-      const isChosen = state.chosen.has(image.runs[state.run].classes[c]) ||
-        (became === MISNAMED && state.chosen.has(image.truth.classes[match]));
-      return isChosen && (P || (became === WRONG ? F : layerOf(became)));
-    });
-    return { truth, found };
+    const isOn = (outcome, unmatched) => ({ [TRUE_POSITIVE]: H, [MISCLASSIFIED]: N, [UNMATCHED]: unmatched })[outcome];
+    const gt = smallest(shown.gt, shown.gt.length, (t) => state.classes.has(image.gt.classes[t]) &&
+      (T || isOn(gtOutcome(image, by, t), M) || (X && image.unusualCells?.has(t))));
+    const detection = smallest(shown.results[state.result] || [], n, (d) =>
+      isOfShownClass(image, d) && (P || isOn(detectionOutcome(image, d), F)));
+    return { gt, detection };
   }
 
   function showTip(text, x, y) {
@@ -451,115 +439,114 @@
     tip.style.top = `${Math.max(0, Math.min(y + 14, stage.clientHeight - tip.offsetHeight - 4))}px`;
   }
 
-  function pointAt(x, y) {
+  function describeAt(x, y) {
     if (!shown) return "";
-    const { truth, found } = cellsAt(x, y);
-    const text = [truth >= 0 && aboutTruth(truth), found >= 0 && aboutFound(found)].filter(Boolean).join("\n");
+    const { gt, detection } = cellsAt(x, y);
+    const text = [gt >= 0 && describeGt(gt), detection >= 0 && describeDetection(detection)].filter(Boolean).join("\n");
     showTip(text, x, y);
     return text;
   }
 
-  /** Whether a cell has no pixel, so that there is no place to go to. */
-  const isEmpty = ({ box }) => !Number.isFinite(box[0]);
+  const hasPixels = ({ box }) => Number.isFinite(box[0]);
 
-  /** Go close to a cell and say what it is. */
-  function choose(side, cell) {
-    state.picked = { side, cell };
-    const target = pickedCell();
-    if (!target || isEmpty(target)) return;
+  /** Zoom to a cell and describe it. */
+  function select(side, cell) {
+    state.selected = { side, cell };
+    const target = selectedCell();
+    if (!target || !hasPixels(target)) return;
     const [x0, y0, x1, y1] = target.box;
     const room = Math.min(stage.clientWidth, stage.clientHeight);
     const scale = Math.min(24, Math.max(view.scale, room / 5 / Math.max(x1 - x0, y1 - y0)));
     move(stage.clientWidth / 2 - ((x0 + x1) / 2) * scale - view.x, stage.clientHeight / 2 - ((y0 + y1) / 2) * scale - view.y, scale);
-    const text = side === "truth" ? aboutTruth(cell) : aboutFound(cell);
+    const text = side === "gt" ? describeGt(cell) : describeDetection(cell);
     showTip(text, x1 * scale + view.x - 8, y1 * scale + view.y - 8);
-    byId("told").textContent = text;
+    byId("status").textContent = text;
   }
 
-  /** The cells to look at one after the other: mistakes, odd cells or unsure ones. */
-  function worstCells() {
+  /** Return the cells that , and . step through: errors, unusual cells, or detections by rising score. */
+  function cellsToCheck() {
     const image = images[shown.image];
-    if (!page.runs.length) return [...image.oddities.keys()].map((cell) => ({ side: "truth", cell }));
-    const found = image.runs[state.run];
-    const { n, by } = judge(image, state.run, state.threshold);
-    const kept = Array.from({ length: n }, (_, cell) => cell).filter((cell) => state.chosen.has(found.classes[cell]));
-    if (!judging) return kept.filter((cell) => !isEmpty(shown.runs[state.run][cell])).reverse().map((cell) => ({ side: "found", cell }));
-    const wrong = kept.filter((cell) => [MISNAMED, WRONG].includes(becameOfFound(image, state.run, cell)));
-    const missed = [...shown.truth.keys()]
-      .filter((cell) => state.chosen.has(image.truth.classes[cell]) && becameOfTruth(image, state.run, by, cell) === WRONG)
-      .sort((a, b) => shown.truth[b].area - shown.truth[a].area);
-    return [...wrong.map((cell) => ({ side: "found", cell })), ...missed.map((cell) => ({ side: "truth", cell }))];
+    const listed = (side, cells) => cells.map((cell) => ({ side, cell }));
+    if (!page.results.length) return listed("gt", [...image.unusualCells.keys()]);
+    const { n, by } = matchAt(image);
+    const kept = [...Array(n).keys()].filter((cell) => state.classes.has(image.results[state.result].classes[cell]));
+    if (!isScored) return listed("detection", kept.filter((cell) => hasPixels(shown.results[state.result][cell])).reverse());
+    const undetected = [...shown.gt.keys()]
+      .filter((cell) => state.classes.has(image.gt.classes[cell]) && gtOutcome(image, by, cell) === UNMATCHED)
+      .sort((a, b) => shown.gt[b].area - shown.gt[a].area);
+    const wrong = kept.filter((cell) => [MISCLASSIFIED, UNMATCHED].includes(detectionOutcome(image, cell)));
+    return [...listed("detection", wrong), ...listed("gt", undetected)];
   }
 
   function stepCell(by) {
-    const cells = worstCells();
+    const cells = cellsToCheck();
     if (!cells.length) return;
-    const at = cells.findIndex(({ side, cell }) => side === state.picked?.side && cell === state.picked?.cell);
+    const at = cells.findIndex(({ side, cell }) => side === state.selected?.side && cell === state.selected?.cell);
     const next = at < 0 ? (by > 0 ? 0 : cells.length - 1) : (at + by + cells.length) % cells.length;
-    choose(cells[next].side, cells[next].cell);
+    select(cells[next].side, cells[next].cell);
   }
 
   // ---- The list, and the tables of all images -------------------------------------
 
   const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
-
-  function summary(image) {
-    const told = brief(image);
-    if (!page.runs.length) return `${plural(told.true, "cell")}${image.odd.length ? `, ${image.odd.length} odd` : ""}`;
-    if (!judging) return `${plural(told.found, "cell")}${told.found ? `, mean score ${number(told.sure)}` : ""}`;
-    const f1 = (run) => number(Math.min(1, brief(image, run).f1));
-    const quality = page.runs.length > 1 ? `F1 A ${f1(0)}, B ${f1(1)}` : `F1 ${f1(0)}`;
-    return `${quality}\n${told.missed}\u00a0missed, ${told.falseAlarms}\u00a0false, ${told.misnamed}\u00a0misnamed`;
+  function listText(image) {
+    const { gt, detections, fn, fp, misclassified, score } = summarize(image);
+    if (!page.results.length) return `${plural(gt, "cell")}${image.unusual.length ? `, ${image.unusual.length} unusual` : ""}`;
+    if (!isScored) return `${plural(detections, "detection")}${detections ? `\nmean score ${number(score)}` : ""}`;
+    const f1 = (result) => number(Math.min(1, summarize(image, result).f1));
+    const quality = page.results.length > 1 ? `F1 A ${f1(0)}, B ${f1(1)}` : `F1 ${f1(0)}`;
+    return `${quality}\n${fn}\u00a0FN, ${fp}\u00a0FP, ${misclassified}\u00a0misclassified`;
   }
 
-  function tell() {
+  function showStatus() {
     if (!shown) return;
     const image = images[shown.image];
-    const told = brief(image);
+    const { gt, detections, tp, fn, fp, misclassified } = summarize(image);
+    const text = isScored
+      ? `${plural(gt, "ground-truth cell")}, ${plural(detections, "detection")}: ${plural(tp, "true positive")}, ` +
+        `${plural(fn, "false negative")}, ${plural(fp, "false positive")}, ${misclassified} misclassified · ${listText(image).split("\n")[0]}`
+      : listText(image).replace("\n", ", ");
     byId("name").textContent = image.name;
-    const cells = judging ? `${told.true} true, ${told.found} found: ${told.hits} hits; ` : "";
-    const size = `${image.size[1]} × ${image.size[0]} px${image.reduced > 1 ? `, shown ${image.reduced} times smaller` : ""}`;
-    byId("told").textContent = `${cells}${summary(image).replace("\n", ", ")} · ${size}`;
+    byId("status").textContent = `${text} · ${image.size[1]} × ${image.size[0]} px${image.reduced > 1 ? `, shown ${image.reduced} times smaller` : ""}`;
     canvas.setAttribute("aria-label", `Image ${image.name}`);
   }
 
-  // [key, what the user reads, what an image is sorted by: the least first]
+  // [key, what the user reads, what images are sorted by, rising]
   const SORTS = [
-    ...(judging && page.runs.length > 1 ? [["change", "B below A first", (i) => brief(i, 1).f1 - brief(i, 0).f1]] : []),
-    ...(judging ? [
-      ["f1", "worst F1 first", (i) => brief(i).f1],
-      ["pq", "worst PQ first", (i) => brief(i).pq],
-      ["missed", "most missed first", (i) => -brief(i).missed],
-      ["false", "most false alarms first", (i) => -brief(i).falseAlarms],
-      ["misnamed", "most misnamed first", (i) => -brief(i).misnamed],
+    ...(isScored && page.results.length > 1 ? [["change", "largest F1 drop first", (i) => summarize(i, 1).f1 - summarize(i, 0).f1]] : []),
+    ...(isScored ? [
+      ["f1", "lowest F1 first", (i) => summarize(i).f1],
+      ["pq", "lowest PQ first", (i) => summarize(i).pq],
+      ["fn", "most false negatives first", (i) => -summarize(i).fn],
+      ["fp", "most false positives first", (i) => -summarize(i).fp],
+      ["misclassified", "most misclassified first", (i) => -summarize(i).misclassified],
     ] : []),
-    ...(page.runs.length ? [] : [["odd", "odd cells first", (i) => -i.odd.length]]),
-    ...(page.runs.length && !judging ? [["sure", "least sure first", (i) => brief(i).sure]] : []),
-    ["cells", "most cells first", (i) => -(brief(i).true || brief(i).found)],
+    ...(page.results.length ? [] : [["unusual", "most unusual cells first", (i) => -i.unusual.length]]),
+    ...(page.results.length && !isScored ? [["score", "lowest mean score first", (i) => summarize(i).score]] : []),
+    ["cells", "most cells first", (i) => -(summarize(i).gt || summarize(i).detections)],
     ["name", "by name", (i) => i.name],
   ];
 
   const ordered = () => [...byId("list").querySelectorAll("li:not([hidden]) > button")].map((button) => Number(button.value));
 
-  /** Sort the list anew, and leave out images without any cell of the chosen classes. */
+  /** Sort the list, and hide images without cells of the shown classes. */
   function sort() {
-    const [, , of] = SORTS.find(([key]) => key === state.sort);
-    const keys = images.map(of);
+    const [, , keyOf] = SORTS.find(([key]) => key === state.sort);
+    const keys = images.map(keyOf);
     const compare = (a, b) => (keys[a.at] < keys[b.at] ? -1 : keys[a.at] > keys[b.at] ? 1 : a.at - b.at);
     const focused = document.activeElement;
     byId("list").append(...[...images].sort(compare).map((image) => image.button.parentElement));
-    const all = state.chosen.size === classes.length;
     for (const image of images) {
-      const told = brief(image);
-      image.button.parentElement.hidden = !all && !(told.true + told.found + told.misnamed);
+      const { gt, detections, misclassified } = summarize(image);
+      image.button.parentElement.hidden = state.classes.size < classes.length && !(gt + detections + misclassified);
     }
     if (byId("list").contains(focused)) focused.focus();
   }
 
   function relabel() {
-    for (const image of images) image.button.querySelector("span").textContent = summary(image);
-    tell();
-    if (page.runs.length) fillTables();
+    for (const image of images) image.button.querySelector("span").textContent = listText(image);
+    showStatus();
+    if (page.results.length) fillTables();
     redraw();
   }
 
@@ -578,27 +565,27 @@
   }
 
   function fillTables() {
-    const sums = images.reduce((all, image) => addTo(all, image, state.run, state.threshold), emptyTally());
-    if (!judging) {
-      const rows = classes.map((name, k) => [name, sums.found[k]]);
-      fillTable(byId("table"), "Found cells", ["class", "found"], [...rows, ["any class", sum(sums.found)]]);
+    const sums = images.reduce((all, image) => addTo(all, image, state.result), emptySums());
+    const of = page.results.length > 1 ? ` of ${"AB"[state.result]}` : "";
+    const caption = `Detections${of} with a score of ${number(state.threshold)} or more, all images.`;
+    if (!isScored) {
+      const rows = classes.map((name, k) => [name, sums.detections[k]]);
+      fillTable(byId("table"), caption, ["class", "detections"], [...rows, ["any class", sum(sums.detections)]]);
       return;
     }
-    const row = (name, truths, found, hits, wrong, iou) => [
-      name, truths, found, hits, truths - hits, wrong,
-      number(truths ? hits / Math.max(1, hits + wrong) : NaN, 3), number(hits / truths, 3),
-      number(truths ? (2 * hits) / (hits + truths + wrong) : NaN, 3),
-      number(truths ? iou / (hits + (truths - hits + wrong) / 2) : NaN, 3),
+    const row = (name, gt, detections, tp, fp, iou) => [
+      name, gt, detections, tp, gt - tp, fp,
+      number(gt ? tp / Math.max(1, tp + fp) : NaN, 3), number(tp / gt, 3),
+      number(gt ? (2 * tp) / (tp + gt + fp) : NaN, 3), number(gt ? iou / (tp + (gt - tp + fp) / 2) : NaN, 3),
     ];
-    const rows = classes.map((name, k) => row(name, sums.true[k], sums.found[k], sums.hits[k], sums.falseAlarms[k], sums.iou[k]));
-    rows.push(row("any class", sum(sums.true), sum(sums.found), sums.anyHits, sums.anyFalse, sums.anyIou));
-    const run = page.runs.length > 1 ? ` of run ${"AB"[state.run]}` : "";
-    fillTable(byId("table"), `Cells${run} of all images, score ${number(state.threshold)} or more. A misnamed cell is a miss of the one class and a false alarm of the other.`,
-      ["class", "true", "found", "hits", "misses", "false alarms", "precision", "recall", "F1", "pooled PQ"], rows);
-    const share = sums.matrix.map((line) => sum(line) || 1);
-    fillTable(byId("confusion"), "Cells by true class (rows) and given class (columns)", ["", ...classes, "missed"],
-      sums.matrix.map((line, a) => [classes[a] ?? "nothing", ...[...line].map((value, b) => (a + b === 2 * classes.length ? "" : value))]),
-      (a, b) => 0.6 * sums.matrix[a][b] / share[a]);
+    const rows = classes.map((name, k) => row(name, sums.gt[k], sums.detections[k], sums.tp[k], sums.fp[k], sums.iou[k]));
+    rows.push(row("any class", sum(sums.gt), sum(sums.detections), sums.anyTp, sums.anyFp, sums.anyIou));
+    fillTable(byId("table"), `${caption} A misclassified cell counts as a false negative of its class and as a false positive of the predicted class.`,
+      ["class", "ground truth", "detections", "true positives", "false negatives", "false positives", "precision", "recall", "F1", "pooled PQ"], rows);
+    const totals = sums.matrix.map((line) => sum(line) || 1);
+    fillTable(byId("confusion"), `Confusion matrix${of}: ground truth (rows) by predicted class (columns)`, ["", ...classes, "not detected"],
+      sums.matrix.map((line, a) => [classes[a] ?? "background", ...[...line].map((value, b) => (a + b === 2 * classes.length ? "" : value))]),
+      (a, b) => 0.6 * sums.matrix[a][b] / totals[a]);
   }
 
   // ---- Controls -------------------------------------------------------------------
@@ -609,7 +596,7 @@
     return patch;
   };
 
-  /** A small picture of a layer's line or pattern. */
+  /** Draw a small picture of a layer's line or pattern. */
   function sample({ key, line, colour }) {
     const small = make("canvas", { className: "swatch wide", width: 44, height: 28 });
     small.setAttribute("aria-hidden", "true");
@@ -617,7 +604,7 @@
     pen.fillStyle = "#8c6f95"; // about the colour of tissue
     pen.fillRect(0, 0, 44, 28);
     if (colour) {
-      pen.fillStyle = pen.createPattern(tile(key, colour, 2), "repeat");
+      pen.fillStyle = pen.createPattern(patternTile(key, colour, 2), "repeat");
       pen.fillRect(0, 0, 44, 28);
       return small;
     }
@@ -643,18 +630,18 @@
   }
 
   function toggleClass(k) {
-    if (!state.chosen.delete(k)) state.chosen.add(k);
-    press(byId(`class-${k}`), state.chosen.has(k));
+    if (!state.classes.delete(k)) state.classes.add(k);
+    press(byId(`class-${k}`), state.classes.has(k));
     tip.hidden = true;
     sort();
     relabel();
   }
 
-  function showRun(run) {
-    state.run = run;
-    state.picked = null;
+  function showResult(result) {
+    state.result = result;
+    state.selected = null;
     tip.hidden = true;
-    page.runs.forEach((_, r) => press(byId(`run-${r}`), r === run));
+    page.results.forEach((_, r) => press(byId(`result-${r}`), r === result));
     sort();
     relabel();
   }
@@ -678,11 +665,11 @@
     press(button, true);
     byId("classes").append(button);
   });
-  if (byId("runs")) {
-    page.runs.forEach((name, r) => {
-      const button = make("button", { id: `run-${r}`, title: name, onclick: () => showRun(r) }, `${"AB"[r]} ${name.split(/[/\\]/).slice(-2).join("/")}`);
-      press(button, r === state.run);
-      byId("runs").append(button);
+  if (page.results.length > 1) {
+    page.results.forEach((name, r) => {
+      const button = make("button", { id: `result-${r}`, title: name, onclick: () => showResult(r) }, `${"AB"[r]} ${name.split(/[/\\]/).slice(-2).join("/")}`);
+      press(button, r === state.result);
+      byId("results").append(button);
     });
   }
   byId("sort").append(...SORTS.map(([value, textContent]) => make("option", { value, textContent })));
@@ -696,19 +683,19 @@
   if (slider) {
     slider.value = state.threshold;
     byId("score-shown").textContent = number(state.threshold);
-    let waits = false;
+    let isWaiting = false;
     slider.oninput = () => {
       state.threshold = slider.valueAsNumber;
       byId("score-shown").textContent = number(state.threshold);
       tip.hidden = true;
-      if (waits) return;
-      waits = true;
+      if (isWaiting) return;
+      isWaiting = true;
       requestAnimationFrame(() => {
-        waits = false;
+        isWaiting = false;
         relabel();
       });
     };
-    slider.onchange = sort; // not while it moves: the list would jump about
+    slider.onchange = sort; // not while it moves, or the list would jump
   }
   images.forEach((image, at) => {
     image.at = at;
@@ -722,10 +709,9 @@
   byId("help-open").onclick = () => byId("help").showModal();
   for (const button of document.querySelectorAll(".examples button")) {
     button.onclick = () => {
-      const { image, run, cell } = button.dataset;
-      if (Number(run) >= 0) state.run = Number(run);
-      page.runs.length > 1 && showRun(state.run);
-      open(Number(image), { side: Number(run) < 0 ? "truth" : "found", cell: Number(cell) });
+      const { image, result, cell } = button.dataset;
+      if (result >= 0 && page.results.length > 1) showResult(Number(result));
+      open(Number(image), { side: result < 0 ? "gt" : "detection", cell: Number(cell) });
       byId("viewer").scrollIntoView({ block: "nearest" });
       canvas.focus({ preventScroll: true });
     };
@@ -733,10 +719,10 @@
 
   const KEYS = [
     ["← →", "previous, next image"],
-    [", .", page.runs.length ? (judging ? "previous, next mistake in the image" : "previous, next cell, least sure first") : "previous, next odd cell in the image"],
+    [", .", `previous, next ${page.results.length ? (isScored ? "error" : "detection, by rising score,") : "unusual cell"} in the image`],
     ["1 – 9", "show or hide a class"],
-    ...LAYERS.map(({ key, name, about }) => [key, `${name} (${about})`]),
-    ...(page.runs.length > 1 ? [["R", "the other run"]] : []),
+    ...LAYERS.map(({ key, name, about }) => [key, `show or hide ${name} (${about})`]),
+    ...(page.results.length > 1 ? [["R", "switch between A and B"]] : []),
     ["+ − 0", "zoom in, zoom out, fit"],
     ["Shift + arrows", "move the image"],
     ["?", "this help"],
@@ -760,13 +746,13 @@
     else if (key === "?") act = () => byId("help").showModal();
     else if (/^[1-9]$/.test(key) && Number(key) <= classes.length) act = () => toggleClass(Number(key) - 1);
     else if (key.toUpperCase() in state.layers) act = () => toggleLayer(key.toUpperCase());
-    else if (key.toUpperCase() === "R" && page.runs.length > 1) act = () => showRun(1 - state.run);
+    else if (key.toUpperCase() === "R" && page.results.length > 1) act = () => showResult(1 - state.result);
     if (!act) return;
     event.preventDefault();
     act();
   });
 
-  // ---- Pointers: one drags, two pinch, none pressed points ------------------------
+  // ---- Pointers: one drags, two pinch, a hovering one describes cells -------------
 
   const pointers = new Map();
   let travelled = 0;
@@ -782,11 +768,8 @@
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = place(event);
     const before = pointers.get(event.pointerId);
-    if (!before) {
-      pointAt(x, y);
-      return;
-    }
-    if (!shown) return;
+    if (!before) describeAt(x, y);
+    if (!before || !shown) return;
     pointers.set(event.pointerId, [x, y]);
     travelled += Math.abs(x - before[0]) + Math.abs(y - before[1]);
     if (pointers.size === 2) {
@@ -800,21 +783,18 @@
   for (const type of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(type, (event) => {
       pointers.delete(event.pointerId);
-      if (type === "pointerup" && travelled <= 3) byId("told").textContent = pointAt(...place(event)) || byId("told").textContent;
+      if (type === "pointerup" && travelled <= 3) byId("status").textContent = describeAt(...place(event)) || byId("status").textContent;
     });
   }
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
   canvas.addEventListener("dblclick", (event) => shown && zoom(2, ...place(event)));
   canvas.addEventListener("wheel", (event) => {
-    // The page must stay scrollable: the wheel is the image's after a click into it alone.
+    // The page must stay scrollable: the wheel zooms only after a click into the image.
     if (!shown || !(event.ctrlKey || event.metaKey || document.activeElement === canvas)) return;
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 400), ...place(event));
   }, { passive: false });
-  new ResizeObserver(() => {
-    if (shown && view.fitted) fit();
-    else redraw();
-  }).observe(stage);
+  new ResizeObserver(() => (shown && view.fitted ? fit() : redraw())).observe(stage);
 
   sort();
   relabel();

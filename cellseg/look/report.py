@@ -1,13 +1,14 @@
-"""One HTML page to look at results or annotations: it needs no network and no server."""
+"""One HTML page that shows results or annotations without network or server."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +23,42 @@ from cellseg.images import EvalImage
 from cellseg.look import gallery, plots
 from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.look.overlay import class_colour
+from cellseg.outline import trace
 from cellseg.score.summary import MEAN, Scores, difference
 from cellseg.score.tables import as_text, difference_as_text
 
-# The pictures of all images together; outlines, plots and the rest come on top.
-PICTURES_MB = 36
-MAX_SIDE_PX = 4096  # px: what a phone's browser still draws
+PICTURES_MB = 36  # of all images together; outlines and plots are added
+MAX_SIDE_PX = 4096  # what the browser of a phone still draws
 
-_N_EXAMPLES = 10
+_FOLDER = Path(__file__).parent
+_N_EXAMPLES = 10  # of each group
 _HEADLINES = ("AP50@all", "AP50@100", "PQ", "DQ", "SQ", "AJI", "F1")
 
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What goes into a page.
+    """The content of a page.
 
     Attributes
     ----------
     title
-        The page's heading.
+        Heading of the page.
     sources
-        `(what, name)`: the files that it shows.
+        `(type, name)` of each file that it shows.
     classes
         The K class names.
     images
-        The images: each in each run, or once without detections.
+        For each image one `EvalImage` for each of the results, or one without detections.
     results
-        The runs' names: none for annotations alone, two to compare.
+        Names of the results: none for annotations only, two for a comparison.
     has_ground_truth
         Whether the images have ground-truth cells.
     scores
-        The scores of each run; none without ground truth.
+        Scores of each of the results; empty without ground truth.
     threshold
-        Score at which the slider begins, 0…1.
+        Initial minimum score, 0 to 1.
     metrics
-        The `metrics.json` of the training, where there is one.
+        `metrics.json` of the training, if any.
     """
 
     title: str
@@ -71,100 +73,73 @@ class ReportContent:
 
 
 def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
-    """Write the page, whole or not at all.
+    """Write the page atomically; return how many images it shows at reduced resolution.
 
-    Returns
-    -------
-    How many images are shown in larger pixels than their own, to keep the file small.
-
-    Raises
-    ------
-    InputError
-        If an image can't be read or is of another size than its cells, or the page
-        can't be written.
+    Raises InputError if an image can't be read or has another size than its cells, or the page
+    can't be written.
     """
-    matched = [
-        [gallery.match_detections(eval_image) for eval_image in eval_images]
-        for eval_images in content.images
-    ]
-    index = [
-        gallery.image_data(eval_images, j)
-        for eval_images, j in zip(content.images, matched, strict=True)
-    ]
+    images = [[gallery.sort_detections(one) for one in image] for image in content.images]
+    content = replace(content, images=images)
+    matches = [[gallery.match_detections(one) for one in image] for image in images]
+    index = [gallery.image_data(*pair) for pair in zip(images, matches, strict=True)]
     if not content.results:
-        found = gallery.unusual_cells(
-            [eval_images[0] for eval_images in content.images], len(content.classes)
-        )
-        for entry, unusual in zip(index, found, strict=True):
-            entry["odd"] = unusual
-            entry["runs"] = []
-    groups = _examples(content, matched)
-    shown: dict[int, list[dict[str, Any]]] = {}
-    for _, examples in groups:
-        for item in examples:
-            shown.setdefault(item["image"], []).append(item)
+        unusual = gallery.unusual_cells([image[0] for image in images], len(content.classes))
+        for entry, cells in zip(index, unusual, strict=True):
+            entry["unusual"] = cells
+    groups = _examples(content, matches)
 
-    total = sum(eval_images[0].size[0] * eval_images[0].size[1] for eval_images in content.images)
+    total = sum(math.prod(image[0].size) for image in images)
     blocks = []
+    pictures: dict[Example, str] = {}
     n_reduced = 0
-    bar = tqdm(content.images, desc="drawing", unit="image", leave=False, disable=None)
-    for i, eval_images in enumerate(bar):
-        height, width = eval_images[0].size
-        pixels = gallery.read_pixels(eval_images[0])
-        allowed = int(PICTURES_MB * 1e6 * 3 / 4 * height * width / total)
+    bar = tqdm(images, desc="drawing", unit="image", leave=False, disable=None)
+    for i, image in enumerate(bar):
+        pixels = gallery.read_pixels(image[0])
+        allowed = int(PICTURES_MB * 1e6 * 3 / 4 * math.prod(image[0].size) / total)
         jpeg, side = gallery.encode_picture(pixels, allowed, MAX_SIDE_PX)
-        index[i]["reduced"] = round(max(height, width) / side, 2)
-        n_reduced += side < max(height, width)
+        index[i]["reduced"] = round(max(image[0].size) / side, 2)
+        n_reduced += side < max(image[0].size)
         index[i]["thumb"] = gallery.data_uri(gallery.thumbnail(pixels))
-        for item in shown.get(i, []):
-            example = Example(i, item["run"], item["cell"])
-            jpeg_of_cell = gallery.example_picture(
-                pixels, eval_images[max(0, item["run"])], example
-            )
-            item["picture"] = gallery.data_uri(jpeg_of_cell)
+        for example in (one for _, examples in groups for one in examples if one.image == i):
+            picture = gallery.example_picture(pixels, image[max(0, example.result)], example)
+            pictures[example] = gallery.data_uri(picture)
         payload = {
             "picture": gallery.data_uri(jpeg),
-            **gallery.image_outlines(eval_images, matched[i]),
+            "gt": gallery.encode_outlines(trace(image[0].gt_runs)),
+            "results": [gallery.encode_outlines(trace(one.mask_runs)) for one in image],
         }
-        if not content.results:
-            payload["runs"] = []
         blocks.append(_for_script(payload))
-    for items in shown.values():
-        for item in items:  # the page counts detections from the best score on
-            if item["run"] >= 0:
-                order = matched[item["image"]][item["run"]].order
-                item["cell"] = int(np.flatnonzero(order == item["cell"])[0])
 
     page = {
         "classes": content.classes,
         "colours": [f"rgb{class_colour(k)}" for k in range(len(content.classes))],
-        "runs": content.results,
-        "truth": content.has_ground_truth,
+        "results": content.results,
+        "has_ground_truth": content.has_ground_truth,
         "threshold": content.threshold,
         "images": index,
     }
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = environment.get_template("report.html.jinja").render(
         content=content,
-        n_cells=sum(int((~eval_images[0].crowd).sum()) for eval_images in content.images),
-        n_found=[
-            sum(len(eval_images[r].scores) for eval_images in content.images)
-            for r in range(len(content.results))
+        n_cells=sum(int((~image[0].crowd).sum()) for image in images),
+        n_detections=[
+            sum(len(image[r].scores) for image in images) for r in range(len(content.results))
         ],
         cards=_cards(content),
-        groups=[(title, items) for title, items in groups if items],
+        groups=[(title, examples) for title, examples in groups if examples],
+        pictures=pictures,
         figures=_figures(content),
         tables=_tables(content),
         n_reduced=n_reduced,
-        style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
+        style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=digest,
         index=_for_script(page),
@@ -172,24 +147,24 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
         first=_first_image(content, index),
     )
     with write_atomic(path, "wb") as file:
-        # A file's name may hold bytes that are no letters; they are not worth a page.
+        # A file name may contain bytes that are not valid text.
         file.write(text.encode("utf-8", "replace"))
     return n_reduced
 
 
 def _for_script(value: Any) -> str:
-    """Write JSON that can stand in a <script>: no text in it can end the element."""
+    """Return JSON for a <script> element, in which no text can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _first_image(content: ReportContent, index: Sequence[dict[str, Any]]) -> int:
-    """Guess the image that the page opens with, so that it comes first in the file.
+    """Return the image that the page opens with, which is written first.
 
-    The page sorts by itself; if it disagrees, it waits for the whole file, no more.
+    The page sorts the images itself; if it chooses another, it waits until the file is loaded.
     """
     if not content.results:
-        return max(range(len(index)), key=lambda i: len(index[i]["odd"]))
+        return max(range(len(index)), key=lambda i: len(index[i]["unusual"]))
     if not content.scores:
         return 0
     f1 = [_f1_of_images(one) for one in content.scores]
@@ -197,40 +172,35 @@ def _first_image(content: ReportContent, index: Sequence[dict[str, Any]]) -> int
 
 
 def _f1_of_images(scores: Scores) -> NDArray[np.float64]:
-    """F1 of all cells of each image, `(I,)`; 2, the best, where there is nothing."""
+    """Return the F1 of all cells of each image, `(I,)`; 2 without cells, which sorts it last."""
     counts = scores.match_counts
-    tp, wrong = counts.tp.sum(axis=1), (counts.fn + counts.fp).sum(axis=1)
-    return np.where(tp + wrong > 0, 2 * tp / np.maximum(2 * tp + wrong, 1), 2.0)
+    tp, errors = counts.tp.sum(axis=1), (counts.fn + counts.fp).sum(axis=1)
+    return np.where(tp + errors > 0, 2 * tp / np.maximum(2 * tp + errors, 1), 2.0)
 
 
 def _cards(content: ReportContent) -> list[dict[str, Any]]:
-    """The headline numbers: the mean of classes, with its interval."""
+    """Return the headline metrics, means over the classes, with their intervals."""
     cards = []
-    for name in _HEADLINES:
+    for name in _HEADLINES if content.scores else ():
         values = []
-        for r, one in enumerate(content.scores):
+        for one in content.scores:
             row = one.rows.index(MEAN)
+            value = one.metrics[name][row]
             low, high = (
                 bound[name][row] if name in bound else np.nan for bound in (one.low, one.high)
             )
             values.append(
                 {
-                    "run": content.results[r] if len(content.results) > 1 else "",
-                    "value": _number(one.metrics[name][row]),
+                    "value": "–" if np.isnan(value) else f"{value:.3f}",
                     "interval": "" if np.isnan(low) else f"{low:.3f} – {high:.3f}",
                 }
             )
-        if values:
-            cards.append({"name": name, "values": values})
+        cards.append({"name": name, "values": values})
     return cards
 
 
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}"
-
-
 def _tables(content: ReportContent) -> list[tuple[str, str]]:
-    """All numbers as text, as evaluate.py prints them."""
+    """Return all scores as text, as evaluate.py prints them: `(title, text)`."""
     tables = [
         (f"All scores of {name}", as_text(one))
         for name, one in zip(content.results, content.scores, strict=False)
@@ -243,9 +213,10 @@ def _tables(content: ReportContent) -> list[tuple[str, str]]:
 
 
 def _figures(content: ReportContent) -> list[tuple[str, str]]:
-    """Draw what there is to draw: `(title, SVG)`."""
+    """Draw the plots of the page: `(title, SVG)`."""
     figures = []
     scores = content.scores
+    images = [image[0] for image in content.images]
     if len(scores) == 2 and all(len(s.samples["F1"]) for s in scores):
         title = "B − A, mean of classes, with 95 % intervals"
         figures.append((title, plots.differences(difference(*scores))))
@@ -256,39 +227,31 @@ def _figures(content: ReportContent) -> list[tuple[str, str]]:
         bars = "Scores by class" + (", with 95 % intervals" if len(scores[0].samples["F1"]) else "")
         figures += [
             (bars, plots.metric_bars(scores[0])),
-            ("F1 by the least IoU of a hit", plots.f1_by_iou(scores[0])),
-            ("AP50 by size of the true cell", plots.ap_by_size(scores[0])),
-            ("Counts, image by image", plots.counts(scores[0])),
+            ("F1 by IoU threshold", plots.f1_by_iou(scores[0])),
+            ("AP50 by size of the ground-truth cell", plots.ap_by_size(scores[0])),
+            ("Cells per image", plots.counts(scores[0])),
         ]
     if content.metrics is not None:
-        from_run = " of B" if len(content.results) > 1 else ""
-        figures += [
-            (title + from_run, svg) for title, svg in plots.training_curves(content.metrics)
-        ]
-    eval_images = [image[0] for image in content.images]
+        of = " of B" if len(content.results) > 1 else ""
+        figures += [(title + of, svg) for title, svg in plots.training_curves(content.metrics)]
     if content.has_ground_truth:
-        areas = _join(
-            [rle.areas(eval_image.gt_runs)[~eval_image.crowd] for eval_image in eval_images]
-        )
-        classes = _join([eval_image.gt_classes[~eval_image.crowd] for eval_image in eval_images])
+        areas = _join([rle.areas(one.gt_runs)[~one.crowd] for one in images])
+        classes = _join([one.gt_classes[~one.crowd] for one in images])
         sizes = plots.size_histogram(areas, classes, content.classes)
-        figures.append(("Sizes of the true cells", sizes))
-    if content.results and len(content.results) == 1:
-        classes = _join([eval_image.classes for eval_image in eval_images])
-        all_scores = _join([eval_image.scores for eval_image in eval_images])
-        figures.append(
-            (
-                "Scores of the detections",
-                plots.score_histogram(all_scores, classes, content.classes),
-            )
+        figures.append(("Sizes of the ground-truth cells", sizes))
+    if len(content.results) == 1:
+        classes = _join([one.classes for one in images])
+        histogram = plots.score_histogram(
+            _join([one.scores for one in images]), classes, content.classes
         )
+        figures.append(("Scores of the detections", histogram))
         if not content.has_ground_truth:
-            areas = _join([rle.areas(eval_image.mask_runs) for eval_image in eval_images])
+            areas = _join([rle.areas(one.mask_runs) for one in images])
             sizes = plots.size_histogram(areas, classes, content.classes)
-            figures.append(("Sizes of the found cells", sizes))
+            figures.append(("Sizes of the detections", sizes))
     if not content.results:
-        n_cells = np.array([(~eval_image.crowd).sum() for eval_image in eval_images])
-        figures.append(("Cells in an image", plots.cells_per_image(n_cells)))
+        n_cells = np.array([(~one.crowd).sum() for one in images])
+        figures.append(("Cells per image", plots.cells_per_image(n_cells)))
     return figures
 
 
@@ -297,86 +260,75 @@ def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _examples(
-    content: ReportContent, matched: Sequence[Sequence[MatchedDetections]]
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Choose cells to show by themselves: the worst mistakes, or examples of each class."""
-    eval_images = [image[0] for image in content.images]
-    if not content.results:
-        small_first = [rle.areas(eval_image.gt_runs) for eval_image in eval_images]
-        return _by_quantile(
-            content, -1, small_first, [~eval_image.crowd for eval_image in eval_images]
-        )
-    if not content.has_ground_truth:
-        sure_first = [-eval_image.scores for eval_image in eval_images]
-        return _by_quantile(
-            content, 0, sure_first, [rle.areas(s.mask_runs) > 0 for s in eval_images]
-        )
-    result_index = len(content.results) - 1
-    false: list[tuple[float, int, int, str]] = []
-    misclassified: list[tuple[float, int, int, str]] = []
-    missed: list[tuple[float, int, int, str]] = []
+    content: ReportContent, matches: Sequence[Sequence[MatchedDetections]]
+) -> list[tuple[str, list[Example]]]:
+    """Choose cells to show by themselves: the worst errors, or examples of each class."""
+    if not content.results or not content.has_ground_truth:
+        return _by_quantile(content)
+    result = len(content.results) - 1
+    names = content.classes
+    false_positives: list[tuple[float, Example]] = []
+    misclassified: list[tuple[float, Example]] = []
+    false_negatives: list[tuple[float, Example]] = []
     for i, image in enumerate(content.images):
-        eval_image, j = image[result_index], matched[i][result_index]
-        scores, classes = eval_image.scores[j.order], eval_image.classes[j.order]
-        sure = scores >= content.threshold
-        for d in np.flatnonzero(sure & (j.match < 0) & (j.state == 1)):
-            caption = f"{content.classes[classes[d]]}, score {scores[d]:.2f}"
-            false.append((scores[d], i, int(j.order[d]), caption))
-        for d in np.flatnonzero(sure & (j.match >= 0)):
-            true = eval_image.gt_classes[j.match[d]]
-            if true != classes[d]:
-                caption = (
-                    f"{content.classes[true]} called {content.classes[classes[d]]}, "
-                    f"score {scores[d]:.2f}"
-                )
-                misclassified.append((scores[d], i, int(j.order[d]), caption))
-        found = np.zeros(len(eval_image.gt_classes), bool)
-        found[j.match[sure & (j.match >= 0)]] = True
-        areas = rle.areas(eval_image.gt_runs)
-        for t in np.flatnonzero(~found & (j.gt_state == 1)):
-            caption = f"{content.classes[eval_image.gt_classes[t]]}, {areas[t]} px"
-            missed.append((float(areas[t]), i, int(t), caption))
+        one, matched = image[result], matches[i][result]
+        kept = one.scores >= content.threshold
+        for d in np.flatnonzero(kept):
+            score, match = one.scores[d], matched.match[d]
+            caption = f"{names[one.classes[d]]}, score {score:.2f}"
+            if match < 0 and matched.state[d] == 1:
+                false_positives.append((score, Example(i, result, int(d), caption)))
+            elif match >= 0 and one.gt_classes[match] != one.classes[d]:
+                caption = f"{names[one.gt_classes[match]]} detected as {caption}"
+                misclassified.append((score, Example(i, result, int(d), caption)))
+        is_detected = np.zeros(len(one.gt_classes), bool)
+        is_detected[matched.match[kept & (matched.match >= 0)]] = True
+        areas = rle.areas(one.gt_runs)
+        for t in np.flatnonzero(~is_detected & (matched.gt_state == 1)):
+            caption = f"{names[one.gt_classes[t]]}, {areas[t]} px"
+            false_negatives.append((areas[t], Example(i, -1, int(t), caption)))
+    of = " of B" if result else ""
     return [
-        (title, [
-            {"image": i, "run": result_index, "cell": cell, "caption": caption}
-            for _, i, cell, caption in sorted(cells, key=lambda c: (-c[0], *c[1:]))[:_N_EXAMPLES]
-        ])
-        for title, result_index, cells in (
-            ("The surest false alarms", result_index, false),
-            ("The surest wrong names", result_index, misclassified),
-            ("The largest missed cells", -1, missed),
+        (title, [one for _, one in sorted(cells, key=lambda cell: -cell[0])[:_N_EXAMPLES]])
+        for title, cells in (
+            (f"False positives{of} with the highest score", false_positives),
+            (f"Misclassified cells{of} with the highest score", misclassified),
+            (f"Largest false negatives{of}", false_negatives),
         )
-    ]  # fmt: skip
+    ]
 
 
-def _by_quantile(
-    content: ReportContent,
-    result_index: int,
-    keys: Sequence[NDArray[Any]],
-    eligible: Sequence[NDArray[np.bool_]],
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Take cells of each class at even steps of a key: from small to large, from sure to unsure."""
-    groups = []
-    order = "from small to large" if result_index < 0 else "from sure to unsure"
+def _by_quantile(content: ReportContent) -> list[tuple[str, list[Example]]]:
+    """Choose cells of each class evenly: ground truth by rising size, else by falling score."""
+    images = [image[0] for image in content.images]
+    is_gt = not content.results
+    if is_gt:
+        keys: list[NDArray[Any]] = [rle.areas(one.gt_runs) for one in images]
+        classes = _join([one.gt_classes for one in images])
+        is_shown = _join([~one.crowd for one in images])
+    else:
+        keys = [-one.scores for one in images]
+        classes = _join([one.classes for one in images])
+        is_shown = _join([rle.areas(one.mask_runs) > 0 for one in images])
     image = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
-    cell = _join([np.arange(len(key)) for key in keys]).astype(int)
+    cell = _join([np.arange(len(key)) for key in keys])
     key = _join(keys)
-    eval_images = [image[0] for image in content.images]
-    classes = _join([s.gt_classes if result_index < 0 else s.classes for s in eval_images])
-    shown = _join(eligible).astype(bool)
+    order = "by rising size" if is_gt else "by falling score"
+    of = " of A" if len(content.results) > 1 else ""
+    groups = []
     for k, name in enumerate(content.classes):
-        some = np.flatnonzero((classes == k) & shown)
+        some = np.flatnonzero((classes == k) & is_shown.astype(bool))
         some = some[np.argsort(key[some], kind="stable")]
         if len(some) > _N_EXAMPLES:
             some = some[np.linspace(0, len(some) - 1, _N_EXAMPLES).round().astype(int)]
-        items = [
-            {
-                "image": int(image[n]),
-                "run": result_index,
-                "cell": int(cell[n]),
-                "caption": f"{key[n]} px" if result_index < 0 else f"score {-key[n]:.2f}",
-            }
+        examples = [
+            Example(
+                int(image[n]),
+                -1 if is_gt else 0,
+                int(cell[n]),
+                f"{key[n]} px" if is_gt else f"score {-key[n]:.2f}",
+            )
             for n in some
         ]
-        groups.append((f"{name}, {order}", items))
+        groups.append((f"{name}{of}, {order}", examples))
     return groups

@@ -1,4 +1,4 @@
-"""The networks, in two engines: Detectron2's Mask R-CNN and torchvision's."""
+"""Mask R-CNN in two engines: Detectron2 and torchvision."""
 
 from cellseg.network.engines import ZOO, Detections, build_network, check_network, get_engine
 

@@ -24,10 +24,9 @@ from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 
 class _BottomUp(TimmBackbone, Backbone):  # type: ignore[misc]
-    """A network of timm as Detectron2 takes it."""
+    """A timm network as a backbone of Detectron2."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return the channels and the stride of each feature."""
         return {
             name: ShapeSpec(channels=self.channels[name], stride=stride)
             for name, stride in self.strides.items()
@@ -36,13 +35,7 @@ class _BottomUp(TimmBackbone, Backbone):  # type: ignore[misc]
 
 @BACKBONE_REGISTRY.register()  # type: ignore[misc]
 def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
-    """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64.
-
-    Raises
-    ------
-    InputError
-        As `TimmBackbone` does.
-    """
+    """Build the network of `MODEL.TIMM.NAME` with a feature pyramid of strides 4 to 64."""
     return FPN(
         bottom_up=_BottomUp(cfg.MODEL.TIMM.NAME, cfg.MODEL.BACKBONE.FREEZE_AT),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -53,20 +46,20 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
 
 
 class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
-    """Detectron2's `GeneralizedRCNN` with the project's samples in and `Detections` out.
+    """Detectron2's `GeneralizedRCNN` for samples of `CellMapper`, with `Detections` as output.
 
-    Its weights have Detectron2's names, so that they load there too.
+    Weights have the same names as in Detectron2.
     """
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the losses of some samples, in training."""
+        """Return the training losses of some samples."""
         inputs = [{"image": s["image"], "instances": _instances(s)} for s in samples]
         losses: dict[str, torch.Tensor] = super().forward(inputs)
         return losses
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Find the cells of `(3, h, w)` images in the config's channel order."""
+        """Detect the cells of `(3, h, w)` images in the config's channel order."""
         detections = []
         for instances in self.inference([{"image": i} for i in images], do_postprocess=False):
             boxes = instances.pred_boxes
@@ -83,10 +76,10 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         return detections
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the weights of a file under this network's names.
+        """Convert the content of a weights file to this network's names.
 
-        Those of Detectron2's zoo for detection have them already. Those of its backbones
-        are named after Caffe2 or others, and matched by their ends. timm's have a rule.
+        Detectors of Detectron2's zoo have these names. The names of its backbones, from Caffe2 and
+        others, are matched by their ends, and timm's are converted by a rule.
         """
         if "model" in data and not data.get("matching_heuristics"):
             return dict(data["model"])
@@ -118,14 +111,14 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise InputError for what timm does not have; Detectron2 says itself what it can't build."""
+    """Raise InputError if timm lacks the network. Detectron2 checks other keys when it builds."""
     if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         check_name(cfg.MODEL.TIMM.NAME)
 
 
 def build_network(cfg: CfgNode) -> CellRCNN:
     """Build the network of a config, on its device."""
-    # What torch remarks on Detectron2's code.
+    # torch's remarks on Detectron2's code
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
@@ -136,7 +129,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
 
 
 def _exact_pooler(pooler: torch.nn.Module) -> torch.nn.Module:
-    """Pool as Detectron2, which in mixed precision would round boxes by up to 4 pixels."""
+    """Replace Detectron2's pooler, which in mixed precision rounds boxes by up to 4 pixels."""
     if not isinstance(pooler, ROIAlign):
         return pooler
     options = (pooler.spatial_scale, pooler.sampling_ratio, pooler.aligned)
@@ -144,29 +137,28 @@ def _exact_pooler(pooler: torch.nn.Module) -> torch.nn.Module:
 
 
 def initial_weights(cfg: CfgNode, wanted: str) -> str:
-    """Name the weights that "imagenet" or "coco" means for a config; all others it may read.
+    """Return the address of "imagenet" or "coco" weights for a config; other names are kept.
 
     Raises
     ------
     InputError
-        If there are none of that kind.
+        If there are none.
     """
     if wanted == "imagenet":
         if not cfg.MODEL.WEIGHTS:
             raise InputError(
-                f"--weights imagenet: there are none for {cfg.RECIPE}; train it with --weights none"
+                f"--weights imagenet: not available for {cfg.RECIPE}; train it with --weights none"
             )
         return str(cfg.MODEL.WEIGHTS)
     if wanted != "coco":
         return wanted
     with warnings.catch_warnings():
-        # It imports pkg_resources, which says at every import that it is going.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # it imports pkg_resources, which is deprecated
         from detectron2 import model_zoo
     try:
         return str(model_zoo.get_checkpoint_url(f"COCO-InstanceSegmentation/{cfg.RECIPE}.yaml"))
     except RuntimeError:
         raise InputError(
-            f"--weights coco: Detectron2's zoo has none for {cfg.RECIPE}; take --weights imagenet, "
+            f"--weights coco: not in Detectron2's zoo for {cfg.RECIPE}; use --weights imagenet, "
             "none or a path"
         ) from None

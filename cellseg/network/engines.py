@@ -1,16 +1,16 @@
-"""The engines: what builds the network of a config.
+"""The engines, which build networks.
 
 An engine is a module of this package, `detectron2` or `torchvision`, with
 
-- `check(cfg)`, which refuses what the engine is known not to have;
-- `build_network(cfg)`: the network of a config, on its device;
-- `initial_weights(cfg, wanted)`: where the weights to begin with are, adapting `cfg` to them;
-  it refuses what it can't read.
+- `check(cfg)`: raise InputError for config values that the engine does not support;
+- `build_network(cfg)`: build the network of a config, on its device;
+- `initial_weights(cfg, wanted)`: return the address of initial weights, and adapt `cfg` to them.
 
-A network is a `torch.nn.Module`. In training, called with samples of
-`cellseg.learn.mapper.CellMapper`, it gives a dict of losses; its `detect` takes images and
-gives a `Detections` each; its `adapt_weights` gives what a file of weights holds under its own
-names. All other packages speak to these alone.
+A network is a `torch.nn.Module` with
+
+- `forward(samples)`: the training losses, by name, of samples of `cellseg.learn.mapper.CellMapper`;
+- `detect(images)`: the `Detections` of each image;
+- `adapt_weights(data)`: the content of a weights file under this network's names.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ZOO = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")  # short n
 
 @dataclass(frozen=True)
 class Detections:
-    """The N cells that a network finds in one image, in the network's pixels.
+    """The N detected cells of one image, in network pixels.
 
     Attributes
     ----------
     boxes
-        `(N, 4)` float32, XYXY, right and bottom exclusive, none of them empty.
+        `(N, 4)` float32, XYXY, right and bottom exclusive, not empty.
     scores
-        `(N,)` float32 in 0…1.
+        `(N,)` float32, 0 to 1.
     classes
         `(N,)` int64, 0…K−1.
     masks
-        `(N, M, M)` float32: how likely each part of a grid over the box is the cell's.
+        `(N, M, M)` float32: probability of the cell on a grid over the box.
     """
 
     boxes: torch.Tensor
@@ -63,13 +63,7 @@ def get_engine(name: str) -> ModuleType:
 
 
 def check_network(cfg: CfgNode) -> None:
-    """Check that the config is one of a Mask R-CNN, which all steps rely on, as its engine has it.
-
-    Raises
-    ------
-    InputError
-        If it is not.
-    """
+    """Raise InputError if a config is not of a Mask R-CNN that its engine supports."""
     if not cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         raise InputError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.MASK_ON "
@@ -84,10 +78,10 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     Raises
     ------
     InputError
-        As `check_network` does, or if the parts of the network don't fit together.
+        If the engine does not support it, or if its parts do not fit together.
     """
     check_network(cfg)
     network: torch.nn.Module = get_engine(cfg.ENGINE).build_network(cfg)
-    # How the libraries of convolutions store them: in the other order they copy all the time.
+    # The order of the convolution libraries, which would copy from the other one.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

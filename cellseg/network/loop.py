@@ -1,7 +1,6 @@
-"""The loop that `trainer.py` stands on: Detectron2's, or where it is missing its like.
+"""The training loop of Detectron2, or a replacement where it is not available.
 
-`HookBase`, `DefaultTrainer` and the storage of scalars have Detectron2's interface, as far
-as this project uses it, so that one trainer and one set of hooks serve every engine.
+The replacements have Detectron2's interface, as far as this project uses it.
 """
 
 from __future__ import annotations
@@ -17,46 +16,41 @@ if not TYPE_CHECKING and not detectron2_problem():
 else:
 
     class HookBase:
-        """What happens between the steps of a training; `trainer` is set by the loop."""
+        """Actions before, between and after the steps of a training."""
 
-        trainer: Any = None
+        trainer: Any = None  # set by the loop
 
-        def before_train(self) -> None:
-            """Act before the first step."""
+        def before_train(self) -> None: ...
 
-        def before_step(self) -> None:
-            """Act before each step."""
+        def before_step(self) -> None: ...
 
-        def after_step(self) -> None:
-            """Act after each step."""
+        def after_step(self) -> None: ...
 
         def after_train(self) -> None:
-            """Act after the last step, or the error that ended the training."""
+            """Act after the last step, or after an error."""
 
         def state_dict(self) -> dict[str, Any]:
-            """Return what must come back when a run is resumed; most hooks have nothing."""
+            """Return the state that a resumed run needs."""
             return {}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            """Take back what `state_dict` gave."""
+            """Restore what `state_dict` returned."""
 
     class EventStorage:
-        """The latest value of each scalar and the step that gave it."""
+        """The latest value of each scalar, with its step."""
 
         def __init__(self, iteration: int) -> None:
             self.iter = iteration
             self._latest: dict[str, tuple[float, int]] = {}
 
         def put_scalar(self, name: str, value: float) -> None:
-            """Keep a value of the running step."""
             self._latest[name] = (float(value), self.iter)
 
         def latest(self) -> dict[str, tuple[float, int]]:
-            """Return each scalar's latest value and its step."""
             return self._latest
 
     class TrainerBase:
-        """The loop itself: steps, and hooks between them."""
+        """The loop of steps and hooks."""
 
         def __init__(self) -> None:
             self._hooks: list[HookBase] = []
@@ -98,7 +92,7 @@ else:
                 hook.after_step()
 
     class DefaultTrainer(TrainerBase):
-        """Stands where Detectron2's would; `trainer.Trainer` fills in all that it builds."""
+        """Base of `trainer.Trainer`, which overrides all that Detectron2's builds."""
 
 
 __all__ = ["DefaultTrainer", "HookBase", "TrainerBase"]

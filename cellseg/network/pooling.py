@@ -1,4 +1,4 @@
-"""Features of boxes, pooled as Mask R-CNN's RoIAlign does (He et al., ICCV 2017)."""
+"""RoIAlign of Mask R-CNN (He et al., ICCV 2017), faster on a CPU."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from torchvision.ops import roi_align
 
 
 class RoIAlign(torch.nn.Module):
-    """torchvision's `RoIAlign`, in a third of its time on a CPU where bins have few samples.
+    """torchvision's `RoIAlign`, in a third of its time on a CPU if bins have few samples.
 
-    There torchvision's own visits one feature of one channel at a time. Here each sample is
-    a weighted sum of its four neighbours, with all channels of a feature side by side.
+    Each sample is a weighted sum of its four neighbours, computed for all channels at once.
 
     Parameters
     ----------
     output_size
         Bins along each axis.
     spatial_scale
-        Features a pixel of the boxes' coordinates: 1 over the stride.
+        Features per pixel of the boxes: 1 / stride.
     sampling_ratio
-        Samples along each axis of a bin; 0 takes about one a feature, as torchvision does it.
+        Samples along each axis of a bin; 0 for about one per feature, as in torchvision.
     aligned
-        Whether the middle of the first feature is at half a feature, as it is in truth.
+        Whether the first feature's centre is at 0.5 features, and not at 0.
     """
 
     def __init__(
@@ -40,15 +39,15 @@ class RoIAlign(torch.nn.Module):
         self.aligned = aligned
 
     def forward(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Pool `(N, C, h, w)` features over `(K, 5)` boxes; give `(K, C, *output_size)`.
+        """Pool `(N, C, h, w)` features over `(K, 5)` boxes. Return `(K, C, *output_size)`.
 
-        A box is the number of its image and XYXY. Features beyond the border repeat those
-        at it for one feature, and are 0 from there on. Boxes get no gradient.
+        A box is its image's index and XYXY. Features outside the map repeat the border for one
+        feature, then are 0. Boxes get no gradient.
         """
         if self.sampling_ratio <= 0 or features.device.type != "cpu":
             options = (self.spatial_scale, self.sampling_ratio, self.aligned)
-            theirs: torch.Tensor = roi_align(features, boxes, self.output_size, *options)
-            return theirs
+            result: torch.Tensor = roi_align(features, boxes, self.output_size, *options)
+            return result
         n, channels, height, width = features.shape
         rows, columns = self.output_size
         with torch.no_grad():
@@ -57,12 +56,12 @@ class RoIAlign(torch.nn.Module):
             y, y_weight = self._neighbours(corners[:, 1], corners[:, 3], rows, height)
             y = y + (boxes[:, 0].long() * height)[:, None, None]
             # (K, rows, columns, neighbours in y, neighbours in x)
-            places = y[:, :, None, :, None] * width + x[:, None, :, None, :]
+            indices = y[:, :, None, :, None] * width + x[:, None, :, None, :]
             weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
         precise = features if features.dtype == torch.float64 else features.float()
         table = precise.permute(0, 2, 3, 1).reshape(n * height * width, channels)
         pooled = functional.embedding_bag(
-            places.flatten(0, 2).flatten(1),
+            indices.flatten(0, 2).flatten(1),
             table,
             per_sample_weights=weights.flatten(0, 2).flatten(1).to(table.dtype),
             mode="sum",
@@ -73,24 +72,23 @@ class RoIAlign(torch.nn.Module):
     def _neighbours(
         self, low: torch.Tensor, high: torch.Tensor, bins: int, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features beside the samples of each bin along one axis, and their weights.
+        """Return the indices of the features next to each sample along one axis, and their weights.
 
         Both are `(K, bins, 2 * sampling_ratio)`.
         """
         size = high - low
-        if not self.aligned:  # as the first RoIAlign had it
+        if not self.aligned:  # as in the first RoIAlign
             size = size.clamp(min=1)
         n = bins * self.sampling_ratio
         steps = (torch.arange(n, dtype=torch.float32) + 0.5) / n
         at = low[:, None] + size[:, None] * steps
         inside = (at >= -1) & (at <= length)
         at = at.clamp(0, length - 1)
-        first = at.nan_to_num().floor()  # boxes that are not numbers give what is none
+        first = at.nan_to_num().floor()  # NaN boxes give NaN by their weights
         fraction = at - first
         first = first.long()
-        weights = (
-            torch.stack([1 - fraction, fraction], -1) * (inside / self.sampling_ratio)[..., None]
-        )
-        places = torch.stack([first, (first + 1).clamp(max=length - 1)], -1)
+        weight = inside / self.sampling_ratio
+        weights = torch.stack([1 - fraction, fraction], -1) * weight[..., None]
+        indices = torch.stack([first, (first + 1).clamp(max=length - 1)], -1)
         shape = (len(low), bins, 2 * self.sampling_ratio)
-        return places.view(shape), weights.view(shape)
+        return indices.view(shape), weights.view(shape)

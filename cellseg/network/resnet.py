@@ -1,6 +1,6 @@
-"""ResNets of any width, with or without a feature pyramid, of torchvision's parts.
+"""ResNets of any width, with or without a feature pyramid, built from torchvision's parts.
 
-At the usual widths they have the names and shapes of torchvision's own, whose weights fit.
+With torchvision's widths, torchvision's weights fit.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # by depth, in each stage
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # of each stage, by depth
 NORMS = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}
 FPN = "build_resnet_fpn_backbone"
 
 
 class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
-    """torchvision's bottleneck, of any width, and with the stride where the config wants it."""
+    """torchvision's bottleneck with any width, and the stride in the 1 x 1 or 3 x 3 convolution."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
         norm: type[nn.Module],
         keys: CfgNode,
     ) -> None:
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # skips that of torchvision, which fixes the widths
         before, within, after = channels
         first, second = (stride, 1) if keys.STRIDE_IN_1X1 else (1, stride)
         self.conv1 = resnet.conv1x1(before, within, first)
@@ -46,17 +46,14 @@ class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
 
 
 class ResNet(nn.Module):
-    """ResNet (He et al. 2016, arXiv:1512.03385) of the widths that `MODEL.RESNETS` gives.
+    """ResNet (He et al. 2016, arXiv:1512.03385) of `MODEL.RESNETS`.
 
-    Attributes
-    ----------
-    strides, channels
-        Of its features "res2" and so on, by name.
+    `strides` and `channels` are those of its features, by name: "res2", "res3" …
     """
 
     def __init__(self, keys: CfgNode, freeze_at: int) -> None:
         super().__init__()
-        # The stem counts as the first stage. Of a frozen one the statistics rest too.
+        # The stem counts as the first stage. Frozen stages have frozen statistics.
         norms = [FrozenBatchNorm2d if n < freeze_at else NORMS[keys.NORM] for n in range(5)]
         before, total = keys.STEM_OUT_CHANNELS, 4
         self.conv1 = nn.Conv2d(3, before, 7, stride=2, padding=3, bias=False)
@@ -99,14 +96,10 @@ class ResNet(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A ResNet, or a network of timm, perhaps with a feature pyramid (arXiv:1612.03144).
+    """A ResNet or a timm network, with or without a feature pyramid (arXiv:1612.03144).
 
-    Attributes
-    ----------
-    strides, channels
-        Of its features by name: "res2" and so on, with a pyramid "p2" and so on.
-    coarsest_stride
-        The coarsest stride below the pyramid.
+    `strides` and `channels` are those of its features, by name: "res2", "res3" …, or "p2", "p3" …
+    with a pyramid. `coarsest_stride` is that of the network below the pyramid.
     """
 
     def __init__(self, model: CfgNode) -> None:

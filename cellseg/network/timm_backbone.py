@@ -1,8 +1,7 @@
-"""timm's networks as backbones, for a feature pyramid.
+"""timm's networks as backbones with a feature pyramid.
 
-`MODEL.BACKBONE.NAME: build_timm_fpn_backbone` takes the network that `MODEL.TIMM.NAME`
-names. Images are normalised by `MODEL.PIXEL_MEAN` and `PIXEL_STD`, in 0…255; timm's weights
-want RGB.
+`MODEL.BACKBONE.NAME: build_timm_fpn_backbone` uses the network `MODEL.TIMM.NAME`. Images are
+normalised by `MODEL.PIXEL_MEAN` and `PIXEL_STD`, in 0…255; timm's weights require RGB.
 """
 
 from __future__ import annotations
@@ -20,31 +19,26 @@ from cellseg.errors import InputError
 TIMM_FPN = "build_timm_fpn_backbone"
 
 _STRIDES = (4, 8, 16, 32)
-_NAMES = ("res2", "res3", "res4", "res5")  # as of Detectron2's ResNet
+_NAMES = ("res2", "res3", "res4", "res5")  # as in Detectron2's ResNet
 
 
 class TimmBackbone(nn.Module):
-    """The four last stages of a network of timm, with random weights.
+    """The last four stages of a timm network, with random weights.
 
-    Its features have the names and the strides of a ResNet's: "res2", 4, to "res5", 32.
+    `strides` and `channels` are those of its features, by name: "res2" of stride 4 to "res5" of
+    stride 32.
 
     Parameters
     ----------
     name
-        What timm calls the architecture: "convnextv2_base", "resnet50".
+        timm's name of the architecture: "convnextv2_base", "resnet50".
     freeze_at
-        So many stages don't learn, the stem being the first; nor do the statistics of
-        their batch normalisations.
+        Number of stages to freeze, with their batch statistics; the first is the stem.
 
     Raises
     ------
     InputError
-        If timm is missing, has no such network, or it has not these strides or stages.
-
-    Attributes
-    ----------
-    strides, channels
-        Of its features by name.
+        If timm or the network is not available, or has other strides or stages.
     """
 
     def __init__(self, name: str, freeze_at: int = 0) -> None:
@@ -60,8 +54,8 @@ class TimmBackbone(nn.Module):
         stages = [stage.replace(".", "_") for stage in self.body.feature_info.module_name()]
         if not set(stages) <= set(parts) or freeze_at > 1 + len(stages):
             raise InputError(
-                f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: {name} has no such stage that can be "
-                "frozen; 0 is expected"
+                f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: this stage of {name} can't be frozen; 0 is "
+                "expected"
             )
         ends = [parts.index(stages[0])] + [parts.index(stage) + 1 for stage in stages]
         _timm("timm.utils").freeze(self.body, parts[: ends[freeze_at - 1]])
@@ -71,10 +65,7 @@ class TimmBackbone(nn.Module):
         return dict(zip(_NAMES, self.body(images), strict=True))
 
     def adapt_weights(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the weights of timm's whole network under the names that they have here.
-
-        To take features, timm turns the stage `stages.0` into `stages_0`.
-        """
+        """Convert the weights of timm's whole network, where `stages_0` is `stages.0`."""
         whole = {
             name: re.sub(r"^body\.([a-z]+)_(\d+)\.", r"\1.\2.", name).removeprefix("body.")
             for name in self.state_dict()
@@ -88,33 +79,27 @@ def _timm(module: str = "timm") -> Any:
     except ImportError as error:
         raise InputError(
             f"MODEL.BACKBONE.NAME build_timm_fpn_backbone: needs timm, which can't be imported "
-            f"({error}); pip install timm installs it"
+            f"({error}); install it with pip install timm"
         ) from None
 
 
 def check_name(name: str) -> None:
-    """Check that timm has a network of some name.
-
-    Raises
-    ------
-    InputError
-        If it hasn't, or timm is missing.
-    """
+    """Raise InputError if timm is not available or has no network of this name."""
     timm = _timm()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists those there are"
-        raise InputError(f"MODEL.TIMM.NAME {name!r}: timm has no such network; {hint}")
+        hint = f"did you mean {close[0]}?" if close else "timm.list_models() lists all names"
+        raise InputError(f"MODEL.TIMM.NAME {name!r}: not a network of timm; {hint}")
 
 
 def _create(name: str) -> Any:
-    """Let timm build a network that gives the features of its four last stages."""
+    """Create a timm network that returns the features of its last four stages."""
     check_name(name)
     body = _timm().create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
     strides, layout = tuple(body.feature_info.reduction()), getattr(body, "output_fmt", "NCHW")
     if strides != _STRIDES or layout != "NCHW":
         raise InputError(
-            f"MODEL.TIMM.NAME {name}: its features are {layout.upper()} of strides {strides}; "
-            f"NCHW of strides {_STRIDES} is expected, as resnet50 and convnextv2_base have"
+            f"MODEL.TIMM.NAME {name}: its features are {layout.upper()} of strides {strides}, "
+            f"expected NCHW of strides {_STRIDES}; choose another, such as convnextv2_base"
         )
     return body

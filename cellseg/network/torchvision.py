@@ -1,10 +1,9 @@
 """torchvision's Mask R-CNN, built from the config keys of Detectron2.
 
-The keys mean what they mean there. The parts are torchvision's, and have their names, save
-where those would change a key's meaning: the anchors, the pooling of boxes, the widths of
-the ResNet. With the same weights it finds what Detectron2's finds. torchvision's own are
-the smooth L1 losses of boxes, with a beta of 1/9, and that the proposals' losses are means
-over the anchors drawn, however few.
+The keys have the same meaning. Anchors, RoI pooling and ResNet widths are replaced where
+torchvision's differ, so that the detections with the same weights are the same. Different from
+Detectron2 are the smooth L1 losses of boxes, with a beta of 1/9, and the proposal losses, which
+are means over the drawn anchors.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
-# The values that there are here, of keys that have others in Detectron2.
+# Supported values of keys that have more in Detectron2.
 _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "BACKBONE.NAME": ("build_resnet_backbone", FPN, TIMM_FPN),
     "RESNETS.DEPTH": tuple(BLOCKS),
@@ -54,14 +53,14 @@ _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
 }
 
-# (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, STEM_OUT_CHANNELS, RES2_OUT_CHANNELS) -> weights
+_SHAPE = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")
 _IMAGENET = {
     (50, 1, 64, 64, 256): ResNet50_Weights.IMAGENET1K_V1,
     (101, 1, 64, 64, 256): ResNet101_Weights.IMAGENET1K_V1,
     (101, 32, 8, 64, 256): ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
 }
 
-# The names of these and later files, as `resnet50-0676ba61.pth`.
+# Such as `resnet50-0676ba61.pth`.
 _CLASSIFIER_FILES = {
     Path(weights.url).name
     for kind in (ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights)
@@ -70,7 +69,7 @@ _CLASSIFIER_FILES = {
 
 
 class CellRCNN(nn.Module):
-    """Mask R-CNN (He et al. 2017, arXiv:1703.06870): samples or images in, losses or cells out."""
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870)."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -87,18 +86,12 @@ class CellRCNN(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the losses of some samples, in training, under Detectron2's names.
-
-        Parameters
-        ----------
-        samples
-            What `cellseg.learn.mapper.CellMapper` gives; some or all may have no cell.
-        """
+        """Return the training losses of samples of `CellMapper`, with Detectron2's names."""
         device = self.mean.device
         targets = [
             {
                 "boxes": sample["boxes"].to(device),
-                "labels": sample["classes"].to(device) + 1,  # 0 is torchvision's background
+                "labels": sample["classes"].to(device) + 1,  # 0 is the background
                 "masks": sample["masks"].to(device),
             }
             for sample in samples
@@ -113,28 +106,20 @@ class CellRCNN(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Find the cells of `(3, h, w)` uint8 images in the config's channel order.
-
-        The network must be in evaluation mode.
-        """
+        """Detect the cells of `(3, h, w)` uint8 images in the channel order of the config."""
         batch, for_rpn, for_heads = self._extract_features(images)
         proposals, _ = self.rpn(batch, for_rpn)
         return self.roi_heads.detect(for_heads, proposals, batch.image_sizes)
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the weights of a file under this network's names.
+        """Convert the content of a weights file to this network's names.
 
-        A run's own have them; those of the classifiers of torchvision or timm go to the
-        backbone.
-
-        Raises
-        ------
-        ValueError
-            If they are those of a network of Detectron2.
+        Weights of a run have these names; those of torchvision's or timm's classifiers are loaded
+        into the backbone. Raises ValueError for weights of Detectron2's network.
         """
         state = dict(data.get("model", data))
         if any(name.startswith(("backbone.stem.", "backbone.bottom_up.")) for name in state):
-            raise ValueError("they are of Detectron2's network, and this is torchvision's")
+            raise ValueError("weights of Detectron2's network, expected torchvision's")
         own: dict[str, Any] = {}
         if isinstance(self.backbone.body, TimmBackbone):
             own = self.backbone.body.adapt_weights(state)
@@ -145,26 +130,25 @@ class CellRCNN(nn.Module):
     def _extract_features(
         self, images: Sequence[torch.Tensor]
     ) -> tuple[ImageList, dict[str, torch.Tensor], list[torch.Tensor]]:
-        """Return the images as a batch, and its features for the proposals and for the heads.
+        """Return the batch of images, and its features for the RPN and for the heads.
 
-        Images are normalised, and then padded at the right and the bottom with zeros.
+        Images are normalised, then padded with zeros at the right and the bottom.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         stride = self.backbone.coarsest_stride
         height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
         batch = self.mean.new_zeros((len(images), 3, height, width))
-        for place, image, (h, w) in zip(batch, images, sizes, strict=True):
-            place[:, :h, :w] = (image.to(self.mean.device) - self.mean) / self.std
+        for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
+            padded[:, :h, :w] = (image.to(self.mean.device) - self.mean) / self.std
         features = self.backbone(batch)
         for_rpn = {name: features[name] for name in self.rpn_features}
         return ImageList(batch, sizes), for_rpn, [features[name] for name in self.roi_features]
 
 
 class CellHeads(RoIHeads):  # type: ignore[misc]
-    """torchvision's heads, whose masks never leave their boxes.
+    """torchvision's heads, with `CellMasks` as ground truth and mask grids over boxes as output.
 
-    torchvision's own learn from and give masks, or so do its users, of the whole image.
-    Here the ground truth is `CellMasks` and what is found a grid over each box.
+    torchvision's own use masks of the size of the image.
     """
 
     def losses(
@@ -173,7 +157,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         proposals: list[torch.Tensor],
         targets: list[dict[str, Any]],
     ) -> dict[str, torch.Tensor]:
-        """Return the losses on proposals, of which the samples to learn from are drawn."""
+        """Return the losses on a random sample of the proposals."""
         proposals, matches, labels, deltas = self.select_training_samples(proposals, targets)
         logits, regression = self._classify(features, proposals)
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
@@ -188,7 +172,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 for target, match, cell, box in zip(targets, matches, is_cell, boxes, strict=True)
             ]
         ).float()
-        # A mean, which without a cell is 0 and not 0/0.
+        # The mean, or 0 without cells.
         loss_mask = functional.binary_cross_entropy_with_logits(grids, gt_grids, reduction="sum")
         return {
             "loss_cls": loss_cls,
@@ -202,7 +186,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         proposals: list[torch.Tensor],
         sizes: list[tuple[int, int]],
     ) -> list[Detections]:
-        """Find the cells among the proposals for images of some sizes, best first."""
+        """Classify proposals for images of some sizes. Return detections, highest score first."""
         logits, regression = self._classify(features, proposals)
         boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, sizes)
         classes = [label - 1 for label in labels]
@@ -213,7 +197,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def _classify(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `(N, K + 1)` logits, the background's first, and `(N, 4 (K + 1))` regressions."""
+        """Return `(N, K + 1)` logits, background first, and `(N, 4 (K + 1))` box regressions."""
         pooled = self.box_head(self.box_roi_pool(features, boxes))
         logits, regression = self.box_predictor(pooled)
         return logits.float(), regression.float()
@@ -221,17 +205,17 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def _predict_mask_logits(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor], classes: torch.Tensor
     ) -> torch.Tensor:
-        """Return the `(N, M, M)` mask logits of boxes, each for its class in 0…K−1."""
+        """Return the `(N, M, M)` mask logits of boxes for their classes in 0…K−1."""
         pooled = self.mask_head(self.mask_roi_pool(features, boxes))
         logits: torch.Tensor = self.mask_predictor(pooled)
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
 
 
 class _RoIPool(nn.Module):
-    """Pools the features of boxes, each from the level that suits its size.
+    """Pools the features of boxes, each from the level for its size: Detectron2's ROIAlignV2.
 
-    It is what Detectron2 calls ROIAlignV2. torchvision's `MultiScaleRoIAlign` samples half
-    a pixel beside it, and guesses the strides from the first image, wrongly if it is small.
+    torchvision's `MultiScaleRoIAlign` is shifted by half a pixel, and infers the strides from the
+    first image, wrongly if it is small.
     """
 
     def __init__(self, strides: Sequence[int], part: CfgNode) -> None:
@@ -253,10 +237,10 @@ class _RoIPool(nn.Module):
 
 
 class _Anchors(nn.Module):
-    """Detectron2's anchors: at each feature's own stride, and not rounded to whole pixels.
+    """Detectron2's anchors, at multiples of the stride and not rounded to whole pixels.
 
-    torchvision's `AnchorGenerator` takes the stride from how often a feature map fits into
-    the image, and in mixed precision rounds the anchors with the features.
+    torchvision's `AnchorGenerator` infers the stride from the sizes of image and feature map, and
+    rounds the anchors to the precision of the features.
     """
 
     def __init__(
@@ -279,23 +263,23 @@ class _Anchors(nn.Module):
         """Return the anchors `(A, 4)` of each image, XYXY in pixels."""
         anchors = []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            around = self.get_buffer(f"level{level}")
-            rows, columns = (torch.arange(n, device=around.device) for n in feature.shape[-2:])
+            centred = self.get_buffer(f"level{level}")
+            rows, columns = (torch.arange(n, device=centred.device) for n in feature.shape[-2:])
             y, x = torch.meshgrid(rows * stride, columns * stride, indexing="ij")
             centres = torch.stack([x, y, x, y], -1).view(-1, 1, 4)
-            anchors.append((centres + around).view(-1, 4))
+            anchors.append((centres + centred).view(-1, 4))
         return [torch.cat(anchors)] * len(images.image_sizes)
 
 
 class _ProposalHead(RPNHead):  # type: ignore[misc]
-    """torchvision's head, which in mixed precision too gives boxes that are not rounded."""
+    """torchvision's RPN head, with float32 output in mixed precision, so that boxes are exact."""
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
         return tuple([level.float() for level in levels] for levels in super().forward(features))
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise InputError for what only Detectron2 has, and what timm does not have."""
+    """Raise InputError if only Detectron2 supports a value, or if timm lacks the network."""
     for key, values in _SUPPORTED_VALUES.items():
         if (value := attrgetter(key)(cfg.MODEL)) not in values:
             raise InputError(
@@ -307,24 +291,18 @@ def check(cfg: CfgNode) -> None:
 
 
 def build_network(cfg: CfgNode) -> CellRCNN:
-    """Build the network of a config, on its device.
-
-    Raises
-    ------
-    InputError
-        If the config asks for features that there aren't.
-    """
+    """Build the network of a config, on its device. Raise InputError if parts do not fit."""
     network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
     return network
 
 
 def _input_features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list[int], int]:
-    """Return the strides and the channels of the features that a part of the network looks at."""
+    """Return the strides and the channels of the input features of a part of the network."""
     names = model[part].IN_FEATURES
     if not names or not set(names) <= set(backbone.strides):
         raise InputError(
-            f"MODEL.{part}.IN_FEATURES {list(names)}: some of {', '.join(backbone.strides)} are "
-            "expected, which the backbone has"
+            f"MODEL.{part}.IN_FEATURES {list(names)}: features of the backbone are expected, "
+            f"{', '.join(backbone.strides)}"
         )
     return [backbone.strides[name] for name in names], backbone.channels[names[0]]
 
@@ -337,7 +315,7 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
     if len(set(anchors.counts)) > 1:
         raise InputError(
             f"MODEL.ANCHOR_GENERATOR: {anchors.counts} anchors for the features "
-            f"{', '.join(keys.IN_FEATURES)}; as many for each are expected"
+            f"{', '.join(keys.IN_FEATURES)}; the same number for each is expected"
         )
     background, cell = keys.IOU_THRESHOLDS
     rpn = RegionProposalNetwork(
@@ -356,12 +334,12 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
 
 
 def _per_level(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
-    """Return the anchors' sizes or ratios for each level; one list serves them all."""
+    """Return the anchors' sizes or ratios for each level; a single list is used for all."""
     lists = list(model.ANCHOR_GENERATOR[key])
     if len(lists) not in (1, n_levels):
         raise InputError(
             f"MODEL.ANCHOR_GENERATOR.{key} {lists}: one list, or one for each of the {n_levels} "
-            "features of MODEL.RPN.IN_FEATURES, is expected"
+            "features of MODEL.RPN.IN_FEATURES is expected"
         )
     return lists * n_levels if len(lists) == 1 else lists
 
@@ -391,7 +369,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
             mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
         ),
     )
-    # Detectron2's beginning: torchvision's larger guesses would have to be unlearnt first.
+    # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),
         (heads.box_predictor.bbox_pred, 0.001),
@@ -403,7 +381,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
 
 
 def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
-    """Build the fully connected layers; return them, and how wide what comes out is."""
+    """Build the fully connected layers. Return them and the width of their output."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number in range(6, 6 + keys.NUM_FC):  # torchvision's names, after VGG's layers
         layers[f"fc{number}"], width = nn.Linear(width, keys.FC_DIM), keys.FC_DIM
@@ -412,21 +390,21 @@ def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
 
 
 def initial_weights(cfg: CfgNode, wanted: str) -> str:
-    """Name the weights that "imagenet" means for a config, and adapt the config to them.
+    """Return the address of "imagenet" weights for a config; other names are kept.
 
-    So it does to a file that has a name of torchvision's or timm's classifiers: all of these
-    were trained on RGB of unit deviation, and with the strides of a block in its 3 x 3
-    convolution; the recipes in `configs/` are written for others.
+    For these and other classifiers of torchvision or timm the config is adapted: they were trained
+    on RGB of unit deviation and with strides in 3 x 3 convolutions, unlike the weights that the
+    recipes in `configs/` are written for.
 
     Raises
     ------
     InputError
-        If there are none of that kind, or they are in the form of Detectron2's zoo.
+        If there are none, or if they are in the format of Detectron2's zoo.
     """
     if wanted.startswith(ZOO) or wanted.endswith(".pkl"):
         raise InputError(
-            f"--weights {wanted}: in the form of Detectron2's zoo, which torchvision can't read; "
-            "take --weights imagenet, none, or --engine detectron2"
+            f"--weights {wanted}: in the format of Detectron2's zoo, which torchvision can't read; "
+            "use --weights imagenet, none, or --engine detectron2"
         )
     is_timm = cfg.MODEL.BACKBONE.NAME == TIMM_FPN
     if wanted not in ("imagenet", "coco"):
@@ -435,17 +413,10 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
         return wanted
     if is_timm and wanted == "imagenet" and cfg.MODEL.WEIGHTS:
         return str(cfg.MODEL.WEIGHTS)
-    keys = cfg.MODEL.RESNETS
-    shape = (
-        keys.DEPTH,
-        keys.NUM_GROUPS,
-        keys.WIDTH_PER_GROUP,
-        keys.STEM_OUT_CHANNELS,
-        keys.RES2_OUT_CHANNELS,
-    )
+    shape = tuple(cfg.MODEL.RESNETS[key] for key in _SHAPE)
     if wanted == "coco" or is_timm or shape not in _IMAGENET:
         raise InputError(
-            f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; take --weights none, a "
+            f"--weights {wanted}: torchvision has none for {cfg.RECIPE}; use --weights none, a "
             "path, or --engine detectron2"
         )
     _use_classifier_preprocessing(cfg)
@@ -454,7 +425,7 @@ def initial_weights(cfg: CfgNode, wanted: str) -> str:
 
 
 def _use_classifier_preprocessing(cfg: CfgNode) -> None:
-    """Feed the network as the classifiers of torchvision and timm were."""
+    """Set the preprocessing and the strides of the classifiers of torchvision and timm."""
     cfg.INPUT.FORMAT = "RGB"
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]

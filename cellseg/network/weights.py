@@ -1,4 +1,4 @@
-"""Files of weights: what they hold, and which of it a network takes."""
+"""Read weights files, and load them into networks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,11 @@ import torch
 
 from cellseg.errors import InputError
 
+# Errors of torch and pickle for a damaged file.
 DAMAGE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    pickle.UnpicklingError,
-)
-"""What torch and pickle raise at a file that isn't what it should be."""
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, ImportError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def reason(error: Exception) -> str:
@@ -34,7 +26,7 @@ def reason(error: Exception) -> str:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads the zoo's pickles, which hold numpy arrays; anything else could run code."""
+    """Reads pickles of numpy arrays, as in Detectron2's zoo; anything else could run code."""
 
     _ALLOWED = frozenset(
         {
@@ -53,62 +45,50 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, not arrays alone")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, and not only arrays")
         return super().find_class(module, name)
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
-    """Load the weights of a run, which must be this very network's.
-
-    Raises
-    ------
-    InputError
-        If the file is not a checkpoint, is damaged, or doesn't fit the network.
-    """
+    """Load the weights of a run. Raise InputError if they are damaged or of another network."""
     with weights_errors(path):
         take_weights(network, read_weights(path)["model"], strict=True)
 
 
 @contextlib.contextmanager
 def weights_errors(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with a file of weights."""
+    """Raise InputError for errors of a weights file."""
     try:
         yield
     except DAMAGE as error:
         raise InputError(
-            f"{path}: can't be loaded as weights ({reason(error)}); it may be cut off or "
-            "not be a checkpoint of this network: fetch it again or name another"
+            f"{path}: can't be loaded as weights ({reason(error)}); it may be truncated or of "
+            "another network: download it again or choose another file"
         ) from error
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file of weights: of torch, .safetensors, or a .pkl of Detectron2's zoo.
-
-    Weights are data: nothing in the file is run.
+    """Read a weights file of torch, .safetensors, or a .pkl of Detectron2's zoo, as data only.
 
     Raises
     ------
     Exception
         One of `DAMAGE`.
     """
+    loaded: Any
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             loaded = _ArrayUnpickler(file, encoding="latin1").load()
     elif path.suffix == ".safetensors":
         loaded = _read_safetensors(path)
     else:
-        loaded = _read_torch(path)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, LookupError, EOFError):
+            # torch's message ends in the advice to run the code.
+            raise ValueError("truncated, or a pickle that can run code") from None
     if not isinstance(loaded, dict):
         raise TypeError("not a checkpoint")
-    return loaded
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, LookupError, EOFError):
-        # What torch says of such a file ends in advice to run it.
-        raise ValueError("cut off, or not weights alone but a pickle that can run code") from None
     return loaded
 
 
@@ -124,12 +104,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], strict: bool) -> int:
-    """Put the weights whose name and shape fit into a network, and return their number.
+    """Load the weights whose name and shape fit a network. Return their number.
 
     Raises
     ------
     ValueError
-        If they are not all of the network's (with `strict`), or less than half of them fit.
+        If `strict` and any weights of the network are missing, or if less than half of them fit.
     """
     own = network.state_dict()
     matching = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
@@ -142,13 +122,11 @@ def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], stric
             f"shape, {missing[0]} first"
         )
     n_given, n_taken = (sum(v.numel() for v in values.values()) for values in (state, matching))
-    if not strict and 2 * n_taken < n_given:  # a few names are alike in networks of all kinds
-        raise ValueError(
-            f"only {n_taken:,} of its {n_given:,} numbers have a place in this network"
-        )
+    if not strict and 2 * n_taken < n_given:  # some names occur in networks of all types
+        raise ValueError(f"only {n_taken:,} of its {n_given:,} parameters match this network")
     log = logging.getLogger(__name__)
     for name in missing:
         log.info("%s is not in the initial weights", name)
     for name in state.keys() - matching.keys():
-        log.info("%s of the initial weights fits nowhere", name)
+        log.info("%s of the initial weights is not used", name)
     return len(matching)

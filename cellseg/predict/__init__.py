@@ -1,12 +1,11 @@
-"""From an image and a trained network to `Predictions`.
+"""From an image and trained networks to `Predictions`.
 
-To be read in the order in which things happen:
+In the order of the data flow:
 
-- `tiles` cuts an image up, `views` zooms, flips and turns tiles;
-- `predictor` shows the views to the networks, while the next tiles are read and the masks of
-  the former ones encoded; it is all that other programs need;
-- `fuse` makes one answer of what several views or networks find, `masks` encodes it, `merge`
-  puts the tiles together;
-- `tile_store` keeps what is done tile by tile; `job` is the whole of it for many images, in
-  one process or several, from the list of images to what is written.
+- `tiles` splits an image into tiles, `views` lists the scales, flips and rotations of a tile;
+- `predictor` runs the networks on the views, while it reads the next tiles and encodes the
+  previous masks; other programs need nothing else;
+- `fuse` combines the detections of several views or networks, `masks` encodes them, `merge`
+  combines the tiles;
+- `tile_store` saves predicted tiles; `job` predicts many images, in one process or several.
 """

@@ -1,9 +1,8 @@
-"""One answer from several views of the same place: test-time augmentation for masks.
+"""Fuse the detections of several views: test-time augmentation for masks.
 
-Detections of different views that show the same cell are found by the overlap of their
-masks and averaged, the boxes and scores as in weighted boxes fusion (Solovyev, Wang and
-Gabruseva 2021, doi 10.1016/j.imavis.2021.104117), the masks as probabilities, before any
-threshold.
+Detections of one cell in several views are matched by mask overlap and averaged: boxes and
+scores as in weighted boxes fusion (Solovyev, Wang and Gabruseva 2021, doi
+10.1016/j.imavis.2021.104117), masks as probabilities, before any threshold.
 """
 
 from __future__ import annotations
@@ -15,46 +14,38 @@ import torch
 
 from cellseg.network import Detections
 
-# Boxes compared with the others at a time, and pairs of masks: bounds of the memory, small
-# enough for the processor's cache.
+# Boxes, and pairs of masks, compared at a time: bounds memory, and fits the processor's cache.
 _ROWS = 128
 _PAIRS = 512
 
 
 def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
-    """Fuse what was found in several views of one place.
+    """Fuse the detections of several views of one tile.
 
-    Best score first, each detection that is still free takes from every other view the
-    free one of its class whose mask overlaps its own the most. Of these members
+    Best score first, each unmatched detection takes from every other view the unmatched
+    detection of its class whose mask has the highest IoU. Of these members
 
     - the box is the mean, weighted by score;
-    - the mask is the mean too, each sampled on a grid over the fused box, 0 where its own
-      box doesn't reach;
-    - the score is the sum over the number of views, so that a cell seen in few of them
-      sinks. This is the rule of weighted boxes fusion, mean score x min(T, N) / N for T
-      members in N views, since here T is at most N.
+    - the mask is the weighted mean, each resampled to the fused box, 0 outside its own box;
+    - the score is the sum divided by the number of views, so a cell detected in few views
+      scores low: the rule of weighted boxes fusion, mean score x min(T, N) / N for T members
+      in N views, since here T is at most N.
 
-    A cell that is alone keeps its box and mask bit for bit, and so does one that all
-    views agree on. The order of the views makes no difference.
+    A single detection, and one on which all views agree, keeps its box and mask bit for bit.
+    The order of the views makes no difference.
 
     Parameters
     ----------
     views
-        What was found in each view, by one network or several: all in the pixels of the
-        same image, on the CPU, their grids turned as the image is. Their sides M may
-        differ.
+        Detections of each view, by one network or several: in the pixels of the same tile,
+        on the CPU, masks in the tile's orientation. Their sides M may differ.
     iou
-        The least IoU, above 0, of the masks of one cell in two views.
+        Minimum mask IoU, above 0, of one cell in two views.
 
     Returns
     -------
-    The fused cells, best score first, equal ones by class, then box; the grids have the
-    largest M.
-
-    Raises
-    ------
-    ValueError
-        If there are no views.
+    Fused detections, best score first, equal scores by class, then box; masks have the
+    largest M. Raises ValueError without views.
     """
     if not views:
         raise ValueError("no views, expected one or more")
@@ -88,12 +79,12 @@ def _best_first(detections: Detections) -> torch.Tensor:
 def _overlaps(
     detections: Detections, iou: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the pairs of one class whose masks have at least this IoU.
+    """Return the pairs of one class with at least this mask IoU.
 
     Returns
     -------
     first, second, overlap
-        `(P,)` each: the detections, `first < second`, and the IoU of their masks.
+        `(P,)` each: indices of detections, `first < second`, and their mask IoU.
     """
     areas = _mask_areas(detections)
     first, second = _candidates(detections, iou * areas)
@@ -109,17 +100,17 @@ def _overlaps(
 
 
 def _box_areas(boxes: torch.Tensor) -> torch.Tensor:
-    """`(N,)`: the area of each box."""
+    """Return the `(N,)` areas of boxes."""
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
 def _mask_areas(detections: Detections) -> torch.Tensor:
-    """`(N,)`: the area of each mask, as its grid has it."""
+    """Return the `(N,)` areas of masks, as sampled on their grids."""
     return _box_areas(detections.boxes) * (detections.masks >= 0.5).float().mean((1, 2))
 
 
 def _shared_mask_area(first: Detections, second: Detections) -> torch.Tensor:
-    """`(P,)`: what two masks have in common; it lies in the first's box, and is counted there."""
+    """Return the `(P,)` intersection areas of pairs of masks, counted on the first's grid."""
     sampled = _resample(second.masks, second.boxes, first.boxes, first.masks.shape[1])
     both = (first.masks >= 0.5) & (sampled >= 0.5)
     return _box_areas(first.boxes) * both.float().mean((1, 2))
@@ -128,22 +119,22 @@ def _shared_mask_area(first: Detections, second: Detections) -> torch.Tensor:
 def _candidates(
     detections: Detections, min_shared: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the pairs of one class whose masks could have enough in common.
+    """Return the pairs of one class whose boxes overlap enough for a match of their masks.
 
-    What two masks share lies in both boxes, and is at least the IoU times the larger
-    mask. A tenth less is asked of the boxes, since areas on a grid are coarse.
+    The intersection of two matching masks lies in both boxes and is at least the IoU times
+    the larger mask. Boxes need a tenth less, since areas on a grid are coarse.
 
     Parameters
     ----------
     min_shared
-        `(N,)`: the area that a mask shares at least with its like.
+        `(N,)` minimum intersection area of each mask with a match.
 
     Returns
     -------
     first, second
         `(P,)` int64 each, `first < second`.
     """
-    # From left to right, so that what is too far to the right is not looked at.
+    # Sorted by left edge, so that boxes too far to the right are skipped.
     order = detections.boxes[:, 0].argsort()
     boxes, min_shared = detections.boxes[order], 0.9 * min_shared[order]
     left = boxes[:, 0].contiguous()
@@ -160,7 +151,7 @@ def _candidates(
 
 
 def _shared_area(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """`(N, M)`: the area that each of N boxes has in common with each of M others."""
+    """Return the `(N, M)` intersection areas of N boxes with M others."""
     width, height = (
         torch.minimum(boxes[:, None, end], others[:, end])
         .sub_(torch.maximum(boxes[:, None, start], others[:, start]))
@@ -173,18 +164,18 @@ def _shared_area(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def _cluster(
     view: list[int], first: list[int], second: list[int], overlap: list[float]
 ) -> list[int]:
-    """Return which detections, best first, are of one cell.
+    """Group the detections of one cell.
 
     Parameters
     ----------
     view
-        The view of each of N detections.
+        View of each of N detections, best score first.
     first, second, overlap
-        The pairs that may be one cell, `first < second`, and their IoU.
+        Pairs that may be one cell, `first < second`, and their IoU.
 
     Returns
     -------
-    The number of each detection's cell, 0…C−1 in the order of their best detections.
+    Cell of each detection, 0…C−1 in the order of their best detections.
     """
     partners: list[list[tuple[float, int]]] = [[] for _ in view]
     for a, b, value in zip(first, second, overlap, strict=True):
@@ -205,13 +196,10 @@ def _cluster(
 
 
 def _average(detections: Detections, cluster: torch.Tensor, n_views: int) -> Detections:
-    """Average the detections of each cell.
-
-    The sums are in float64, so that the mean of equal numbers is that number.
-    """
+    """Average the detections of each cell, in float64: the mean of equal numbers is exact."""
     n_clusters = int(cluster.max()) + 1 if len(cluster) else 0
     scores = detections.scores.double()
-    # A score of 0 must not leave a cell without a box.
+    # With scores of 0 only, a cell still needs a box.
     weights = scores.clamp(min=torch.finfo(torch.float32).tiny)
     weights /= _sum(weights, cluster, n_clusters)[cluster]
     boxes = _sum(weights[:, None] * detections.boxes, cluster, n_clusters).float()
@@ -227,28 +215,28 @@ def _average(detections: Detections, cluster: torch.Tensor, n_views: int) -> Det
 
 
 def _sum(values: torch.Tensor, cluster: torch.Tensor, n_clusters: int) -> torch.Tensor:
-    """Add up the `(N, …)` values of each cluster."""
+    """Sum the `(N, …)` values of each cluster."""
     return values.new_zeros((n_clusters, *values.shape[1:])).index_add_(0, cluster, values)
 
 
 def _resample(
     masks: torch.Tensor, boxes: torch.Tensor, target_boxes: torch.Tensor, side: int
 ) -> torch.Tensor:
-    """Sample masks over one box on a grid over another.
+    """Resample masks from one box to a grid over another.
 
-    The values are those of `grid_sample` with `align_corners=False`, which is how masks
-    are pasted; the value of a grid is at the centres of its cells, and falls to 0 within
-    half a cell of the box. Boxes are upright, hence rows and columns can be weighted
-    apart; onto the same box and side, a mask stays as it is to the last bit.
+    Equals `grid_sample` with `align_corners=False`, which pastes masks: values are at the
+    centres of grid cells and fall to 0 within half a cell outside the box. Boxes are
+    axis-aligned, so rows and columns are weighted separately; for the same box and side the
+    mask is unchanged, bit for bit.
 
     Parameters
     ----------
     masks
         `(N, M, M)` float32.
     boxes, target_boxes
-        `(N, 4)` float32, XYXY: where the masks are, and where they are wanted.
+        `(N, 4)` float32, XYXY: boxes of the masks and of the result.
     side
-        The new grid's side S.
+        Side S of the new grid.
 
     Returns
     -------
@@ -260,7 +248,7 @@ def _resample(
 
 
 def _weights(span: torch.Tensor, target_boxes: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """`(N, new, old)`: how much each old cell along an axis counts in each new one."""
+    """Return the `(N, new, old)` weights of old grid cells in new ones along one axis."""
     length = span[:, 1] - span[:, 0]
     start = (target_boxes[:, 0] - span[:, 0]) / length * old
     step = (target_boxes[:, 1] - target_boxes[:, 0]) / length * (old / new)

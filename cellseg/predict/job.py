@@ -1,4 +1,4 @@
-"""The prediction of many images as one job: its tiles planned, done in shards, merged."""
+"""Predict many images as one job: plan tiles, predict them in shards, merge them."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from tqdm import tqdm
 from cellseg import distributed
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.predictor import Predictor, TileJob, load_network
+from cellseg.predict.predictor import Predictor, TileJob, require_predictions
 from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 from cellseg.read.images import read_size
 
-PendingTile = tuple[TileKey, TileJob]  # with the numbers of its image and of itself
+PendingTile = tuple[TileKey, TileJob]
 
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """Images to predict into one results file, and how far that is.
+    """Images to predict into one results file, and the progress.
 
-    It has no network, so that it can be sent to other processes.
+    Without networks, so that it can be sent to other processes.
 
     Attributes
     ----------
     images
-        All that were asked for. An image's number is its place here.
+        All requested images, usable or not.
     weights, cfgs
-        Of each network the file of its weights and its config.
+        Weights file and config of each network.
     results
-        The results file, which `write` makes.
+        Results file, written after `merge`.
     plans
-        The tiles of each image whose size is known, by its number.
+        Tiles of each image of known size, by its index in `images`.
     unusable
-        Why an image can't be used, by its number.
+        Error of each image that can't be used, by its index.
     store
-        What the tiles that are done gave.
+        Predicted tiles.
     """
 
     images: Sequence[ImageRecord]
@@ -63,10 +63,10 @@ class PredictionJob:
         results: Path,
         first: bool = True,
     ) -> PredictionJob:
-        """Plan the tiles of images, and open the store beside the results.
+        """Plan the tiles of images, and open the store next to the results.
 
-        Of several machines, the `first` one makes the store. Raises InputError as `TileStore`
-        does, or if tiles and overlap don't fit.
+        Of several machines, the `first` one creates the store. Raises InputError as `TileStore`
+        and `plan_tiles` do.
         """
         plans: dict[int, TilePlan] = {}
         unusable: dict[int, str] = {}
@@ -83,11 +83,11 @@ class PredictionJob:
 
     @property
     def usable(self) -> list[ImageRecord]:
-        """The images that have, or may have, results."""
+        """Images not known to be unusable."""
         return [image for n, image in enumerate(self.images) if n not in self.unusable]
 
     def pending(self) -> list[PendingTile]:
-        """Return the tiles that are not done, image by image."""
+        """Return the tiles that are not in the store, image by image."""
         done = self.store.done()
         return [
             ((n, index), TileJob(self.images[n].path, self.images[n].level, plan.size, tile))
@@ -106,14 +106,14 @@ class PredictionJob:
         machine_rank: int = 0,
         dist_url: str = "auto",
     ) -> None:
-        """Predict the tiles that are pending, in this process or in several.
+        """Predict the pending tiles, in this process or in several.
 
-        Each of several calls `work` with this job, which is to call `predict_shard`; the other
-        parameters and errors are those of `cellseg.distributed.launch`.
+        Each of several processes calls `work` with this job, and that `predict_shard`. Other
+        parameters and errors as for `cellseg.distributed.launch`.
         """
         pending = self.pending()
         if n_done := sum(map(len, self.plans.values())) - len(pending):
-            print(f"going on: {n_done} tiles were done before")
+            print(f"resuming: {n_done} tiles already predicted")
         if n_machines == 1 and (n_processes == 1 or len(pending) < 2):
             self.predict(predictor, pending)
         else:
@@ -125,54 +125,55 @@ class PredictionJob:
     def predict(
         self, predictor: Predictor, pending: Sequence[PendingTile], rank: int = 0, n: int = 1
     ) -> None:
-        """Predict the shard of process `rank` of `n` of the pending tiles, into the store."""
+        """Predict shard `rank` of `n` of the pending tiles into the store."""
         own_tiles = shard(pending, rank, n)
-        keys = [key for key, _ in own_tiles]
         with (
-            contextlib.closing(predictor.predict_tiles(job for _, job in own_tiles)) as detections,
+            contextlib.closing(predictor.predict_tiles(job for _, job in own_tiles)) as results,
             self.store.open(rank) as file,
             tqdm(total=len(own_tiles), desc="predicting", unit="tile", disable=rank or None) as bar,
         ):
-            for key, result in zip(keys, detections, strict=True):
+            for (key, _), result in zip(own_tiles, results, strict=True):
                 self.store.append(key, result, file)
                 bar.update()
 
     def predict_shard(self) -> None:
-        """Predict the shard of this process, one of several that were launched together.
+        """Predict the shard of this process, one of several launched together.
 
-        Raises InputError if the store is not that of this job, or another process has ended.
+        Raises InputError if the store is not that of this job, or another process failed.
         """
         barrier = distributed.make_barrier()
         self.store.check()
         pending = self.pending()
-        barrier()  # none begins before all know what is pending, none ends before all is done
-        predictor = load_predictor(self.weights, self.cfgs)
+        barrier()  # no process starts before all know what is pending, or ends before all is done
+        predictor = Predictor.load(self.weights, self.cfgs)
         self.predict(predictor, pending, distributed.rank(), distributed.world_size())
         barrier()
 
     def collect_failures(self) -> None:
-        """Count the images of which a tile failed among the unusable ones.
+        """Add the images with failed tiles to the unusable ones.
 
-        Raises InputError if some tiles were not tried at all.
+        Raises InputError if tiles are missing without an error.
         """
         failures = self.store.errors()
         if n_pending := len({key for key, _ in self.pending()} - set(failures)):
-            raise InputError(f"{n_pending} tiles were not done; the same command goes on from here")
-        for (number, _), why in failures.items():
-            self.unusable.setdefault(number, why)
+            raise InputError(
+                f"{n_pending} tiles were not predicted; run the same command again to continue"
+            )
+        for (number, _), reason in failures.items():
+            self.unusable.setdefault(number, reason)
 
     def merge(self, predictor: Predictor) -> Iterator[tuple[ImageRecord, Predictions]]:
-        """Merge the tiles of each usable image, and yield it with some of its detections."""
+        """Merge the tiles of each usable image, and yield it with a batch of its cells."""
         for number, tiles in itertools.groupby(self.store.entries(), key=lambda tile: tile[0][0]):
             if number not in self.unusable:
-                detections = (_require_predictions(result) for _, result in tiles)
-                for part in predictor.merge(self.plans[number], detections):
+                predictions = (require_predictions(result) for _, result in tiles)
+                for part in predictor.merge(self.plans[number], predictions):
                     yield self.images[number], part
 
     def close(self) -> None:
-        """Remove the store, and print which images were left out of the results.
+        """Remove the store, or report the images that are not in the results.
 
-        Raises InputError if there is such an image; tiles that are done are kept then.
+        Raises InputError if there are any; predicted tiles are kept then.
         """
         if not (self.unusable and self.store.done()):
             self.store.remove()
@@ -182,14 +183,14 @@ class PredictionJob:
         n, total = len(reasons), len(self.images)
         if n == total:
             raise InputError(
-                f"none of the {total} images can be used, the same command tries them again; "
+                f"none of the {total} images can be used, run the same command to retry them; "
                 f"{reasons[0]}"
             )
         for reason in reasons:
-            print(f"left out: {reason}", file=sys.stderr)
+            print(f"skipped: {reason}", file=sys.stderr)
         raise InputError(
-            f"{n} of {total} images left out, see above; the same command tries them again, and "
-            "all of them if a file was changed"
+            f"{n} of {total} images skipped, see above; run the same command to retry them (all "
+            "images, if a file changed)"
         )
 
 
@@ -197,22 +198,13 @@ def choose_results(output: Path, name: str) -> Path:
     """Return the results file: `output` if it ends in .json, else `name` in that folder."""
     if output.suffix != ".json":
         return output / name
-    if output.is_dir():  # else found out at the end alone, when the work is done
-        raise InputError(f"--output {output}: can't be written, it is a folder; name a file")
+    if output.is_dir():  # checked before the prediction, not after it
+        raise InputError(f"--output {output}: is a folder, expected a file; choose another name")
     return output
 
 
-def load_predictor(weights: Sequence[Path], cfgs: Sequence[CfgNode]) -> Predictor:
-    """Build the network of each config and load its weights; raises as `load_network` does."""
-    pairs = zip(cfgs, weights, strict=True)
-    return Predictor([load_network(cfg, path) for cfg, path in pairs], cfgs)
-
-
 def shard(tiles: Sequence[PendingTile], rank: int, n: int) -> list[PendingTile]:
-    """Return the tiles that process `rank` of `n` does: in one piece, of equal area.
-
-    Tiles that lie side by side share what is read for them.
-    """
+    """Return shard `rank` of `n`: contiguous, since neighbours share reads, and of equal area."""
     areas = [job.tile.size[0] * job.tile.size[1] for _, job in tiles]
     ends = itertools.accumulate(areas)
     total = sum(areas)
@@ -221,8 +213,3 @@ def shard(tiles: Sequence[PendingTile], rank: int, n: int) -> list[PendingTile]:
         for pair, end, area in zip(tiles, ends, areas, strict=True)
         if rank * total <= (end - area / 2) * n < (rank + 1) * total
     ]
-
-
-def _require_predictions(result: Predictions | InputError) -> Predictions:
-    assert not isinstance(result, InputError)  # its image is unusable
-    return result

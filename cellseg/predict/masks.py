@@ -1,8 +1,8 @@
-"""From the mask head's small masks to run-length encoded masks of the image.
+"""Encode the mask head's small masks as run-length encoded masks of the image.
 
-The head says how likely each cell of a 28 x 28 grid over a box belongs to the instance.
-Detectron2 pastes each grid into an array of the whole image and encodes that; here a
-mask is sampled and encoded within its box alone, with the same arithmetic.
+The head gives a probability for each cell of a 28 x 28 grid over a box. Detectron2 pastes
+each grid into an array of the whole image and encodes that; here a mask is sampled and
+encoded within its box only, with the same arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from cellseg.rle import RLE, encode, join_runs
 
-# Pixels that are sampled at once, those beside smaller masks included: bounds the memory.
+# Pixels sampled at once, padding of smaller masks included: bounds memory.
 _CHUNK = 1 << 17
 
 
@@ -31,13 +31,13 @@ def encode_masks(
     Parameters
     ----------
     masks
-        `(N, M, M)` float, the probability on a grid over each box.
+        `(N, M, M)` float, probabilities on a grid over each box.
     boxes
         `(N, 4)` float, XYXY in pixels of the image.
     size
         Height and width of the image in pixels.
     threshold
-        A pixel is in the mask where its sampled probability is at least this.
+        Minimum sampled probability of a pixel in the mask.
     """
     masks = masks.detach().float().cpu()
     boxes = boxes.detach().float().cpu()
@@ -46,17 +46,16 @@ def encode_masks(
         _sample(masks[which], boxes[which], windows[which], which, size[0], threshold)
         for which in _chunks(windows)
     ]
-    # Of each chunk (owner, start, end), and all of them in the order of the masks.
+    # (owner, start, end) of each run, sorted by mask.
     joined = np.concatenate([np.zeros((3, 0), np.int64), *pieces], axis=1)
     owner, starts, ends = joined[:, np.argsort(joined[0], kind="stable")]
-    mask_runs = join_runs(size, len(masks), owner, starts, ends)
-    return encode(mask_runs)
+    return encode(join_runs(size, len(masks), owner, starts, ends))
 
 
 def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
-    """`(N, 4)` XYXY: the pixels that Detectron2 samples for each box: it and a margin of one.
+    """Return the `(N, 4)` XYXY pixels that Detectron2 samples: each box and a margin of one.
 
-    They are within the image; of a box that lies outside of it there are none.
+    Clipped to the image, so empty for a box outside.
     """
     edge = torch.tensor([size[1], size[0]], dtype=torch.float32)
     low = torch.clamp(boxes[:, :2].floor() - 1, min=torch.zeros(2), max=edge)
@@ -65,14 +64,14 @@ def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def _chunks(windows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of windows with pixels, some of about one size at a time."""
+    """Yield the indices of windows with pixels, in groups of similar size."""
     extent = windows[:, 2:] - windows[:, :2]
     longest = extent.max(1, initial=0)
     order = np.argsort(longest, kind="stable")
     order = order[extent[order].min(1, initial=1) > 0]
     begin = 0
     while begin < len(order):
-        # Rising, since each window of a chunk takes as many pixels as the largest.
+        # Increasing, since each window of a chunk takes as many pixels as the largest.
         counts = np.arange(1, len(order) - begin + 1) * longest[order[begin:]] ** 2
         end = begin + max(1, int(np.searchsorted(counts, _CHUNK, side="right")))
         yield order[begin:end]
@@ -91,8 +90,8 @@ def _sample(
 
     Returns
     -------
-    `(3, R)` int64: owner, start and end of each run of a column, in column-major positions of
-    an image of that height; those of a mask rise.
+    `(3, R)` int64: owner, start and end of each run of a column, in column-major positions
+    of an image of that height, increasing within a mask.
     """
     grids, inside = [], []
     for axis in (0, 1):
@@ -106,7 +105,7 @@ def _sample(
     shape = (len(masks), grid_y.shape[1], grid_x.shape[1])
     grid = torch.stack([grid_x[:, None, :].expand(shape), grid_y[:, :, None].expand(shape)], dim=3)
     values = functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
-    # Columns one after the other, a row of zeros above each, which keeps their runs apart.
+    # Columns one after the other, a row of zeros above each, which separates their runs.
     n, rows, columns = values.shape
     line = np.zeros((n, columns, rows + 1), bool)
     line[:, :, 1:] = (values >= threshold).numpy().swapaxes(1, 2)

@@ -1,20 +1,19 @@
-"""The cells of an image from those of its overlapping tiles, by the overlap of their masks.
+"""Merge the detections of overlapping tiles, by the overlap of their masks.
 
-A tile's inner edge cuts cells, and each overlap shows cells twice. These rules leave each
+Inner tile edges cut cells, and cells in an overlap are detected twice. These rules keep each
 cell once:
 
-1. Of cells of one tile that are the same by their overlap, the best score stays.
-   A piece that seems to be less than half of a cell goes if another tile shows all of it, and
-   more: even if that tile missed the cell, so small a part would not count as found. The
-   larger part would, hence it stays.
-2. A cut piece gives way to a whole cell of another tile that covers most of it.
-3. Cut pieces of two tiles that agree where both tiles look are pieces of one cell, longer
+1. Within a tile, greedy NMS by mask overlap. A piece that seems to be less than half of a
+   cell is dropped if another tile contains it: even if that tile misses the cell, so small
+   a part would be no true positive. A larger part may be one, so it stays.
+2. A cut piece is dropped for a whole cell of another tile that covers most of it.
+3. Cut pieces of two tiles that agree where both tiles overlap are parts of one cell, longer
    than the overlap or even than a tile. They are joined.
-4. Of cells of several tiles that are the same, one stays: pieces that no other tile
-   continues come last, then the score decides.
+4. NMS across tiles: whole and joined cells come before pieces that no other tile continues,
+   then the score decides.
 
-Tiles are taken one after the other, and a cell is handed out as soon as no later tile can
-change it. Memory follows the cells of a tile and of the overlaps along one row of tiles.
+Tiles are processed one at a time, and a cell is returned as soon as no later tile can
+change it. Memory depends on the cells of a tile and of the overlaps along one row of tiles.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ from cellseg.rle import (
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Part of a cut piece that a whole cell must cover to take its place. Low, since a network
-# draws badly what it sees a part of.
+# Fraction of a cut piece that a whole cell must cover to replace it. Low, since a network
+# outlines partly visible cells badly.
 _MIN_COVERED = 0.5
 
-# Detections of two tiles that share this part of the smaller one are settled together.
-# Less than any overlap that decides alone, since two pieces may do so when they are joined;
-# not zero, or cells that touch would make one chain through the whole tissue.
+# Detections of two tiles that share this fraction of the smaller one are resolved together.
+# Below the thresholds of NMS, which two pieces may reach when they are joined; not zero, or
+# touching cells would form one chain through the whole tissue.
 _MIN_RELATED = 0.25
 
 _BLOCK = 1 << 14  # pairs of masks compared at a time
@@ -63,42 +62,40 @@ def merge_tiles(
     ios: float = 0.8,
     across_classes: bool = False,
 ) -> Iterator[Predictions]:
-    """Put the cells of tiles together, in batches, as soon as they are sure.
+    """Merge the cells of tiles, in batches, as soon as no later tile can change them.
 
     Parameters
     ----------
     plan
-        The tiles.
+        Tiles of the image.
     tile_predictions
-        For each tile, in the plan's order, its cells in the tile's own pixels: their masks
-        and boxes are of the tile's size. Taken one at a time.
+        Predictions of each tile in the plan's order, in pixels and of the size of the tile;
+        consumed one at a time.
     iou
-        Two masks of at least this IoU are the same cell; cut pieces agree from it up, too.
+        Minimum IoU of two masks of the same cell, and of two cut pieces in the tiles' overlap.
     ios
-        Two masks that share at least this part of the smaller one are the same cell.
+        Minimum intersection of two masks of the same cell, as a fraction of the smaller mask.
     across_classes
-        Compare cells of different classes too. In any case a piece gives way to a whole cell
-        of another class that has the better score: the tile that shows more of a cell knows
-        its class better. Pieces are joined within their class; one that none of its class
-        continues is joined to another's.
+        Compare cells of different classes too. In any case a piece is dropped for a whole
+        cell of another class with a higher score: the tile that shows more of a cell knows
+        its class better. Pieces are joined within their class; one without a continuation in
+        its class is joined to another's.
 
     Yields
     ------
-    Cells of the image, each in one batch, best score first within a batch. No batch is
-    empty, so that an image without cells has none. A joined cell has the pixels of all its
-    pieces, the best score and the class of the largest piece. What comes out doesn't
-    depend on the order of a tile's cells.
+    Cells of the image, each in one non-empty batch, best score first within a batch. A joined
+    cell has the pixels of all its pieces, the best score and the class of the largest piece.
+    The result doesn't depend on the order of a tile's cells.
 
     Raises
     ------
     ValueError
-        If a tile's cells are not of the tile's size, or `tile_predictions` has more or less than
-        one item for a tile.
+        If predictions are not of their tile's size, or not one for each tile.
     """
     pending, relations = _Pieces.empty(plan.size), _Relations.empty()
     for index, (tile, predictions) in enumerate(zip(plan, tile_predictions, strict=True)):
         if predictions.size != tile.size:
-            raise ValueError(f"cells of {predictions.size} in a tile of {tile.size}")
+            raise ValueError(f"predictions of {predictions.size}, expected the tile's {tile.size}")
         new = _Pieces.from_tile(tile, predictions, plan.size)
         new = new[_nms(new.mask_runs, new.scores, new.classes, iou, ios, across_classes)]
         new = new[~(tile.shows_less_than_half(new.boxes) & plan.some_tile_contains(new.boxes))]
@@ -110,25 +107,23 @@ def merge_tiles(
         shown_later = plan.is_in_later_tiles(index, boxes_xyxy(pending.mask_runs))
         waiting = np.isin(group, group[shown_later])
         if not waiting.all():
-            ready = pending[~waiting], relations.restricted_to(~waiting)
-            yield _resolve(*ready, iou, ios, across_classes)
+            ready = relations.restricted_to(~waiting)
+            yield _resolve(pending[~waiting], ready, iou, ios, across_classes)
         pending, relations = pending[waiting], relations.restricted_to(waiting)
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """N cells, or parts of cells, that tiles found, in pixels of the image.
+    """N whole or cut cells of tiles, in pixels of the image.
 
     Attributes
     ----------
-    mask_runs
-        Their masks.
-    boxes, scores, classes
+    mask_runs, boxes, scores, classes
         As in `Predictions`.
     cut
         `(N,)` bool: reaches an inner edge of its tile.
     windows
-        `(N, 4)` int64: the window of the tile that found each, XYXY.
+        `(N, 4)` int64, XYXY: window of the tile of each.
     """
 
     mask_runs: MaskRuns
@@ -140,21 +135,18 @@ class _Pieces:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> _Pieces:
-        return cls(
-            concatenate(size, []),
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, bool),
-            np.zeros((0, 4), np.int64),
-        )
+        none = Predictions.empty(size)
+        boxes, classes = none.boxes, none.classes
+        cut, windows = np.zeros(0, bool), np.zeros((0, 4), np.int64)
+        return cls(concatenate(size, []), boxes, none.scores, classes, cut, windows)
 
     @classmethod
     def from_tile(cls, tile: Tile, predictions: Predictions, size: tuple[int, int]) -> _Pieces:
         left, top = tile.window[:2]
         boxes = predictions.boxes + np.array([left, top] * 2, np.float32)
+        mask_runs = decode(predictions.masks, predictions.size)
         return cls(
-            _translate_masks(decode(predictions.masks, predictions.size), left, top, size),
+            _translate_masks(mask_runs, left, top, size),
             boxes,
             predictions.scores,
             predictions.classes,
@@ -165,14 +157,14 @@ class _Pieces:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, places: Ints | Bools) -> _Pieces:
+    def __getitem__(self, index: Ints | Bools) -> _Pieces:
         return _Pieces(
-            _select_masks(self.mask_runs, np.arange(len(self))[places]),
-            self.boxes[places],
-            self.scores[places],
-            self.classes[places],
-            self.cut[places],
-            self.windows[places],
+            _select_masks(self.mask_runs, np.arange(len(self))[index]),
+            self.boxes[index],
+            self.scores[index],
+            self.classes[index],
+            self.cut[index],
+            self.windows[index],
         )
 
     def concatenated(self, other: _Pieces) -> _Pieces:
@@ -193,11 +185,11 @@ class _Relations:
     Attributes
     ----------
     pairs
-        `(P, 2)` int64: the pieces' places.
+        `(P, 2)` int64 indices of pieces.
     superseded
-        `(P,)` bool: the first piece is cut, and the second whole and most of the first.
+        `(P,)` bool: the first piece is cut, the second is whole and covers most of the first.
     agrees
-        `(P,)` bool: both are cut and much the same where both tiles look.
+        `(P,)` bool: both are cut and match where their tiles overlap.
     """
 
     pairs: Ints
@@ -216,14 +208,14 @@ class _Relations:
         )
 
     def restricted_to(self, kept: Bools) -> _Relations:
-        """Leave the relations among the pieces that are kept, with their new places."""
+        """Return the relations among the kept pieces, with their new indices."""
         both = kept[self.pairs].all(1)
-        place = np.cumsum(kept) - 1
-        return _Relations(place[self.pairs[both]], self.superseded[both], self.agrees[both])
+        index = np.cumsum(kept) - 1
+        return _Relations(index[self.pairs[both]], self.superseded[both], self.agrees[both])
 
 
 def _relate_pieces(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _Relations:
-    """Compare the pieces of a tile, which are the last ones, with the `n_before` others."""
+    """Compare the pieces of a tile, the last ones, with the `n_before` others."""
     boxes = boxes_xyxy(pieces.mask_runs)
     left, top, right, bottom = tile.window
     in_columns = (boxes[:, 0] < right) & (boxes[:, 2] > left)
@@ -245,7 +237,7 @@ def _relate_pieces(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _R
 
 
 def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64]:
-    """`(P,)` IoU of pairs of pieces, of the pixels that the tiles of both show."""
+    """Return the `(P,)` IoU of pairs of pieces within the overlap of their tiles."""
     a, b = pairs.T
     in_both = _pixels_within(pieces.mask_runs, a, pieces.windows[b])
     in_both += _pixels_within(pieces.mask_runs, b, pieces.windows[a])
@@ -255,7 +247,7 @@ def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64
 def _resolve(
     pieces: _Pieces, relations: _Relations, iou: float, ios: float, across_classes: bool
 ) -> Predictions:
-    """Make cells of pieces that no later tile can change."""
+    """Return the cells of pieces that no later tile can change."""
     keep = np.ones(len(pieces), bool)
     keep[relations.pairs[relations.superseded, 0]] = False
     pieces, relations = pieces[keep], relations.restricted_to(keep)
@@ -283,10 +275,10 @@ def _resolve(
 
 
 def _join(pieces: _Pieces, group: Ints) -> _Pieces:
-    """Make one cell of the pieces of each group; a group is a number 0…G−1 a piece."""
+    """Join the pieces of each group; `group` is `(N,)`, 0…G−1."""
     n = int(group.max()) + 1 if len(group) else 0
     area = areas(pieces.mask_runs)
-    # The largest piece of each group speaks for it.
+    # The largest piece of each group determines class and box.
     order = np.lexsort((pieces.classes, -pieces.scores, -area, group))
     first = order[np.searchsorted(group[order], np.arange(n))]
     scores = np.zeros(n, np.float32)
@@ -312,10 +304,7 @@ def _nms(
     ios: float,
     across_classes: bool,
 ) -> Ints:
-    """Return the places of the masks that stay (greedy NMS by mask), best score first.
-
-    Masks without a pixel do not stay.
-    """
+    """Return the indices that greedy mask NMS keeps, best score first; empty masks are dropped."""
     pairs = overlapping_boxes(boxes_xyxy(mask_runs))
     pairs = pairs[_same_cell(mask_runs, classes, pairs, iou, ios, across_classes)]
     order = _best_first(mask_runs, scores, classes)
@@ -326,7 +315,7 @@ def _nms(
 def _same_cell(
     mask_runs: MaskRuns, classes: Ints, pairs: Ints, iou: float, ios: float, across_classes: bool
 ) -> Bools:
-    """`(P,)` bool: which pairs of masks are the same cell by what they share."""
+    """Return `(P,)` bool: which pairs of masks overlap enough to be the same cell."""
     area = areas(mask_runs)[pairs]
     shared = shared_pixels(mask_runs, pairs)
     same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
@@ -335,46 +324,45 @@ def _same_cell(
 
 
 def _best_first(mask_runs: MaskRuns, scores: NDArray[np.float32], classes: Ints) -> Ints:
-    """Order by score; at equal ones by what the cell is, not by where it stands in the list."""
+    """Return the order by score; ties by area, box and class, independent of the input order."""
     order: Ints = np.lexsort((classes, *boxes_xyxy(mask_runs).T, -areas(mask_runs), -scores))
     return order
 
 
 def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
-    """`(N,)` bool: who stays, if each that stays removes those after it that it is paired with."""
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    ranked = np.sort(place[pairs], axis=1)
+    """Return `(N,)` bool: kept, if each kept one suppresses those after it paired with it."""
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    ranked = np.sort(rank[pairs], axis=1)
     keep = [True] * len(order)
     for better, worse in ranked[np.argsort(ranked[:, 0])].tolist():
         if keep[better]:
             keep[worse] = False
-    return np.array(keep, bool)[place]
+    return np.array(keep, bool)[rank]
 
 
 def _connected_groups(n: int, pairs: Ints) -> Ints:
-    """`(N,)` int64: a number 0…G−1 for each of n things, the same for all that pairs connect."""
+    """Return the `(n,)` int64 connected components, 0…G−1, of a graph with `pairs` as edges."""
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     labels: NDArray[np.int32] = connected_components(links, directed=False)[1]
     return labels.astype(np.int64)
 
 
 def overlapping_boxes(boxes: Ints) -> Ints:
-    """Find the pairs of boxes that share a pixel, at a cost that grows with the pairs.
+    """Return the pairs of boxes that share a pixel, at a cost that grows with the pairs.
 
     Parameters
     ----------
     boxes
-        `(N, 4)` int64, XYXY in pixels, right and bottom exclusive. A box without a pixel
-        overlaps none.
+        `(N, 4)` int64, XYXY in pixels, right and bottom exclusive. An empty box overlaps none.
 
     Returns
     -------
-    `(P, 2)` int64: their places in `boxes`, each pair once.
+    `(P, 2)` int64 indices of `boxes`, each pair once.
     """
     has_pixels = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     left, top, right, bottom = np.where(has_pixels, boxes.T, 0)
-    # Strips of the image about as high as a box; in each, boxes by their left edges.
+    # Strips of the image about as high as a box; in each, boxes sorted by left edge.
     strip = max(1, int((bottom - top).mean())) if len(boxes) else 1
     first, n_strips = top // strip, -(-bottom // strip) - top // strip
     box = np.repeat(np.arange(len(boxes)), n_strips)
@@ -382,40 +370,28 @@ def overlapping_boxes(boxes: Ints) -> Ints:
     order = np.lexsort((left[box], row))
     box, row = box[order], row[order]
     base = row * (int(right.max(initial=0)) + 1)
-    # The boxes that begin after this one, before it ends.
+    # Boxes whose left edge lies within this box.
     n_after = np.searchsorted(base + left[box], base + right[box]) - np.arange(len(box)) - 1
     this, other = np.repeat(box, n_after), box[_ranges(np.arange(len(box)) + 1, n_after)]
     overlap = np.maximum(top[this], top[other]) < np.minimum(bottom[this], bottom[other])
-    # Two boxes may share several strips: the first counts.
+    # Two boxes may share several strips: count the first.
     overlap &= np.repeat(row, n_after) == np.maximum(first[this], first[other])
     return np.stack([this[overlap], other[overlap]], axis=1)
 
 
 def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
-    """Count the pixels that pairs of masks share.
-
-    Parameters
-    ----------
-    mask_runs
-        N masks.
-    pairs
-        `(P, 2)` int64: places of masks.
-
-    Returns
-    -------
-    `(P,)` int64.
-    """
-    # All masks in one line, each as long as the image. The pixels that b has in a run of a
-    # are those of the line up to the run's end less those up to its start.
+    """Return the `(P,)` int64 intersections in pixels of `(P, 2)` pairs of mask indices."""
+    # All masks in one line, each as long as the image. The pixels of b in a run of a are the
+    # pixels of the line up to the run's end minus those up to its start.
     total = mask_runs.size[0] * mask_runs.size[1]
     base = total * np.repeat(np.arange(len(mask_runs)), np.diff(mask_runs.offsets))
     starts, ends = base + mask_runs.starts, base + mask_runs.ends
     covered = np.append(0, np.cumsum(ends - starts))
     ends = np.append(0, ends)
 
-    def pixels_before(at: Ints) -> Ints:
-        run = np.searchsorted(starts, at, side="right")
-        before: Ints = covered[run] - np.maximum(ends[run] - at, 0)
+    def pixels_before(position: Ints) -> Ints:
+        run = np.searchsorted(starts, position, side="right")
+        before: Ints = covered[run] - np.maximum(ends[run] - position, 0)
         return before
 
     n_runs = np.diff(mask_runs.offsets)
@@ -428,15 +404,13 @@ def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
         run = _ranges(mask_runs.offsets[a[block]], n_runs[a[block]])
         pair = np.repeat(np.arange(len(a[block])), n_runs[a[block]])
         line = total * b[block][pair]
-        pixels = pixels_before(line + mask_runs.ends[run]) - pixels_before(
-            line + mask_runs.starts[run]
-        )
-        np.add.at(shared[block], pair, pixels)
+        begins, stops = line + mask_runs.starts[run], line + mask_runs.ends[run]
+        np.add.at(shared[block], pair, pixels_before(stops) - pixels_before(begins))
     return shared
 
 
 def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
-    """`(P,)` int64: the pixels of each of some masks within a window of its own, XYXY."""
+    """Return the `(P,)` int64 pixels of masks `(P,)` within windows `(P, 4)`, XYXY."""
     mask, column, top, bottom = cut_at_columns(_select_masks(mask_runs, masks))
     window = windows[mask]
     rows = np.minimum(bottom, window[:, 3]) - np.maximum(top, window[:, 1])
@@ -447,27 +421,27 @@ def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
 
 
 def _translate_masks(mask_runs: MaskRuns, left: int, top: int, size: tuple[int, int]) -> MaskRuns:
-    """Place the masks of a tile in an image of that size."""
+    """Move the masks of a tile to their place in an image of that size."""
     mask, column, start, end = cut_at_columns(mask_runs)
     base = (column + left) * size[0] + top
     return join_runs(size, len(mask_runs), mask, base + start, base + end)
 
 
 def _union_masks(mask_runs: MaskRuns, group: Ints, n: int) -> MaskRuns:
-    """Make one mask of those of each group; a group is a number 0…n−1 a mask."""
+    """Return the union of the masks of each group; `group` is `(N,)`, 0…n−1."""
     owner = np.repeat(group, np.diff(mask_runs.offsets))
     order = np.lexsort((mask_runs.starts, owner))
     owner = owner[order]
     base = owner * (mask_runs.size[0] * mask_runs.size[1])
     starts, ends = base + mask_runs.starts[order], base + mask_runs.ends[order]
-    # What former runs of the group cover is left out.
+    # Exclude pixels that previous runs of the group cover.
     covered = np.append(0, np.maximum.accumulate(ends)[:-1])[: len(ends)]
     starts = np.maximum(starts, covered)
     return join_runs(mask_runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)
 
 
 def _select_masks(mask_runs: MaskRuns, masks: Ints) -> MaskRuns:
-    """Choose masks by their places."""
+    """Return the masks at indices `masks`."""
     n_runs = np.diff(mask_runs.offsets)[masks]
     run = _ranges(mask_runs.offsets[masks], n_runs)
     offsets = np.append(0, np.cumsum(n_runs))
@@ -475,6 +449,6 @@ def _select_masks(mask_runs: MaskRuns, masks: Ints) -> MaskRuns:
 
 
 def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """Join the ranges `starts[i]` … `starts[i] + lengths[i]`."""
+    """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
     ends = np.cumsum(lengths)
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)

@@ -1,10 +1,10 @@
-"""Networks at work: images in, `Predictions` out.
+"""Predict images with trained networks.
 
     predictor = Predictor.from_run("tensorboard/mask_rcnn_R_50_FPN_3x/20250401-120000")
     predictions = predictor.predict("slide.tif")
 
-An image is looked at tile by tile, each tile in several views and by several networks if
-they are wanted; what they find is fused, and the tiles are merged.
+An image is predicted tile by tile, each tile in one or more views and by one or more networks.
+Their detections are fused, and the tiles are merged.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,18 +47,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TileJob:
-    """A tile of an image to look at.
+    """A tile to predict.
 
     Attributes
     ----------
     image
-        A file, or pixels as `cellseg.read.window.from_array` takes them.
+        File, or array as for `cellseg.read.window.from_array`.
     level
-        Which level of a file's pyramid.
+        Pyramid level of the file.
     size
         Height and width of the image in pixels.
     tile
-        The tile.
+        Tile of the image.
     """
 
     image: Path | NDArray[Any]
@@ -79,16 +80,16 @@ class Predictor:
         Parameters
         ----------
         networks
-            One or more, of the same classes. What they find is fused.
+            One or more networks of the same classes, whose detections are fused.
         cfgs
-            The config of each. What isn't a network's own matter is as the first says.
+            Config of each. Keys that don't concern a single network are those of the first.
         class_names
-            The names of the classes 0…K−1, for `predict`.
+            Names of the classes 0…K−1, for `predict`.
 
         Raises
         ------
         InputError
-            If a key of the prediction makes no sense.
+            If a value of the prediction is out of range.
         """
         self.networks = networks
         self.cfgs = cfgs
@@ -99,6 +100,14 @@ class Predictor:
             check_prediction_values(cfg)
 
     @classmethod
+    def load(
+        cls, weights: Sequence[Path], cfgs: Sequence[CfgNode], class_names: Sequence[str] = ()
+    ) -> Predictor:
+        """Build the network of each config and load its weights (see `load_network`)."""
+        pairs = zip(cfgs, weights, strict=True)
+        return cls([load_network(cfg, path) for cfg, path in pairs], cfgs, class_names)
+
+    @classmethod
     def from_run(
         cls,
         run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -106,37 +115,34 @@ class Predictor:
         device: str = "cpu",
         options: Sequence[str] = (),
     ) -> Predictor:
-        """Load the network of a run folder, or those of several.
+        """Load the network of a run folder, or of several.
 
         Parameters
         ----------
         run
-            The folder, or weights in it; or several of these.
+            Run folder or weights file in one, or several of these.
         weights
-            Which weights in the folder; the best ones, if there are such, else the final ones.
+            Name of the weights file in the folder (default: the best weights, else the final).
         device
-            Where the network runs: "cpu", "cuda", …
+            Device of the network: "cpu", "cuda", …
         options
-            Keys of the config and their values, one after the other:
-            `["TEST.SYMMETRIES", "4"]`.
+            Config keys and values: `["TEST.SYMMETRIES", "4"]`.
 
         Raises
         ------
         InputError
-            If it isn't a run, its files are damaged, a key or value is unknown, or several
-            runs have other classes.
+            If a run is not found or damaged, a key or value is unknown, or the classes differ.
         """
-        named = [run] if isinstance(run, str | os.PathLike) else run
-        files = [runs.find_weights(Path(path), weights) for path in named]
+        paths = [run] if isinstance(run, str | os.PathLike) else run
+        files = [runs.find_weights(Path(path), weights) for path in paths]
         categories = runs.common_categories([file.parent for file in files])
-        networks, cfgs = [], []
-        for file in files:
-            cfg = load_config(file.parent / runs.CONFIG)
+        cfgs = [load_config(file.parent / runs.CONFIG) for file in files]
+        for cfg in cfgs:
             merge_options(cfg, options)
             cfg.MODEL.DEVICE = device
-            networks.append(load_network(cfg, file))
-            cfgs.append(cfg)
-        return cls(networks, cfgs, [category["name"] for category in categories])
+        return cls.load(files, cfgs, [category["name"] for category in categories])
+
+    of_run = from_run  # former name
 
     def predict(
         self,
@@ -149,22 +155,21 @@ class Predictor:
         Parameters
         ----------
         image
-            A file that `cellseg.read.window.open_image` takes, or `(H, W)`, `(H, W, 3)` or
+            File (see `cellseg.read.window.open_image`), or `(H, W)`, `(H, W, 3)` or
             `(H, W, 4)` uint8 or uint16.
         level
-            Of a file with a pyramid, which level to look at; all pixels are then its.
+            Pyramid level of the file; the result is in pixels of that level.
         score_threshold
-            The lowest score to keep, from 0 to 1. The config has another,
-            `MODEL.ROI_HEADS.SCORE_THRESH_TEST`; the higher one holds.
+            Minimum score, 0 to 1; `MODEL.ROI_HEADS.SCORE_THRESH_TEST` applies too.
 
         Returns
         -------
-        The cells, best score first, with the run's class names; none if there is none.
+        Cells, best score first, with the run's class names; empty if there are none.
 
         Raises
         ------
         InputError
-            If the file can't be read, the threshold is none, or the memory is too small.
+            If the file can't be read, the threshold is out of range, or memory is too small.
         """
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")
@@ -174,51 +179,46 @@ class Predictor:
             size = opened.size
         plan = self.plan(size)
         jobs = [TileJob(image, level, size, tile) for tile in plan]
-        with contextlib.closing(self.predict_tiles(jobs)) as found:
-            tiles = (
-                cells[cells.scores >= score_threshold] for cells in map(_require_predictions, found)
-            )
-            return replace(
-                join_predictions(size, self.merge(plan, tiles)), class_names=self.class_names
-            )
+        with contextlib.closing(self.predict_tiles(jobs)) as results:
+            tiles = map(require_predictions, results)
+            kept = (cells[cells.scores >= score_threshold] for cells in tiles)
+            cells = join_predictions(size, self.merge(plan, kept))
+        return replace(cells, class_names=self.class_names)
 
     def plan(self, size: tuple[int, int]) -> TilePlan:
-        """Plan the tiles of an image of that height and width, the same for all networks."""
+        """Plan the tiles of an image of `size` (height, width), the same for all networks."""
         test = self.cfg.TEST
         scale = max(cfg.INPUT.ZOOM for cfg in self.cfgs)
         if not (scale or test.TILE):
-            return plan_tiles(size, max(2, *size), 1)  # as a whole
+            return plan_tiles(size, max(2, *size), 1)  # the whole image
         longest_cell = max(cfg.DATA.LONGEST_CELL for cfg in self.cfgs)
         tile, overlap = choose_tile_size(longest_cell, scale or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:
-            # Small tiles that hardly move on would be without number; longer cells are joined.
+            # Bounds the number of small tiles; cells longer than the overlap are joined.
             overlap = min(overlap, tile // 2)
         return plan_tiles(size, tile, overlap)
 
     def merge(
         self, plan: TilePlan, tile_predictions: Iterable[Predictions]
     ) -> Iterator[Predictions]:
-        """Put together what was found in the tiles of an image, in the plan's order."""
-        test = self.cfg.TEST
-        return merge_tiles(
-            plan, tile_predictions, iou=test.MASK_IOU, across_classes=test.ACROSS_CLASSES
-        )
+        """Merge the predictions of the tiles of an image, in the plan's order."""
+        iou, across_classes = self.cfg.TEST.MASK_IOU, self.cfg.TEST.ACROSS_CLASSES
+        return merge_tiles(plan, tile_predictions, iou=iou, across_classes=across_classes)
 
     def predict_tiles(
         self, jobs: Iterable[TileJob]
     ) -> Generator[Predictions | InputError, None, None]:
-        """Find the cells of tiles, in the tiles' own pixels.
+        """Detect the cells of tiles, in pixels of each tile.
 
-        While the networks are busy with some tiles, the next ones are read, and the masks
-        of the former ones encoded. Whoever may not take all of them closes the generator: it
-        waits for threads, and where it is left to the garbage collector, that may be in the
-        middle of another thread's start, which it would wait for.
+        While the networks process some tiles, the next ones are read, and the masks of the
+        previous ones encoded. Close the generator unless you exhaust it: it waits for its
+        threads, and in the garbage collector that may deadlock with another thread's start.
 
         Yields
         ------
-        For each, in their order, the cells, best first, or why there are none available.
+        For each job, in order, the predictions, best score first, or why there are none.
         """
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = _batched(jobs, max(1, self.batch // n_views))
@@ -240,23 +240,19 @@ class Predictor:
     def _detect(
         self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
     ) -> list[list[Detections] | InputError]:
-        """Return for each tile what was found in each of its views, in its pixels, on the CPU."""
+        """Return the detections of each view of each tile, in the tile's pixels, on the CPU."""
         detections: list[list[Detections] | InputError] = [
             p if isinstance(p, InputError) else [] for p in pixels
         ]
         for network, cfg in zip(self.networks, self.cfgs, strict=True):
             owners: list[tuple[int, View]] = []
             inputs = []
-            for number, (tile_job, tile_pixels) in enumerate(zip(group, pixels, strict=True)):
-                if isinstance(tile_pixels, InputError) or isinstance(
-                    detections[number], InputError
-                ):
+            for number, (job, image) in enumerate(zip(group, pixels, strict=True)):
+                if isinstance(image, InputError) or isinstance(detections[number], InputError):
                     continue
-                for view in plan_views(tile_job.tile, tile_job.size, cfg):
-                    view_input = _unless_out_of_memory(
-                        _network_input, view, tile_pixels, cfg.INPUT.FORMAT
-                    )
-                    if view_input is None:
+                for view in plan_views(job.tile, job.size, cfg):
+                    resize = partial(_network_input, view, image, cfg.INPUT.FORMAT)
+                    if (view_input := _unless_out_of_memory(resize)) is None:
                         detections[number] = _too_large_error(view.shape, "cpu")
                         break
                     owners.append((number, view))
@@ -273,9 +269,9 @@ class Predictor:
     def _detect_in_batches(
         self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
     ) -> Iterator[Detections | InputError]:
-        """Show a network its inputs, `batch` at a time; fewer, when the memory is short.
+        """Run a network on its inputs, `batch` at a time; fewer if memory is too small.
 
-        Those of one batch have one shape: padding would change what is found near it.
+        Images of a batch have one shape: padding would change detections near it.
         """
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
@@ -283,30 +279,30 @@ class Predictor:
         mixed = torch.autocast(device, precision, enabled=precision is not None)
         with _eval_mode(network), mixed:
             while done < len(inputs):
-                ahead = inputs[done : done + self.batch]
-                _, same_shape = next(itertools.groupby(ahead, key=lambda image: image.shape))
-                part = list(same_shape)
+                following = inputs[done : done + self.batch]
+                _, same_shape = next(itertools.groupby(following, key=lambda image: image.shape))
+                batch = list(same_shape)
                 detector: Any = network
-                detections: list[Detections] | None = _unless_out_of_memory(detector.detect, part)
-                if detections is None and len(part) > 1:
-                    self.batch = len(part) // 2
+                detections = _unless_out_of_memory(partial(detector.detect, batch))
+                if detections is None and len(batch) > 1:
+                    self.batch = len(batch) // 2
                     tqdm.write(
-                        f"{_memory_name(device)} is too small for {len(part)} views at once: going "
-                        f"on with {self.batch}",
+                        f"{_memory_name(device)} is too small for a batch of {len(batch)} views; "
+                        f"continuing with {self.batch}",
                         file=sys.stderr,
                     )
                     continue
                 if detections is None:
-                    yield _too_large_error(part[0].shape[1:], device)
+                    yield _too_large_error(batch[0].shape[1:], device)
                 else:
                     yield from detections
-                done += len(part)
+                done += len(batch)
 
     def _fuse_and_encode(
         self, group: Sequence[TileJob], detections: Sequence[list[Detections] | InputError]
     ) -> list[Predictions | InputError]:
-        """Fuse what was found in the views of each tile, and encode the masks."""
-        # A cell that few views saw may have sunk below what one view has to reach.
+        """Fuse the detections of the views of each tile, and encode the masks."""
+        # The threshold applies again: fused scores of cells in few views are lower.
         min_score = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         max_detections = self.cfg.TEST.DETECTIONS_PER_IMAGE
         return [
@@ -323,7 +319,7 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
     Raises
     ------
     InputError
-        If the config gives no Mask R-CNN, or the file does not hold its weights.
+        If the config is not that of a Mask R-CNN, or the file doesn't hold its weights.
     """
     with config_errors("the run's config"):
         network = build_network(cfg)
@@ -332,7 +328,7 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
 
 
 def join_predictions(size: tuple[int, int], parts: Iterable[Predictions]) -> Predictions:
-    """Put the cells of several parts of an image into one, best score first."""
+    """Concatenate the cells of several parts of an image, best score first."""
     listed = [Predictions.empty(size), *parts]
     whole = Predictions(
         size,
@@ -344,40 +340,40 @@ def join_predictions(size: tuple[int, int], parts: Iterable[Predictions]) -> Pre
     return whole[np.argsort(-whole.scores, kind="stable")]
 
 
-def _require_predictions(result: Predictions | InputError) -> Predictions:
+def require_predictions(result: Predictions | InputError) -> Predictions:
+    """Return the predictions of a tile, or raise its error."""
     if isinstance(result, InputError):
         raise result
     return result
 
 
-def _unless_out_of_memory(work: Callable[..., T], *what: Any) -> T | None:
-    """Do some work; None if the memory, the GPU's or not, is too small for it."""
+def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
     try:
-        return work(*what)
+        return work()
     except (RuntimeError, MemoryError, cv2.error) as error:
         if not _is_out_of_memory(error):
             raise
-    # Only now, when the error is gone, is nothing held any more that the work had made.
+    # After the except block, which keeps the error's frames and their tensors alive.
     torch.cuda.empty_cache()
     return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is too little memory."""
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
-    # On a CPU torch has no type of its own for it.
+    # On a CPU, torch has no exception type for it.
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return named or "DefaultCPUAllocator" in str(error)
 
 
 def _network_input(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
-    """Look at an image as the network does."""
+    """Return the view of an image as the network's input."""
     return to_tensor(view.apply_image(image), image_format)
 
 
 def _to_tile_pixels(detections: Detections, view: View) -> Detections:
-    """Return what was found in a view in the pixels of what it shows."""
+    """Map the detections of a view to pixels of the tile."""
     return Detections(
         view.invert_boxes(detections.boxes.float().cpu()),
         detections.scores.float().cpu(),
@@ -389,14 +385,13 @@ def _to_tile_pixels(detections: Detections, view: View) -> Detections:
 def _encode_detections(
     detections: Detections, size: tuple[int, int], min_score: float, max_detections: int
 ) -> Predictions:
-    """Encode the cells of a tile of that size: the best ones, of that score at least."""
+    """Encode the best detections of a tile of that size, with `min_score` or more."""
     height, width = size
     boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
     detections = Detections(boxes, detections.scores, detections.classes, detections.masks)
     detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(1) & (detections.scores >= min_score)]
-    detections = detections[
-        torch.argsort(detections.scores, descending=True, stable=True)[:max_detections]
-    ]
+    order = torch.argsort(detections.scores, descending=True, stable=True)
+    detections = detections[order[:max_detections]]
     return Predictions(
         size=size,
         boxes=detections.boxes.numpy(),
@@ -414,15 +409,14 @@ def _too_large_error(size: Sequence[int], device: str) -> InputError:
     height, width = size
     elsewhere = "" if device == "cpu" else "with --device cpu, "
     return InputError(
-        f"{height} x {width} pixels, as the network sees it, are too many for "
-        f"{_memory_name(device)}; predict in smaller tiles with TEST.TILE, {elsewhere}or enlarge "
-        "less"
+        f"{height} x {width} network pixels don't fit into {_memory_name(device)}; use smaller "
+        f"tiles (TEST.TILE), {elsewhere}or a smaller scale"
     )
 
 
 @contextlib.contextmanager
 def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and back."""
+    """Switch a network to evaluation mode, and back."""
     was_training = network.training
     network.eval()
     try:
@@ -433,24 +427,24 @@ def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
 
 
 class _TileReader:
-    """Reads tiles, and keeps the image open that it read last."""
+    """Reads tiles, and keeps the last image open."""
 
     def __init__(self) -> None:
         self._image: Path | NDArray[Any] | None = None
         self._opened: WindowedImage | None = None
 
     def read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
-        """Read a tile, or say what is wrong with its image."""
+        """Return the pixels of a tile, or the error of its image."""
         try:
             if self._opened is None or self._image is not job.image:
                 self.close()
                 self._opened = _open(job.image, job.level)
                 self._image = job.image
             if self._opened.size != job.size:
-                actual, expected = self._opened.size, job.size
+                (height, width), expected = self._opened.size, job.size
                 return InputError(
-                    f"{job.image}: {actual[0]} x {actual[1]} pixels (height x width), but it is "
-                    f"listed with {expected[0]} x {expected[1]}; take the image that the list means"
+                    f"{job.image}: {height} x {width} pixels (height x width), but the list says "
+                    f"{expected[0]} x {expected[1]}; use the listed image"
                 )
             return self._opened.read(job.tile.window)
         except InputError as error:
@@ -467,19 +461,13 @@ def _open(image: Path | NDArray[Any], level: int) -> WindowedImage:
 
 
 def _batched(jobs: Iterable[TileJob], count: int) -> Iterator[list[TileJob]]:
-    """Take so many at a time."""
-    group: list[TileJob] = []
-    for job in jobs:
-        group.append(job)
-        if len(group) == count:
-            yield group
-            group = []
-    if group:
+    jobs = iter(jobs)
+    while group := list(itertools.islice(jobs, count)):
         yield group
 
 
 def _prefetch(pool: ThreadPoolExecutor, items: Iterator[Any]) -> Iterator[Any]:
-    """Make the next item in another thread, while the caller works on this one."""
+    """Prepare the next item in another thread, while the caller uses the current one."""
     end = object()
     pending = pool.submit(next, items, end)
     while (item := pending.result()) is not end:

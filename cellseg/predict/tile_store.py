@@ -1,9 +1,9 @@
-"""What is predicted is kept tile by tile, so that a prediction that was stopped goes on.
+"""Store predicted tiles on disk, so that a stopped prediction can resume.
 
-A folder beside the results holds what the tiles gave, a line each, in as many files as
-processes wrote: `{"image", "tile", "cells" or "error"}`. When all tiles are there, they are
-merged into the results, and the folder goes. What has an error is tried again the next time:
-memory or a network's disk may have been short for that moment alone.
+A folder next to the results holds a JSON line for each tile, `{"image", "tile", "cells" or
+"error"}`, in one file per process. When all tiles are stored, they are merged into the results
+and the folder is removed. Tiles with an error are retried the next time: memory or a network
+disk may have failed temporarily.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
 
-# The fingerprint, one that was not finished, and what the tiles gave.
+# The fingerprint, an unfinished one, and the tiles.
 _OWN_FILES = re.compile(
     rf"{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*|\d+-\d+\.jsonl"
 )
 
-TileKey = tuple[int, int]  # the number of an image, and that of its tile
+TileKey = tuple[int, int]  # indices of the image and of its tile
 
 
 class TileStore:
-    """The tiles of a prediction that are done."""
+    """Store of the predicted tiles of a job."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], create: bool = True) -> None:
         """
         Parameters
         ----------
         folder
-            Where it is kept. What is there goes, if it has another fingerprint.
+            Folder of the store. A store with another fingerprint is removed.
         fingerprint
-            All that decides what the tiles give.
+            Everything that the predictions depend on.
         create
-            Whether the folder is to be made; otherwise another process does that.
+            Whether to create the folder; otherwise another process does.
 
         Raises
         ------
         InputError
-            If the folder can't be made, or holds what no tile store has.
+            If the folder can't be created, or holds other files.
         """
         self.folder = folder
-        # A sum of it: JSON itself has neither infinity nor every file's name.
+        # Stored as a hash: JSON can hold neither infinity nor every file name.
         self._fingerprint = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
         if create and _read_fingerprint(folder) != self._fingerprint:
             other_files = sorted(
@@ -65,42 +65,36 @@ class TileStore:
             )
             if other_files:
                 raise InputError(
-                    f"{folder}: holds {other_files[0]}, but is where inference.py keeps the tiles "
-                    "that are done; move it away, or choose another --output"
+                    f"{folder}: holds {other_files[0]}, but is the tile store of inference.py; "
+                    "move it away or choose another --output"
                 )
             self.remove()
             try:
                 folder.mkdir(parents=True)
             except OSError as error:
                 raise InputError(
-                    f"{folder}: can't be made ({error.strerror}); choose another --output"
+                    f"{folder}: can't be created ({error.strerror}); choose another --output"
                 ) from None
             write_json(folder / _FINGERPRINT_FILE, self._fingerprint)
 
     def check(self) -> None:
-        """Check that the folder is there, and is of this fingerprint.
-
-        Raises
-        ------
-        InputError
-            If not.
-        """
+        """Raise InputError unless the folder exists and has this fingerprint."""
         if _read_fingerprint(self.folder) != self._fingerprint:
             raise InputError(
-                f"{self.folder}: not what machine 0 began; all machines need the same command, "
-                "and the runs, images and results at the same place of a disk that they share"
+                f"{self.folder}: not the tile store that machine 0 created; all machines need the "
+                "same command and a shared disk with runs, images and results at the same paths"
             )
 
     def done(self) -> set[TileKey]:
-        """Return which tiles are there, without those that could not be had."""
+        """Return the keys of the predicted tiles."""
         return {key for key, line in self._entries() if "error" not in line}
 
     def errors(self) -> dict[TileKey, str]:
-        """Return why the tiles that could not be had could not, by image and tile."""
+        """Return the errors of failed tiles, by key."""
         return {key: line["error"] for key, line in self._entries() if "error" in line}
 
     def append(self, key: TileKey, result: Predictions | InputError, file: IO[str]) -> None:
-        """Write what a tile gave to a file that `open` gave."""
+        """Write the result of a tile to a file from `open`."""
         line: dict[str, Any] = {"image": key[0], "tile": key[1]}
         if isinstance(result, InputError):
             line["error"] = str(result)
@@ -116,17 +110,17 @@ class TileStore:
         file.flush()
 
     def open(self, process: int) -> IO[str]:
-        """Open a file for one process to append to."""
+        """Create a file for one process to append to."""
         number = len(list(self.folder.glob("*.jsonl")))
         return (self.folder / f"{number:04d}-{process}.jsonl").open("x", encoding="utf-8")
 
     def entries(self) -> Iterator[tuple[TileKey, Predictions | InputError]]:
-        """Return what the tiles gave, by image and tile; one image's at a time is held."""
+        """Yield the results of the tiles, sorted by key, one at a time in memory."""
         return ((key, _parse_line(line)) for key, line in self._entries())
 
     def _entries(self) -> Iterator[tuple[TileKey, dict[str, Any]]]:
-        """Return a line for each tile, which may have been tried, and even done, several times."""
-        # Each file is in the order of the tiles, and the files in that of time.
+        """Yield one line per tile, of one or more attempts: the first success or the last error."""
+        # Each file is sorted by tile, and the files by time.
         files = map(_read_lines, sorted(self.folder.glob("*.jsonl")))
         for key, attempts in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
             line: dict[str, Any] = {}
@@ -136,7 +130,7 @@ class TileStore:
             yield key, line
 
     def remove(self) -> None:
-        """Remove the folder, and nothing in it that is not its own."""
+        """Remove the store; other files in the folder are kept."""
         with contextlib.suppress(OSError):
             for path in self.folder.glob("*"):
                 if _OWN_FILES.fullmatch(path.name):
@@ -147,12 +141,12 @@ class TileStore:
 def fingerprint(
     weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ImageRecord]
 ) -> dict[str, Any]:
-    """Return all that decides what is found: weights, configs, images and how they are listed."""
+    """Return everything that the predictions depend on: weights, configs and images."""
     configs = [flatten(cfg) for cfg in cfgs]
     for keys in configs:
         for key in ("TEST.BATCH", "OUTPUT_DIR"):
             del keys[key]
-        # One GPU finds what another does, but a CPU rounds in its own way.
+        # All GPUs give the same result, but a CPU rounds differently.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
         "weights": list(map(_file_state, weights)),
@@ -162,20 +156,19 @@ def fingerprint(
 
 
 def _file_state(path: Path) -> list[Any]:
-    """Return a file's place, and what changes when it is written again."""
+    """Return a file's path, size and times."""
     try:
         stat = path.stat()
     except OSError:
         return [str(path.absolute())]
-    # The time of change can't be set back, as a copy does with that of modification.
+    # Unlike the modification time, the change time can't be set back, for example by a copy.
     return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def _read_fingerprint(folder: Path) -> Any:
-    try:
-        return read_json(folder / _FINGERPRINT_FILE, "signature", "predict again")
-    except InputError:
-        return None
+    with contextlib.suppress(InputError):
+        return read_json(folder / _FINGERPRINT_FILE, "fingerprint", "predict again")
+    return None
 
 
 def _key(entry: tuple[TileKey, dict[str, Any]]) -> TileKey:
@@ -183,11 +176,7 @@ def _key(entry: tuple[TileKey, dict[str, Any]]) -> TileKey:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[TileKey, dict[str, Any]]]:
-    """Read the whole lines of a file.
-
-    A process that was killed may have left a part of one, and a machine that lost its power
-    a damaged one.
-    """
+    """Yield the complete lines of a file: a killed process or a power cut may damage some."""
     with path.open("rb") as file:
         for text in file:
             if not text.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The overlapping tiles that a large image is predicted in."""
+"""Split an image into overlapping tiles."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
-# Pixels: a cell that comes nearer to a tile's edge may go on beyond it. Not 1, since the
-# network's boxes and masks of cut cells end a little before the edge.
+# Pixels: a cell nearer to a tile's edge may be cut. Not 1, since the network's boxes and masks
+# of cut cells end a little before the edge.
 EDGE_MARGIN = 3
 
-# As the network sees it: smaller tiles cost more calls than they save memory, and cut cells.
+# Network pixels: smaller tiles cost more calls than they save memory, and cut more cells.
 _MIN_TILE = 1536
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of the image.
+    """Window of an image.
 
     Attributes
     ----------
     window
         XYXY in pixels of the image, right and bottom exclusive, within the image.
     inner_edges
-        Which of the left, top, right and bottom edge lie within the image, so that they
-        may cut cells. The others are the image's own.
+        Whether the left, top, right and bottom edge lie inside the image and may cut cells.
     """
 
     window: tuple[int, int, int, int]
@@ -43,34 +42,26 @@ class Tile:
         return bottom - top, right - left
 
     def may_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which cells the tile may show a part of only.
+        """Return which cells the tile may cut: nearer than `EDGE_MARGIN` to an inner edge.
 
         Parameters
         ----------
         boxes
-            `(N, 4)` XYXY in pixels of the image, of cells as the tile shows them.
+            `(N, 4)` XYXY in pixels of the image, of cells as detected in the tile.
 
         Returns
         -------
-        `(N,)` bool: comes nearer than `EDGE_MARGIN` pixels to an inner edge.
+        `(N,)` bool.
         """
         cut: NDArray[np.bool_] = np.any(self._near_inner_edges(boxes), axis=1)
         return cut
 
     def shows_less_than_half(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return of which of the cells that it cuts the tile shows less than half, if they are round.
+        """Return which cut cells, if round, lie less than half inside the tile.
 
-        Such a piece reaches into the tile less than half as far as it is long at the edge. Of
-        a piece that reaches in `2 * EDGE_MARGIN` pixels at most, a network sees too little to tell.
-
-        Parameters
-        ----------
-        boxes
-            As for `may_cut`.
-
-        Returns
-        -------
-        `(N,)` bool.
+        Such a piece is less than half as deep as it is long at the edge. A piece at most
+        `2 * EDGE_MARGIN` pixels deep is too small for a network to recognise and counts too.
+        `boxes` and the result are as for `may_cut`.
         """
         left, top, right, bottom = self.window
         depth = boxes[:, [2, 3, 0, 1]] * (1, 1, -1, -1) - (left, top, -right, -bottom)
@@ -81,7 +72,7 @@ class Tile:
         return hardly
 
     def _near_inner_edges(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """`(N, 4)`: whether a cell comes near to the left, top, right, bottom, an inner edge."""
+        """Return `(N, 4)` bool: near the left, top, right, bottom edge where that is inner."""
         left, top, right, bottom = self.window
         space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
         return (space < EDGE_MARGIN) & self.inner_edges
@@ -89,7 +80,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of an image, all of one size, row by row from the top left.
+    """Tiles of an image, all of one size, row by row from the top left.
 
     Attributes
     ----------
@@ -98,7 +89,7 @@ class TilePlan:
     tile_size
         Height and width of each tile in pixels.
     tops, lefts
-        Where the rows and the columns of tiles begin, rising.
+        First pixel of each row and column of tiles, increasing.
     """
 
     size: tuple[int, int]
@@ -120,40 +111,18 @@ class TilePlan:
         return (self[index] for index in range(len(self)))
 
     def some_tile_contains(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which boxes some tile shows without cutting them (`Tile.may_cut`).
-
-        Parameters
-        ----------
-        boxes
-            `(N, 4)` XYXY in pixels of the image.
-
-        Returns
-        -------
-        `(N,)` bool.
-        """
+        """Return `(N,)` bool: which boxes, XYXY in pixels of the image, some tile doesn't cut."""
         whole = np.ones(len(boxes), bool)
         for axis, starts in ((0, self.lefts), (1, self.tops)):
             start, end = boxes[:, axis], boxes[:, axis + 2]
-            # Of the tiles that don't cut its start, the last shows most of what follows.
+            # Of the tiles that don't cut the box's start, the last reaches furthest.
             last = np.searchsorted(starts[1:], start - EDGE_MARGIN, side="right")
             tile_end = np.array(starts)[last] + self.tile_size[1 - axis]
             whole &= (end <= tile_end - EDGE_MARGIN) | (last == len(starts) - 1)
         return whole
 
     def is_in_later_tiles(self, index: int, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which boxes a tile after tile `index` shows a pixel of.
-
-        Parameters
-        ----------
-        index
-            0…len − 1.
-        boxes
-            `(N, 4)` XYXY in pixels of the image.
-
-        Returns
-        -------
-        `(N,)` bool.
-        """
+        """Return `(N,)` bool: which boxes, XYXY in pixels, overlap a tile after tile `index`."""
         row, column = divmod(index, len(self.lefts))
         again = np.zeros(len(boxes), bool)
         if column + 1 < len(self.lefts):
@@ -167,17 +136,17 @@ class TilePlan:
 
 
 def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
-    """Spread tiles evenly over an image.
+    """Distribute tiles evenly over an image.
 
     Parameters
     ----------
     size
         Height and width of the image in pixels.
     tile
-        Side of a tile in pixels. Where the image is shorter, so is the tile.
+        Side of a tile in pixels. A tile is not larger than the image.
     overlap
-        The least overlap of neighbours in pixels: 1 or more, since cells are put
-        together by the pixels that two tiles show.
+        Minimum overlap of neighbouring tiles in pixels, 1 or more: cells are merged by the
+        pixels that two tiles share.
 
     Raises
     ------
@@ -186,20 +155,16 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
     """
     if not 1 <= overlap < tile:
         raise InputError(
-            f"tiles of {tile} px that overlap by {overlap} px: the overlap must be at least 1 px "
-            "and less than the tile; choose a larger tile or another overlap"
+            f"tiles of {tile} px with an overlap of {overlap} px: expected an overlap of 1 px or "
+            "more and less than the tile; choose a larger tile or another overlap"
         )
     height, width = size
-    return TilePlan(
-        size,
-        (min(tile, height), min(tile, width)),
-        _tile_starts(height, tile, overlap),
-        _tile_starts(width, tile, overlap),
-    )
+    tops, lefts = (_tile_starts(length, tile, overlap) for length in size)
+    return TilePlan(size, (min(tile, height), min(tile, width)), tops, lefts)
 
 
 def _tile_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """Begin as few tiles as cover the length, at distances that differ by one pixel at most."""
+    """Return the starts of as few tiles as cover the length, evenly spaced to one pixel."""
     if length <= tile:
         return (0,)
     gaps = math.ceil((length - tile) / (tile - overlap))
@@ -212,16 +177,15 @@ def choose_tile_size(longest_cell: float, scale: float = 1.0) -> tuple[int, int]
     Parameters
     ----------
     longest_cell
-        The longer side of the box of the largest cells to expect, in pixels of the image.
+        Longer side of the largest expected cells' boxes, in pixels of the image.
     scale
-        The network's pixels for each pixel of the image.
+        Network pixels per image pixel.
 
     Returns
     -------
     tile, overlap
-        In pixels of the image. The overlap is the cell with a quarter of its length as
-        surroundings, the tile at least four overlaps: then no more than 44 % of the pixels
-        that the network sees are seen again.
+        In pixels of the image. The overlap is 1.25 cells, the tile at least four overlaps:
+        at most 44 % of the network's pixels are repeats.
     """
     overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE_MARGIN
     return max(round(_MIN_TILE / scale), 4 * overlap), overlap

@@ -1,4 +1,4 @@
-"""The views in which a network looks at a place: scales times flips and rotations."""
+"""TTA views of a tile: scales times flips and rotations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from fvcore.common.config import CfgNode
 from cellseg.predict.tiles import Tile
 from cellseg.view import View, resize_shortest_edge
 
-# Flips and quarter turns: (flip_x, flip_y, transpose). So many of the first ones as
-# TEST.SYMMETRIES says: none, left-right, both ways, and all eight of the square.
+# Flips and quarter turns: (flip_x, flip_y, transpose). TEST.SYMMETRIES takes the first 1 (none),
+# 2 (left-right), 4 (both flips) or all 8.
 ORIENTATIONS = (
     (False, False, False),
     (True, False, False),
@@ -22,18 +22,18 @@ ORIENTATIONS = (
 
 
 def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
-    """List the views of a tile, in the tile's own pixels.
+    """Return the views of a tile, in pixels of the tile.
 
     Parameters
     ----------
     tile
-        The tile.
+        Tile.
     size
-        Height and width of the image in pixels, which decide the zoom where the config
+        Height and width of the image in pixels, which determine the scale where the config
         has no fixed one.
     cfg
-        `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES` and
-        `TEST.ORIENTATIONS`.
+        Config with `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES`
+        and `TEST.SYMMETRIES`.
     """
     inputs = cfg.INPUT
     scale_y = scale_x = inputs.ZOOM
@@ -41,15 +41,12 @@ def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
         resized = resize_shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
         scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
     height, width = tile.size
-    return [
-        View(
-            (0, 0, width, height),
-            (
-                max(1, round(height * scale_y * tta_scale)),
-                max(1, round(width * scale_x * tta_scale)),
-            ),
-            *orientation,
-        )
-        for tta_scale in cfg.TEST.SCALES
-        for orientation in ORIENTATIONS[: cfg.TEST.SYMMETRIES]
-    ]
+    views = []
+    for tta_scale in cfg.TEST.SCALES:
+        view_height = max(1, round(height * scale_y * tta_scale))
+        view_size = view_height, max(1, round(width * scale_x * tta_scale))
+        views += [
+            View((0, 0, width, height), view_size, *orientation)
+            for orientation in ORIENTATIONS[: cfg.TEST.SYMMETRIES]
+        ]
+    return views

@@ -1,4 +1,4 @@
-"""From what is known of one training image to its cells: label maps, outlines or COCO."""
+"""Read the cells of training images from label maps, outlines or a COCO file."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from cellseg.rle import MaskRuns, areas, crop_mask, decode, label_map_to_runs
 Source = TypeVar("Source")
 
 SMALL = 10
-"""Pixels: a cell of so few is probably a slip of the pen. The homework's smallest has 11."""
+"""Area in pixels; cells this small are probably slips. The smallest of NYCU HW3 has 11."""
 
 DARK = 16
-"""Of 255: what the 12 bits of a camera come to in a file of 16 bits that nobody scaled."""
+"""Of 255; the brightness of a camera's 12 bits in a 16-bit file that was never scaled."""
 
 
 def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) -> AnnotatedImage:
-    """Read one image of the training part, and its label maps or outlines.
+    """Read a training image and its label maps or outlines.
 
-    `class_names` are the K classes by which outlines call theirs.
+    `class_names` are the K class names that outlines use.
 
     Raises
     ------
     InputError
         If a file can't be read, the image is too large for COCO's masks, a label map has
-        another size, labels are not whole numbers from 0 on, or outlines lie off the image
-        or have no class.
+        another size, labels are not integers from 0, or outlines are outside the image or have
+        no class.
     """
     pixels = read_image(image.path)
     size = pixels.shape[0], pixels.shape[1]
     if max(size) > MAX_SIDE:
         raise InputError(
-            f"{image.path}: {_size_text(size)} pixels (height x width), but an annotated image has "
-            f"{MAX_SIDE} a side at most; cut it into smaller images"
+            f"{image.path}: {_size_text(size)} pixels (height x width), expected at most "
+            f"{MAX_SIDE} a side; cut it into smaller images"
         )
     if image.outlines is None:
         cells, warnings = _read_label_maps(image, size)
@@ -59,28 +59,17 @@ def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) 
         is_xml = image.outlines.suffix.lower() == ".xml"
         outlines = (read_imagescope if is_xml else read_geojson)(image.outlines)
         cells, warnings = fill_outlines(image.outlines, outlines, size, class_names)
-    warnings["files that are not of the layout, left out"] += len(image.ignored)
+    warnings["unexpected files, ignored"] += len(image.ignored)
     return _with_warnings(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, warnings)
 
 
 def read_coco_images(
     path: Path, data: Path, bad: dict[int, str] | None = None
 ) -> tuple[list[str], list[ImageCells]]:
-    """Read a COCO file: the K class names, by category id, and the images, by file name.
+    """Return the K class names of a COCO file, by category id, and its images, by file name.
 
-    Parameters
-    ----------
-    path
-        The file.
-    data
-        The folder that its file names are relative to.
-    bad
-        As `load_coco` takes it; images that land in it are left out.
-
-    Raises
-    ------
-    InputError
-        If the file is not what `load_coco` takes.
+    Images that `load_coco` adds to `bad` are skipped. File names are relative to `data`.
+    Raises InputError if `load_coco` does.
     """
     coco = load_coco(path, bad)
     if bad:
@@ -91,23 +80,20 @@ def read_coco_images(
 
 
 def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
-    """Read one image that a COCO file annotates, and check that it is that image.
+    """Read an image of a COCO file, and check that its size is that of the annotations.
 
-    Raises
-    ------
-    InputError
-        If the image can't be read, lies outside the data folder or has another size.
+    Raises InputError if it can't be read, is outside the data folder or has another size.
     """
     if is_outside(image.file_name):
         raise InputError(
-            f"{image.file_name}: lies outside the data folder; write the COCO file's file_name "
-            "relative to it"
+            f"{image.file_name}: outside the data folder; write the COCO file's file_name relative "
+            "to it"
         )
     pixels = read_image(image.path)
     if pixels.shape[:2] != image.size:
         raise InputError(
-            f"{image.path}: {_size_text(pixels.shape[:2])} pixels (height x width), but the COCO "
-            f"file says {_size_text(image.size)}; annotate that image"
+            f"{image.path}: {_size_text(pixels.shape[:2])} pixels (height x width), expected "
+            f"{_size_text(image.size)} as in the COCO file; annotate that image"
         )
     cells = {
         number + 1: decode(
@@ -115,20 +101,20 @@ def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
         )
         for number in np.unique(image.classes).tolist()
     }
-    warnings = Counter({"regions of many cells (iscrowd), left out": image.n_crowds})
+    warnings = Counter({"crowd regions (iscrowd), ignored": image.n_crowds})
     return _with_warnings(image.file_name, pixels, cells, warnings)
 
 
 def _with_warnings(
     file_name: str, pixels: NDArray[np.uint8], cells: dict[int, MaskRuns], warnings: Counter[str]
 ) -> AnnotatedImage:
-    """Add what looks wrong wherever the cells come from."""
-    warnings[f"images with nothing brighter than {DARK} of 255"] += int(pixels.max()) <= DARK
+    """Build the result, with the warnings that apply to every source."""
+    warnings[f"images with no pixel above {DARK} of 255"] += int(pixels.max()) <= DARK
     warnings[f"cells of at most {SMALL} pixels"] += sum(
         int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
     )
-    warnings["pixels that two cells claim"] += count_overlap_pixels(list(cells.values()))
-    warnings["images without a cell"] += not any(map(len, cells.values()))
+    warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
+    warnings["images without cells"] += not any(map(len, cells.values()))
     return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings)
 
 
@@ -142,15 +128,15 @@ def _read_label_maps(
         labels = read_labels(path)
         if labels.shape != size:
             raise InputError(
-                f"{path}: {_size_text(labels.shape)} (height x width), but {image.path.name} is "
-                f"{_size_text(size)}; draw it on that image"
+                f"{path}: {_size_text(labels.shape)} (height x width), expected "
+                f"{_size_text(size)} as {image.path.name}; draw it on that image"
             )
         values, cells[number] = label_map_to_runs(labels)
         _check_labels(path, values, cells[number])
         ids = set(values.tolist())
-        warnings["labels that stand in two class files of an image"] += len(ids & seen)
-        warnings["class files without a cell"] += not ids
-        warnings["class files of one cell in many pieces (has each cell a number of its own?)"] += (
+        warnings["labels used in two class files of an image"] += len(ids & seen)
+        warnings["class files without cells"] += not ids
+        warnings["class files with one label in many pieces (one label per cell?)"] += (
             len(ids) == 1
             and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
         )
@@ -167,27 +153,18 @@ def _check_labels(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None
         index = np.flatnonzero(bad)[0]
         column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
         raise InputError(
-            f"{path}: the label {values[index]} in row {row}, column {column} (from 0), but labels "
-            "are whole numbers: 0 for background, 1 and up for cells; mend the label map"
+            f"{path}: label {values[index]} in row {row}, column {column} (from 0), expected "
+            "integers: 0 for background, 1 and up for cells; fix the label map"
         )
 
 
 def annotate_images(
-    sources: Sequence[Source],
-    read: Callable[[Source], AnnotatedImage],
-    jobs: int,
-    skip_bad: bool,
+    sources: Sequence[Source], read: Callable[[Source], AnnotatedImage], jobs: int, skip_bad: bool
 ) -> tuple[list[AnnotatedImage], list[str]]:
-    """Read one image from each source, `jobs` at a time, in their order.
+    """Read one image from each source, `jobs` at a time.
 
-    Returns
-    -------
-    The images, and a line for each that can't be used.
-
-    Raises
-    ------
-    InputError
-        Without `skip_bad`, for the first image that can't be used.
+    Returns the images in the order of the sources, and a message for each that can't be used;
+    without `skip_bad`, raises InputError for the first of these.
     """
 
     def try_to_read(source: Source) -> AnnotatedImage | InputError:
@@ -198,7 +175,7 @@ def annotate_images(
 
     images: list[AnnotatedImage] = []
     skipped: list[str] = []
-    # Threads do: decoding and numpy's passes leave the interpreter to the others.
+    # Threads suffice: decoding and numpy release the interpreter lock.
     executor = ThreadPoolExecutor(jobs)
     try:
         results = executor.map(try_to_read, sources)
@@ -208,14 +185,14 @@ def annotate_images(
             elif skip_bad:
                 skipped.append(str(result))
             else:
-                raise InputError(f"{result} (--skip_bad goes on without the image)")
+                raise InputError(f"{result} (or skip such images with --skip_bad)")
     finally:
         executor.shutdown(cancel_futures=True)
     return images, skipped
 
 
 def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
-    """Return a table of the images and cells of each class, and what looks odd in which images."""
+    """Return a table of the images and cells of each class, and the warnings with images."""
     per_class = [
         [len(image.cells[number]) for image in images if image.cells.get(number)]
         for number in range(1, len(class_names) + 1)
@@ -231,13 +208,13 @@ def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> s
     warnings: Counter[str] = sum((image.warnings for image in images), Counter())
     for what, count in sorted(warnings.items()):
         where = [short_name(image.file_name) for image in images if image.warnings[what]]
-        more = ", …" if len(where) > 3 else ""
-        lines.append(f"odd: {count} {what}, in {len(where)}: {', '.join(where[:3])}{more}")
+        names = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
+        lines.append(f"warning: {count} {what}, in {len(where)} images: {names}")
     return "\n".join(lines)
 
 
 def count_overlap_pixels(masks: Sequence[MaskRuns]) -> int:
-    """Count the pixels that lie in two or more of the given masks of one image."""
+    """Count the pixels that are in two or more of the masks of one image."""
     none = np.zeros(0, np.int64)
     starts = np.concatenate([none, *(mask_runs.starts for mask_runs in masks)])
     ends = np.concatenate([none, *(mask_runs.ends for mask_runs in masks)])

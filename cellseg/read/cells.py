@@ -1,4 +1,4 @@
-"""The cells of every image, from a results file or from an annotation file alike."""
+"""The cells of every image, from a results file or an annotation file."""
 
 from __future__ import annotations
 
@@ -22,24 +22,18 @@ from cellseg.rle import boxes_xyxy
 
 
 def is_annotations(path: Path) -> bool:
-    """Whether a file is COCO annotations, an object, and not results, a list or a zip."""
+    """Return whether a file is COCO annotations, an object, and not results, a list or a zip."""
     try:
         with open(path, "rb") as file:
             return file.read(64).lstrip().startswith(b"{")
     except OSError:
-        return False  # whoever reads it says why
+        return False  # reading it gives the error
 
 
 def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageCells]]:
-    """Read an annotation file: the K class names, and the cells of each image.
+    """Read an annotation file: the K class names, and the cells of each image except crowds.
 
-    Regions of many cells (`iscrowd` 1) are left out.
-
-    Raises
-    ------
-    InputError
-        If the file is not what `load_coco` takes, or image names clash or lead out of
-        `data`.
+    Raises InputError if `load_coco` does, image names clash or are outside `data`.
     """
     coco = load_coco(path)
     names = name_outputs(path, [image["file_name"] for image in coco["images"]])
@@ -49,30 +43,30 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
 def read_predicted_cells(
     path: Path, data: Path, annotations: Path | None = None, names: list[str] | None = None
 ) -> tuple[list[str], list[ImageCells]]:
-    """Read results: the K class names, and the cells of each image.
+    """Read results: the K class names, and the detections of each image.
+
+    Image ids refer to the list that `inference.py --images` wrote next to the results, else to
+    the annotations, else to the data folder's test list.
 
     Parameters
     ----------
     path
-        A results file, a zip that holds one, or a run folder that does.
+        A results file, a zip or a run folder with one.
     data
-        The data folder. Its test list tells the images by id, unless `inference.py
-        --images` left a list of its own beside the results, or there are annotations.
+        The data folder.
     annotations
-        A COCO file that tells images and classes by id instead, or the classes alone of
-        images that have such a list; of its images, those without a result are left out.
-        None takes the one that `inference.py --dataset train` or `val` left beside the
-        results, if there is one.
+        A COCO file that defines the classes and, without such a list, the images with results.
+        None uses the one that `inference.py --dataset train` or `val` wrote next to the
+        results, if any.
     names
-        What to call the classes, in the order of their ids. These are the annotations',
-        else those of the run that the results lie in, else 1…K, with NYCU HW3's four
-        names if there are none here.
+        Class names, in the order of the category ids; by default those of the annotations, else
+        of the results' run, else NYCU HW3's four.
 
     Raises
     ------
     InputError
-        If there are no results, they don't fit the images or classes, or there are not as
-        many names as classes.
+        If results are missing or don't fit the images or classes, or the number of names is
+        not that of the classes.
     """
     results = read_results(path)
     list_path, source = sidecar_path(path, "list"), annotations or find_sidecar_ground_truth(path)
@@ -80,18 +74,15 @@ def read_predicted_cells(
     if source is not None:
         coco = load_coco(source)
         known, images = coco["categories"], image_records(coco, data)
-    if list_path.is_file():  # whose ids are places in it
+    if list_path.is_file():
         images = read_image_list(list_path, "predict again with inference.py")
         source = list_path
     elif source is None:
         images, source = read_test_list(data), data / TEST_LIST
     elif annotations is not None:
-        result_image_ids = {
-            entry["image_id"]
-            for entry in results
-            if isinstance(entry, dict) and type(entry.get("image_id")) is int
-        }
-        images = [image for image in images if image.id in result_image_ids] or images
+        entries = [entry for entry in results if isinstance(entry, dict)]
+        with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
+        images = [image for image in images if image.id in with_results] or images
     run = path if path.is_dir() else path.parent
     if known is None and (run / runs.RECORD).is_file():
         known = runs.read_record(run)["categories"]
@@ -131,7 +122,7 @@ def read_predicted_cells(
 def _named(
     categories: list[dict[str, Any]] | None, names: list[str] | None
 ) -> list[dict[str, Any]]:
-    """Return the known categories, or 1…K, the names that are wanted."""
+    """Return the known categories, or 1…K, with the given names."""
     if categories is None:
         return [{"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)]
     if names is None:
@@ -139,8 +130,8 @@ def _named(
     if len(names) != len(categories):
         theirs = ", ".join(class_names({"categories": categories}))
         raise InputError(
-            f"--class_names: {len(names)} for {len(categories)} classes ({theirs}); give each its "
-            "name, in this order"
+            f"--class_names: {len(names)} names for {len(categories)} classes ({theirs}); give "
+            "each class one name, in this order"
         )
     ids = sorted(category["id"] for category in categories)
     return [{"id": id_, "name": name} for id_, name in zip(ids, names, strict=True)]
@@ -149,13 +140,13 @@ def _named(
 def _check_known(
     path: Path, results: list[Any], key: str, known: set[int], what: str, flag: str
 ) -> None:
-    """Return what to do where results are sound but don't fit; what isn't sound shows later."""
+    """Check that the ids of valid entries are known; invalid entries are reported later."""
     for n, entry in enumerate(results):
         value = entry.get(key) if isinstance(entry, dict) else None
         if type(value) is int and value not in known:
             raise InputError(
                 f"{path}: entry {n}: {key} {value} is not among {what} ({min(known)} to "
-                f"{max(known)}); name the right ones with {flag}"
+                f"{max(known)}); set the right ones with {flag}"
             )
 
 
@@ -164,8 +155,8 @@ def _check_clashes(source: Path, images: list[ImageCells]) -> list[ImageCells]:
     for image in images:
         if image.name in seen:
             raise InputError(
-                f"{source}: {seen[image.name].name} and {image.path.name} would both be written as "
-                f"{image.name}; rename one of the images"
+                f"{source}: {seen[image.name].name} and {image.path.name} have the same output "
+                f"name, {image.name}; rename one of the images"
             )
         seen[image.name] = image.path
     return images

@@ -1,8 +1,8 @@
-"""The annotation file: COCO's instance format, one image after the other.
+"""Annotation files in COCO's instance format.
 
-`images` have `file_name` relative to the data folder, `categories` the ids of the
-classes, `annotations` a compressed RLE (`counts` a str), `area` in pixels, `bbox` XYWH
-and `iscrowd`. https://cocodataset.org/#format-data
+`images` have `file_name` relative to the data folder; `annotations` have a compressed RLE
+(`counts` a str), `area` in pixels, `bbox` XYWH and `iscrowd`.
+https://cocodataset.org/#format-data
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode
 
 COCO = dict[str, Any]
 
-# pycocotools counts pixels in 32 bits.
-MAX_SIDE = 65535
+MAX_SIDE = 65535  # pycocotools counts pixels in 32 bits
 
-_REMEDY = "make it with annotation.py, or export it as COCO instance segmentation"
+_REMEDY = "create it with annotation.py, or export it as COCO instance segmentation"
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class AnnotatedImage:
     size
         Height and width in pixels.
     cells
-        The masks of each class that has a file, by class, 1…K, rising; those of a class
-        by label value, or as they stand in the file. A class without a cell has none.
+        The masks of each class with a file, by class 1…K, ascending; those of a class by label,
+        or in the order of the file.
     warnings
-        What looks wrong but doesn't hinder, by kind, with how many.
+        Number of each type of unusual content.
     """
 
     file_name: str
@@ -58,10 +57,10 @@ class AnnotatedImage:
 def build_coco(
     images: Iterable[AnnotatedImage], class_names: Sequence[str], ids: Iterable[int] | None = None
 ) -> COCO:
-    """Put the annotated images into one COCO dict.
+    """Build a COCO dict from annotated images.
 
     Images have the given ids, else 1…n in their order; annotations 1…m, by image, class,
-    label; categories 1…K in the order of `class_names`. The same input gives the same dict.
+    label; categories 1…K in the order of `class_names`.
     """
     coco: COCO = {
         "info": {"description": "Cells by class, one annotation a cell (annotation.py)"},
@@ -78,8 +77,8 @@ def build_coco(
             number for number, mask_runs in image.cells.items() for _ in range(len(mask_runs))
         ]
         mask_runs = concatenate(image.size, list(image.cells.values()))
-        described = zip(categories, encode(mask_runs), *_area_and_bbox(mask_runs), strict=True)
-        for category, rle, area, bbox in described:
+        cells = zip(categories, encode(mask_runs), *_area_and_bbox(mask_runs), strict=True)
+        for category, rle, area, bbox in cells:
             coco["annotations"].append(
                 {
                     "id": len(coco["annotations"]) + 1,
@@ -99,20 +98,17 @@ def _area_and_bbox(mask_runs: MaskRuns) -> tuple[list[int], list[list[int]]]:
 
 
 def contiguous_classes(coco: COCO) -> dict[int, int]:
-    """Map each category id to a class 0…K−1, in the order of the ids.
-
-    Other people's files may number their categories as they like.
-    """
+    """Return the class 0…K−1 of each category id, in the order of the ids, which can be any."""
     return {id_: n for n, id_ in enumerate(sorted(c["id"] for c in coco["categories"]))}
 
 
 def class_names(coco: COCO) -> list[str]:
-    """Name the K classes, in the order of `contiguous_classes`."""
+    """Return the K class names, in the order of `contiguous_classes`."""
     return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
 
 
 def select_images(coco: COCO, image_ids: Container[int]) -> COCO:
-    """Return some of the images alone, with their annotations."""
+    """Return the COCO dict of some of the images, with their annotations."""
     return {
         **coco,
         "images": [image for image in coco["images"] if image["id"] in image_ids],
@@ -121,7 +117,7 @@ def select_images(coco: COCO, image_ids: Container[int]) -> COCO:
 
 
 def image_records(coco: COCO, folder: Path) -> list[ImageRecord]:
-    """Return the images of an annotation file, whose names are relative to `folder`."""
+    """Return the images of an annotation file, whose file names are relative to `folder`."""
     return [
         ImageRecord(
             image["id"],
@@ -134,7 +130,7 @@ def image_records(coco: COCO, folder: Path) -> list[ImageRecord]:
 
 
 def annotations_by_image(coco: COCO) -> dict[int, list[dict[str, Any]]]:
-    """Return the annotations of each image by its id, both in the order of the file."""
+    """Return the annotations of each image by image id, both in the order of the file."""
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
     for annotation in coco["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
@@ -142,16 +138,9 @@ def annotations_by_image(coco: COCO) -> dict[int, list[dict[str, Any]]]:
 
 
 def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[ImageCells]:
-    """Return the images of an annotation file with their cells, without regions of many cells.
+    """Return the images of a COCO dict of `load_coco`, with their cells except crowd regions.
 
-    Parameters
-    ----------
-    coco
-        As `load_coco` gives it.
-    folder
-        The folder that its file names are relative to.
-    names
-        What to call the images, in their order.
+    File names are relative to `folder`; `names` are the names of the images, in their order.
     """
     class_of = contiguous_classes(coco)
     by_image = annotations_by_image(coco)
@@ -177,48 +166,45 @@ def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[Imag
 
 
 def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -> COCO:
-    """Read an annotation file and check all that training and scoring rely on.
-
-    Files of other programs are welcome: masks may be polygons, RLEs with their counts
-    as a list, or compressed ones; category ids any whole numbers.
+    """Load an annotation file of any program, and check all that training and scoring use.
 
     Parameters
     ----------
     path
-        The file.
+        The file. Masks may be polygons or RLEs, with compressed counts or a list; category
+        ids can be any integers.
     bad
-        Gets a line for each image, by its id, of which a mask can't be used, in place of an
-        error; its annotations stay as in the file, and must not be used.
+        If given, collects by image id a message for each image with an unusable mask, instead
+        of an error; the annotations of these images must not be used.
 
     Returns
     -------
-    The COCO dict of the file. Every `segmentation` is a compressed RLE of its image's
-    size, `counts` a str; `area` and `bbox` (XYWH) are those of that mask, whatever the
-    file said; `iscrowd` is there. Images, annotations and other keys stand as in the file.
+    The COCO dict of the file, in its order. Every `segmentation` is a compressed RLE of its
+    image's size, `counts` a str; `area` and `bbox` (XYWH) are those of the mask, not of the
+    file; `iscrowd` is 0 or 1.
 
     Raises
     ------
     InputError
-        If the file is missing, not JSON or not COCO; ids occur twice; an annotation
-        names an image or a category that isn't there; its mask has another size than
-        the image, no pixel, or broken counts.
+        If the file is missing, not JSON or not COCO; an id occurs twice; an annotation has an
+        unknown image or category; a mask has another size than its image, no pixel, or broken
+        counts.
     """
     coco = read_json(path, "annotations", _REMEDY)
     if not isinstance(coco, dict):
-        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at its top); {_REMEDY}")
+        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at the top); {_REMEDY}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco.get(key), list):
             raise InputError(f'{path}: not COCO (no list "{key}"); {_REMEDY}')
+        if not coco[key] and key != "annotations":
+            raise InputError(f'{path}: "{key}" is empty, expected at least one; {_REMEDY}')
         _check_ids(path, key, coco[key])
-    for key in ("images", "categories"):
-        if not coco[key]:
-            raise InputError(f'{path}: "{key}" is empty, but at least one is needed; {_REMEDY}')
 
     for image in coco["images"]:
         where = f"{path}: image {image['id']}"
         _check(where, image, "file_name", _is_text, "a file's name")
         for key in ("height", "width"):
-            _check(where, image, key, _is_side, f"a whole number of pixels, 1 to {MAX_SIDE}")
+            _check(where, image, key, _is_side, f"an integer of pixels, 1 to {MAX_SIDE}")
     _check_unique(path, "file_name", [image["file_name"] for image in coco["images"]])
     for category in coco["categories"]:
         _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")
@@ -236,8 +222,8 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
                     f"{where}: {key} {value!r} is not in the file; add it or remove the annotation"
                 )
         crowd = annotation.get("iscrowd")
-        if crowd not in (0, 1, None):  # true and false, too
-            raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; mend it")
+        if crowd not in (0, 1, None):  # includes true and false
+            raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; fix it")
         annotation["iscrowd"] = int(bool(crowd))
         by_image[annotation["image_id"]].append(annotation)
     for image_id, image_annotations in by_image.items():
@@ -254,8 +240,7 @@ def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> No
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
             raise InputError(
-                f'{path}: entry {number} of "{key}" is not an object with a whole number as id; '
-                f"{_REMEDY}"
+                f'{path}: entry {number} of "{key}" is not an object with an integer id; {_REMEDY}'
             )
     _check_unique(path, f"id in {key}", [entry["id"] for entry in entries])
 
@@ -264,12 +249,12 @@ def _check_unique(path: str | os.PathLike[str], what: str, values: list[Any]) ->
     if len(set(values)) < len(values):
         seen: set[Any] = set()
         twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
-        raise InputError(f"{path}: the {what} {twice!r} is there twice; give each its own")
+        raise InputError(f"{path}: the {what} {twice!r} occurs twice; make it unique")
 
 
 def _check(where: str, entry: dict[str, Any], key: str, is_valid: Any, expected: str) -> None:
     if not is_valid(entry.get(key)):
-        raise InputError(f"{where}: {key} {entry.get(key)!r} is not {expected}; mend it")
+        raise InputError(f"{where}: {key} {entry.get(key)!r} is not {expected}; fix it")
 
 
 def _is_text(value: Any) -> bool:
@@ -287,7 +272,7 @@ def _is_number(value: Any) -> bool:
 def _normalise(
     path: str | os.PathLike[str], image: dict[str, Any], annotations: list[dict[str, Any]]
 ) -> None:
-    """Return all annotations of an image compressed RLEs, and the area and box of these."""
+    """Replace the masks of an image by compressed RLEs, and set their areas and boxes."""
     size = (image["height"], image["width"])
     for annotation in annotations:
         annotation["segmentation"] = _compressed(
@@ -302,18 +287,16 @@ def _normalise(
         ) from None
     for annotation, area, bbox in zip(annotations, *_area_and_bbox(mask_runs), strict=True):
         if not area:
-            raise InputError(
-                f"{path}: annotation {annotation['id']}: its mask has no pixel; remove it"
-            )
+            raise InputError(f"{path}: annotation {annotation['id']}: empty mask; remove it")
         annotation["area"], annotation["bbox"] = area, bbox
 
 
 def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Turn polygons and lists of counts into a compressed RLE with `counts` a str."""
+    """Return a polygon or RLE as a compressed RLE with `counts` a str."""
     if isinstance(mask, dict):
         if mask.get("size") != list(size):
             raise InputError(
-                f"{where}: a mask of size {mask.get('size')!r} in an image of {list(size)} "
+                f"{where}: mask of size {mask.get('size')!r} in an image of {list(size)} "
                 "(height, width); draw it on that image"
             )
         counts = mask.get("counts")
@@ -328,18 +311,17 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
             rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)
             return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     elif isinstance(mask, list) and mask and all(_is_polygon(part, size) for part in mask):
-        parts = pycocotools.mask.frPyObjects(mask, *size)
-        rle = pycocotools.mask.merge(parts)
+        rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     raise InputError(
         f"{where}: segmentation {str(mask)[:60]} is neither an RLE with size and counts nor a list "
-        "of polygons [x1, y1, x2, y2, x3, y3, …] on the image; mend it"
+        "of polygons [x1, y1, x2, y2, x3, y3, …] on the image; fix it"
     )
 
 
 def _is_polygon(value: Any, size: tuple[int, int]) -> bool:
     if not (isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0):
         return False
-    # pycocotools walks a polygon's whole outline, so that one far off would take all memory.
+    # pycocotools allocates a polygon's whole outline, however far off it is.
     reach = 2 * max(size)
     return all(_is_number(number) and abs(number) <= reach for number in value)

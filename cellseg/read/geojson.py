@@ -1,4 +1,4 @@
-"""Cells drawn in QuPath, from the GeoJSON that it exports (File > Export objects as GeoJSON)."""
+"""Outlines from the GeoJSON that QuPath exports (File > Export objects as GeoJSON)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ _REMEDY = "export the cells from QuPath as GeoJSON"
 def read_geojson(path: Path) -> list[Outline]:
     """Read the outlines in a GeoJSON file.
 
-    A FeatureCollection, a list of features or one feature; each a Polygon or a
-    MultiPolygon, in pixels from the image's top left corner, its class in
-    `properties.classification.name` (or `names`, which QuPath writes of derived classes
-    such as "Immune: Positive").
+    It has a FeatureCollection, a list of features or one feature; each is a Polygon or a
+    MultiPolygon, in pixels from the image's top left corner, with its class in
+    `properties.classification.name`, or `names` for derived classes such as "Immune: Positive".
 
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged or something else.
+    Raises InputError if the file is missing, damaged or something else.
     """
-    value = read_json(path, "cells' outlines", _REMEDY)
-    features = value
+    value = features = read_json(path, "cells' outlines", _REMEDY)
     if isinstance(value, dict):
         features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
     if not isinstance(features, list):
@@ -40,28 +35,28 @@ def _outline(path: Path, number: int, feature: Any) -> Outline:
         raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
     geometry = feature.get("geometry")
     geometry = geometry if isinstance(geometry, dict) else {}
-    kind = geometry.get("type")
-    if kind not in ("Polygon", "MultiPolygon"):
+    shape = geometry.get("type")
+    if shape not in ("Polygon", "MultiPolygon"):
         raise InputError(
-            f"{path}: {where} has the geometry {str(kind)[:60]}, but a cell is a Polygon or a "
+            f"{path}: {where} has the geometry {str(shape)[:60]}, expected a Polygon or "
             "MultiPolygon; remove it"
         )
     coordinates: Any = geometry.get("coordinates")
-    polygons = [coordinates] if kind == "Polygon" else coordinates
+    polygons = [coordinates] if shape == "Polygon" else coordinates
     if not _is_nested_list(polygons):
         raise InputError(
-            f"{path}: {where} is a broken {kind}: its coordinates are not lists of rings of 3 or "
-            f"more points; {_REMEDY}"
+            f"{path}: {where} is a broken {shape}, expected lists of rings of 3 or more points as "
+            f"coordinates; {_REMEDY}"
         )
-    # A pixel's centre is at half past its corner.
-    drawn: list[Polygon] = [
+    # QuPath's origin is the corner of the first pixel, that of rings its centre.
+    rings: list[Polygon] = [
         [to_ring(f"{path}: {where}", ring) - 0.5 for ring in polygon] for polygon in polygons
     ]
-    return Outline(where, _class_name(path, where, feature.get("properties")), drawn)
+    return Outline(where, _class_name(path, where, feature.get("properties")), rings)
 
 
 def _is_nested_list(polygons: Any) -> bool:
-    """Whether the coordinates are polygons of rings; a ring's points are checked later."""
+    """Return whether coordinates are polygons of rings, whose points are checked later."""
     return (
         isinstance(polygons, list)
         and bool(polygons)

@@ -1,4 +1,4 @@
-"""Read what the results are measured against."""
+"""Read the ground truth of results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.read.annotate import annotate_image
-from cellseg.read.coco import (
-    COCO,
-    build_coco,
-    class_names,
-    image_records,
-    load_coco,
-    select_images,
-)
+from cellseg.read.coco import COCO, build_coco, class_names, image_records, load_coco, select_images
 from cellseg.read.images import read_image_list, read_test_list
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TrainImage
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TrainImage, list_entries
 from cellseg.read.names import pair_by_name
 from cellseg.read.results import (
     find_sidecar_ground_truth,
@@ -38,21 +31,20 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     Parameters
     ----------
     path
-        A COCO file, or a folder `<image>/class<K>.tif` with a folder for each annotated
-        image of the test list, empty if there is no cell in it.
+        A COCO file, or a folder `<image>/class<K>.tif` with a subfolder for each annotated image
+        of the test list, empty if it has no cells.
     data
-        The data folder, needed for a folder of label maps alone: its test list gives the
-        ids, its `train__annot.json`, where there is one, the classes.
+        The data folder, only for label maps: its test list defines the ids, its
+        `train__annot.json`, if any, the classes.
 
     Returns
     -------
-    A COCO dict as of `cellseg.read.coco.load_coco`. Of a folder, it has the images that
-    are annotated; their ids are the test list's.
+    A COCO dict as of `cellseg.read.coco.load_coco`, for label maps of the annotated images.
 
     Raises
     ------
     InputError
-        If there is no such file, something in it is damaged or doesn't fit its image.
+        If a file is missing or damaged, or doesn't fit its image.
     """
     return _read_folder(Path(path), Path(data)) if Path(path).is_dir() else load_coco(path)
 
@@ -63,23 +55,21 @@ def _read_folder(folder: Path, data: Path) -> COCO:
         images.setdefault(Path(image.file_name).stem, []).append(image)
     annotations = data / "train__annot.json"
     names = class_names(load_coco(annotations)) if annotations.exists() else list(CLASS_NAMES)
-    folders = [path for path in _entries(folder) if path.is_dir()]
+    remedy = "expected <image>/class<K>.tif for each annotated image, or a COCO file"
+    folders = [path for path in list_entries(folder, remedy) if path.is_dir()]
     if not folders:
-        raise InputError(
-            f"{folder}: no folder in it, expected <image>/class<K>.tif for each annotated image;"
-            " name the folder that holds them, or a COCO file"
-        )
+        raise InputError(f"{folder}: no folder in it, {remedy}; choose another")
     annotated, ids = [], []
-    for each in tqdm(folders, desc="reading truth", unit="image", leave=False, disable=None):
+    for each in tqdm(folders, "reading ground truth", unit="image", leave=False, disable=None):
         if each.name not in images:
             raise InputError(
-                f"{each}: no image of that name in {data / TEST_LIST}; remove the folder,"
-                " or give the images' data folder with --data"
+                f"{each}: no image of this name in {data / TEST_LIST}; remove the folder,"
+                " or set the images' data folder with --data"
             )
         if len(images[each.name]) > 1:
             both = " and ".join(image.file_name for image in images[each.name])
             raise InputError(
-                f"{each}: {both} in {data / TEST_LIST} are both called so; rename one of them"
+                f"{each}: {both} in {data / TEST_LIST} both have this name; rename one of them"
                 " there and in the folder of the test images"
             )
         image = images[each.name][0]
@@ -88,8 +78,8 @@ def _read_folder(folder: Path, data: Path) -> COCO:
         if cells.size != image.size:
             listed = " x ".join(map(str, image.size or ()))
             raise InputError(
-                f"{image.path}: {cells.size[0]} x {cells.size[1]} (height x width), but"
-                f" {data / TEST_LIST} says {listed}; mend the list"
+                f"{image.path}: {cells.size[0]} x {cells.size[1]} (height x width), expected"
+                f" {listed} as in {data / TEST_LIST}; fix the list"
             )
         ids.append(image.id)
         annotated.append(replace(cells, file_name=image.file_name))
@@ -98,55 +88,37 @@ def _read_folder(folder: Path, data: Path) -> COCO:
 
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
     files = {}
-    for path in _entries(folder):
+    for path in list_entries(folder, "choose another"):
         match = re.fullmatch(r"class([1-9][0-9]*)\.tiff?", path.name, re.IGNORECASE)
         if not match or int(match[1]) > n_classes or int(match[1]) in files:
             raise InputError(
                 f"{path}: expected one class<K>.tif for each class, K from 1 to {n_classes};"
-                " remove it, or rename it"
+                " remove it or rename it"
             )
         files[int(match[1])] = path
     return files
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: can't be listed ({error.strerror}); check its rights"
-        ) from None
-
-
 def find_ground_truth(paths: Sequence[Path]) -> Path | None:
-    """Return the annotations that inference.py left beside the first of some results, if it did.
+    """Return the annotations that inference.py wrote next to the first of some results, if any.
 
-    Raises
-    ------
-    InputError
-        If it did beside some of them alone: they are hardly of the same images then.
+    Raises InputError if not all of the results have some or none, hence hardly the same images.
     """
     sidecar = find_sidecar_ground_truth(paths[0])
     for path in paths[1:]:
         if (sidecar is None) != (find_sidecar_ground_truth(path) is None):
             raise InputError(
-                f"{path}: of {paths[0]} and this, one alone has the annotations of held-out images"
-                " beside it; compare results of the same images, or name their annotations with"
-                " --truth"
+                f"{path}: only one of {paths[0]} and this has validation annotations next to it;"
+                " compare results of the same images, or set their annotations with --truth"
             )
     return sidecar
 
 
 def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
-    """Return the annotations of some results where none are named, None where it can't be told.
+    """Return the default annotations of some results, None if they are of a user's own images.
 
-    They are those that inference.py left beside the results, else `test_masks` in the data
-    folder, which need not be there; None if results are of a user's own images.
-
-    Raises
-    ------
-    InputError
-        As `find_ground_truth` does.
+    They are those that inference.py wrote next to the results, else `test_masks` in the data
+    folder, which may be missing. Raises InputError if `find_ground_truth` does.
     """
     if any(sidecar_path(path, "list").is_file() for path in paths):
         return None
@@ -156,27 +128,27 @@ def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
 def read_results_with_ground_truth(
     paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
 ) -> tuple[COCO, list[list[Any]]]:
-    """Read results and what they are measured against, of the same images.
+    """Read results and their ground truth, of the same images.
 
     Parameters
     ----------
     paths
-        Results, as of `cellseg.read.results.read_results`; several to be compared.
+        Results, as of `cellseg.read.results.read_results`; several to compare.
     source, data
         The annotations and the data folder, as of `read_ground_truth`.
     only_annotated
-        Whether to leave out detections in images that aren't annotated.
+        Ignore detections in images that aren't annotated.
 
     Returns
     -------
-    The ground truth of the images that were predicted, where that is known, and the detections of
-    each of `paths`, with the ground truth's ids.
+    The ground truth of the predicted images, or of all where these are unknown, and the
+    detections of each of `paths`, with the ground truth's image ids.
 
     Raises
     ------
     InputError
-        If something can't be read; of results to compare, if an annotated image is none of
-        those that they are of; if it can't be told which images they are of.
+        If something can't be read, images can't be identified, or results to compare are not
+        of all annotated images.
     """
     all_results = [read_results(path) for path in paths]
     ground_truth = read_ground_truth(source, data)
@@ -192,8 +164,8 @@ def read_results_with_ground_truth(
         if not_in_both := predicted[n] ^ predicted[0]:
             name = next(i["file_name"] for i in ground_truth["images"] if i["id"] in not_in_both)
             raise InputError(
-                f"{path}: {name} of {source} was predicted for one of the two alone; compare "
-                "results of the same images, or name the annotations of those in both with --truth"
+                f"{path}: {name} of {source} is in only one of the two results; compare results "
+                "of the same images, or set the annotations of those in both with --truth"
             )
     ground_truth = select_images(ground_truth, predicted[0])
     if only_annotated:
@@ -202,10 +174,9 @@ def read_results_with_ground_truth(
 
 
 def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
-    """Check that results of validation images, if they are, are of all images of the ground truth.
+    """Check that results with a validation set have all images of the ground truth in it.
 
-    Runs may have held out different images: what one of them was not asked to predict would
-    count as missed by it.
+    Cells in images that a run was not asked to predict would count as its false negatives.
     """
     sidecar = find_sidecar_ground_truth(path)
     if sidecar is None:
@@ -214,26 +185,24 @@ def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
     for image in ground_truth["images"]:
         if (image["id"], image["file_name"]) not in validation:
             raise InputError(
-                f"{path}: image {image['id']} of {source}, {image['file_name']}, is not among"
-                f" those held out, {sidecar}; compare results of the same images, or name the"
-                " annotations of those that both held out with --truth, and --only_annotated"
+                f"{path}: image {image['id']} of {source}, {image['file_name']}, is not in its"
+                f" validation set, {sidecar}; compare results of the same images, or set the"
+                " annotations of the images in both with --truth, and --only_annotated"
             )
 
 
 def _renumber_images(
     ground_truth: COCO, source: Path, results: list[Any], path: Path, only_annotated: bool
 ) -> tuple[list[Any], set[int]]:
-    """Return results of a user's own images the ids that the ground truth has for these.
+    """Return results of a user's own images with the image ids of the ground truth.
 
-    Their ids are places in the list that inference.py left beside them, so the names tell.
-    The ground truth's ids of all images in it are given too.
+    Their ids index the list that inference.py wrote next to them; images are paired by name.
+    The ground truth's ids of the listed images are returned too.
     """
     list_path = sidecar_path(path, "list")
     listed = read_image_list(list_path, "predict again with inference.py")
     ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), source)
-    remedy = (
-        f"call the images alike in both, or remove {list_path} if the ids are those of {source}"
-    )
+    remedy = f"use the same names in both, or remove {list_path} if the ids are those of {source}"
     if not ids:
         raise InputError(f"{path}: none of the images in {list_path} is in {source}; {remedy}")
     names = {image.id: image.file_name for image in listed}
@@ -241,7 +210,7 @@ def _renumber_images(
     for n, entry in enumerate(results):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
         if type(image_id) is not int:
-            renumbered.append(entry)  # whoever scores it says what is wrong
+            renumbered.append(entry)  # the check of entries reports it
         elif image_id not in names:
             raise InputError(
                 f"{path}: entry {n}: image_id {image_id} is not in {list_path}; predict again with"
@@ -251,7 +220,7 @@ def _renumber_images(
             renumbered.append({**entry, "image_id": ids[image_id]})
         elif not only_annotated:
             raise InputError(
-                f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; leave such"
-                f" results out with --only_annotated, or {remedy}"
+                f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; ignore such"
+                f" results with --only_annotated, or {remedy}"
             )
     return renumbered, set(ids.values())

@@ -1,4 +1,4 @@
-"""Lists of images: the test list, those of an annotation file, and a user's own."""
+"""Image lists: the test list, those of annotation files, and a user's own images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from cellseg.read.names import absolute_path, is_plain, name_images
 from cellseg.read.tiff import image_size
 from cellseg.read.window import open_image
 
+_REMEDY = "restore the original file"
+
 
 def read_size(image: ImageRecord) -> tuple[int, int]:
-    """Return an image's height and width; from the file's header, if they aren't listed.
+    """Return an image's height and width, from the file's header if they aren't listed.
 
-    Raises
-    ------
-    InputError
-        If the header can't be read, or has no such level.
+    Raises InputError if the header can't be read, or has no such level.
     """
     if image.size:
         return image.size
@@ -34,34 +33,22 @@ def read_size(image: ImageRecord) -> tuple[int, int]:
 
 
 def list_entry(image: ImageRecord) -> dict[str, Any]:
-    """Return an image in the form of the test list, with the level if it isn't the finest."""
+    """Return an image in the form of the test list, with the level if it isn't 0."""
     height, width = read_size(image)
     level = {"level": image.level} if image.level else {}
-    return {
-        "file_name": image.file_name,
-        "id": image.id,
-        "height": height,
-        "width": width,
-        **level,
-    }
+    return {"file_name": image.file_name, "id": image.id, "height": height, "width": width, **level}
 
 
 def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
-    """Read `test_image_name_to_ids.json`, in its order.
+    """Read `test_image_name_to_ids.json`, in its order, with the listed sizes.
 
-    The sizes are those that the list has; whoever reads the images compares.
-
-    Raises
-    ------
-    InputError
-        If the list is missing or broken, an id or a file stands in it twice, or a file
-        is not in the test folder.
+    Raises InputError if the list is missing or broken, an id or a file occurs twice, or a file
+    is not in the test folder.
     """
     path = Path(data) / TEST_LIST
-    remedy = "take it as the data was handed out"
-    entries = read_json(path, "test list", remedy)
+    entries = read_json(path, "test list", _REMEDY)
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: not a list of test images; {remedy}")
+        raise InputError(f"{path}: not a list of test images; {_REMEDY}")
     folder = find_test_folder(data)
     images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
     for key in ("id", "file_name"):
@@ -69,17 +56,14 @@ def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
         for image in images:
             value = getattr(image, key)
             if value in seen:
-                raise InputError(
-                    f"{path}: the {key} {value} is there twice, but each image has its own; "
-                    f"{remedy}"
-                )
+                raise InputError(f"{path}: the {key} {value} occurs twice; {_REMEDY}")
             seen.add(value)
     missing = [image for image in images if not image.path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{path}: lists {missing[0].file_name}{more}, but {folder} has no such file; put it "
-            "there, or take it off the list"
+            f"{path}: lists {missing[0].file_name}{more}, not found in {folder}; put it there, or "
+            "remove it from the list"
         )
     return images
 
@@ -88,31 +72,27 @@ def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecor
     if not isinstance(entry, dict):
         raise InputError(
             f"{path}: entry {number} is not an object with file_name, id, height and width; "
-            "take it as the data was handed out"
+            f"{_REMEDY}"
         )
     name = entry.get("file_name")
     if not isinstance(name, str) or name in ("", ".", "..") or not is_plain(name):
         raise InputError(
             f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
-            f"{folder.name}/; write the bare name"
+            f"{folder.name}/; write the name without folders"
         )
-    for key, least in (("id", 0), ("height", 1), ("width", 1)):
+    for key, minimum in (("id", 0), ("height", 1), ("width", 1)):
         value = entry.get(key)
-        if type(value) is not int or value < least:
+        if type(value) is not int or value < minimum:
             raise InputError(
-                f"{path}: {key} {value!r} of {name} is not a whole number of {least} or more; "
-                "mend the entry"
+                f"{path}: {key} {value!r} of {name} is not an integer of {minimum} or more; fix it"
             )
     return ImageRecord(entry["id"], name, folder / name, (entry["height"], entry["width"]))
 
 
 def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
-    """Read a list of images, which need not be there: the test list, or that of `--images`.
+    """Read a list of images without checking the files: the test list, or that of `--images`.
 
-    Raises
-    ------
-    InputError
-        If it is missing or broken; `remedy` says what to do then.
+    Raises InputError, with `remedy`, if it is missing or broken.
     """
     entries = read_json(path, "list of images", remedy)
     if (
@@ -129,7 +109,7 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
         )
         or len({entry["id"] for entry in entries}) < len(entries)
     ):
-        raise InputError(f"{path}: not the list of images that the results are of; {remedy}")
+        raise InputError(f"{path}: not a valid image list; {remedy}")
     return [
         ImageRecord(
             entry["id"],
@@ -145,20 +125,17 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
 def list_annotated_images(
     data: Path, annotations: Path, names: Sequence[str] | None = None
 ) -> list[ImageRecord]:
-    """List the images of an annotation file, or those of them that `names` has.
+    """List the images of an annotation file, all or those with the given names.
 
-    Raises
-    ------
-    InputError
-        If one of `names` is not in the file.
+    Raises InputError if one of `names` is not in the file.
     """
     images = image_records(load_coco(annotations), data)
     names_in_file = name_images([image.file_name for image in images])
     missing = sorted(set(names or ()) - set(names_in_file))
     if missing:
         raise InputError(
-            f"{annotations}: has no image {missing[0]}, which the run held out; name the file "
-            "that it was trained with by --annotations"
+            f"{annotations}: has no image {missing[0]}, which is in the run's validation set; set "
+            "the run's annotation file with --annotations"
         )
     return [
         image
@@ -168,15 +145,9 @@ def list_annotated_images(
 
 
 def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
-    """List images, and the images in folders, with the ids 1, 2, … in that order.
+    """List images, and the images in folders, with the ids 1, 2, …, absolute names, each once.
 
-    Their file names are absolute paths. One that is named twice, by itself and by its
-    folder perhaps, is listed once.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or a folder has no image.
+    Raises InputError if a file is not found, or a folder has no image.
     """
     files: list[Path] = []
     for path in paths:
@@ -185,7 +156,7 @@ def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"--images {path}: no such file; an image or a folder is expected")
+            raise InputError(f"--images {path}: no such file, expected an image or a folder")
     unique_files = {path.resolve(): path for path in files}
     return [
         ImageRecord(n, str(absolute_path(path)), path, None, level)

@@ -1,4 +1,4 @@
-"""Cells drawn in Aperio ImageScope: the XML that MoNuSAC, whose images these are, comes with."""
+"""Outlines from the XML of Aperio ImageScope, the format of MoNuSAC."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ _REMEDY = "save the annotations in ImageScope again, as XML"
 def read_imagescope(path: Path) -> list[Outline]:
     """Read the regions of an ImageScope XML file.
 
-    `Annotations/Annotation` holds the regions of one class, which its
-    `Attributes/Attribute` names, or itself; `Regions/Region/Vertices/Vertex` has X and
-    Y, whole numbers at the pixels' centres, which is how NYCU HW3's masks were drawn.
-    Regions that cut away (`NegativeROA`), and those of fewer than 3 vertices, which are
-    slips of the mouse, are no cells.
+    `Annotations/Annotation` has the regions of one class, named in `Attributes/Attribute` or
+    the annotation itself; `Regions/Region/Vertices/Vertex` has X and Y in pixels, integers
+    being pixel centres, as in NYCU HW3's masks. Negative regions (`NegativeROA`) and those of
+    fewer than 3 vertices give outlines without polygons.
 
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged or something else.
+    Raises InputError if the file is missing, damaged or something else.
     """
     reader = _Reader(path)
-    # A document type can hold entities that grow without end, and files to be fetched;
-    # ImageScope writes none.
+    # A document type could define entities of any size and external files.
     parser = xml.parsers.expat.ParserCreate()
     parser.StartDoctypeDeclHandler = reader.refuse_doctype
     parser.StartElementHandler = reader.start
@@ -38,13 +33,13 @@ def read_imagescope(path: Path) -> list[Outline]:
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
     except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
-        # The latter two: an encoding that Python can't decode.
+        # ValueError and LookupError: an encoding that Python can't decode.
         raise InputError(f"{path}: not XML ({error}); {_REMEDY}") from None
     return reader.outlines
 
 
 class _Reader:
-    """What expat calls, element by element."""
+    """Handlers for expat that collect outlines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,22 +51,17 @@ class _Reader:
         self._n_regions = 0
 
     def refuse_doctype(self, *_: object) -> None:
-        raise InputError(
-            f"{self.path}: a document type in it, which ImageScope never writes; {_REMEDY}"
-        )
+        raise InputError(f"{self.path}: unexpected document type; {_REMEDY}")
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if not self._inside and tag != "Annotations":
-            raise InputError(
-                f"{self.path}: begins with <{tag}>, but ImageScope's files with <Annotations>; "
-                f"{_REMEDY}"
-            )
+            raise InputError(f"{self.path}: begins with <{tag}>, expected <Annotations>; {_REMEDY}")
         self._inside.append(tag)
         place = self._inside[1:]
         if place == ["Annotation"]:
             self._class_name = attributes.get("Name")
         elif place == ["Annotation", "Attributes", "Attribute"]:
-            # "Description" is the column that ImageScope makes by itself.
+            # "Description" is ImageScope's default column.
             name = attributes.get("Name")
             name = attributes.get("Value") if name == "Description" else name
             self._class_name = name or self._class_name
@@ -95,6 +85,6 @@ class _Reader:
             return float(attributes["X"]), float(attributes["Y"])
         except (KeyError, ValueError):
             raise InputError(
-                f"{self.path}: region {self._n_regions}: a vertex {str(attributes)[:60]} without "
-                f"numbers as X and Y; {_REMEDY}"
+                f"{self.path}: region {self._n_regions}: vertex {str(attributes)[:60]}, expected "
+                f"numbers X and Y; {_REMEDY}"
             ) from None

@@ -1,4 +1,4 @@
-"""A JSON list, item by item, so that a file larger than the memory can be read."""
+"""Read a JSON list item by item, so that files can be larger than the memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import IO, Any
 
 _CHUNK = 1 << 20  # characters
 _SPACE = (" ", "\t", "\n", "\r")
-_AFTER = (",", "]", *_SPACE)  # what may follow an item
+_AFTER = (",", "]", *_SPACE)  # characters that can follow an item
 _decode = json.JSONDecoder().raw_decode
 
 
 class NotAListError(Exception):
-    """The file is JSON, but no list; holds what it is."""
+    """The JSON file contains no list; the argument is its value."""
 
 
 def json_items(file: IO[str]) -> Iterator[Any]:
-    """Return the items of the list in a JSON file; little more than one of them is held.
+    """Yield the items of the list in a JSON file, holding little more than one of them.
 
-    Raises
-    ------
-    ValueError
-        If the file isn't JSON, which may be found out after some of the items.
-    NotAListError
-        If it isn't a list.
+    Raises ValueError, perhaps after some items, if the file isn't JSON, and NotAListError if
+    it isn't a list.
     """
     text = _Text(file)
     if text.peek() != "[":
@@ -43,22 +39,22 @@ def json_items(file: IO[str]) -> Iterator[Any]:
     text.end()
 
 
-def _may_go_on(error: json.JSONDecodeError) -> bool:
-    """Whether more text may fix it: the value, or a string in it, was cut off."""
-    # What is cut off and no string is "-Infinity" or an escape sequence at most.
+def _may_continue(error: json.JSONDecodeError) -> bool:
+    """Return whether more text could fix an error: the value, or a string in it, is cut off."""
+    # Apart from strings, the longest such text is "-Infinity" or an escape sequence.
     return error.msg.startswith("Unterminated string") or len(error.doc) - error.pos < 16
 
 
 class _Text:
-    """The text of a file, taken piece by piece; white space between pieces is skipped."""
+    """The text of a file, read in pieces; white space between values is skipped."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._held, self._at = "", 0
-        self._before = 0  # characters that are held no more
+        self._before = 0  # characters that were discarded
 
     def peek(self) -> str:
-        """Return the next character without taking it; "" at the end."""
+        """Return the next character without consuming it, "" at the end."""
         while True:
             while self._held[self._at : self._at + 1] in _SPACE:
                 self._at += 1
@@ -66,21 +62,21 @@ class _Text:
                 return self._held[self._at : self._at + 1]
 
     def take(self) -> None:
-        """Take the character that `peek` gave."""
+        """Consume the character that `peek` returned."""
         self._at += 1
 
     def value(self) -> Any:
-        """Take a JSON value."""
+        """Consume a JSON value."""
         self.peek()
         while True:
             try:
                 value, end = _decode(self._held, self._at)
             except json.JSONDecodeError as error:
-                if _may_go_on(error) and self._read():
+                if _may_continue(error) and self._read():
                     continue
                 self._at = error.pos
                 raise self.wrong(error.msg) from None
-            if self._held[end : end + 1] in _AFTER or not self._read():  # a number may go on
+            if self._held[end : end + 1] in _AFTER or not self._read():  # numbers may continue
                 self._at = end
                 return value
 
@@ -90,11 +86,11 @@ class _Text:
             raise self.wrong("Extra data")
 
     def wrong(self, what: str) -> ValueError:
-        """Make the error that says what is wrong here."""
+        """Return an error for the current position."""
         return ValueError(f"{what}: character {self._before + self._at}")
 
     def _read(self) -> bool:
-        """Hold more if there is more; as much again, so that a long value isn't begun too often."""
+        """Read more if there is more, doubling a long value so that few parses are repeated."""
         new = self._file.read(max(_CHUNK, len(self._held) - self._at))
         if new:
             self._before += self._at

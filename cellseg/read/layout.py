@@ -1,8 +1,8 @@
-"""Where things lie in a data folder, in the layout of NYCU HW3.
+"""The files of a data folder, in the layout of NYCU HW3.
 
 train/<image>/image.tif
-train/<image>/class<K>.tif        a label map per class that occurs, K from 1; in place of
-                                  them one *.geojson (QuPath) or *.xml (ImageScope)
+train/<image>/class<K>.tif        a label map per class that occurs, K from 1; or instead
+                                  one *.geojson (QuPath) or *.xml (ImageScope)
 test/<image>.tif                  or test_release/
 test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 """
@@ -22,7 +22,7 @@ TRAIN = "train"
 TEST = ("test", "test_release")
 TEST_LIST = "test_image_name_to_ids.json"
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
-"""The homework's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
+"""NYCU HW3's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
 OUTLINES = (".geojson", ".xml")
 
@@ -32,7 +32,7 @@ _CLASS_FILE = re.compile(r"class([^.]*)\.tiff?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TrainImage:
-    """One image of the training part and its label maps.
+    """Files of one training image.
 
     Attributes
     ----------
@@ -41,11 +41,11 @@ class TrainImage:
     path
         The image.
     class_files
-        The label map of each class that occurs, by class, 1…K, rising.
-    outlines
-        The file with the cells' outlines that stands in place of label maps, or None.
+        The label map of each class that occurs, by class 1…K, ascending.
     ignored
-        The names of the other files there, sorted.
+        The names of other files, sorted.
+    outlines
+        The file of outlines, instead of label maps, or None.
     """
 
     name: str
@@ -56,19 +56,16 @@ class TrainImage:
 
 
 def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
-    """List the folders of the training images, `train/<image>/`, by name. Hidden ones are left out.
+    """List the folders of the training images, `train/<image>/`, by name, without hidden ones.
 
-    Raises
-    ------
-    InputError
-        If there is no data folder, no `train` in it, or no folder in that.
+    Raises InputError if the data folder, `train` or the folders in it are not found.
     """
     train = Path(data) / TRAIN
-    _entries(Path(data), "check the name, or say where the data is with --data")
-    hint = "put the training images there, or say where the data is with --data"
-    folders = [path for path in _entries(train, f"{hint}; {_LAYOUT}") if path.is_dir()]
+    list_entries(Path(data), "check the name, or set the data folder with --data")
+    hint = "put the training images there, or set the data folder with --data"
+    folders = [path for path in list_entries(train, f"{hint}; {_LAYOUT}") if path.is_dir()]
     if not folders:
-        raise InputError(f"{train}: no training image in it; {_LAYOUT}")
+        raise InputError(f"{train}: no training images; {_LAYOUT}")
     return folders
 
 
@@ -76,109 +73,94 @@ _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class
 
 
 def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
-    """Return what a training image's folder holds.
+    """Return the files in a training image's folder; names are case-insensitive, `.tif` or `.tiff`.
 
-    Names may be in capitals and end in `.tif` or `.tiff`.
-
-    Raises
-    ------
-    InputError
-        If the image is missing or there twice, or a class file stands for no class of
-        1…`n_classes`, or for one that another file stands for; or if there is more than
-        one file of outlines, or one beside class files.
+    Raises InputError if there is not exactly one image; if a class is not in 1…`n_classes` or
+    has two files; if there are two files of outlines, or outlines and label maps.
     """
     folder = Path(folder)
     images: list[Path] = []
     class_files: dict[int, Path] = {}
     outlines: list[Path] = []
     ignored: list[str] = []
-    for path in _entries(folder, _LAYOUT):
+    for path in list_entries(folder, _LAYOUT):
         if _IMAGE_FILE.fullmatch(path.name):
             images.append(path)
         elif match := _CLASS_FILE.fullmatch(path.name):
             number = match[1]
             if not re.fullmatch("[1-9][0-9]{0,8}", number) or int(number) > n_classes:
                 raise InputError(
-                    f"{path}: no class stands for it, there are class1.tif to "
-                    f"class{n_classes}.tif; rename it, or name as many classes as there are "
-                    "with --class_names"
+                    f"{path}: class number out of range, expected class1.tif to "
+                    f"class{n_classes}.tif; rename it, or set the class names with --class_names"
                 )
             if int(number) in class_files:
                 raise InputError(
-                    f"{path}: {class_files[int(number)].name} stands for the same class; "
-                    "remove one of them"
+                    f"{path}: same class as {class_files[int(number)].name}; remove one of them"
                 )
             class_files[int(number)] = path
         elif path.suffix.lower() in OUTLINES:
             outlines.append(path)
         elif match := re.match(r"class[0-9]+(?=\.)", path.name, re.IGNORECASE):
-            # It looks like a mask: passing it over would make its cells background.
+            # Ignoring a label map would make its cells background.
             raise InputError(
-                f"{path}: a label map must be a TIFF named {match[0]}.tif; save it as "
-                f"{match[0]}.tif, or move it out of the folder"
+                f"{path}: expected a TIFF named {match[0]}.tif; save it as {match[0]}.tif, or "
+                "move it out of the folder"
             )
         else:
             ignored.append(path.name)
     if len(images) != 1:
-        found = "no image.tif in it" if not images else f"{images[0].name} and {images[1].name}"
-        raise InputError(f"{folder}: {found}, but one image.tif is expected; {_LAYOUT}")
+        found = "no image.tif" if not images else f"{images[0].name} and {images[1].name}"
+        raise InputError(f"{folder}: {found}, expected one image.tif; {_LAYOUT}")
     sources = [*outlines[:2], *class_files.values()][: 2 if outlines else 0]
     if len(sources) == 2:
         raise InputError(
-            f"{folder}: {sources[0].name} and {sources[1].name} both say where the cells are; "
-            "remove one of them"
+            f"{folder}: {sources[0].name} and {sources[1].name} both contain annotations; remove "
+            "one of them"
         )
-    return TrainImage(
-        folder.name,
-        images[0],
-        dict(sorted(class_files.items())),
-        tuple(ignored),
-        outlines[0] if outlines else None,
-    )
+    files = dict(sorted(class_files.items()))
+    return TrainImage(folder.name, images[0], files, tuple(ignored), next(iter(outlines), None))
 
 
 def find_test_folder(data: str | os.PathLike[str]) -> Path:
-    """Find the folder of the test images: `test/` or `test_release/`.
+    """Return the folder of the test images: `test/` or `test_release/`.
 
-    Raises
-    ------
-    InputError
-        If neither is there, or both are with different files.
+    Raises InputError if neither is found, or both have different files.
     """
     found = [path for name in TEST if (path := Path(data) / name).is_dir()]
     if not found:
         raise InputError(
-            f"{data}: neither test/ nor test_release/ in it; put the test images into one of them"
+            f"{data}: no test/ or test_release/ folder; put the test images into one of them"
         )
     contents = [
-        {(p.name, p.stat().st_size) for p in _entries(path, "") if p.is_file()} for path in found
+        {(p.name, p.stat().st_size) for p in list_entries(path, "") if p.is_file()}
+        for path in found
     ]
     if len(found) == 2 and all(contents) and contents[0] != contents[1]:
         raise InputError(
-            f"{data}: test/ and test_release/ hold different files, so it is not clear which are "
-            "the test images; remove one of the folders"
+            f"{data}: test/ and test_release/ contain different files, expected one folder of test "
+            "images; remove the other"
         )
     return found[0] if contents[0] else found[-1]
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files of a folder by name, told by their endings. Hidden ones are left out.
+    """List the image files of a folder, by file extension, sorted by name, without hidden ones.
 
-    Raises
-    ------
-    InputError
-        If there is no such folder, or no image in it.
+    Raises InputError if the folder is not found, or has no image.
     """
     endings = ", ".join(SUFFIXES)
-    entries = _entries(Path(folder), f"name a folder with images ({endings})")
+    entries = list_entries(Path(folder), f"choose a folder with images ({endings})")
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
-        raise InputError(f"{folder}: no image in it; images end in {endings}")
+        raise InputError(f"{folder}: no images, expected files that end in {endings}")
     return images
 
 
-def _entries(folder: Path, remedy: str) -> list[Path]:
-    """List what is in a folder, by name, without what is hidden."""
+def list_entries(folder: Path, remedy: str) -> list[Path]:
+    """List the files and folders in a folder, by name, without hidden ones.
+
+    Raises InputError, with `remedy`, if it can't be listed or a name can't be printed.
+    """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
@@ -187,11 +169,11 @@ def _entries(folder: Path, remedy: str) -> list[Path]:
         raise InputError(f"{folder}: not a folder; {remedy}") from None
     except OSError as error:
         raise InputError(
-            f"{folder}: can't be listed ({error.strerror}); check its rights"
+            f"{folder}: can't be listed ({error.strerror}); check its permissions"
         ) from None
     for path in entries:
         if not is_printable(path.name):
             raise InputError(
-                f"{folder}: {path.name!r} in it is a name that can't be printed; rename that file"
+                f"{folder}: the file name {path.name!r} can't be printed; rename that file"
             )
     return entries

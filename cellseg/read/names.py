@@ -1,7 +1,4 @@
-"""Rules for the names of images: how files, users and outputs call them.
-
-In all of them `…/<name>/image.tif` is called by its folder, as in a data folder's `train/`.
-"""
+"""Names of images for users and outputs; `…/<name>/image.tif` is named by its folder."""
 
 from __future__ import annotations
 
@@ -16,35 +13,35 @@ from cellseg.images import ImageRecord
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name has no folder in it, on any system."""
+    """Return whether a name has no folder in it, on any operating system."""
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
 
 
 def is_printable(name: str) -> bool:
-    """Return whether a name fits a line of UTF-8: no control character and no lone byte."""
+    """Return whether a name has no control characters and no undecodable bytes."""
     return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
 
 
 def path_parts(file_name: str) -> tuple[str, ...]:
-    """Return the folders and the name of a path with slashes of either kind."""
+    """Return the folders and the file name of a path with either type of slashes."""
     return PurePosixPath(file_name.replace("\\", "/")).parts
 
 
 def is_outside(file_name: str) -> bool:
-    """Return whether a path doesn't lie below the folder that it is relative to."""
+    """Return whether a relative path is outside the folder that it is relative to."""
     return file_name[:1] in ("/", "\\") or ".." in path_parts(file_name)
 
 
 def absolute_path(path: Path) -> Path:
-    """Return a path that holds in any folder, without `..`, which may lead out of a link."""
+    """Return an absolute path, with `..` resolved, as the parent of a link is another folder."""
     return (path.parent.resolve() if ".." in path.parts else path.parent.absolute()) / path.name
 
 
 def name_images(file_names: Sequence[str]) -> list[str]:
-    """Name the images of an annotation file as their user does.
+    """Return the names of the images of an annotation file.
 
-    By the folder in `train/`, else by the file's stem; where two would share a name, as
-    may be in other people's files, all by their `file_name`.
+    They are folder names for `image.tif`, else file names without extension; if two are
+    equal, all are the `file_name`s.
     """
     paths = [PurePosixPath(file_name) for file_name in file_names]
     names = [
@@ -55,27 +52,23 @@ def name_images(file_names: Sequence[str]) -> list[str]:
 
 
 def short_name(file_name: str) -> str:
-    """Return an image's folder in `train/`, which is how people know it, else its file name."""
+    """Return an image's folder in `train/`, else its file name."""
     path = PurePosixPath(file_name)
     return path.parent.name if path.parts[:1] == ("train",) else file_name
 
 
 def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
-    """Name the outputs of images in the data folder: their paths without the ending.
+    """Return output names for images in the data folder: their paths without the extension.
 
-    The names have forward slashes and never lead out of a folder.
-
-    Raises
-    ------
-    InputError
-        If an image lies outside the data folder, naming `source`, the list.
+    Names have forward slashes. Raises InputError, naming the list `source`, for an image
+    outside the data folder.
     """
     names = []
     for file_name in file_names:
         parts = path_parts(file_name)
         if not parts or is_outside(file_name) or not is_printable(file_name):
             raise InputError(
-                f"{source}: the image {file_name!r} lies outside the data folder; write its name "
+                f"{source}: the image {file_name!r} is outside the data folder; write its name "
                 "relative to it"
             )
         named = _stem_parts(parts)
@@ -84,21 +77,18 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
 
 
 def name_outputs_uniquely(source: Path, file_names: Sequence[str]) -> list[str]:
-    """Name the outputs of images anywhere: with as many folders as tell them apart.
+    """Return output names for images anywhere, with as many folders as distinguish them.
 
-    Raises
-    ------
-    InputError
-        If a name can't be printed, naming `source`, the list.
+    Raises InputError, naming the list `source`, if a name can't be printed.
     """
     paths = [
         tuple(part for part in path_parts(file_name) if part.strip("/."))
         for file_name in file_names
     ]
     short = [_stem_parts(path) if path else () for path in paths]
-    alike = Counter(short)
-    # Two of one folder may have endings alone to tell them apart.
-    kept = [path if alike[its] > 1 else its for path, its in zip(paths, short, strict=True)]
+    counts = Counter(short)
+    # Files of one folder may differ only in their extensions.
+    kept = [path if counts[its] > 1 else its for path, its in zip(paths, short, strict=True)]
     names = [parts[-1:] for parts in kept]
     while True:
         times = Counter(names)
@@ -112,8 +102,8 @@ def name_outputs_uniquely(source: Path, file_names: Sequence[str]) -> list[str]:
     for output, file_name in zip(outputs, file_names, strict=True):
         if not output or not is_printable(output):
             raise InputError(
-                f"{source}: the image {file_name!r} has no name that can be printed; rename it and "
-                "predict again"
+                f"{source}: the image {file_name!r} has no printable name; rename it and predict "
+                "again"
             )
     return outputs
 
@@ -127,15 +117,10 @@ def _stem_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
 def pair_by_name(
     listed: Sequence[ImageRecord], list_path: Path, images: Sequence[ImageRecord], source: Path
 ) -> dict[int, int]:
-    """Return the ids of the images of `source` by those of `list_path`, for the images in both.
+    """Return the ids in `images` of the `listed` images, for those in both.
 
-    An image's name is the last part of its file's, or `<folder>/image.tif`. Of several of
-    the same name, those go together whose paths end alike for longest.
-
-    Raises
-    ------
-    InputError
-        If several could go together as well.
+    Images are paired by file name, or `<folder>/image.tif`; several of one name by the longest
+    common end of their paths. Raises InputError if that is ambiguous.
     """
     by_name: dict[tuple[str, ...], list[ImageRecord]] = {}
     for image in images:
@@ -155,7 +140,7 @@ def pair_by_name(
             if listed_image.id in ids or gt_image.id in taken:
                 raise InputError(
                     f"{list_path}: {listed_image.file_name} may be {gt_image.file_name} of "
-                    f"{source}, but others are called so too; name the images with their folders "
+                    f"{source}, but others have the same name; name the images with their folders "
                     "in both"
                 )
             ids[listed_image.id] = gt_image.id
@@ -169,7 +154,7 @@ def _last_parts(image: ImageRecord) -> tuple[str, ...]:
 
 
 def _n_common_parts(one: ImageRecord, other: ImageRecord) -> int:
-    """Count the parts at the ends of two file names that are the same."""
+    """Count the parts at the ends of two file names that are equal."""
     ends = zip(
         reversed(path_parts(one.file_name)), reversed(path_parts(other.file_name)), strict=False
     )

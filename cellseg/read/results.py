@@ -1,4 +1,4 @@
-"""Read results: what inference wrote, or what is about to be sent to the server."""
+"""Read results of inference or a submission, and pair them with the ground truth."""
 
 from __future__ import annotations
 
@@ -26,43 +26,39 @@ from cellseg.read.json_list import NotAListError, json_items
 from cellseg.rle import RLE, MaskRuns, decode
 
 RESULTS_FILE = "test-results.json"
-REMEDY = "run inference.py, or name another results file"
+REMEDY = "run inference.py, or choose another results file"
+
+# RuntimeError: encrypted; its subclass NotImplementedError: unusual compression.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError)
 
 
 def read_results(path: Path) -> list[Any]:
-    """Read a list of detections in COCO's result form, as `iter_results` does, all at once."""
+    """Return all detections of `iter_results`."""
     return list(iter_results(path))
 
 
 def iter_results(path: Path) -> Iterator[Any]:
-    """Read detections in COCO's result form, one after the other.
+    """Yield the detections of a COCO results file, one by one; `pair_by_image` checks them.
 
     Parameters
     ----------
     path
-        A JSON file, a zip that holds `test-results.json`, or a run folder that does.
-
-    Yields
-    ------
-    Each item of the list; `pair_by_image` checks them against the ground truth.
+        A JSON file, or a zip or a run folder with `test-results.json`.
 
     Raises
     ------
     InputError
-        If there is no such file, or it is damaged or not a list. What is damaged further on
-        is found out there.
+        If the file is missing, damaged, perhaps after some detections, or not a list.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / RESULTS_FILE
-    # By its first bytes: a zip is one under any name, and so is JSON.
+    path = Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
+    # By content; any file name can be a zip or JSON.
     opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
     try:
         with opened as file:
             yield from json_items(file)
     except NotAListError as error:
         raise InputError(
-            f"{path}: holds a {type(error.args[0]).__name__}, expected a list of detections"
+            f"{path}: contains a {type(error.args[0]).__name__}, expected a list of detections"
             f" {{image_id, category_id, segmentation, score}}; {REMEDY}"
         ) from None
 
@@ -72,63 +68,54 @@ def _is_zip(path: Path) -> bool:
         with open(path, "rb") as file:
             return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
     except OSError:
-        return False  # read_json says why
+        return False  # reading it gives the error
 
 
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[IO[str]]:
-    """Open the results in a zip, and say what is wrong with it, also if found in the block."""
+    """Open the results in a zip; raise InputError for errors on opening and in the block."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if PurePosixPath(n).name == RESULTS_FILE]
             if not names:
-                held = ", ".join(archive.namelist()[:3]) or "nothing"
+                found = ", ".join(archive.namelist()[:3]) or "nothing"
                 raise InputError(
-                    f"{path}: the zip holds {held}, but no {RESULTS_FILE}; write it with "
+                    f"{path}: the zip holds {found}, expected {RESULTS_FILE}; write it with "
                     "inference.py"
                 )
             with archive.open(min(names, key=len)) as member:
                 yield io.TextIOWrapper(member, "utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {RESULTS_FILE} in it is not JSON ({error}); {REMEDY}") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        OSError,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        # RuntimeError: encrypted; NotImplementedError, one of its kind: odd compression.
+    except _ZIP_ERRORS as error:
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 
 
 def pair_by_image(
     ground_truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
 ) -> list[EvalImage]:
-    """Sort truth and results by image.
+    """Pair ground truth and results by image.
 
     Parameters
     ----------
     ground_truth
-        A COCO dict as `cellseg.read.coco` gives it: compressed RLEs throughout.
+        A COCO dict as of `cellseg.read.coco`, with compressed RLEs.
     results
-        Detections in COCO's result form, `{image_id, category_id, segmentation, score}`
-        each. They are checked here against the ground truth, whoever asks.
+        Detections in COCO's results format, `{image_id, category_id, segmentation, score}`
+        each; they are checked here.
     source
-        The results' file, for the errors' text.
+        The results' file, for error messages.
     first
-        The place of `results[0]` in that file, for the errors' text.
+        Index of `results[0]` in that file, for error messages.
 
     Returns
     -------
-    The images of all images of the ground truth, by rising image id, also those with nothing
-    in them.
+    All images of the ground truth, by ascending image id.
 
     Raises
     ------
     InputError
-        If an entry of the results isn't one, or its image, size or class isn't the ground truth's.
+        If a result is not valid, or its image, size or class is not the ground truth's.
     """
     images = sorted(ground_truth["images"], key=lambda image: image["id"])
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
@@ -143,45 +130,35 @@ def pair_by_image(
 
     eval_images = []
     for image in images:
-        id_, size = image["id"], sizes[image["id"]]
-        image_annotations, image_entries = annotations[id_], entries[id_]
-        masks = [results[index]["segmentation"] for index in image_entries]
+        indices = entries[image["id"]]
+        detections = [results[index] for index in indices]
+        masks = [entry["segmentation"] for entry in detections]
         try:
-            detected_runs = decode(masks, size)
+            mask_runs = decode(masks, sizes[image["id"]])
         except ValueError as error:
             at, _, problem = str(error).partition(": ")
             raise InputError(
-                f"{source}: entry {first + image_entries[int(at)]}: segmentation: {problem};"
+                f"{source}: entry {first + indices[int(at)]}: segmentation: {problem};"
                 " the file is damaged or was not written by inference.py: write it again"
             ) from None
-        detected = [results[index] for index in image_entries]
         eval_images.append(
             _eval_image(
                 image,
-                image_annotations,
+                annotations[image["id"]],
                 classes,
-                (masks, detected_runs),
-                np.array([classes[entry["category_id"]] for entry in detected], np.int64),
-                np.array([entry["score"] for entry in detected], np.float64),
-                np.array(image_entries, np.int64),
+                (masks, mask_runs),
+                np.array([classes[entry["category_id"]] for entry in detections], np.int64),
+                np.array([entry["score"] for entry in detections], np.float64),
+                np.array(indices, np.int64),
             )
         )
     return eval_images
 
 
 def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions]) -> list[EvalImage]:
-    """Put predictions beside the ground truth, as `pair_by_image` does with results of a file.
+    """Pair ground truth and predictions by image id, as `pair_by_image` does for results.
 
-    Parameters
-    ----------
-    ground_truth
-        A COCO dict as `cellseg.read.coco` gives it.
-    predictions
-        Those of some of its images, by image id.
-
-    Returns
-    -------
-    The images of these images, by rising image id.
+    Returns the images with predictions, by ascending image id.
     """
     classes = contiguous_classes(ground_truth)
     annotations = annotations_by_image(ground_truth)
@@ -191,15 +168,12 @@ def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions])
             images[id_],
             annotations[id_],
             classes,
-            (
-                predictions_of_image.masks,
-                decode(predictions_of_image.masks, predictions_of_image.size),
-            ),
-            predictions_of_image.classes,
-            predictions_of_image.scores.astype(np.float64),
-            np.arange(len(predictions_of_image)),
+            (each.masks, decode(each.masks, each.size)),
+            each.classes,
+            each.scores.astype(np.float64),
+            np.arange(len(each)),
         )
-        for id_, predictions_of_image in sorted(predictions.items())
+        for id_, each in sorted(predictions.items())
     ]
 
 
@@ -235,7 +209,7 @@ def _eval_image(
 def _entry_problem(
     entry: Any, sizes: dict[int, tuple[int, int]], classes: dict[int, int]
 ) -> str | None:
-    """What keeps one entry of the results from being scored, as the end of an error line."""
+    """Return why an entry of the results can't be scored, as the end of a message, or None."""
     if not isinstance(entry, dict):
         return f"a {type(entry).__name__}, expected an object with image_id, category_id, …"
     missing = [
@@ -246,16 +220,16 @@ def _entry_problem(
     image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
     if not _is_int(image_id) or image_id not in sizes:
         return (
-            f"image_id {reprlib.repr(image_id)} is none of the truth's {len(sizes)} images;"
-            " score against the annotations of the same images"
+            f"image_id {reprlib.repr(image_id)} is none of the ground truth's {len(sizes)} images;"
+            " use the annotations of the same images"
         )
     if not _is_int(class_id) or class_id not in classes:
         known = ", ".join(map(str, classes)) or "none"
         return (
-            f"category_id {reprlib.repr(class_id)}, but the truth has {known};"
+            f"category_id {reprlib.repr(class_id)}, but the ground truth has {known};"
             " the classes must be the same"
         )
-    # JSON may hold a whole number that no float can.
+    # JSON integers can exceed the range of floats.
     number = isinstance(score, Real) and not isinstance(score, bool)
     if not number or not abs(score) <= sys.float_info.max:
         return f"score {reprlib.repr(score)}, expected a number"
@@ -271,7 +245,7 @@ def _entry_problem(
     if list(mask["size"]) != [height, width]:
         return (
             f"segmentation of size {reprlib.repr(list(mask['size']))}, but image {image_id} is"
-            f" [{height}, {width}] (height, width); predict on the images that the truth is of"
+            f" [{height}, {width}] (height, width); predict the images that are annotated"
         )
     return None
 
@@ -281,27 +255,22 @@ def _is_int(value: object) -> bool:
 
 
 def sidecar_path(results: Path, what: str) -> Path:
-    """Return the place of what inference.py leaves beside results.
+    """Return the path of a file that inference.py writes next to results, a file or a folder.
 
-    Parameters
-    ----------
-    results
-        A results file, or a folder that has one.
-    what
-        "list" of the images, where they are the user's own; "truth", where they are annotated.
+    `what` is "list" for the list of a user's own images, "truth" for the annotations.
     """
     file = results / RESULTS_FILE if results.is_dir() else results
     return file.with_name(f"{file.stem}-{what}.json")
 
 
 def find_sidecar_ground_truth(results: Path) -> Path | None:
-    """Return the annotations that inference.py left beside results of such images, if it did."""
+    """Return the annotations that inference.py wrote next to results, or None."""
     path = sidecar_path(results, "truth")
     return path if path.is_file() else None
 
 
 def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:
-    """Leave out the detections in images that the ground truth doesn't have."""
+    """Return the detections without those in images that the ground truth doesn't have."""
     annotated = {image["id"] for image in ground_truth["images"]}
     return [
         entry
@@ -313,14 +282,11 @@ def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:
 
 
 def find_newest_results(runs: Path) -> Path:
-    """The results of the run that wrote them last: `<runs>/<model>/<run>/test-results.json`.
+    """Return the newest results of the runs: `<runs>/<model>/<run>/test-results.json`.
 
-    Raises
-    ------
-    InputError
-        If no run has any.
+    Raises InputError if there are none.
     """
     found = list(runs.glob(f"*/*/{RESULTS_FILE}"))
     if not found:
-        raise InputError(f"{runs}: no run has a {RESULTS_FILE} yet; {REMEDY}")
+        raise InputError(f"{runs}: no results ({RESULTS_FILE}) in any run; {REMEDY}")
     return max(found, key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""Which training images are held out to score a run."""
+"""Split the training images for validation and cross-validation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cellseg.errors import InputError
 
 
 def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Read which group (patient, slide) each image belongs to.
+    """Read the group (patient, slide) of each image.
 
     Parameters
     ----------
     path
         A JSON object `{image: group}`, or a CSV file with the columns `image,group`.
     names
-        The images that need a group; others in the file are passed over.
+        The images that need a group; others in the file are ignored.
 
     Raises
     ------
     InputError
-        If the file can't be read, names an image twice, or leaves one of `names` out.
+        If the file can't be read, names an image twice, or lacks one of `names`.
     """
-    expected = "a JSON object {image: group} or a CSV file with the columns image,group is expected"
+    expected = "expected a JSON object {image: group} or a CSV file with the columns image,group"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -40,9 +40,7 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
         except csv.Error as error:
             raise InputError(f"--groups {path}: not CSV ({error}); {expected}") from None
         if not rows or not {"image", "group"} <= set(rows[0]):
-            raise InputError(
-                f"--groups {path}: no columns image,group in its first line; {expected}"
-            )
+            raise InputError(f"--groups {path}: no columns image,group in line 1; {expected}")
         pairs = [(row["image"], row["group"]) for row in rows]
     else:
         try:
@@ -54,8 +52,8 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for image, group in pairs:
         if not isinstance(group, str | int) or group == "" or image in groups:
-            found = "is there twice" if image in groups else f"has the group {group!r}"
-            raise InputError(f"--groups {path}: {image} {found}; one name or number is expected")
+            found = "occurs twice" if image in groups else f"has the group {group!r}"
+            raise InputError(f"--groups {path}: {image} {found}, expected one name or number")
         groups[image] = str(group)
     missing = [name for name in names if name not in groups]
     if missing:
@@ -69,47 +67,44 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
 def choose_validation(
     names: Sequence[str], fraction: float, seed: int, groups: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Choose the images to hold out: whole groups, drawn until the part is reached.
+    """Choose the validation images: random whole groups, until the fraction is reached.
 
     Parameters
     ----------
     names
         The images.
     fraction
-        The part to hold out, 0 to below 1. What is held out comes as near to it as
-        whole groups, in the order drawn, allow; at least one group where it is not 0.
+        Fraction of the images for validation, 0 to below 1, approximated as closely as the
+        drawn groups allow; at least one group if it is not 0.
     seed
         The same seed, names and groups give the same choice.
     groups
-        The group of each image; without it each image is a group of its own.
+        The group of each image; by default, each image is a group.
 
     Returns
     -------
-    list
-        The names held out, in the order of `names`.
+    The names of the validation images, in the order of `names`.
 
     Raises
     ------
     InputError
-        If nothing would be left to train on.
+        If no image would be left for training.
     """
     if fraction == 0:
         return []
     members = _shuffled_groups(names, seed, groups)
-    order = list(members)
-    wanted = fraction * len(names)
+    target = fraction * len(names)
     validation: set[str] = set()
-    for group in order[:-1]:
-        if validation and abs(len(validation) + len(members[group]) - wanted) > abs(
-            len(validation) - wanted
-        ):
+    for group in list(members)[:-1]:
+        size = len(validation) + len(members[group])
+        if validation and abs(size - target) > abs(len(validation) - target):
             break
         validation.update(members[group])
     if not validation:
         what = "group" if groups else "image"
         raise InputError(
-            f"--val_fraction {fraction}: the data has one {what} alone, so none can be held out; "
-            "train with --val_fraction 0"
+            f"--val_fraction {fraction}: the data has only one {what}, so there can be no "
+            "validation set; train with --val_fraction 0"
         )
     return [name for name in names if name in validation]
 
@@ -117,33 +112,20 @@ def choose_validation(
 def split_folds(
     names: Sequence[str], n_folds: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> list[list[str]]:
-    """Split the images into folds of about the same number of images, groups kept whole.
+    """Split the images into `n_folds` folds, 2 or more, of about the same size, groups kept whole.
 
-    Without groups, folds differ by one image at most. With them, the largest groups are
-    given out first, each to the fold that has the fewest images.
+    Without groups, sizes differ by at most one image. With them, the largest groups are
+    assigned first, each to the smallest fold. `names`, `seed` and `groups` are as for
+    `choose_validation`.
 
-    Parameters
-    ----------
-    names, seed, groups
-        As `choose_validation` takes them.
-    n_folds
-        How many folds, 2 or more.
-
-    Returns
-    -------
-    The names in each fold, in the order of `names`. Each name is in one fold, and no
-    fold is empty.
-
-    Raises
-    ------
-    InputError
-        If there are fewer groups than folds.
+    Returns the names in each fold, in the order of `names`; no fold is empty. Raises
+    InputError if there are fewer groups than folds.
     """
     members = _shuffled_groups(names, seed, groups)
     if not 2 <= n_folds <= len(members):
         what = "groups" if groups else "images"
         raise InputError(
-            f"--folds {n_folds}: 2 to {len(members)} are expected, as the data has "
+            f"--folds {n_folds}: expected 2 to {len(members)}, as the data has "
             f"{len(members)} {what}"
         )
     folds: list[set[str]] = [set() for _ in range(n_folds)]
@@ -155,7 +137,7 @@ def split_folds(
 def _shuffled_groups(
     names: Sequence[str], seed: int, groups: Mapping[str, str] | None
 ) -> dict[str, list[str]]:
-    """Return the members of each group, the groups in an order drawn by the seed."""
+    """Return the members of each group, the groups in random order."""
     members: dict[str, list[str]] = {}
     for name in sorted(names):
         members.setdefault(groups[name] if groups else name, []).append(name)

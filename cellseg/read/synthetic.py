@@ -1,19 +1,17 @@
-"""Synthetic H&E tissue with its truth, in NYCU HW3's layout and formats.
+"""Synthetic H&E tissue with its ground truth, in NYCU HW3's layout and formats.
 
-It is for trying the whole way of the data where there is no data, no GPU and no
-network, and for tests; not for learning anything about real tissue. Four kinds of
-cells stand in for NYCU HW3's four classes and differ in size, shape and stain:
+For tests, and for a run from training to scores without data, GPU or network; not for
+learning about real tissue. The four classes differ in size, shape and stain:
 
-1. epithelial: large oval nuclei, pale, with clumped chromatin and a dark rim, packed
-   side by side in nests;
+1. epithelial: large oval nuclei, pale, with clumped chromatin and a dark rim, in nests;
 2. lymphocyte: small, round, very dark;
 3. neutrophil: a few small dark lobes, joined or apart, in pink cytoplasm;
 4. macrophage: large pale foamy cells, oval to kidney-shaped, with a nucleus inside.
 
-Pictures are made in optical density: each pixel holds an amount of haematoxylin and
-one of eosin, and light passes through both by the law of Beer and Lambert, with the
-stain vectors of Ruifrok & Johnston (Analytical and Quantitative Cytology and
-Histology 23(4), 2001, 291-299).
+Images are computed in optical density: each pixel holds an amount of haematoxylin and one
+of eosin, and light passes through both by the law of Beer and Lambert, with the stain
+vectors of Ruifrok & Johnston (Analytical and Quantitative Cytology and Histology 23(4),
+2001, 291-299).
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ from cellseg.stains import EOSIN, HAEMATOXYLIN
 Floats = NDArray[np.float32]
 
 EPITHELIAL, LYMPHOCYTE, NEUTROPHIL, MACROPHAGE = range(4)
-# Median area in pixels of NYCU HW3's cells, class by class.
+# Median area in pixels of NYCU HW3's cells, by class.
 MEDIAN_AREAS = (780.0, 278.0, 566.0, 2356.0)
-# Part of each class among the cells. In NYCU HW3 neutrophils and macrophages are
-# two in a hundred each; a small set needs more of them to show anything.
+# Fraction of each class. In NYCU HW3, neutrophils and macrophages are 2 % each, too few for a
+# small set.
 MIX = (0.35, 0.35, 0.15, 0.15)
-# Chance that a cell is set beside an earlier one of its class.
+# Chance that a cell is placed next to an earlier one of its class.
 _CLUSTERING = (0.6, 0.35, 0.0, 0.2)
 
 # Height, width of the images of a set, in turn.
@@ -68,25 +66,22 @@ def draw_tissue(
     height, width
         Size in pixels, from 1 x 1.
     rng
-        Where chance comes from; the same state gives the same picture.
+        Random generator; the same state gives the same image.
     cells_per_megapixel
-        Cells for each million pixels. Crowded tissue may get fewer: a cell that finds
-        no room in 40 tries is left out.
+        Cells per million pixels. Cells that find no room in 40 tries are omitted.
     scale
-        Length of everything relative to NYCU HW3's images; areas go with its
-        square. Below 1, a small image holds many cells.
+        Length relative to NYCU HW3's images; below 1, a small image holds many cells.
     mix
-        Relative frequency of each of the four classes. One of 0 doesn't occur.
+        `(4,)` relative frequencies of the classes.
 
     Returns
     -------
     image
         `(height, width, 3)` uint8 RGB.
     labels
-        Four label maps `(height, width)` int32, one a class: 0 is background, each
-        other value one cell. Values run on across the classes (class 1 has 1…n, class
-        2 begins with n + 1). No pixel is in two cells. A cell may be cut by the
-        image's edge, have a hole, or be in several pieces.
+        Four label maps `(height, width)` int32, one per class: 0 is background, each other
+        value one cell. Labels continue across the classes. Cells don't overlap; they can be
+        cut by the image's edge, have holes, or be in several pieces.
 
     Raises
     ------
@@ -104,15 +99,15 @@ def draw_tissue(
     tissue = _Tissue(height, width, rng, scale)
     n_cells = int(cells_per_megapixel * height * width / 1e6 + rng.random())
     # The largest first, so that there is room for them.
-    wanted = rng.choice(4, n_cells, p=weights / weights.sum())
-    for kind in sorted(wanted.tolist(), key=lambda kind: -MEDIAN_AREAS[kind]):
-        tissue.place(kind)
+    classes = rng.choice(4, n_cells, p=weights / weights.sum())
+    for class_ in sorted(classes.tolist(), key=lambda class_: -MEDIAN_AREAS[class_]):
+        tissue.place(class_)
     return tissue.render(), tissue.label_maps()
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, size: float) -> Floats:
-    """`(height, width)` smooth noise of mean 0 and deviation near 1, with spots of `size` px."""
-    # Blurred white noise on a coarse grid, enlarged: as smooth as a wide blur, far cheaper.
+    """Return `(height, width)` smooth noise, mean 0, deviation near 1, spots of `size` px."""
+    # Blurred white noise on a coarse grid, enlarged: much cheaper than a wide blur.
     step = max(1, round(size / 3))
     grid = rng.standard_normal((height // step + 4, width // step + 4), np.float32)
     sigma = max(size / step / 2, 0.5)
@@ -124,20 +119,20 @@ def _noise(rng: np.random.Generator, height: int, width: int, size: float) -> Fl
 
 
 def _ramp(value: Floats, low: float, high: float) -> Floats:
-    """0 below `low`, 1 above `high`, a straight line between."""
+    """Return 0 below `low`, 1 above `high`, linear between."""
     return np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
 class _Tissue:
-    """Two maps of stain and one of cells, filled cell by cell, each in its own box."""
+    """Two stain maps and a map of cells, to which cells are added one by one."""
 
     def __init__(self, height: int, width: int, rng: np.random.Generator, scale: float) -> None:
         self.rng = rng
         self.scale = scale
         self.size = height, width
         self.cells = np.zeros((height, width), np.int32)
-        self.kinds: list[int] = []
-        # y, x and radius of the cells of each kind, for their neighbours to come.
+        self.classes: list[int] = []
+        # y, x and radius of the cells of each class.
         self.placed: list[list[tuple[float, float, float]]] = [[], [], [], []]
 
         def noise(size: float) -> Floats:
@@ -168,7 +163,7 @@ class _Tissue:
         self.eosin += 0.5 * self.glass * tissue
 
     def _fibres(self) -> Floats:
-        """Bundles of wavy strands that run one way, `(H, W)`, deviation near 1."""
+        """Return `(H, W)` bundles of wavy strands in one direction, deviation near 1."""
         height, width = self.size
         y = np.arange(height, dtype=np.float32)[:, None] / np.float32(self.scale)
         x = np.arange(width, dtype=np.float32)[None] / np.float32(self.scale)
@@ -185,25 +180,23 @@ class _Tissue:
         )
         return waves
 
-    def place(self, kind: int) -> None:
-        """Add a cell of class `kind` (0…3) where there is room, or none."""
+    def place(self, class_: int) -> None:
+        """Add a cell of class `class_` (0…3) if there is room."""
         rng, (height, width) = self.rng, self.size
-        area = MEDIAN_AREAS[kind] * self.scale**2 * np.exp(rng.normal(0, 0.25))
+        area = MEDIAN_AREAS[class_] * self.scale**2 * np.exp(rng.normal(0, 0.25))
         radius = float(np.sqrt(area / np.pi))
-        half, depth, core = _shape(kind, radius, rng)
+        half, depth, core = _shape(class_, radius, rng)
         total = np.count_nonzero(depth > 0)
         for attempt in range(40):
-            y, x = (
-                rng.uniform(-radius / 2, height + radius / 2),
-                rng.uniform(-radius / 2, width + radius / 2),
-            )
-            neighbours = self.placed[kind]
-            # Two neutrophils side by side can't be told from one with more lobes.
-            if kind == NEUTROPHIL and any(
+            y = rng.uniform(-radius / 2, height + radius / 2)
+            x = rng.uniform(-radius / 2, width + radius / 2)
+            neighbours = self.placed[class_]
+            # Two adjacent neutrophils look like one with more lobes.
+            if class_ == NEUTROPHIL and any(
                 math.hypot(y - b, x - a) < 1.6 * (radius + other) for b, a, other in neighbours
             ):
                 continue
-            if neighbours and rng.random() < _CLUSTERING[kind]:
+            if neighbours and rng.random() < _CLUSTERING[class_]:
                 y, x, other = neighbours[rng.integers(len(neighbours))]
                 angle = rng.uniform(0, 2 * np.pi)
                 distance = (radius + other) * rng.uniform(0.92, 1.08)
@@ -220,9 +213,10 @@ class _Tissue:
                 slice(box[1].start - left, box[1].stop - left),
             )
             centre = min(max(round(y), 0), height - 1), min(max(round(x), 0), width - 1)
-            # Epithelial cells keep to the nests and the others out of them, mostly; where
-            # an image has no such place they take what there is.
-            at_home = (self.nest[centre] > 0.5) == (kind == EPITHELIAL) and self.glass[centre] < 0.2
+            # Epithelial cells are mostly in the nests and the others outside; after 25 tries
+            # they are placed anywhere.
+            in_nest = self.nest[centre] > 0.5
+            at_home = in_nest == (class_ == EPITHELIAL) and self.glass[centre] < 0.2
             if not at_home and attempt < 25 and rng.random() < 0.95:
                 continue
             inside = depth[window] > 0
@@ -230,15 +224,15 @@ class _Tissue:
             n_inside, n_free = np.count_nonzero(inside), np.count_nonzero(free)
             if n_inside < 0.12 * total or n_free < 0.88 * n_inside or n_free == 0:
                 continue
-            self._stain(kind, box, depth[window], core[window])
-            self.kinds.append(kind)
-            self.cells[box][free] = len(self.kinds)
-            self.placed[kind].append((y, x, radius))
+            self._stain(class_, box, depth[window], core[window])
+            self.classes.append(class_)
+            self.cells[box][free] = len(self.classes)
+            self.placed[class_].append((y, x, radius))
             return
 
-    def _stain(self, kind: int, box: tuple[slice, slice], depth: Floats, core: Floats) -> None:
-        """Stain a cell whose pixels lie `depth` px within its outline and `core` px within
-        its nucleus (outside: below 0)."""
+    def _stain(self, class_: int, box: tuple[slice, slice], depth: Floats, core: Floats) -> None:
+        """Stain a cell; `depth` and `core` are the distances in px of its pixels from its
+        outline and its nucleus (outside: below 0)."""
         rng, unit = self.rng, self.scale
         haematoxylin, eosin = self.haematoxylin[box], self.eosin[box]
         chromatin = self.chromatin[box]
@@ -252,14 +246,14 @@ class _Tissue:
 
         body = _ramp(depth, -0.5, 0.5)
         rim = np.exp(-np.square(depth / np.float32(2.2 * unit)))
-        if kind == EPITHELIAL:
+        if class_ == EPITHELIAL:
             clumps = _ramp(chromatin, 0.5, 1.6)
             h = strength * (0.42 + 0.06 * chromatin + 0.3 * clumps + 0.3 * rim)
             paint(body, h, 0.18)
-        elif kind == LYMPHOCYTE:
+        elif class_ == LYMPHOCYTE:
             paint(0.5 * _ramp(depth, -3 * unit, 0), 0.12, 0.12)
             paint(body, strength * (1.2 + 0.15 * chromatin), 0.3)
-        elif kind == NEUTROPHIL:
+        elif class_ == NEUTROPHIL:
             paint(0.8 * _ramp(depth, -8 * unit, -5 * unit), 0.06, 0.5)
             paint(body, strength * (0.9 + 0.1 * chromatin + 0.1 * rim), 0.5)
         else:
@@ -274,13 +268,13 @@ class _Tissue:
             paint(_ramp(core, -0.5, 0.5), nucleus, 0.2)
 
     def render(self) -> NDArray[np.uint8]:
-        """Shine light through the stains: `(H, W, 3)` uint8 RGB."""
+        """Return the image of the stains: `(H, W, 3)` uint8 RGB."""
         rng = self.rng
-        # Slides differ a little in their dyes and in how long they lay in them.
+        # Slides differ a little in their dyes and staining times.
         stains = np.array([HAEMATOXYLIN, EOSIN]) * rng.normal(1, 0.04, (2, 3))
         stains *= rng.normal(1, 0.08, (2, 1))
         density = np.stack([self.haematoxylin, self.eosin], axis=-1).clip(0) @ stains.astype("f4")
-        # The lens softens; the sensor adds grain.
+        # The lens blurs, the sensor adds noise.
         density = cv2.GaussianBlur(density, (0, 0), 0.7).reshape(*self.size, 3)
         light: NDArray[np.float32] = 245 * np.exp(-density)
         light += np.float32(1.5) * rng.standard_normal(light.shape, np.float32)
@@ -288,44 +282,39 @@ class _Tissue:
         return light.clip(0, 255).astype(np.uint8)
 
     def label_maps(self) -> list[NDArray[np.int32]]:
-        """Number the cells class by class; one `(H, W)` int32 label map for each of the four."""
-        kinds = np.array([-1, *self.kinds])
-        maps = []
-        number = 1
-        for kind in range(4):
-            members = np.flatnonzero(kinds == kind)
-            table = np.zeros(len(kinds), np.int32)
-            table[members] = np.arange(number, number + len(members))
-            number += len(members)
-            maps.append(table[self.cells])
-        return maps
+        """Return a `(H, W)` int32 label map for each class, labels continuing across them."""
+        classes = np.array([-1, *self.classes])
+        order = np.argsort(classes, kind="stable")[1:]
+        labels = np.zeros(len(classes), np.int32)
+        labels[order] = np.arange(1, len(classes))
+        return [(labels * (classes == k))[self.cells] for k in range(4)]
 
 
-def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Floats, Floats]:
-    """Shape of a cell with the area of a disc of `radius` px.
+def _shape(class_: int, radius: float, rng: np.random.Generator) -> tuple[int, Floats, Floats]:
+    """Return the shape of a cell with the area of a disc of `radius` px.
 
-    Returns the half-width of its box and two `(2 half + 1, 2 half + 1)` maps: about how
-    many pixels a point lies within the outline, and within the nucleus, below 0 outside.
+    It is the half-width of its box and two `(2 half + 1, 2 half + 1)` maps: about how many
+    pixels a point is inside the outline, and inside the nucleus, below 0 outside.
     """
     half = int(np.ceil(2.4 * radius)) + 4
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     y -= np.float32(rng.uniform(-0.5, 0.5))
     x -= np.float32(rng.uniform(-0.5, 0.5))
-    # No outline is a clean curve.
+    # Outlines are never clean curves.
     ragged = _noise(rng, len(y), len(y), 0.9 * radius) * np.float32(0.06 * radius)
-    if kind == NEUTROPHIL:
+    if class_ == NEUTROPHIL:
         depth = _lobes(y, x, radius, rng) + ragged
         return half, depth, depth
-    if kind == EPITHELIAL:
+    if class_ == EPITHELIAL:
         depth = _oval(y, x, radius, rng.uniform(1.15, 1.8), rng.uniform(0, 0.12), rng)
         if rng.random() < 0.03:
             depth = np.minimum(depth, np.hypot(y, x) - np.float32(0.35 * radius))
         return half, depth + ragged, depth
-    if kind == LYMPHOCYTE:
+    if class_ == LYMPHOCYTE:
         depth = _oval(y, x, radius, rng.uniform(1.0, 1.25), 0, rng)
         return half, depth + ragged, depth
     depth = _oval(y, x, radius, rng.uniform(1.1, 1.6), rng.uniform(0, 0.35), rng)
-    # The nucleus lies to one side.
+    # The nucleus is off-centre.
     away, angle = radius * rng.uniform(0.1, 0.35), rng.uniform(0, 2 * np.pi)
     y, x = y - np.float32(away * np.sin(angle)), x - np.float32(away * np.cos(angle))
     core = _oval(y, x, 0.45 * radius, rng.uniform(1.1, 1.5), rng.uniform(0, 0.4), rng)
@@ -335,7 +324,7 @@ def _shape(kind: int, radius: float, rng: np.random.Generator) -> tuple[int, Flo
 def _oval(
     y: Floats, x: Floats, radius: float, elongation: float, bend: float, rng: np.random.Generator
 ) -> Floats:
-    """Depth map of an oval of any heading, `elongation` times as long as wide, bent by `bend`."""
+    """Return the depth map of a randomly oriented oval of that length by width, and bend."""
     angle = rng.uniform(0, 2 * np.pi)
     sine, cosine = np.float32(np.sin(angle)), np.float32(np.cos(angle))
     stretch = np.float32(np.sqrt(elongation))
@@ -347,7 +336,7 @@ def _oval(
 
 
 def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Floats:
-    """Depth map of two to four lobes in a chain that curls, some of them apart."""
+    """Return the depth map of two to four lobes in a curled chain, some of them apart."""
     n_lobes = int(rng.choice([2, 3, 4], p=[0.3, 0.5, 0.2]))
     lobe = radius / np.sqrt(n_lobes)
     heading, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
@@ -360,14 +349,8 @@ def _lobes(y: Floats, x: Floats, radius: float, rng: np.random.Generator) -> Flo
     middle = np.mean(centres, axis=0)
     depth = np.full_like(y, -np.inf)
     for cy, cx in np.asarray(centres) - middle:
-        part = _oval(
-            y - np.float32(cy),
-            x - np.float32(cx),
-            lobe * rng.uniform(0.95, 1.15),
-            rng.uniform(1, 1.4),
-            0,
-            rng,
-        )
+        size, elongation = lobe * rng.uniform(0.95, 1.15), rng.uniform(1, 1.4)
+        part = _oval(y - np.float32(cy), x - np.float32(cx), size, elongation, 0, rng)
         depth = np.maximum(depth, part)
     return depth
 
@@ -390,26 +373,25 @@ def write_dataset(
         train/<name>/class<K>.tif       float64, uncompressed, if class K (1…4) occurs
         test_release/<name>.tif         as image.tif
         test_image_name_to_ids.json     [{"file_name", "id", "height", "width"}, …]
-        test_masks/<name>/class<K>.tif  for scoring; NYCU HW3 keeps these to itself
+        test_masks/<name>/class<K>.tif  for scoring; not published for NYCU HW3
 
-    The same arguments give the same bytes. Every third training image lacks class 3
-    or 4, as most of NYCU HW3's do. The set is made in a folder beside `folder` and
-    then put in its place; one that was there before goes, with all that lies in it.
+    The same arguments give the same bytes. Every third training image lacks class 3 or 4, as
+    most of NYCU HW3's do. The set is written to a temporary folder that then replaces `folder`.
 
     Parameters
     ----------
     folder
-        Where the set comes to be: a new or empty folder, or a former set of this function.
+        A new or empty folder, or a data set of this function, which is replaced.
     n_train, n_test
-        Number of images of each part.
+        Number of training and test images.
     seed
-        From 0.
+        Random seed, 0 or more.
     sizes
-        Height and width in pixels, taken in turn.
+        Heights and widths in pixels, used in turn.
     cells_per_megapixel, scale
         As for `draw_tissue`.
     n_empty
-        How many of the training images, the last ones, have no cell at all.
+        Number of training images without cells, the last ones.
 
     Raises
     ------
@@ -419,13 +401,11 @@ def write_dataset(
     folder = Path(folder).absolute()
     try:
         if folder.exists() and not folder.is_dir():
-            raise InputError(
-                f"{folder}: a file, but a folder was expected; name another or delete it"
-            )
+            raise InputError(f"{folder}: a file, expected a folder; choose another or delete it")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
             raise InputError(
-                f"{folder}: holds other files than a synthetic data set (there is no {MARKER}), "
-                "which would be lost; name a new or an empty folder"
+                f"{folder}: contains other files than a synthetic data set (no {MARKER}), which "
+                "would be lost; choose a new or an empty folder"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -438,9 +418,8 @@ def write_dataset(
                 folder.rename(Path(temporary) / "former")
             new_folder.rename(folder)
     except OSError as error:
-        reason = error.strerror or error
         raise InputError(
-            f"{folder}: the data set can't be written there ({reason}); "
+            f"{folder}: the data set can't be written there ({error.strerror or error}); "
             "make room or choose another place"
         ) from error
 
@@ -460,7 +439,7 @@ def _write_parts(
     (folder / "test_release").mkdir()
     parts = [("train", i) for i in range(n_train)] + [("test", i) for i in range(n_test)]
     for part, i in tqdm(parts, desc="drawing tissue", unit="image", disable=None):
-        # Each image has a stream of chance of its own: more of them don't change the first.
+        # A separate random stream for each image: more images don't change the first ones.
         rng = np.random.default_rng([seed, part == "test", i])
         name = str(uuid.UUID(bytes=rng.bytes(16), version=4))
         height, width = sizes[i % len(sizes)]
@@ -478,16 +457,16 @@ def _write_parts(
             masks = folder / "test_masks" / name
             masks.mkdir(parents=True)
             _write_image(folder / "test_release" / f"{name}.tif", image)
-            listed.append({"file_name": f"{name}.tif", "height": height, "width": width})
+            listed.append((f"{name}.tif", height, width))
         for number, label_map in enumerate(labels, 1):
             if label_map.any():
                 tifffile.imwrite(masks / f"class{number}.tif", label_map.astype(np.float64))
-    listed.sort(key=lambda entry: str(entry["file_name"]))
     test_list = [
-        {"file_name": entry["file_name"], "id": i, **entry} for i, entry in enumerate(listed, 1)
+        {"file_name": name, "id": i, "height": height, "width": width}
+        for i, (name, height, width) in enumerate(sorted(listed), 1)
     ]
     (folder / "test_image_name_to_ids.json").write_text(json.dumps(test_list, indent=1) + "\n")
-    made_with = {
+    arguments = {
         "n_train": n_train,
         "n_test": n_test,
         "seed": seed,
@@ -496,7 +475,7 @@ def _write_parts(
         "scale": scale,
         "n_empty": n_empty,
     }
-    (folder / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
+    (folder / MARKER).write_text(json.dumps(arguments, indent=1) + "\n")
 
 
 def _write_image(path: Path, image: NDArray[np.uint8]) -> None:

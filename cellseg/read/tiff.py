@@ -1,8 +1,7 @@
-"""Reading microscope images and label maps from files, whole or not at all.
+"""Read whole microscope images and label maps.
 
-What comes out depends on the file alone: the same pixels for training and for
-prediction, whatever the format they were stored in. A file that is damaged is refused,
-also where its decoder would fill the gap with zeros.
+Pixels are the same for training and prediction and in every file format. Damaged files are
+errors, also where the decoder would fill gaps with zeros.
 """
 
 from __future__ import annotations
@@ -26,16 +25,14 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 
-# Slides are large; where the memory can't hold one, `decode_errors` says so.
-PIL.Image.MAX_IMAGE_PIXELS = None
+PIL.Image.MAX_IMAGE_PIXELS = None  # slides are large; `decode_errors` handles MemoryError
 
-# The value of a TIFF's PhotometricInterpretation where the numbers rise from white to black.
+# The value of a TIFF's PhotometricInterpretation for values that rise from white to black.
 WHITE_IS_ZERO = 0
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 
-# tifffile writes what it finds odd to its log and goes on. What matters of it is checked
-# here and raised, so its lines are kept off the user's screen.
+# tifffile logs problems and continues. Those that matter are checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -43,18 +40,17 @@ _PNG_MAGIC = b"\x89PNG"
 _JPEG_MAGIC = b"\xff\xd8"
 _BMP_MAGIC = b"BM"
 
-# 65535 -> 255, v -> round(v / 257): a rule that knows nothing of the image, so that two
-# windows of one image, or two images of one slide, keep their brightness to each other.
+# 65535 -> 255, v -> round(v / 257): independent of the image, so that windows of one image and
+# images of one slide keep their relative brightness.
 _TO_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Read an image as 8-bit RGB.
 
-    TIFF, PNG, JPEG and BMP, told apart by their content. An alpha channel is dropped,
-    grey is repeated in the three channels. 16 bits become 8 by a fixed rule,
-    `round(v / 257)`, never by the image's own range. JPEGs are turned as their EXIF
-    orientation says; TIFFs are taken as they are stored.
+    TIFF, PNG, JPEG and BMP are identified by content. Alpha channels are dropped, grey is
+    repeated in three channels, 16 bits become 8 by `round(v / 257)`. JPEGs are oriented by
+    EXIF; TIFFs are read as stored.
 
     Returns
     -------
@@ -63,8 +59,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises
     ------
     InputError
-        If the file can't be read, is damaged, holds several images of one size, or
-        pixels that are neither 8- nor 16-bit grey or RGB.
+        If the file can't be read, is damaged, has several images of one size, or is neither
+        8- nor 16-bit grey or RGB.
     """
     path = Path(path)
     magic = _magic(path)
@@ -80,7 +76,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
                 pixels = np.moveaxis(pixels, 0, -1)
             pixels = to_rgb(pixels, page.photometric == WHITE_IS_ZERO)
     elif magic == _PNG_MAGIC:
-        # Pillow would cut colour of 16 bits to the high byte.
+        # Pillow would cut 16-bit colour to the high byte.
         with decode_errors(path):
             pixels = to_rgb(imagecodecs.png_decode(path.read_bytes()))
     else:
@@ -90,19 +86,19 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint8]:
-    """Turn pixels as they are stored into 8-bit RGB.
+    """Convert stored pixels to 8-bit RGB.
 
     Parameters
     ----------
     pixels
-        `(H, W)` or `(H, W, C)` array, uint8 or uint16: grey, grey and alpha, RGB, or RGB
-        and what follows it.
+        `(H, W)` or `(H, W, C)` array, uint8 or uint16: grey, grey and alpha, or RGB and any
+        further channels.
     white_is_zero
-        Whether the numbers rise from white to black.
+        Whether values rise from white to black.
 
     Returns
     -------
-    `(H, W, 3)` uint8: the same memory where nothing is to be changed.
+    `(H, W, 3)` uint8, without a copy if nothing changes.
     """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -110,23 +106,18 @@ def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint
         pixels = _TO_8_BIT[pixels]
     interleaved = pixels.shape[2] == 3 and pixels.strides[1:] == (3, 1)
     if interleaved and not white_is_zero:
-        return pixels  # a slide of 1.2 GB needn't be held twice
+        return pixels  # a slide of 1.2 GB isn't copied
     source = (0, 1, 2) if pixels.shape[2] >= 3 else (0, 0, 0)
     rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for channel in range(3):  # four times as fast as one copy of the window [:, :, :3]
+    for channel in range(3):  # four times as fast as one copy of [:, :, :3]
         rgb[:, :, channel] = pixels[:, :, source[channel]]
     return np.invert(rgb, out=rgb) if white_is_zero else rgb
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Read the height and the width of an image, in pixels, from its header alone.
+    """Return height and width in pixels of the image that `read_image` reads, from the header.
 
-    They are those of what `read_image` returns.
-
-    Raises
-    ------
-    InputError
-        If the header can't be read, or says that `read_image` would refuse the file.
+    Raises InputError if the header can't be read, or `read_image` would reject the file by it.
     """
     path = Path(path)
     magic = _magic(path)
@@ -135,7 +126,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             check_image(path, page)
             return page.imagelength, page.imagewidth
     if magic == _PNG_MAGIC:
-        # Pillow would look at more than the header, and refuse what `read_image` takes.
+        # Pillow reads more than the header, and rejects files that `read_image` reads.
         with decode_errors(path), open(path, "rb") as file:
             chunk, width, height = struct.unpack(">12x4sII", file.read(24))
             if chunk != b"IHDR" or not (width and height):
@@ -143,13 +134,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return height, width
     with _pillow(path, magic) as picture, decode_errors(path):
         width, height = picture.size
-        # EXIF orientations 5 to 8 lie on their side; there are no others beyond 4.
+        # EXIF orientations 5 to 8 swap height and width; 8 is the largest.
         sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
     return (width, height) if sideways else (height, width)
 
 
-# The codecs of pictures, as JPEG in its many forms, may change numbers a little; PNG (34933)
-# doesn't. So may LERC (34887).
+# Image codecs, such as all types of JPEG, can change values, except PNG (34933); so can
+# LERC (34887).
 _LOSSY = (tifffile.TIFF.IMAGE_COMPRESSIONS - {34933}) | {34887}
 
 
@@ -158,53 +149,55 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
 
     Returns
     -------
-    `(H, W)` array with the values and the type that the file has: any integer or float
-    type. 0 is background, each other value one instance. The values are not checked.
+    `(H, W)` array of the file's integer or float type. 0 is background, each other value one
+    instance. Values are not checked.
 
     Raises
     ------
     InputError
-        If the file can't be read, is damaged, or doesn't hold one number a pixel.
+        If the file can't be read, is damaged, or doesn't have one value per pixel.
     """
     path = Path(path)
     if not is_tiff(path):
-        raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one number a pixel")
+        raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one value per pixel")
     with _tiff_page(path) as page:
         if page.samplesperpixel != 1:
             raise InputError(
-                f"{path}: {page.samplesperpixel} channels, but a label map has one number a "
-                "pixel (0 for background, one value a cell); save it so"
+                f"{path}: {page.samplesperpixel} channels, expected one value per pixel (0 for "
+                "background, one value per cell); save it again"
             )
         if page.dtype.kind == "c":
-            raise InputError(f"{path}: complex numbers, but labels are whole numbers; save it so")
+            raise InputError(f"{path}: complex numbers, expected integers; save it again")
         if page.compression in _LOSSY:
             raise InputError(
                 f"{path}: compressed as {tifffile.COMPRESSION(page.compression).name}, which may "
-                "change the labels; save it anew without compression or with LZW or Deflate, "
-                "from what it was made of"
+                "change the labels; save the original again without compression or with LZW or "
+                "Deflate"
             )
         labels: NDArray[Any] = page.asarray(maxworkers=1)
     return labels.view(np.uint8) if labels.dtype == bool else labels
 
 
 def is_tiff(path: Path) -> bool:
-    """Return by its content whether a file is a TIFF; raise `InputError` if it's no image."""
+    """Return whether a file is a TIFF, by content. Raises InputError if it's no image."""
     return _magic(path) in _TIFF_MAGIC
 
 
 def _magic(path: Path) -> bytes:
-    """Tell the format by the file's first bytes, cut to what they are compared with."""
+    """Return the first bytes of a file, cut to those that identify the format."""
     try:
         with open(path, "rb") as file:
             head = file.read(4)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: a folder, but an image file should be there") from None
+        raise InputError(f"{path}: a folder, expected an image file") from None
     except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); check its rights") from None
-    except ValueError:  # what no system takes
-        raise InputError(f"{str(path)!r}: not the name of a file; mend it") from None
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}); check its permissions"
+        ) from None
+    except ValueError:  # such as a null character in the name
+        raise InputError(f"{str(path)!r}: not the name of a file; fix it") from None
     if not head:
         raise InputError(f"{path}: an empty file; copy or export it again")
     for magic in (*_TIFF_MAGIC, _PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC):
@@ -215,50 +208,50 @@ def _magic(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def decode_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder trips over into one line."""
+    """Raise InputError for all errors of decoders in the block."""
     try:
         yield
     except InputError:
         raise
     except MemoryError:
         raise InputError(f"{path}: too large for the memory; cut it into smaller images") from None
-    except Exception as error:  # noqa: BLE001 (a damaged file can trip a decoder anywhere)
+    except Exception as error:  # noqa: BLE001 (damaged files can cause any error)
         reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: damaged or of an unknown kind ({reason}); copy or export it again"
+            f"{path}: damaged or of an unknown type ({reason}); copy or export it again"
         ) from None
 
 
 @contextlib.contextmanager
 def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
-    kind = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
+    format_name = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
     with decode_errors(path):
-        picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[kind])
+        picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[format_name])
     with picture:
         yield picture
 
 
 @contextlib.contextmanager
 def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
-    """Open the one image of a TIFF, with all of its pixels surely in the file."""
+    """Open the main page of a TIFF, after checking that its pixels are complete."""
     with decode_errors(path), tifffile.TiffFile(path) as tiff:
         yield main_page(path, tiff)
 
 
 def main_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """Find the one image of a TIFF, at its finest; raise if its pixels are not all there.
+    """Return the one image of a TIFF, at full resolution.
 
-    What is raised becomes one line within `decode_errors`.
+    Raises errors for `decode_errors` if there are several or pixels are missing.
     """
     page = tiff.pages[0]
     last = tiff.pages[-1]
     _, following = _read_directory(tiff, page)
     for other in tiff.pages[1:]:
-        # Thumbnails and the coarser levels of a pyramid are fine.
+        # Thumbnails and reduced levels of a pyramid are allowed.
         if not other.is_reduced and other.shape == page.shape:
             raise InputError(
-                f"{path}: a stack of {len(tiff.pages)} images, but one is expected; "
-                "save the one you mean as a file of its own"
+                f"{path}: a stack of {len(tiff.pages)} images, expected one; save it as a "
+                "separate file"
             )
     check_directory(tiff, page)
     if last is not page:
@@ -269,7 +262,7 @@ def main_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
 
 
 def _read_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:
-    """Read a page's list of tags: their codes, and where the next page's list begins."""
+    """Return the tag codes of a page, and the offset of the next page's directory."""
     form, file = tiff.tiff, tiff.filehandle
     file.seek(page.offset)
     (n_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
@@ -282,58 +275,58 @@ def _read_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[s
     return codes, following
 
 
-# The tags that say how the pixels are stored.
+# The tags that describe the storage of pixels.
 _PIXEL_TAGS = frozenset(
     [256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339]
 )
 
 
 def segment_size(page: tifffile.TiffPage) -> tuple[int, int]:
-    """Return height and width, in pixels, of the tiles or strips that a page is stored in."""
+    """Return height and width, in pixels, of the tiles or strips of a page."""
     if page.is_tiled:
         return page.tilelength, page.tilewidth
     return page.rowsperstrip, page.imagewidth
 
 
 def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
-    """Raise if a page's description is broken or its pixels are not all in the file.
+    """Raise ValueError if a page's tags are broken or its pixels are not all in the file.
 
-    tifffile logs such damage, if that, and fills what is missing with zeros.
+    tifffile at best logs such damage, and fills gaps with zeros.
     """
     codes, _ = _read_directory(tiff, page)
     missing = sorted(code for code in codes & _PIXEL_TAGS if code not in page.tags)
     if missing:
         raise ValueError(f"the tag {missing[0]} can't be read")
     if page.dtype is None:
-        raise ValueError(f"{page.bitspersample}-bit numbers of format {page.sampleformat}")
+        raise ValueError(f"{page.bitspersample}-bit values of format {page.sampleformat}")
     if page.imagelength < 1 or page.imagewidth < 1 or page.samplesperpixel < 1:
         raise ValueError(f"no pixels: {page.imagewidth} x {page.imagelength}")
     if page.imagedepth != 1:
-        raise ValueError("a volume, but a flat image is expected")
+        raise ValueError("a volume, expected a flat image")
     if page.planarconfig not in (1, 2) and page.samplesperpixel > 1:
-        raise ValueError(f"channels laid out in the way {page.planarconfig}, not 1 or 2")
+        raise ValueError(f"planar configuration {page.planarconfig}, expected 1 or 2")
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     height, width = segment_size(page)
     segments = planes * math.ceil(page.imagelength / height) * math.ceil(page.imagewidth / width)
     if not segments == len(page.dataoffsets) == len(page.databytecounts):
-        raise ValueError(f"{len(page.dataoffsets)} pieces of pixels in place of {segments}")
+        raise ValueError(f"{len(page.dataoffsets)} pieces of pixels, expected {segments}")
     end = tiff.filehandle.size
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset < 1 or count < 1:
-            raise ValueError("a piece of its pixels was never written")
+            raise ValueError("a piece of its pixels is missing")
         if offset + count > end:
             raise ValueError(f"cut off: {end} bytes of at least {offset + count}")
 
 
-# JPEG and JPEG 2000, also as Aperio's: each segment ends in the marker FF D9.
+# JPEG and JPEG 2000, including Aperio's: each segment ends in the marker FF D9.
 _WITH_END_MARKER = (7, 33003, 33004, 33005, 34712)
 
 
 def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
-    """Raise if a segment of a page ends in a hole, as a copy may leave it.
+    """Raise ValueError if a segment of a page ends in zeros, as in an incomplete copy.
 
-    The decoders of JPEG and JPEG 2000 make something up in its place. A segment that lacks
-    the marker alone is taken, and so are the pieces of NDPI's one large JPEG, which have none.
+    The decoders of JPEG and JPEG 2000 would invent pixels. Segments that only lack the marker
+    are valid, and so are the pieces of NDPI's one large JPEG, which have none.
     """
     if page.compression not in _WITH_END_MARKER or page.jpegheader is not None or not data:
         return
@@ -342,21 +335,21 @@ def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
 
 
 def check_image(path: Path, page: tifffile.TiffPage) -> None:
-    """Raise if the pixels are not 8- or 16-bit grey or RGB."""
+    """Raise InputError if the pixels are not 8- or 16-bit grey or RGB."""
     photometric, samples = page.photometric, page.samplesperpixel
     grey = photometric in (0, 1) and samples in (1, 2)
-    # Of the grey ones with three channels the writer forgot to say that they are colours.
-    # YCbCr comes out of the decoder of JPEG, and of its like, as RGB; elsewhere it stays.
+    # Grey with three channels is RGB with a wrong tag. JPEG and similar decoders convert YCbCr
+    # to RGB, others don't.
     decoded = photometric == 6 and page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS
     colour = (photometric == 2 and samples >= 3) or ((photometric == 1 or decoded) and samples == 3)
     if not (grey or colour):
         name = getattr(photometric, "name", photometric)
         raise InputError(
-            f"{path}: colours of the kind {name} with {samples} channels, but RGB or grey is "
-            "expected; save it as RGB"
+            f"{path}: colours of type {name} with {samples} channels, expected RGB or grey; save "
+            "it as RGB"
         )
     if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
         raise InputError(
-            f"{path}: {page.bitspersample}-bit {page.dtype} pixels, but unsigned numbers of 8 "
-            "or 16 bits are expected; save it as 8-bit RGB"
+            f"{path}: {page.bitspersample}-bit {page.dtype} pixels, expected unsigned integers of "
+            "8 or 16 bits; save it as 8-bit RGB"
         )

@@ -1,8 +1,8 @@
-"""Reading an image window by window, so that a slide never has to be held whole.
+"""Read images window by window, so that slides never have to be in memory as a whole.
 
-A TIFF stores its pixels in *segments*, tiles or strips, each compressed by itself. Only
-those that a window touches are read and decoded, and some are kept, so that windows that
-overlap don't decode them again. What is not compressed is read in place.
+A TIFF stores its pixels in *segments*, tiles or strips, each compressed separately. Only
+those that a window needs are decoded, and some are cached for overlapping windows.
+Uncompressed pixels are memory-mapped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from cellseg.read.tiff import (
     to_rgb,
 )
 
-# Enough for a window and, as long as the next row of windows needs them, the segments below
-# it: two rows of 512 x 512 pixels across a slide 20,000 wide.
+# Enough for a window and the segments that the next row of windows needs too: two rows of
+# 512 x 512 pixels across a slide 20,000 wide.
 CACHE_BYTES = 64 * 2**20
 
 
@@ -45,9 +45,9 @@ class WindowedImage(abc.ABC):
     Attributes
     ----------
     size
-        Height and width, in pixels, of what is read.
+        Height and width in pixels of the opened level.
     levels
-        Heights and widths of the levels of its pyramid, the finest first: `size` is one.
+        Heights and widths of the levels of its pyramid, from full resolution.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -55,22 +55,22 @@ class WindowedImage(abc.ABC):
         self.levels: tuple[tuple[int, int], ...] = (size,)
 
     def read(self, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-        """Read a window. Threads may do so at the same time.
+        """Read a window; safe to call from several threads.
 
         Parameters
         ----------
         window
-            XYXY in pixels, right and bottom edge exclusive; within the image and not empty.
+            XYXY in pixels, right and bottom edge exclusive, within the image and not empty.
 
         Returns
         -------
-        `(y1 - y0, x1 - x0, 3)` uint8 RGB, C-contiguous and the caller's own: the pixels
-        that `cellseg.read.tiff.read_image` gives there.
+        A writable `(y1 - y0, x1 - x0, 3)` uint8 RGB array, C-contiguous, with the pixels of
+        `cellseg.read.tiff.read_image`.
 
         Raises
         ------
         InputError
-            If what is stored there is damaged.
+            If the stored pixels are damaged.
         ValueError
             If the window is empty or not within the image.
         """
@@ -84,11 +84,11 @@ class WindowedImage(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of the file and the memory; nothing can be read from then on."""
+        """Release file and memory; nothing can be read afterwards."""
 
     @abc.abstractmethod
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
-        """Fill a window, empty so far, whose first pixel lies at `x0`, `y0`."""
+        """Fill an uninitialised window whose first pixel is at `x0`, `y0`."""
 
     def __enter__(self) -> WindowedImage:
         return self
@@ -98,26 +98,17 @@ class WindowedImage(abc.ABC):
 
 
 def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
-    """Open the image in which cells lie.
+    """Open an image as `open_image` does, and check its height and width in pixels.
 
-    Parameters
-    ----------
-    path, level
-        As `open_image` takes them.
-    size
-        Height and width that it must have, in pixels.
-
-    Raises
-    ------
-    InputError
-        As `open_image` does, or if the image has another size.
+    Raises InputError if `open_image` does or the image has another size.
     """
     opened = open_image(path, level)
     if opened.size != size:
         opened.close()
         raise InputError(
-            f"{path}: {opened.size[0]} x {opened.size[1]} pixels (height x width), but its cells "
-            f"lie in {size[0]} x {size[1]}; name the data folder that they are of with --data"
+            f"{path}: {opened.size[0]} x {opened.size[1]} pixels (height x width), expected "
+            f"{size[0]} x {size[1]} as in its annotations or results; set the data folder with "
+            "--data"
         )
     return opened
 
@@ -125,30 +116,27 @@ def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> Win
 def open_image(
     path: str | os.PathLike[str], level: int = 0, cache_bytes: int = CACHE_BYTES
 ) -> WindowedImage:
-    """Open an image to read it window by window.
+    """Open an image for reading window by window.
 
-    It takes what `cellseg.read.tiff.read_image` takes and refuses, before any pixel is
-    decoded, what that refuses by the header. How much memory it needs depends on how the
-    file is stored. Tiles are best. A window of strips costs the image's whole width, and
-    of one compressed strip the whole image, which is then decoded once and kept. So are
-    PNG, JPEG and BMP, which have no segments at all.
+    Supports the files of `cellseg.read.tiff.read_image`, and checks headers as that does.
+    Memory depends on the storage: tiles are best; windows of strips take the image's whole
+    width; one compressed strip, PNG, JPEG and BMP are decoded once and kept as a whole.
 
     Parameters
     ----------
     path
         The file.
     level
-        Of a TIFF with a pyramid, which level to read: 0 is the finest. The coarser ones
-        are its sub-images (SubIFDs, as in OME-TIFF) or further pages, flagged as reduced
-        or tiled as the first is (as in Aperio's SVS), that have its proportions.
+        Level of a TIFF pyramid, 0 for full resolution. Levels are sub-images (SubIFDs, as in
+        OME-TIFF) or further pages that are flagged as reduced or tiled as the first page is
+        (as in Aperio's SVS), with its proportions.
     cache_bytes
-        How much to keep of what was decoded, as 8-bit RGB. At least one segment is kept.
+        Size of the cache of decoded 8-bit RGB; at least one segment is cached.
 
     Raises
     ------
     InputError
-        If the file can't be read, is damaged or of a kind that is not taken, or has no
-        such level.
+        If the file can't be read, is damaged or not supported, or has no such level.
     """
     path = Path(path)
     if not is_tiff(path):
@@ -162,23 +150,23 @@ def open_image(
         check_directory(tiff, page)
         check_image(path, page)
         image: WindowedImage
-        if page.is_final:  # as numpy would store it
+        if page.is_final:  # stored as numpy would
             image = _StoredImage(path, tiff, page)
         else:
             image = _SegmentedImage(path, tiff, page, cache_bytes)
         image.levels = tuple((each.imagelength, each.imagewidth) for each in pyramid)
-        files.pop_all()  # from here on the image closes the file
+        files.pop_all()  # now the image closes the file
         return image
 
 
 def from_array(array: NDArray[Any]) -> WindowedImage:
-    """Read windows of an array as those of a file are read.
+    """Return an image that reads windows of an array.
 
     Parameters
     ----------
     array
-        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha. It
-        is not copied.
+        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha. It is
+        not copied.
 
     Raises
     ------
@@ -208,14 +196,14 @@ class _ArrayImage(WindowedImage):
 
 
 class _TiffImage(WindowedImage):
-    """A page of a TIFF; pixels come from its file plane by plane."""
+    """A page of a TIFF, read plane by plane."""
 
     def __init__(self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
         super().__init__((page.imagelength, page.imagewidth))
         self._path = path
         self._tiff = tiff
         self._page = page
-        # Of planes stored one after the other those of the colours, without the alpha.
+        # Separate planes are read without the alpha.
         colours = 3 if page.samplesperpixel >= 3 else 1
         self._planes = range(colours if page.planarconfig == 2 else 1)
 
@@ -227,13 +215,13 @@ class _TiffImage(WindowedImage):
 
 
 class _StoredImage(_TiffImage):
-    """Pixels that are stored as they are and in one piece."""
+    """Pixels that are stored uncompressed and in one piece."""
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
         dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
         with decode_errors(self._path):
-            # Mapped again for each window, so that the memory doesn't fill with what was read.
+            # Mapped again for each window, so that pages read don't stay in memory.
             stored = self._tiff.filehandle.memmap_array(
                 dtype, self._page.shaped, self._page.dataoffsets[0]
             )
@@ -241,12 +229,11 @@ class _StoredImage(_TiffImage):
 
 
 class _SegmentedImage(_TiffImage):
-    """Pixels in tiles or strips that have to be decoded; some are kept.
+    """Pixels in tiles or strips that have to be decoded; some are cached.
 
-    Windows mostly come row by row, from the top left. Of the segments kept, the highest,
-    and of these the leftmost, is then the first that no later window needs. Hence it goes
-    first, also where a row of windows is more than can be kept. A window further up begins
-    again.
+    Windows mostly come row by row, from the top left. The first cached segment that no later
+    window needs is then the topmost, and of these the leftmost, which is removed first. A
+    window further up clears the cache.
     """
 
     def __init__(
@@ -258,9 +245,9 @@ class _SegmentedImage(_TiffImage):
         self._grid = math.ceil(height / high), math.ceil(width / wide)
         self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._max_cached = max(1, cache_bytes // (3 * high * wide))
-        self._top = 0  # the row of segments that the last window began in
+        self._top = 0  # row of segments in which the last window began
         self._cache_lock = threading.Lock()
-        self._file_lock = threading.Lock()  # where the file stands belongs to one thread at a time
+        self._file_lock = threading.Lock()  # for the position in the file
 
     def close(self) -> None:
         super().close()
@@ -309,24 +296,21 @@ class _SegmentedImage(_TiffImage):
         segment, _, _ = page.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
         )
-        plane: NDArray[Any] = segment[0]  # of a flat image, whose depth is 1
+        plane: NDArray[Any] = segment[0]  # depth 1
         return plane
 
 
 def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """List the levels of an image, the finest first."""
+    """Return the levels of an image, from full resolution."""
     others = [*tiff.pages[1:], *(page.pages or ())]
     coarser = [other for other in others if _is_coarser(other, page)]
     return [page, *sorted(coarser, key=lambda level: -level.imagelength * level.imagewidth)]
 
 
 def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
-    """Return whether a page shows what another one shows, in fewer pixels.
-
-    Not so a slide's label and macro photograph, nor its thumbnail.
-    """
+    """Return whether a page is a reduced level of another, not a label, macro or thumbnail."""
     h, w, height, width = other.imagelength, other.imagewidth, page.imagelength, page.imagewidth
-    # Each side may have been rounded either way, by less than a pixel.
+    # Each side can be rounded up or down.
     in_proportion = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
     return bool(
         h * w < height * width
@@ -339,4 +323,4 @@ def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
 def _check_level(path: Path, level: int, count: int) -> None:
     if not 0 <= level < count:
         levels = "1 level, 0" if count == 1 else f"{count} levels, 0 to {count - 1}"
-        raise InputError(f"{path}: it has {levels}, but level {level} was asked for; take another")
+        raise InputError(f"{path}: has {levels}, but level {level} was requested; choose another")

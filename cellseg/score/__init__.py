@@ -1,1 +1,1 @@
-"""From results and annotations to numbers."""
+"""Metrics of results against annotations."""

@@ -1,9 +1,9 @@
-"""The aggregated Jaccard index: pixels that matched cells share, of all that any cell covers.
+"""Aggregated Jaccard index: intersection of matched cells over the union of all cells.
 
 AJI: N. Kumar et al., IEEE TMI 36(7), 2017, doi 10.1109/TMI.2017.2677499. Each ground-truth cell
-takes the detected cell of greatest IoU, which several may take; that punishes over-count.
+is matched with the detection of highest IoU, which several may share: penalises over-detection.
 AJI+: S. Graham et al., Medical Image Analysis 58, 2019, doi 10.1016/j.media.2019.101563.
-Each detected cell is given once, so that the sum of IoU is greatest.
+One-to-one assignment with the highest sum of IoU.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from cellseg.score.labelmap import Comparison
 
 
 def aji(comparison: Comparison) -> float:
-    """AJI of one image, 0…1, whatever the classes.
+    """Return the class-agnostic AJI of one image, 0…1; of equal IoUs the first detection matches.
 
-    NaN if there is no true and no detected cell; 0 if there are of one kind alone. Of equal
-    IoUs the earlier detected cell is taken.
+    NaN without ground truth and detections, 0 if only one of them is empty.
     """
     return _aggregated_jaccard(comparison, _best_pair_per_gt)
 
 
 def aji_plus(comparison: Comparison) -> float:
-    """AJI+ of one image, 0…1, whatever the classes; NaN and 0 as with `aji`."""
+    """Return the class-agnostic AJI+ of one image, 0…1; NaN and 0 as with `aji`."""
     return _aggregated_jaccard(comparison, _assignment_pairs)
 
 
@@ -40,7 +39,7 @@ def _aggregated_jaccard(
     chosen = choose(comparison)
     unmatched_gt = np.ones(len(comparison.gt_indices), bool)
     unmatched_gt[comparison.pairs[chosen, 0]] = False
-    # Detected cells within a crowd region are neither right nor wrong.
+    # Detections within a crowd region are ignored.
     unmatched_detections = ~comparison.in_crowd
     unmatched_detections[comparison.pairs[chosen, 1]] = False
     intersection = comparison.intersection[chosen].sum()
@@ -53,7 +52,7 @@ def _aggregated_jaccard(
 
 
 def _best_pair_per_gt(comparison: Comparison) -> NDArray[np.int64]:
-    """For each ground-truth cell that meets any, the pair of greatest IoU."""
+    """Return the index of the pair of highest IoU of each ground-truth cell with a pair."""
     order = np.lexsort((comparison.pairs[:, 1], -comparison.iou, comparison.pairs[:, 0]))
     gt = comparison.pairs[order, 0]
     best: NDArray[np.int64] = order[np.append(True, gt[1:] != gt[:-1])[: len(order)]]
@@ -61,11 +60,10 @@ def _best_pair_per_gt(comparison: Comparison) -> NDArray[np.int64]:
 
 
 def _assignment_pairs(comparison: Comparison) -> NDArray[np.int64]:
-    """The pairs of the one-to-one assignment with the greatest sum of IoU."""
+    """Return the indices of the pairs of the assignment with the highest sum of IoU."""
     n_gt, n_detections = len(comparison.gt_indices), len(comparison.detection_indices)
     gt, detection = comparison.pairs[:, 0], comparison.pairs[:, 1]
-    # Cells that don't meet, even through others, can't compete: one small problem each
-    # group instead of one whose size is the image's.
+    # One small problem per connected component instead of one of the image's size.
     graph = coo_array((np.ones(len(gt)), (gt, n_gt + detection)), shape=(n_gt + n_detections,) * 2)
     group = connected_components(graph, directed=False)[1][gt]
     order = np.argsort(group, kind="stable")
@@ -90,6 +88,6 @@ def _assignment_pairs(comparison: Comparison) -> NDArray[np.int64]:
 def mean_over_images(
     values: NDArray[np.float64], weights: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Mean of `(I, K)` values over the images where they are numbers; `weights` is `(…, I)`."""
+    """Return the `(…, K)` means of `(I, K)` values over images, without NaN; `weights` `(…, I)`."""
     known = ~np.isnan(values)
     return ratio(weights @ np.where(known, values, 0), weights @ known.astype(np.int64))

@@ -1,9 +1,7 @@
-"""Average precision of masks, as COCO defines it.
+"""Average precision of masks as COCO defines it (T.-Y. Lin et al., ECCV 2014).
 
-T.-Y. Lin et al., "Microsoft COCO", ECCV 2014; the reference is
-`pycocotools.cocoeval.COCOeval`, whose numbers these are. Matches are found once, image
-by image; precision and recall then take a weight for each image, so that resampling
-the images (`cellseg.score.bootstrap`) costs no new match.
+Equal to `pycocotools.cocoeval.COCOeval`. Detections are matched once per image; precision and
+recall take image weights, so that a bootstrap over images needs no new matching.
 """
 
 from __future__ import annotations
@@ -29,15 +27,15 @@ class RankedDetections:
     Attributes
     ----------
     image_indices
-        `(D,)` int64: the place of each one's image among the images.
+        `(D,)` int64 index of the image of each.
     scores
         `(D,)` float64.
     ranks
-        `(D,)` int64: the place among the detections of its image and class, from 0.
+        `(D,)` int64 rank within its image and class, from 0.
     tp, ignored
-        `(T, D)` bool, for each IoU threshold: found a cell; neither right nor wrong.
+        `(T, D)` bool for each IoU threshold: true positive; not counted.
     n_gt
-        `(I,)` int64: the ground-truth cells of each image that count.
+        `(I,)` int64 number of counted ground-truth cells of each image.
     """
 
     image_indices: NDArray[np.int64]
@@ -50,14 +48,14 @@ class RankedDetections:
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP with at most `max_detections` of each image and class; NaN where there is no ground truth.
+    """AP with at most `max_detections` per image and class; NaN without ground truth.
 
     Attributes
     ----------
     max_detections
         None for all.
     ap, ap50, ap75
-        Mean over the classes that have truth: over the IoU thresholds 0.5, 0.55 … 0.95,
+        Mean over the classes with ground truth: over the IoU thresholds 0.5, 0.55 … 0.95,
         at 0.5, at 0.75.
     class_ap, class_ap50, class_ap75
         `(K,)` float64: the same for each class.
@@ -77,16 +75,9 @@ def mask_ap(
     n_classes: int,
     max_detections: Sequence[int | None] = (100, None),
 ) -> dict[int | None, AveragePrecision]:
-    """AP of masks for each cap on the detections of an image and class.
+    """Return the AP of masks for each of the `max_detections` per image and class (None: all).
 
-    Parameters
-    ----------
-    eval_images
-        All images of the ground truth, also those without detections, whose cells count as missed.
-    n_classes
-        K.
-    max_detections
-        The caps; None for no cap.
+    `eval_images` are all images of the ground truth, also those without detections.
     """
     rankings = rank_detections(eval_images, find_match_candidates(eval_images, n_classes))
     return {cap: average_precision(rankings, cap) for cap in max_detections}
@@ -95,7 +86,7 @@ def mask_ap(
 def find_match_candidates(
     eval_images: Sequence[EvalImage], n_classes: int
 ) -> list[list[MatchCandidates]]:
-    """`K` lists of the candidates of every image: the slow part, needed once."""
+    """Return K lists of the candidates of every image, the slow part of the matching."""
     return [
         [class_candidates(eval_image, k, float(THRESHOLDS[0])) for eval_image in eval_images]
         for k in range(n_classes)
@@ -112,31 +103,26 @@ def rank_detections(
     Parameters
     ----------
     eval_images, candidates
-        The images and what `find_match_candidates` says of them.
+        Images and their `find_match_candidates`.
     area_range
-        Least and greatest area in pixels, both inclusive, of the cells that count.
-        Cells outside are ignored, and so are detections outside that match none.
+        Minimum and maximum area in pixels, both inclusive, of counted cells. Cells outside
+        are ignored, and so are unmatched detections outside.
     """
     low, high = area_range
-    outside = [
-        tuple(
-            (areas < low) | (areas > high) for areas in (rle.areas(mask_runs) for mask_runs in both)
-        )
-        for both in ((eval_image.gt_runs, eval_image.mask_runs) for eval_image in eval_images)
-    ]
+    areas = [(rle.areas(image.gt_runs), rle.areas(image.mask_runs)) for image in eval_images]
+    outside = [[(area < low) | (area > high) for area in both] for both in areas]
     rankings = []
-    for of_one_class in candidates:
-        image_indices, scores, ranks, n_gt = [], [], [], []
-        tp, ignored = [], []
-        for i, (eval_image, match) in enumerate(zip(eval_images, of_one_class, strict=True)):
-            gt_outside, outside_here = outside[i]
+    for of_class in candidates:
+        image_indices, scores, ranks, n_gt, tp, ignored = [], [], [], [], [], []
+        for i, (eval_image, match) in enumerate(zip(eval_images, of_class, strict=True)):
+            gt_outside, detection_outside = outside[i]
             crowd = eval_image.crowd[match.gt_indices]
             gt_ignored = crowd | gt_outside[match.gt_indices]
             n = len(match.detection_indices)
             matched = match_greedily(match.pairs, n, gt_ignored, crowd, THRESHOLDS)
-            # The cell −1, "none", is ignored if the detection itself is.
+            # Unmatched (−1) detections are ignored if their own area is outside.
             is_ignored = np.append(gt_ignored, False)[matched]
-            is_ignored |= (matched < 0) & outside_here[match.detection_indices]
+            is_ignored |= (matched < 0) & detection_outside[match.detection_indices]
             image_indices.append(np.full(n, i))
             scores.append(eval_image.scores[match.detection_indices])
             ranks.append(np.arange(n))
@@ -160,7 +146,7 @@ def rank_detections(
 
 
 def limit_detections(ranking: RankedDetections, max_detections: int | None) -> RankedDetections:
-    """Keep the best detections of each image alone."""
+    """Return the best detections of each image."""
     if max_detections is None or not (ranking.ranks >= max_detections).any():
         return ranking
     keep = ranking.ranks < max_detections
@@ -177,19 +163,19 @@ def limit_detections(ranking: RankedDetections, max_detections: int | None) -> R
 def precisions(
     ranking: RankedDetections, weights: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
-    """Precision of one class at the 101 recalls 0, 0.01 … 1, for each IoU threshold.
+    """Return the precision of one class at the 101 recalls 0, 0.01 … 1, for each IoU threshold.
 
     Parameters
     ----------
     ranking
-        The class's detections.
+        Detections of the class.
     weights
-        `(I,)` integers: how often each image is in the set; once each if None.
+        `(I,)` integers: how often each image is in the set (once if None).
 
     Returns
     -------
-    `(T, 101)` float64, falling along the recall: the greatest precision at this recall
-    or a greater one, 0 where the recall is not reached. NaN throughout without ground truth.
+    `(T, 101)` float64: the maximum precision at this recall or a higher one, 0 where the
+    recall is not reached, NaN without ground truth.
     """
     n_thresholds = len(ranking.tp)
     result = np.zeros((n_thresholds, len(RECALLS)))
@@ -202,7 +188,7 @@ def precisions(
     weight = weights[ranking.image_indices]
     shared = None if ranking.ignored.any() else np.cumsum(weight)
     for t in range(n_thresholds):
-        # Precision falls from one hit to the next, so that its maxima are at the hits.
+        # Between true positives precision only falls: its maxima are at true positives.
         at = np.flatnonzero(ranking.tp[t])
         n_seen = (np.cumsum(weight * ~ranking.ignored[t]) if shared is None else shared)[at]
         n_tp = np.cumsum(weight[at])
@@ -219,23 +205,16 @@ def average_precision(
     max_detections: int | None = None,
     weights: NDArray[np.int64] | None = None,
 ) -> AveragePrecision:
-    """AP of K classes; `weights` as in `precisions`."""
+    """Return the AP of K classes; `weights` as in `precisions`."""
     by_class = np.full((len(rankings), len(THRESHOLDS)), np.nan)
     for k, ranking in enumerate(rankings):
         by_class[k] = precisions(limit_detections(ranking, max_detections), weights).mean(axis=1)
     class_ap, class_ap50, class_ap75 = by_class.mean(axis=1), by_class[:, 0], by_class[:, 5]
-    return AveragePrecision(
-        max_detections,
-        nan_mean(class_ap),
-        nan_mean(class_ap50),
-        nan_mean(class_ap75),
-        class_ap,
-        class_ap50,
-        class_ap75,
-    )
+    ap, ap50, ap75 = (nan_mean(values) for values in (class_ap, class_ap50, class_ap75))
+    return AveragePrecision(max_detections, ap, ap50, ap75, class_ap, class_ap50, class_ap75)
 
 
 def nan_mean(values: NDArray[np.float64]) -> float:
-    """Mean of what is a number; NaN, in silence, if nothing is."""
+    """Return the mean of the numbers; NaN, without a warning, if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")

@@ -1,7 +1,7 @@
-"""How far a number would move with other images: a percentile bootstrap over images.
+"""Confidence intervals by a percentile bootstrap over images.
 
 B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Images are
-drawn, not cells: the cells of one image are alike.
+resampled, not cells, since the cells of one image are alike.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 
 def draw_weights(n_images: int, n_resamples: int = 1000, seed: int = 0) -> NDArray[np.int64]:
-    """Draw as many images as there are, with repetition, many times.
+    """Resample images with replacement.
 
     Returns
     -------
-    `(n_resamples, n_images)` int64: how often each image is in each set. The same
-    arguments give the same draws, so that two runs can be compared on the same sets.
+    `(n_resamples, n_images)` int64: how often each image is in each resample. The same
+    arguments give the same resamples, so that two results can be compared on them.
     """
     if n_images == 0:
         return np.zeros((n_resamples, 0), np.int64)
@@ -27,22 +27,12 @@ def draw_weights(n_images: int, n_resamples: int = 1000, seed: int = 0) -> NDArr
 def interval(
     samples: NDArray[np.float64], level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The middle `level` of the samples.
-
-    Parameters
-    ----------
-    samples
-        `(B, …)`; NaN where a set of images gives no number, which is left out.
-
-    Returns
-    -------
-    Lower and upper bound, of the shape behind B; NaN where no sample is a number.
-    """
+    """Return the bounds of the middle `level` of `(B, …)` samples, each `(…)`, ignoring NaN."""
     tail = 50 * (1 - level)
     shape = samples.shape[1:]
     bounds = np.full((2, int(np.prod(shape))), np.nan)
-    for place, values in enumerate(samples.reshape(len(samples), bounds.shape[1]).T):
+    for n, values in enumerate(samples.reshape(len(samples), bounds.shape[1]).T):
         known = values[~np.isnan(values)]
         if len(known):
-            bounds[:, place] = np.percentile(known, [tail, 100 - tail])
+            bounds[:, n] = np.percentile(known, [tail, 100 - tail])
     return bounds[0].reshape(shape), bounds[1].reshape(shape)

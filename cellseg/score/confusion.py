@@ -1,4 +1,4 @@
-"""What the detected cells are called, beside what they are."""
+"""Confusion matrix of the classes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from cellseg.score.labelmap import Comparison
 
 
 def confusion_matrix(comparisons: Sequence[Comparison], n_classes: int) -> NDArray[np.int64]:
-    """Count the cells by true and by given class.
+    """Count the cells by ground-truth and by predicted class.
 
-    Cells are matched whatever their classes: an IoU above 0.5 is a match.
+    Cells match, regardless of class, with an IoU above 0.5.
 
     Returns
     -------
-    `(K + 1, K + 1)` int64: row k the ground-truth cells of class k, column k the found ones
-    called k; the last column holds the missed cells, the last row the false positives, the
-    last place of both 0.
+    `(K + 1, K + 1)` int64: rows are ground-truth classes, columns predicted classes; the last
+    column holds false negatives, the last row false positives, and their corner 0.
     """
     matrix = np.zeros((n_classes + 1, n_classes + 1), np.int64)
     for comparison in comparisons:
         pairs, _ = comparison.matches()
         np.add.at(matrix, (comparison.gt_classes[pairs[:, 0]], comparison.classes[pairs[:, 1]]), 1)
-        missed = np.ones(len(comparison.gt_indices), bool)
-        missed[pairs[:, 0]] = False
-        np.add.at(matrix[:, -1], comparison.gt_classes[missed], 1)
-        false = ~comparison.in_crowd
-        false[pairs[:, 1]] = False
-        np.add.at(matrix[-1], comparison.classes[false], 1)
+        fn, fp = np.ones(len(comparison.gt_indices), bool), ~comparison.in_crowd
+        fn[pairs[:, 0]] = fp[pairs[:, 1]] = False
+        np.add.at(matrix[:, -1], comparison.gt_classes[fn], 1)
+        np.add.at(matrix[-1], comparison.classes[fp], 1)
     return matrix

@@ -1,4 +1,4 @@
-"""How many cells are found, missed and made up: precision, recall and F1."""
+"""Detection scores: precision, recall and F1."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cellseg.score.labelmap import MATCH_IOU, Comparison
 
 @dataclass(frozen=True)
 class MatchCounts:
-    """Sums for each of I images and K classes, `(I, K)` each.
+    """Counts of I images and K classes, `(I, K)` each.
 
     Attributes
     ----------
     tp
-        int64: ground-truth cells matched by a detected cell of their class.
+        int64: ground-truth cells with a matching detection of their class.
     fn, fp
-        int64: true and detected cells without such a match.
+        int64: ground-truth cells and detections without such a match.
     iou
-        float64: the sum of the hits' IoU.
+        float64: sum of the true positives' IoU.
     """
 
     tp: NDArray[np.int64]
@@ -34,32 +34,29 @@ class MatchCounts:
 def count_matches(
     comparisons: Sequence[Comparison], n_classes: int, threshold: float = MATCH_IOU
 ) -> MatchCounts:
-    """Count hits, misses and false positives of each image and class.
+    """Count true positives, false negatives and false positives of each image and class.
 
-    A hit has an IoU above `threshold` (0.5 or more) and the right class.
+    A true positive has an IoU above `threshold` (0.5 or more) and the correct class.
     """
     shape = (len(comparisons), n_classes)
     tp, fn, fp = (np.zeros(shape, np.int64) for _ in range(3))
     iou = np.zeros(shape)
     for i, comparison in enumerate(comparisons):
         pairs, pair_iou = comparison.matches(threshold)
-        right = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
-        k = comparison.gt_classes[pairs[right, 0]]
+        correct = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
+        k = comparison.gt_classes[pairs[correct, 0]]
         tp[i] = np.bincount(k, minlength=n_classes)
-        iou[i] = np.bincount(k, pair_iou[right], minlength=n_classes)
+        iou[i] = np.bincount(k, pair_iou[correct], minlength=n_classes)
         fn[i] = np.bincount(comparison.gt_classes, minlength=n_classes) - tp[i]
-        wrong = ~comparison.in_crowd
-        wrong[pairs[right, 1]] = False
-        fp[i] = np.bincount(comparison.classes[wrong], minlength=n_classes)
+        is_fp = ~comparison.in_crowd
+        is_fp[pairs[correct, 1]] = False
+        fp[i] = np.bincount(comparison.classes[is_fp], minlength=n_classes)
     return MatchCounts(tp, fn, fp, iou)
 
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """Precision, recall and F1 of the cells of all images together, `(…, K)` float64.
-
-    NaN for a class that has no ground-truth cell.
-    """
+    """Precision, recall and F1 over all images, `(…, K)` float64; NaN without ground truth."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -67,28 +64,25 @@ class DetectionScores:
 
 
 def detection_scores(sums: MatchCounts, weights: NDArray[np.int64]) -> DetectionScores:
-    """Precision, recall and F1 = 2 hits / (2 hits + misses + false positives).
+    """Return precision, recall and F1 = 2 TP / (2 TP + FN + FP).
 
     Parameters
     ----------
     sums
-        I images and K classes.
+        Counts of I images and K classes.
     weights
         `(…, I)`: how often each image is in the set.
     """
     tp, fn, fp = (weights @ part for part in (sums.tp, sums.fn, sums.fp))
     known = tp + fn > 0
-    # Nothing found is nothing right: precision 0, so that F1 stays its harmonic mean.
+    # Precision 0 without detections, so that F1 stays the harmonic mean.
     precision = np.where(known, tp / np.maximum(tp + fp, 1), np.nan)
-    return DetectionScores(
-        precision,
-        ratio(tp, tp + fn),
-        ratio(2 * tp, np.where(known, 2 * tp + fn + fp, 0)),
-    )
+    f1 = ratio(2 * tp, np.where(known, 2 * tp + fn + fp, 0))
+    return DetectionScores(precision, ratio(tp, tp + fn), f1)
 
 
 def ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
-    """`part / whole`; NaN where the whole is 0."""
+    """Return `part / whole`, NaN where `whole` is 0."""
     result = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
     np.divide(part, whole, out=result, where=whole != 0)
     return result

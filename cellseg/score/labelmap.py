@@ -1,8 +1,7 @@
-"""One image as two label maps, the true and the found one, in which each pixel is one cell's.
+"""Label maps of ground truth and detections, in which a pixel belongs to one cell.
 
-PQ, AJI, F1, the counts and the confusion of classes are defined on label maps. Detections
-may overlap, so that a rule must say who keeps a contested pixel; AP needs no such rule and
-takes the masks as they are.
+PQ, AJI, F1, counts and the confusion matrix are defined on label maps. Detections may overlap,
+so a rule assigns overlapping pixels; AP uses the masks as they are.
 """
 
 from __future__ import annotations
@@ -16,39 +15,39 @@ from numpy.typing import NDArray
 from cellseg import rle
 from cellseg.images import EvalImage
 
-# Who keeps the contested pixels: scores, areas -> the cells, those who give way last.
-# Of equals the earlier one in the file keeps them.
+# Which detection gets overlapping pixels: scores, areas -> order, first on top. Of equal ones the
+# first in the file gets them.
 OVERLAP_RULES: dict[str, Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.int64]]] = {
     "score": lambda scores, _: np.argsort(-scores, kind="stable"),
     "smaller": lambda _, areas: np.argsort(areas, kind="stable"),
     "larger": lambda _, areas: np.argsort(-areas, kind="stable"),
 }
 
-# A pair of greater IoU is a match. Above one half no cell can have two (Kirillov et al.,
-# "Panoptic segmentation", CVPR 2019), so that the matches need no further rule.
+# IoU above which a pair matches. Above one half no cell can have two matches (Kirillov et al.,
+# "Panoptic segmentation", CVPR 2019).
 MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The N cells of the true label map against the M of the found one.
+    """The N ground-truth cells and M detections of the label maps of an image.
 
     Attributes
     ----------
     gt_indices, detection_indices
-        `(N,)`, `(M,)` int64: their places in the image, rising.
+        `(N,)`, `(M,)` int64 indices in the image, increasing.
     gt_classes, classes
         `(N,)`, `(M,)` int64, 0…K−1.
     gt_areas, areas
-        `(N,)`, `(M,)` int64: their pixels in the label maps, at least 1.
+        `(N,)`, `(M,)` int64 areas in the label maps in pixels, at least 1.
     in_crowd
-        `(M,)` bool: lies with more than half of its pixels in crowd regions of its class,
-        and is no false positive if it finds nothing (as in COCO's panoptic task).
+        `(M,)` bool: more than half of its pixels lie in crowd regions of its class, so that it
+        is no false positive (as in COCO's panoptic task).
     pairs
-        `(P, 2)` int64: the pairs that share pixels, as places in `gt_indices` and
+        `(P, 2)` int64: pairs that share pixels, as indices of `gt_indices` and
         `detection_indices`.
     intersection
-        `(P,)` int64: how many pixels.
+        `(P,)` int64 shared pixels.
     """
 
     gt_indices: NDArray[np.int64]
@@ -63,45 +62,38 @@ class Comparison:
 
     @property
     def union(self) -> NDArray[np.int64]:
-        """`(P,)` int64: the pixels that the two of a pair cover."""
+        """`(P,)` int64 unions in pixels."""
         return self.gt_areas[self.pairs[:, 0]] + self.areas[self.pairs[:, 1]] - self.intersection
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """`(P,)` float64: above 0, at most 1."""
+        """`(P,)` float64, above 0, at most 1."""
         return self.intersection / self.union
 
     def matches(
         self, threshold: float = MATCH_IOU
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Pairs of any classes whose IoU is above `threshold` (0.5 or more).
-
-        Returns
-        -------
-        `(Q, 2)` int64 places in `gt_indices` and `detection_indices`, and `(Q,)` float64 IoU.
-        """
+        """Return the `(Q, 2)` pairs with IoU above `threshold` (0.5 or more), and `(Q,)` IoU."""
         iou = self.iou
-        good = iou > threshold
-        return self.pairs[good], iou[good]
+        return self.pairs[iou > threshold], iou[iou > threshold]
 
 
 def compare_label_maps(
     eval_image: EvalImage, score_threshold: float = 0.5, overlap: str = "score"
 ) -> Comparison:
-    """Draw both label maps of an image and see which cells meet.
+    """Draw both label maps of an image and compare their cells.
 
-    A cell that keeps no pixel is in no label map: a detection wholly covered by better
-    ones is no false positive. Where ground-truth cells overlap, the smaller one keeps the pixels,
-    so that none vanishes under another.
+    A cell without pixels is in no label map: a detection covered by others is no false positive.
+    Of overlapping ground-truth cells the smaller gets the pixels, so that none is hidden.
 
     Parameters
     ----------
     eval_image
-        The image.
+        Image with ground truth and detections.
     score_threshold
-        Detections of a lower score are left out.
+        Minimum score of detections.
     overlap
-        Which detection keeps contested pixels, whatever the classes: that with the higher
+        Which of two detections gets overlapping pixels, regardless of class: the one of higher
         "score", the "smaller" or the "larger".
     """
     counted_gt = np.flatnonzero(~eval_image.crowd)
@@ -115,27 +107,25 @@ def compare_label_maps(
 
     gt_areas = np.bincount(gt_owner, minlength=len(eval_image.gt_classes))
     areas = np.bincount(owner, minlength=len(eval_image.classes))
-    # One number for each pixel that both maps fill, then the lengths of its repetitions:
-    # neighbours along a run mostly belong to the same pair.
+    # One number for each pixel of both maps, run-length encoded: neighbours mostly belong to the
+    # same pair.
     other = label_map[gt_positions]
     key = (gt_owner * (len(areas) + 1) + other)[other > 0]
     starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
-    pair, place = np.unique(key[starts], return_inverse=True)
+    pair, owner_of_run = np.unique(key[starts], return_inverse=True)
     intersection = np.zeros(len(pair), np.int64)
-    np.add.at(intersection, place, np.diff(np.append(starts, len(key))))
+    np.add.at(intersection, owner_of_run, np.diff(np.append(starts, len(key))))
 
     gt_indices, detection_indices = np.flatnonzero(gt_areas), np.flatnonzero(areas)
     gt, detection = np.divmod(pair, len(areas) + 1)
-    at = np.stack(
-        [np.searchsorted(gt_indices, gt), np.searchsorted(detection_indices, detection - 1)], axis=1
-    )
+    gt = np.searchsorted(gt_indices, gt)
+    detection = np.searchsorted(detection_indices, detection - 1)
     in_crowd = np.zeros(len(areas), bool)
     for k in np.unique(eval_image.gt_classes[eval_image.crowd]):
         crowd = np.flatnonzero(eval_image.crowd & (eval_image.gt_classes == k))
         inside = label_map[np.unique(_mask_pixels(eval_image.gt_runs, crowd)[0])]
-        in_crowd |= (eval_image.classes == k) & (
-            2 * np.bincount(inside, minlength=len(areas) + 1)[1:] > areas
-        )
+        inside_areas = np.bincount(inside, minlength=len(areas) + 1)[1:]
+        in_crowd |= (eval_image.classes == k) & (2 * inside_areas > areas)
     return Comparison(
         gt_indices,
         detection_indices,
@@ -144,23 +134,18 @@ def compare_label_maps(
         gt_areas[gt_indices],
         areas[detection_indices],
         in_crowd[detection_indices],
-        at,
+        np.stack([gt, detection], axis=1),
         intersection,
     )
 
 
 def select_class(comparison: Comparison, class_index: int) -> Comparison:
-    """Keep the true and the detected cells of one class."""
+    """Return the comparison restricted to one class."""
     is_gt = comparison.gt_classes == class_index
     is_detection = comparison.classes == class_index
     both = is_gt[comparison.pairs[:, 0]] & is_detection[comparison.pairs[:, 1]]
-    place = np.stack(
-        [
-            (np.cumsum(is_gt) - 1)[comparison.pairs[both, 0]],
-            (np.cumsum(is_detection) - 1)[comparison.pairs[both, 1]],
-        ],
-        axis=1,
-    )
+    gt = (np.cumsum(is_gt) - 1)[comparison.pairs[both, 0]]
+    detection = (np.cumsum(is_detection) - 1)[comparison.pairs[both, 1]]
     return Comparison(
         comparison.gt_indices[is_gt],
         comparison.detection_indices[is_detection],
@@ -169,13 +154,13 @@ def select_class(comparison: Comparison, class_index: int) -> Comparison:
         comparison.gt_areas[is_gt],
         comparison.areas[is_detection],
         comparison.in_crowd[is_detection],
-        place,
+        np.stack([gt, detection], axis=1),
         comparison.intersection[both],
     )
 
 
 def class_agnostic(comparison: Comparison) -> Comparison:
-    """The same cells, all of class 0: how well cells are found, whatever they are called."""
+    """Return the comparison with all cells of class 0."""
     return replace(
         comparison,
         gt_classes=np.zeros_like(comparison.gt_classes),
@@ -191,8 +176,7 @@ def _paint_label_map(
     Returns
     -------
     positions, owners
-        `(P,)` int64: each pixel of a cell, in column-major order of its cell's runs, and
-        the index of the mask that keeps it.
+        `(P,)` int64: column-major position of each pixel of a cell, and the index of its mask.
     label_map
         `(H * W,)` int32, column-major: that index plus 1, 0 for background.
     """
@@ -206,7 +190,7 @@ def _paint_label_map(
 def _mask_pixels(
     mask_runs: rle.MaskRuns, masks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """List the column-major positions of the pixels of some masks, and whose each one is."""
+    """Return the column-major positions of the pixels of masks, and the mask index of each."""
     n_runs = np.diff(mask_runs.offsets)[masks]
     run = _ranges(mask_runs.offsets[:-1][masks], n_runs)
     lengths = mask_runs.ends[run] - mask_runs.starts[run]
@@ -215,7 +199,7 @@ def _mask_pixels(
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Join the ranges `starts[i]` … `starts[i] + lengths[i]`."""
+    """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     joined: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)

@@ -1,4 +1,4 @@
-"""Which detection finds which ground-truth cell."""
+"""Match detections with ground-truth cells as COCO does."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from cellseg.images import EvalImage
 
 @dataclass(frozen=True)
 class MatchCandidates:
-    """The ground-truth cells and the detections of one class in one image, and who could match whom.
+    """Ground-truth cells and detections of one class in one image, and their possible matches.
 
     Attributes
     ----------
     gt_indices
-        `(G,)` int64: the ground-truth cells' places in the image.
+        `(G,)` int64 indices of the ground-truth cells in the image.
     detection_indices
-        `(D,)` int64: the detections' places in the image, best score first, equal
-        scores in the order of the file.
+        `(D,)` int64 indices of the detections in the image, best score first, equal scores in
+        the order of the file.
     pairs
-        `(detection, truth, IoU)` with places in the two arrays above, for each pair of
-        at least the least IoU asked for; by detection, then by truth.
+        `(detection, ground truth, IoU)` with indices of the two arrays above, for each pair of
+        at least the minimum IoU, sorted.
     """
 
     gt_indices: NDArray[np.int64]
@@ -33,15 +33,14 @@ class MatchCandidates:
     pairs: list[tuple[int, int, float]]
 
 
-# IoUs computed at a time: 128 MB, so that a slide with 100,000 cells doesn't fill the memory.
+# IoUs computed at a time: 128 MB, which bounds memory on a slide with 100,000 cells.
 _MAX_IOUS = 1 << 24
 
 
 def class_candidates(eval_image: EvalImage, class_index: int, min_iou: float) -> MatchCandidates:
-    """Compare each detection of a class with each ground-truth cell of it.
+    """Return the detections and ground-truth cells of a class with an IoU of `min_iou` or more.
 
-    IoU is of the masks as they are, also where they overlap one another; for a crowd
-    region it is the part of the detection inside the region, as COCO defines it.
+    For a crowd region, IoU is the fraction of the detection inside, as COCO defines it.
     """
     gt_indices = np.flatnonzero(eval_image.gt_classes == class_index)
     detection_indices = np.flatnonzero(eval_image.classes == class_index)
@@ -69,29 +68,28 @@ def match_greedily(
     crowd: Sequence[bool] | NDArray[np.bool_],
     thresholds: Sequence[float] | NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Return each detection, best score first, the free ground-truth cell of greatest IoU.
+    """Match each detection, best score first, with the unmatched cell of highest IoU.
 
-    The rule of `pycocotools.cocoeval.COCOeval.evaluateImg`: a cell that counts comes
-    before one that is ignored; of equal IoUs the later cell; a crowd region can be
-    given any number of times.
+    The rule of `pycocotools.cocoeval.COCOeval.evaluateImg`: counted cells come before ignored
+    ones; of equal IoUs the last cell; a crowd region matches any number of detections.
 
     Parameters
     ----------
     pairs
-        As in `MatchCandidates`, from the least threshold up.
+        As in `MatchCandidates`, with IoUs from the lowest threshold.
     n_detections
         D.
     ignored, crowd
-        `(G,)`: ground-truth cells that count neither as found nor as missed; crowd regions.
+        `(G,)`: ground-truth cells that are not counted; crowd regions.
     thresholds
-        `(T,)` least IoUs of a match, rising.
+        `(T,)` minimum IoUs of a match, increasing.
 
     Returns
     -------
-    `(T, D)` int64: the matched ground-truth cell, −1 where there is none.
+    `(T, D)` int64: the matched ground-truth cell, −1 for none.
     """
     matched = np.full((len(thresholds), n_detections), -1, np.int64)
-    # COCO lets rounding pass: an IoU of 1 − 1e-10 is enough for a threshold of 1.
+    # COCO tolerates rounding: an IoU of 1 − 1e-10 reaches a threshold of 1.
     floors = [min(float(t), 1 - 1e-10) for t in thresholds]
     taken = [bytearray(len(ignored)) for _ in floors]
     order = sorted(pairs, key=lambda pair: (pair[0], bool(ignored[pair[1]]), pair[1]))

@@ -1,9 +1,8 @@
-"""Panoptic quality: PQ = DQ × SQ, how well cells are detected times how well outlined.
+"""Panoptic quality: PQ = DQ × SQ, detection quality times segmentation quality.
 
-A. Kirillov et al., "Panoptic segmentation", CVPR 2019. DQ is an F1 that hits of IoU above
-0.5 make up, SQ the mean IoU of the hits. PQ alone hides which of the two went wrong, and
-IoU is harsh on small cells (A. Foucart et al., Scientific Reports 13, 2023, doi
-10.1038/s41598-023-35605-7): the three stand side by side here.
+A. Kirillov et al., "Panoptic segmentation", CVPR 2019. DQ is the F1 at IoU 0.5, SQ the mean IoU
+of the true positives. PQ hides which of the two is low, and IoU penalises small cells (A. Foucart
+et al., Scientific Reports 13, 2023, doi 10.1038/s41598-023-35605-7), so all three are reported.
 """
 
 from __future__ import annotations
@@ -19,21 +18,19 @@ from cellseg.score.detection import MatchCounts, ratio
 
 @dataclass(frozen=True)
 class Panoptic:
-    """PQ, DQ and SQ, `(…, K)` float64 each; NaN for a class that has no ground-truth cell.
+    """PQ, DQ and SQ, `(…, K)` float64 each; NaN for a class without ground truth.
 
     Attributes
     ----------
     pq, dq, sq
         As in the MoNuSAC 2020 challenge (R. Verma et al., IEEE TMI 40(12), 2021, and its
-        `PQ_metric.ipynb`, without the slip in its false positives that A. Foucart et al.
-        found, doi 10.1109/TMI.2022.3156023): of each image that has ground-truth cells of the
-        class, then the mean over these images. An image without ground-truth cells of the class
-        is left out, even if some are found there. SQ is the mean over the images with a
-        hit, so that the mean PQ isn't the product of the two other means.
+        `PQ_metric.ipynb`, without the error in its false positives reported by A. Foucart et
+        al., doi 10.1109/TMI.2022.3156023): means over the images with ground-truth cells of
+        the class; other images are ignored, even with false positives. SQ is the mean over
+        images with a true positive, so that mean PQ is not mean DQ × mean SQ.
     pooled_pq, pooled_dq, pooled_sq
-        Of the cells of all images together, as Kirillov et al. define it and CoNIC 2022
-        ranks by: here false positives count in every image, and a large image for more than
-        a small one.
+        Of the cells of all images together, as Kirillov et al. define it and CoNIC 2022 ranks
+        by: false positives count in every image, and larger images count more.
     """
 
     pq: NDArray[np.float64]
@@ -45,15 +42,7 @@ class Panoptic:
 
 
 def panoptic(sums: MatchCounts, weights: NDArray[np.int64]) -> Panoptic:
-    """PQ, DQ and SQ of each class.
-
-    Parameters
-    ----------
-    sums
-        I images and K classes.
-    weights
-        `(…, I)`: how often each image is in the set.
-    """
+    """Return PQ, DQ and SQ of each class; `weights`, `(…, I)`, count each image in the set."""
     has_gt = sums.tp + sums.fn > 0
     has_tp = sums.tp > 0
     of_image = _quality(sums.tp, sums.fn, sums.fp, sums.iou)

@@ -1,4 +1,4 @@
-"""Everything that is measured of results, as plain data."""
+"""All metrics of a results file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Metrics = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Who found whom in one image; places are those in the image.
+    """Class-agnostic matches of one image, as indices in the image.
 
     Attributes
     ----------
     tp, misclassified
-        `(…, 2)` int64 `(truth, detection_scores)`: matches of the right and of a wrong class.
+        `(…, 2)` int64 `(ground truth, detection)`: matches of the correct and of another class.
     fn, fp
-        Ground-truth cells and detections without a match of any class.
+        Ground-truth cells and detections without a match.
     """
 
     tp: NDArray[np.int64]
@@ -47,7 +47,7 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class SizeBin:
-    """AP of the ground-truth cells of `low` to `high` pixels, both inclusive, from all detections."""
+    """AP of ground-truth cells of `low` to `high` pixels, both inclusive, with all detections."""
 
     low: int
     high: int
@@ -57,46 +57,46 @@ class SizeBin:
 
 @dataclass(frozen=True)
 class Scores:
-    """All numbers of one results file. NaN stands for "there is no such number".
+    """All metrics of one results file. NaN means that a metric is not defined.
 
     Attributes
     ----------
     classes
         The K class names.
     rows
-        K + 2: the classes, "mean of classes" (over those that have ground-truth cells) and "any
-        class" (all cells taken for one class; AP has no such row).
+        K + 2: the classes, "mean of classes" (over those with ground truth) and "any class"
+        (class-agnostic; not for AP).
     eval_images, comparisons, images
-        I each, in one order: what was compared, as masks (for AP) and as label maps (for
-        all else), and which cell was found by which detection in the label maps.
+        I each, in one order: the masks (for AP), the label maps (for all else) and their
+        matches.
     metrics
-        `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each cap,
-        "AP@all" for none; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled DQ",
-        "pooled SQ"; "AJI", "AJI+", the mean over the images with true or detected cells;
-        "F1", "precision", "recall" at IoU 0.5. NaN for a class without ground-truth cells.
+        `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each maximum of
+        detections, "AP@all" for all; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled
+        DQ", "pooled SQ"; "AJI", "AJI+", the mean over images with ground truth or detections;
+        "F1", "precision", "recall" at IoU 0.5. NaN for a class without ground truth.
     samples
-        `(B, K + 2)` by name: the metrics of B sets of images, drawn with repetition.
+        `(B, K + 2)` by name: the metrics of B bootstrap resamples of the images.
     low, high
-        `(K + 2,)` by name: the bounds of their 95 % interval. NaN if B is 0.
+        `(K + 2,)` by name: bounds of the 95 % interval, NaN if B is 0.
     ap
-        AP by cap.
+        AP by maximum of detections.
     precisions
-        By cap, `(K, 10, 101)` float64: precision by IoU threshold 0.5 … 0.95 and recall
-        0 … 1: the curves whose mean is AP.
+        `(K, 10, 101)` float64 by maximum of detections: precision by IoU threshold 0.5 … 0.95
+        and recall 0 … 1, whose mean is AP.
     sizes
-        AP by cell size; the bins hold a quarter of the ground-truth cells each.
+        AP by ground-truth area, in bins of a quarter of the cells each.
     thresholds, by_threshold
         `(10,)` IoUs, and precision, recall and F1 at each, `(10, K + 2)`.
     confusion_matrix
-        `(K + 1, K + 1)` int64, see `cellseg.score.confusion_matrix`.
+        `(K + 1, K + 1)` int64, see `cellseg.score.confusion`.
     gt_counts, counts
-        `(I, K)` int64: true and detected cells of each image and class.
-    count_matches, agnostic_counts
-        `(I, K)` and `(I, 1)`: hits, misses and false positives at IoU 0.5.
+        `(I, K)` int64: ground-truth cells and detections of each image and class.
+    match_counts, agnostic_counts
+        `(I, K)` and `(I, 1)`: true positives, false negatives, false positives at IoU 0.5.
     aji, aji_plus
-        `(I, K + 1)` float64 of each image: by class, and of any class.
+        `(I, K + 1)` float64 of each image: by class, and class-agnostic.
     score_threshold, overlap
-        How the label maps were made.
+        Parameters of the label maps.
     """
 
     classes: list[str]
@@ -135,25 +135,23 @@ def score(
     seed: int = 0,
     progress: bool = False,
 ) -> Scores:
-    """Measure everything.
+    """Compute all metrics.
 
     Parameters
     ----------
     eval_images
-        All images of the ground truth, as `cellseg.read.results.pair_by_image` gives them.
+        All images of the ground truth, from `cellseg.read.results.pair_by_image`.
     classes
         The K class names.
     score_threshold, overlap
-        How detections become a label map, see `cellseg.score.labelmap.compare_label_maps`. AP takes
-        all detections as they are.
+        Parameters of `cellseg.score.labelmap.compare_label_maps`; AP uses all detections.
     max_detections
-        Caps on the detections of an image and class, for AP; None for no cap.
+        Maxima of detections per image and class, for AP; None for all.
     n_resamples, seed
-        Sets of images drawn for the intervals; 0 for no intervals, and of one image there
-        are none: it could only be drawn as it is. Results scored with the same truth,
-        number and seed are scored on the same sets.
+        Bootstrap resamples for the intervals, 0 for none; a single image has no intervals.
+        The same ground truth, number and seed give the same resamples.
     progress
-        Whether to show a progress bar, where stderr is a terminal.
+        Whether to show a progress bar, if stderr is a terminal.
     """
     n_classes = len(classes)
     bar = {"leave": False, "disable": None if progress else True}
@@ -167,10 +165,8 @@ def score(
         for eval_image in tqdm(eval_images, desc="comparing", unit="image", **bar)
     ]
     agnostic = [class_agnostic(comparison) for comparison in comparisons]
-    match_counts, agnostic_counts = (
-        count_matches(comparisons, n_classes),
-        count_matches(agnostic, 1),
-    )
+    match_counts = count_matches(comparisons, n_classes)
+    agnostic_counts = count_matches(agnostic, 1)
     gt_counts = _count([c.gt_classes for c in comparisons], n_classes)
     ajis = np.full((2, len(eval_images), n_classes + 1), np.nan)
     for i, comparison in enumerate(comparisons):
@@ -179,9 +175,8 @@ def score(
         ajis[1, i] = [aji_plus(part) for part in parts]
 
     def metrics(weights: NDArray[np.int64], desc: str = "") -> Metrics:
-        result = _ap_metrics(
-            by_cap, tqdm(weights, desc=desc, unit="set", **bar) if desc else weights
-        )
+        sets = tqdm(weights, desc=desc, unit="set", **bar) if desc else weights
+        result = _ap_metrics(by_cap, sets)
         one, each = panoptic(agnostic_counts, weights), panoptic(match_counts, weights)
         for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
             metric_name = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
@@ -189,16 +184,14 @@ def score(
         has_gt = weights @ gt_counts > 0
         has_gt = np.append(has_gt, has_gt.any(axis=-1, keepdims=True), axis=-1)
         for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
-            # An image of false positives alone counts as 0, but a class of them has no score.
+            # An image with false positives only counts as 0, but such a class has no score.
             mean = np.where(has_gt, mean_over_images(values, weights), np.nan)
             result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
-        f_each, f_one = (
-            detection_scores(match_counts, weights),
-            detection_scores(agnostic_counts, weights),
-        )
-        result["F1"] = _with_mean(f_each.f1, f_one.f1)
-        result["precision"] = _with_mean(f_each.precision, f_one.precision)
-        result["recall"] = _with_mean(f_each.recall, f_one.recall)
+        f_each = detection_scores(match_counts, weights)
+        f_one = detection_scores(agnostic_counts, weights)
+        for name in ("F1", "precision", "recall"):
+            attribute = name.lower()
+            result[name] = _with_mean(getattr(f_each, attribute), getattr(f_one, attribute))
         return result
 
     unit_weights = np.ones((1, len(eval_images)), np.int64)
@@ -237,7 +230,7 @@ def score(
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much B is above A, `(K + 2,)` float64 by metric, with its 95 % interval."""
+    """B − A, `(K + 2,)` float64 by metric, with its 95 % interval."""
 
     rows: list[str]
     value: Metrics
@@ -246,10 +239,9 @@ class Difference:
 
 
 def difference(a: Scores, b: Scores) -> Difference:
-    """Compare two results that were scored on the same truth with the same resamples.
+    """Compare two results scored on the same ground truth with the same resamples.
 
-    The interval is of the difference on the same drawn images, which is far narrower
-    than what the two intervals suggest.
+    Resamples are paired, so the interval is far narrower than the two intervals suggest.
     """
     bounds = {name: interval(b.samples[name] - a.samples[name]) for name in a.metrics}
     return Difference(
@@ -278,7 +270,7 @@ _AP_NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
 
 
 def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Put `(…, K)`, their mean and `(…, 1)` side by side."""
+    """Concatenate `(…, K)`, their mean and `(…, 1)`."""
     known = ~np.isnan(classes)
     n = known.sum(axis=-1, keepdims=True)
     total = np.where(known, classes, 0).sum(axis=-1, keepdims=True)
@@ -288,19 +280,16 @@ def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArra
 
 def _image_score(comparison: Comparison) -> ImageScore:
     pairs, _ = comparison.matches()
-    right = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
-    is_missed = np.ones(len(comparison.gt_indices), bool)
-    is_missed[pairs[:, 0]] = False
-    is_false_positive = ~comparison.in_crowd
-    is_false_positive[pairs[:, 1]] = False
-    index_pairs = np.stack(
-        [comparison.gt_indices[pairs[:, 0]], comparison.detection_indices[pairs[:, 1]]], axis=1
-    )
+    gt, detection = pairs.T
+    correct = comparison.gt_classes[gt] == comparison.classes[detection]
+    fn, fp = np.ones(len(comparison.gt_indices), bool), ~comparison.in_crowd
+    fn[gt] = fp[detection] = False
+    matches = np.stack([comparison.gt_indices[gt], comparison.detection_indices[detection]], axis=1)
     return ImageScore(
-        tp=index_pairs[right],
-        misclassified=index_pairs[~right],
-        fn=comparison.gt_indices[is_missed],
-        fp=comparison.detection_indices[is_false_positive],
+        tp=matches[correct],
+        misclassified=matches[~correct],
+        fn=comparison.gt_indices[fn],
+        fp=comparison.detection_indices[fp],
     )
 
 
@@ -329,15 +318,9 @@ def _by_threshold(
     for threshold in ap.THRESHOLDS.tolist():
         each = detection_scores(count_matches(comparisons, n_classes, threshold), unit_weights)
         one = detection_scores(count_matches(agnostic, 1, threshold), unit_weights)
-        parts.append(
-            [
-                _with_mean(each.precision, one.precision),
-                _with_mean(each.recall, one.recall),
-                _with_mean(each.f1, one.f1),
-            ]
-        )
-    precision, recall, f1 = np.array(parts).transpose(1, 0, 2)
-    return DetectionScores(precision, recall, f1)
+        names = ("precision", "recall", "f1")
+        parts.append([_with_mean(getattr(each, name), getattr(one, name)) for name in names])
+    return DetectionScores(*np.array(parts).transpose(1, 0, 2))
 
 
 def _count(classes: Sequence[NDArray[np.int64]], n_classes: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Scores as text to read, as JSON and as a table with a row for each image and class."""
+"""Format scores as text, as JSON and as a table with one row per image and class."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.score.detection import MatchCounts
 from cellseg.score.panoptic import panoptic
 from cellseg.score.summary import ANY, MEAN, Difference, Scores
 
-# What the intervals are shown of. All metrics have theirs in the JSON.
+Floats = NDArray[np.float64]
+
+# Metrics with intervals in the text; the JSON has the intervals of all.
 HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
 
 
 def as_text(scores: Scores) -> str:
-    """All tables but those of single images."""
-    caps = {_cap(cap): cap for cap in scores.ap}
+    """Return all tables except that of single images."""
     n_detections = [len(eval_image.scores) for eval_image in scores.eval_images]
+    without = f" ({n_detections.count(0)} images without detections)" if 0 in n_detections else ""
     parts = [
-        f"{len(n_detections)} images, {scores.gt_counts.sum()} true cells, {sum(n_detections)} "
-        "detections"
-        + (f" ({n_detections.count(0)} images without any)" if 0 in n_detections else "")
+        f"{len(n_detections)} images, {scores.gt_counts.sum()} ground-truth cells, "
+        f"{sum(n_detections)} detections{without}"
     ]
-    for cap_text, cap in caps.items():
-        names = [f"{name}@{cap_text}" for name in ("AP", "AP50", "AP75")]
-        title = "all detections" if cap is None else f"at most {cap} of an image and class"
+    for cap in scores.ap:
+        names = [f"{name}@{_cap(cap)}" for name in ("AP", "AP50", "AP75")]
+        title = "all detections" if cap is None else f"at most {cap} per image and class"
         rows = [
             [row, *(_number(scores.metrics[name][r]) for name in names)]
             for r, row in enumerate(scores.rows[:-1])
@@ -43,9 +43,9 @@ def as_text(scores: Scores) -> str:
     kept = {"score": "higher score", "smaller": "smaller area", "larger": "larger area"}
     parts.append(
         _table(
-            f"Label maps: detections of score {scores.score_threshold:g} and more;"
-            f" the {kept[scores.overlap]} keeps contested pixels",
-            ["", *names, "true", "found", "error", "|error|/image"],
+            f"Label maps: detections with a score of {scores.score_threshold:g} or more; "
+            f"overlapping pixels go to the {kept[scores.overlap]}",
+            ["", *names, "GT cells", "detections", "error", "|error|/image"],
             rows,
         )
     )
@@ -54,41 +54,25 @@ def as_text(scores: Scores) -> str:
     parts.append(_confusion_table(scores))
     if scores.sizes:
         rows = [
-            [
-                f"{bin.low}–{bin.high} pixels",
-                _number(bin.ap.ap),
-                _number(bin.ap.ap50),
-                str(bin.n_gt),
-            ]
-            for bin in scores.sizes
+            [f"{b.low}–{b.high} pixels", _number(b.ap.ap), _number(b.ap.ap50), str(b.n_gt)]
+            for b in scores.sizes
         ]
-        parts.append(
-            _table("AP by size of the true cell, all detections", ["", "AP", "AP50", "true"], rows)
-        )
+        title = "AP by ground-truth area, all detections"
+        parts.append(_table(title, ["", "AP", "AP50", "GT cells"], rows))
     f1 = scores.by_threshold.f1
-    parts.append(
-        _table(
-            "F1 by least IoU of a hit",
-            ["", *(f"{t:.2f}" for t in scores.thresholds)],
-            [[row, *map(_number, f1[:, r])] for r, row in enumerate(scores.rows)],
-        )
-    )
+    rows = [[row, *map(_number, f1[:, r])] for r, row in enumerate(scores.rows)]
+    header = ["", *(f"{t:.2f}" for t in scores.thresholds)]
+    parts.append(_table("F1 by IoU threshold", header, rows))
     return "\n\n".join(parts)
 
 
 def _interval_table(scores: Scores) -> str:
     names = [f"{name}@{_cap(cap)}" for cap in scores.ap for name in ("AP", "AP50")]
-    rows = [
-        [
-            name,
-            *(
-                _interval(scores.metrics[name][r], scores.low[name][r], scores.high[name][r])
-                for r in (-2, -1)
-            ),
-        ]
-        for name in (*names, *HEADLINES)
-    ]
-    title = f"With 95 % intervals from {_n_samples(scores)} sets of images drawn with repetition"
+    rows = []
+    for name in (*names, *HEADLINES):
+        values = zip(scores.metrics[name], scores.low[name], scores.high[name], strict=True)
+        rows.append([name, *(_interval(*bounded) for bounded in [*values][-2:])])
+    title = f"95 % intervals from {_n_samples(scores)} bootstrap resamples of the images"
     return _table(title, ["", MEAN, ANY], rows)
 
 
@@ -100,28 +84,19 @@ def _confusion_table(scores: Scores) -> str:
     matrix = [[str(value) for value in row] for row in scores.confusion_matrix.tolist()]
     matrix[-1][-1] = ""
     rows = [[name, *row] for name, row in zip([*scores.classes, "nothing"], matrix, strict=True)]
-    return _table(
-        "Cells by true class (rows) and given class (columns)",
-        ["", *scores.classes, "missed"],
-        rows,
-    )
+    title = "Confusion matrix: ground truth (rows) by predicted class (columns)"
+    return _table(title, ["", *scores.classes, "missed"], rows)
 
 
 def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
-    """A row for each metric: by how much B is above A."""
-    rows = [
-        [
-            name,
-            *(
-                _interval(value[r], difference.low[name][r], difference.high[name][r], "+.4f")
-                for r in (-2, -1)
-            ),
-        ]
-        for name, value in difference.value.items()
-    ]
+    """Return a table of B − A, one row per metric."""
+    rows = []
+    for name, value in difference.value.items():
+        values = zip(value, difference.low[name], difference.high[name], strict=True)
+        rows.append([name, *(_interval(*bounded, "+.4f") for bounded in [*values][-2:])])
     title = (
-        f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals; one that holds 0 says that"
-        " other images could turn it round"
+        f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals; an interval that contains 0 is not "
+        "a significant difference"
     )
     return _table(title, ["", MEAN, ANY], rows)
 
@@ -153,7 +128,7 @@ def _cap(cap: int | None) -> str:
 
 
 def _count_columns(scores: Scores) -> Iterator[list[str]]:
-    """True and detected cells, the error of the sum, and the mean absolute error of an image."""
+    """Yield ground-truth cells, detections, their difference, and the mean absolute one."""
     n_classes = len(scores.classes)
     for r in range(n_classes + 2):
         if r == n_classes:  # the mean of classes
@@ -168,7 +143,7 @@ def _count_columns(scores: Scores) -> Iterator[list[str]]:
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """What a program may want of the scores. Numbers that don't exist are None."""
+    """Return the scores as JSON data, with None for NaN."""
     return {
         "images": len(scores.eval_images),
         "classes": scores.classes,
@@ -206,7 +181,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
 
 
 def difference_as_json(name_a: str, name_b: str, difference: Difference) -> dict[str, Any]:
-    """`B − A` by metric and row, with the interval."""
+    """Return B − A by metric and row, with the interval, as JSON data."""
     return {
         "a": name_a,
         "b": name_b,
@@ -218,22 +193,16 @@ def difference_as_json(name_a: str, name_b: str, difference: Difference) -> dict
 
 
 def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
-    """A row for each image and class, and one for any class; None where there is no number."""
+    """Yield one row per image and class, and one for any class, with None for NaN."""
     n_classes = len(scores.classes)
     for i, eval_image in enumerate(scores.eval_images):
         weights = np.zeros(len(scores.eval_images), np.int64)
         weights[i] = 1
-        each, one = (
-            panoptic(scores.match_counts, weights),
-            panoptic(scores.agnostic_counts, weights),
-        )
+        by_class = scores.match_counts, panoptic(scores.match_counts, weights)
+        agnostic = scores.agnostic_counts, panoptic(scores.agnostic_counts, weights)
         for k, name in enumerate([*scores.classes, ANY]):
-            sums, quality, column = (
-                (scores.match_counts, each, k)
-                if k < n_classes
-                else (scores.agnostic_counts, one, 0)
-            )
-            some = slice(k, k + 1) if k < n_classes else slice(None)
+            counts, quality = by_class if k < n_classes else agnostic
+            column, some = (k, slice(k, k + 1)) if k < n_classes else (0, slice(None))
             n_gt = int(scores.gt_counts[i, some].sum())
             n_detections = int(scores.counts[i, some].sum())
             yield {
@@ -243,7 +212,9 @@ def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
                 "true": n_gt,
                 "found": n_detections,
                 "error": n_detections - n_gt,
-                **_match_count_row(sums, i, column),
+                "hits": int(counts.tp[i, column]),
+                "misses": int(counts.fn[i, column]),
+                "false_alarms": int(counts.fp[i, column]),
                 "PQ": _plain(quality.pq[column]),
                 "DQ": _plain(quality.dq[column]),
                 "SQ": _plain(quality.sq[column]),
@@ -252,23 +223,13 @@ def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
             }
 
 
-def _match_count_row(sums: MatchCounts, image: int, column: int) -> dict[str, int]:
-    counts = {"hits": sums.tp, "misses": sums.fn, "false_alarms": sums.fp}
-    return {name: int(of_images[image, column]) for name, of_images in counts.items()}
-
-
-def _bounded(
-    rows: Sequence[str],
-    value: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> dict[str, Any]:
+def _bounded(rows: Sequence[str], value: Floats, low: Floats, high: Floats) -> dict[str, Any]:
     bounded = zip(_plain(value), _plain(low), _plain(high), strict=True)
     return _by_row(rows, [{"value": v, "low": a, "high": b} for v, a, b in bounded])
 
 
 def _by_row(rows: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """The classes apart from the two last rows: a class may have any name."""
+    """Return the classes separate from the two last rows, since a class may have any name."""
     return {
         "classes": dict(zip(rows[:-2], values[:-2], strict=True)),
         **dict(zip(rows[-2:], values[-2:], strict=True)),
@@ -276,7 +237,7 @@ def _by_row(rows: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own numbers, None for NaN."""
+    """Return Python numbers, None for NaN."""
     if isinstance(value, np.ndarray):
         return [_plain(element) for element in value]
     return None if math.isnan(value) else float(value)

@@ -1,1 +1,1 @@
-"""From `Predictions` to the files that others take."""
+"""Writers of predictions and annotations: submission, GeoJSON, label maps, sidecar files."""

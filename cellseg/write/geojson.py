@@ -1,9 +1,9 @@
 """Cells as GeoJSON that QuPath opens (File > Import objects from file).
 
-One feature a cell, in pixels of the image: the outline along the pixels' edges, the
-class with its colour, the score as a measurement. The form is QuPath's own
-(qupath.readthedocs.io, "Exporting annotations": `objectType`, `classification`,
-`measurements`), within RFC 7946 but for the coordinates, which are pixels.
+One feature per cell, in image pixels: the outline along the pixels' edges, the class with
+its colour, the score as a measurement. `objectType`, `classification` and `measurements`
+follow QuPath (qupath.readthedocs.io, "Exporting annotations"); except for the coordinates,
+which are pixels, the files follow RFC 7946.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from cellseg.rle import RLE, decode
 Feature = dict[str, Any]
 Colour = tuple[int, int, int]
 
-# Cells traced at once: enough for numpy to pay, few enough to hold as Python lists.
-_BLOCK = 2048
+_BLOCK = 2048  # cells traced at once
 
 
 def cell_features(
@@ -37,33 +36,31 @@ def cell_features(
     object_type: Literal["detection", "annotation"] = "detection",
     scale: tuple[float, float] = (1, 1),
 ) -> Iterator[Feature]:
-    """Make a GeoJSON feature of each cell of an image, block by block.
+    """Yield a GeoJSON feature for each cell of an image.
 
     Parameters
     ----------
     image
-        The image's name. With the cell's place in `masks` it makes the feature's id, a
-        UUID, so that the same cells give the same file.
+        The image's name; with the index of a cell it determines the feature's id, a UUID.
     size
         Height and width of the image in pixels.
     masks
-        N compressed RLEs. A mask with no pixel has no outline and gives no feature.
+        N compressed RLEs. Empty masks give no feature.
     classes
         `(N,)` integers, 0…K−1.
     names, colours
         K class names, and K colours as red, green, blue of 0…255.
     scores
-        `(N,)` in 0…1, the measurement "score"; None for cells that have none.
+        `(N,)` in 0…1, the measurement "score", or None.
     object_type
-        What QuPath makes of the cells: detections are light, annotations can be edited.
+        QuPath's type: detections are light, annotations can be edited.
     scale
-        What x and y are multiplied by: cells of a coarser level lie in the finest one then.
+        Factors of x and y, from the level of the masks to full resolution.
 
     Yields
     ------
-    Features whose geometry is a Polygon, or a MultiPolygon where a cell is in several
-    pieces: x, y in pixels, integers unless scaled, origin at the image's top left corner, y
-    downwards.
+    Features with a Polygon, or a MultiPolygon for cells in several pieces: x, y in pixels,
+    integers unless scaled, origin at the image's top left corner, y downwards.
 
     Raises
     ------
@@ -103,12 +100,9 @@ def cell_features(
 
 
 def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> int:
-    """Write features as a FeatureCollection, one a line, as they come. Returns their number.
+    """Write features as a FeatureCollection, one per line; return their number.
 
-    Raises
-    ------
-    InputError
-        If the file can't be written.
+    Raises InputError if the file can't be written.
     """
     count = 0
     with write_atomic(path) as file:

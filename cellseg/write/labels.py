@@ -1,12 +1,10 @@
-"""Cells as label TIFFs: `class<K>.tif`, in the layout that `annotation.py` reads.
+"""Cells as label maps: `class<K>.tif`, int32, zlib, in the layout that `annotation.py` reads.
 
-Int32, zlib, ids running on across the classes of an image, no file for a class that
-does not occur. Painted strip by strip from runs, so that memory follows the cells, not
-the pixels.
+Ids continue across the classes of an image; a class that does not occur has no file. Strips
+are painted from RLE runs, so that memory follows the cells, not the pixels.
 
-A pixel of a label file can belong to one cell alone. Where cells of one class overlap,
-the one with the higher score keeps the pixel, or, at equal scores and without scores,
-the earlier. Cells of different classes stand in different files and don't compete.
+Where cells of one class overlap, pixels go to the cell with the higher score, at equal scores
+and without scores to the earlier one. Cells of different classes are in different files.
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
 
-# Pixels of a strip: 4 MB painted at a time.
-_STRIP = 1 << 20
+_STRIP = 1 << 20  # pixels of a strip: 4 MB painted at a time
 _CLASS_FILE = re.compile(r"class\d+\.tif", re.IGNORECASE)
 
 
@@ -38,33 +35,30 @@ def write_labels(
     classes: NDArray[Any],
     scores: NDArray[Any] | None = None,
 ) -> int:
-    """Write the cells of one image as `class<K>.tif` in `folder`.
-
-    Class files of an earlier export that have no cell any more are removed.
+    """Write the cells of one image as `class<K>.tif`; remove other class files of the folder.
 
     Parameters
     ----------
     folder
-        Made if it isn't there.
+        The output folder; it is created if necessary.
     size
         Height and width of the image in pixels.
     masks
         N compressed RLEs.
     classes
-        `(N,)` integers, 0…K−1; class k goes to `class<k + 1>.tif`. Ids begin with 1 and
-        run in the order of class, then of `masks`.
+        `(N,)` integers, 0…K−1; class k goes to `class<k + 1>.tif`. Ids begin with 1, in the
+        order of class, then of `masks`.
     scores
-        `(N,)`: who keeps a contested pixel.
+        `(N,)`; overlapping pixels go to the highest score.
 
     Returns
     -------
-    The number of cells that have no pixel of their own left.
+    The number of cells that are hidden under others.
 
     Raises
     ------
     InputError
-        If a file can't be written, or the folder holds an image: then it is a data set,
-        whose masks are not to be overwritten.
+        If a file can't be written, or the folder is one of a data set, with an image in it.
     ValueError
         If a mask isn't an RLE of this size.
     """
@@ -76,8 +70,7 @@ def write_labels(
                 "choose another --output"
             )
     classes = np.asarray(classes)
-    n_hidden = 0
-    first_id = 1
+    n_hidden, first_id = 0, 1
     written = set()
     for k in np.unique(classes).tolist():
         members = np.flatnonzero(classes == k)
@@ -88,12 +81,6 @@ def write_labels(
         n_hidden += len(members) - _write_tiff(path, mask_runs, best_first, first_id)
         first_id += len(members)
         written.add(path.name)
-    _remove_stale_files(folder, written)
-    return n_hidden
-
-
-def _remove_stale_files(folder: Path, written: set[str]) -> None:
-    """Remove other class files; an image without cells has the empty folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,12 +96,13 @@ def _remove_stale_files(folder: Path, written: set[str]) -> None:
             f"{folder}: a class file of an earlier export can't be removed "
             f"({error.strerror}); choose another --output"
         ) from error
+    return n_hidden
 
 
 def _write_tiff(
     path: Path, mask_runs: MaskRuns, best_first: NDArray[np.int64], first_id: int
 ) -> int:
-    """Write one label map; returns how many of the masks have a pixel in it."""
+    """Write one label map; return the number of masks that have a pixel in it."""
     height, width = mask_runs.size
     rows = max(1, min(height, _STRIP // width))
     seen = np.zeros(len(mask_runs) + 1, bool)
@@ -123,12 +111,12 @@ def _write_tiff(
         for strip in paint_strips(mask_runs, best_first, rows):
             seen[strip] = True
             strip[strip > 0] += first_id - 1
-            # libdeflate: the same format as zlib's own encoder in a third of the time.
+            # libdeflate writes the format of zlib in a third of the time.
             yield imagecodecs.deflate_encode(strip.tobytes(), level=6)
 
     with (
         write_atomic(path, "wb") as file,
-        # A classic TIFF ends at 4 GB; what compression will leave isn't known before.
+        # A classic TIFF ends at 4 GB; the compressed size isn't known in advance.
         tifffile.TiffWriter(file, bigtiff=height * width * 4 >= 1 << 32) as tiff,
     ):
         tiff.write(
@@ -146,23 +134,19 @@ def _write_tiff(
 def paint_strips(
     mask_runs: MaskRuns, best_first: NDArray[np.int64], rows: int
 ) -> Iterator[NDArray[np.int32]]:
-    """Draw masks as a label map, a strip of rows at a time.
+    """Yield strips of the label map of masks: `(rows, W)` int32, the last one lower if need be.
 
     Parameters
     ----------
     mask_runs
-        N masks.
+        N masks; mask n has the label n + 1, background is 0.
     best_first
-        `(N,)` the masks in the order in which they keep contested pixels.
+        `(N,)` order of the masks; overlapping pixels go to the first.
     rows
         Height of a strip in pixels.
-
-    Yields
-    ------
-    `(rows, W)` int32, the last one lower if need be: 0 is background, n + 1 is mask n.
     """
     height, width = mask_runs.size
-    # The worst first: of several assignments to one pixel, numpy keeps the last.
+    # The last ones first: of several assignments to one pixel, numpy keeps the last.
     order = best_first[::-1]
     rank = np.empty(len(mask_runs), np.int64)
     rank[order] = np.arange(len(mask_runs))
@@ -173,7 +157,7 @@ def paint_strips(
         begin = number * rows
         labels = np.zeros((min(rows, height - begin), width), np.int32)
         pieces = by_strip[bounds[number] : bounds[number + 1]]
-        # In parts of about a strip's pixels, however many masks lie on one another.
+        # In portions of about a strip's pixels, however many masks overlap.
         length = bottom[pieces] - top[pieces]
         part = np.cumsum(length) // _STRIP
         for some in np.split(pieces, np.flatnonzero(np.diff(part)) + 1):
@@ -186,7 +170,7 @@ def paint_strips(
 
 
 def _cut(mask_runs: MaskRuns, rows: int) -> tuple[NDArray[np.int64], ...]:
-    """Cut runs at the ends of columns and strips: strip, column, top, bottom, mask of each."""
+    """Cut runs at columns and strips; return strip, column, top, bottom and mask of each."""
     mask, column, top, bottom = cut_at_columns(mask_runs)
     first = top // rows
     n_strips = (bottom - 1) // rows - first + 1

@@ -1,6 +1,6 @@
-"""The file that the course's server takes: `test-results.json`, and a zip that holds it.
+"""The results file for the course server, `test-results.json`, and its zip.
 
-A list of `{"image_id", "category_id", "segmentation", "score", "bbox"}`, COCO's results
+A list of `{"image_id", "category_id", "segmentation", "score", "bbox"}` in COCO's results
 format: https://cocodataset.org/#format-results
 """
 
@@ -22,31 +22,23 @@ from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
 
-_BLOCK = 1 << 14  # cells that are checked at a time
+_BLOCK = 1 << 14  # detections checked at a time
 
 
 class SubmissionWriter:
-    """Writes the predictions of one image after the other; memory holds one image's."""
+    """Writer of results, one image after the other; `category_ids` has the id of each class."""
 
     def __init__(self, file: IO[str], category_ids: Sequence[int]) -> None:
-        """
-        Parameters
-        ----------
-        file
-            Where to write.
-        category_ids
-            The id in files of each class 0…K−1.
-        """
         self._file = file
         self._category_ids = category_ids
         self.count = 0
 
     def add(self, image_id: int, predictions: Predictions) -> None:
-        """Write the cells of one image."""
+        """Write the detections of one image."""
         boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2).tolist()
         for box, score, class_, mask in zip(
             boxes,
-            # The fewest digits that tell any two float32 scores apart.
+            # The shortest decimals that distinguish any two float32 scores.
             map(float, map(str, predictions.scores)),
             predictions.classes.tolist(),
             predictions.masks,
@@ -60,14 +52,14 @@ class SubmissionWriter:
                 "bbox": box,
             }
             self._file.write(",\n" if self.count else "\n")
-            # Not json.dump, which is ten times slower.
+            # json.dump is ten times slower.
             self._file.write(json.dumps(entry, allow_nan=False))
             self.count += 1
 
 
 @contextlib.contextmanager
 def write_submission(path: Path, category_ids: Sequence[int]) -> Iterator[SubmissionWriter]:
-    """Open a results file that is whole when the block ends, and else stays as it was."""
+    """Open a results file for writing; it is replaced when the block ends without an error."""
     with write_atomic(path) as file:
         file.write("[")
         yield SubmissionWriter(file, category_ids)
@@ -75,7 +67,7 @@ def write_submission(path: Path, category_ids: Sequence[int]) -> Iterator[Submis
 
 
 def write_zip(results: Path) -> Path:
-    """Put a results file into a zip beside it, under the name that the server looks for."""
+    """Write a results file into a zip next to it, under the name that the server expects."""
     path = results.with_suffix(".zip")
     with (
         write_atomic(path, "wb") as file,
@@ -88,30 +80,30 @@ def write_zip(results: Path) -> Path:
 def check_submission(
     path: Path, images: Sequence[dict[str, Any]], category_ids: Sequence[int]
 ) -> tuple[int, list[int]]:
-    """Check a submission as the server would: the zip, or the JSON alone.
+    """Check a submission, a zip or a JSON file, by the rules of the server.
 
-    Some thousand cells are held at a time, however large the file is.
+    The file is read block by block, so that memory doesn't grow with its size.
 
     Parameters
     ----------
     path
-        A `.zip` or `.json` file, of this project or anybody's.
+        A `.zip` or `.json` file.
     images
-        What may be predicted: `{"id", "file_name", "height", "width"}` each.
+        The images to predict: `{"id", "file_name", "height", "width"}` each.
     category_ids
-        The ids that a class may have.
+        The valid category ids.
 
     Returns
     -------
     count
-        How many cells it has.
+        Number of detections.
     empty
-        The ids of the images that have none, rising.
+        Ascending ids of the images without detections.
 
     Raises
     ------
     InputError
-        At the first thing that the server would refuse or misread.
+        At the first entry that the server would refuse or misread.
     """
     expected = {
         "images": list(images),
@@ -127,23 +119,23 @@ def check_submission(
             box = entry.get("bbox", [0, 0, 0, 0])
             if not _is_box(box):
                 raise InputError(
-                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, but four finite numbers "
-                    "x, y, width, height are expected; write it again with inference.py"
+                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, expected four finite "
+                    "numbers x, y, width, height; write it again with inference.py"
                 )
         count += len(block)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            # macOS adds what it knows of a file beside it.
+            # macOS adds a file of metadata.
             names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         if RESULTS_FILE not in names:
             raise InputError(
-                f"{path}: {RESULTS_FILE} is in a folder of the zip, but must stand at its root; "
-                "zip the file itself"
+                f"{path}: {RESULTS_FILE} is in a folder of the zip, expected at its root; zip the "
+                "file itself"
             )
         if len(names) > 1:
             raise InputError(
-                f"{path}: the zip holds {', '.join(names[:3])}{', …' * (len(names) > 3)}, but "
-                f"{RESULTS_FILE} alone is expected; zip that file by itself"
+                f"{path}: the zip holds {', '.join(names[:3])}{', …' * (len(names) > 3)}, expected "
+                f"only {RESULTS_FILE}; zip that file by itself"
             )
     return count, sorted(empty)
 
@@ -152,7 +144,7 @@ def _is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        # JSON may hold a whole number that no float can.
+        # JSON integers can exceed the range of floats.
         and all(type(side) in (int, float) and abs(side) <= sys.float_info.max for side in box)
         and min(box[2:]) >= 0
     )

@@ -1,4 +1,4 @@
-"""Images with cells for the tests of learning, without files."""
+"""Images with cells for the tests of training, without files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cellseg.images import ImageCells
 
 
 def image_of(boxes=(), classes=None, masks=None, *, name="x", size=(400, 600), path="x.png"):
-    """Make an image of N cells by their XYXY boxes, all of class 0 unless said."""
+    """Build an image of N cells from their XYXY boxes, by default of class 0."""
     n = len(boxes)
     return ImageCells(
         id=4,

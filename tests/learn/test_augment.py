@@ -1,4 +1,4 @@
-"""Augmentation: sizes by hand and by Detectron2, symmetries by numpy, stains by optics."""
+"""Augmentation: sizes by hand and by Detectron2, orientations by numpy, stains by optics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rng_of(seed=0):
     return np.random.default_rng(seed)
 
 
-# The crop of the mission: half of the image each way, resized to 608.
+# The crop of the default recipe: half of each side, resized to 608.
 HALF = ShortestEdgeCrop("relative", (0.5, 0.5), (608,), "choice", 1333)
 
 
@@ -53,11 +53,6 @@ def views(augmentation, size, n=400, centre=None):
 def window_size(view):
     left, top, right, bottom = view.window
     return bottom - top, right - left
-
-
-def is_within(view, size):
-    left, top, right, bottom = view.window
-    return 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
 
 
 crops = st.one_of(
@@ -79,16 +74,17 @@ crops = st.one_of(
 
 @given(crops, sizes, seeds, st.one_of(st.none(), st.tuples(st.floats(0, 1), st.floats(0, 1))))
 @settings(max_examples=150, deadline=None)
-def test_every_view_is_within_the_image_and_holds_its_centre(crop, size, seed, part):
-    centre = part and (part[0] * size[1], part[1] * size[0])
+def test_every_view_is_within_the_image_and_contains_the_centre(crop, size, seed, fraction):
+    centre = fraction and (fraction[0] * size[1], fraction[1] * size[0])
     view = crop.sample_view(size, rng_of(seed), centre)
-    assert is_within(view, size)
+    left, top, right, bottom = view.window
+    assert 0 <= left < right <= size[1]
+    assert 0 <= top < bottom <= size[0]
     assert min(view.size) >= 1
-    assert view == View(view.window, view.size)  # neither flipped nor turned
+    assert view == View(view.window, view.size)  # without flips and rotations
     assert view == crop.sample_view(size, rng_of(seed), centre)
     if centre:
-        left, top, right, bottom = view.window
-        # To half a pixel, which a window of one pixel loses to rounding.
+        # Half a pixel may be lost to rounding in a window of one pixel.
         assert left - 0.5 <= centre[0] <= right + 0.5
         assert top - 0.5 <= centre[1] <= bottom + 0.5
 
@@ -119,10 +115,10 @@ def test_half_crop_by_hand(size, window, output_size):
     st.integers(1, 1500),
 )
 @settings(max_examples=150, deadline=None)
-def test_crops_and_scales_have_the_sizes_of_detectron2(size, crop_type, part, shortest):
+def test_crops_and_scales_have_the_sizes_of_detectron2(size, crop_type, sides, shortest):
     from detectron2.data import transforms as T
 
-    crop_size = part if crop_type == "relative" else tuple(math.ceil(900 * side) for side in part)
+    crop_size = sides if crop_type == "relative" else tuple(math.ceil(900 * side) for side in sides)
     crop = half_crop(crop_type=crop_type, crop_size=crop_size, short_sides=[shortest])
     view = crop.sample_view(size, rng_of())
     expected = np.maximum(T.RandomCrop(crop_type, crop_size).get_crop_size(size), 1).tolist()
@@ -131,8 +127,8 @@ def test_crops_and_scales_have_the_sizes_of_detectron2(size, crop_type, part, sh
     assert list(view.size) == np.maximum(output_size, 1).tolist()
 
 
-def test_every_corner_of_a_crop_is_as_likely():
-    """A 3 x 2 crop of 4 x 4 pixels has 2 x 3 places: each about 100 of 600 times."""
+def test_all_positions_of_a_crop_are_equally_likely():
+    """A 3 x 2 crop of 4 x 4 pixels has 2 x 3 positions: each about 100 of 600 times."""
     crop = half_crop(crop_type="absolute", crop_size=(3, 2))
     corners = Counter(view.window[:2] for view in views(crop, (4, 4), 600))
     assert set(corners) == set(itertools.product(range(3), range(2)))
@@ -146,28 +142,28 @@ def test_short_sides_are_chosen_or_drawn_from_a_range():
 
     assert drawn("choice", (144, 176, 208)) == {144, 176, 208}
     assert drawn("range", (5, 9)) == {5, 6, 7, 8, 9}
-    assert drawn("choice", (0,)) == {20}  # as it is
+    assert drawn("choice", (0,)) == {20}  # not resized
 
 
-def test_relative_range_reaches_from_the_part_to_the_whole():
+def test_relative_range_is_from_the_fraction_to_the_whole():
     crop = half_crop(crop_type="relative_range", crop_size=(0.5, 0.9))
     drawn = np.array([window_size(view) for view in views(crop, (100, 200))])
     assert drawn.min(0) == pytest.approx([50, 180], abs=1)
     assert drawn.max(0) == pytest.approx([100, 200], abs=1)
 
 
-def test_absolute_range_draws_each_side_and_stops_at_the_image():
+def test_absolute_range_draws_each_side_up_to_the_image():
     crop = half_crop(crop_type="absolute_range", crop_size=(3, 5))
     drawn = {window_size(view) for view in views(crop, (4, 20))}
     assert drawn == set(itertools.product((3, 4), (3, 4, 5)))
 
 
-def test_without_a_crop_the_whole_image_is_seen():
+def test_a_view_without_crop_is_the_whole_image():
     view = half_crop(crop_type=None).sample_view((20, 30), rng_of())
     assert view == View((0, 0, 30, 20), (608, 912))
 
 
-# A window of 512 at zoom 2 takes 256 pixels of the image. 100 pixels are seen as 200.
+# A window of 512 at scale 2 is 256 image pixels; 100 image pixels are 200 network pixels.
 @pytest.mark.parametrize(
     ("size", "window", "output_size"),
     [
@@ -184,21 +180,17 @@ def test_fixed_scale_by_hand(size, window, output_size):
     assert view.size == output_size
 
 
-def test_an_image_that_just_fills_the_window_fills_all_of_it():
-    """10 / 3 is rounded to 3 pixels, which are seen as 10 and not as 9."""
+def test_fixed_scale_at_extremes():
+    assert FixedScaleCrop(100.0, 0.0, 8).sample_view((5, 5), rng_of()).size == (8, 8)
+    assert FixedScaleCrop(0.01, 0.0, 8).sample_view((5, 5), rng_of()).size == (1, 1)
+    # 10 / 3 is rounded to 3 pixels, which become 10 network pixels and not 9.
     assert FixedScaleCrop(3.0, 0.0, 10).sample_view((3, 2), rng_of()).size == (10, 6)
 
 
-def test_fixed_scale_at_extreme_scales():
-    assert FixedScaleCrop(100.0, 0.0, 8).sample_view((5, 5), rng_of()).size == (8, 8)
-    assert FixedScaleCrop(0.01, 0.0, 8).sample_view((5, 5), rng_of()).size == (1, 1)
-
-
-def test_scales_are_drawn_evenly_in_their_logarithm():
+def test_scales_are_drawn_uniformly_in_their_logarithm():
     """From 1/1.5 to 1.5 half of them are below 1 (5 sigma is 50 of 400)."""
-    drawn = np.array(
-        [512 / window_size(view)[0] for view in views(FixedScaleCrop(1, 0.5, 512), (999,) * 2)]
-    )
+    crop = FixedScaleCrop(1, 0.5, 512)
+    drawn = np.array([512 / window_size(view)[0] for view in views(crop, (999, 999))])
     assert drawn.min() == pytest.approx(1 / 1.5, abs=0.02)
     assert drawn.max() == pytest.approx(1.5, abs=0.02)
     assert 150 < (drawn < 1).sum() < 250
@@ -213,10 +205,10 @@ def test_scales_are_drawn_evenly_in_their_logarithm():
 @settings(max_examples=60, deadline=None)
 def test_fixed_scale_does_not_stretch(size, scale, jitter, seed):
     view = FixedScaleCrop(scale, jitter, 512).sample_view(size, rng_of(seed))
-    (height, width), (seen_height, seen_width) = window_size(view), view.size
-    # Half a pixel of the image or of the network may be lost to rounding, each way.
-    slack = 0.6 / min(height, width) + 0.6 / min(seen_height, seen_width)
-    assert seen_height / height == pytest.approx(seen_width / width, rel=2 * slack)
+    window = window_size(view)
+    # Half a pixel of the image or of the network may be lost to rounding, in each direction.
+    slack = 0.6 / min(window) + 0.6 / min(view.size)
+    assert view.size[0] / window[0] == pytest.approx(view.size[1] / window[1], rel=2 * slack)
 
 
 @pytest.mark.parametrize("crop", [FixedScaleCrop(1.0, 0.0, 40), half_crop(crop_size=(0.1, 0.1))])
@@ -235,27 +227,27 @@ def test_a_centre_at_the_edge_leaves_the_window_within_the_image():
 
 PATCH = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 WHOLE = View((0, 0, 3, 2), (2, 3))
-SYMMETRIES = {
+ORIENTATIONS = {
     (np.rot90(flipped, turns).shape, np.rot90(flipped, turns).tobytes()): (bool(flip), turns)
     for flip, flipped in enumerate((PATCH, PATCH[:, ::-1]))
     for turns in range(4)
 }
 
 
-def seen_symmetries(*augmentations, n=800):
-    """Count what an image of six pixels is seen as: whether it is mirrored, how it is turned."""
+def count_orientations(*augmentations, n=800):
+    """Count the orientations, (flipped, quarter turns), of an image of six pixels."""
     rng = rng_of()
-    output_size: Counter[tuple[bool, int]] = Counter()
+    counts: Counter[tuple[bool, int]] = Counter()
     for _ in range(n):
         view = WHOLE
         for augmentation in augmentations:
             view = augmentation.sample_view(view, rng)
         image = view.apply_image(PATCH)
-        output_size[SYMMETRIES[image.shape, image.tobytes()]] += 1
-    return output_size
+        counts[ORIENTATIONS[image.shape, image.tobytes()]] += 1
+    return counts
 
 
-# A mirror from top to bottom is one from left to right, then half a turn.
+# A vertical flip is a horizontal flip, then half a turn.
 @pytest.mark.parametrize(
     ("augmentations", "expected"),
     [
@@ -263,26 +255,26 @@ def seen_symmetries(*augmentations, n=800):
         ([Flip(False, True)], {(False, 0), (True, 2)}),
         ([Flip(True, True)], {(False, 0), (True, 0), (True, 2), (False, 2)}),
         ([QuarterTurn()], {(False, turns) for turns in range(4)}),
-        ([Flip(True, True), QuarterTurn()], set(SYMMETRIES.values())),
-        ([Flip(False, True), QuarterTurn()], set(SYMMETRIES.values())),
+        ([Flip(True, True), QuarterTurn()], set(ORIENTATIONS.values())),
+        ([Flip(False, True), QuarterTurn()], set(ORIENTATIONS.values())),
     ],
 )
-def test_the_orientations_that_can_occur_are_equally_likely(augmentations, expected):
-    output_size = seen_symmetries(*augmentations)
-    assert set(output_size) == expected
-    share = 800 / len(expected)
-    assert all(abs(count - share) < 5 * math.sqrt(share) for count in output_size.values())
+def test_the_possible_orientations_are_equally_likely(augmentations, expected):
+    counts = count_orientations(*augmentations)
+    assert set(counts) == expected
+    mean = 800 / len(expected)
+    assert all(abs(count - mean) < 5 * math.sqrt(mean) for count in counts.values())
 
 
 def test_brightness_by_hand():
     image = np.array([[[0, 10, 255], [100, 101, 200]]], np.uint8)
-    output_size = Brightness(1.5, 1.5).apply_colours(image, rng_of())
-    assert output_size.tolist() == [[[0, 15, 255], [150, 151, 255]]]
+    result = Brightness(1.5, 1.5).apply_colours(image, rng_of())
+    assert result.tolist() == [[[0, 15, 255], [150, 151, 255]]]
     assert image[0, 0, 1] == 10
 
 
 def test_contrast_by_hand():
-    """The mean of 60, 100 and 200 is 120; half of the way to it is 90, 110 and 160."""
+    """The mean of 60, 100 and 200 is 120; halfway to it are 90, 110 and 160."""
     image = np.array([[[60, 100, 200]]], np.uint8)
     assert Contrast(0.5, 0.5).apply_colours(image, rng_of()).tolist() == [[[90, 110, 160]]]
     assert Contrast(2.0, 2.0).apply_colours(image, rng_of()).tolist() == [[[0, 80, 255]]]
@@ -301,7 +293,7 @@ def test_brightness_and_contrast_are_those_of_detectron2(weight, seed):
 
 
 def colours_in(axis):
-    """Every colour whose levels are in `axis`, as an image."""
+    """Return an image of all colours with levels in `axis`."""
     return np.stack(np.meshgrid(axis, axis, axis), -1).reshape(len(axis), -1, 3).astype(np.uint8)
 
 
@@ -314,24 +306,24 @@ def colours_in(axis):
     ],
     ids=["random", "extreme", "greys"],
 )
-def test_factors_of_one_leave_every_colour_exactly(image):
+def test_factors_of_one_change_no_colour(image):
     np.testing.assert_array_equal(scale_stains(image, 1.0, 1.0), image)
     np.testing.assert_array_equal(StainJitter(0.0).apply_colours(image, rng_of()), image)
 
 
 def tissue(haematoxylin, eosin):
-    """What light passes through these densities, by the law of Beer and Lambert."""
+    """Return the light that passes through these densities, by the Beer-Lambert law."""
     density = np.multiply.outer(haematoxylin, HAEMATOXYLIN) + np.multiply.outer(eosin, EOSIN)
     return np.rint(256 * np.exp(-density) - 1).astype(np.uint8)
 
 
 @given(st.floats(0, 1.5), st.floats(0, 1.5))
 @settings(max_examples=60, deadline=None)
-def test_stains_are_scaled_as_if_the_tissue_had_taken_up_more_or_less(haematoxylin, eosin):
-    """To a level or two: the image that is changed has been rounded."""
+def test_stains_are_scaled_as_their_densities(haematoxylin, eosin):
+    """To two levels, since the input image is rounded."""
     h, e = np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 1, 9))
-    output_size = scale_stains(tissue(h, e), haematoxylin, eosin).astype(int)
-    assert np.abs(output_size - tissue(h * haematoxylin, e * eosin)).max() <= 2
+    result = scale_stains(tissue(h, e), haematoxylin, eosin).astype(int)
+    assert np.abs(result - tissue(h * haematoxylin, e * eosin)).max() <= 2
 
 
 def test_white_stays_white():
@@ -341,21 +333,21 @@ def test_white_stays_white():
 
 
 def test_stains_are_separated_as_by_an_exact_inverse():
-    """Against the three steps in float64, one colour at a time."""
+    """The oracle computes the three steps in float64, one colour at a time."""
     image = colours_in([0, 3, 60, 128, 200, 255])
     stains = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-    for colour, output_size in zip(image[0], scale_stains(image, 1.3, 0.6)[0], strict=True):
+    for colour, result in zip(image[0], scale_stains(image, 1.3, 0.6)[0], strict=True):
         amounts = np.linalg.solve(stains.T, -np.log((colour + 1.0) / 256)) * [1.3, 0.6, 1]
         light = (256 * np.exp(-stains.T @ amounts) - 1).clip(0, 255)
-        assert output_size == pytest.approx(light, abs=0.51)
+        assert result == pytest.approx(light, abs=0.51)
 
 
-def test_stains_are_drawn_each_for_itself():
-    """Of two pixels, one is stained by haematoxylin alone and the other by eosin."""
+def test_stains_are_drawn_independently():
+    """One pixel is stained by haematoxylin only, the other by eosin only."""
     image = tissue(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
     rng = rng_of()
-    output_size = np.array([StainJitter(0.2).apply_colours(image, rng)[0] for _ in range(400)])
-    density = -np.log((output_size[:, [0, 1], 1] + 1) / 256) / [HAEMATOXYLIN[1], EOSIN[1]]
+    results = np.array([StainJitter(0.2).apply_colours(image, rng)[0] for _ in range(400)])
+    density = -np.log((results[:, [0, 1], 1] + 1) / 256) / [HAEMATOXYLIN[1], EOSIN[1]]
     assert density.min(0) == pytest.approx([0.8, 0.8], abs=0.03)
     assert density.max(0) == pytest.approx([1.2, 1.2], abs=0.03)
     assert abs(np.corrcoef(density.T)[0, 1]) < 0.25  # 5 sigma
@@ -368,30 +360,30 @@ def blurred_dot(sigma_max, seed):
 
 
 def test_blur_spreads_a_dot_as_a_gaussian():
-    """Of sigma up to 2, whose middle is 255 / (2 pi sigma²)."""
-    middles = np.array([blurred_dot(2.0, seed)[20, 20] for seed in range(100)])
-    sigmas = np.sqrt(255 / (2 * np.pi * middles[middles < 100]))
-    assert middles.max() == 255  # hardly blurred at all
+    """The maximum is 255 / (2 pi sigma²), with sigma up to 2."""
+    maxima = np.array([blurred_dot(2.0, seed)[20, 20] for seed in range(100)])
+    sigmas = np.sqrt(255 / (2 * np.pi * maxima[maxima < 100]))
+    assert maxima.max() == 255  # hardly blurred
     assert sigmas.max() == pytest.approx(2, abs=0.1)
-    output_size = blurred_dot(2.0, int(middles.argmin()))
-    assert output_size.sum() == pytest.approx(255, rel=0.1)
-    np.testing.assert_array_equal(output_size, output_size.T)
-    np.testing.assert_array_equal(output_size, output_size[::-1])
+    result = blurred_dot(2.0, int(maxima.argmin()))
+    assert result.sum() == pytest.approx(255, rel=0.1)
+    np.testing.assert_array_equal(result, result.T)
+    np.testing.assert_array_equal(result, result[::-1])
 
 
-def test_blur_of_the_least_that_can_be_drawn():
+def test_blur_with_the_smallest_random_number():
     rng = Mock(random=lambda: 0.0)
     assert Blur(2.0).apply_colours(np.zeros((9, 9, 3), np.uint8), rng).max() == 0
 
 
-def test_blur_leaves_an_even_image_and_takes_one_of_one_pixel():
+def test_blur_leaves_uniform_images_of_any_size():
     for shape in ((30, 20, 3), (1, 1, 3), (1, 9, 3)):
         image = np.full(shape, 77, np.uint8)
         np.testing.assert_array_equal(Blur(5.0).apply_colours(image, rng_of()), image)
 
 
 def config(**changes):
-    """The default keys of INPUT, but for `changes`; CROP_TYPE stands for CROP.TYPE."""
+    """Return the default keys of INPUT with `changes`; CROP_TYPE is CROP.TYPE."""
     inputs = default_config("torchvision").INPUT
     inputs.RANDOM_FLIP = "none"
     for key, value in changes.items():
@@ -400,47 +392,31 @@ def config(**changes):
     return CfgNode({"INPUT": inputs})
 
 
-def test_what_changes_nothing_is_left_out():
+def test_augmentations_that_change_nothing_are_not_built():
     built = build_augmentations(config())
     assert built.crop == ShortestEdgeCrop(None, (0.9, 0.9), (800,), "choice", 1333)
     assert list(built.flips_and_rotations) == []
     assert list(built.colours) == []
 
 
-def test_the_keys_name_the_augmentations():
-    built = build_augmentations(
-        config(
-            RANDOM_FLIP="both",
-            QUARTER_TURNS=True,
-            BRIGHTNESS=(0.9, 1.1),
-            CONTRAST=(0.8, 1.0),
-            BLUR=0.5,
-            STAIN_JITTER=0.2,
-            CROP_ENABLED=True,
-            CROP_TYPE="absolute",
-            CROP_SIZE=[144, 100],
-            MIN_SIZE_TRAIN=(100, 200),
-            MIN_SIZE_TRAIN_SAMPLING="range",
-            MAX_SIZE_TRAIN=500,
-        )
-    )
+def test_augmentations_are_built_from_the_config():
+    crop = {"CROP_ENABLED": True, "CROP_TYPE": "absolute", "CROP_SIZE": [144, 100]}
+    sizes = {"MIN_SIZE_TRAIN": (100, 200), "MIN_SIZE_TRAIN_SAMPLING": "range"}
+    flips = {"RANDOM_FLIP": "both", "QUARTER_TURNS": True, "MAX_SIZE_TRAIN": 500}
+    colours = {"BRIGHTNESS": (0.9, 1.1), "CONTRAST": (0.8, 1.0), "BLUR": 0.5, "STAIN_JITTER": 0.2}
+    built = build_augmentations(config(**crop, **sizes, **flips, **colours))
     assert built.crop == ShortestEdgeCrop("absolute", (144, 100), (100, 200), "range", 500)
     assert built.flips_and_rotations[0] == Flip(True, True)
     assert isinstance(built.flips_and_rotations[1], QuarterTurn)
-    assert built.colours == [
-        StainJitter(0.2),
-        Blur(0.5),
-        Brightness(0.9, 1.1),
-        Contrast(0.8, 1.0),
-    ]
-    built = build_augmentations(
-        config(ZOOM=2.0, ZOOM_JITTER=0.1, WINDOW=256, RANDOM_FLIP="vertical")
-    )
+    expected = [StainJitter(0.2), Blur(0.5), Brightness(0.9, 1.1), Contrast(0.8, 1.0)]
+    assert built.colours == expected
+    fixed = {"ZOOM": 2.0, "ZOOM_JITTER": 0.1, "WINDOW": 256}
+    built = build_augmentations(config(**fixed, RANDOM_FLIP="vertical"))
     assert built.crop == FixedScaleCrop(2.0, 0.1, 256)
     assert built.flips_and_rotations == [Flip(False, True)]
 
 
-def test_a_sample_depends_on_its_generator_alone():
+def test_a_sample_depends_on_its_generator_only():
     built = build_augmentations(config(RANDOM_FLIP="both", QUARTER_TURNS=True, CONTRAST=(0.5, 1.5)))
     image = rng_of().integers(0, 256, (40, 50, 3), np.uint8)
 

@@ -1,4 +1,4 @@
-"""Copy-paste: what is pasted where, what it hides, and what is left of the cells below."""
+"""Copy-paste: which cells are pasted where, and what they cover."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.bitmasks import from_bitmasks
 
 
 def masks_of(size, *cells):
-    """Rectangles, each rows and columns from the first up to the last, exclusive."""
+    """Return rectangular masks, each given by top, bottom, left and right, exclusive."""
     masks = torch.zeros((len(cells), *size), dtype=torch.bool)
     for mask, (top, bottom, left, right) in zip(masks, cells, strict=True):
         mask[top:bottom, left:right] = True
@@ -21,7 +21,7 @@ def masks_of(size, *cells):
 
 
 def drawn(masks):
-    """`(N, H, W)` bool: each mask in an array of the whole image."""
+    """Return `(N, H, W)` bool masks of the whole image."""
     whole = np.zeros((len(masks), *masks.size), bool)
     for n, (left, top, right, bottom) in enumerate(masks.boxes.long().tolist()):
         whole[n, top:bottom, left:right] = masks.crop(n).numpy()
@@ -33,32 +33,25 @@ def grey(size, level):
 
 
 def paste_masks(masks, donor, seed=0):
-    """Paste from a grey of 200 into one of 50; the sample has class 0, the donor class 1."""
-    return paste(
-        grey(masks.size, 50),
-        masks,
-        np.zeros(len(masks), np.int64),
-        grey(donor.size, 200),
-        donor,
-        np.ones(len(donor), np.int64),
-        np.random.default_rng(seed),
-    )
+    """Paste from grey level 200 into 50; the sample has class 0, the donor class 1."""
+    classes, donor_classes = np.zeros(len(masks), np.int64), np.ones(len(donor), np.int64)
+    sample, other = (grey(masks.size, 50), masks, classes), (grey(donor.size, 200), donor)
+    return paste(*sample, *other, donor_classes, np.random.default_rng(seed))
 
 
 SIZE = (20, 30)
 
 
-def test_a_cell_hides_what_it_covers():
-    """It covers 2 of the 4 columns of a cell: half of it, which is just allowed."""
+def test_a_cell_may_cover_half_of_another():
+    """It covers 2 of the 4 columns."""
     _, masks, classes = paste_masks(masks_of(SIZE, (5, 9, 8, 12)), masks_of(SIZE, (4, 12, 10, 20)))
-    np.testing.assert_array_equal(
-        drawn(masks), drawn(masks_of(SIZE, (5, 9, 8, 10), (4, 12, 10, 20)))
-    )
+    expected = drawn(masks_of(SIZE, (5, 9, 8, 10), (4, 12, 10, 20)))
+    np.testing.assert_array_equal(drawn(masks), expected)
     assert masks.boxes.tolist() == [[8, 5, 10, 9], [10, 4, 20, 12]]
     assert classes.tolist() == [0, 1]
 
 
-def test_a_cell_that_would_hide_more_than_half_of_another_is_left_out():
+def test_a_cell_that_would_cover_more_than_half_of_another_is_skipped():
     sample = masks_of(SIZE, (1, 3, 1, 3), (5, 9, 8, 12))
     image, masks, classes = paste_masks(sample, masks_of(SIZE, (4, 12, 9, 20)))
     np.testing.assert_array_equal(image, grey(SIZE, 50))
@@ -68,13 +61,13 @@ def test_a_cell_that_would_hide_more_than_half_of_another_is_left_out():
 
 @pytest.mark.parametrize("row", [4, 11])
 @pytest.mark.parametrize("column", [10, 19])
-def test_a_cell_of_one_pixel_is_never_hidden(row, column):
+def test_a_cell_of_one_pixel_is_never_covered(row, column):
     sample = masks_of(SIZE, (row, row + 1, column, column + 1))
     assert len(paste_masks(sample, masks_of(SIZE, (4, 12, 10, 20)))[1]) == 1
 
 
-def test_what_several_cells_hide_adds_up():
-    """Each covers two of a cell's five columns, so that either fits but not both."""
+def test_covered_pixels_of_several_cells_are_added():
+    """Each covers two of a cell's five columns: one of them is pasted, but not both."""
     sample = masks_of(SIZE, (5, 9, 10, 15))
     donor = masks_of(SIZE, (4, 10, 8, 12), (4, 10, 13, 18))
     numbers = [len(paste_masks(sample, donor, seed)[1]) for seed in range(40)]
@@ -90,13 +83,13 @@ def test_a_pasted_cell_is_not_covered_by_the_next():
 @pytest.mark.parametrize(
     "cell", [(0, 4, 5, 9), (5, 9, 0, 4), (16, 20, 5, 9), (5, 9, 26, 30), (3, 3, 4, 4)]
 )
-def test_cells_that_the_donors_edge_cuts_or_with_no_pixel_are_left_out(cell):
+def test_cells_at_the_border_or_without_pixels_are_skipped(cell):
     image, masks, classes = paste_masks(masks_of(SIZE), masks_of(SIZE, cell))
     assert len(masks) == len(classes) == 0
     np.testing.assert_array_equal(image, grey(SIZE, 50))
 
 
-def test_a_larger_donor_gives_what_lies_within_the_sample():
+def test_cells_of_a_larger_donor_are_within_the_sample():
     donor = masks_of((40, 50), (4, 9, 5, 9), (25, 29, 5, 9), (5, 9, 28, 35))
     image, masks, _ = next(
         result for seed in range(20) if len((result := paste_masks(masks_of(SIZE), donor, seed))[1])
@@ -106,7 +99,7 @@ def test_a_larger_donor_gives_what_lies_within_the_sample():
     assert image.shape == (*SIZE, 3)
 
 
-def test_a_smaller_donor_leaves_the_rest_of_the_sample():
+def test_a_smaller_donor_does_not_change_the_rest_of_the_sample():
     image, masks, _ = paste_masks(masks_of(SIZE), masks_of((12, 12), (3, 11, 3, 11)))
     assert masks.size == SIZE
     assert image[7, 7].tolist() == [200, 200, 200]
@@ -115,17 +108,17 @@ def test_a_smaller_donor_leaves_the_rest_of_the_sample():
 
 
 def test_the_edge_is_soft():
-    """Of a half-plane: half of the Gaussian on the edge, all of it 4 sigma away."""
+    """A half-plane: half of the Gaussian at the edge, all of it 4 sigma away."""
     size = (60, 60)
     image, _, _ = paste_masks(masks_of(size), masks_of(size, (1, 59, 1, 30)))
     profile = image[30, :, 0].astype(int)
     assert (profile[5:26] == 200).all()
     assert (profile[34:] == 50).all()
-    # 0.5 and 1.5 sigma from the edge, 0.69 and 0.93 of the Gaussian lie on one side.
+    # 0.5 and 1.5 sigma from the edge, 0.69 and 0.93 of the Gaussian are on one side.
     assert profile[28:32] == pytest.approx([190, 154, 96, 60], abs=3)
 
 
-def test_the_inputs_stay_as_they_are():
+def test_the_inputs_are_not_changed():
     sample, donor = masks_of(SIZE, (5, 9, 8, 12)), masks_of(SIZE, (4, 12, 10, 20))
     image, before = grey(SIZE, 50), drawn(sample)
     classes = np.zeros(1, np.int64)
@@ -135,7 +128,7 @@ def test_the_inputs_stay_as_they_are():
     np.testing.assert_array_equal(drawn(donor), drawn(masks_of(SIZE, (4, 12, 10, 20))))
 
 
-def test_up_to_so_many_cells_are_pasted():
+def test_the_number_of_pasted_cells():
     dots = [(y, y + 1, x, x + 1) for y in range(1, 19, 4) for x in range(1, 29, 4)]
     sample, donor = masks_of(SIZE), masks_of(SIZE, *dots)
     numbers = [len(paste_masks(sample, donor, seed)[1]) for seed in range(150)]
@@ -155,7 +148,7 @@ bitmasks = st.builds(
 
 @given(bitmasks, bitmasks, st.integers(0, 999))
 @settings(max_examples=100, deadline=None)
-def test_every_cell_keeps_half_and_every_pasted_one_all(sample, donor, seed):
+def test_cells_keep_half_of_their_pixels_and_pasted_cells_all(sample, donor, seed):
     image, masks, classes = paste_masks(sample, donor, seed)
     n = len(sample)
     before, after = drawn(sample), drawn(masks)

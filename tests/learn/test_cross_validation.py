@@ -1,4 +1,4 @@
-"""Cross-validation: intervals against tables and scipy, folds that hold out each image once."""
+"""Cross-validation: confidence intervals by tables and scipy, each image in one fold."""
 
 from __future__ import annotations
 
@@ -28,20 +28,18 @@ NAMES = list("abcdefg")
 
 
 def test_each_image_is_in_validation_once(tmp_path):
-    (tmp_path / "g.json").write_text(
-        json.dumps({name: "xyyzzzw"[n] for n, name in enumerate(NAMES)})
-    )
+    group_of = dict(zip(NAMES, "xyyzzzw", strict=True))
+    (tmp_path / "g.json").write_text(json.dumps(group_of))
     for groups in ("", str(tmp_path / "g.json")):
-        held = []
+        folds = []
         for fold in (1, 2, 3):
             split = split_data(data_of(NAMES), 0, 3, fold, groups, 5)
             assert split.validation
             assert sorted(names_of(split.validation) + names_of(split.train)) == NAMES
-            held.append(names_of(split.validation))
-        assert sorted(name for fold in held for name in fold) == NAMES
-    assert ["d", "e", "f"] in held  # the group z
-    group_of = dict(zip(NAMES, "xyyzzzw", strict=True))
-    assert held == split_folds(NAMES, 3, 5, group_of)
+            folds.append(names_of(split.validation))
+        assert sorted(name for fold in folds for name in fold) == NAMES
+    assert ["d", "e", "f"] in folds  # the group z
+    assert folds == split_folds(NAMES, 3, 5, group_of)
 
 
 def test_fold_zero_has_no_validation():
@@ -51,34 +49,33 @@ def test_fold_zero_has_no_validation():
 
 
 def test_the_interval_by_hand():
-    """Of 1, 2 and 3: mean 2, deviation 1, t of 2 degrees of freedom 4.3027 (any table)."""
-    found = cross_validation.estimate([1, 2, 3])
-    assert (found.mean, found.folds) == (2, 3)
-    assert found.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
-    assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
-    assert str(found) == "2.0  [-0.5, 4.5]"
+    """1, 2 and 3: mean 2, standard deviation 1, t of 2 degrees of freedom 4.3027 (any table)."""
+    result = cross_validation.estimate([1, 2, 3])
+    assert (result.mean, result.folds) == (2, 3)
+    assert result.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
+    assert result.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert str(result) == "2.0  [-0.5, 4.5]"
 
 
 @pytest.mark.parametrize("n", [2, 5, 10])
 def test_the_interval_is_scipys(n):
     values = np.random.default_rng(n).normal(50, 10, n)
-    found = cross_validation.estimate(values.tolist(), 0.9)
+    result = cross_validation.estimate(values.tolist(), 0.9)
     expected = stats.t.interval(0.9, n - 1, np.mean(values), stats.sem(values))
-    assert (found.low, found.high) == pytest.approx(expected)
+    assert (result.low, result.high) == pytest.approx(expected)
 
 
-def test_one_number_has_no_interval():
+def test_one_value_has_no_interval():
     assert cross_validation.estimate([7.5]) == cross_validation.Estimate(7.5, None, None, 1)
     assert str(cross_validation.estimate([7.5])) == "7.5"
 
 
-def test_the_interval_holds_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    found = [
-        cross_validation.estimate(values) for values in rng.normal(3.0, 2.0, (1000, 4)).tolist()
-    ]
-    inside = sum(e.low <= 3.0 <= e.high for e in found if e.low is not None and e.high is not None)
-    assert inside == pytest.approx(950, abs=30)  # four standard deviations
+def test_the_interval_covers_the_mean_in_95_percent():
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (1000, 4)).tolist()
+    estimates = map(cross_validation.estimate, samples)
+    low, high = np.array([(e.low, e.high) for e in estimates], float).T
+    covered = ((low <= 3.0) & (high >= 3.0)).sum()
+    assert covered == pytest.approx(950, abs=30)  # four standard deviations
 
 
 def test_a_class_may_be_missing_from_folds():
@@ -97,7 +94,7 @@ def test_a_class_may_be_missing_from_folds():
     ]
 
 
-def test_no_class_has_a_number():
+def test_no_class_has_a_value():
     summary = cross_validation.summarise_folds([{}, {}], ["a"])
     assert summary["AP50"] is None
     assert len(cross_validation.as_text(summary).splitlines()) == 1
@@ -117,7 +114,7 @@ def test_the_last_scores(tmp_path):
 def test_damaged_curves(tmp_path, text):
     if text is not None:
         (tmp_path / runs.METRICS).write_text(text)
-    with pytest.raises(InputError, match="not the curves of a finished run"):
+    with pytest.raises(InputError, match=runs.METRICS):
         cross_validation.read_last_scores(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Hooks between the steps: when to score and stop, what to save, what the curves tell."""
+"""Training hooks: validation, early stopping, checkpoints, curves."""
 
 from __future__ import annotations
 
@@ -13,34 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cellseg import runs
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.hooks import CheckpointSaver, MetricWriter, Validation
-from cellseg.score.ap import AveragePrecision
-
-
-class Run:
-    """What the hooks see of a trainer and of its storage and step."""
-
-    def __init__(self, max_iter=10, start_iter=0):
-        self.cfg = type("cfg", (), {"MODEL": type("model", (), {"DEVICE": "cpu"})})
-        self.eval_network = torch.nn.Linear(1, 1)
-        self.step = self.storage = self
-        self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
-        self._latest: dict[str, tuple[float, int]] = {}
-
-    def put_scalar(self, name, value):
-        self._latest[name] = (value, self.iter)
-
-    def latest(self):
-        return self._latest
+from tests.training import TrainerStub, scores_of
 
 
 def validation(folder, run, scores, before=lambda: None, **keywords):
-    """Score these numbers, one after the other; `before` is called each time."""
+    """Build the hook with these scores, one after the other; `before` is called before each."""
     coming = iter(scores)
 
     def score():
         before()
-        value = next(coming)
-        return AveragePrecision(100, value, value, value, *(np.array([value, math.nan]),) * 3)
+        return scores_of(next(coming), math.nan)
 
     keywords = {"period": 1, "patience": 0} | keywords
     hook = Validation(score, RunCheckpointer(run.eval_network, folder), ["a", "b"], **keywords)
@@ -49,7 +31,7 @@ def validation(folder, run, scores, before=lambda: None, **keywords):
 
 
 def go(hooks, run):
-    """Let the hooks see the steps of a run; return the number of the last one."""
+    """Run the hooks; return the number of steps."""
     for hook in hooks:
         hook.before_train()
     while run.iter < run.max_iter:
@@ -64,8 +46,8 @@ def go(hooks, run):
 @pytest.mark.parametrize(
     ("period", "expected"), [(0, [7]), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (9, [7])]
 )
-def test_scores_every_so_often_and_at_the_end(tmp_path, period, expected):
-    run, done = Run(7), []
+def test_validation_is_periodic_and_at_the_end(tmp_path, period, expected):
+    run, done = TrainerStub(7), []
     hook = validation(tmp_path, run, [0.1] * 7, lambda: done.append(run.iter + 1), period=period)
     go([hook], run)
     assert done == expected
@@ -74,14 +56,14 @@ def test_scores_every_so_often_and_at_the_end(tmp_path, period, expected):
 @pytest.mark.parametrize(
     ("patience", "scores", "ends"),
     [
-        (1, [0.1, 0.2, 0.2], 3),  # as good is no better
+        (1, [0.1, 0.2, 0.2], 3),  # equal is not better
         (2, [0.3, 0.1, 0.4, 0.1, 0.2], 5),
-        (2, [0.3, 0.1, 0.4, 0.1, 0.5, 0.6], 6),  # its length
+        (2, [0.3, 0.1, 0.4, 0.1, 0.5, 0.6], 6),  # not early
         (0, [0.3, 0.1, 0.1, 0.1, 0.1, 0.1], 6),
     ],
 )
 def test_patience(tmp_path, patience, scores, ends):
-    run = Run(6)
+    run = TrainerStub(6)
     hook = validation(tmp_path, run, scores, patience=patience)
     assert go([hook], run) == ends
     best = torch.load(tmp_path / runs.BEST)
@@ -89,47 +71,47 @@ def test_patience(tmp_path, patience, scores, ends):
     assert best["iteration"] == 1 + scores.index(max(scores))
 
 
-def test_a_resumed_run_counts_on(tmp_path):
-    first = validation(tmp_path, Run(2), [0.3, 0.2], patience=2)
+def test_a_resumed_run_continues_to_count(tmp_path):
+    first = validation(tmp_path, TrainerStub(2), [0.3, 0.2], patience=2)
     go([first], first.trainer)
-    run = Run(6, start_iter=2)
+    run = TrainerStub(6, start_iter=2)
     hook = validation(tmp_path, run, [0.1], patience=2)
     hook.load_state_dict(first.state_dict())
     assert go([hook], run) == 3
 
 
-def test_a_run_that_had_ended_early_has_nothing_left(tmp_path):
-    first = validation(tmp_path, Run(6), [0.3, 0.2, 0.1], patience=2)
+def test_a_run_that_was_stopped_early_is_finished(tmp_path):
+    first = validation(tmp_path, TrainerStub(6), [0.3, 0.2, 0.1], patience=2)
     go([first], first.trainer)
     for patience, left in ((2, 3), (3, 6)):
-        run = Run(6, start_iter=3)
+        run = TrainerStub(6, start_iter=3)
         validation(tmp_path, run, [], patience=patience).load_state_dict(first.state_dict())
         assert run.max_iter == left
 
 
-def test_best_weights_of_a_step_that_comes_again(tmp_path):
-    """Killed after the second score, the first of which alone is in the checkpoint."""
-    first = validation(tmp_path, Run(1), [0.2])
+def test_best_weights_of_a_repeated_step(tmp_path):
+    """Killed after the second score, with only the first in the checkpoint."""
+    first = validation(tmp_path, TrainerStub(1), [0.2])
     go([first], first.trainer)
     for _ in range(2):
-        hook = validation(tmp_path, Run(2, start_iter=1), [0.3])
+        hook = validation(tmp_path, TrainerStub(2, start_iter=1), [0.3])
         hook.load_state_dict(first.state_dict())
         go([hook], hook.trainer)
         assert hook.state_dict() == {"best": pytest.approx(30), "worse": 0}
 
 
 def test_best_weights_that_were_deleted(tmp_path):
-    first = validation(tmp_path, Run(1), [0.5])
+    first = validation(tmp_path, TrainerStub(1), [0.5])
     go([first], first.trainer)
     (tmp_path / runs.BEST).unlink()
-    hook = validation(tmp_path, Run(2, start_iter=1), [0.1])
+    hook = validation(tmp_path, TrainerStub(2, start_iter=1), [0.1])
     hook.load_state_dict(first.state_dict())
     go([hook], hook.trainer)
     assert torch.load(tmp_path / runs.BEST)["AP50"] == pytest.approx(10)
 
 
 def test_when_checkpoints_are_saved(tmp_path, monkeypatch):
-    run, saved = Run(5), []
+    run, saved = TrainerStub(5), []
     hook = CheckpointSaver(RunCheckpointer(run.eval_network, tmp_path), 2)
     monkeypatch.setattr(hook.checkpointer, "save_last", lambda: saved.append(run.iter + 1))
     hook.trainer = run
@@ -139,7 +121,7 @@ def test_when_checkpoints_are_saved(tmp_path, monkeypatch):
 
 
 class Losses(MetricWriter):
-    """Curves of a loss that is put in just before: the square of the step."""
+    """Curves of a loss: the square of the step."""
 
     def after_step(self):
         self.trainer.put_scalar("total_loss", self.trainer.iter**2)
@@ -157,41 +139,41 @@ def events_of(folder):
 
 
 def test_curves_are_medians(tmp_path):
-    run = Run(7)
+    run = TrainerStub(7)
     hook = Losses(tmp_path, 3)
     hook.trainer = run
     run.put_scalar("old", 5.0)
     run.iter = 1
     go([hook], run)
     lines = lines_of(tmp_path)
-    # Steps 1 and 2; 3, 4 and 5; the last alone. What no step has put again is not there.
-    found = [(line["iteration"], line["total_loss"]) for line in lines]
-    assert found == [(2, 2.5), (5, 16), (6, 36)]
+    # Steps 1 and 2; 3, 4 and 5; the last. Only scalars of these steps are written.
+    points = [(line["iteration"], line["total_loss"]) for line in lines]
+    assert points == [(2, 2.5), (5, 16), (6, 36)]
     assert "old" not in lines[0]
 
 
-def test_a_resumed_runs_events_replace_those_after_the_checkpoint(tmp_path):
+def test_events_of_a_resumed_run_replace_those_after_the_checkpoint(tmp_path):
     for start in (0, 2):
         hook = Losses(tmp_path, 1)
-        hook.trainer = Run(4, start_iter=start)
+        hook.trainer = TrainerStub(4, start_iter=start)
         go([hook], hook.trainer)
     steps = [event.step for event in events_of(tmp_path).Scalars("total_loss")]
     assert steps == [0, 1, 2, 3]
 
 
-def test_a_score_comes_at_once_and_pictures_with_it(tmp_path):
-    run = Run(4)
+def test_scores_and_pictures_are_written_immediately(tmp_path):
+    run = TrainerStub(4)
     curves = MetricWriter(tmp_path, 100)
     curves.trainer = run
     picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 
-    def show():
+    def add_picture():
         curves.add_picture("held out/x", picture)
 
-    go([validation(tmp_path, run, [0.5, 0.25], show, period=2), curves], run)
+    go([validation(tmp_path, run, [0.5, 0.25], add_picture, period=2), curves], run)
     lines = lines_of(tmp_path)
     assert [line["iteration"] for line in lines] == [1, 3]
     assert [line["validation/AP50 a"] for line in lines] == pytest.approx([50, 25])
     assert "validation/AP50 b" not in lines[0]  # which has no AP
-    shown = events_of(tmp_path).Images("held out/x")
-    assert [(image.step, image.height, image.width) for image in shown] == [(1, 2, 4), (3, 2, 4)]
+    pictures = events_of(tmp_path).Images("held out/x")
+    assert [(p.step, p.height, p.width) for p in pictures] == [(1, 2, 4), (3, 2, 4)]

@@ -1,4 +1,4 @@
-"""Optimizers and schedules mean what Detectron2 means by them."""
+"""Optimizers and schedules, compared with Detectron2's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cellseg import config
-from cellseg.keys import SCHEDULERS
+from cellseg.keys import OPTIMIZERS, SCHEDULERS
 from cellseg.learn.optimizer import (
     build_optimizer,
     build_schedule,
@@ -19,12 +19,7 @@ from cellseg.learn.optimizer import (
 )
 from cellseg.network import build_network
 
-KINDS = {
-    "SGD": torch.optim.SGD,
-    "Adam": torch.optim.Adam,
-    "AdamW": torch.optim.AdamW,
-    "Adagrad": torch.optim.Adagrad,
-}
+TYPES = {name: getattr(torch.optim, name) for name in OPTIMIZERS}
 
 
 class Net(torch.nn.Module):
@@ -38,7 +33,7 @@ class Net(torch.nn.Module):
 
 def configured(*options):
     cfg = config.default_config("torchvision")
-    cfg.MODEL = config.load_recipe("demo", "torchvision").MODEL  # the default is none of ours
+    cfg.MODEL = config.load_recipe("demo", "torchvision").MODEL
     config.merge_options(cfg, options)
     return cfg
 
@@ -49,9 +44,9 @@ def decay_of(optimizer):
     }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_steps_on_a_cpu_are_the_plain_ones_wherever_moments_come_from(name):
-    """Fused kernels take what lies at the same place in memory for one and the same number."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fused_steps_are_those_of_the_plain_optimizer(name):
+    """Fused kernels need restored moments to have the memory layout of their parameters."""
     cfg = configured("SOLVER.OPTIMIZER", name, "SOLVER.MOMENTUM", "0.9")
     ends = []
     for fused in (True, False):
@@ -76,31 +71,22 @@ def test_steps_on_a_cpu_are_the_plain_ones_wherever_moments_come_from(name):
     torch.testing.assert_close(*ends)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_kind_rate_and_decay(name):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_type_rate_and_decay(name):
     net = Net()
-    optimizer = build_optimizer(
-        configured(
-            "SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", "0.25",
-            "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.WEIGHT_DECAY_NORM", "0.125",
-        ),
-        net,
-    )  # fmt: skip
-    assert type(optimizer) is KINDS[name]
+    options = ["SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.WEIGHT_DECAY_NORM", "0.125"]
+    cfg = configured("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", "0.25", *options)
+    optimizer = build_optimizer(cfg, net)
+    assert type(optimizer) is TYPES[name]
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
-    assert decay_of(optimizer) == {
-        id(net.conv.weight): 0.5,
-        id(net.conv.bias): 0.5,
-        id(net.norm.weight): 0.125,
-        id(net.norm.bias): 0.125,
-    }
+    expected = {id(p): 0.5 for p in net.conv.parameters()}
+    assert decay_of(optimizer) == expected | {id(p): 0.125 for p in net.norm.parameters()}
 
 
-def test_biases_have_values_of_their_own():
+def test_biases_have_their_own_rate_and_decay():
     net = Net()
-    optimizer = build_optimizer(
-        configured("SOLVER.BIAS_LR_FACTOR", "2", "SOLVER.WEIGHT_DECAY_BIAS", "0.0"), net
-    )
+    cfg = configured("SOLVER.BIAS_LR_FACTOR", "2", "SOLVER.WEIGHT_DECAY_BIAS", "0.0")
+    optimizer = build_optimizer(cfg, net)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rate[id(net.conv.bias)] == pytest.approx(2 * rate[id(net.conv.weight)])
     assert decay_of(optimizer)[id(net.conv.bias)] == 0
@@ -112,9 +98,9 @@ def test_sgd_has_momentum():
     assert group == (0.7, True)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradients_are_clipped(name):
-    """With SGD and no momentum, a step is the rate times the gradient, cut at the limit."""
+    """With SGD and no momentum, a step is the learning rate times the clipped gradient."""
     net = torch.nn.Linear(1, 1, bias=False)
     options = ["SOLVER.OPTIMIZER", name, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
     options += ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "2"]
@@ -131,21 +117,21 @@ def test_gradients_are_clipped(name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("clip_type", "expected"),
     [("norm", [[3, 4], [0.6, 0.8]]), ("full_model", [[3 / 2**0.5, 4 / 2**0.5]] * 2)],
 )
-def test_norms_of_gradients_are_clipped(kind, expected):
-    """Two gradients of the norms 5 and 1: each cut to 5, or both to 5 together."""
+def test_norms_of_gradients_are_clipped(clip_type, expected):
+    """Gradients of norms 5 and 1 (or 5), clipped to 5 each or together."""
     layers: list[Any] = [torch.nn.Linear(2, 1, bias=False) for _ in range(2)]
     for layer, gradient in zip(layers, ([3.0, 4.0], [0.6, 0.8]), strict=True):
         layer.weight.grad = torch.tensor([gradient])
-    if kind == "full_model":
+    if clip_type == "full_model":
         layers[1].weight.grad *= 5
     options = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "5"]
-    cfg = configured(*options, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind)
+    cfg = configured(*options, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type)
     clip_gradients(cfg, [layer.weight for layer in layers])
-    found = [layer.weight.grad[0].tolist() for layer in layers]
-    assert found == [pytest.approx(row, rel=1e-5) for row in expected]
+    gradients = [layer.weight.grad[0].tolist() for layer in layers]
+    assert gradients == [pytest.approx(row, rel=1e-5) for row in expected]
 
 
 def test_norm_layers_of_a_whole_network(tiny, engine):
@@ -164,17 +150,22 @@ def test_norm_layers_of_a_whole_network(tiny, engine):
     assert set(decay) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
+def record_rates(cfg, build, n):
+    """Return the learning rates of n steps with a schedule."""
+    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    scheduler = build(cfg, optimizer)
+    rates = []
+    for _ in range(n):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 def rates(n, *options):
     cfg = configured("SOLVER.BASE_LR", "8", "SOLVER.MAX_ITER", str(n), *options)
     set_schedule(cfg, 1000)
-    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
-    scheduler = build_schedule(cfg, optimizer)
-    seen = []
-    for _ in range(n):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return seen
+    return record_rates(cfg, build_schedule, n)
 
 
 def test_cosine_by_hand():
@@ -183,34 +174,34 @@ def test_cosine_by_hand():
     assert rates(8, *options) == pytest.approx(expected)
 
 
-def test_cosine_ends_at_its_end():
+def test_cosine_ends_at_base_lr_end():
     options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "2"]
     expected = [2 + 3 * (1 + math.cos(math.pi * n / 1000)) for n in range(1000)]
     assert rates(1000, *options, "SOLVER.WARMUP_ITERS", "0") == pytest.approx(expected)
 
 
 def test_warmup_by_hand():
-    """From a thousandth of the rate in a line to where the cosine is by then."""
+    """Linear, from a thousandth of the learning rate to the cosine after the warm-up."""
     options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WARMUP_ITERS", "4"]
-    found = rates(8, *options)
     start, end = 0.008, 4 * (1 + math.cos(math.pi * 4 / 8))
-    assert found[:4] == pytest.approx([start + (end - start) * n / 4 for n in range(4)])
-    assert found[4:] == pytest.approx([4 * (1 + math.cos(math.pi * n / 8)) for n in range(4, 8)])
+    expected = [start + (end - start) * n / 4 for n in range(4)]
+    expected += [4 * (1 + math.cos(math.pi * n / 8)) for n in range(4, 8)]
+    assert rates(8, *options) == pytest.approx(expected)
 
 
 def test_steps_by_hand():
     options = "SOLVER.LR_SCHEDULER_NAME WarmupMultiStepLR SOLVER.WARMUP_ITERS 0 SOLVER.GAMMA 0.5"
-    found = rates(10, *options.split(), "SOLVER.STEP_FRACTIONS", "(0.5, 0.8)")
-    assert found == pytest.approx([8] * 5 + [4] * 3 + [2] * 2)
+    result = rates(10, *options.split(), "SOLVER.STEP_FRACTIONS", "(0.5, 0.8)")
+    assert result == pytest.approx([8] * 5 + [4] * 3 + [2] * 2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_too_short_for_their_schedule(name, n):
     options = ["SOLVER.LR_SCHEDULER_NAME", name, "SOLVER.STEP_FRACTIONS", "(0.7778, 0.9259)"]
-    found = rates(n, *options)  # the warm-up of 1000 iterations is longer
-    assert len(found) == n
-    assert all(0 <= rate <= 8 for rate in found)
+    result = rates(n, *options)  # the warm-up of 1000 iterations is longer
+    assert len(result) == n
+    assert all(0 <= rate <= 8 for rate in result)
 
 
 @pytest.mark.detectron2
@@ -218,7 +209,7 @@ def test_runs_too_short_for_their_schedule(name, n):
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize(
     ("rescaled", "warmup"),
-    # Rescaled, Detectron2 divides by zero where all of the run is warm-up.
+    # With rescaling, Detectron2 divides by zero if the run is all warm-up.
     [("True", "0"), ("True", "7"), ("False", "0"), ("False", "7"), ("False", "500")],
 )
 def test_the_same_rates_as_detectron2(name, method, rescaled, warmup):
@@ -229,14 +220,5 @@ def test_the_same_rates_as_detectron2(name, method, rescaled, warmup):
         warmup, "SOLVER.RESCALE_INTERVAL", rescaled, "SOLVER.MAX_ITER", "100", "SOLVER.STEPS",
         "(30, 60)",
     )  # fmt: skip
-    seen = []
-    for build in (build_schedule, build_lr_scheduler):
-        optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
-        schedule = build(cfg, optimizer)
-        rates = []
-        for _ in range(100):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        seen.append(rates)
-    assert seen[0] == seen[1]
+    expected = record_rates(cfg, build_lr_scheduler, 100)
+    assert record_rates(cfg, build_schedule, 100) == expected

@@ -1,4 +1,4 @@
-"""What is learned from: the images of an annotation file, named, checked and split."""
+"""Training data: the images of an annotation file, named, checked and split."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ from cellseg.learn.samples import load_training_data, split_data
 
 @pytest.fixture
 def foreign(tmp_path):
-    """Somebody else's COCO file: polygons, ids with gaps, a crowd, two images of one name."""
+    """A COCO file of another source: polygons, ids with gaps, a crowd, two images of one name."""
     images = []
     for number, name in enumerate(("a/x.png", "b/x.png", "c.png")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(path)
         images.append({"id": 10 * number, "file_name": name, "height": 10, "width": 12})
-    square = [[2, 2, 6, 2, 6, 6, 2, 6]]
+    square, crowd = [[2, 2, 6, 2, 6, 6, 2, 6]], {"size": [10, 12], "counts": [0, 120]}
     coco = {
         "images": images,
         "categories": [{"id": 9, "name": "nine"}, {"id": 3, "name": "three"}],
         "annotations": [
             {"id": 5, "image_id": 10, "category_id": 9, "segmentation": square, "iscrowd": 0},
             {"id": 6, "image_id": 0, "category_id": 3, "segmentation": square},
-            {
-                "id": 7, "image_id": 0, "category_id": 3, "iscrowd": 1,
-                "segmentation": {"size": [10, 12], "counts": [0, 120]},
-            },
+            {"id": 7, "image_id": 0, "category_id": 3, "segmentation": crowd, "iscrowd": 1},
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     return tmp_path
 
@@ -48,21 +45,21 @@ def test_a_foreign_file(foreign):
     first, second, third = data.train
     assert first.path == foreign / "a/x.png"
     assert (first.id, first.size) == (0, (10, 12))
-    # Without the crowd, with its own class, and the box of the mask.
+    # The crowd is excluded, and the box is that of the mask.
     assert first.classes.tolist() == [0]
     assert first.boxes.tolist() == [[2, 2, 6, 6]]
     assert second.classes.tolist() == [1]
     assert third.masks == []
 
 
-def test_file_names_that_are_whole_paths(foreign):
+def test_file_names_that_are_absolute_paths(foreign):
     path = foreign / "coco.json"
     coco = json.loads(path.read_text())
     for image in coco["images"]:
         image["file_name"] = str(foreign / image["file_name"])
-    whole = foreign / "whole.json"
-    whole.write_text(json.dumps(coco))
-    data = split_data(load_training_data("/nowhere", str(whole)), 0.4)
+    absolute = foreign / "absolute.json"
+    absolute.write_text(json.dumps(coco))
+    data = split_data(load_training_data("/nowhere", str(absolute)), 0.4)
     assert len(data.validation) == 1
     assert len(data.train) == 2
 
@@ -73,22 +70,19 @@ def test_groups_by_name(foreign):
     everything = load_training_data(str(foreign), str(foreign / "coco.json"))
     for seed in range(5):
         data = split_data(everything, 0.3, groups=str(groups), seed=seed)
-        held = {sample.name for sample in data.validation}
-        assert held in ({"c.png"}, {"a/x.png", "b/x.png"})
+        validation = {sample.name for sample in data.validation}
+        assert validation in ({"c.png"}, {"a/x.png", "b/x.png"})
 
 
-def test_split_of_the_homeworks_layout(cells):
-    annotations = str(cells / "train__annot.json")
-    loaded = load_training_data(str(cells), annotations)
+def test_split_of_nycu_hw3s_layout(cells):
+    loaded = load_training_data(str(cells), str(cells / "train__annot.json"))
     data = split_data(loaded, 0.4)
-    assert len(data.train) == 3
-    assert len(data.validation) == 2
-    everything = loaded.train
-    names = [sample.name for sample in everything]
+    assert (len(data.train), len(data.validation)) == (3, 2)
+    names = [sample.name for sample in loaded.train]
     assert names == sorted(path.name for path in (cells / "train").iterdir())
     assert {s.name for s in data.train} | {s.name for s in data.validation} == set(names)
-    assert sum(len(s.masks) for s in everything) == len(data.coco["annotations"])
-    # Drawing a seed (-1) does not draw the split.
+    assert sum(len(s.masks) for s in loaded.train) == len(data.coco["annotations"])
+    # A random seed (-1) does not change the split.
     again = split_data(loaded, 0.4, seed=-1)
     assert [s.name for s in again.validation] == [s.name for s in data.validation]
 
@@ -98,5 +92,5 @@ def test_an_image_that_is_a_folder(cells, tmp_path):
     image = next((own / "train").glob("*/image.tif"))
     image.unlink()
     image.mkdir()
-    with pytest.raises(InputError, match=r"image\.tif: no such file, but"):
+    with pytest.raises(InputError, match=r"image\.tif: not found"):
         load_training_data(str(own), str(own / "train__annot.json"))

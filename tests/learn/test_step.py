@@ -1,4 +1,4 @@
-"""One step: the gradient of the whole batch, averaged weights, precision, and no bad loss."""
+"""Training step: gradients, averaged weights, mixed precision, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.hooks import CheckpointSaver, Validation
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.step import TrainingStep
-from cellseg.score.ap import AveragePrecision
+from tests.training import TrainerStub, load, scores_of
 
 
 class Squares(nn.Module):
-    """Its loss is the mean over the samples of (w x − y)², so that gradients are known."""
+    """The loss is the mean over samples (x, y) of (w x − y)²."""
 
-    seen: torch.Tensor
+    calls: torch.Tensor
 
     def __init__(self, weight=1.0):
         super().__init__()
         self.layer = nn.Linear(1, 1, bias=False)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         nn.init.constant_(self.layer.weight, weight)
 
     def forward(self, samples):
-        self.seen += 1
+        self.calls += 1
         x, y = torch.tensor(samples, dtype=torch.float32).T[:, :, None]
         return {"loss": (self.layer(x) - y).square().mean()}
 
 
 def build(net=None, **solver):
-    """Build a step of plain SGD at the rate 0.1, without warm-up."""
+    """Build a step of plain SGD with learning rate 0.1, without warm-up."""
     cfg = default_config("torchvision")
     cfg.MODEL.DEVICE = "cpu"
     keys = {
@@ -55,7 +55,7 @@ def weight(net):
     return float(net.layer.weight.detach())
 
 
-# For w = 1 the errors w x − y are 1, 1 and −3; the gradient is 2/3 (1·1 + 1·2 − 3·3) = −4.
+# With w = 1 the errors w x − y are 1, 1 and −3; the gradient is 2/3 (1·1 + 1·2 − 3·3) = −4.
 SAMPLES = [(1.0, 0.0), (2.0, 1.0), (3.0, 6.0)]
 
 
@@ -66,12 +66,11 @@ def test_a_step_by_hand():
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
-def test_parts_of_a_batch_give_the_step_of_the_whole(parts):
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     step = build(ACCUMULATE=parts)
-    losses = step.step(SAMPLES, 0)
-    assert losses == {"loss": pytest.approx(11 / 3)}
+    assert step.step(SAMPLES, 0) == {"loss": pytest.approx(11 / 3)}
     assert weight(step.network) == pytest.approx(1.4)
-    assert step.network.seen == min(parts, 3)  # no part is empty
+    assert step.network.calls == min(parts, 3)  # no part is empty
 
 
 def test_clipping():
@@ -82,17 +81,18 @@ def test_clipping():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_a_loss_that_is_not_finite_leaves_all_as_it_was(bad, parts):
+def test_a_loss_that_is_not_finite_changes_nothing(bad, parts):
+    def state():
+        momentum = step.optimizer.state_dict()["state"][0]["momentum_buffer"].item()
+        return momentum, weight(step.network), weight(step.eval_network), step.scheduler.last_epoch
+
     step = build(ACCUMULATE=parts, EMA=0.9, MOMENTUM=0.9)
     step.step(SAMPLES, 0)
-    before = weight(step.network), weight(step.eval_network), step.scheduler.last_epoch
-    momentum = step.optimizer.state_dict()["state"][0]["momentum_buffer"].clone()
+    before = state()
     with pytest.raises(FloatingPointError, match=f"loss is {bad}"):
         step.step([*SAMPLES[:2], (bad, 0.0)], 1)
-    after = weight(step.network), weight(step.eval_network), step.scheduler.last_epoch
-    assert after == before
-    assert step.optimizer.state_dict()["state"][0]["momentum_buffer"] == momentum
-    # And the next step is as if there had been no bad one.
+    assert state() == before
+    # The next step is as without the failed one.
     other = build(EMA=0.9, MOMENTUM=0.9)
     for _ in range(2):
         other.step(SAMPLES, 0)
@@ -104,16 +104,15 @@ def test_a_loss_that_is_not_finite_leaves_all_as_it_was(bad, parts):
 
 
 def averages(weights, decay):
-    """The moving average after each step; n steps in, its decay is at most (1 + n) / (10 + n)."""
-    average, seen = weights[0], [weights[0]]
+    """Return the moving average after each step; after n, the decay is up to (1 + n) / (10 + n)."""
+    result = [weights[0]]
     for n, new in enumerate(weights[1:], 1):
         kept = min(decay, (1 + n) / (10 + n))
-        average = kept * average + (1 - kept) * new
-        seen.append(average)
-    return seen
+        result.append(kept * result[-1] + (1 - kept) * new)
+    return result
 
 
-@pytest.mark.parametrize("decay", [0.2, 0.25, 0.9])  # reached after 2 or 3 steps, or not at all
+@pytest.mark.parametrize("decay", [0.2, 0.25, 0.9])  # reached after 2 or 3 steps, or not
 def test_the_average_and_the_warm_up_of_its_decay(decay):
     step = build(EMA=decay)
     weights, kept = [], []
@@ -123,59 +122,44 @@ def test_the_average_and_the_warm_up_of_its_decay(decay):
         kept.append(weight(step.eval_network))
     assert kept == pytest.approx(averages(weights, decay))
     assert len(set(weights)) == 5
-    assert step.eval_network.seen == step.network.seen == 5  # counts are copied, not averaged
+    assert step.eval_network.calls == step.network.calls == 5  # integers are copied
     assert not step.eval_network.training
 
 
-def test_the_first_average_is_of_the_weights_that_were_loaded():
+def test_the_first_average_is_of_the_loaded_weights():
     step = build(EMA=0.9)
-    nn.init.constant_(step.network.layer.weight, 7.0)  # as initial weights are
+    nn.init.constant_(step.network.layer.weight, 7.0)  # like loaded weights
     step.step(SAMPLES, 0)
     assert weight(step.eval_network) == weight(step.network)
 
 
-def test_without_an_average_the_network_itself_is_best():
+def test_without_an_average_the_network_is_evaluated():
     step = build()
     assert step.eval_network is step.network
     assert "average" not in step.state_dict()
 
 
-def test_a_resumed_run_steps_at_the_rate_that_it_is_given():
-    begun, slower = build(), build(BASE_LR=0.01)
-    begun.step(SAMPLES, 0)
-    slower.network.load_state_dict(begun.network.state_dict())
-    slower.load_state_dict(begun.state_dict())
+def test_a_resumed_run_has_the_learning_rate_of_its_config():
+    first, slower = build(), build(BASE_LR=0.01)
+    first.step(SAMPLES, 0)
+    slower.network.load_state_dict(first.network.state_dict())
+    slower.load_state_dict(first.state_dict())
     before = weight(slower.network)
-    begun.step(SAMPLES, 0)
-    slower.step(SAMPLES, 0)
-    assert weight(slower.network) - before == pytest.approx(
-        (weight(begun.network) - before) / 10, rel=1e-4
-    )
+    for each in (first, slower):
+        each.step(SAMPLES, 0)
+    expected = (weight(first.network) - before) / 10
+    assert weight(slower.network) - before == pytest.approx(expected, rel=1e-4)
 
 
-class Run:
-    """What the hooks see of a trainer."""
-
-    def __init__(self, step):
-        self.step, self.cfg = step, step.cfg
-        self.iter, self.start_iter, self.max_iter = 0, 0, 3
-        self.storage = self
-
-    def put_scalar(self, name, value):
-        """Pass over the scores."""
-
-
-def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
+def test_averaged_weights_are_saved_and_all_state_is_restored(tmp_path):
     step = build(EMA=0.9, MOMENTUM=0.9)
     checkpointer = RunCheckpointer(step.network, tmp_path, step=step)
-    rising = iter((0.1, 0.2, 0.05))
-
-    def score():
-        ap50 = next(rising)
-        return AveragePrecision(100, ap50, ap50, ap50, *(torch.tensor([ap50]).numpy(),) * 3)
-
-    hooks = [Validation(score, checkpointer, ["a"], 1), CheckpointSaver(checkpointer, 3)]
-    trainer, kept = Run(step), []
+    scores = map(scores_of, (0.1, 0.2, 0.05))
+    hooks = [
+        Validation(lambda: next(scores), checkpointer, ["a"], 1),
+        CheckpointSaver(checkpointer, 3),
+    ]
+    trainer, kept = TrainerStub(3, step=step), []
     for trainer.iter in range(3):
         step.step(SAMPLES, trainer.iter)
         kept.append(weight(step.eval_network))
@@ -184,11 +168,11 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
             hook.after_step()
 
     def saved(name):
-        return torch.load(tmp_path / name, weights_only=True)
+        return float(load(tmp_path / name)["model"]["layer.weight"])
 
-    assert float(saved(runs.BEST)["model"]["layer.weight"]) == kept[1]  # the second scored best
-    assert float(saved(runs.FINAL)["model"]["layer.weight"]) == kept[2]
-    assert float(saved(runs.LAST)["model"]["layer.weight"]) == weight(step.network) != kept[2]
+    assert saved(runs.BEST) == kept[1]  # the second has the best score
+    assert saved(runs.FINAL) == kept[2]
+    assert saved(runs.LAST) == weight(step.network) != kept[2]
 
     other = build(EMA=0.9, MOMENTUM=0.9)
     RunCheckpointer(other.network, tmp_path, step=other).resume()
@@ -214,24 +198,22 @@ def test_averaged_weights_are_what_is_kept_and_all_comes_back(tmp_path):
     ],
 )
 def test_the_type_of_mixed_precision(monkeypatch, enabled, device, bfloat16, expected):
-    # Without instructions for bfloat16, a GPU imitates it.
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_bf16_supported",
-        lambda including_emulation=True: including_emulation or bfloat16,
-    )
+    def is_bf16_supported(including_emulation=True):  # GPUs without bfloat16 emulate it
+        return including_emulation or bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     has = {"avx2": True, "avx512_bf16": bfloat16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert autocast_dtype(device, enabled) is expected
 
 
-def test_a_torch_that_does_not_tell_what_the_processor_can(monkeypatch):
+def test_a_torch_without_cpu_capabilities(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert autocast_dtype("cpu", True) is None
 
 
 def build_float16(monkeypatch, net=None, **solver):
-    """With a scale that the small gradients here don't overflow."""
+    """Build a step with a scale at which the gradients do not overflow."""
     monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: torch.float16)
     step = build(net, **solver)
     assert step.scaler.is_enabled()
@@ -241,9 +223,9 @@ def build_float16(monkeypatch, net=None, **solver):
 
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
 def test_a_step_in_mixed_precision(monkeypatch, type_):
-    seen = []
+    dtypes = []
     net = Squares()
-    net.layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    net.layer.register_forward_hook(lambda _module, _inputs, output: dtypes.append(output.dtype))
     if type_ is torch.float16:
         step = build_float16(monkeypatch, net)
     else:
@@ -251,9 +233,9 @@ def test_a_step_in_mixed_precision(monkeypatch, type_):
         step = build(net)
         assert not step.scaler.is_enabled()
     step.step(SAMPLES, 0)
-    assert seen == [type_]
+    assert dtypes == [type_]
     assert net.layer.weight.dtype == torch.float32
-    assert weight(net) == pytest.approx(1.4)  # small whole numbers are exact in either
+    assert weight(net) == pytest.approx(1.4)  # small whole numbers are exact
 
 
 def test_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
@@ -263,10 +245,10 @@ def test_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
     assert weight(step.network) == pytest.approx(1.4)
 
 
-def test_the_scale_of_float16_comes_back(monkeypatch):
+def test_the_scale_of_float16_is_restored(monkeypatch):
     step = build_float16(monkeypatch)
     step.step(SAMPLES, 0)
-    # The loss is a finite float32, but its scaled gradient overflows: the step is left out.
+    # The loss is a finite float32, but its scaled gradient overflows, and the step is skipped.
     step.step([(1.0, 30_000.0)], 0)
     assert weight(step.network) == pytest.approx(1.4)
     assert step.scaler.get_scale() == 64
@@ -275,11 +257,11 @@ def test_the_scale_of_float16_comes_back(monkeypatch):
     assert other.scaler.get_scale() == 64
 
 
-def test_a_run_goes_on_where_there_is_no_bfloat16(monkeypatch):
+def test_a_bfloat16_run_is_resumed_in_float16(monkeypatch):
     monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: torch.bfloat16)
-    began = build()
-    began.step(SAMPLES, 0)
+    first = build()
+    first.step(SAMPLES, 0)
     step = build_float16(monkeypatch)
-    step.load_state_dict(began.state_dict())
+    step.load_state_dict(first.state_dict())
     assert step.scaler.is_enabled()
     assert step.scheduler.last_epoch == 1

@@ -1,4 +1,4 @@
-"""A real Chromium for the tests of the report's page, and for its benchmark."""
+"""Chromium for the tests and the benchmark of the report page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
     " --disable-background-networking --disable-component-update --disable-dev-shm-usage"
 )
-# Selenium must take the driver that is here, and ask nobody for another.
+# Selenium must use the installed driver and not download another.
 os.environ["SE_OFFLINE"] = "true"
 os.environ["SE_AVOID_STATS"] = "true"
 
 
 def find() -> tuple[str, str] | None:
-    """Chromium and its driver, if both are installed."""
+    """Return the paths of Chromium and its driver, if both are installed."""
     browser = next((path for name in NAMES if (path := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
@@ -28,18 +28,18 @@ def find() -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def open_page(page, size=(1400, 900)):
-    """Open a file in a new Chromium; with a width below 500 as on a phone."""
+    """Open a file in a new Chromium; a width below 500 px emulates a phone."""
     from selenium import webdriver
 
-    found = find()
-    assert found
+    paths = find()
+    assert paths
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
-        options.binary_location = found[0]
+        options.binary_location = paths[0]
         for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
+        driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
         try:
             show(driver, page, size)
             yield driver
@@ -57,7 +57,7 @@ def show(driver, page, size=(1400, 900)):
 
 
 def wait_until_ready(driver) -> float:
-    """Wait for the first image; ms from the start of loading until it was drawn."""
+    """Wait for the first image; return the ms from the start of loading until it was drawn."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         ready = driver.execute_script("return document.documentElement.dataset.ready")

@@ -1,4 +1,4 @@
-"""The picture of a batch: each crop in its place, its cells outlined where they are."""
+"""Pictures of a batch and of a validation image: positions of crops and outlines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.learn.cell_cases import image_of
 
 
 def sample(height, width, colour, cells=()):
-    """A plain image whose cells are (class, left, top, right, bottom)."""
+    """Return a plain sample whose cells are (class, left, top, right, bottom)."""
     image = torch.tensor(colour, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
     crops = [torch.ones(y1 - y0, x1 - x0, dtype=torch.bool) for _, x0, y0, x1, y1 in cells]
     return {
@@ -29,8 +29,8 @@ def at(picture, x, y):
     return tuple(picture[y, x].tolist())
 
 
-def test_crops_and_outlines_in_their_places():
-    """Of three crops of up to 500 x 600 px, two are in the first row; nothing is enlarged."""
+def test_positions_of_crops_and_outlines():
+    """Of three crops of up to 500 x 600 px, two are in the first row; none is enlarged."""
     red, green, blue = (200, 0, 0), (0, 200, 0), (0, 0, 200)
     batch = [
         sample(500, 400, red, [(1, 10, 20, 40, 60)]),
@@ -43,7 +43,7 @@ def test_crops_and_outlines_in_their_places():
     assert at(picture, 500, 5) == at(picture, 601, 5) == at(picture, 700, 400) == (160,) * 3
     assert at(picture, 700, 100) == green
     assert at(picture, 100, 600) == blue
-    # The first pixels of a cell and its last, and none around it.
+    # The first and last pixels of a cell, and none around it.
     for x, y in ((10, 20), (39, 59), (10, 40)):
         assert at(picture, x, y) == class_colour(1)
     for x, y in ((9, 20), (10, 19), (40, 59), (39, 60), (20, 40)):
@@ -53,7 +53,7 @@ def test_crops_and_outlines_in_their_places():
     assert at(picture, 599, 504 + 490) == class_colour(0)
 
 
-def test_channels_of_a_network_in_bgr():
+def test_bgr_samples():
     picture = draw_batch([sample(600, 900, (10, 20, 30))], ["a"], "BGR")
     assert at(picture, 0, 0) == (30, 20, 10)
 
@@ -70,8 +70,8 @@ def encode_masks(masks):
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
 
 
-def test_of_a_large_image_the_middle_is_drawn():
-    """A cell in the middle, one cut by the window's edge, one outside, and an unlikely one."""
+def test_only_the_middle_of_a_large_image_is_drawn():
+    """A cell in the middle, one cut by the window, one outside, and a low-score one."""
     image = np.full((600, 1000, 3), 200, np.uint8)
     corners = [(500, 300), (239, 300), (100, 300), (600, 300)]  # the window is from 244 and 44
     masks = np.zeros((4, 600, 1000), np.uint8)
@@ -82,15 +82,16 @@ def test_of_a_large_image_the_middle_is_drawn():
     boxes = [(x, y, x + 10, y + 10) for x, y in corners]
     sample = image_of(boxes, classes, rles, size=(600, 1000))
     scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
-    found = Predictions((600, 1000), np.zeros((4, 4), np.float32), scores, classes, rles)
-    true, likely = [0, 1, 3], [0, 1]
+    boxes_xyxy = np.zeros((4, 4), np.float32)
+    predictions = Predictions((600, 1000), boxes_xyxy, scores, classes, rles)
+    inside, likely = [0, 1, 3], [0, 1]
     expected = draw_comparison(
         image[44:556, 244:756],
-        encode_masks(masks[true, 44:556, 244:756]),
-        classes[true],
+        encode_masks(masks[inside, 44:556, 244:756]),
+        classes[inside],
         encode_masks(masks[likely, 44:556, 244:756]),
         classes[likely],
         ["a", "b"],
         scores[likely],
     )
-    assert (draw_middle(image, sample, found, ["a", "b"]) == expected).all()
+    assert (draw_middle(image, sample, predictions, ["a", "b"]) == expected).all()

@@ -1,4 +1,4 @@
-"""The page in a real, headless Chromium: what it draws, counts, sorts and says."""
+"""The page in headless Chromium: what it draws, counts, sorts and describes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 SIZE = (60, 80)
 NAMES = ["<b>bold</b>", "lymph & co", "third"]
-SCRIPT = "<script>window.broken = 1<"  # the file system's slash can't be in a name
+EVIL = "<script>window.broken = 1<!--'\"&.tif"  # a file name can't contain a slash
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def show(driver):
-    """Open a page; at the end it must have fetched nothing and complained of nothing."""
+    """Open a page; afterwards check that it fetched and logged nothing."""
 
     def show(page, size=(1400, 900)):
         for kind in ("browser", "performance"):
@@ -56,22 +56,24 @@ def show(driver):
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
 
 
+MISCLASSIFIED = "misclassified: the ground truth is lymph & co, IoU 1.00"
+
+
 def grey(path, size=SIZE):
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, np.full((*size, 3), 128, np.uint8))
 
 
-def cells_of_image(shift):
-    """A cell to find, one to miss, one to misname."""
+def cells_of_image(n):
+    """Cells for a true positive, a false negative and, not in image 7, a misclassified one."""
     return [
         (1, rectangle(SIZE, 5, 5, 20, 20), 0),
         (2, rectangle(SIZE, 5, 40, 20, 60), 0),
-        *([(2, rectangle(SIZE, 30 + shift, 5, 50, 25), 0)] if shift < 5 else []),
+        *([(2, rectangle(SIZE, 30 + n, 5, 50, 25), 0)] if n < 5 else []),
     ]
 
 
-TRUTH = truth_of({n: (SIZE, cells_of_image(n)) for n in (1, 2, 7)}, NAMES)
-FOUND = [
+RESULTS = [
     entry(1, 1, rectangle(SIZE, 5, 5, 20, 17), 0.9),
     entry(1, 1, rectangle(SIZE, 31, 5, 50, 25), 0.7),
     entry(1, 3, rectangle(SIZE, 40, 50, 55, 75), 0.6),
@@ -85,25 +87,20 @@ FOUND = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images, of which one has an evil name, with ground truth and two results."""
+    """Three images, one with an evil name, with ground truth and two results."""
     folder = tmp_path_factory.mktemp("page")
-    truth = {**TRUTH, "images": [dict(image) for image in TRUTH["images"]]}
-    truth["images"][0]["file_name"] = f"{SCRIPT}!--'\"&.tif"
+    truth = truth_of({n: (SIZE, cells_of_image(n)) for n in (1, 2, 7)}, NAMES)
+    test_list = [{"file_name": f"{n}.tif", "id": n, "height": 60, "width": 80} for n in (1, 2, 7)]
+    truth["images"][0]["file_name"] = EVIL
     for image in truth["images"]:
         grey(folder / image["file_name"])
-    (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps(FOUND))
-    (folder / "better.json").write_text(
-        json.dumps([*FOUND, entry(7, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)])
-    )
-    (folder / "test").mkdir()
-    for n in (1, 2, 7):
-        grey(folder / "test" / f"{n}.tif")
-    (folder / "test_image_name_to_ids.json").write_text(
-        json.dumps(
-            [{"file_name": f"{n}.tif", "id": n, "height": 60, "width": 80} for n in (1, 2, 7)]
-        )
-    )
+        grey(folder / "test" / f"{image['id']}.tif")
+    better = [*RESULTS, entry(7, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)]
+    for name, value in (
+        ("truth", truth), ("results", RESULTS), ("better", better),
+        ("test_image_name_to_ids", test_list),
+    ):  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(value))
     return folder
 
 
@@ -115,7 +112,9 @@ def write(folder, *argv):
 
 @pytest.fixture(scope="module")
 def scored(folder):
-    return write(folder, folder / "found.json", "--truth", folder / "truth.json", "--resamples", 20)
+    return write(
+        folder, folder / "results.json", "--truth", folder / "truth.json", "--resamples", 20
+    )
 
 
 def rows(driver, table):
@@ -128,14 +127,14 @@ def rows(driver, table):
 
 
 def act(driver, script, *arguments):
-    """Run a script, and wait until the image that is asked for then is drawn as it is then."""
+    """Run a script, and wait until the current image is drawn."""
     driver.execute_script(script, *arguments)
     driver.execute_async_script(
         """
         const [done] = arguments, { dataset } = document.getElementById("canvas");
-        const asked = () => document.querySelector("#list [aria-current]").value;
-        const look = () => (dataset.image === asked() ? done() : requestAnimationFrame(look));
-        requestAnimationFrame(() => requestAnimationFrame(look));
+        const current = () => document.querySelector("#list [aria-current]").value;
+        const wait = () => (dataset.image === current() ? done() : requestAnimationFrame(wait));
+        requestAnimationFrame(() => requestAnimationFrame(wait));
         """
     )
 
@@ -151,7 +150,6 @@ def slide(driver, value):
 
 
 def press(driver, key, **more):
-    """Press a key, and wait until the picture is drawn."""
     act(
         driver,
         "const [key, more] = arguments;"
@@ -174,7 +172,7 @@ def text(driver, id_):
 
 
 def pixel(driver, x, y):
-    """The colours drawn in 20 x 20 px round a point of the image."""
+    """Return the colours drawn in 20 x 20 px around a point of the image."""
     return driver.execute_script(
         """
         const [x, y, height, width] = arguments, canvas = document.getElementById("canvas");
@@ -201,7 +199,7 @@ def is_grey(colours):
 
 
 def hover(driver, x, y):
-    """Point at a place of the image; what is said of it."""
+    """Point at a position of the image; return its description."""
     driver.execute_script(
         """
         const [x, y, height, width] = arguments, canvas = document.getElementById("canvas");
@@ -223,25 +221,27 @@ def hover(driver, x, y):
 
 def test_the_worst_image_comes_first_and_names_are_text(show, scored):
     driver = show(scored)
-    evil = f"{SCRIPT}!--'\"&.tif"
-    # F1 0 of image 7, 0.4 of image 1 (one hit, two missed, two false), 1 of image 2.
-    assert names(driver) == ["7.tif", evil, "2.tif"]
+    # F1 is 0 of image 7, 0.33 of image 1 (1 TP, 1 FN, 1 FP, 1 misclassified), 1 of image 2.
+    assert names(driver) == ["7.tif", EVIL, "2.tif"]
     assert driver.execute_script(
         "return [window.broken, document.querySelectorAll('b b').length]"
     ) == [None, 0]
     assert text(driver, "class-0") == "<b>bold</b>1"
     assert text(driver, "name") == "7.tif"
     press(driver, "ArrowRight")
-    assert text(driver, "name") == evil
-    assert text(driver, "told").startswith("3 true, 3 found: 1 hits; F1 0.33")
+    assert text(driver, "name") == EVIL
+    assert text(driver, "status") == (
+        "3 ground-truth cells, 3 detections: 1 true positive, 1 false negative, 1 false positive, "
+        "1 misclassified · F1 0.33 · 80 × 60 px"
+    )
     press(driver, "ArrowRight")
     press(driver, "ArrowRight")
     assert text(driver, "name") == "2.tif"
     press(driver, "ArrowLeft")
-    assert text(driver, "name") == evil
+    assert text(driver, "name") == EVIL
 
 
-def test_no_script_runs_but_its_own(show, scored):
+def test_only_its_own_script_runs(show, scored):
     driver = show(scored)
     driver.execute_script("document.body.append(document.createElement('i'))")
     html = scored.read_text()
@@ -300,17 +300,17 @@ def test_the_slider_changes_what_is_drawn_counted_and_sorted(show, scored):
     driver = show(scored)
     assert text(driver, "score-shown") == "0.50"
     press(driver, "ArrowRight")
-    assert "1 hits" in text(driver, "told")
+    assert "1 true positive" in text(driver, "status")
     slide(driver, 0.2)
     assert text(driver, "score-shown") == "0.20"
-    assert "4 found: 2 hits" in text(driver, "told")
-    slide(driver, 0.85)  # of image 1 the hit alone is left, of image 2 nothing
-    assert "1 found: 1 hits" in text(driver, "told")
-    assert names(driver)[2].startswith("<script>")
+    assert "4 detections: 2 true positives" in text(driver, "status")
+    slide(driver, 0.85)  # only the true positive of image 1 is left, and nothing of image 2
+    assert "1 detection: 1 true positive" in text(driver, "status")
+    assert names(driver)[2] == EVIL
 
 
 def test_layers_toggle(show, scored):
-    """What is drawn at a hit, a missed, a misclassified cell and a false positive, layer by layer."""
+    """Each layer draws its cells and no others."""
     driver = show(scored)
     press(driver, "ArrowRight")
     inside = {"H": (10, 12), "M": (50, 12), "N": (15, 40), "F": (62, 48)}
@@ -336,61 +336,51 @@ def test_layers_toggle(show, scored):
         assert is_grey(pixel(driver, *place))
 
 
-def test_pointing_says_class_score_and_iou(show, scored):
+def test_pointing_shows_class_score_and_iou(show, scored):
     driver = show(scored)
     press(driver, "ArrowRight")
     assert hover(driver, 10, 12) == (
-        "truth: <b>bold</b>, 225 px\nfound, IoU 0.80, score 0.90\n"
-        "found: <b>bold</b>, score 0.90, 180 px\nhit, IoU 0.80"
+        "ground truth: <b>bold</b>, 225 px\ndetected, IoU 0.80, score 0.90\n"
+        "detection: <b>bold</b>, score 0.90, 180 px\ntrue positive, IoU 0.80"
     )
-    assert hover(driver, 50, 12) == "truth: lymph & co, 300 px\nmissed"
-    assert hover(driver, 15, 40).endswith(
-        "score 0.70, 380 px\nmisnamed: it is lymph & co, IoU 1.00"
+    assert hover(driver, 50, 12) == "ground truth: lymph & co, 300 px\nfalse negative"
+    assert hover(driver, 15, 40) == (
+        "ground truth: lymph & co, 380 px\ndetected as <b>bold</b>, IoU 1.00, score 0.70\n"
+        f"detection: <b>bold</b>, score 0.70, 380 px\n{MISCLASSIFIED}"
     )
-    assert hover(driver, 60, 50) == "found: third, score 0.60, 375 px\nfalse alarm"
+    assert hover(driver, 60, 50) == "detection: third, score 0.60, 375 px\nfalse positive"
     assert hover(driver, 75, 5) == ""
 
 
-def test_mistakes_one_by_one(show, scored):
+def test_errors_one_by_one(show, scored):
     driver = show(scored)
     press(driver, "ArrowRight")
-    told = []
-    for key in "...":
+    errors = [MISCLASSIFIED, "false positive", "false negative", "false positive"]
+    for key, error in zip("...,", errors, strict=True):
         press(driver, key)
-        told.append(text(driver, "told").split("\n")[-1])
-    assert told == ["misnamed: it is lymph & co, IoU 1.00", "false alarm", "missed"]
-    press(driver, ",")
-    assert text(driver, "told").endswith("false alarm")
+        assert text(driver, "status").split("\n")[-1] == error
 
 
 def test_classes_filter_cells_counts_and_list(show, scored):
     driver = show(scored)
     press(driver, "1")
     press(driver, "3")
-    # Class 2 alone is left: image 7 has a missed one, image 1 a misclassified and a missed one.
+    # Only class 2 is left: a false negative in image 7, also a misclassified cell in image 1.
     assert names(driver)[1:] == ["7.tif", "2.tif"]
     press(driver, "ArrowLeft")
     assert hover(driver, 10, 12) == ""
-    assert "2 true, 0 found" in text(driver, "told")
+    assert "2 ground-truth cells, 0 detections" in text(driver, "status")
     press(driver, "2")
     assert names(driver) == []
     press(driver, "3")
-    assert sorted(names(driver)) == ["7.tif", f"{SCRIPT}!--'\"&.tif"]
+    assert sorted(names(driver)) == ["7.tif", EVIL]
     driver.execute_script("for (const k of [0, 1]) document.getElementById(`class-${k}`).click()")
     assert len(names(driver)) == 3
 
 
 @pytest.mark.parametrize(
     ("order", "first"),
-    [
-        ("f1", "7"),
-        ("pq", "7"),
-        ("missed", "7"),
-        ("false", "<"),
-        ("misnamed", "<"),
-        ("cells", "<"),
-        ("name", "2"),
-    ],
+    [*zip(["f1", "pq", "fn", "fp", "misclassified", "cells", "name"], "777<<<2", strict=True)],
 )
 def test_orders(show, scored, order, first):
     driver = show(scored)
@@ -407,39 +397,31 @@ def test_orders(show, scored, order, first):
 def test_zoom_pan_and_fit(show, scored):
     driver = show(scored)
     press(driver, "ArrowRight")
-    missed = hover(driver, 50, 12)
+    description = hover(driver, 50, 12)
     press(driver, "+")
     press(driver, "=")
-    assert hover(driver, 50, 12) != missed  # elsewhere now
+    assert hover(driver, 50, 12) != description  # another position now
     press(driver, "0")
-    assert hover(driver, 50, 12) == missed
+    assert hover(driver, 50, 12) == description
     for _ in range(2):
         press(driver, "ArrowRight", shiftKey=True)
-    assert hover(driver, 50, 12) != missed
+    assert hover(driver, 50, 12) != description
     press(driver, "0")
     press(driver, "-")
-    assert hover(driver, 50, 12) != missed
+    assert hover(driver, 50, 12) != description
     driver.execute_script("document.getElementById('fit').click()")
-    assert hover(driver, 50, 12) == missed
+    assert hover(driver, 50, 12) == description
     # A drag by 300 px, with real events.
-    for kind, x in (
-        ("mousePressed", 900),
-        ("mouseMoved", 700),
-        ("mouseMoved", 600),
-        ("mouseReleased", 600),
-    ):
-        driver.execute_cdp_cmd(
-            "Input.dispatchMouseEvent",
-            {"type": kind, "x": x, "y": 600, "button": "left", "buttons": 1, "clickCount": 1},
-        )
-    assert hover(driver, 50, 12) != missed
-    # The wheel is the image's after that click into it.
+    event = {"y": 600, "button": "left", "buttons": 1, "clickCount": 1}
+    for kind, x in (("Pressed", 900), ("Moved", 700), ("Moved", 600), ("Released", 600)):
+        event |= {"type": f"mouse{kind}", "x": x}
+        driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    assert hover(driver, 50, 12) != description
+    # After that click into the image, the wheel zooms it.
     press(driver, "0")
-    driver.execute_cdp_cmd(
-        "Input.dispatchMouseEvent",
-        {"type": "mouseWheel", "x": 700, "y": 600, "deltaX": 0, "deltaY": -400},
-    )
-    assert hover(driver, 50, 12) != missed
+    event = {"type": "mouseWheel", "x": 700, "y": 600, "deltaX": 0, "deltaY": -400}
+    driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    assert hover(driver, 50, 12) != description
 
 
 def test_help_and_labels(show, scored):
@@ -461,10 +443,10 @@ def test_single_cells_open_in_the_viewer(show, scored):
     act(
         driver,
         "[...document.querySelectorAll('.examples button')]"
-        ".find((b) => b.textContent.includes('called')).click();",
+        ".find((b) => b.textContent.includes('detected as')).click();",
     )
-    assert text(driver, "name").startswith("<script>")
-    assert text(driver, "told").endswith("misnamed: it is lymph & co, IoU 1.00")
+    assert text(driver, "name") == EVIL
+    assert text(driver, "status").endswith(MISCLASSIFIED)
 
 
 @pytest.mark.parametrize("width", [360, 390])
@@ -473,87 +455,78 @@ def test_a_phone(show, scored, width):
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     assert driver.execute_script("return document.getElementById('stage').clientHeight") > 250
     press(driver, "ArrowRight")
-    assert hover(driver, 50, 12).endswith("missed")
+    assert hover(driver, 50, 12).endswith("false negative")
 
 
-def test_two_runs(show, folder):
-    found, better = folder / "found.json", folder / "better.json"
-    page = write(
-        folder, better, "--compare", found, "--truth", folder / "truth.json", "--resamples", 20
-    )
+def test_two_results(show, folder):
+    results, better, truth = (folder / f"{name}.json" for name in ("results", "better", "truth"))
+    page = write(folder, better, "--compare", results, "--truth", truth, "--resamples", 20)
     driver = show(page)
-    # A found a cell in image 7 that B missed.
+    # A detects a cell in image 7 that B does not.
     assert names(driver)[0] == "7.tif"
-    assert "F1 A 0.50, B 0.00" in text(driver, "told")
-    assert hover(driver, 10, 12).endswith("missed")
+    assert "F1 A 0.50, B 0.00" in text(driver, "status")
+    assert hover(driver, 10, 12).endswith("false negative")
     press(driver, "r")
-    assert hover(driver, 10, 12).endswith("hit, IoU 1.00")
+    assert hover(driver, 10, 12).endswith("true positive, IoU 1.00")
     assert rows(driver, "table")[0][3] == "3"
-    assert "B − A with 95 % intervals" in page.read_text()
+    assert "B − A, mean of classes" in page.read_text()
 
 
 def test_the_mean_score_is_that_of_the_cells_that_count(show, folder):
-    """Of two detections of the same pixels the better one is the cell."""
+    """Of two detections of the same pixels, the one with the higher score counts."""
     mask = rectangle(SIZE, 5, 5, 20, 20)
-    own = [entry(7, 1, mask, 0.9), entry(7, 2, mask, 0.8)]
-    (folder / "twice.json").write_text(json.dumps(own))
+    twice = [entry(7, 1, mask, 0.9), entry(7, 2, mask, 0.8)]
+    (folder / "twice.json").write_text(json.dumps(twice))
     driver = show(write(folder, folder / "twice.json"))
-    told = driver.execute_script("return document.getElementById('list').textContent")
-    assert "1 cell, mean score 0.90" in told
+    assert "1 detection\nmean score 0.90" in text(driver, "list")
 
 
 def test_results_without_ground_truth(show, folder):
-    driver = show(write(folder, folder / "found.json"))
+    driver = show(write(folder, folder / "results.json"))
     assert sorted(names(driver)) == ["1", "2", "7"]
-    assert names(driver)[0] == "1"  # the least sure
-    assert hover(driver, 10, 12) == "found: class1, score 0.90, 180 px"
+    assert names(driver)[0] == "1"  # the lowest mean score
+    assert hover(driver, 10, 12) == "detection: class1, score 0.90, 180 px"
     slide(driver, 0.75)
     assert rows(driver, "table") == [
         ["class1", "2"], ["class2", "2"], ["class3", "1"], ["class4", "0"], ["any class", "5"],
     ]  # fmt: skip
     press(driver, ".")
-    assert "score" in text(driver, "told")
-    two = write(folder, folder / "found.json", "--compare", folder / "better.json")
+    assert "detection: class" in text(driver, "status")
+    two = write(folder, folder / "results.json", "--compare", folder / "better.json")
     driver = show(two)
     assert rows(driver, "table")[-1] == ["any class", "8"]
     press(driver, "r")
     assert rows(driver, "table")[-1] == ["any class", "7"]
 
 
-def test_a_detection_with_no_pixel_is_nowhere_to_go(show, folder):
+def test_a_detection_without_pixels_is_not_zoomed_to(show, folder):
     there = entry(1, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)
-    nowhere = [entry(1, k, rectangle(SIZE, 0, 0, 0, 0), 0.6) for k in (1, 2)]
-    (folder / "nowhere.json").write_text(json.dumps([there, *nowhere]))
-    driver = show(write(folder, folder / "nowhere.json"))
+    empty = [entry(1, k, rectangle(SIZE, 0, 0, 0, 0), 0.6) for k in (1, 2)]
+    (folder / "empty.json").write_text(json.dumps([there, *empty]))
+    driver = show(write(folder, folder / "empty.json"))
     example = "document.querySelector('.examples button')"
     assert driver.execute_script("return document.querySelectorAll('.examples button').length") == 1
     for key in ".,":
         press(driver, key)
-        assert text(driver, "told") == "found: class1, score 0.90, 225 px"
+        assert text(driver, "status") == "detection: class1, score 0.90, 225 px"
     press(driver, "0")
     act(driver, f"{example}.dataset.cell = 1; {example}.click()")
-    assert hover(driver, 10, 12) == "found: class1, score 0.90, 225 px"
+    assert hover(driver, 10, 12) == "detection: class1, score 0.90, 225 px"
     assert not is_grey(pixel(driver, 10, 5))
 
 
-def test_annotations_alone(show, tmp_path):
+def test_annotations_only(show, tmp_path):
     two = rectangle(SIZE, 5, 5, 10, 15) | rectangle(SIZE, 5, 20, 10, 30)
-    truth = truth_of(
-        {
-            1: (SIZE, [(1, rectangle(SIZE, 0, 0, 10, 10), 0)]),
-            2: (SIZE, [(1, two, 0)]),
-            3: (SIZE, []),
-        },
-        NAMES,
-    )
+    cells = {1: [(1, rectangle(SIZE, 0, 0, 10, 10), 0)], 2: [(1, two, 0)], 3: []}
+    truth = truth_of({n: (SIZE, some) for n, some in cells.items()}, NAMES)
     for image in truth["images"]:
         grey(tmp_path / image["file_name"])
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     driver = show(write(tmp_path, "--annotations", tmp_path / "truth.json"))
     assert names(driver) == ["2.tif", "1.tif", "3.tif"]
-    assert hover(driver, 8, 8) == "truth: <b>bold</b>, 100 px\n2 pieces"
+    assert hover(driver, 8, 8) == "ground truth: <b>bold</b>, 100 px\n2 pieces"
     press(driver, ".")
-    assert text(driver, "told").endswith("2 pieces")
+    assert text(driver, "status").endswith("2 pieces")
     press(driver, "0")
     press(driver, "t")
     assert not is_grey(pixel(driver, 10, 8))
@@ -569,8 +542,8 @@ def test_a_large_image_is_reduced_and_its_outlines_are_not(show, tmp_path, monke
     grey(tmp_path / "1.tif", size)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     driver = show(write(tmp_path, "--annotations", tmp_path / "truth.json"))
-    assert "600 × 300 px, shown 3 times smaller" in text(driver, "told")
+    assert "600 × 300 px, shown 3 times smaller" in text(driver, "status")
     press(driver, ".")
     press(driver, "0")
-    assert hover(driver, 40, 30) == "truth: <b>bold</b>, 20000 px"
-    assert "1 of the 1 images are shown in fewer pixels" in driver.page_source
+    assert hover(driver, 40, 30) == "ground truth: <b>bold</b>, 20000 px"
+    assert "1 of the 1 images are shown at reduced resolution" in driver.page_source

@@ -1,4 +1,4 @@
-"""What goes into the page: outlines as text, who found whom at any score, pictures, plots."""
+"""Parts of the page: outlines as text, matches at any score, pictures, plots."""
 
 import io
 import xml.etree.ElementTree as ElementTree
@@ -31,7 +31,7 @@ SIZE = (20, 30)
 
 
 def decode_outlines(text):
-    """Undo `encode_outlines` number by number, as its docstring says."""
+    """Decode `encode_outlines` number by number, following its docstring."""
     numbers, value, shift = [], 0, 0
     for letter in text:
         digit = DIGITS.index(letter)
@@ -78,33 +78,30 @@ def test_outlines_worked_out_by_hand():
     labels[1, 2] = 1
     # The numbers 1; 3; 2, 1; 1, 1, −1, each doubled, the last one less a sign's half.
     assert gallery.encode_outlines(trace(label_map_to_runs(labels)[1])) == "2642221"
-    assert decode_outlines(gallery.encode_outlines(trace(label_map_to_runs(labels)[1]))) == [
-        [[(2, 1), (3, 1), (3, 2), (2, 2), (2, 1)]]
-    ]
+    assert decode_outlines("2642221") == [[[(2, 1), (3, 1), (3, 2), (2, 2), (2, 1)]]]
     assert gallery.encode_outlines([]) == ""
-    assert gallery.encode_outlines([[]]) == "0"  # a mask with no pixel
+    assert gallery.encode_outlines([[]]) == "0"  # a mask without pixels
 
 
 def counted(eval_image, threshold, n_classes):
-    """Count at a threshold from what `match_detections` says without one, as the page does."""
-    j = gallery.match_detections(eval_image)
-    scores, classes = eval_image.scores[j.order], eval_image.classes[j.order]
-    kept = scores >= threshold
+    """Count at a threshold from one match without a threshold, as the page does."""
+    matched = gallery.match_detections(eval_image)
     matrix = np.zeros((n_classes + 1, n_classes + 1), int)
-    tp, fp, found = (np.zeros(n_classes, int) for _ in range(3))
-    got = np.full(len(eval_image.gt_classes), -1)
-    for d in np.flatnonzero(kept):
-        found[classes[d]] += j.state[d] > 0
-        right = j.match[d] >= 0 and eval_image.gt_classes[j.match[d]] == classes[d]
-        tp[classes[d]] += right
-        fp[classes[d]] += not right and j.state[d] == 1
-        if j.match[d] >= 0:
-            got[j.match[d]] = classes[d]
-        elif j.state[d] == 1:
-            matrix[-1, classes[d]] += 1
-    for t in np.flatnonzero(j.gt_state == 1):
-        matrix[eval_image.gt_classes[t], got[t]] += 1
-    return matrix, tp, fp, found
+    tp, fp, detections = (np.zeros(n_classes, int) for _ in range(3))
+    predicted = np.full(len(eval_image.gt_classes), -1)
+    for d in np.flatnonzero(eval_image.scores >= threshold):
+        k, match, state = eval_image.classes[d], matched.match[d], matched.state[d]
+        detections[k] += state > 0
+        is_tp = match >= 0 and eval_image.gt_classes[match] == k
+        tp[k] += is_tp
+        fp[k] += not is_tp and state == 1
+        if match >= 0:
+            predicted[match] = k
+        elif state == 1:
+            matrix[-1, k] += 1
+    for t in np.flatnonzero(matched.gt_state == 1):
+        matrix[eval_image.gt_classes[t], predicted[t]] += 1
+    return matrix, tp, fp, detections
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -115,29 +112,22 @@ def test_one_match_holds_for_all_thresholds(seed):
         for threshold in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1):
             compared = compare_label_maps(eval_image, threshold)
             sums = count_matches([compared], 3)
-            matrix, tp, fp, found = counted(eval_image, threshold, 3)
+            matrix, tp, fp, detections = counted(eval_image, threshold, 3)
             assert matrix.tolist() == confusion_matrix([compared], 3).tolist()
             assert tp.tolist() == sums.tp[0].tolist()
             assert fp.tolist() == sums.fp[0].tolist()
-            assert found.tolist() == np.bincount(compared.classes, minlength=3).tolist()
+            assert detections.tolist() == np.bincount(compared.classes, minlength=3).tolist()
 
 
 @pytest.fixture
 def case():
-    """One image: a cell found, one missed, one misclassified, a false positive, a crowd region."""
-    truth = truth_of(
-        {
-            1: (
-                SIZE,
-                [
-                    (1, rectangle(SIZE, 0, 0, 6, 6), 0),
-                    (2, rectangle(SIZE, 0, 10, 6, 16), 0),
-                    (2, rectangle(SIZE, 10, 0, 16, 6), 0),
-                    (3, rectangle(SIZE, 10, 20, 20, 30), 1),
-                ],
-            )
-        }
-    )
+    """One image: a TP, an FN, a misclassified cell, an FP, a crowd region, a hidden detection."""
+    cells = [
+        (1, rectangle(SIZE, 0, 0, 6, 6), 0),
+        (2, rectangle(SIZE, 0, 10, 6, 16), 0),
+        (2, rectangle(SIZE, 10, 0, 16, 6), 0),
+        (3, rectangle(SIZE, 10, 20, 20, 30), 1),
+    ]
     results = [
         entry(1, 1, rectangle(SIZE, 10, 0, 16, 5), 0.6),
         entry(1, 1, rectangle(SIZE, 0, 0, 6, 5), 0.9),
@@ -145,22 +135,23 @@ def case():
         entry(1, 3, rectangle(SIZE, 11, 21, 15, 25), 0.8),
         entry(1, 1, rectangle(SIZE, 0, 0, 4, 4), 0.2),
     ]
-    return truth, results
+    return truth_of({1: (SIZE, cells)}), results
 
 
-def test_facts(case):
+def test_data_of_an_image(case):
     (eval_image,) = pair_by_image(*case)
-    told = gallery.image_data([eval_image], [gallery.match_detections(eval_image)])
-    assert told["name"] == "1.tif"
-    assert told["size"] == [20, 30]
-    assert told["truth"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
-    assert told["runs"] == [
+    eval_image = gallery.sort_detections(eval_image)
+    data = gallery.image_data([eval_image], [gallery.match_detections(eval_image)])
+    assert data["name"] == "1.tif"
+    assert data["size"] == [20, 30]
+    assert data["gt"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
+    assert data["results"] == [
         {
             "classes": [0, 2, 2, 0, 0],
             "scores": [0.9, 0.8, 0.7, 0.6, 0.2],
             "match": [0, -1, -1, 2, -1],
             "iou": [round(5 / 6, 6), 0, 0, round(5 / 6, 6), 0],
-            "state": [1, 2, 1, 1, 0],  # the last is covered by the first
+            "state": [1, 2, 1, 1, 0],  # the last is hidden under the first
         }
     ]
 
@@ -184,21 +175,20 @@ def test_unusual_cells():
     assert first == [
         (0, "1 hole"),
         (1, "2 pieces"),
-        (3, "covered by other cells"),
+        (3, "hidden under other cells"),
         (4, "very small"),
         (5, "very large"),
     ]
     assert empty == []
 
 
-def test_a_crowd_region_is_no_cell():
-    """Neither in the median of its class, from which the odd sizes follow, nor by itself."""
+def test_a_crowd_region_is_not_a_cell():
+    """It is neither unusual nor in the median area of its class."""
     size = (60, 60)
     cells = [(1, rectangle(size, 0, 10 * n, 3, 10 * n + 3), 0) for n in range(3)]
     crowds = [(1, rectangle(size, 20, 0, 60, 60), 1)] * 4
-    eval_images = pair_by_image(
-        truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])}), []
-    )
+    truth = truth_of({1: (size, [*cells, *crowds]), 2: (size, [crowds[0]])})
+    eval_images = pair_by_image(truth, [])
     assert gallery.unusual_cells(eval_images, 1) == [[], []]
 
 
@@ -215,7 +205,7 @@ def test_pictures_keep_within_their_bytes():
         assert len(jpeg) <= most
         assert max(sides(jpeg)) == side < 500
     assert sides(gallery.encode_picture(pixels, 10**9, 250)[0]) == (250, 150)
-    # Never so small that nothing is left to see.
+    # Never too small to see anything.
     assert gallery.encode_picture(pixels, 1, 4096)[1] > 30
     assert sides(gallery.encode_picture(pixels[:1, :1], 1, 4096)[0]) == (1, 1)
     assert sides(gallery.encode_picture(pixels[:1], 10**9, 250)[0]) == (250, 1)
@@ -231,29 +221,28 @@ def test_thumbnails_keep_the_colours():
 def test_a_single_cell_is_drawn_in_the_middle(case):
     (eval_image,) = pair_by_image(*case)
     pixels = np.full((*SIZE, 3), 255, np.uint8)
-    for example in (Example(0, -1, 2), Example(0, 0, 0)):
-        drawn = np.asarray(
-            PIL.Image.open(io.BytesIO(gallery.example_picture(pixels, eval_image, example)))
-        )
+    for example in (Example(0, -1, 2, ""), Example(0, 0, 0, "")):
+        jpeg = gallery.example_picture(pixels, eval_image, example)
+        drawn = np.asarray(PIL.Image.open(io.BytesIO(jpeg)))
         assert min(drawn.shape[:2]) > 100
         ys, xs = np.nonzero(drawn.min(axis=2) < 150)
         assert xs.size > 50
         assert (ys.max() - ys.min()) < 0.8 * drawn.shape[0]
-    # A cell as large as its image, and one of one pixel in a corner.
+    # A cell as large as its image, and a pixel in a corner.
     for mask in (np.ones(SIZE, bool), rectangle(SIZE, 19, 29, 20, 30)):
         (eval_image,) = pair_by_image(truth_of({1: (SIZE, [(1, mask, 0)])}), [])
-        assert gallery.example_picture(pixels, eval_image, Example(0, -1, 0))
+        assert gallery.example_picture(pixels, eval_image, Example(0, -1, 0, ""))
 
 
 def test_an_image_of_another_size(tmp_path, case):
     (eval_image,) = pair_by_image(*case)
     tifffile.imwrite(tmp_path / "1.tif", np.zeros((20, 29, 3), np.uint8))
-    with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* in 20 x 30; name"):
+    with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* 20 x 30"):
         gallery.read_pixels(replace(eval_image, path=tmp_path / "1.tif"))
 
 
 def texts(svg):
-    """The text of a drawing, which must be XML that stands by itself."""
+    """Return the text of a plot, which must be well-formed XML."""
     root = ElementTree.fromstring(svg)
     return " ".join("".join(element.itertext()) for element in root.iter() if "text" in element.tag)
 
@@ -264,7 +253,7 @@ def test_plots_of_scores(case):
     truth = {**truth, "categories": [{"id": k, "name": n} for k, n in enumerate(names, 1)]}
     scores = score(pair_by_image(truth, results), names, n_resamples=20)
     lines = plots.precision_recall([scores], "AB")
-    # All but the crowd's class have truth.
+    # All classes except that of the crowd have ground truth.
     assert "<script>, AP50 1.000" in texts(lines)
     assert "_$x^2$ & co, AP50 0.000" in texts(lines)
     assert "細胞" not in texts(lines)
@@ -279,7 +268,7 @@ def test_plots_of_scores(case):
         assert texts(drawing)
         assert "currentColor" in drawing
         assert "mathdefault" not in drawing
-        assert "<g id=" not in drawing  # many drawings in a page would share these ids
+        assert "<g id=" not in drawing  # these ids would be repeated in a page
     assert "A: <script>" in texts(plots.precision_recall([scores, scores], "AB"))
 
 
@@ -302,40 +291,33 @@ def test_plots_of_nothing():
 
 
 def test_training_curves(tmp_path):
-    path = tmp_path / "metrics.json"
+    path, clean = tmp_path / "metrics.json", tmp_path / "clean.json"
     path.write_text(
         '{"iteration": 0, "total_loss": 3, "loss_mask": 1, "lr": 0.1, "time": 9}\n'
         '{"iteration": 20, "total_loss": 2, "loss_mask": NaN, "validation/AP50": 12.5}\n'
         '{"iteration": 20, "total_loss": 1, "lr": "high"}\n'
         '[1]\nnot JSON\n{"total_loss": 7}\n{"iteration": null, "lr": 1}\n{"iteration": 40, "tot'
     )
-    assert plots._read_series(path) == {
-        "total_loss": [(0, 3), (20, 1)],
-        "loss_mask": [(0, 1)],
-        "lr": [(0, 0.1)],
-        "time": [(0, 9)],
-        "validation/AP50": [(20, 12.5)],
-    }
-    drawings = plots.training_curves(path)
-    assert [title for title, _ in drawings] == [
-        "Training loss",
-        "Held-out images during training",
-        "Learning rate",
-    ]
-    assert "loss_mask" in texts(drawings[0][1])
+    clean.write_text(
+        '{"iteration": 0, "total_loss": 3, "loss_mask": 1, "lr": 0.1}\n'
+        '{"iteration": 20, "total_loss": 1, "validation/AP50": 12.5}\n'
+    )
+    curves = plots.training_curves(path)
+    assert curves == plots.training_curves(clean)
+    titles = ["Training loss", "Validation during training", "Learning rate"]
+    assert [title for title, _ in curves] == titles
+    assert "loss_mask" in texts(curves[0][1])
     assert plots.training_curves(tmp_path / "none") == []
     assert plots.training_curves(tmp_path) == []
 
 
-def test_the_same_input_gives_the_same_drawing():
-    def draw():
-        return plots.cells_per_image(np.array([1, 5, 5]))
-
-    assert draw() == draw()
+def test_plots_are_deterministic():
+    first, second = (plots.cells_per_image(np.array([1, 5, 5])) for _ in range(2))
+    assert first == second
 
 
-def test_area_and_box_of_what_is_drawn():
-    """The page takes areas from the outlines: a cell with a hole and two pieces."""
+def test_areas_and_boxes_from_outlines():
+    """As the page computes them: a cell with a hole and two pieces."""
     labels = np.zeros((12, 14), np.int32)
     labels[1:8, 1:8] = 1
     labels[3:5, 3:5] = 0
@@ -348,10 +330,9 @@ def test_area_and_box_of_what_is_drawn():
     assert [*points.min(axis=0), *points.max(axis=0)] == boxes_xyxy(runs)[0].tolist()
 
 
-def test_a_negative_score_is_below_every_threshold(case):
+def test_any_score_is_matched(case):
     truth, results = case
-    (eval_image,) = pair_by_image(truth, [{**results[0], "score": -3.5}])
-    assert gallery.match_detections(eval_image).match.tolist() == [2]
-    assert gallery.match_detections(replace(eval_image, scores=np.array([7.0]))).match.tolist() == [
-        2
-    ]
+    (eval_image,) = pair_by_image(truth, results[:1])
+    for value in (-3.5, 7.0):
+        one = replace(eval_image, scores=np.array([value]))
+        assert gallery.match_detections(one).match.tolist() == [2]

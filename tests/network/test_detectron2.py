@@ -1,4 +1,4 @@
-"""What Detectron2's network does otherwise here."""
+"""Differences of this project's network from Detectron2's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.detectron2
 @pytest.mark.parametrize("head", ["box_pooler", "mask_pooler"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_boxes_are_not_rounded(tiny, head, mixed):
-    """Where features rise by 1 from cell to cell, a box's mean is that at its middle."""
+    """In features that rise by 1 from cell to cell, a box's mean is the value at its centre."""
     from detectron2.structures import Boxes
 
     cfg = load_config(tiny, "detectron2")
     cfg.MODEL.DEVICE = "cpu"
     pool = getattr(build_network(cfg).roi_heads, head)
-    # 0 at x = 1000, for strides of 16 px. Beside 1000, bfloat16 has but every fourth number.
+    # 0 at x = 1000, for strides of 16 px. Near 1000, bfloat16 has only every fourth integer.
     ramp = (torch.arange(70.0) + 0.5 - 1000 / 16).expand(1, 1, 70, 70)
     boxes = torch.tensor([[993.0, 500.0, 1013.0, 520.0], [990.5, 500.0, 1012.5, 520.0]])
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):

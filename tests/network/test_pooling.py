@@ -1,4 +1,4 @@
-"""Pooling of boxes against torchvision's, and by hand."""
+"""RoIAlign, compared with torchvision's and by hand."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_values_and_gradients_are_torchvisions(seed, shape, bins, ratio, aligned
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_of_a_slope_bins_are_their_middles():
-    """Features that rise by 1 to the right and by 100 downwards, at half pixels: by hand."""
+def test_bins_of_a_ramp_are_the_values_at_their_centres():
+    """Features that rise by 1 to the right and by 100 downwards."""
     y, x = torch.meshgrid(torch.arange(8.0) + 0.5, torch.arange(10.0) + 0.5, indexing="ij")
     features = (x + 100 * y)[None, None]
     box = torch.tensor([[0.0, 8, 4, 32, 28]])  # at stride 4: x from 2 to 8, y from 1 to 7
@@ -54,8 +54,8 @@ def test_of_a_slope_bins_are_their_middles():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_summed_in_full(dtype):
-    """In bfloat16 a box at 301 would be one at 302."""
+def test_half_precision_features_are_summed_in_float32(dtype):
+    """In bfloat16 a box at 301 would be at 302."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((2, 3, 90, 90), generator=generator).to(dtype)
     boxes = torch.tensor([[0, 301.0, 303, 331, 329], [1, 5, 299, 23, 341]])
@@ -65,7 +65,7 @@ def test_halves_are_summed_in_full(dtype):
     torch.testing.assert_close(pooled, expected)
 
 
-def test_gradients_are_those_of_small_steps():
+def test_gradients_are_those_of_finite_differences():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((1, 2, 3, 4), generator=generator, dtype=torch.float64)
     boxes = torch.tensor([[0, -1.3, 0.2, 3.1, 2.9]])
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_small_steps():
     assert torch.autograd.gradcheck(lambda f: pool(f, boxes), features.requires_grad_())
 
 
-def test_boxes_that_are_not_numbers_give_none():
+def test_nan_boxes_give_nan():
     features = torch.ones((1, 2, 3, 4))
     boxes = torch.tensor([[0, float("nan"), 0, 1, 1], [0, 0, 0, 1, 1]])
     pooled = RoIAlign(2, 1.0, 1)(features, boxes)

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN against Detectron2's with the same weights, and by itself."""
+"""torchvision's Mask R-CNN, compared with Detectron2's with the same weights, and by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cellseg import config
 from cellseg.errors import InputError
 from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, check, initial_weights
-from tests.bitmasks import from_bitmasks
+from tests.network.network_cases import picture, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -28,7 +28,7 @@ BASES = ("dilated_c5", "fpn")
 
 @pytest.fixture
 def load(tiny, tmp_path):
-    """Load the tiny network's config, with another base or some keys of its own."""
+    """Load the tiny network's config, with another base or other keys."""
 
     def load(base="dilated_c5", *options, engine="torchvision"):
         path = tmp_path / f"{base}.yaml"
@@ -40,43 +40,24 @@ def load(tiny, tmp_path):
     return load
 
 
-def picture(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-
-
-def sample(height=64, width=96, cells=((8, 10, 30, 34, 0), (40, 20, 72, 44, 3))):
-    """A sample of bright ellipses, each given by its box and its class, on noise."""
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    boxes = torch.tensor([cell[:4] for cell in cells], dtype=torch.float32).view(-1, 4)
-    middle, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    distance = ((torch.stack([x, y], -1) - middle[:, None, None]) / radius[:, None, None]) ** 2
-    full = distance.sum(-1) <= 1
-    masks = from_bitmasks(full)
-    image = picture(height, width) // 4
-    image[:, full.any(0)] += 150
-    classes = torch.tensor([cell[4] for cell in cells], dtype=torch.int64)
-    return {"image": image, "boxes": masks.boxes, "classes": classes, "masks": masks}
-
-
 EMPTY = sample(48, 80, cells=())
 
 
-def settled(network, look):
-    """Let the normalisations of a random network see something, as training would."""
+def set_statistics(network, extract_features):
+    """Set the batch statistics of a random network, as training would."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
         network.train()
-        look([picture(64, 96), picture(64, 96, seed=1)])
+        extract_features([picture(64, 96), picture(64, 96, seed=1)])
     return network.eval()
 
 
 def build(cfg):
     torch.manual_seed(0)
     network = build_network(cfg)
-    return settled(network, network._extract_features)
+    return set_statistics(network, network._extract_features)
 
 
 # Against Detectron2 ------------------------------------------------------------------
@@ -103,7 +84,7 @@ _NAMES: list[tuple[str, Any]] = [
 
 
 def translated(state):
-    """Detectron2's weights under torchvision's names, with a background among the classes."""
+    """Convert Detectron2's weights to torchvision's names, with a box for the background."""
     mine = {}
     for name, value in state.items():
         for pattern, new in _NAMES:
@@ -116,7 +97,7 @@ def translated(state):
     return mine
 
 
-# Normalised beyond the backbone too, as networks without pretrained weights want it.
+# Normalisation after the backbone, for networks without pretrained weights.
 NORMED = ("MODEL.FPN.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN")
 
 
@@ -128,45 +109,38 @@ def both(request, load):
     base, norms = request.param
     options = [
         *norms,
-        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6),  # all there are: nothing is drawn by chance
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6),  # all, so that no anchors are drawn
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**4),
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[13.7, 32]]),
     ]
     theirs_cfg = load(base, *options, engine="detectron2")
-    config.merge_options(
-        theirs_cfg,
-        [
-            *("MODEL.RPN.SMOOTH_L1_BETA", str(1 / 9)),
-            *("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", str(1 / 9)),
-        ],
-    )
+    for part in ("RPN", "ROI_BOX_HEAD"):
+        config.merge_options(theirs_cfg, [f"MODEL.{part}.SMOOTH_L1_BETA", str(1 / 9)])
     torch.manual_seed(0)
     theirs = detectron2.build_network(theirs_cfg)
     with torch.no_grad():
         for name, value in theirs.state_dict().items():
             if re.search("bbox_pred|predictor.weight", name):
-                value *= 10  # Detectron2 begins with hardly any difference between boxes
+                value *= 10  # Detectron2's initial weights hardly distinguish boxes
             elif "norm.weight" in name or "norm.bias" in name:
                 value += 0.1 * torch.randn_like(value)
-    settled(theirs, lambda images: theirs.backbone(torch.stack(images) - theirs.pixel_mean))
+    set_statistics(theirs, lambda images: theirs.backbone(torch.stack(images) - theirs.pixel_mean))
     mine = build_network(load(base, *options))
     mine.load_state_dict(translated(theirs.state_dict()))
     return theirs, mine
 
 
 @pytest.mark.detectron2
-def test_same_weights_find_the_same(both):
+def test_same_weights_have_the_same_detections(both):
     theirs, mine = (network.eval() for network in both)
-    for images in (
-        [picture(64, 96), picture(50, 60, seed=1)],
-        [picture(32, 32)],  # smaller than what an anchor needs to be whole
-    ):
-        for expected, found in zip(theirs.detect(images), mine.detect(images), strict=True):
-            assert len(found) == len(expected) > 20
-            torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
-            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
-            assert torch.equal(found.classes, expected.classes)
-            torch.testing.assert_close(found.masks, expected.masks, rtol=1e-4, atol=1e-4)
+    small = [picture(32, 32)]  # smaller than some anchors
+    for images in ([picture(64, 96), picture(50, 60, seed=1)], small):
+        for expected, result in zip(theirs.detect(images), mine.detect(images), strict=True):
+            assert len(result) == len(expected) > 20
+            torch.testing.assert_close(result.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-5)
+            assert torch.equal(result.classes, expected.classes)
+            torch.testing.assert_close(result.masks, expected.masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.detectron2
@@ -179,7 +153,7 @@ def test_same_weights_have_the_same_losses(both):
     assert set(losses) == set(expected) == LOSSES
     for name in ("loss_cls", "loss_box_reg", "loss_mask"):
         torch.testing.assert_close(losses[name], expected[name], rtol=1e-4, atol=1e-5)
-    # Detectron2 divides by the number that was to be drawn, torchvision by the one drawn.
+    # Detectron2 divides by the number of anchors to draw, torchvision by the number drawn.
     ratio = losses["loss_rpn_cls"] / expected["loss_rpn_cls"]
     torch.testing.assert_close(losses["loss_rpn_loc"], ratio * expected["loss_rpn_loc"])
     assert losses["loss_rpn_loc"] > 0
@@ -223,51 +197,50 @@ def test_losses_reach_every_weight(load, base, batch):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_it_learns_a_sample_by_heart(load, base):
+def test_training_on_one_sample_lowers_the_losses(load, base):
     torch.manual_seed(0)
     network = build_network(load(base, "MODEL.PIXEL_STD", [57.0] * 3)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    truth = sample(64, 64, cells=[(8, 10, 30, 34, 0), (34, 30, 62, 54, 3)])
+    gt = sample(64, 64, cells=[(8, 10, 30, 34, 0), (34, 30, 62, 54, 3)])
     steps = []
     for _ in range(16):
-        losses = network([truth])
+        losses = network([gt])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         steps.append({name: loss.item() for name, loss in losses.items()})
-    # What is guessed at random: a cell or none, one of 4 classes or none, within or without.
+    # Chance level: a cell or none, one of 4 classes or none, inside or outside.
     first = {"loss_rpn_cls": math.log(2), "loss_cls": math.log(5), "loss_mask": math.log(2)}
-    for name, part in {"loss_rpn_cls": 0.2, "loss_cls": 0.5, "loss_mask": 0.9}.items():
+    for name, factor in {"loss_rpn_cls": 0.2, "loss_cls": 0.5, "loss_mask": 0.9}.items():
         assert steps[0][name] == pytest.approx(first[name], rel=0.1), name
-        assert sum(step[name] for step in steps[-4:]) / 4 < part * first[name], name
+        assert sum(step[name] for step in steps[-4:]) / 4 < factor * first[name], name
 
 
-def test_the_masks_learn_the_ground_truth_in_their_own_class(load):
-    """One box, one class: the loss is the mean cross entropy of that class's grid alone."""
+def test_the_mask_loss_is_that_of_the_ground_truth_class(load):
+    """One box, one class: the loss is the mean cross entropy of the grid of this class."""
     network = build_network(load("fpn")).train()
-    truth = sample(cells=[(8, 10, 30, 34, 2)])
-    predictor = network.roi_heads.mask_predictor
-    last = predictor.mask_fcn_logits
+    gt = sample(cells=[(8, 10, 30, 34, 2)])
+    last = network.roi_heads.mask_predictor.mask_fcn_logits
     nn.init.zeros_(last.weight)
     last.bias.data = torch.tensor([50.0, -50.0, 3.0, 50.0])
-    losses = network([truth])
-    # Each grid is 3 throughout. Over proposals that lie a little off, the ground truth's share
-    # varies.
-    share = truth["masks"].crop_and_resize(truth["boxes"], 28).float().mean()
-    at_truth = share * math.log1p(math.exp(-3)) + (1 - share) * math.log1p(math.exp(3))
-    assert 0.5 * at_truth < losses["loss_mask"] < 2 * at_truth
+    losses = network([gt])
+    # All logits of the grid are 3. Proposals near the cell contain other fractions of it.
+    filled = gt["masks"].crop_and_resize(gt["boxes"], 28).float().mean()
+    expected = filled * math.log1p(math.exp(-3)) + (1 - filled) * math.log1p(math.exp(3))
+    assert 0.5 * expected < losses["loss_mask"] < 2 * expected
 
 
-def test_mixed_precision_leaves_boxes_and_losses_whole(load):
+def test_boxes_and_losses_are_float32_in_mixed_precision(load):
     network = build(load("fpn"))
     with torch.autocast("cpu", torch.bfloat16):
-        found = network.detect([picture(64, 96)])[0]
+        detections = network.detect([picture(64, 96)])[0]
         batch, for_rpn, _ = network._extract_features([picture(64, 96)])
         proposals = network.rpn(batch, for_rpn)[0][0]
         losses = network.train()([sample(32, 40, cells=[(8, 10, 30, 30, 0)])])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    assert {part.dtype for part in (found.boxes, found.scores, found.masks)} == {torch.float32}
-    assert (found.boxes != found.boxes.bfloat16()).any()
+    parts = (detections.boxes, detections.scores, detections.masks)
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert (detections.boxes != detections.boxes.bfloat16()).any()
     assert proposals.dtype == torch.float32
 
 
@@ -279,43 +252,42 @@ def test_detections(load, base):
     options = ("TEST.DETECTIONS_PER_IMAGE", 12, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.19)
     network = build(load(base, *options))
     images = [picture(64, 96), picture(33, 35), picture(5, 70), picture(1, 1)]
-    all_found = network.detect(images)
-    assert len(all_found) == len(images)
-    assert 0 < len(all_found[0]) <= 12
-    for image, found in zip(images, all_found, strict=True):
-        n, (_, height, width) = len(found), image.shape
-        assert found.boxes.shape == (n, 4)
-        assert found.boxes.dtype == found.scores.dtype == found.masks.dtype == torch.float32
-        assert found.classes.dtype == torch.int64
-        assert found.masks.shape == (n, 28, 28)
-        assert ((found.masks >= 0) & (found.masks <= 1)).all()
-        assert (found.scores > 0.19).all()
-        assert torch.equal(found.scores, found.scores.sort(descending=True).values)
-        assert ((found.classes >= 0) & (found.classes < 4)).all()
-        assert (found.boxes >= 0).all()
-        assert (found.boxes[:, 2:] <= torch.tensor([width, height])).all()
-        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-        same_class = found.classes[:, None] == found.classes
-        assert (box_iou(found.boxes, found.boxes)[same_class.triu(1)] <= 0.5).all()
+    detections = network.detect(images)
+    assert len(detections) == len(images)
+    assert 0 < len(detections[0]) <= 12
+    for image, cells in zip(images, detections, strict=True):
+        n, (_, height, width) = len(cells), image.shape
+        assert cells.boxes.shape == (n, 4)
+        assert cells.boxes.dtype == cells.scores.dtype == cells.masks.dtype == torch.float32
+        assert cells.classes.dtype == torch.int64
+        assert cells.masks.shape == (n, 28, 28)
+        assert ((cells.masks >= 0) & (cells.masks <= 1)).all()
+        assert (cells.scores > 0.19).all()
+        assert torch.equal(cells.scores, cells.scores.sort(descending=True).values)
+        assert ((cells.classes >= 0) & (cells.classes < 4)).all()
+        assert (cells.boxes >= 0).all()
+        assert (cells.boxes[:, 2:] <= torch.tensor([width, height])).all()
+        assert (cells.boxes[:, 2:] > cells.boxes[:, :2]).all()
+        same_class = cells.classes[:, None] == cells.classes
+        assert (box_iou(cells.boxes, cells.boxes)[same_class.triu(1)] <= 0.5).all()
 
 
 def test_no_detections(load):
     network = build(load("fpn", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99))
-    for found in network.detect([picture(64, 64), picture(40, 40)]):
-        assert len(found) == 0
-        assert found.boxes.shape == (0, 4)
-        assert found.masks.shape == (0, 28, 28)
+    for detections in network.detect([picture(64, 64), picture(40, 40)]):
+        assert len(detections) == 0
+        assert detections.boxes.shape == (0, 4)
+        assert detections.masks.shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_padding_changes_nothing(load, base):
-    """An image that the others are padded to is found the same cells in, alone or with them."""
+def test_padding_does_not_change_detections(load, base):
     network = build(load(base))
     large, small = picture(64, 96), picture(40, 50, seed=1)
-    alone, together = network.detect([large])[0], network.detect([small, large])[1]
-    assert len(alone) == len(together) > 0
-    torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(together.masks, alone.masks, rtol=1e-4, atol=1e-4)
+    single, in_batch = network.detect([large])[0], network.detect([small, large])[1]
+    assert len(single) == len(in_batch) > 0
+    torch.testing.assert_close(in_batch.boxes, single.boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(in_batch.masks, single.masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("base", "size"), [("dilated_c5", (48, 64)), ("fpn", (64, 64))])
@@ -340,14 +312,14 @@ def test_anchors_by_hand():
     anchors = engine._Anchors([[8], [3, 16]], [[1.0], [4.0]], [4, 64])
     features = [torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)]
     image_list = type("Images", (), {"image_sizes": [(4, 8)]})()
-    (found,) = anchors(image_list, features)
+    (result,) = anchors(image_list, features)
     expected = [
         [-4, -4, 4, 4],
         [0, -4, 8, 4],
         [-0.75, -3, 0.75, 3],  # 1.5 x 6: four times as high as wide, not rounded
         [-4, -16, 4, 16],
     ]
-    assert found.tolist() == expected
+    assert result.tolist() == expected
     assert anchors.counts == [1, 2]
 
 
@@ -364,13 +336,12 @@ def test_boxes_are_pooled_from_the_level_of_their_size():
     ]
     features = [torch.cat([feature, feature[:1] * 2]) for feature in features]
     pooled = pool(features, boxes)
-    for got, (level, image, box) in zip(
-        pooled, [(2, 0, 0), (0, 0, 1), (1, 2, 0), (0, 2, 1)], strict=True
-    ):
+    sources = [(2, 0, 0), (0, 0, 1), (1, 2, 0), (0, 2, 1)]
+    for result, (level, image, box) in zip(pooled, sources, strict=True):
         roi = torch.cat([torch.zeros(1), boxes[image][box]])[None]
         feature = features[level][image : image + 1]
         expected = roi_align(feature, roi, 7, 1 / 4 / 2**level, 0, aligned=True)[0]
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(result, expected)
     assert pool(features, [torch.zeros(0, 4)] * 3).shape == (0, 3, 7, 7)
 
 
@@ -382,7 +353,7 @@ def test_boxes_are_pooled_from_the_level_of_their_size():
         ("mask_rcnn_X_101_32x8d_FPN_3x", resnext101_32x8d),
     ],
 )
-def test_a_resnet_of_the_usual_widths_is_torchvisions(recipe, theirs):
+def test_resnets_of_recipes_have_torchvisions_weights(recipe, theirs):
     keys = config.load_recipe(recipe, "torchvision").MODEL.RESNETS
     keys.NORM = "BN"
     with torch.device("meta"):
@@ -409,42 +380,40 @@ def test_a_classifiers_weights_give_its_features(load):
     image = torch.rand(1, 3, 64, 64)
     names = {f"layer{n}": f"res{n + 1}" for n in range(1, 5)}
     expected = create_feature_extractor(classifier, names)(image)
-    found = network.backbone.body(image)
-    assert list(found) == list(expected)
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+    features = network.backbone.body(image)
+    assert list(features) == list(expected)
+    torch.testing.assert_close(features, dict(expected), rtol=1e-3, atol=1e-4)
 
 
-def test_a_runs_weights_keep_their_names(load):
+def test_weights_of_a_run_keep_their_names(load):
     network = build_network(load("fpn"))
     state = network.state_dict()
     assert network.adapt_weights({"model": state, "AP50": 1.0}) == state
     assert network.adapt_weights(state) == state
 
 
-def test_a_run_of_detectron2_is_not_begun_with(load):
+def test_weights_of_detectron2_are_an_error(load):
     network = build_network(load("fpn"))
     for name in ("backbone.stem.conv1.weight", "backbone.bottom_up.stem.conv1.weight"):
         for data in ({name: torch.zeros(1)}, {"model": {name: torch.zeros(1)}}):
-            with pytest.raises(ValueError, match="they are of Detectron2's network"):
+            with pytest.raises(ValueError, match="Detectron2's network"):
                 network.adapt_weights(data)
 
 
-def test_frozen_stages_do_not_learn(load):
+def test_frozen_stages_are_not_trained(load):
     for freeze_at, frozen in {0: (), 1: ("conv1",), 3: ("conv1", "layer1", "layer2")}.items():
         body: Any = build_network(load("fpn", "MODEL.BACKBONE.FREEZE_AT", freeze_at)).backbone.body
         for name, parameter in body.named_parameters():
             assert parameter.requires_grad != name.startswith(frozen or "none"), name
-        kind = FrozenBatchNorm2d if freeze_at == 3 else nn.BatchNorm2d
-        assert isinstance(body.layer2[0].bn1, kind)
+        norm = FrozenBatchNorm2d if freeze_at == 3 else nn.BatchNorm2d
+        assert isinstance(body.layer2[0].bn1, norm)
         assert isinstance(body.layer3[0].bn1, nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
-def test_the_stride_and_the_dilation_are_where_the_config_wants_them(load, in_1x1):
-    body: Any = build_network(
-        load("dilated_c5", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)
-    ).backbone.body
+def test_stride_and_dilation(load, in_1x1):
+    cfg = load("dilated_c5", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)
+    body: Any = build_network(cfg).backbone.body
     first, second = ((2, 2), (1, 1)) if in_1x1 else ((1, 1), (2, 2))
     assert (body.layer2[0].conv1.stride, body.layer2[0].conv2.stride) == (first, second)
     assert {block.conv2.dilation for block in body.layer4} == {(2, 2)}
@@ -453,7 +422,7 @@ def test_the_stride_and_the_dilation_are_where_the_config_wants_them(load, in_1x
     assert body(torch.rand(1, 3, 64, 96))["res5"].shape == (1, 128, 4, 6)
 
 
-def test_stages_that_nothing_needs_are_not_built(load):
+def test_unused_stages_are_not_built(load):
     features = ("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"])
     network = build_network(load("dilated_c5", "MODEL.RESNETS.OUT_FEATURES", ["res4"], *features))
     assert not hasattr(network.backbone.body, "layer4")
@@ -467,31 +436,28 @@ def test_stages_that_nothing_needs_are_not_built(load):
     ("key", "value", "expected"),
     [
         ("BACKBONE.NAME", "build_mobilenet", "'build_resnet_backbone' or 'build_resnet_fpn"),
-        ("RESNETS.DEPTH", 18, "50 or 101 or 152 is expected"),
-        ("RESNETS.NORM", "GN", "'BN' or 'FrozenBN' is expected"),
-        ("ROI_HEADS.NAME", "CascadeROIHeads", "'StandardROIHeads' is expected"),
-        ("ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "'ROIAlignV2' is expected"),
-        ("ROI_MASK_HEAD.NAME", "PointRendMaskHead", "'MaskRCNNConvUpsampleHead' is expected"),
-        ("ANCHOR_GENERATOR.OFFSET", 0.5, "0.0 is expected"),
+        ("RESNETS.DEPTH", 18, "50 or 101 or 152"),
+        ("RESNETS.NORM", "GN", "'BN' or 'FrozenBN'"),
+        ("ROI_HEADS.NAME", "CascadeROIHeads", "'StandardROIHeads'"),
+        ("ROI_BOX_HEAD.POOLER_TYPE", "ROIPool", "'ROIAlignV2'"),
+        ("ROI_MASK_HEAD.NAME", "PointRendMaskHead", "'MaskRCNNConvUpsampleHead'"),
+        ("ANCHOR_GENERATOR.OFFSET", 0.5, "0.0"),
     ],
 )
-def test_what_only_detectron2_has(load, key, value, expected):
-    with pytest.raises(InputError) as caught:
+def test_values_that_only_detectron2_supports(load, key, value, expected):
+    message = rf"MODEL.{key} {value!r}: .*{expected}.*--engine detectron2"
+    with pytest.raises(InputError, match=message):
         check(load("fpn", f"MODEL.{key}", value))
-    message = str(caught.value)
-    assert message.startswith(f"MODEL.{key} {value!r}: only Detectron2 has it; ")
-    assert expected in message
-    assert message.endswith("--engine detectron2")
 
 
 def test_features_and_anchors_that_do_not_fit(load):
     for part in ("RPN", "ROI_HEADS"):
-        with pytest.raises(InputError, match=rf"MODEL.{part}.IN_FEATURES \['p7'\]: .*p2, .*p6 are"):
+        with pytest.raises(InputError, match=rf"MODEL.{part}.IN_FEATURES \['p7'\]: .*p2, .*p6"):
             build_network(load("fpn", f"MODEL.{part}.IN_FEATURES", ["p7"]))
     anchors = "MODEL.ANCHOR_GENERATOR"
-    with pytest.raises(InputError, match=r"SIZES \[\[8\], \[16\]\]: one list, or .* 5 features"):
+    with pytest.raises(InputError, match=r"SIZES \[\[8\], \[16\]\]: .* 5 features"):
         build_network(load("fpn", f"{anchors}.SIZES", [[8], [16]]))
-    with pytest.raises(InputError, match=r"\[3, 3, 3, 3, 6\] anchors .* p2, p3, .*as many"):
+    with pytest.raises(InputError, match=r"\[3, 3, 3, 3, 6\] anchors .* p2, p3, "):
         build_network(load("fpn", f"{anchors}.SIZES", [[8], [16], [32], [64], [64, 128]]))
 
 
@@ -503,7 +469,7 @@ def test_features_and_anchors_that_do_not_fit(load):
         ("mask_rcnn_X_101_32x8d_FPN_3x", "resnext101_32x8d-"),
     ],
 )
-def test_imagenet_weights_want_rgb_of_unit_deviation(recipe, file):
+def test_imagenet_weights_set_rgb_of_unit_deviation(recipe, file):
     cfg = config.load_recipe(recipe, "torchvision")
     url = initial_weights(cfg, "imagenet")
     assert url.startswith(f"https://download.pytorch.org/models/{file}")
@@ -525,7 +491,7 @@ def test_imagenet_weights_want_rgb_of_unit_deviation(recipe, file):
         ("resnet50-20250401.pth", False),
     ],
 )
-def test_a_classifiers_file_means_the_same_as_its_name(wanted, classifier):
+def test_a_classifiers_file_adapts_the_config(wanted, classifier):
     cfg, by_name = (config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision") for _ in range(2))
     before = cfg.dump()
     initial_weights(by_name, "imagenet")
@@ -536,9 +502,9 @@ def test_a_classifiers_file_means_the_same_as_its_name(wanted, classifier):
 @pytest.mark.parametrize(
     ("recipe", "wanted"), [("demo", "imagenet"), ("mask_rcnn_R_50_FPN_3x", "coco")]
 )
-def test_there_are_no_such_weights(recipe, wanted):
+def test_weights_that_are_not_available(recipe, wanted):
     cfg = config.load_recipe(recipe, "torchvision")
     before = cfg.dump()
-    with pytest.raises(InputError, match=f"--weights {wanted}: torchvision has none for {recipe}"):
+    with pytest.raises(InputError, match=f"--weights {wanted}: .*{recipe}"):
         initial_weights(cfg, wanted)
     assert cfg.dump() == before

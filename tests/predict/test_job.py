@@ -1,4 +1,4 @@
-"""Shards are whole tiles, in order and even; what is kept is merged to the images' cells."""
+"""Jobs: shards of equal area, resuming, failures, and merging the store image by image."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ IMAGES = [ImageRecord(n + 7, f"{n}.png", Path(f"{n}.png"), size) for n, size in 
 PLANS = [plan_tiles(size, 40, 12) for size in SIZES]
 
 
-class Named(Predictor):
-    """Finds in each tile one cell, a pixel wide and high, whose score names the image and tile."""
+class FakePredictor(Predictor):
+    """Detects one cell of one pixel in each tile, whose score identifies image and tile."""
 
     def __init__(self):
         cfg = config.default_config("torchvision")
         cfg.TEST.TILE, cfg.TEST.OVERLAP = 40, 12
         super().__init__([], [cfg])
-        self.looked = []
+        self.predicted = []
 
-    def predict_tiles(self, looks):
-        for look in looks:
-            self.looked.append(look)
-            x, y, _, _ = look.tile.window
-            yield one_cell(look.tile.size, (int(look.image.stem) * 100 + x + y) / 1000)
+    def predict_tiles(self, jobs):
+        for job in jobs:
+            self.predicted.append(job)
+            x, y, _, _ = job.tile.window
+            yield one_cell(job.tile.size, (int(job.image.stem) * 100 + x + y) / 1000)
 
 
 def one_cell(size, score):
@@ -58,8 +58,9 @@ def tiles_of(areas):
 
 @pytest.fixture
 def begin(tmp_path):
-    """Begin a job, or go on with it; of images without a size, there is no file."""
-    return lambda images=IMAGES: PredictionJob.begin(Named(), [], images, tmp_path / "x.json")
+    """Start or resume a job."""
+    results = tmp_path / "x.json"
+    return lambda images=IMAGES: PredictionJob.begin(FakePredictor(), [], images, results)
 
 
 @given(st.lists(st.integers(1, 90), max_size=60), st.integers(1, 9))
@@ -67,15 +68,15 @@ def begin(tmp_path):
 def test_shards_are_a_partition_in_order_and_even(areas, n):
     tiles = tiles_of(areas)
     shards = [shard(tiles, rank, n) for rank in range(n)]
-    assert [pair for of_process in shards for pair in of_process] == tiles
-    for of_process in shards:
-        # Even up to half a tile at either end.
-        area = sum(look.tile.size[1] for _, look in of_process)
+    assert [pair for part in shards for pair in part] == tiles
+    for part in shards:
+        # Equal up to half a tile at either end.
+        area = sum(job.tile.size[1] for _, job in part)
         assert abs(area - sum(areas) / n) <= max(areas, default=0)
 
 
-def test_by_hand():
-    """Of tiles of 3, 1, 1, 1 pixels each of two processes does 3."""
+def test_shards_by_hand():
+    """Of tiles of 3, 1, 1, 1 pixels each of two processes gets 3."""
     tiles = tiles_of([3, 1, 1, 1])
     assert shard(tiles, 0, 2) == tiles[:1]
     assert shard(tiles, 1, 2) == tiles[1:]
@@ -83,19 +84,19 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_what_processes_did_is_merged_image_by_image(begin, n):
+def test_tiles_of_several_processes_are_merged_image_by_image(begin, n):
     job = begin()
     tiles = job.pending()
     assert len(tiles) == sum(map(len, PLANS))
     for rank in range(n):
-        job.predict(Named(), tiles, rank, n)
+        job.predict(FakePredictor(), tiles, rank, n)
     assert job.pending() == []
     job.collect_failures()
     assert job.usable == IMAGES
 
     parts: dict[int, list[Predictions]] = {}
     order = []
-    for image, cells in job.merge(Named()):
+    for image, cells in job.merge(FakePredictor()):
         parts.setdefault(image.id, []).append(cells)
         order.append(image.id)
     assert order == sorted(order)
@@ -108,41 +109,41 @@ def test_what_processes_did_is_merged_image_by_image(begin, n):
     assert not job.store.folder.exists()
 
 
-def test_only_the_pending_tiles(begin, capsys):
+def test_resuming_predicts_only_pending_tiles(begin, capsys):
     job = begin()
     tiles = job.pending()
-    job.predict(Named(), tiles[2:5])
-    with pytest.raises(InputError, match=rf"^{len(tiles) - 3} tiles were not done"):
+    job.predict(FakePredictor(), tiles[2:5])
+    with pytest.raises(InputError, match=rf"^{len(tiles) - 3} tiles .*not"):
         job.collect_failures()
     job = begin()
-    left = job.pending()
-    assert left == tiles[:2] + tiles[5:]
-    predictor = Named()
+    pending = job.pending()
+    assert pending == tiles[:2] + tiles[5:]
+    predictor = FakePredictor()
     job.run(predictor, print)
-    assert predictor.looked == [look for _, look in left]
-    assert capsys.readouterr().out == "going on: 3 tiles were done before\n"
+    assert predictor.predicted == [tile_job for _, tile_job in pending]
+    assert "resuming: 3 tiles" in capsys.readouterr().out
     job.collect_failures()
 
 
-def test_images_that_can_not_be_used_are_left_out(begin, tmp_path, capsys):
+def test_unusable_images_are_skipped(begin, tmp_path, capsys):
     missing = ImageRecord(9, "gone.png", tmp_path / "gone.png", None)
     images = [IMAGES[0], missing, IMAGES[2]]
     job = begin(images)
     tiles = job.pending()
     assert {number for (number, _), _ in tiles} == {0, 2}
-    job.predict(Named(), tiles[:-1])
+    job.predict(FakePredictor(), tiles[:-1])
     with job.store.open(0) as file:
         job.store.append(tiles[-1][0], InputError("torn"), file)
     assert job.pending() == tiles[-1:]
     job.collect_failures()
     assert job.usable == IMAGES[:1]
-    assert {image.id for image, _ in job.merge(Named())} == {IMAGES[0].id}
-    with pytest.raises(InputError, match=r"^2 of 3 images left out, see above"):
+    assert {image.id for image, _ in job.merge(FakePredictor())} == {IMAGES[0].id}
+    with pytest.raises(InputError, match=r"^2 of 3 images"):
         job.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(f"left out: {missing.path}: ")
-    assert lines[1:] == ["left out: torn"]
-    # The next time, what failed is tried again and nothing else.
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{missing.path}: " in first
+    assert second.endswith(": torn")
+    # Only failed tiles are retried.
     assert begin(images).pending() == tiles[-1:]
 
 
@@ -150,15 +151,15 @@ def test_no_image_can_be_used(begin, tmp_path):
     job = begin([ImageRecord(9, "gone.png", tmp_path / "gone.png", None)])
     job.collect_failures()
     assert job.usable == []
-    with pytest.raises(InputError, match=r"^none of the 1 images can be used.*gone\.png"):
+    with pytest.raises(InputError, match=r"^none of the 1 images .*gone\.png"):
         job.close()
     assert not job.store.folder.exists()
 
 
-def test_the_results_are_a_file_or_in_a_folder(tmp_path):
+def test_results_file_or_folder(tmp_path):
     assert choose_results(tmp_path, "x.json") == tmp_path / "x.json"
     assert choose_results(tmp_path / "new", "x.json") == tmp_path / "new" / "x.json"
     assert choose_results(tmp_path / "y.json", "x.json") == tmp_path / "y.json"
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match=r"folder\.json: can't be written, it is a folder"):
+    with pytest.raises(InputError, match=r"--output .*folder\.json: .*folder"):
         choose_results(tmp_path / "folder.json", "x.json")

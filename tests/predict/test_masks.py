@@ -1,4 +1,4 @@
-"""Masks encoded in their boxes: equal to Detectron2's pasting and pycocotools, bit for bit."""
+"""Encoded masks equal Detectron2's pasting with pycocotools, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cellseg.predict import masks as module
 from cellseg.predict.masks import encode_masks
 
 
@@ -22,29 +21,31 @@ def reference(masks, boxes, size):
 
 
 def drawn(n, side=28, seed=0):
-    """Masks with smooth edges, as a network's are, many pixels near 0.5."""
+    """Return masks with smooth edges like a network's, many pixels near 0.5."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((n, 1, 5, 5), generator=generator)
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")[:, 0]
 
 
 @st.composite
-def scenes(draw):
+def boxes_in_images(draw):
     size = (draw(st.integers(1, 40)), draw(st.integers(1, 40)))
     boxes = []
     for _ in range(draw(st.integers(0, 5))):
         box = []
         for length in (size[1], size[0]):
-            ios = st.floats(0, length, width=32)
+            inside = st.floats(0, length, width=32)
             start, end = draw(
                 st.one_of(
-                    st.tuples(ios, ios),
+                    st.tuples(inside, inside),
                     st.just((0.0, float(length))),
-                    st.tuples(st.just(0.0), ios),
-                    st.tuples(ios, st.just(float(length))),
-                    # Over the edges, up to far away.
+                    st.tuples(st.just(0.0), inside),
+                    st.tuples(inside, st.just(float(length))),
+                    # Across the edges, some far outside.
                     st.tuples(st.floats(-1e4, length, width=32), st.floats(0, 1e4, width=32)),
-                    st.tuples(ios, st.floats(2**-10, 0.5, width=32)).map(lambda t: (t[0], sum(t))),
+                    st.tuples(inside, st.floats(2**-10, 0.5, width=32)).map(
+                        lambda t: (t[0], sum(t))
+                    ),
                     st.integers(0, length).map(lambda n: (n, n + 0.5)),
                 )
             )
@@ -55,12 +56,17 @@ def scenes(draw):
 
 @pytest.mark.detectron2
 @settings(max_examples=300, deadline=None)
-@given(scenes(), st.sampled_from([28, 14, 1]), st.integers(0, 9), st.sampled_from([None, 0.0, 1.0]))
+@given(
+    boxes_in_images(),
+    st.sampled_from([28, 14, 1]),
+    st.integers(0, 9),
+    st.sampled_from([None, 0.0, 1.0]),
+)
 @example(((1, 1), torch.tensor([[0.0, 0, 1, 1]])), 28, 0, 1.0)
 @example(((7, 9), torch.tensor([[0.0, 0, 9, 7]])), 28, 0, 1.0)
-@example(((7, 9), torch.tensor([[3.0, 2, 3, 2]])), 28, 0, 1.0)  # a box of no extent
-def test_equals_pasting(scene, side, seed, flat):
-    size, boxes = scene
+@example(((7, 9), torch.tensor([[3.0, 2, 3, 2]])), 28, 0, 1.0)  # an empty box
+def test_equals_pasting(case, side, seed, flat):
+    size, boxes = case
     masks = drawn(len(boxes), side, seed)
     if flat is not None:
         masks = torch.full_like(masks, flat)
@@ -69,17 +75,14 @@ def test_equals_pasting(scene, side, seed, flat):
 
 @pytest.mark.detectron2
 @settings(max_examples=30, deadline=None)
-@given(scenes(), st.integers(0, 9))
-def test_in_chunks(scene, seed):
-    size, boxes = scene
+@given(boxes_in_images(), st.integers(0, 9))
+def test_in_chunks(case, seed):
+    size, boxes = case
     boxes = boxes.repeat(3, 1)
     masks = drawn(len(boxes), seed=seed)
-    former = module._CHUNK
-    module._CHUNK = 100  # a few masks, or less than one
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cellseg.predict.masks._CHUNK", 100)  # a few masks, or less than one
         assert encode_masks(masks, boxes, size) == reference(masks, boxes, size)
-    finally:
-        module._CHUNK = former
 
 
 @pytest.mark.detectron2
@@ -96,10 +99,9 @@ def test_hundreds_of_masks():
     "box", [[20, 2, 30, 5], [2, 20, 5, 30], [-30, 1, -20, 4], [1e9, 1e9, 3e9, 3e9], [-9e9] * 4]
 )
 def test_boxes_outside_give_empty_masks(box):
-    """Detectron2 can't paste these. Alone and beside others, each is a mask with no pixel."""
+    """Detectron2 can't paste these. Separately and with others, each is an empty mask."""
     empty = pycocotools.mask.encode(np.zeros((10, 12), np.uint8, order="F"))["counts"].decode()
-    ios = [0, 0, 12, 10]
-    boxes = torch.tensor([box, ios, box], dtype=torch.float32)
+    boxes = torch.tensor([box, [0, 0, 12, 10], box], dtype=torch.float32)
     masks = torch.ones((3, 28, 28))
     both = encode_masks(masks, boxes, (10, 12))
     assert [rle["counts"] for rle in both] == [empty, "0" + empty, empty]
@@ -110,10 +112,10 @@ def test_no_masks():
     assert encode_masks(torch.zeros((0, 28, 28)), torch.zeros((0, 4)), (5, 6)) == []
 
 
-def test_threshold_is_reached_by_equality():
+def test_a_probability_equal_to_the_threshold_is_in_the_mask():
     masks = torch.full((1, 28, 28), 0.25)
     boxes = torch.tensor([[0.0, 0, 8, 8]])
-    # At the box's edge the sampled value falls below what the mask holds.
+    # At the box's edge the sampled value is below the mask's.
     (at,) = encode_masks(masks, boxes, (8, 8), threshold=0.25)
     (above,) = encode_masks(masks, boxes, (8, 8), threshold=0.2501)
     assert pycocotools.mask.area(at) == 64
@@ -121,7 +123,7 @@ def test_threshold_is_reached_by_equality():
 
 
 def test_memory_depends_on_the_boxes_not_the_image():
-    """Masks of a huge image: a stack of them would take 200 GB."""
+    """Masks of a huge image, whose stack would take 200 GB."""
     boxes = torch.tensor([[10.0 * n, 10.0 * n, 10.0 * n + 30, 10.0 * n + 20] for n in range(50)])
     rles = encode_masks(torch.ones((50, 28, 28)), boxes, (65000, 65000))
     assert [int(area) for area in pycocotools.mask.area(rles)] == [600] * 50

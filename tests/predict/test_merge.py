@@ -1,4 +1,4 @@
-"""Merging tiles: an oracle that sees the ground truth tile by tile must come out as the ground truth."""
+"""Merging tiles: the tiles of the ground truth must merge to the ground truth."""
 
 from __future__ import annotations
 
@@ -26,18 +26,16 @@ from cellseg.rle import (
 
 
 def stack(masks, size):
-    """Runs of any masks, overlapping or empty."""
+    """Return the runs of any masks, overlapping or empty."""
     return concatenate(size, [one(mask) for mask in masks])
 
 
 def one(mask):
     mask = np.asarray(mask, bool)
     mask_runs = label_map_to_runs(mask)[1]
-    return (
-        mask_runs
-        if len(mask_runs)
-        else MaskRuns(mask.shape, mask_runs.starts, mask_runs.ends, np.zeros(2, np.int64))
-    )
+    if len(mask_runs):
+        return mask_runs
+    return MaskRuns(mask.shape, mask_runs.starts, mask_runs.ends, np.zeros(2, np.int64))
 
 
 def detections(mask_runs, scores, classes=None):
@@ -52,7 +50,7 @@ def detections(mask_runs, scores, classes=None):
 
 
 def drawn(size, *shapes):
-    """Masks of an image: each shape is one rectangle XYXY or a list of them."""
+    """Return masks of an image: each shape is one rectangle XYXY or a list of them."""
     masks = np.zeros((len(shapes), *size), bool)
     for mask, shape in zip(masks, shapes, strict=True):
         for left, top, right, bottom in shape if isinstance(shape, list) else [shape]:
@@ -61,7 +59,7 @@ def drawn(size, *shapes):
 
 
 def changed_copy(mask_runs, index, rng):
-    """A mask, as it is or grown or shrunk by a pixel."""
+    """Return a mask, unchanged, dilated or eroded by a pixel."""
     box, mask = crop_mask(mask_runs, index)
     left, top = np.maximum(box[:2] - 1, 0)
     right, bottom = np.minimum(box[2:] + 1, mask_runs.size[::-1])
@@ -77,16 +75,14 @@ CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def oracle(plan, truth, classes, rng, copies=0.5):
-    """Yield what a perfect network finds in each tile: cells cut to it, and copies of some.
+    """Yield the detections of a perfect network in each tile: clipped cells, and copies of some.
 
-    Scores are any, those of copies lower, and the order is none.
+    Scores and order are random, scores of copies lower.
     """
+    boxes = boxes_xyxy(truth)
     for tile in plan:
-        left, top, right, bottom = tile.window
-        box = boxes_xyxy(truth)
-        near = np.flatnonzero(
-            (box[:, :2] < (right, bottom)).all(1) & (box[:, 2:] > (left, top)).all(1)
-        )
+        low, high = tile.window[:2], tile.window[2:]
+        near = np.flatnonzero((boxes[:, :2] < high).all(1) & (boxes[:, 2:] > low).all(1))
         near_truth = concatenate(truth.size, [single(truth, n) for n in near])
         clipped = crop_runs(near_truth, tile.window)
         some = np.flatnonzero(areas(clipped) > 0)
@@ -98,11 +94,8 @@ def oracle(plan, truth, classes, rng, copies=0.5):
             scores.append(scores[n] * rng.uniform(0.3, 0.99))
             kinds.append(kinds[n])
         order = rng.permutation(len(parts))
-        yield detections(
-            concatenate(tile.size, [parts[n] for n in order]),
-            [scores[n] for n in order],
-            [kinds[n] for n in order],
-        )
+        shuffled = concatenate(tile.size, [parts[n] for n in order])
+        yield detections(shuffled, [scores[n] for n in order], [kinds[n] for n in order])
 
 
 def single(mask_runs, n):
@@ -112,10 +105,10 @@ def single(mask_runs, n):
     )
 
 
-def merged(plan, found, **options):
-    """All batches as one list of cells (class, mask, box), sorted, and the scores by mask."""
+def merged(plan, tile_predictions, **options):
+    """Merge, and return all cells (class, mask, box), sorted, and the scores by mask."""
     cells, scores = [], {}
-    for batch in merge_tiles(plan, found, **options):
+    for batch in merge_tiles(plan, tile_predictions, **options):
         assert batch.size == plan.size
         assert len(batch)
         assert (np.diff(batch.scores) <= 0).all()
@@ -136,9 +129,9 @@ def cells_of(truth, classes):
     )
 
 
-def merge_by_hand(plan, *found, **options):
-    """Merge what is given for each tile: (masks, scores[, classes])."""
-    return merged(plan, [detections(*one_tile) for one_tile in found], **options)
+def merge_by_hand(plan, *tiles, **options):
+    """Merge tiles of (masks, scores[, classes])."""
+    return merged(plan, [detections(*tile) for tile in tiles], **options)
 
 
 def of_image(size, *shapes, classes=None):
@@ -146,22 +139,22 @@ def of_image(size, *shapes, classes=None):
     return cells_of(truth, np.zeros(len(truth)) if classes is None else classes)
 
 
-# --- what overlaps -----------------------------------------------------------------------
+# --- overlaps -----------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 60), st.integers(0, 99))
-def test_overlapping_boxes_are_all_found_once(n, extent, seed):
+def test_overlapping_boxes_are_listed_once(n, extent, seed):
     rng = np.random.default_rng(seed)
     low = rng.integers(0, 50, (n, 2))
-    # Some are empty, in one direction or in both; some are much larger than the others.
+    # Some are empty, in one or both directions; some are much larger than others.
     boxes = np.concatenate([low, low + rng.integers(0, extent, (n, 2))], axis=1)
     meets = (
         np.maximum(boxes[:, None, :2], boxes[:, :2]) < np.minimum(boxes[:, None, 2:], boxes[:, 2:])
     ).all(2)
     expected = [(a, b) for a, b in zip(*np.nonzero(meets), strict=True) if a < b]
-    found = overlapping_boxes(boxes)
-    assert sorted(map(tuple, np.sort(found, axis=1).tolist())) == expected
+    pairs = np.sort(overlapping_boxes(boxes), axis=1)
+    assert sorted(map(tuple, pairs.tolist())) == expected
 
 
 def test_no_boxes_overlap():
@@ -178,7 +171,7 @@ def test_shared_pixels_are_those_of_the_full_masks(n, height, width, density, se
     assert shared_pixels(stack(masks, (height, width)), pairs).tolist() == expected
 
 
-def test_shared_pixels_of_many_pairs_go_in_blocks(monkeypatch):
+def test_shared_pixels_in_blocks(monkeypatch):
     monkeypatch.setattr("cellseg.predict.merge._BLOCK", 3)
     masks = np.random.default_rng(0).random((4, 5, 6)) < 0.5
     pairs = np.stack(np.divmod(np.arange(16), 4), axis=1)
@@ -191,49 +184,46 @@ def test_shared_pixels_of_many_pairs_go_in_blocks(monkeypatch):
 SIZE = (20, 30)
 
 
-def suppress(found, **options):
+def suppress(predictions, **options):
     """Merge an image of one tile, whose edges cut nothing."""
     plan = plan_tiles(SIZE, max(SIZE), 1)
-    return next(merge_tiles(plan, [found], **options), Predictions.empty(SIZE))
+    return next(merge_tiles(plan, [predictions], **options), Predictions.empty(SIZE))
 
 
 def stays(*shapes, scores, classes=None, **options):
-    found = detections(drawn(SIZE, *shapes), scores, classes)
-    kept = suppress(found, **options)
-    for n, mask in enumerate(kept.masks):  # as they were
-        at = found.masks.index(mask)
-        assert kept.boxes[n].tolist() == found.boxes[at].tolist()
-        assert kept.classes[n] == found.classes[at]
-        assert kept.scores[n] == found.scores[at]
-    return [found.masks.index(mask) for mask in kept.masks]
+    """Return the indices of the shapes that NMS keeps."""
+    before = detections(drawn(SIZE, *shapes), scores, classes)
+    kept = suppress(before, **options)
+    index = [before.masks.index(mask) for mask in kept.masks]
+    for name in ("boxes", "classes", "scores"):  # unchanged
+        assert getattr(kept, name).tolist() == getattr(before, name)[index].tolist()
+    return index
 
 
 @pytest.mark.parametrize(("iou", "kept"), [(0.5, [1]), (0.51, [1, 0])])
-def test_suppression_begins_at_the_iou_that_is_asked_for(iou, kept):
+def test_suppression_iou_threshold(iou, kept):
     # 10 x 10 px in 10 x 20 px.
     assert stays((0, 0, 10, 10), (0, 0, 20, 10), scores=[0.8, 0.9], iou=iou, ios=1.1) == kept
 
 
 @pytest.mark.parametrize(("ios", "kept"), [(0.75, [0]), (0.76, [0, 1])])
-def test_suppression_begins_at_the_part_inside_that_is_asked_for(ios, kept):
+def test_suppression_ios_threshold(ios, kept):
     # A cell of 4 x 4 px with three of its rows in one of 10 x 10: IoU 12 / 104.
     shapes = (0, 0, 10, 10), (2, 7, 6, 11)
     assert stays(*shapes, scores=[0.9, 0.8], ios=ios) == kept
 
 
 def test_suppression_is_greedy():
-    # Each is the same as the next; the first removes the second, which can't remove the third.
+    # Each is the same cell as the next; the first suppresses the second, but that not the third.
     shapes = (0, 0, 10, 10), (3, 0, 13, 10), (6, 0, 16, 10)
     assert stays(*shapes, scores=[0.9, 0.8, 0.7], ios=1.1) == [0, 2]
     assert stays(*shapes, scores=[0.8, 0.9, 0.7], ios=1.1) == [1]
 
 
-def test_classes_are_compared_by_choice():
-    shapes = (0, 0, 10, 10), (0, 0, 10, 10)
-    assert stays(shapes[0], (0, 0, 10, 9), scores=[0.8, 0.9], classes=[0, 1]) == [1, 0]
-    assert stays(
-        shapes[0], (0, 0, 10, 9), scores=[0.8, 0.9], classes=[0, 1], across_classes=True
-    ) == [1]
+def test_suppression_across_classes():
+    cells = {"scores": [0.8, 0.9], "classes": [0, 1]}
+    assert stays((0, 0, 10, 10), (0, 0, 10, 9), **cells) == [1, 0]
+    assert stays((0, 0, 10, 10), (0, 0, 10, 9), **cells, across_classes=True) == [1]
 
 
 def test_neighbours_stay():
@@ -242,16 +232,16 @@ def test_neighbours_stay():
     assert stays(c_shaped, in_its_box, beside_it, scores=[0.9, 0.8, 0.7]) == [0, 1, 2]
 
 
-def test_nothing_and_no_pixels():
+def test_no_cells_and_empty_masks():
     assert len(suppress(detections(drawn(SIZE), []))) == 0
     assert stays([], (4, 4, 5, 5), [], scores=[0.9, 0.8, 0.7]) == [1]
 
 
-def test_of_equal_scores_the_larger_stays_wherever_it_stands():
+def test_of_equal_scores_the_larger_stays_in_any_order():
     shapes = [(0, 0, 9, 10), (0, 0, 10, 10), (1, 0, 10, 10)]
     assert stays(*shapes, scores=[0.5] * 3) == [1]
     assert stays(*shapes[::-1], scores=[0.5] * 3) == [1]
-    # As large: the one further left.
+    # Of equal areas, the one further left.
     assert stays(shapes[0], shapes[2], scores=[0.5] * 2) == [0]
     assert stays(shapes[2], shapes[0], scores=[0.5] * 2) == [1]
 
@@ -261,8 +251,8 @@ def test_of_equal_scores_the_larger_stays_wherever_it_stands():
 TWO = plan_tiles(SIZE, tile=20, overlap=10)
 
 
-def test_a_piece_gives_way_to_the_whole_cell_whatever_their_scores():
-    # Columns 13 to 26: the first tile shows seven columns of it.
+def test_a_whole_cell_replaces_a_piece_regardless_of_scores():
+    # Columns 13 to 26, of which the first tile shows seven.
     first = drawn((20, 20), (13, 5, 20, 9)), [0.99]
     second = drawn((20, 20), (3, 5, 16, 9)), [0.4]
     cells, scores = merge_by_hand(TWO, first, second)
@@ -270,16 +260,16 @@ def test_a_piece_gives_way_to_the_whole_cell_whatever_their_scores():
     assert list(scores.values()) == [0.4]
 
 
-@pytest.mark.parametrize(("bottom", "gives_way"), [(9, True), (8, False)])
-def test_a_piece_gives_way_if_half_of_it_is_covered(bottom, gives_way):
+@pytest.mark.parametrize(("bottom", "dropped"), [(9, True), (8, False)])
+def test_a_piece_is_dropped_if_half_of_it_is_covered(bottom, dropped):
     # Rows 5 to 13 and rows 5 to `bottom`.
     piece, whole = (13, 5, 20, 13), (13, 5, 26, bottom)
     second = drawn((20, 20), (3, 5, 16, bottom)), [0.4]
     cells, _ = merge_by_hand(TWO, (drawn((20, 20), piece), [0.9]), second)
-    assert cells == (of_image(SIZE, whole) if gives_way else of_image(SIZE, whole, piece))
+    assert cells == (of_image(SIZE, whole) if dropped else of_image(SIZE, whole, piece))
 
 
-def test_a_piece_gives_way_to_a_better_cell_of_another_class():
+def test_a_better_cell_of_another_class_replaces_a_piece():
     first = drawn((20, 20), (13, 5, 20, 9)), [0.6], [1]
     second = drawn((20, 20), (3, 5, 16, 9))
     piece, whole = (13, 5, 20, 9), (13, 5, 26, 9)
@@ -301,12 +291,12 @@ def test_a_piece_gives_way_to_a_better_cell_of_another_class():
         ((13, 2, 20, 17), False),
     ],
 )
-def test_of_what_the_neighbour_missed_the_larger_part_stays(piece, stays):
+def test_large_pieces_stay_if_the_other_tile_misses_the_cell(piece, stays):
     cells, _ = merge_by_hand(TWO, (drawn((20, 20), piece), [0.9]), (drawn((20, 20)), []))
     assert cells == (of_image(SIZE, piece) if stays else [])
 
 
-def test_a_sliver_that_no_tile_shows_whole_is_a_piece():
+def test_a_sliver_that_no_tile_contains_is_a_piece():
     # The second tile begins at column 16.
     plan = plan_tiles((20, 36), tile=20, overlap=4)
     first = drawn((20, 20), (15, 5, 20, 9)), [0.6]
@@ -314,15 +304,14 @@ def test_a_sliver_that_no_tile_shows_whole_is_a_piece():
     assert merge_by_hand(plan, first, second)[0] == of_image((20, 36), (15, 5, 26, 9))
 
 
-def test_a_piece_of_two_cells_gives_way_to_neither_half_of_it():
-    """It is what an overlap says that it is: the whole cells come first, then it goes."""
+def test_two_whole_cells_replace_a_piece_of_both():
     first = drawn((20, 20), (14, 2, 20, 12)), [0.99]
     second = drawn((20, 20), (4, 2, 12, 7), (4, 7, 12, 12)), [0.5, 0.4]
     assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, (14, 2, 22, 7), (14, 7, 22, 12))
 
 
 def test_a_whole_cell_comes_before_a_piece_that_holds_it():
-    # The whole one covers a quarter of the piece only, which no other tile continues.
+    # The whole one covers only a quarter of the piece, which no other tile continues.
     first = drawn((20, 20), (10, 2, 20, 12)), [0.99]
     second = drawn((20, 20), (3, 3, 8, 8)), [0.4]
     assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, (13, 3, 18, 8))
@@ -337,16 +326,15 @@ def test_a_cell_longer_than_the_overlap_is_joined():
 
 
 def test_a_joined_cell_has_the_pixels_of_both_pieces():
-    # Where both look, rows 5 to 15 and rows 6 to 8 and 9 to 16: IoU 8 / 11.
+    # In the overlap of the tiles, rows 5 to 15 and rows 6 to 8 and 9 to 16: IoU 8 / 11.
     second = [(0, 6, 16, 8), (0, 9, 16, 16)]
-    cells, _ = merge_by_hand(
-        TWO, (drawn((20, 20), (2, 5, 20, 15)), [0.6]), (drawn((20, 20), second), [0.8])
-    )
+    first = drawn((20, 20), (2, 5, 20, 15)), [0.6]
+    cells, _ = merge_by_hand(TWO, first, (drawn((20, 20), second), [0.8]))
     assert cells == of_image(SIZE, [(2, 5, 20, 15), (10, 6, 26, 8), (10, 9, 26, 16)])
 
 
-def test_a_joined_cell_is_no_piece_any_more():
-    """A better score removes what lies in it, even if that is whole."""
+def test_a_joined_cell_counts_as_whole():
+    """With the better score it suppresses a whole cell inside."""
     plan = plan_tiles((20, 40), tile=20, overlap=10)
     first = drawn((20, 20), (2, 5, 20, 15)), [0.9]
     second = drawn((20, 20), (0, 5, 16, 15)), [0.8]
@@ -362,20 +350,18 @@ def test_pieces_of_two_classes_are_joined_to_the_class_of_the_larger(across):
     assert cells == of_image(SIZE, (2, 5, 26, 9), classes=[2])
 
 
-def test_two_opinions_on_the_class_of_a_cut_cell_stay_two():
-    pieces = [(2, 5, 20, 9)] * 2, [(0, 5, 16, 9)] * 2
-    first = drawn((20, 20), *pieces[0]), [0.6, 0.3], [2, 1]
-    second = drawn((20, 20), *pieces[1]), [0.5, 0.2], [2, 1]
+def test_pieces_of_two_classes_are_joined_within_their_class():
+    first = drawn((20, 20), *[(2, 5, 20, 9)] * 2), [0.6, 0.3], [2, 1]
+    second = drawn((20, 20), *[(0, 5, 16, 9)] * 2), [0.5, 0.2], [2, 1]
     cell = (2, 5, 26, 9)
     assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, cell, cell, classes=[1, 2])
-    assert merge_by_hand(TWO, first, second, across_classes=True)[0] == of_image(
-        SIZE, cell, classes=[2]
-    )
+    agnostic, _ = merge_by_hand(TWO, first, second, across_classes=True)
+    assert agnostic == of_image(SIZE, cell, classes=[2])
 
 
 @pytest.mark.parametrize(("shift", "joined"), [(0, True), (1, True), (2, False), (3, False)])
-def test_pieces_are_joined_if_they_agree_where_both_tiles_look(shift, joined):
-    # Where both look, rows 5 to 8 and those `shift` lower: IoU (3 - shift) / (3 + shift).
+def test_pieces_are_joined_if_they_agree_in_the_overlap(shift, joined):
+    # In the overlap, rows 5 to 8 and those `shift` lower: IoU (3 - shift) / (3 + shift).
     first = drawn((20, 20), (2, 5, 20, 8)), [0.6]
     second = drawn((20, 20), (0, 5 + shift, 16, 8 + shift)), [0.8]
     cells, _ = merge_by_hand(TWO, first, second)
@@ -384,7 +370,7 @@ def test_pieces_are_joined_if_they_agree_where_both_tiles_look(shift, joined):
 
 
 def test_a_piece_in_two_pieces():
-    """A U on its side, of which the first tile shows the ends of both arms."""
+    """A sideways U, of which the first tile shows the ends of both arms."""
     cell = [(13, 2, 28, 5), (13, 8, 28, 11), (25, 2, 28, 11)]
     ends = [(13, 2, 20, 5), (13, 8, 20, 11)]
     second = [(3, 2, 18, 5), (3, 8, 18, 11), (15, 2, 18, 11)]
@@ -392,14 +378,14 @@ def test_a_piece_in_two_pieces():
     assert cells == of_image(SIZE, cell)
 
 
-def test_touching_cells_stay_apart_on_the_seam():
+def test_touching_cells_are_not_joined_at_the_seam():
     first = drawn((20, 20), (2, 5, 20, 9), (2, 9, 20, 12)), [0.6, 0.7]
     second = drawn((20, 20), (0, 5, 16, 9), (0, 9, 16, 12)), [0.8, 0.5]
     cells, _ = merge_by_hand(TWO, first, second)
     assert cells == of_image(SIZE, (2, 5, 26, 9), (2, 9, 26, 12))
 
 
-def test_the_better_of_two_whole_ones_stays_in_any_order():
+def test_the_larger_of_two_whole_cells_stays_in_any_order():
     small, large = (13, 5, 16, 9), (13, 5, 17, 9)
     for a, b in ((small, large), (large, small)):
         first = drawn((20, 20), a), [0.5]
@@ -407,13 +393,13 @@ def test_the_better_of_two_whole_ones_stays_in_any_order():
         assert merge_by_hand(TWO, first, second)[0] == of_image(SIZE, large)
 
 
-def test_a_tile_s_cells_are_of_its_size():
-    with pytest.raises(ValueError, match=r"cells of \(20, 30\) in a tile of \(20, 20\)"):
+def test_predictions_have_the_size_of_their_tile():
+    with pytest.raises(ValueError, match=r"\(20, 30\), expected .*\(20, 20\)"):
         merge_by_hand(TWO, (drawn(SIZE), []), (drawn(SIZE), []))
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_each_tile_has_its_cells(n):
+def test_predictions_for_each_tile(n):
     with pytest.raises(ValueError, match="zip"):
         merge_by_hand(TWO, *[(drawn((20, 20)), [])] * n)
 
@@ -426,7 +412,7 @@ def test_no_cells_no_batch():
 
 
 def random_cells(size, n, largest, rng):
-    """Connected cells, many of them touching: discs and rectangles over one another."""
+    """Draw connected cells, many touching: discs and rectangles painted over each other."""
     labels = np.zeros(size, np.int32)
     for n_painted in range(1, n + 1):
         x, y = (int(rng.integers(0, side)) for side in size[::-1])
@@ -443,18 +429,18 @@ def random_cells(size, n, largest, rng):
 @given(
     size=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     tile=st.integers(10, 40),
-    share=st.floats(0, 0.7),
+    overlap=st.floats(0, 0.7),
     n=st.integers(0, 12),
     largest=st.sampled_from([1, 4, 12, 60]),
     seed=st.integers(0, 9999),
 )
-@example(size=(9, 9), tile=2, share=0.5, n=5, largest=12, seed=0)
-@example(size=(20, 20), tile=8, share=0.9, n=9, largest=12, seed=1)
-def test_tiles_of_the_ground_truth_merge_to_it(size, tile, share, n, largest, seed):
+@example(size=(9, 9), tile=2, overlap=0.5, n=5, largest=12, seed=0)
+@example(size=(20, 20), tile=8, overlap=0.9, n=9, largest=12, seed=1)
+def test_tiles_of_the_ground_truth_merge_to_it(size, tile, overlap, n, largest, seed):
     rng = np.random.default_rng(seed)
     truth = random_cells(size, n, largest, rng)
     classes = rng.integers(0, 3, len(truth))
-    plan = plan_tiles(size, tile, max(1, min(int(share * tile), tile - 1)))
+    plan = plan_tiles(size, tile, max(1, min(int(overlap * tile), tile - 1)))
     assert merged(plan, oracle(plan, truth, classes, rng))[0] == cells_of(truth, classes)
 
 
@@ -468,8 +454,8 @@ def test_images_of_many_sizes(size, n, largest, across):
     truth = random_cells(size, n, largest, rng)
     classes = rng.integers(0, 4, len(truth))
     plan = plan_tiles(size, tile=512, overlap=80)
-    found = oracle(plan, truth, classes, rng, copies=0.2)
-    assert merged(plan, found, across_classes=across)[0] == cells_of(truth, classes)
+    tiles = oracle(plan, truth, classes, rng, copies=0.2)
+    assert merged(plan, tiles, across_classes=across)[0] == cells_of(truth, classes)
 
 
 def test_seams_of_a_huge_image():
@@ -485,67 +471,65 @@ def test_seams_of_a_huge_image():
                 shapes += [(x, y, 1, 1), (x - 20, y - 19, 30, 18)]
     shapes = [box for box in shapes if min(box[:2]) >= 0 and max(box[:2]) + 30 < 10_000]
     cells = [(x + np.arange(w))[:, None] * size[0] + np.array([y, y + h]) for x, y, w, h in shapes]
-    # Ten pixels high and across all tiles, but for the image's first and last column.
+    # Ten pixels high and across all tiles, except the image's first and last column.
     cells.append(np.arange(1, size[1] - 1)[:, None] * size[0] + np.array([5550, 5560]))
     bounds = np.concatenate(cells)
     offsets = np.append(0, np.cumsum([len(cell) for cell in cells]))
     truth = MaskRuns(size, bounds[:, 0], bounds[:, 1], offsets)
     classes = np.arange(len(truth)) % 4
-    rng = np.random.default_rng(0)
-    found = oracle(plan, truth, classes, rng, copies=0)
-    assert merged(plan, found)[0] == cells_of(truth, classes)
+    tiles = oracle(plan, truth, classes, np.random.default_rng(0), copies=0)
+    assert merged(plan, tiles)[0] == cells_of(truth, classes)
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_cells():
     rng = np.random.default_rng(3)
     truth = random_cells((150, 150), 60, 40, rng)
     plan = plan_tiles((150, 150), tile=60, overlap=20)
-    found = []
-    for seen in oracle(plan, truth, np.zeros(len(truth), int), rng):
-        # Masks that overlap, as a network's do, and scores with ties.
-        mask_runs = decode(seen.masks, seen.size)
+    tiles = []
+    for cells in oracle(plan, truth, np.zeros(len(truth), int), rng):
+        # Overlapping masks like a network's, and scores with ties.
+        mask_runs = decode(cells.masks, cells.size)
         copies = [changed_copy(mask_runs, n, rng) for n in range(len(mask_runs))]
         scores = rng.integers(3, 10, len(mask_runs)) / 10
-        found.append((concatenate(seen.size, copies), scores, seen.classes))
-    expected = merge_by_hand(plan, *found)
+        tiles.append((concatenate(cells.size, copies), scores, cells.classes))
+    expected = merge_by_hand(plan, *tiles)
     for _ in range(3):
         shuffled = []
-        for mask_runs, scores, classes in found:
+        for mask_runs, scores, classes in tiles:
             order = rng.permutation(len(mask_runs))
             parts = concatenate(mask_runs.size, [single(mask_runs, n) for n in order])
             shuffled.append((parts, scores[order], classes[order]))
         assert merge_by_hand(plan, *shuffled) == expected
 
 
-def test_one_tile_goes_through_unchanged():
+def test_one_tile_is_unchanged():
     rng = np.random.default_rng(4)
     truth = random_cells((60, 80), 20, 20, rng)
-    found = detections(truth, rng.random(len(truth)), rng.integers(0, 2, len(truth)))
-    found.boxes[:] += rng.uniform(-0.4, 0.4, found.boxes.shape)  # a network's are not tight
-    (batch,) = merge_tiles(plan_tiles((60, 80), 100, 10), [found])
-    order = np.argsort(-found.scores)
-    assert batch.boxes.tolist() == found.boxes[order].tolist()
-    assert batch.scores.tolist() == found.scores[order].tolist()
-    assert batch.classes.tolist() == found.classes[order].tolist()
-    assert batch.masks == [found.masks[n] for n in order]
+    cells = detections(truth, rng.random(len(truth)), rng.integers(0, 2, len(truth)))
+    cells.boxes[:] += rng.uniform(-0.4, 0.4, cells.boxes.shape)  # a network's are not tight
+    (batch,) = merge_tiles(plan_tiles((60, 80), 100, 10), [cells])
+    expected = cells[np.argsort(-cells.scores)]
+    for name in ("boxes", "scores", "classes"):
+        assert getattr(batch, name).tolist() == getattr(expected, name).tolist()
+    assert batch.masks == expected.masks
 
 
 # --- in bounded memory ---------------------------------------------------------------------
 
 
-def test_cells_come_as_soon_as_no_later_tile_shows_them():
-    plan = plan_tiles((60, 60), tile=30, overlap=15)  # 3 x 3, beginning at 0, 15 and 30
-    # In the first tile alone; in the corner of four; longer than a row of tiles.
+def test_cells_are_returned_after_the_last_tile_that_shows_them():
+    plan = plan_tiles((60, 60), tile=30, overlap=15)  # 3 x 3, starting at 0, 15 and 30
+    # Only in the first tile; in the corner of four; longer than a row of tiles.
     truth = drawn((60, 60), (2, 2, 9, 9), (18, 18, 25, 25), (2, 46, 58, 50))
     taken = 0
 
-    def found():
+    def tiles():
         nonlocal taken
-        for one_tile in oracle(plan, truth, np.arange(3), np.random.default_rng(0)):
+        for tile in oracle(plan, truth, np.arange(3), np.random.default_rng(0)):
             taken += 1
-            yield one_tile
+            yield tile
 
-    came = {int(k): taken for batch in merge_tiles(plan, found()) for k in batch.classes}
-    # The corner of four is shown by the second row's second tile for the last time; the
-    # long cell by the last tile.
-    assert came == {0: 1, 1: 5, 2: 9}
+    returned = {int(k): taken for batch in merge_tiles(plan, tiles()) for k in batch.classes}
+    # The second tile of the second row is the last with the corner of four, the last tile of
+    # all with the long cell.
+    assert returned == {0: 1, 1: 5, 2: 9}

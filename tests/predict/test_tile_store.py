@@ -1,4 +1,4 @@
-"""What tiles gave is kept to the last bit, and forgotten when anything else was asked for."""
+"""The tile store keeps predictions bit for bit, and drops them when anything changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cellseg.rle import encode, join_runs
 
 
 def cells(n=2, size=(5, 7), seed=0):
-    """Make n cells, each one column of the image, with numbers that no short decimal gives."""
+    """Return n cells, each one column of the image, with random float32 numbers."""
     rng = np.random.default_rng(seed)
     starts = size[0] * np.arange(n)
     runs = join_runs(size, n, np.arange(n), starts, starts + 2)
@@ -53,15 +53,15 @@ def store(tile_store, results, process=0):
             tile_store.append(key, loaded, file)
 
 
-def test_what_json_does_not_have_can_decide_too(tmp_path):
-    wanted = {"norm": math.inf, "path": os.fsdecode(b"caf\xe9.png")}
-    tile_store = TileStore(tmp_path / "parts", wanted)
+def test_fingerprints_that_json_can_not_hold(tmp_path):
+    fingerprint = {"norm": math.inf, "path": os.fsdecode(b"caf\xe9.png")}
+    tile_store = TileStore(tmp_path / "parts", fingerprint)
     store(tile_store, [((0, 0), cells())])
-    assert TileStore(tmp_path / "parts", wanted).done() == {(0, 0)}
-    assert TileStore(tmp_path / "parts", {**wanted, "norm": 2.0}).done() == set()
+    assert TileStore(tmp_path / "parts", fingerprint).done() == {(0, 0)}
+    assert TileStore(tmp_path / "parts", {**fingerprint, "norm": 2.0}).done() == set()
 
 
-def test_to_the_last_bit(tile_store):
+def test_predictions_are_stored_bit_for_bit(tile_store):
     tiles = [((0, n), cells(n, seed=n)) for n in range(7)]
     store(tile_store, tiles)
     for (key, loaded), (expected_key, expected) in zip(tile_store.entries(), tiles, strict=True):
@@ -71,7 +71,7 @@ def test_to_the_last_bit(tile_store):
 
 @given(score=st.floats(0, 1, width=32), edge=st.floats(0, 2**24, width=32))
 @settings(max_examples=40, deadline=None)
-def test_any_number(tmp_path_factory, score, edge):
+def test_any_number_is_stored_bit_for_bit(tmp_path_factory, score, edge):
     tile_store = TileStore(tmp_path_factory.mktemp("any") / "parts", {})
     one = cells(1)
     one.scores[0], one.boxes[0] = score, [0, 0, edge, edge]
@@ -80,7 +80,7 @@ def test_any_number(tmp_path_factory, score, edge):
     assert_same(loaded, one)
 
 
-def test_nothing_kept_yet(tile_store):
+def test_an_empty_store(tile_store):
     assert tile_store.done() == set()
     assert tile_store.errors() == {}
     assert list(tile_store.entries()) == []
@@ -95,25 +95,25 @@ def test_nothing_kept_yet(tile_store):
     )
 )
 @settings(max_examples=25, deadline=None)
-def test_files_of_several_processes_are_one_in_order(tmp_path_factory, shared):
-    keys, processes = shared
+def test_files_of_several_processes_are_merged_in_order(tmp_path_factory, shards):
+    keys, processes = shards
     tile_store = TileStore(tmp_path_factory.mktemp("several") / "parts", {})
     for process in range(3):
-        its = [key for key, owner in zip(keys, processes, strict=True) if owner == process]
-        store(tile_store, [(key, cells(seed=10 * key[0] + key[1])) for key in its], process)
+        own = [key for key, owner in zip(keys, processes, strict=True) if owner == process]
+        store(tile_store, [(key, cells(seed=10 * key[0] + key[1])) for key in own], process)
     assert [key for key, _ in tile_store.entries()] == keys
     assert tile_store.done() == set(keys)
     for key, loaded in tile_store.entries():
         assert_same(loaded, cells(seed=10 * key[0] + key[1]))
 
 
-def test_a_tile_done_twice_counts_once(tile_store):
+def test_a_tile_predicted_twice_counts_once(tile_store):
     store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
     store(tile_store, [((0, 1), cells())])
     assert [key for key, _ in tile_store.entries()] == [(0, 0), (0, 1)]
 
 
-def test_tiles_that_can_not_be_had_are_not_done(tile_store):
+def test_failed_tiles_are_not_done(tile_store):
     store(tile_store, [((1, 0), cells()), ((1, 2), InputError("torn")), ((1, 3), InputError("x"))])
     store(tile_store, [((2, 0), InputError("too large"))], process=1)
     assert tile_store.errors() == {(1, 2): "torn", (1, 3): "x", (2, 0): "too large"}
@@ -122,12 +122,11 @@ def test_tiles_that_can_not_be_had_are_not_done(tile_store):
     assert errors == ["torn", "x", "too large"]
 
 
-def test_a_tile_that_was_tried_again(tile_store):
-    """It is done if it ever was; else the last fault is what is wrong."""
-    store(tile_store, [((0, 0), InputError("a")), ((0, 1), InputError("b")), ((0, 2), cells())])
-    store(
-        tile_store, [((0, 0), InputError("c")), ((0, 1), cells(seed=1)), ((0, 2), InputError("d"))]
-    )
+def test_retried_tiles(tile_store):
+    """One success is enough; otherwise the last error counts."""
+    a, b, c, d = map(InputError, "abcd")
+    store(tile_store, [((0, 0), a), ((0, 1), b), ((0, 2), cells())])
+    store(tile_store, [((0, 0), c), ((0, 1), cells(seed=1)), ((0, 2), d)])
     assert tile_store.done() == {(0, 1), (0, 2)}
     assert tile_store.errors() == {(0, 0): "c"}
     first, second, third = tile_store.entries()
@@ -137,7 +136,7 @@ def test_a_tile_that_was_tried_again(tile_store):
     assert_same(third[1], cells())
 
 
-def test_wherever_a_line_is_torn_it_is_not_there(tile_store):
+def test_truncated_lines_are_ignored(tile_store):
     store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
     (path,) = tile_store.folder.glob("*.jsonl")
     whole = path.read_bytes()
@@ -147,13 +146,13 @@ def test_wherever_a_line_is_torn_it_is_not_there(tile_store):
         expected = {(0, n) for n in range((length >= first) + (length == len(whole)))}
         assert tile_store.done() == expected
     path.write_bytes(whole[:-5])
-    # What goes on writes a file of its own, not behind the torn line.
+    # A resumed job writes a new file, not after the truncated line.
     store(tile_store, [((0, 1), cells(seed=1))])
     assert_same(list(tile_store.entries())[1][1], cells(seed=1))
 
 
 @pytest.mark.parametrize("damage", [bytes(9), b"\xff\xfe", b"[", b"\n"])
-def test_a_damaged_line_is_not_there(tile_store, damage):
+def test_damaged_lines_are_ignored(tile_store, damage):
     store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
     (path,) = tile_store.folder.glob("*.jsonl")
     first, second, third = path.read_bytes().splitlines(keepends=True)
@@ -173,29 +172,29 @@ def test_the_same_fingerprint_keeps_the_tiles(tile_store):
     assert TileStore(other, {"a": (1, 2)}).done() == {(0, 0)}
 
 
-def test_another_fingerprint_begins_anew(tile_store):
+def test_another_fingerprint_clears_the_store(tile_store):
     store(tile_store, [((0, 0), cells())])
     assert TileStore(tile_store.folder, {"a": 2}).done() == set()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_damaged_fingerprint_begins_anew(tile_store, text):
+def test_a_damaged_fingerprint_clears_the_store(tile_store, text):
     store(tile_store, [((0, 0), cells())])
     (tile_store.folder / "made-from.json").write_text(text)
     assert TileStore(tile_store.folder, {"a": 1}).done() == set()
-    tile_store.check()  # made from the same again
+    tile_store.check()  # the fingerprint is restored
 
 
 def test_remove(tile_store):
     store(tile_store, [((0, 0), cells())])
-    (tile_store.folder / ".made-from.json.abcdefgh.part").touch()  # of a process that was killed
+    (tile_store.folder / ".made-from.json.abcdefgh.part").touch()  # of a killed process
     tile_store.remove()
     assert not tile_store.folder.exists()
 
 
 @pytest.mark.parametrize("name", ["slide.tif", "cells.jsonl", "more/0000-0.jsonl"])
-def test_what_is_not_its_own_stays(tmp_path, name):
-    """A folder that happens to be called so, or one that something was put into."""
+def test_other_files_are_kept(tmp_path, name):
+    """In a folder that exists with that name, and in a store."""
     file = tmp_path / "parts" / name
     file.parent.mkdir(parents=True)
     file.touch()
@@ -208,29 +207,29 @@ def test_what_is_not_its_own_stays(tmp_path, name):
     assert [path.name for path in tile_store.folder.iterdir()] == ["notes.txt"]
 
 
-def test_another_machine_finds_what_the_first_began(tmp_path):
+def test_another_machine_opens_the_store_of_the_first(tmp_path):
     folder = tmp_path / "parts"
     second = TileStore(folder, {"a": (1,)}, create=False)
     assert not folder.exists()
-    with pytest.raises(InputError, match="parts: not what machine 0 began; all machines need"):
+    with pytest.raises(InputError, match="parts: not the tile store"):
         second.check()
     store(TileStore(folder, {"a": (1,)}), [((0, 0), cells())])
     second.check()
     assert second.done() == {(0, 0)}
-    with pytest.raises(InputError, match="not what machine 0 began"):
+    with pytest.raises(InputError, match="parts: not the tile store"):
         TileStore(folder, {"a": (2,)}, create=False).check()
     assert second.done() == {(0, 0)}
 
 
-def test_a_place_that_can_not_be_written(tmp_path):
+def test_a_folder_that_can_not_be_created(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"parts: can't be made .*; choose another --output"):
+    with pytest.raises(InputError, match=r"parts: .*--output"):
         TileStore(tmp_path / "file" / "parts", {})
 
 
 @pytest.fixture
-def made_from(tmp_path):
-    """What a prediction is made from: weights, configs, images."""
+def inputs(tmp_path):
+    """Weights, configs and images of a prediction."""
     weights, image = tmp_path / "model.pth", tmp_path / "image.tif"
     weights.write_bytes(b"w")
     image.write_bytes(b"i")
@@ -238,10 +237,10 @@ def made_from(tmp_path):
     return [weights], [cfg], [ImageRecord(1, "image.tif", image, (3, 4))]
 
 
-def test_the_fingerprint_is_of_all_that_decides(made_from):
-    weights, (cfg,), (image,) = made_from
-    before = fingerprint(*made_from)
-    assert fingerprint(*made_from) == before
+def test_the_fingerprint_depends_on_weights_config_and_images(inputs):
+    weights, (cfg,), (image,) = inputs
+    before = fingerprint(*inputs)
+    assert fingerprint(*inputs) == before
     other = cfg.clone()
     other.TEST.SYMMETRIES = 4
     assert fingerprint(weights, [other], [image]) != before
@@ -256,32 +255,32 @@ def test_the_fingerprint_is_of_all_that_decides(made_from):
 
 
 @pytest.mark.parametrize("which", ["weights", "image"])
-def test_a_rewritten_file_has_another_fingerprint(made_from, which):
-    path = made_from[0][0] if which == "weights" else made_from[2][0].path
-    before = fingerprint(*made_from)
+def test_a_rewritten_file_changes_the_fingerprint(inputs, which):
+    path = inputs[0][0] if which == "weights" else inputs[2][0].path
+    before = fingerprint(*inputs)
     os.utime(path, ns=(1, 1))
-    touched = fingerprint(*made_from)
+    touched = fingerprint(*inputs)
     assert touched != before
     path.write_bytes(b"longer")
     os.utime(path, ns=(1, 1))
-    assert fingerprint(*made_from) != touched
+    assert fingerprint(*inputs) != touched
     path.unlink()
-    assert fingerprint(*made_from) != before
+    assert fingerprint(*inputs) != before
 
 
-def test_another_file_of_the_same_size_and_time_has_another_fingerprint(made_from):
-    path = made_from[2][0].path
-    before, times = fingerprint(*made_from), path.stat()
+def test_another_file_of_the_same_size_and_time_changes_the_fingerprint(inputs):
+    path = inputs[2][0].path
+    before, times = fingerprint(*inputs), path.stat()
     path.write_bytes(b"j")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert fingerprint(*made_from) != before
+    assert fingerprint(*inputs) != before
 
 
-def test_how_fast_does_not_matter(made_from):
-    weights, (cfg,), images = made_from
+def test_batch_gpu_and_folder_do_not_change_the_fingerprint(inputs):
+    weights, (cfg,), images = inputs
     cfg.MODEL.DEVICE = "cuda"
     other = cfg.clone()
     other.MODEL.DEVICE, other.TEST.BATCH, other.OUTPUT_DIR = "cuda:1", 16, "elsewhere"
-    assert fingerprint(weights, [other], images) == fingerprint(*made_from)
+    assert fingerprint(weights, [other], images) == fingerprint(*inputs)
     other.MODEL.DEVICE = "cpu"
-    assert fingerprint(weights, [other], images) != fingerprint(*made_from)
+    assert fingerprint(weights, [other], images) != fingerprint(*inputs)

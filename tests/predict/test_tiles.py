@@ -1,4 +1,4 @@
-"""Tiles: they cover the image, overlap enough and know what they cut and what comes later."""
+"""Tiles cover the image, overlap enough, and report cut cells and later tiles."""
 
 from __future__ import annotations
 
@@ -24,18 +24,9 @@ def random_boxes(height, width, rng):
 def test_by_hand():
     plan = plan_tiles((10, 25), tile=10, overlap=3)
     # 25 px need 4 tiles of 10 that overlap by 3 or more: 15 px in three gaps of 5.
-    assert [tile.window for tile in plan] == [
-        (0, 0, 10, 10),
-        (5, 0, 15, 10),
-        (10, 0, 20, 10),
-        (15, 0, 25, 10),
-    ]
-    assert [tile.inner_edges for tile in plan] == [
-        (False, False, True, False),
-        (True, False, True, False),
-        (True, False, True, False),
-        (True, False, False, False),
-    ]
+    assert [tile.window for tile in plan] == [(x, 0, x + 10, 10) for x in (0, 5, 10, 15)]
+    first, middle, last = (0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)
+    assert [tile.inner_edges for tile in plan] == [first, middle, middle, last]
 
 
 def test_row_by_row():
@@ -67,7 +58,7 @@ def test_tiles_cover_the_image_evenly(height, width, numbers):
         assert spans[-1][1] == length
         overlaps = [end - start for (_, end), (start, _) in itertools.pairwise(spans)]
         assert all(one >= overlap for one in overlaps)
-        # Even, and not one tile too many.
+        # Evenly spaced, and no tile too many.
         assert not overlaps or max(overlaps) - min(overlaps) <= 1
         n_fewer = len(spans) - 1
         assert len(spans) == 1 or n_fewer * tile - (n_fewer - 1) * overlap < length
@@ -85,12 +76,12 @@ def test_tens_of_thousands_of_pixels():
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 64), (64, 65), (64, 0), (64, -1), (1, 0)])
-def test_tiles_must_overlap_and_get_on(tile, overlap):
-    with pytest.raises(InputError, match=rf"tiles of {tile} px that overlap by {overlap} px"):
+def test_impossible_overlaps(tile, overlap):
+    with pytest.raises(InputError, match=rf"tiles of {tile} px .*overlap of {overlap} px"):
         plan_tiles((100, 100), tile, overlap)
 
 
-def test_cuts_near_inner_edges_alone():
+def test_cuts_only_near_inner_edges():
     plan = plan_tiles((100, 100), tile=60, overlap=20)
     tile = plan[0]  # its right and bottom edge are inner
     near = 60 - EDGE_MARGIN
@@ -107,26 +98,22 @@ def test_cuts_near_inner_edges_alone():
     assert tile.may_cut(np.zeros((0, 4))).shape == (0,)
 
 
-def test_what_is_cut_before_the_middle():
+def test_pieces_of_less_than_half_a_cell():
     first, *_, last = plan_tiles((100, 100), tile=60, overlap=20)
-    # By the right edge: 20 px along it; by the bottom; not quite at the edge; by both.
-    boxes = [
-        [51, 9, 60, 29],
-        [50, 9, 60, 29],
-        [9, 51, 29, 60],
-        [50, 9, 60 - EDGE_MARGIN + 0.5, 30.5],
-    ]
-    boxes += [[51, 30, 60, 60], [60 - EDGE_MARGIN - 9, 9, 60 - EDGE_MARGIN, 40]]
+    # At the right edge: 20 px along it; at the bottom; not quite at the edge; at both.
+    boxes: list[list[float]] = [[51, 9, 60, 29], [50, 9, 60, 29], [9, 51, 29, 60]]
+    boxes += [[50, 9, 60 - EDGE_MARGIN + 0.5, 30.5], [51, 30, 60, 60]]
+    boxes += [[60 - EDGE_MARGIN - 9, 9, 60 - EDGE_MARGIN, 40]]
     expected = [True, False, True, True, True, False]
     assert first.shows_less_than_half(np.array(boxes)).tolist() == expected
-    # The left and the top edge are the image's own.
+    # The left and the top edge are those of the image.
     assert not first.shows_less_than_half(np.array([[0, 9, 2, 30], [9, 0, 30, 2]])).any()
     boxes = [[40, 60, 49, 80], [40, 60, 50, 80], [60, 40, 80, 49], [91, 60, 100, 80]]
     expected = [True, False, True, False]
     assert last.shows_less_than_half(np.array(boxes)).tolist() == expected
 
 
-def test_slivers_are_cut_before_the_middle_however_short():
+def test_short_slivers_are_less_than_half_a_cell():
     tile = plan_tiles((100, 100), tile=60, overlap=20)[0]
     far = 60 - 2 * EDGE_MARGIN
     boxes = [[far, 9, 60, 11], [far - 1, 9, 60, 11], [far, 9, 60 - EDGE_MARGIN, 11]]
@@ -134,23 +121,23 @@ def test_slivers_are_cut_before_the_middle_however_short():
 
 
 @pytest.mark.parametrize("vertical", [False, True])
-@given(radius=st.floats(9, 30), share=st.floats(0, 0.95))
-def test_of_a_disc_it_is_less_than_half(vertical, radius, share):
-    """A disc with `share` of its diameter within the tile, whose edge is at 120."""
+@given(radius=st.floats(9, 30), fraction=st.floats(0, 0.95))
+def test_less_than_half_of_a_disc(vertical, radius, fraction):
+    """A disc with this fraction of its diameter within the tile, whose edge is at 120."""
     tile = plan_tiles((200, 200), tile=120, overlap=20)[0]
-    shown = 2 * radius * share
+    shown = 2 * radius * fraction
     half_chord = np.sqrt(radius**2 - max(radius - shown, 0) ** 2)
     box = [120 - shown, 60 - half_chord, 120, 60 + half_chord]
     if vertical:
         box = [box[1], box[0], box[3], box[2]]
-    expected = shown <= 2 * EDGE_MARGIN or share < 0.5
-    if abs(share - 0.5) > 1e-6:
+    expected = shown <= 2 * EDGE_MARGIN or fraction < 0.5
+    if abs(fraction - 0.5) > 1e-6:
         assert tile.shows_less_than_half(np.array([box])).tolist() == [expected]
 
 
 @settings(max_examples=100, deadline=None)
 @given(SIDES, SIDES, TILES, st.data())
-def test_shows_again_is_what_later_windows_meet(height, width, numbers, data):
+def test_is_in_later_tiles_equals_a_loop(height, width, numbers, data):
     plan = plan_tiles((height, width), *numbers)
     seed = data.draw(st.integers(0, 99))
     boxes = random_boxes(height, width, np.random.default_rng(seed))
@@ -165,7 +152,7 @@ def test_shows_again_is_what_later_windows_meet(height, width, numbers, data):
 
 @settings(max_examples=100, deadline=None)
 @given(SIDES, SIDES, TILES, st.integers(0, 99))
-def test_shows_whole_is_what_some_tile_does_not_cut(height, width, numbers, seed):
+def test_some_tile_contains_equals_a_loop(height, width, numbers, seed):
     plan = plan_tiles((height, width), *numbers)
     boxes = random_boxes(height, width, np.random.default_rng(seed))
     expected = np.zeros(len(boxes), bool)
@@ -180,7 +167,7 @@ def test_shows_whole_is_what_some_tile_does_not_cut(height, width, numbers, seed
 @given(st.floats(1, 300), st.floats(0.5, 4), st.integers(1, 3000), st.data())
 def test_the_largest_cells_are_whole_in_some_tile(longest, scale, side, data):
     tile, overlap = choose_tile_size(longest, scale)
-    assert (tile / (tile - overlap)) ** 2 < 2  # less than half of what the network sees
+    assert (tile / (tile - overlap)) ** 2 < 2  # less than half of the network's pixels repeat
     plan = plan_tiles((side, side), tile, overlap)
     length = min(int(longest), side)
     x, y = (data.draw(st.integers(0, side - length)) for _ in range(2))
@@ -188,7 +175,7 @@ def test_the_largest_cells_are_whole_in_some_tile(longest, scale, side, data):
     assert plan.some_tile_contains(box).all()
 
 
-def test_a_tile_is_as_large_for_the_network_at_any_scale():
+def test_a_tile_has_the_same_network_pixels_at_any_scale():
     assert choose_tile_size(20) == (1536, 31)
     assert choose_tile_size(20, scale=2.0) == (768, 31)
     assert choose_tile_size(300, scale=2.0) == (1524, 381)  # but at least four overlaps

@@ -1,4 +1,4 @@
-"""The views of a tile: each scale in each symmetry."""
+"""The views of a tile: each scale in each orientation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cfg_of(**keys):
 
 
 def test_the_eight_orientations_are_all_there_are():
-    """Of a square without any symmetry of its own, no two look alike, and turns are among them."""
+    """All eight images of an asymmetric square, rotations included."""
     image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
     tile = Tile((0, 0, 3, 3), (False,) * 4)
     views = plan_views(tile, (3, 3), cfg_of(INPUT__ZOOM=1.0, TEST__SYMMETRIES=8))
@@ -45,7 +45,7 @@ def test_scales_times_orientations(n):
 
 @pytest.mark.parametrize("size", [(33, 35), (400, 500), (2500, 1987), (10, 2000)])
 def test_without_a_fixed_scale_the_whole_image_decides(size):
-    """As one tile it has Detectron2's size; a part of it the same zoom."""
+    """One tile has Detectron2's size, and a part of the image the same scale."""
     cfg = cfg_of(INPUT__MIN_SIZE_TEST=1000, INPUT__MAX_SIZE_TEST=1333)
     whole = Tile((0, 0, size[1], size[0]), (False,) * 4)
     (view,) = plan_views(whole, size, cfg)
@@ -53,8 +53,8 @@ def test_without_a_fixed_scale_the_whole_image_decides(size):
     half = Tile((0, 0, size[1] // 2, size[0]), (False, False, True, False))
     (view_of_half,) = plan_views(half, size, cfg)
     assert view_of_half.size[0] == view.size[0]
-    zoom = view.size[1] / size[1]
-    assert abs(view_of_half.size[1] - size[1] // 2 * zoom) <= 0.5
+    scale = view.size[1] / size[1]
+    assert abs(view_of_half.size[1] - size[1] // 2 * scale) <= 0.5
 
 
 def test_no_view_is_empty():

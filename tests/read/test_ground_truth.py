@@ -1,4 +1,4 @@
-"""Truth from a COCO file and from a folder of label maps."""
+"""Ground truth from a COCO file and from a folder of label maps."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from cellseg.read.ground_truth import (
     read_ground_truth,
     read_results_with_ground_truth,
 )
+from tests.read.refusal import refusal
 from tests.score.scoring_cases import decode, entry, rectangle, truth_of
 
 TISSUE = Path(
@@ -24,7 +25,7 @@ SIZES = {"one": (5, 7), "two": (4, 4), "three": (3, 8)}
 
 @pytest.fixture
 def data(tmp_path):
-    """A data folder with three test images, the first and the last of them annotated."""
+    """A data folder with three test images, of which the first and the last are annotated."""
     (tmp_path / "test").mkdir()
     entries = []
     for id, (name, (height, width)) in enumerate(SIZES.items(), 11):
@@ -57,8 +58,8 @@ def test_a_folder_of_label_maps(data):
 def test_classes_are_those_of_the_annotation_file(data):
     annotations = truth_of({1: ((2, 2), [])}, ["nucleus", "other"])
     (data / "train__annot.json").write_text(json.dumps(annotations))
-    with pytest.raises(InputError, match=r"class4\.tif: expected one class<K>.tif .* 1 to 2"):
-        read_ground_truth(data / "masks", data)
+    message = refusal(read_ground_truth, data / "masks", data)
+    assert "class4.tif: expected one class<K>.tif for each class, K from 1 to 2" in message
     (data / "masks" / "one" / "class4.tif").unlink()
     names = [c["name"] for c in read_ground_truth(data / "masks", data)["categories"]]
     assert names == ["nucleus", "other"]
@@ -73,13 +74,14 @@ def test_a_coco_file_needs_no_data_folder(tmp_path):
 @pytest.mark.parametrize(
     "name", ["class5.tif", "class0.tif", "classx.tif", "image.png", "class2.TIFF"]
 )
-def test_files_that_are_no_label_maps(data, name):
+def test_unexpected_files(data, name):
     (data / "masks" / "one" / name).write_bytes(b"x")
-    with pytest.raises(InputError, match=r"expected one class<K>.tif for each class"):
-        read_ground_truth(data / "masks", data)
+    assert "expected one class<K>.tif for each class" in refusal(
+        read_ground_truth, data / "masks", data
+    )
 
 
-def test_hidden_files_don_t_matter(data):
+def test_hidden_files_are_ignored(data):
     (data / "masks" / ".cache").mkdir()
     (data / "masks" / "one" / ".DS_Store").write_bytes(b"x")
     assert len(read_ground_truth(data / "masks", data)["images"]) == 2
@@ -87,8 +89,8 @@ def test_hidden_files_don_t_matter(data):
 
 def test_a_folder_of_no_test_image(data):
     (data / "masks" / "four").mkdir()
-    with pytest.raises(InputError, match=r"four: no image of that name in .*ids.json"):
-        read_ground_truth(data / "masks", data)
+    message = refusal(read_ground_truth, data / "masks", data)
+    assert message.startswith(f"{data / 'masks' / 'four'}: no image of this name")
 
 
 def test_two_images_of_one_name(data):
@@ -96,44 +98,37 @@ def test_two_images_of_one_name(data):
     twin = {"file_name": "one.png", "id": 99, "height": 5, "width": 7}
     path.write_text(json.dumps([*json.loads(path.read_text()), twin]))
     (data / "test" / "one.png").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"one: one.tif and one.png in .* are both called so"):
-        read_ground_truth(data / "masks", data)
+    message = refusal(read_ground_truth, data / "masks", data)
+    assert "one: one.tif and one.png" in message
+    assert "have this name" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
 @pytest.mark.parametrize("name", ["masks", "masks/one"])
-def test_a_folder_that_can_t_be_listed(data, name):
+def test_a_folder_that_cannot_be_listed(data, name):
     (data / name).chmod(0)
     try:
-        with pytest.raises(InputError, match=r"can't be listed"):
-            read_ground_truth(data / "masks", data)
+        assert "can't be listed" in refusal(read_ground_truth, data / "masks", data)
     finally:
         (data / name).chmod(0o755)
 
 
-def test_a_folder_with_nothing_in_it(data):
+def test_an_empty_folder(data):
     (data / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: no folder in it, expected <image>"):
-        read_ground_truth(data / "empty", data)
+    assert "empty: no folder in it" in refusal(read_ground_truth, data / "empty", data)
 
 
-def test_a_label_map_of_another_size(data):
-    tifffile.imwrite(data / "masks" / "one" / "class1.tif", np.zeros((7, 5), np.uint8))
-    with pytest.raises(InputError, match=r"class1\.tif"):
-        read_ground_truth(data / "masks", data)
+@pytest.mark.parametrize("labels", [np.zeros((7, 5), np.uint8), np.full((5, 7), np.nan)])
+def test_invalid_label_maps(data, labels):
+    tifffile.imwrite(data / "masks" / "one" / "class1.tif", labels)
+    assert "class1.tif" in refusal(read_ground_truth, data / "masks", data)
 
 
-def test_labels_that_are_none(data):
-    tifffile.imwrite(data / "masks" / "one" / "class1.tif", np.full((5, 7), np.nan))
-    with pytest.raises(InputError, match=r"class1\.tif"):
-        read_ground_truth(data / "masks", data)
-
-
-def test_a_list_that_tells_another_size(data):
+def test_a_list_with_another_size(data):
     path = data / "test_image_name_to_ids.json"
     path.write_text(path.read_text().replace('"height": 5', '"height": 6'))
-    with pytest.raises(InputError, match=r"one.tif: 5 x 7 .*says 6 x 7; mend the list"):
-        read_ground_truth(data / "masks", data)
+    message = refusal(read_ground_truth, data / "masks", data)
+    assert "one.tif: 5 x 7 (height x width), expected 6 x 7" in message
 
 
 def test_real_tissue():
@@ -151,7 +146,7 @@ def write(path, value):
 
 
 def own_images(folder, listed, names):
-    """Leave results as `inference.py --images` does, a detection in each image, and a truth."""
+    """Write results as `inference.py --images` does, a detection per image, and ground truth."""
     one = rectangle((2, 2), 0, 0, 1, 1)
     write(
         folder / "own-list.json",
@@ -160,10 +155,8 @@ def own_images(folder, listed, names):
     truth = truth_of({id: ((2, 2), []) for id in range(10, 10 + len(names))})
     for image, name in zip(truth["images"], names, strict=True):
         image["file_name"] = name
-    results = write(
-        folder / "own.json", [entry(n, 1, one, n / 10) for n in range(1, 1 + len(listed))]
-    )
-    return results, write(folder / "truth.json", truth)
+    detections = [entry(n, 1, one, n / 10) for n in range(1, 1 + len(listed))]
+    return write(folder / "own.json", detections), write(folder / "truth.json", truth)
 
 
 @pytest.mark.parametrize(
@@ -179,61 +172,58 @@ def own_images(folder, listed, names):
         (["p/1.tif", "1.tif"], ["/p/1.tif", "/q/1.tif"], [10, 11]),
     ],
 )  # fmt: skip
-def test_images_of_ones_own_are_told_by_their_names(tmp_path, listed, names, ids):
+def test_own_images_are_paired_by_name(tmp_path, listed, names, ids):
     path, source = own_images(tmp_path, listed, names)
     truth, (results,) = read_results_with_ground_truth([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [10, 11]
     assert [(found["image_id"], found["score"]) for found in results] == [
-        (ids[0], 0.1),
-        (ids[1], 0.2),
+        *zip(ids, (0.1, 0.2), strict=True)
     ]
 
 
 @pytest.mark.parametrize(
     ("listed", "names", "message"),
     [
-        (["c.tif", "d.tif"], ["a.tif"], r"own\.json: none of the images in .* is in .*; call"),
+        (["c.tif", "d.tif"], ["a.tif"], r"own\.json: none of the images in .* is in .*"),
         (["c/image.tif"], ["d/image.tif"], r"own\.json: none of the images"),
         (["a.tif", "c.tif"], ["a.tif"], r"entry 1: its image, c\.tif, .* --only_annotated"),
-        (["a.tif"], ["p/a.tif", "q/a.tif"], r"list\.json: a\.tif may be q/a\.tif of .* with their"),
+        (["a.tif"], ["p/a.tif", "q/a.tif"], r"list\.json: a\.tif may be q/a\.tif of"),
         (["p/a.tif", "q/a.tif"], ["a.tif"], r"list\.json: q/a\.tif may be a\.tif of"),
     ],
 )  # fmt: skip
-def test_images_of_ones_own_that_it_can_t_tell(tmp_path, listed, names, message):
+def test_own_images_that_cannot_be_paired(tmp_path, listed, names, message):
     path, source = own_images(tmp_path, listed, names)
     with pytest.raises(InputError, match=message):
         read_results_with_ground_truth([path], source, tmp_path)
 
 
-def test_images_of_ones_own_that_are_not_annotated(tmp_path):
+def test_own_images_that_are_not_annotated(tmp_path):
     path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
     _, (results,) = read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
     assert [(found["image_id"], found["score"]) for found in results] == [(11, 0.2)]
     write(path, [{"image_id": 4}])
     with pytest.raises(InputError, match=r"entry 0: image_id 4 is not in .*own-list\.json"):
         read_results_with_ground_truth([path], source, tmp_path)
-    write(path, [7, {"image_id": "a"}])  # whoever scores them says what is wrong
+    write(path, [7, {"image_id": "a"}])  # reported by the check of entries
     assert read_results_with_ground_truth([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
 
 
-def test_what_was_not_among_images_of_ones_own_is_not_missed(tmp_path):
+def test_annotated_images_that_were_not_predicted_are_not_scored(tmp_path):
     path, source = own_images(tmp_path, ["b.tif"], ["a.tif", "b.tif"])
     truth, _ = read_results_with_ground_truth([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     (tmp_path / "other").mkdir()
     other, _ = own_images(tmp_path / "other", ["b.tif", "a.tif"], ["a.tif", "b.tif"])
     for both in ([path, other], [other, path]):
-        with pytest.raises(
-            InputError, match=r"a\.tif of .* was predicted for one of the two alone"
-        ):
-            read_results_with_ground_truth(both, source, tmp_path)
+        message = refusal(read_results_with_ground_truth, both, source, tmp_path)
+        assert f"a.tif of {source} is in only one of the two results" in message
     truth, found = read_results_with_ground_truth([path, path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     assert found[0] == found[1]
 
 
 def test_compared_results_are_of_all_annotated_images(tmp_path):
-    """Where two runs held out other images, what one wasn't asked for isn't missed."""
+    """If validation sets differ, images outside one of them give no false negatives."""
     one = rectangle((2, 2), 0, 0, 1, 1)
     paths = []
     for name, ids in (("a", (1, 2, 3)), ("b", (2, 3))):
@@ -255,6 +245,5 @@ def test_compared_results_are_of_all_annotated_images(tmp_path):
         read_results_with_ground_truth([a, b], write(tmp_path / "other.json", other), tmp_path)
     (tmp_path / "b-truth.json").unlink()
     for either in ([a, b], [b, a]):
-        with pytest.raises(InputError, match=r"one alone has the annotations .* with --truth"):
-            find_ground_truth(either)
+        assert "only one of " in refusal(find_ground_truth, either)
     assert find_ground_truth([b, b]) is None

@@ -1,4 +1,4 @@
-"""Which images are predicted, and how they are read ahead."""
+"""Lists of images: files and folders, annotated images, the test list."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellseg.errors import InputError
-from cellseg.read.images import (
-    list_annotated_images,
-    list_entry,
-    list_image_files,
-    read_test_list,
-)
+from cellseg.read.images import list_annotated_images, list_entry, list_image_files, read_test_list
 from cellseg.read.layout import TEST_LIST
+from tests.read.refusal import refusal
 
 
 def write(path, size=(4, 6), value=7):
@@ -28,10 +23,10 @@ def write(path, size=(4, 6), value=7):
 def test_files_and_folders(tmp_path):
     b, a = write(tmp_path / "folder" / "b.png"), write(tmp_path / "folder" / "a.tif")
     (tmp_path / "folder" / "notes.txt").touch()
-    alone = write(tmp_path / "z.jpg")
-    listed = list_image_files([alone, tmp_path / "folder"])
-    assert [(image.id, image.path) for image in listed] == [(1, alone), (2, a), (3, b)]
-    assert list_entry(listed[0]) == {"file_name": str(alone), "id": 1, "height": 4, "width": 6}
+    single = write(tmp_path / "z.jpg")
+    listed = list_image_files([single, tmp_path / "folder"])
+    assert [(image.id, image.path) for image in listed] == [(1, single), (2, a), (3, b)]
+    assert list_entry(listed[0]) == {"file_name": str(single), "id": 1, "height": 4, "width": 6}
 
 
 def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
@@ -42,8 +37,8 @@ def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
     assert [(image.id, image.path.name) for image in listed] == [(1, "a.png"), (2, "b.png")]
 
 
-def test_their_names_hold_from_any_folder(tmp_path, monkeypatch):
-    """The path to read them by stays as it was typed, for messages."""
+def test_file_names_are_absolute(tmp_path, monkeypatch):
+    """The path for reading is that of the command line, for messages."""
     (tmp_path / "deep" / "work").mkdir(parents=True)
     (tmp_path / "link").symlink_to("deep/work")
     outer, inner = write(tmp_path / "a.png"), write(tmp_path / "deep" / "a.png")
@@ -58,10 +53,9 @@ def test_their_names_hold_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_nothing_to_list(tmp_path):
-    with pytest.raises(InputError, match="no such file; an image or a folder is expected"):
-        list_image_files([tmp_path / "nowhere.tif"])
-    with pytest.raises(InputError, match="no image in it"):
-        list_image_files([tmp_path])
+    message = refusal(list_image_files, [tmp_path / "nowhere.tif"])
+    assert message.startswith(f"--images {tmp_path / 'nowhere.tif'}: no such file")
+    assert "no images" in refusal(list_image_files, [tmp_path])
 
 
 def test_test_list(cells):
@@ -89,20 +83,14 @@ def test_annotated_images(tmp_path):
     assert [image.id for image in listed] == [5, 6]
     assert listed[1].path == tmp_path / "train/two/image.tif"
     assert [image.id for image in list_annotated_images(tmp_path, file, ["two"])] == [6]
-    with pytest.raises(InputError, match=r"c\.json: has no image three, which the run held out"):
-        list_annotated_images(tmp_path, file, ["one", "three"])
+    message = refusal(list_annotated_images, tmp_path, file, ["one", "three"])
+    assert message.startswith(f"{file}: has no image three")
+    assert "--annotations" in message
 
 
-def test_images_that_share_a_name(tmp_path):
+def test_images_of_the_same_name(tmp_path):
     file = coco(tmp_path / "c.json", "a/x.png", "b/x.png")
     assert [i.id for i in list_annotated_images(tmp_path, file, ["b/x.png"])] == [6]
-
-
-def refusal(data):
-    with pytest.raises(InputError) as caught:
-        read_test_list(data)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 ENTRY = {"file_name": "a.tif", "id": 7, "height": 3, "width": 4}
@@ -115,8 +103,8 @@ def write_list(data, value):
     return data
 
 
-def test_the_test_list_in_its_own_order(tmp_path):
-    entries = [{**ENTRY, "file_name": "b.tif", "id": 9, "note": "kept out"}, ENTRY]
+def test_order_of_the_test_list(tmp_path):
+    entries = [{**ENTRY, "file_name": "b.tif", "id": 9, "note": "ignored"}, ENTRY]
     images = read_test_list(write_list(tmp_path, entries))
     assert [(i.id, i.file_name, i.size) for i in images] == [
         (9, "b.tif", (3, 4)),
@@ -129,12 +117,12 @@ BAD_LISTS = {
     "an object": ({"a.tif": 1}, "not a list of test images"),
     "empty": ([], "not a list of test images"),
     "a bare name": (["a.tif"], "entry 1 is not an object"),
-    "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "the id 7 is there twice"),
-    "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "the file_name a.tif is there twice"),
-    "a file that is not there": ([{**ENTRY, "file_name": "c.tif"}], "lists c.tif, but"),
+    "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "id 7 occurs twice"),
+    "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "file_name a.tif occurs twice"),
+    "a file that is not there": ([{**ENTRY, "file_name": "c.tif"}], "lists c.tif, not found"),
     "two such files": (
         [{**ENTRY, "file_name": "c.tif"}, {**ENTRY, "id": 1, "file_name": "d.tif"}],
-        "lists c.tif and 1 more, but",
+        "lists c.tif and 1 more, not found",
     ),
 }
 BAD_LISTS |= {
@@ -142,7 +130,7 @@ BAD_LISTS |= {
     for name in (None, 3, "", ".", "..", "../a.tif", "/a.tif", "x/../a.tif", "..\\a.tif", "a\0")
 }
 BAD_LISTS |= {
-    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not a whole number")
+    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not")
     for key, values in {
         "id": ["7", 7.0, None, True, -1, [7]],
         "height": [0, -3, 3.5, "3", None, True],
@@ -154,15 +142,15 @@ BAD_LISTS |= {
 
 @pytest.mark.parametrize(("value", "found"), BAD_LISTS.values(), ids=BAD_LISTS)
 def test_a_broken_test_list(tmp_path, value, found):
-    line = refusal(write_list(tmp_path, value))
+    line = refusal(read_test_list, write_list(tmp_path, value))
     assert line.startswith(f"{tmp_path / TEST_LIST}: ")
     assert found in line
 
 
-def test_a_test_list_that_is_not_json_or_not_there(tmp_path):
+def test_a_missing_test_list_or_one_that_is_not_json(tmp_path):
     write(tmp_path / "test" / "a.tif")
-    assert "no such file" in refusal(tmp_path)
+    assert "no such file" in refusal(read_test_list, tmp_path)
     (tmp_path / TEST_LIST).write_text("[{")
-    assert "not JSON" in refusal(tmp_path)
+    assert "not JSON" in refusal(read_test_list, tmp_path)
     (tmp_path / TEST_LIST).write_bytes(b"\xff\xfe\0")
-    assert "not JSON" in refusal(tmp_path)
+    assert "not JSON" in refusal(read_test_list, tmp_path)

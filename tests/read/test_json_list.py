@@ -1,4 +1,4 @@
-"""A list read item by item is what json.load makes of it, wherever the pieces end."""
+"""Lists read item by item are those of json.load, wherever the pieces end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ VALUES = st.recursive(
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Pieces of five characters, so that most values are cut by their ends."""
+    """Read pieces of five characters, so that most values are cut."""
     monkeypatch.setattr(json_list, "_CHUNK", 5)
 
 
 def read(text):
-    """Return what it makes of a text, as JSON again since NaN is not NaN, or what it raises."""
+    """Return the items of a text as JSON, since NaN is not NaN, or the error type."""
     try:
         return json.dumps(list(json_items(io.StringIO(text))))
     except NotAListError as error:
@@ -56,7 +56,7 @@ def test_any_list(values, indent, around):
 @given(VALUES, st.data())
 @example([1, 2], None)
 def test_any_text(value, data):
-    """Also where it is cut off, or a character is another one."""
+    """Also if it is cut off, or one character differs."""
     text = json.dumps(value)
     if data:
         at = data.draw(st.integers(0, len(text)))
@@ -76,19 +76,19 @@ def test_not_json(text):
         list(json_items(io.StringIO(text)))
 
 
-def test_where_it_is_wrong():
+def test_position_of_an_error():
     with pytest.raises(ValueError, match=r"^Expecting ',' delimiter: character 20$"):
         list(json_items(io.StringIO('[1, {"a": 2}, "abc" 3]')))
 
 
-def test_what_is_wrong_is_told_before_all_is_read():
+def test_errors_are_raised_before_all_is_read():
     file = io.StringIO('[{"a" 2, "b": "' + "x" * 100 + '"}' + ", 1" * 10_000 + "]")
     with pytest.raises(ValueError, match="Expecting ':' delimiter: character 6"):
         list(json_items(file))
     assert file.tell() < 100
 
 
-def test_items_come_before_what_is_wrong_is_found():
+def test_items_before_an_error_are_yielded():
     items = json_items(io.StringIO("[1, [2], nonsense"))
     assert [next(items), next(items)] == [1, [2]]
     with pytest.raises(ValueError, match="Expecting value: character 9"):

@@ -1,4 +1,4 @@
-"""How images are called."""
+"""Names of images."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def test_names(file_names, names):
 
 
 @given(st.lists(st.text("ab/.", min_size=1), unique=True))
-def test_names_tell_images_apart(file_names):
+def test_names_are_unique(file_names):
     assert len(set(name_images(file_names))) == len(file_names)

@@ -1,4 +1,4 @@
-"""Outlines that people drew, filled: QuPath's GeoJSON and ImageScope's XML."""
+"""Masks of drawn outlines: QuPath's GeoJSON and ImageScope's XML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cellseg.errors import InputError
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
 from cellseg.read.outlines import Outline, fill_outlines, fill_polygons, to_ring
 from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
+from tests.read.refusal import refusal
 
 COLOURS = [(0, 0, 0)] * 4
 
@@ -37,10 +37,10 @@ def square(left, top, right, bottom):
     return [list(corner) for corner in corners]
 
 
-def feature(coordinates, name="class1", kind="Polygon", **classification):
+def feature(coordinates, name="class1", shape="Polygon", **classification):
     return {
         "type": "Feature",
-        "geometry": {"type": kind, "coordinates": coordinates},
+        "geometry": {"type": shape, "coordinates": coordinates},
         "properties": {"classification": {"name": name, **classification}},
     }
 
@@ -54,13 +54,6 @@ def geojson_cells(path, value, size=(4, 6), class_names=CLASS_NAMES):
     return fill_outlines(path, read_geojson(path), size, class_names)
 
 
-def refused(read, *arguments):
-    with pytest.raises(InputError) as error:
-        read(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "image.geojson"
@@ -69,7 +62,7 @@ def path(tmp_path):
 # ------------------------------------------------------------------ filling
 
 
-def test_whole_numbers_are_centres_and_the_outline_is_inside():
+def test_integers_are_pixel_centres_and_the_outline_is_inside():
     ring = np.array([[1, 0], [3, 0], [3, 2], [1, 2]], np.float64)
     assert masks_of(fill_polygons([[[ring]]], (4, 5))) == [
         [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
@@ -85,7 +78,7 @@ def test_holes_are_cut_out_and_pieces_joined():
     ]
 
 
-def test_what_juts_out_is_cut_off_and_nothing_wraps_round():
+def test_parts_outside_the_image_are_cut_off():
     ring = np.array(square(-7.5, -7.5, 0.5, 0.5), np.float64)
     assert masks_of(fill_polygons([[[ring]]], (3, 3))) == [[[1, 0, 0], [0, 0, 0], [0, 0, 0]]]
 
@@ -94,20 +87,20 @@ def test_no_cells():
     assert len(fill_polygons([], (3, 3))) == 0
 
 
-# In steps of 1/16 px: what a mouse can do, and where shapely's own arithmetic holds.
+# In steps of 1/16 px, which shapely handles exactly.
 sixteenths = st.integers(-48, 192).map(lambda n: n / 16)
 points = st.tuples(sixteenths, sixteenths)
 
 
 @settings(deadline=None)
 @given(st.lists(points, min_size=3, max_size=8))
-def test_filling_is_as_shapely_tells_inside_from_outside(corners):
+def test_masks_are_those_of_shapely(corners):
     shape = shapely.Polygon(corners)
     if not shape.is_valid:
         return
     rows, columns = np.mgrid[:9, :10]
     centres = shapely.points(columns, rows)
-    # Where a centre lies on the outline to within rounding, either is right.
+    # For centres on the outline, up to rounding, either is right.
     clear = shapely.distance(shape.exterior, centres) > 1e-6
     (mask,) = masks_of(fill_polygons([[[np.array(corners)]]], (9, 10)))
     expected = shapely.contains(shape, centres)
@@ -121,7 +114,7 @@ def test_filling_is_as_shapely_tells_inside_from_outside(corners):
 @given(
     arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 4))
 )
-def test_what_export_writes_comes_back_to_the_pixel(tmp_path_factory, labels):
+def test_exported_masks_are_read_back_exactly(tmp_path_factory, labels):
     path = tmp_path_factory.mktemp("round") / "image.geojson"
     values, mask_runs = label_map_to_runs(labels)
     masks = encode(mask_runs)
@@ -134,7 +127,7 @@ def test_what_export_writes_comes_back_to_the_pixel(tmp_path_factory, labels):
     assert not +warnings
 
 
-def test_a_polygon_covers_the_pixels_whose_centres_it_holds(path):
+def test_a_polygon_covers_the_pixels_with_centres_inside(path):
     cells, _ = geojson_cells(path, collection(feature([square(0.6, 0.4, 3.6, 1.4)])))
     assert masks_of(cells[1]) == [[[0, 1, 1, 1, 0, 0]] + [[0] * 6] * 3]
 
@@ -154,7 +147,7 @@ def test_a_file_without_cells(path, value):
 def test_pieces_holes_and_a_third_coordinate(path):
     ring = [[*point, 0.0] for point in square(0, 0, 3, 3)]
     parts = [[ring, square(1, 1, 2, 2)], [square(5, 3, 6, 4)]]
-    cells, _ = geojson_cells(path, collection(feature(parts, kind="MultiPolygon")))
+    cells, _ = geojson_cells(path, collection(feature(parts, shape="MultiPolygon")))
     assert masks_of(cells[1]) == [
         [[1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
     ]
@@ -177,15 +170,15 @@ def test_names_of_derived_classes(path):
     assert list(cells) == [2]
 
 
-def test_a_sole_class_needs_no_name(path):
+def test_a_single_class_needs_no_name(path):
     one = feature([square(0, 0, 1, 1)])
     one["properties"] = {}
     other = {**one, "properties": None}
     assert list(geojson_cells(path, [one, other], class_names=["nucleus"])[0]) == [1]
-    assert "feature 1 has no class, but" in refused(geojson_cells, path, [one])
+    assert "feature 1 has no class" in refusal(geojson_cells, path, [one])
 
 
-def test_what_is_to_be_ignored_is_counted(path):
+def test_ignored_outlines_are_counted(path):
     features = [
         feature([square(0, 0, 1, 1)], "Ignore*"),
         feature([square(90, 0, 91, 1)], "ambiguous"),
@@ -195,31 +188,29 @@ def test_what_is_to_be_ignored_is_counted(path):
     cells, warnings = geojson_cells(path, features)
     assert [len(mask_runs) for mask_runs in cells.values()] == [1]
     assert +warnings == {
-        "ambiguous or ignored outlines, left out": 2,
-        "outlines without the centre of a pixel in them, left out": 1,
+        "ambiguous or ignored outlines": 2,
+        "outlines that contain no pixel centre, ignored": 1,
     }
-    # Unless a class is called so.
+    # Unless it is the name of a class.
     assert list(geojson_cells(path, features[:1], class_names=["ignore*"])[0]) == [1]
 
 
 def test_an_unknown_class_is_named(path):
-    text = refused(geojson_cells, path, feature([square(0, 0, 1, 1)], "Tumour"))
-    assert text == (
-        f"{path}: feature 1 has the class 'Tumour', but the classes are class1, class2, class3, "
-        "class4; mend it, or name the classes with --class_names"
-    )
+    text = refusal(geojson_cells, path, feature([square(0, 0, 1, 1)], "Tumour"))
+    assert text.startswith(f"{path}: feature 1 has class 'Tumour', expected one of class1, class2")
+    assert "--class_names" in text
 
 
 @pytest.mark.parametrize(
     "box", [(6, 0, 7, 1), (0, 4, 1, 5), (-2, 0, 0, 1), (0, -2, 1, 0), (900, 900, 999, 999)]
 )
-def test_outlines_off_the_image_are_refused(path, box):
-    text = refused(geojson_cells, path, feature([square(*box)]))
-    assert "feature 1 lies off the image, which has 4 x 6 pixels (height x width)" in text
+def test_outlines_outside_the_image(path, box):
+    text = refusal(geojson_cells, path, feature([square(*box)]))
+    assert "feature 1 is outside the image of 4 x 6 pixels (height x width)" in text
 
 
 @pytest.mark.parametrize("box", [(5, 0, 7, 1), (0, 3, 1, 5), (-2, 0, 1, 1), (0, -2, 1, 1)])
-def test_outlines_over_the_edge_are_not(path, box):
+def test_outlines_across_the_edge(path, box):
     assert len(geojson_cells(path, feature([square(*box)]))[0][1].starts) == 1
 
 
@@ -243,10 +234,10 @@ RING = square(0, 0, 1, 1)
         [{"type": "Feature"}],
         [{"type": "Feature", "geometry": None}],
         [{"type": "Feature", "geometry": [], "properties": {}}],
-        [feature([0, 0], kind="Point")],
-        [feature(RING, kind="LineString")],
-        [feature([], kind="GeometryCollection")],
-        [feature(None, kind=["Polygon"])],
+        [feature([0, 0], shape="Point")],
+        [feature(RING, shape="LineString")],
+        [feature([], shape="GeometryCollection")],
+        [feature(None, shape=["Polygon"])],
         [feature(None)],
         [feature({})],
         [feature([])],
@@ -254,8 +245,8 @@ RING = square(0, 0, 1, 1)
         [feature([RING[:2]])],
         [feature(RING)],
         [feature([[RING]])],
-        [feature([RING], kind="MultiPolygon")],
-        [feature([[]], kind="MultiPolygon")],
+        [feature([RING], shape="MultiPolygon")],
+        [feature([[]], shape="MultiPolygon")],
         [feature([[[0, 0], [1, 0], [1, "1"]]])],
         [feature([[[0, 0], [1, 0], [1, None]]])],
         [feature([[[0, 0], [1, 0], [1, True]]])],
@@ -274,20 +265,20 @@ RING = square(0, 0, 1, 1)
     ],
 )
 def test_damaged_geojson(path, value):
-    text = refused(geojson_cells, path, value)
+    text = refusal(geojson_cells, path, value)
     assert text.startswith(f"{path}: ")
     assert "; " in text
 
 
-def test_geojson_that_is_not_there_or_a_folder(tmp_path):
-    assert "no such file" in refused(read_geojson, tmp_path / "a.geojson")
-    assert "can't be read" in refused(read_geojson, tmp_path)
+def test_a_missing_geojson_or_a_folder(tmp_path):
+    assert "no such file" in refusal(read_geojson, tmp_path / "a.geojson")
+    assert "can't be read" in refusal(read_geojson, tmp_path)
 
 
-def test_geojson_cut_anywhere_is_refused(path):
+def test_geojson_cut_off_anywhere(path):
     whole = json.dumps(collection(feature([RING]), feature([RING])))
     for end in range(len(whole)):
-        refused(geojson_cells, path, whole[:end])
+        refusal(geojson_cells, path, whole[:end])
 
 
 # ------------------------------------------------------------------ ImageScope
@@ -321,7 +312,7 @@ def scope_cells(path, text, size=(4, 6), class_names=CLASS_NAMES):
 BOX = [(1, 0), (3, 0), (3, 2), (1, 2)]
 
 
-def test_regions_are_drawn_as_the_homework_s_masks_were(path):
+def test_masks_of_regions(path):
     text = scope(annotation("Neutrophil", region(BOX)), annotation("Epithelial", region(BOX[:3])))
     cells, warnings = scope_cells(path, text)
     assert masks_of(cells[3]) == [[[0, 1, 1, 1, 0, 0]] * 3 + [[0] * 6]]
@@ -339,20 +330,20 @@ def test_several_regions_and_several_annotations_of_a_class(path):
     assert {k: len(mask_runs) for k, mask_runs in scope_cells(path, text)[0].items()} == {2: 3}
 
 
-def test_a_class_may_stand_in_the_annotation_s_name(path):
+def test_the_class_can_be_the_annotation_s_name(path):
     plain = f'<Annotation Name="class2"><Regions>{region(BOX)}</Regions></Annotation>'
     described = annotation("Description", region(BOX), name="class3")
     valued = annotation("Description", region(BOX), name="", value="class4")
     assert list(scope_cells(path, scope(plain, described, valued))[0]) == [2, 3, 4]
 
 
-def test_a_sole_class_needs_no_name_in_xml(path):
+def test_a_single_class_needs_no_name_in_xml(path):
     text = scope(annotation("Description", region(BOX)))
     assert list(scope_cells(path, text, class_names=["nucleus"])[0]) == [1]
-    assert "region 1 has no class" in refused(scope_cells, path, text)
+    assert "region 1 has no class" in refusal(scope_cells, path, text)
 
 
-def test_what_is_no_cell_is_counted(path):
+def test_regions_that_are_no_cells_are_counted(path):
     text = scope(
         annotation("Ambiguous", region(BOX)),
         annotation("Epithelial", region(BOX, 'NegativeROA="1"'), region(BOX[:2]), region([])),
@@ -361,8 +352,8 @@ def test_what_is_no_cell_is_counted(path):
     cells, warnings = scope_cells(path, text)
     assert [len(mask_runs) for mask_runs in cells.values()] == [1]
     assert +warnings == {
-        "ambiguous or ignored outlines, left out": 1,
-        "regions that cut away, or of fewer than 3 points, left out": 3,
+        "ambiguous or ignored outlines": 1,
+        "negative regions or fewer than 3 points, ignored": 3,
     }
 
 
@@ -403,36 +394,36 @@ def test_other_encodings(path):
     ],
 )
 def test_damaged_xml(path, text):
-    message = refused(scope_cells, path, text)
+    message = refusal(scope_cells, path, text)
     assert message.startswith(f"{path}: ")
     assert "; " in message
 
 
-def test_entities_are_refused_before_they_grow(path):
+def test_entities_are_not_expanded(path):
     rounds = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(30))
     bomb = f'<!DOCTYPE x [<!ENTITY e0 "aaaaaaaaaa">{rounds}]>'
     text = scope(annotation("&e30;", region(BOX)), head=bomb)
-    assert "a document type in it" in refused(scope_cells, path, text)
+    assert "unexpected document type" in refusal(scope_cells, path, text)
 
 
-def test_files_are_not_fetched(path, tmp_path):
+def test_external_files_are_not_read(path, tmp_path):
     (tmp_path / "secret").write_text("class1")
     head = f'<!DOCTYPE x [<!ENTITY s SYSTEM "{(tmp_path / "secret").as_uri()}">]>'
     text = scope("&s;", head=head)
-    assert "a document type in it" in refused(scope_cells, path, text)
+    assert "unexpected document type" in refusal(scope_cells, path, text)
 
 
-def test_xml_that_is_not_there_or_a_folder(tmp_path):
-    assert "can't be read (No such file" in refused(read_imagescope, tmp_path / "a.xml")
-    assert "can't be read" in refused(read_imagescope, tmp_path)
+def test_a_missing_xml_or_a_folder(tmp_path):
+    assert "can't be read (No such file" in refusal(read_imagescope, tmp_path / "a.xml")
+    assert "can't be read" in refusal(read_imagescope, tmp_path)
 
 
-def test_xml_cut_anywhere_is_refused(path):
+def test_xml_cut_off_anywhere(path):
     whole = scope(annotation("Epithelial", region(BOX)), head="")
     for end in range(len(whole)):
-        refused(scope_cells, path, whole[:end])
+        refusal(scope_cells, path, whole[:end])
 
 
-def test_a_ring_of_an_outline_may_have_no_point():
+def test_a_ring_without_points():
     assert to_ring("here", []).shape == (0, 2)
     assert fill_outlines(Path("x"), [Outline("a", "class1", [])], (3, 3), CLASS_NAMES)[0] == {}

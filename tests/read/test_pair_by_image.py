@@ -1,11 +1,11 @@
-"""Results are checked against the ground truth, one line for each thing that can be wrong."""
+"""Results are checked against the ground truth, with one line for each error."""
 
 import numpy as np
 import pytest
 
-from cellseg.errors import InputError
 from cellseg.predictions import Predictions
 from cellseg.read.results import pair_by_image, pair_predictions
+from tests.read.refusal import refusal
 from tests.score.scoring_cases import entry, rectangle, rle, truth_of
 
 SIZE = (4, 6)
@@ -17,7 +17,7 @@ def truth():
     return truth_of({5: (SIZE, [(1, CELL, 0)]), 3: ((2, 2), [])}, ["a", "b"])
 
 
-def test_every_image_by_rising_id(truth):
+def test_images_by_ascending_id(truth):
     results = [entry(5, 2, CELL, 0.5), entry(3, 1, np.ones((2, 2)), 0.25), entry(5, 1, CELL, 1)]
     eval_images = pair_by_image(truth, results)
     assert [eval_image.id for eval_image in eval_images] == [3, 5]
@@ -41,12 +41,12 @@ def test_category_ids_may_be_any(truth):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 4}, "image_id 4 is none of the truth's 2 images"),
+        ({"image_id": 4}, "image_id 4 is none"),
         ({"image_id": "5"}, "image_id '5' is none"),
         ({"image_id": True}, "image_id True is none"),
         ({"image_id": 5.0}, "image_id 5.0 is none"),
-        ({"image_id": [5]}, r"image_id \[5\] is none"),
-        ({"category_id": 0}, "category_id 0, but the truth has 1, 2"),
+        ({"image_id": [5]}, "image_id [5] is none"),
+        ({"category_id": 0}, "category_id 0, but the ground truth has 1, 2"),
         ({"category_id": 3}, "category_id 3, but"),
         ({"category_id": None}, "category_id None, but"),
         ({"category_id": {}}, "category_id {}, but"),
@@ -61,51 +61,42 @@ def test_category_ids_may_be_any(truth):
         ({"segmentation": {"size": [4, 6], "counts": [4, 20]}}, "not a compressed RLE"),
         ({"segmentation": {"size": 24, "counts": "0"}}, "not a compressed RLE"),
         ({"segmentation": {"size": [4, "6"], "counts": "0"}}, "not a compressed RLE"),
-        (
-            {"segmentation": {"size": [6, 4], "counts": "h0"}},
-            r"size \[6, 4\], but image 5 is \[4, 6\]",
-        ),
-        ({"segmentation": {"size": [4, 6, 1], "counts": "h0"}}, r"size \[4, 6, 1\], but"),
+        ({"segmentation": {"size": [6, 4], "counts": "h0"}}, "size [6, 4], but image 5 is [4, 6]"),
+        ({"segmentation": {"size": [4, 6, 1], "counts": "h0"}}, "size [4, 6, 1], but"),
         ({"segmentation": {"size": [4, 6], "counts": "00"}}, "entry 1: segmentation: the counts"),
         ({"segmentation": {"size": [4, 6], "counts": "é"}}, "entry 1: segmentation: the counts"),
         ({"segmentation": {"size": [4, 6], "counts": "P"}}, "entry 1: segmentation: the counts"),
         ({"segmentation": {"size": [4, 6], "counts": ""}}, "entry 1: segmentation: the counts"),
     ],
 )
-def test_one_line_for_an_entry_that_doesn_t_fit(truth, change, message):
+def test_entries_that_do_not_fit(truth, change, message):
     results = [entry(5, 1, CELL, 0.5), {**entry(5, 1, CELL, 0.5), **change}]
-    with pytest.raises(InputError, match=message) as caught:
-        pair_by_image(truth, results, "found.json")
-    assert str(caught.value).startswith("found.json: entry 1: ")
-    assert "\n" not in str(caught.value)
+    line = refusal(pair_by_image, truth, results, "results.json")
+    assert line.startswith("results.json: entry 1: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "segmentation", "score"])
 def test_missing_keys(truth, key):
     broken = entry(5, 1, CELL, 0.5)
     del broken[key]
-    with pytest.raises(InputError, match=f"entry 0: {key} missing"):
-        pair_by_image(truth, [broken])
+    assert f"entry 0: {key} missing" in refusal(pair_by_image, truth, [broken])
 
 
 @pytest.mark.parametrize("broken", [None, 3, "text", [1]])
-def test_entries_that_are_none(truth, broken):
-    with pytest.raises(InputError, match=r"entry 0: a .*, expected an object"):
-        pair_by_image(truth, [broken])
+def test_entries_that_are_no_objects(truth, broken):
+    assert "expected an object" in refusal(pair_by_image, truth, [broken])
 
 
-def test_no_box_is_needed(truth):
+def test_boxes_are_optional(truth):
     plain = entry(5, 1, CELL, 1)
     del plain["bbox"]
     assert len(pair_by_image(truth, [plain])[1].scores) == 1
 
 
-def test_predictions_are_paired_as_results_are(truth):
-    rles, classes, scores = (
-        [rle(CELL), rle(~CELL)],
-        np.array([1, 0]),
-        np.array([0.5, 0.25], np.float32),
-    )
+def test_predictions_are_paired_like_results(truth):
+    classes, scores = np.array([1, 0]), np.array([0.5, 0.25], np.float32)
+    rles = [rle(CELL), rle(~CELL)]
     found = Predictions(SIZE, np.zeros((2, 4), np.float32), scores, classes, rles)
     (eval_image,) = pair_predictions(truth, {5: found})
     expected = pair_by_image(truth, [entry(5, 2, CELL, 0.5), entry(5, 1, ~CELL, 0.25)])[1]
@@ -116,7 +107,5 @@ def test_predictions_are_paired_as_results_are(truth):
         elif "runs" not in key:
             assert getattr(eval_image, key) == value
     assert eval_image.mask_runs.starts.tolist() == expected.mask_runs.starts.tolist()
-    assert [s.id for s in pair_predictions(truth, {5: found, 3: Predictions.empty((2, 2))})] == [
-        3,
-        5,
-    ]
+    both = pair_predictions(truth, {5: found, 3: Predictions.empty((2, 2))})
+    assert [eval_image.id for eval_image in both] == [3, 5]

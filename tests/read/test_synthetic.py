@@ -1,4 +1,4 @@
-"""The synthetic data set: what is drawn is what the ground truth says, in NYCU HW3's formats."""
+"""The synthetic data set: images match their ground truth, files have NYCU HW3's formats."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cellseg.errors import InputError
 from cellseg.read.synthetic import MARKER, MEDIAN_AREAS, SIZES, draw_tissue, write_dataset
+from tests.read.refusal import refusal
 
 
 def rng(seed=0):
@@ -59,7 +59,7 @@ def test_ground_truth_of_any_picture_is_valid(height, width, seed, density, scal
     assert image.dtype == np.uint8
     assert len(labels) == 4
     assert all(m.shape == (height, width) and m.dtype == np.int32 for m in labels)
-    # No pixel in two cells; ids run on across the classes with none left out.
+    # No pixel is in two cells; ids continue across the classes without gaps.
     assert np.sum([m > 0 for m in labels], axis=0).max() <= 1
     ids = [np.unique(m[m != 0]) for m in labels]
     assert np.concatenate(ids).tolist() == list(range(1, sum(map(len, ids)) + 1))
@@ -83,19 +83,19 @@ def test_same_seed_same_picture_other_seed_other_picture():
     assert not all(map(np.array_equal, labels, other_labels))
 
 
-def test_as_many_cells_as_asked_for(megapixel):
+def test_number_of_cells(megapixel):
     _, labels = megapixel
     assert 1350 <= labels[3].max() <= 1501
     _, sparse = draw_tissue(1000, 1000, rng(3), cells_per_megapixel=200)
     assert sparse[3].max() in (200, 201)
 
 
-def test_areas_are_the_homeworks_times_the_scale_squared(megapixel):
+def test_areas_are_those_of_nycu_hw3_times_the_scale_squared(megapixel):
     _, labels = megapixel
-    for label_map, wanted in zip(labels, MEDIAN_AREAS, strict=True):
+    for label_map, area in zip(labels, MEDIAN_AREAS, strict=True):
         inner = label_map[60:-60, 60:-60]
         areas = np.unique(inner[inner > 0], return_counts=True)[1]
-        assert np.median(areas) == pytest.approx(wanted * 0.6**2, rel=0.15)
+        assert np.median(areas) == pytest.approx(area * 0.6**2, rel=0.15)
 
 
 def test_classes_differ_in_stain(megapixel):
@@ -107,7 +107,7 @@ def test_classes_differ_in_stain(megapixel):
     assert neutrophil < epithelial - 30
     assert epithelial < macrophage - 15
     assert epithelial < background - 20
-    # What tells neutrophils from lymphocytes by stain is eosin: red passes, green doesn't.
+    # Neutrophils have more eosin than lymphocytes, which absorbs green.
     redness = [image[m > 0].mean(axis=0) @ [1, -1, 0] for m in (labels[1], labels[2])]
     assert redness[1] > redness[0] + 10
 
@@ -121,11 +121,11 @@ def test_tissue_looks_like_haematoxylin_and_eosin(megapixel):
     assert blue > red + 20 > green + 40  # … and blue-purple
 
 
-def test_cells_touch_are_cut_lie_in_pieces_and_have_holes(megapixel):
+def test_cells_touch_are_cut_are_in_pieces_and_have_holes(megapixel):
     _, labels = megapixel
     cells = sum(labels)
-    sidecar_path = (cells[1:] != cells[:-1]) & (cells[1:] > 0) & (cells[:-1] > 0)
-    assert sidecar_path.sum() > 200
+    touching = (cells[1:] != cells[:-1]) & (cells[1:] > 0) & (cells[:-1] > 0)
+    assert touching.sum() > 200
     assert len(np.unique(np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]]))) > 20
     eight = np.ones((3, 3))
     boxes = ndimage.find_objects(cells)
@@ -146,34 +146,24 @@ def test_class_of_weight_zero_does_not_occur():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "value"),
     [
-        {"height": 0},
-        {"width": -1},
-        {"scale": 0},
-        {"cells_per_megapixel": -1},
-        {"cells_per_megapixel": float("nan")},
-        {"mix": (1, 1, 1)},
-        {"mix": (0, 0, 0, 0)},
-        {"mix": (1, 1, 1, -1)},
+        *[("height", 0), ("width", -1), ("scale", 0)],
+        *[("cells_per_megapixel", value) for value in (-1, float("nan"))],
+        *[("mix", value) for value in ((1, 1, 1), (0, 0, 0, 0), (1, 1, 1, -1))],
     ],
 )
-def test_nonsense_is_refused(wrong):
+def test_invalid_arguments(name, value):
     with pytest.raises(ValueError):
-        draw_tissue(**{"height": 20, "width": 20, "rng": rng(), **wrong})
+        draw_tissue(**{"height": 20, "width": 20, "rng": rng(), name: value})
 
 
 # ------------------------------------------------------------------ write_dataset
 
 
 def test_layout(dataset):
-    assert {p.name for p in dataset.iterdir()} == {
-        "train",
-        "test_release",
-        "test_masks",
-        "test_image_name_to_ids.json",
-        MARKER,
-    }
+    folders = {"train", "test_release", "test_masks"}
+    assert {p.name for p in dataset.iterdir()} == {*folders, "test_image_name_to_ids.json", MARKER}
     train = sorted((dataset / "train").iterdir())
     assert len(train) == 7
     for image in train:
@@ -195,7 +185,7 @@ def test_layout(dataset):
             assert tifffile.imread(path).shape == shape[:2]
 
 
-def test_images_have_the_homeworks_format(dataset):
+def test_format_of_images(dataset):
     paths = [*dataset.glob("train/*/image.tif"), *dataset.glob("test_release/*.tif")]
     assert len(paths) == 10
     for path in paths:
@@ -214,7 +204,7 @@ def test_images_have_the_homeworks_format(dataset):
     assert shapes == set(SIZES)
 
 
-def test_masks_have_the_homeworks_format(dataset):
+def test_format_of_masks(dataset):
     images = [*dataset.glob("train/*"), *dataset.glob("test_masks/*")]
     lacking = 0
     for image in images:
@@ -239,7 +229,7 @@ def test_same_arguments_same_bytes(dataset, tmp_path):
     assert not set(bytes_of(tmp_path / "other").values()) & set(bytes_of(dataset).values())
 
 
-def test_more_images_leave_the_first_ones_as_they_are(tmp_path):
+def test_more_images_leave_the_first_ones_unchanged(tmp_path):
     write_dataset(tmp_path / "small", n_train=1, n_test=1, sizes=[(20, 30)])
     write_dataset(tmp_path / "large", n_train=2, n_test=3, sizes=[(20, 30)])
     small, large = bytes_of(tmp_path / "small"), bytes_of(tmp_path / "large")
@@ -248,7 +238,7 @@ def test_more_images_leave_the_first_ones_as_they_are(tmp_path):
     assert all(large[name] == small[name] for name in images)
 
 
-def test_scale_and_density_reach_the_picture(tmp_path):
+def test_scale_and_density(tmp_path):
     write_dataset(tmp_path, 1, 0, sizes=[(200, 200)], cells_per_megapixel=250, scale=0.3)
     masks = [tifffile.imread(p) for p in tmp_path.glob("train/*/class*.tif")]
     assert max(m.max() for m in masks) in (10, 11)
@@ -256,49 +246,47 @@ def test_scale_and_density_reach_the_picture(tmp_path):
     assert json.loads((tmp_path / "test_image_name_to_ids.json").read_text()) == []
 
 
-def test_a_former_set_is_replaced_whole(tmp_path):
+def test_an_earlier_set_is_replaced(tmp_path):
     folder = tmp_path / "data"
     write_dataset(folder, 1, 1, seed=1, sizes=[(20, 20)])
-    former = bytes_of(folder)
+    earlier = bytes_of(folder)
     write_dataset(folder, 1, 1, seed=2, sizes=[(20, 20)])
     assert len(list((folder / "train").iterdir())) == 1
-    assert bytes_of(folder) != former
-    assert [p.name for p in tmp_path.iterdir()] == ["data"]  # nothing left beside it
+    assert bytes_of(folder) != earlier
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]  # no temporary folder left
 
 
-def test_other_peoples_files_are_not_touched(tmp_path):
+def test_other_files_are_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=rf"{tmp_path}.*{MARKER}.*empty folder"):
-        write_dataset(tmp_path, 1, 1, sizes=[(20, 20)])
+    message = refusal(write_dataset, tmp_path, 1, 1, sizes=[(20, 20)])
+    assert message.startswith(f"{tmp_path}: ")
+    assert MARKER in message
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_instead_of_the_folder(tmp_path):
     path = tmp_path / "data"
     path.write_text("")
-    with pytest.raises(InputError, match="a file, but a folder was expected"):
-        write_dataset(path, 1, 1, sizes=[(20, 20)])
-    with pytest.raises(InputError, match="can't be written"):
-        write_dataset(path / "below", 1, 1, sizes=[(20, 20)])
+    assert "a file, expected a folder" in refusal(write_dataset, path, 1, 1, sizes=[(20, 20)])
+    assert "can't be written" in refusal(write_dataset, path / "below", 1, 1, sizes=[(20, 20)])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_right_to_write(tmp_path):
+def test_no_permission_to_write(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="can't be written"):
-        write_dataset(tmp_path / "data", 1, 1, sizes=[(20, 20)])
+    message = refusal(write_dataset, tmp_path / "data", 1, 1, sizes=[(20, 20)])
+    assert "can't be written" in message
 
 
-def test_a_broken_off_set_leaves_the_former_one(tmp_path, monkeypatch):
+def test_a_failed_set_leaves_the_earlier_one(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     write_dataset(folder, 1, 1, sizes=[(20, 20)])
-    former = bytes_of(folder)
+    earlier = bytes_of(folder)
 
     def full_disk(*_args, **_keywords):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tifffile, "imwrite", full_disk)
-    with pytest.raises(InputError, match="No space left on device"):
-        write_dataset(folder, 2, 2, sizes=[(20, 20)])
-    assert bytes_of(folder) == former
+    assert "No space left on device" in refusal(write_dataset, folder, 2, 2, sizes=[(20, 20)])
+    assert bytes_of(folder) == earlier
     assert [p.name for p in tmp_path.iterdir()] == ["data"]

@@ -1,4 +1,4 @@
-"""Small cases for the tests of scoring: masks as arrays first, RLEs made by pycocotools."""
+"""Small cases for the tests of scoring, from mask arrays and pycocotools' RLEs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def rle(mask):
 
 def decode(coded):
     with warnings.catch_warnings():
-        # pycocotools 2.0.11 makes its array in a way that numpy 2 warns of.
+        # pycocotools 2.0.11 triggers a warning of numpy 2.
         warnings.simplefilter("ignore", DeprecationWarning)
         return pycocotools.mask.decode(coded).astype(bool)
 
 
 def truth_of(images, names=("a", "b", "c")):
-    """Make a COCO dict of `{image id: (size, [(class, mask, iscrowd)])}`."""
+    """Return a COCO dict of `{image id: (size, [(class, mask, iscrowd)])}`."""
     annotations: list[dict] = []
     for image_id, (_, cells) in images.items():
         for class_id, mask, crowd in cells:
@@ -66,8 +66,8 @@ def rectangle(size, top, left, bottom, right):
 def random_case(
     rng, *, n_images=4, n_classes=3, n_gt=6, n_results=10, crowds=True, ties=True, largest=14
 ):
-    """Truth and results with everything odd: crowds, ties, masks with no pixel, overlaps,
-    images and classes that one side or both lack, ids that are not 1…n."""
+    """Return ground truth and results with crowds, ties, empty masks, overlaps, images and
+    classes missing on one or both sides, and ids that are not 1…n."""
     images = {}
     results = []
     ids = rng.permutation(np.arange(3, 3 + 2 * n_images))[:n_images].tolist()
@@ -106,30 +106,30 @@ def random_case(
 def naive_label_maps(truth, results, image, threshold=0.5, overlap="score"):
     """Draw both label maps of an image, mask by mask.
 
-    Returns the two `(H, W)` maps, whose labels are places in the ground truth and in the results
-    plus 1, and the class of each label.
+    Return the two `(H, W)` maps, with indices in the ground truth and in the results plus 1 as
+    labels, and the class of each label.
     """
     size = (image["height"], image["width"])
-    true_map, found_map = np.zeros(size, int), np.zeros(size, int)
-    true_class, found_class = {}, {}
+    gt_map, pred_map = np.zeros(size, int), np.zeros(size, int)
+    gt_class, pred_class = {}, {}
     cells = []
     for n, a in enumerate(x for x in truth["annotations"] if x["image_id"] == image["id"]):
         mask = decode(a["segmentation"])
         if not a["iscrowd"]:
             cells.append((-mask.sum(), -n, mask))
-            true_class[n + 1] = a["category_id"]
+            gt_class[n + 1] = a["category_id"]
     for _, n, mask in sorted(cells, key=lambda c: c[:2]):
-        true_map[mask] = 1 - n
-    found = []
+        gt_map[mask] = 1 - n
+    detections = []
     for n, r in enumerate(x for x in results if x["image_id"] == image["id"]):
         mask = decode(r["segmentation"])
         if r["score"] >= threshold:
             key = {"score": r["score"], "smaller": -mask.sum(), "larger": mask.sum()}[overlap]
-            found.append((key, -n, mask))
-            found_class[n + 1] = r["category_id"]
-    for _, n, mask in sorted(found, key=lambda c: c[:2]):
-        found_map[mask] = 1 - n
-    return true_map, found_map, true_class, found_class
+            detections.append((key, -n, mask))
+            pred_class[n + 1] = r["category_id"]
+    for _, n, mask in sorted(detections, key=lambda c: c[:2]):
+        pred_map[mask] = 1 - n
+    return gt_map, pred_map, gt_class, pred_class
 
 
 def labels_of(label_map):

@@ -1,4 +1,4 @@
-"""AP against pycocotools, on cases of every kind, and against numbers worked out by hand."""
+"""AP against pycocotools on random cases, and by hand."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 
 def coco_precision(truth, results, max_detections, area_range=None):
-    """`(T, 101, K)` of pycocotools, −1 where there is no ground truth."""
+    """Return pycocotools' `(T, 101, K)` precisions, −1 without ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = {**truth, "info": {}}
@@ -25,12 +25,12 @@ def coco_precision(truth, results, max_detections, area_range=None):
         # Without a box, pycocotools takes a detection's area from its mask.
         plain = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
         if plain:
-            found = reference.loadRes(plain)
+            detections = reference.loadRes(plain)
         else:
-            found = COCO()
-            found.dataset = {**truth, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(reference, found, "segm")
+            detections = COCO()
+            detections.dataset = {**truth, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(reference, detections, "segm")
         evaluation.params.maxDets = [max_detections or 10**6]
         if area_range:
             evaluation.params.areaRng = [area_range]
@@ -46,21 +46,13 @@ def coco_mean(precision):
 
 
 def assert_same(ours, precision):
-    for mine, theirs in [
-        (ours.ap, precision),
-        (ours.ap50, precision[0]),
-        (ours.ap75, precision[5]),
-    ]:
-        np.testing.assert_allclose(mine, coco_mean(theirs), rtol=0, atol=1e-9)
+    pairs = [(ours.ap, precision), (ours.ap50, precision[0]), (ours.ap75, precision[5])]
     for k in range(precision.shape[2]):
-        select_class = precision[:, :, k]
-        np.testing.assert_allclose(ours.class_ap[k], coco_mean(select_class), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(
-            ours.class_ap50[k], coco_mean(select_class[0]), rtol=0, atol=1e-9
-        )
-        np.testing.assert_allclose(
-            ours.class_ap75[k], coco_mean(select_class[5]), rtol=0, atol=1e-9
-        )
+        of_class = precision[:, :, k]
+        pairs += [(ours.class_ap[k], of_class), (ours.class_ap50[k], of_class[0])]
+        pairs.append((ours.class_ap75[k], of_class[5]))
+    for mine, theirs in pairs:
+        np.testing.assert_allclose(mine, coco_mean(theirs), rtol=0, atol=1e-9)
 
 
 def ap_of(truth, results, **caps):
@@ -82,26 +74,25 @@ def test_equals_pycocotools(seed, ties):
 def test_equals_pycocotools_by_size(seed, low, span):
     truth, results = random_case(np.random.default_rng(seed))
     eval_images = pair_by_image(truth, results)
-    found = ap.find_match_candidates(eval_images, 3)
-    rankings = ap.rank_detections(eval_images, found, (low, low + span))
+    candidates = ap.find_match_candidates(eval_images, 3)
+    rankings = ap.rank_detections(eval_images, candidates, (low, low + span))
     precision = coco_precision(truth, results, None, [low, low + span])
     assert_same(ap.average_precision(rankings), precision)
 
 
-def test_many_cells_are_compared_in_parts(monkeypatch):
+def test_candidates_in_blocks(monkeypatch):
     truth, results = random_case(np.random.default_rng(1), n_images=6, n_results=20)
     eval_images = pair_by_image(truth, results)
     whole = ap.find_match_candidates(eval_images, 3)
-    assert any(part.pairs for select_class in whole for part in select_class)
+    assert any(part.pairs for of_class in whole for part in of_class)
     monkeypatch.setattr(match, "_MAX_IOUS", 7)
-    for select_class, of_class_again in zip(
-        whole, ap.find_match_candidates(eval_images, 3), strict=True
-    ):
-        assert [c.pairs for c in select_class] == [c.pairs for c in of_class_again]
+    in_blocks = ap.find_match_candidates(eval_images, 3)
+    for of_class, same_class in zip(whole, in_blocks, strict=True):
+        assert [c.pairs for c in of_class] == [c.pairs for c in same_class]
 
 
 def test_more_than_a_hundred_detections():
-    # 150 cells in a row, found in the order of falling scores: the cap costs a third.
+    # 150 detected cells in a row, in the order of decreasing scores: the cap removes a third.
     size = (1, 450)
     cells = [(1, rectangle(size, 0, 3 * i, 1, 3 * i + 2), False) for i in range(150)]
     truth = truth_of({1: (size, cells)}, ["a"])
@@ -114,12 +105,10 @@ def test_more_than_a_hundred_detections():
 
 
 def test_by_hand():
-    # Two cells. The best detection is wrong, the second finds one cell at IoU 6/10.
+    # Two cells. The best detection is a false positive, the second matches a cell at IoU 6/10.
     size = (10, 10)
-    truth = truth_of(
-        {1: (size, [(1, rectangle(size, 0, 0, 2, 5), 0), (1, rectangle(size, 8, 8, 9, 9), 0)])},
-        ["a"],
-    )
+    cells = [(1, rectangle(size, 0, 0, 2, 5), 0), (1, rectangle(size, 8, 8, 9, 9), 0)]
+    truth = truth_of({1: (size, cells)}, ["a"])
     results = [
         entry(1, 1, rectangle(size, 5, 0, 6, 3), 0.9),
         entry(1, 1, rectangle(size, 0, 0, 2, 3), 0.8),
@@ -149,14 +138,14 @@ def test_is_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_one_cell_is_given_once():
-    # Two detections of one cell: the better score takes it at every threshold it reaches.
+def test_a_cell_matches_one_detection():
+    # Two detections of one cell: the better score matches at every threshold it reaches.
     pairs = [(0, 0, 0.6), (1, 0, 0.9)]
     matched = match_greedily(pairs, 2, [False], [False], [0.5, 0.8])
     assert matched.tolist() == [[0, -1], [-1, 0]]
 
 
-def test_a_crowd_takes_any_number_but_only_what_nothing_else_takes():
+def test_a_crowd_matches_all_detections_without_another_match():
     pairs = [(0, 0, 1.0), (0, 1, 0.7), (1, 0, 0.9), (2, 0, 0.8), (2, 1, 0.6)]
     matched = match_greedily(pairs, 3, [True, False], [True, False], [0.5])
     assert matched.tolist() == [[1, 0, 0]]

@@ -1,4 +1,4 @@
-"""Drawn sets of images: their weights, and intervals."""
+"""Bootstrap resamples of images: weights and intervals."""
 
 import numpy as np
 from hypothesis import given
@@ -8,7 +8,7 @@ from cellseg.score.bootstrap import draw_weights, interval
 
 
 @given(st.integers(0, 30), st.integers(0, 20), st.integers(0, 5))
-def test_each_set_has_as_many_images(n_images, n_resamples, seed):
+def test_resamples_have_the_number_of_images(n_images, n_resamples, seed):
     weights = draw_weights(n_images, n_resamples, seed)
     assert weights.shape == (n_resamples, n_images)
     assert (weights >= 0).all()
@@ -16,11 +16,11 @@ def test_each_set_has_as_many_images(n_images, n_resamples, seed):
     np.testing.assert_array_equal(weights, draw_weights(n_images, n_resamples, seed))
 
 
-def test_other_seeds_draw_other_sets():
+def test_other_seeds_give_other_resamples():
     assert (draw_weights(20, 5, 0) != draw_weights(20, 5, 1)).any()
 
 
-def test_interval_is_the_middle_of_what_is_a_number():
+def test_interval_ignores_nan():
     samples = np.arange(1001.0)
     low, high = interval(np.stack([samples, np.full(1001, np.nan)], axis=1))
     np.testing.assert_allclose([low[0], high[0]], [25, 975])
@@ -36,13 +36,12 @@ def test_no_sample():
     assert np.isnan(low).all()
 
 
-def test_covers_a_mean_as_often_as_it_says():
-    # 300 sets of 60 numbers around 0: the interval of the mean holds 0 in about 95 %.
+def test_coverage_of_a_mean():
+    # 300 sets of 60 numbers around 0: the interval of the mean contains 0 in about 95 %.
     rng = np.random.default_rng(1)
-    tp = 0
+    covered = 0
     for seed in range(300):
         values = rng.normal(size=60)
-        means = draw_weights(60, 300, seed) @ values / 60
-        low, high = interval(means)
-        tp += bool(low < 0 < high)
-    assert 0.90 <= tp / 300 <= 0.98
+        low, high = interval(draw_weights(60, 300, seed) @ values / 60)
+        covered += bool(low < 0 < high)
+    assert 0.90 <= covered / 300 <= 0.98

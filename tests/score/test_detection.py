@@ -1,4 +1,4 @@
-"""Precision, recall and F1, and the confusion of classes, against loops and by hand."""
+"""Precision, recall, F1 and the confusion matrix, against loops and by hand."""
 
 import numpy as np
 import pytest
@@ -34,22 +34,21 @@ def test_equals_a_loop_over_the_cells(seed, threshold):
     matrix = confusion_matrix(comparisons, 3)
     expected = np.zeros((4, 4), int)
     for i, image in enumerate(sorted(truth["images"], key=lambda image: image["id"])):
-        true_map, found_map, true_class, found_class = naive_label_maps(truth, results, image)
+        gt_map, pred_map, gt_class, pred_class = naive_label_maps(truth, results, image)
         tp, fn, false = np.zeros(3, int), np.zeros(3, int), np.zeros(3, int)
         iou_sum = np.zeros(3)
-        trues, founds = labels_of(true_map), labels_of(found_map)
-        for t in trues:
-            fn[true_class[t] - 1] += 1
-            expected[true_class[t] - 1, 3] += 1
-        for f in founds:
-            false[found_class[f] - 1] += 1
-            expected[3, found_class[f] - 1] += 1
-        for t in trues:
-            for f in founds:
-                a, b = true_class[t] - 1, found_class[f] - 1
-                iou = ((true_map == t) & (found_map == f)).sum() / (
-                    (true_map == t) | (found_map == f)
-                ).sum()
+        gt_labels, pred_labels = labels_of(gt_map), labels_of(pred_map)
+        for t in gt_labels:
+            fn[gt_class[t] - 1] += 1
+            expected[gt_class[t] - 1, 3] += 1
+        for f in pred_labels:
+            false[pred_class[f] - 1] += 1
+            expected[3, pred_class[f] - 1] += 1
+        for t in gt_labels:
+            for f in pred_labels:
+                a, b = gt_class[t] - 1, pred_class[f] - 1
+                gt, pred = gt_map == t, pred_map == f
+                iou = (gt & pred).sum() / (gt | pred).sum()
                 if iou > 0.5:
                     expected[a, b] += 1
                     expected[a, 3] -= 1
@@ -85,18 +84,14 @@ def test_f1_by_hand():
 
 
 def test_detected_but_misclassified():
-    truth = truth_of(
-        {1: (SIZE, [(1, line(0, 4), 0), (1, line(5, 9), 0), (2, line(10, 14), 0)])}, ["a", "b"]
-    )
-    results = [
-        entry(1, 1, line(0, 4), 0.9),
-        entry(1, 2, line(5, 9), 0.9),
-        entry(1, 2, line(20, 24), 0.9),
-    ]
+    cells = [(1, line(0, 4), 0), (1, line(5, 9), 0), (2, line(10, 14), 0)]
+    truth = truth_of({1: (SIZE, cells)}, ["a", "b"])
+    masks = [(1, line(0, 4)), (2, line(5, 9)), (2, line(20, 24))]
+    results = [entry(1, class_id, mask, 0.9) for class_id, mask in masks]
     comparison = compare_label_maps(pair_by_image(truth, results)[0])
     assert confusion_matrix([comparison], 2).tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
     sums = count_matches([comparison], 2)
-    # For its classes the misclassified cell is a miss and a false positive.
+    # Per class, the misclassified cell is a false negative and a false positive.
     assert sums.tp.tolist() == [[1, 0]]
     assert sums.fn.tolist() == [[1, 1]]
     assert sums.fp.tolist() == [[0, 2]]

@@ -1,4 +1,4 @@
-"""Label maps against maps drawn mask by mask, and cases drawn by hand."""
+"""Label maps against maps drawn mask by mask, and by hand."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def line(start, end, length=20):
     return rectangle((1, length), 0, start, 1, end)
 
 
-def compared(cells, found, **settings):
-    """Compare cells `(class, mask, crowd)` with found ones `(class, mask, score)` in one row."""
-    size = cells[0][1].shape if cells else found[0][1].shape
+def compared(cells, detections, **settings):
+    """Compare cells `(class, mask, crowd)` with detections `(class, mask, score)` in one row."""
+    size = cells[0][1].shape if cells else detections[0][1].shape
     truth = truth_of({1: (size, cells)})
-    eval_images = pair_by_image(truth, [entry(1, *one) for one in found])
+    eval_images = pair_by_image(truth, [entry(1, *one) for one in detections])
     return compare_label_maps(eval_images[0], **settings)
 
 
@@ -40,16 +40,16 @@ def test_equals_maps_drawn_mask_by_mask(seed, threshold, overlap):
     for eval_image in pair_by_image(truth, results):
         image = next(i for i in truth["images"] if i["id"] == eval_image.id)
         ours = compare_label_maps(eval_image, threshold, overlap)
-        true_map, found_map, true_class, found_class = naive_label_maps(
+        gt_map, pred_map, gt_class, pred_class = naive_label_maps(
             truth, results, image, threshold, overlap
         )
-        trues, founds = labels_of(true_map), labels_of(found_map)
-        assert (ours.gt_indices + 1).tolist() == trues
-        assert (ours.detection_indices + 1).tolist() == founds
-        assert (ours.gt_classes + 1).tolist() == [true_class[t] for t in trues]
-        assert (ours.classes + 1).tolist() == [found_class[f] for f in founds]
-        assert ours.gt_areas.tolist() == [(true_map == t).sum() for t in trues]
-        assert ours.areas.tolist() == [(found_map == f).sum() for f in founds]
+        gt_labels, pred_labels = labels_of(gt_map), labels_of(pred_map)
+        assert (ours.gt_indices + 1).tolist() == gt_labels
+        assert (ours.detection_indices + 1).tolist() == pred_labels
+        assert (ours.gt_classes + 1).tolist() == [gt_class[t] for t in gt_labels]
+        assert (ours.classes + 1).tolist() == [pred_class[f] for f in pred_labels]
+        assert ours.gt_areas.tolist() == [(gt_map == t).sum() for t in gt_labels]
+        assert ours.areas.tolist() == [(pred_map == f).sum() for f in pred_labels]
         pairs = {
             (ours.gt_indices[t] + 1, ours.detection_indices[f] + 1): (shared, union, iou)
             for (t, f), shared, union, iou in zip(
@@ -57,10 +57,10 @@ def test_equals_maps_drawn_mask_by_mask(seed, threshold, overlap):
             )
         }
         expected = {}
-        for t in trues:
-            for f in founds:
-                shared = ((true_map == t) & (found_map == f)).sum()
-                union = ((true_map == t) | (found_map == f)).sum()
+        for t in gt_labels:
+            for f in pred_labels:
+                shared = ((gt_map == t) & (pred_map == f)).sum()
+                union = ((gt_map == t) | (pred_map == f)).sum()
                 if shared:
                     expected[t, f] = (shared, union, shared / union)
         assert pairs == expected
@@ -69,40 +69,39 @@ def test_equals_maps_drawn_mask_by_mask(seed, threshold, overlap):
 @pytest.mark.parametrize(
     ("overlap", "areas"), [("score", [5, 1]), ("smaller", [2, 4]), ("larger", [5, 1])]
 )
-def test_who_keeps_contested_pixels(overlap, areas):
+def test_which_detection_gets_overlapping_pixels(overlap, areas):
     # 5 and 4 pixels, 3 of them shared.
-    found = [(1, line(0, 5), 0.9), (2, line(2, 6), 0.8)]
-    assert compared([], found, overlap=overlap).areas.tolist() == areas
-    # The class makes no difference, the score does only if it is asked for.
-    found = [(1, line(0, 5), 0.8), (1, line(2, 6), 0.9)]
+    detections = [(1, line(0, 5), 0.9), (2, line(2, 6), 0.8)]
+    assert compared([], detections, overlap=overlap).areas.tolist() == areas
+    # The class makes no difference, and the score only if overlap is "score".
+    detections = [(1, line(0, 5), 0.8), (1, line(2, 6), 0.9)]
     other = [2, 4] if overlap == "score" else areas
-    assert compared([], found, overlap=overlap).areas.tolist() == other
+    assert compared([], detections, overlap=overlap).areas.tolist() == other
 
 
-def test_equal_scores_the_earlier_keeps():
-    found = [(1, line(0, 4), 0.7), (1, line(2, 6), 0.7)]
-    assert compared([], found).areas.tolist() == [4, 2]
+def test_of_equal_scores_the_first_gets_the_pixels():
+    detections = [(1, line(0, 4), 0.7), (1, line(2, 6), 0.7)]
+    assert compared([], detections).areas.tolist() == [4, 2]
 
 
 def test_covered_cells_are_in_no_map():
-    found = [(1, line(3, 5), 0.6), (1, line(2, 6), 0.7), (1, line(9, 9), 0.9)]
-    ours = compared([], found)
-    assert ours.detection_indices.tolist() == [1]
+    detections = [(1, line(3, 5), 0.6), (1, line(2, 6), 0.7), (1, line(9, 9), 0.9)]
+    assert compared([], detections).detection_indices.tolist() == [1]
 
 
-def test_threshold_is_the_least_score_that_counts():
-    found = [(1, line(0, 2), 0.5), (1, line(4, 6), 0.4999)]
-    assert compared([], found).detection_indices.tolist() == [0]
-    assert compared([], found, score_threshold=0).detection_indices.tolist() == [0, 1]
+def test_score_threshold():
+    detections = [(1, line(0, 2), 0.5), (1, line(4, 6), 0.4999)]
+    assert compared([], detections).detection_indices.tolist() == [0]
+    assert compared([], detections, score_threshold=0).detection_indices.tolist() == [0, 1]
 
 
-def test_of_overlapping_ground_truth_the_smaller_one_is_kept_whole():
+def test_of_overlapping_ground_truth_the_smaller_cell_stays_whole():
     ours = compared([(1, line(0, 9), 0), (2, line(3, 5), 0)], [(1, line(0, 1), 0.9)])
     assert ours.gt_areas.tolist() == [7, 2]
 
 
-def test_half_an_iou_is_no_match():
-    # 3 of 6 pixels: exactly one half, which two cells could have.
+def test_an_iou_of_one_half_is_no_match():
+    # 3 of 6 pixels: exactly one half, which two cells could reach.
     assert len(compared([(1, line(0, 6), 0)], [(1, line(0, 3), 0.9)]).matches()[0]) == 0
     at, iou = compared([(1, line(0, 6), 0)], [(1, line(0, 4), 0.9)]).matches()
     assert (at.tolist(), iou.tolist()) == ([[0, 0]], [4 / 6])
@@ -110,28 +109,22 @@ def test_half_an_iou_is_no_match():
 
 def test_more_than_half_in_a_crowd_of_its_class_is_ignored():
     cells = [(1, line(0, 10), True), (1, line(4, 10), True)]
-    found = [
-        (1, line(0, 2), 0.9),
-        (2, line(2, 4), 0.9),
-        (1, line(8, 12), 0.9),
-        (1, line(7, 8), 0.8),
-    ]
-    ours = compared(cells, found)
+    detections = [(1, line(0, 2), 0.9), (2, line(2, 4), 0.9)]
+    detections += [(1, line(8, 12), 0.9), (1, line(7, 8), 0.8)]
+    ours = compared(cells, detections)
     assert len(ours.gt_indices) == 0
     assert ours.in_crowd.tolist() == [True, False, False, True]
 
 
-def test_nothing_at_all():
+def test_no_cells():
     ours = compared([(1, line(0, 0), 0)], [])
-    assert (
-        len(ours.gt_indices) == len(ours.detection_indices) == len(ours.pairs) == len(ours.iou) == 0
-    )
+    assert {*map(len, (ours.gt_indices, ours.detection_indices, ours.pairs, ours.iou))} == {0}
 
 
-def test_parts():
+def test_one_class_and_class_agnostic():
     cells = [(1, line(0, 4), 0), (2, line(5, 9), 0)]
-    found = [(2, line(0, 4), 0.9), (2, line(5, 8), 0.9), (1, line(12, 14), 0.9)]
-    ours = compared(cells, found)
+    detections = [(2, line(0, 4), 0.9), (2, line(5, 8), 0.9), (1, line(12, 14), 0.9)]
+    ours = compared(cells, detections)
     second = select_class(ours, 1)
     assert second.gt_indices.tolist() == [1]
     assert second.detection_indices.tolist() == [0, 1]

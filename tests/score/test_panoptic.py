@@ -27,34 +27,28 @@ def all_weights(comparisons):
     return np.ones(len(comparisons), np.int64)
 
 
-def naive_pq(true_map, found_map):
-    """PQ, DQ and SQ of one label map, as the challenge's script goes about it."""
+def naive_pq(gt_map, pred_map):
+    """Return PQ, DQ and SQ of one label map, computed as in the challenge's script."""
     ious = []
-    free = set(labels_of(found_map))
-    missed = 0
-    for t in labels_of(true_map):
-        for f in labels_of(found_map * (true_map == t)):
-            iou = ((true_map == t) & (found_map == f)).sum() / (
-                (true_map == t) | (found_map == f)
-            ).sum()
+    free = set(labels_of(pred_map))
+    fn = 0
+    for t in labels_of(gt_map):
+        for f in labels_of(pred_map * (gt_map == t)):
+            gt, pred = gt_map == t, pred_map == f
+            iou = (gt & pred).sum() / (gt | pred).sum()
             if iou > 0.5:
                 ious.append(iou)
                 free.remove(f)
                 break
         else:
-            missed += 1
-    weight = len(ious) + 0.5 * len(free) + 0.5 * missed
-    return (
-        sum(ious) / weight,
-        len(ious) / weight,
-        np.mean(ious) if ious else np.nan,
-    )
+            fn += 1
+    weight = len(ious) + 0.5 * len(free) + 0.5 * fn
+    return sum(ious) / weight, len(ious) / weight, np.mean(ious) if ious else np.nan
 
 
-def only(label_map, classes, wanted):
-    return np.where(
-        np.isin(label_map, [n for n, k in classes.items() if k == wanted]), label_map, 0
-    )
+def only(label_map, classes, class_id):
+    labels = [n for n, k in classes.items() if k == class_id]
+    return np.where(np.isin(label_map, labels), label_map, 0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,10 +60,10 @@ def test_equals_a_loop_over_the_images(seed):
     for k in range(N_CLASSES):
         values = []
         for image in truth["images"]:
-            true_map, found_map, *classes = naive_label_maps(truth, results, image)
-            true_map = only(true_map, classes[0], k + 1)
-            if true_map.any():
-                values.append(naive_pq(true_map, only(found_map, classes[1], k + 1)))
+            gt_map, pred_map, *classes = naive_label_maps(truth, results, image)
+            gt_map = only(gt_map, classes[0], k + 1)
+            if gt_map.any():
+                values.append(naive_pq(gt_map, only(pred_map, classes[1], k + 1)))
         columns = np.array(values).reshape(-1, 3).T
         for mine, column in zip((ours.pq[k], ours.dq[k], ours.sq[k]), columns, strict=True):
             column = column[~np.isnan(column)]
@@ -84,18 +78,15 @@ def test_pooled_equals_torchmetrics(seed):
     comparisons = [compare_label_maps(eval_image) for eval_image in pair_by_image(truth, results)]
     sums = count_matches(comparisons, N_CLASSES)
     ours = panoptic(sums, all_weights(comparisons))
-    # Background is one region of a class of its own, whose score is not looked at.
-    metric = PanopticQuality(
-        things={1, 2, 3}, stuffs={0}, return_sq_and_rq=True, return_per_class=True
-    )
+    # Background is a separate class, whose score is ignored.
+    options = {"return_sq_and_rq": True, "return_per_class": True}
+    metric = PanopticQuality(things={1, 2, 3}, stuffs={0}, **options)
     for image in truth["images"]:
-        true_map, found_map, true_class, found_class = naive_label_maps(truth, results, image)
-        pair = [
-            torch.tensor(
-                np.stack([np.vectorize({0: 0, **classes}.get)(labels), labels], axis=-1)[None]
-            )
-            for labels, classes in ((found_map, found_class), (true_map, true_class))
-        ]
+        gt_map, pred_map, gt_class, pred_class = naive_label_maps(truth, results, image)
+        pair = []
+        for labels, classes in ((pred_map, pred_class), (gt_map, gt_class)):
+            class_map = np.vectorize({0: 0, **classes}.get)(labels)
+            pair.append(torch.tensor(np.stack([class_map, labels], axis=-1)[None]))
         metric.update(*pair)
     theirs = metric.compute().numpy()
     known = (sums.tp + sums.fn).sum(axis=0) > 0
@@ -109,8 +100,8 @@ def test_pooled_equals_torchmetrics(seed):
 
 
 def test_by_hand():
-    # Image 1: two cells, one found with IoU 4/6, one false positive. Image 2: one cell, found
-    # exactly. Image 3: no cell, one false positive. Image 4: nothing.
+    # Image 1: two cells, one detected with IoU 4/6, one false positive. Image 2: one cell,
+    # detected exactly. Image 3: no cell, one false positive. Image 4: nothing.
     size = (1, 20)
 
     def line(start, end):
@@ -138,8 +129,8 @@ def test_by_hand():
     assert sums.fn.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
     assert sums.fp.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
     ours = panoptic(sums, all_weights(comparisons))
-    # Images 3 and 4 have no ground-truth cell and stand aside; pooled, image 3's false positive
-    # counts.
+    # Images 3 and 4 have no ground-truth cell and are ignored, except for image 3's false positive
+    # in the pooled scores.
     assert ours.dq[0] == pytest.approx((1 / 2 + 1) / 2)
     assert ours.sq[0] == pytest.approx((4 / 6 + 1) / 2)
     assert ours.pq[0] == pytest.approx((1 / 3 + 1) / 2)
@@ -148,7 +139,7 @@ def test_by_hand():
     assert ours.pooled_pq[0] == pytest.approx(ours.pooled_dq[0] * ours.pooled_sq[0])
     for values in (ours.pq, ours.dq, ours.sq, ours.pooled_pq, ours.pooled_dq, ours.pooled_sq):
         assert np.isnan(values[1])
-    # Each image drawn as often as a weight says, in one go for many weights.
+    # Several weights at once.
     weighted = panoptic(sums, np.array([[1, 1, 1, 1], [3, 1, 0, 0], [0, 0, 2, 2]]))
     np.testing.assert_allclose(weighted.pq[:, 0], [2 / 3, (3 / 3 + 1) / 4, np.nan])
 

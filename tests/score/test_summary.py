@@ -1,4 +1,4 @@
-"""All numbers together: drawn sets against sets really put together, and who found whom."""
+"""All metrics: resamples against sets of repeated images, matches, tables and JSON."""
 
 import json
 
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from cellseg.read.coco import class_names
 from cellseg.read.results import pair_by_image
+from cellseg.score import summary
 from cellseg.score.ap import mask_ap
 from cellseg.score.bootstrap import draw_weights
 from cellseg.score.summary import difference
-from cellseg.score.summary import score as score_scenes
 from cellseg.score.tables import as_json, as_text, difference_as_text, per_image
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
@@ -20,48 +20,43 @@ SIZE = (1, 30)
 
 
 def score(truth, results, **options):
-    return score_scenes(pair_by_image(truth, results), class_names(truth), **options)
+    return summary.score(pair_by_image(truth, results), class_names(truth), **options)
 
 
 def line(start, end):
     return rectangle(SIZE, 0, start, 1, end)
 
 
-def put_together(truth, results, weights):
-    """Repeat each image, with its cells and detections, as often as its weight says."""
+def repeated(truth, results, weights):
+    """Return a set with each image, its cells and detections repeated by its weight."""
     images: list[dict] = []
     annotations: list[dict] = []
     detections: list[dict] = []
-    for image, weight in zip(
-        sorted(truth["images"], key=lambda image: image["id"]), weights, strict=True
-    ):
+    ordered = sorted(truth["images"], key=lambda image: image["id"])
+    for image, weight in zip(ordered, weights, strict=True):
+        cells = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
         for _ in range(weight):
             new = len(images) + 1
             images.append({**image, "id": new, "file_name": str(new)})
-            annotations += [
-                {**a, "image_id": new, "id": len(annotations) + n}
-                for n, a in enumerate(
-                    (a for a in truth["annotations"] if a["image_id"] == image["id"]), 1
-                )
-            ]
+            first = len(annotations) + 1
+            annotations += [{**a, "image_id": new, "id": n} for n, a in enumerate(cells, first)]
             detections += [{**r, "image_id": new} for r in results if r["image_id"] == image["id"]]
     return {**truth, "images": images, "annotations": annotations}, detections
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_a_drawn_set_scores_as_the_set_itself(seed):
-    # Without equal scores: in which order those of several images come is of no meaning.
+def test_a_resample_scores_as_the_repeated_images(seed):
+    # Without equal scores, whose order across images is arbitrary.
     truth, results = random_case(np.random.default_rng(seed), n_images=5, ties=False)
     caps = (2, 100, None)
     scores = score(truth, results, max_detections=caps, n_resamples=4, seed=seed % 100)
     for b, weights in enumerate(draw_weights(5, 4, seed % 100)):
-        real = score(*put_together(truth, results, weights), max_detections=caps, n_resamples=0)
+        real = score(*repeated(truth, results, weights), max_detections=caps, n_resamples=0)
         assert scores.samples.keys() == real.metrics.keys()
         for name, values in scores.samples.items():
-            np.testing.assert_allclose(
-                values[b], real.metrics[name], rtol=0, atol=1e-12, err_msg=name
-            )
+            expected = real.metrics[name]
+            np.testing.assert_allclose(values[b], expected, rtol=0, atol=1e-12, err_msg=name)
 
 
 def test_ap_is_that_of_mask_ap():
@@ -99,7 +94,7 @@ def test_matches_of_an_image():
     scores = score(*case_by_hand(), n_resamples=0)
     first, second = scores.images
     assert [eval_image.id for eval_image in scores.eval_images] == [7, 9]
-    # Detections are counted within the image: entries 1, 2, 3, 4 of the file are 0, 1, 2, 3.
+    # Indices of detections are those in the image: entries 1, 2, 3, 4 of the file are 0, 1, 2, 3.
     assert scores.eval_images[0].entries.tolist() == [1, 2, 3, 4]
     assert first.tp.tolist() == [[0, 0]]
     assert first.misclassified.tolist() == [[1, 1]]
@@ -118,7 +113,7 @@ def test_a_cell_in_a_crowd_is_no_false_positive():
     assert (image.fn.tolist(), image.fp.tolist()) == ([], [1])
 
 
-def test_a_class_without_true_cells_has_no_score():
+def test_a_class_without_ground_truth_has_no_score():
     cell = line(0, 4)
     truth = truth_of({n: (SIZE, [(1, cell, 0)]) for n in (1, 2)}, ["a", "b"])
     results = [entry(1, 1, cell, 0.9), entry(2, 1, cell, 0.9), entry(2, 2, line(8, 12), 0.6)]
@@ -126,9 +121,9 @@ def test_a_class_without_true_cells_has_no_score():
     for name, values in scores.metrics.items():
         assert np.isnan(values[1]), name
         assert values[2] == values[0] == 1, name
-    # Of the second image, half of what any cell covers is made up.
+    # In the second image, half of the covered pixels are a false positive.
     np.testing.assert_allclose([scores.metrics[name][3] for name in ("AJI", "AJI+")], 3 / 4)
-    # Nor has it any in a drawn set that lacks the one image with its ground-truth cell.
+    # Nor in a resample without the only image with ground truth.
     truth = truth_of({1: (SIZE, [(1, cell, 0)]), 2: (SIZE, [])}, ["a"])
     results = [entry(1, 1, cell, 0.9), entry(2, 1, cell, 0.9)]
     scores = score(truth, results, n_resamples=20)
@@ -136,17 +131,17 @@ def test_a_class_without_true_cells_has_no_score():
     assert (weights[:, 0] == 0).any()
     for name in ("AJI", "AJI+"):
         expected = np.where(weights[:, 0] > 0, weights[:, 0] / 2, np.nan)
-        for row in (0, 2):  # of the class, and of any class
+        for row in (0, 2):  # the class, and any class
             np.testing.assert_array_equal(scores.samples[name][:, row], expected)
 
 
 def test_rows():
     scores = score(*case_by_hand(), n_resamples=0)
     assert scores.rows == ["round", "long", "mean of classes", "any class"]
-    # Found: 1 of 2 round, 1 of 2 long, and of any class 3 of 4; 4 are named.
+    # Detected: 1 of 2 round, 1 of 2 long, and of any class 3 of 4, with 4 detections.
     np.testing.assert_allclose(scores.metrics["recall"], [0.5, 0.5, 0.5, 3 / 4])
     np.testing.assert_allclose(scores.metrics["precision"], [1, 1 / 3, 2 / 3, 3 / 4])
-    # Image 7, any class: IoU 1 and 3/4, one missed, one made up; image 9: IoU 3/4.
+    # Image 7, any class: IoU 1 and 3/4, a false negative, a false positive; image 9: IoU 3/4.
     np.testing.assert_allclose(scores.metrics["PQ"][3], (1.75 / 3 + 0.75) / 2)
     # Precision and recall at 0.75 need more than 0.75.
     at = np.flatnonzero(np.isclose(scores.thresholds, 0.75))[0]
@@ -165,10 +160,8 @@ def test_score_threshold_and_overlap_reach_the_label_maps():
 def test_sizes_hold_all_cells_and_a_perfect_result_is_one_in_each():
     rng = np.random.default_rng(0)
     size = (40, 400)
-    cells = [
-        (1, rectangle(size, 0, 10 * i, int(h), 10 * i + 5), 0)
-        for i, h in enumerate(rng.integers(1, 40, 40))
-    ]
+    heights = rng.integers(1, 40, 40).tolist()
+    cells = [(1, rectangle(size, 0, 10 * i, h, 10 * i + 5), 0) for i, h in enumerate(heights)]
     truth = truth_of({1: (size, cells)}, ["a"])
     results = [entry(1, 1, mask, 0.5) for _, mask, _ in cells]
     scores = score(truth, results, n_resamples=0)
@@ -187,7 +180,7 @@ def test_cells_of_one_size_make_one_bin():
     assert [(b.low, b.high, b.n_gt) for b in score(truth, [], n_resamples=0).sizes] == [(2, 2, 5)]
 
 
-def test_nothing_at_all():
+def test_no_cells():
     empty = truth_of({1: (SIZE, [])}, ["a"])
     scores = score(empty, [], n_resamples=3)
     assert all(np.isnan(values).all() for values in scores.metrics.values())
@@ -196,7 +189,7 @@ def test_nothing_at_all():
     json.dumps(as_json(scores), allow_nan=False)
 
 
-def test_intervals_hold_the_number_and_need_samples():
+def test_intervals_contain_the_value_and_need_resamples():
     truth, results = random_case(np.random.default_rng(8), n_images=12)
     scores = score(truth, results, n_resamples=200)
     for name in ("AP@all", "F1"):
@@ -204,7 +197,7 @@ def test_intervals_hold_the_number_and_need_samples():
     assert np.isnan(score(truth, results, n_resamples=0).low["F1"]).all()
 
 
-def test_one_image_alone_gives_no_interval():
+def test_a_single_image_has_no_interval():
     truth, results = case_by_hand()
     truth["images"] = truth["images"][:1]
     truth["annotations"] = truth["annotations"][:3]
@@ -223,7 +216,7 @@ def test_no_image():
     as_text(scores)
 
 
-def test_difference_to_itself_is_nothing_and_to_less_is_on_one_side():
+def test_difference_to_itself_and_to_fewer_detections():
     size = (1, 12)
     cell = rectangle(size, 0, 0, 1, 4)
     truth = truth_of({i: (size, [(1, cell, 0)]) for i in range(1, 31)}, ["a"])
@@ -235,39 +228,22 @@ def test_difference_to_itself_is_nothing_and_to_less_is_on_one_side():
     apart = difference(a, b)
     assert apart.value["recall"].tolist() == [0.5] * 3
     assert 0.2 < apart.low["recall"][0] < 0.5 < apart.high["recall"][0] < 0.8
-    # On the same draws: where B finds all, the difference is what A misses.
-    np.testing.assert_allclose(
-        apart.low["recall"], 1 - np.percentile(a.samples["recall"], 97.5, axis=0)
-    )
+    # On the same resamples: B detects all, so the difference is what A misses.
+    expected = 1 - np.percentile(a.samples["recall"], 97.5, axis=0)
+    np.testing.assert_allclose(apart.low["recall"], expected)
     assert "recall" in difference_as_text("worse", "good", apart)
 
 
 def test_per_image_rows():
     rows = list(per_image(score(*case_by_hand(), n_resamples=0)))
-    assert [(row["image_id"], row["class"]) for row in rows] == [
-        (7, "round"),
-        (7, "long"),
-        (7, "any class"),
-        (9, "round"),
-        (9, "long"),
-        (9, "any class"),
-    ]
+    classes = ("round", "long", "any class")
+    keys = [(row["image_id"], row["class"]) for row in rows]
+    assert keys == [(image_id, name) for image_id in (7, 9) for name in classes]
     assert rows[1] == {
-        "image_id": 7,
-        "file_name": "7.tif",
-        "class": "long",
-        "true": 1,
-        "found": 2,
-        "error": 1,
-        "hits": 0,
-        "misses": 1,
-        "false_alarms": 2,
-        "PQ": 0,
-        "DQ": 0,
-        "SQ": None,
-        "AJI": 0,
-        "AJI+": 0,
-    }
+        "image_id": 7, "file_name": "7.tif", "class": "long",
+        "true": 1, "found": 2, "error": 1, "hits": 0, "misses": 1, "false_alarms": 2,
+        "PQ": 0, "DQ": 0, "SQ": None, "AJI": 0, "AJI+": 0,
+    }  # fmt: skip
     assert (rows[2]["hits"], rows[2]["misses"], rows[2]["false_alarms"]) == (2, 1, 1)
     assert rows[2]["PQ"] == pytest.approx(1.75 / 3)
     assert rows[2]["AJI"] == pytest.approx(7 / (4 + 4 + 4 + 4))
@@ -276,20 +252,20 @@ def test_per_image_rows():
 
 def test_text_shows_every_row():
     text = as_text(score(*case_by_hand(), n_resamples=10))
-    assert "2 images, 4 true cells, 5 detections\n" in text
+    assert text.splitlines()[0] == "2 images, 4 ground-truth cells, 5 detections"
     truth, results = case_by_hand()
     first = [entry for entry in results if entry["image_id"] == results[0]["image_id"]]
     text_of_one = as_text(score(truth, first, n_resamples=0))
-    assert f" {len(first)} detections (1 images without any)\n" in text_of_one
+    assert f" {len(first)} detections (1 images " in text_of_one
     lines = text.splitlines()
     for row, times in (("round", 5), ("long", 5), ("mean of classes", 4), ("any class", 2)):
         assert sum(line.startswith(row) for line in lines) == times
     assert "AP50@100" in text
-    assert "95 % intervals from 10 sets" in text
+    assert "95 % intervals from 10 " in text
     assert "intervals" not in as_text(score(*case_by_hand(), n_resamples=0))
 
 
-def test_json_keeps_classes_apart_from_the_other_rows():
+def test_json_separates_classes_from_the_other_rows():
     truth, results = case_by_hand()
     truth["categories"][0]["name"] = "any class"
     plain = json.loads(json.dumps(as_json(score(truth, results, n_resamples=5))))

@@ -1,4 +1,4 @@
-"""GeoJSON: the form that QuPath reads, and that the polygons give the masks back."""
+"""GeoJSON: the format that QuPath reads; the polygons give the masks back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.geojson
-from cellseg.errors import InputError
 from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
+from tests.read.refusal import refusal
 
 NAMES = ["epithelial", "Zellkern – 細胞"]
 COLOURS = [(0, 158, 115), (240, 228, 66)]
@@ -32,20 +32,17 @@ def features_of(labels, classes=None, **more):
 
 
 def drawn(shape, size):
-    """The mask of a shape: the pixels whose centres it holds."""
+    """Return the mask of a shape: the pixels whose centres are inside."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     return shapely.contains_xy(shape, columns + 0.5, rows + 0.5)
 
 
-def test_a_detection_as_qupath_takes_it():
+def test_a_detection():
     (feature,) = features_of([[0, 3]], np.array([1]), scores=np.array([0.75], np.float32))
     assert uuid.UUID(feature.pop("id")).version == 5
     assert feature == {
         "type": "Feature",
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]],
-        },
+        "geometry": {"type": "Polygon", "coordinates": [[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]]},
         "properties": {
             "objectType": "detection",
             "classification": {"name": "Zellkern – 細胞", "color": [240, 228, 66]},
@@ -80,14 +77,14 @@ def test_a_mask_with_no_pixel_gives_no_feature():
     assert [f["properties"]["classification"]["name"] for f in features] == [NAMES[1]]
 
 
-def test_blocks_join_without_a_seam(monkeypatch):
+def test_blocks_do_not_matter(monkeypatch):
     labels = np.arange(1, 24).reshape(1, 23)
     whole = features_of(labels)
     monkeypatch.setattr(cellseg.write.geojson, "_BLOCK", 5)
     assert features_of(labels) == whole
 
 
-def test_a_mask_of_another_size_is_refused():
+def test_a_mask_of_another_size():
     masks = [{"size": [2, 2], "counts": "4"}]
     with pytest.raises(ValueError, match="size"):
         list(cell_features("a", (1, 2), masks, np.array([0]), NAMES, COLOURS))
@@ -116,7 +113,7 @@ def test_the_file_is_a_collection(tmp_path):
         "type": "FeatureCollection",
         "features": features,
     }
-    # One feature a line: a file of 200,000 cells can be looked at and compared.
+    # One feature per line: files of 200,000 cells can be read and compared.
     assert len(path.read_text("utf-8").splitlines()) == 4
 
 
@@ -126,9 +123,9 @@ def test_an_image_without_cells_is_an_empty_collection(tmp_path):
     assert json.loads(path.read_text("utf-8")) == {"type": "FeatureCollection", "features": []}
 
 
-def test_a_failure_half_way_leaves_the_former_file(tmp_path):
+def test_an_error_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "a.geojson"
-    path.write_text("former")
+    path.write_text("earlier")
 
     def broken():
         yield {"type": "Feature"}
@@ -136,11 +133,11 @@ def test_a_failure_half_way_leaves_the_former_file(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_geojson(path, broken())
-    assert path.read_text() == "former"
+    assert path.read_text() == "earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["a.geojson"]
 
 
-def test_a_place_that_can_not_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"a\.geojson: can't be written"):
-        write_geojson(tmp_path / "file" / "a.geojson", [])
+    message = refusal(write_geojson, tmp_path / "file" / "a.geojson", [])
+    assert "a.geojson: can't be written" in message

@@ -1,4 +1,4 @@
-"""Label TIFFs: the exact pixels back, whatever the strips, and the rule for overlaps."""
+"""Label maps: exact pixels with strips of any height, and the rule for overlaps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.labels
-from cellseg.errors import InputError
 from cellseg.rle import MaskRuns, decode, encode, label_map_to_runs
 from cellseg.write.labels import paint_strips, write_labels
+from tests.read.refusal import refusal
 
 
 def masks_of(labels):
@@ -34,7 +34,7 @@ label_maps = arrays(
 
 
 @given(label_maps, st.integers(1, 9))
-def test_strips_of_any_height_give_the_label_map_back(labels, rows):
+def test_strips_of_any_height(labels, rows):
     values, mask_runs = label_map_to_runs(labels)
     strips = list(paint_strips(mask_runs, np.arange(len(mask_runs)), rows))
     assert all(strip.dtype == np.int32 and len(strip) <= rows for strip in strips)
@@ -47,7 +47,7 @@ def test_strips_of_any_height_give_the_label_map_back(labels, rows):
     ),
     st.integers(1, 5),
 )
-def test_overlaps_go_to_the_best_as_painting_one_by_one_shows(masks_and_order, rows):
+def test_overlaps_are_those_of_painting_one_by_one(masks_and_order, rows):
     masks, best_first = masks_and_order
     parts = [label_map_to_runs(mask)[1] for mask in masks]
     sizes = [len(part.starts) for part in parts]
@@ -65,21 +65,21 @@ def test_overlaps_go_to_the_best_as_painting_one_by_one_shows(masks_and_order, r
     )
 
 
-def test_many_masks_on_one_another_are_painted_in_parts(monkeypatch):
+def test_many_overlapping_masks_are_painted_in_portions(monkeypatch):
     monkeypatch.setattr(cellseg.write.labels, "_STRIP", 10)
     labels = np.ones((6, 6), np.int32)
     mask_runs = decode([rle_of(labels)] * 7, (6, 6))
     np.testing.assert_array_equal(painted(mask_runs, [3, 0, 1, 2, 4, 5, 6], 4), 4 * labels)
 
 
-def test_files_are_as_annotation_reads_them(tmp_path):
+def test_files_are_in_the_layout_of_annotation(tmp_path):
     first = np.array([[1, 1, 0], [0, 0, 2]])
     third = np.array([[0, 0, 5], [0, 0, 0]])
     masks = [masks_of(third)[1][0], *masks_of(first)[1]]
     assert write_labels(tmp_path, (2, 3), masks, np.array([2, 0, 0])) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["class1.tif", "class3.tif"]
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "class1.tif"), first)
-    # Ids run on: class 1 has 1 and 2, class 3 goes on with 3.
+    # Ids continue: class 1 has 1 and 2, class 3 has 3.
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "class3.tif"), third // 5 * 3)
     with tifffile.TiffFile(tmp_path / "class1.tif") as file:
         page = file.pages[0]
@@ -100,35 +100,35 @@ def test_sizes_and_strips(tmp_path, monkeypatch, size, strip):
     np.testing.assert_array_equal(np.append(0, values)[got], labels)
 
 
-def test_the_higher_score_keeps_the_pixel_and_ids_stay_in_order(tmp_path):
+def test_pixels_go_to_the_higher_score_and_ids_stay_in_order(tmp_path):
     left, right = rle_of([[1, 1, 0]]), rle_of([[0, 1, 1]])
     scores = np.array([0.2, 0.9], np.float32)
     write_labels(tmp_path, (1, 3), [left, right], np.array([0, 0]), scores)
     assert tifffile.imread(tmp_path / "class1.tif").reshape(-1).tolist() == [1, 2, 2]
 
 
-def test_without_scores_and_at_equal_ones_the_earlier_keeps_the_pixel(tmp_path):
+def test_without_scores_and_at_equal_ones_pixels_go_to_the_earlier(tmp_path):
     left, right = rle_of([[1, 1, 0]]), rle_of([[0, 1, 1]])
     for scores in (None, np.array([0.5, 0.5])):
         write_labels(tmp_path, (1, 3), [left, right], np.array([0, 0]), scores)
         assert tifffile.imread(tmp_path / "class1.tif").reshape(-1).tolist() == [1, 1, 2]
 
 
-def test_classes_do_not_compete(tmp_path):
+def test_classes_may_overlap(tmp_path):
     one = rle_of([[1, 1]])
     assert write_labels(tmp_path, (1, 2), [one, one], np.array([0, 1])) == 0
     assert tifffile.imread(tmp_path / "class1.tif").reshape(-1).tolist() == [1, 1]
     assert tifffile.imread(tmp_path / "class2.tif").reshape(-1).tolist() == [2, 2]
 
 
-def test_covered_cells_are_counted(tmp_path):
+def test_hidden_cells_are_counted(tmp_path):
     small, large = rle_of([[0, 1, 0]]), rle_of([[1, 1, 1]])
     scores = np.array([0.2, 0.9])
     assert write_labels(tmp_path, (1, 3), [small, large], np.array([0, 0]), scores) == 1
     assert write_labels(tmp_path, (1, 3), [small, large], np.array([0, 0]), 1 - scores) == 0
 
 
-def test_class_files_of_an_earlier_export_go(tmp_path):
+def test_class_files_of_an_earlier_export_are_removed(tmp_path):
     one = rle_of([[1, 1]])
     (tmp_path / "classes.txt").write_text("the user's")
     write_labels(tmp_path, (1, 2), [one, one], np.array([0, 1]))
@@ -146,31 +146,33 @@ def test_an_image_without_cells_has_a_folder_without_class_files(tmp_path):
 @pytest.mark.parametrize("name", ["image.tif", "image.tiff"])
 def test_a_data_set_is_not_overwritten(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match="belong to a data set; choose another --output"):
-        write_labels(tmp_path, (1, 2), [rle_of([[1, 1]])], np.array([0]))
+    message = refusal(write_labels, tmp_path, (1, 2), [rle_of([[1, 1]])], np.array([0]))
+    assert message.startswith(f"{tmp_path}: holds {name}")
+    assert "--output" in message
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_a_place_that_can_not_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for masks in ([], [rle_of([[1, 1]])]):
-        with pytest.raises(InputError, match="can't be written"):
-            write_labels(tmp_path / "file", (1, 2), masks, np.zeros(len(masks), int))
+        classes = np.zeros(len(masks), int)
+        message = refusal(write_labels, tmp_path / "file", (1, 2), masks, classes)
+        assert "can't be written" in message
 
 
-def test_a_class_file_that_can_not_be_removed_is_named(tmp_path):
+def test_a_class_file_that_cannot_be_removed(tmp_path):
     (tmp_path / "class9.tif").mkdir()
-    with pytest.raises(InputError, match="earlier export can't be removed"):
-        write_labels(tmp_path, (1, 2), [rle_of([[1, 1]])], np.array([0]))
+    message = refusal(write_labels, tmp_path, (1, 2), [rle_of([[1, 1]])], np.array([0]))
+    assert "can't be removed" in message
 
 
 def test_past_four_gigabytes_the_file_is_a_bigtiff(tmp_path, monkeypatch):
-    # Painting 4 GB takes minutes: look at what is asked of tifffile instead.
-    asked = {}
+    # Painting 4 GB takes minutes: check the arguments of tifffile instead.
+    passed = {}
 
     class Writer:
         def __init__(self, _file, bigtiff):
-            asked["bigtiff"] = bigtiff
+            passed["bigtiff"] = bigtiff
 
         def __enter__(self):
             return self
@@ -179,11 +181,11 @@ def test_past_four_gigabytes_the_file_is_a_bigtiff(tmp_path, monkeypatch):
             pass
 
         def write(self, *_, **kwargs):
-            asked.update(kwargs)
+            passed.update(kwargs)
 
     monkeypatch.setattr(tifffile, "TiffWriter", Writer)
     for height, big in ((32_768, True), (32_767, False)):
         counts = encode(MaskRuns((height, 32_768), np.array([5]), np.array([9]), np.array([0, 1])))
         write_labels(tmp_path, (height, 32_768), counts, np.array([0]))
-        assert asked["bigtiff"] is big
-        assert asked["shape"] == (height, 32_768)
+        assert passed["bigtiff"] is big
+        assert passed["shape"] == (height, 32_768)

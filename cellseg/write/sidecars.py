@@ -1,4 +1,4 @@
-"""What stands beside results of other images than the test list's, and tells which these are."""
+"""Sidecar files of results: which images they refer to, if not to the test list."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from cellseg.read.coco import load_coco, select_images
 from cellseg.read.results import sidecar_path
 
 
-def write_beside(
+def write_sidecars(
     results: Path, images: Sequence[dict[str, Any]], own: bool, annotations: Path | None
 ) -> Path | None:
-    """Write which images results are of, where the test list doesn't tell.
-
-    What former results of other images have left there is removed.
+    """Write the sidecar files of results and remove those of earlier results.
 
     Parameters
     ----------
     results
         The results file.
     images
-        The images that were predicted, in the form of the test list.
+        The predicted images, in the form of the test list.
     own
-        Whether they are a user's own: then this list is written.
+        Whether they are the user's own images; then this list is written.
     annotations
-        The COCO file that they are of: then its part of them is written. By all of it, the
-        cells of other images would count as missed; by the test list, whose ids are the same
-        numbers, other images would be meant.
+        The COCO file that the image ids refer to; then its annotations of `images` are
+        written, so that scoring ignores its other images and doesn't mistake the ids for those
+        of the test list.
 
     Returns
     -------
-    The file of these annotations, or None.
+    The path of these annotations, or None.
     """
-    for what, wanted in {"list": own, "truth": annotations}.items():
-        if not wanted:
+    for what, needed in {"list": own, "truth": annotations}.items():
+        if not needed:
             sidecar_path(results, what).unlink(missing_ok=True)
     if own:
         write_json(sidecar_path(results, "list"), images, indent=1)
