@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images = parser.add_argument_group("images")
     utils.add_data(images)
     images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
-        help="images: the test list, all annotated ones, or the run's validation images (test)")
+        help="the test list, all annotated images, or the run's validation images (test)")
     images.add_argument("--annotations", type=Path, metavar="FILE",
         help="annotation file for train and val (train__annot.json in the data folder)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",

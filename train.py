@@ -44,7 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", help="data folder (nycu-hw3-data)")
     add("--annotations", type=Path, metavar="FILE",
         help="annotation file from annotation.py (train__annot.json in the data folder)")
-    add("--val_fraction", type=float, metavar="PART",
+    add("--val_fraction", type=float, metavar="FRACTION",
         help="fraction of the images for validation (AP50 during training), 0 to below 1 (0)")
     add("--groups", type=Path, metavar="FILE",
         help="JSON {image: group} or CSV image,group; groups (patient, slide) are not split")

@@ -39,7 +39,7 @@ from cellseg.write.submission import check_submission, write_submission
 STEP = 20_000 / 200_000**0.5  # px between the centres of neighbours
 RADII = 8, 22  # px; neighbours may touch but not overlap
 SEGMENT = 512  # px: side of the TIFF's tiles
-ZOOM = 1.33
+SCALE = 1.33
 CATEGORIES = (1, 2, 3, 4)
 
 
@@ -83,7 +83,7 @@ def discs(tile: Tile, per_side: int) -> Detections:
         x[:, None, :] - centre[:, 0, None, None], y[:, :, None] - centre[:, 1, None, None]
     )
     return Detections(
-        ((boxes - edge[:2].repeat(2)) * ZOOM).float(),
+        ((boxes - edge[:2].repeat(2)) * SCALE).float(),
         (0.5 + 0.5 * (grid @ torch.tensor([0.259921, 0.442250]).double() % 1)).float(),
         (grid.sum(1) % len(CATEGORIES)).long(),
         (0.5 + (radius[:, None, None] - distance) / 4).clamp(0, 1).float(),
@@ -113,7 +113,7 @@ def laps() -> Iterator[tuple[float, float]]:
 def measure(folder: Path, side: int, pipe: Connection) -> None:
     """Send the number of tiles and cells, the bytes stored, and the laps of the steps."""
     cfg = default_config("torchvision")
-    cfg.INPUT.ZOOM = ZOOM
+    cfg.INPUT.ZOOM = SCALE
     cfg.DATA.LONGEST_CELL = 65.0  # 99 % of NYCU HW3's cells are shorter
     cfg.TEST.DETECTIONS_PER_IMAGE = 800
     predictor = Predictor([], [cfg])

@@ -30,6 +30,7 @@ def rehearse(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Detectron2's
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 def test_all_parts_on_the_cpu(rehearse, cells, capsys):
     parts = ["tests", "training", "prediction", "learning", "slide"]
     code, rows, text = rehearse("--parts", *parts, "--data", cells, "--profile", "--cells", 20)

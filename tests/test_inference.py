@@ -639,9 +639,8 @@ def test_levels_of_a_pyramid(predict, slide, tmp_path):
     shapes = [shape(feature["geometry"]) for feature in results(outlines)["features"]]
     boxes = [pycocotools.mask.toBbox(entry["segmentation"]) for entry in entries]
     ends = np.max([(left + width, top + height) for left, top, width, height in boxes], axis=0)
-    assert (
-        np.max([outline.bounds[2:] for outline in shapes], axis=0).tolist() == (2 * ends).tolist()
-    )
+    outline_ends = np.max([outline.bounds[2:] for outline in shapes], axis=0)
+    assert outline_ends.tolist() == (2 * ends).tolist()
     assert report.main([*words, "--output", str(tmp_path / "page.html")]) == 0
     message = refusal(predict, "--images", slide, "--level", 2)
     assert f"{slide}: " in message
@@ -704,7 +703,7 @@ def test_runs_with_different_classes(run, slide, tmp_path):
     with pytest.raises(InputError, match=expected):
         inference.main([*argv[:2], str(copy), *argv[2:]])
     with pytest.raises(InputError, match=expected):
-        Predictor.from_run([run, copy])
+        Predictor.of_run([run, copy])  # the former name
 
 
 @pytest.mark.parametrize(

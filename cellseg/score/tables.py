@@ -83,9 +83,9 @@ def _n_samples(scores: Scores) -> int:
 def _confusion_table(scores: Scores) -> str:
     matrix = [[str(value) for value in row] for row in scores.confusion_matrix.tolist()]
     matrix[-1][-1] = ""
-    rows = [[name, *row] for name, row in zip([*scores.classes, "nothing"], matrix, strict=True)]
+    rows = [[name, *row] for name, row in zip([*scores.classes, "background"], matrix, strict=True)]
     title = "Confusion matrix: ground truth (rows) by predicted class (columns)"
-    return _table(title, ["", *scores.classes, "missed"], rows)
+    return _table(title, ["", *scores.classes, "not detected"], rows)
 
 
 def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
