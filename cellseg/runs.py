@@ -37,7 +37,7 @@ def new_run(root: Path, recipe: str) -> Path:
                 now += datetime.timedelta(seconds=1)
                 continue
             raise InputError(
-                f"{run}: can't be made ({error.strerror}); choose another --output_dir"
+                f"{run}: can't be created ({error.strerror}); choose another --output_dir"
             ) from None
         return run
 
@@ -105,7 +105,11 @@ def choose_weights(run: Path, name: str | None = None) -> Path:
         if (run / candidate).is_file():
             return run / candidate
     available = ", ".join(sorted(path.name for path in run.glob("*.pth")))
-    hint = f"--weight_name takes {available}" if available else "the run has saved no weights yet"
+    hint = (
+        f"--weight_name takes {available}"
+        if available
+        else "no weights are saved yet; train.py --resume"
+    )
     raise InputError(f"{run}: no {' or '.join(candidates)} in it; {hint}")
 
 
@@ -210,7 +214,10 @@ def common_validation(runs: Sequence[Path]) -> list[str]:
     """
     names, *others = [sorted(read_record(run)["held_out"]) for run in runs]
     if not names:
-        raise InputError(f"--dataset val: {display_path(runs[0])} has no validation images")
+        raise InputError(
+            f"--dataset val: {display_path(runs[0])} has no validation images; train with "
+            "--val_fraction, or use --dataset train"
+        )
     if any(other != names for other in others):
         raise InputError(
             "--dataset val: the runs have different validation images, so each was trained on "

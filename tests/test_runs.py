@@ -128,7 +128,7 @@ def test_weights_of_another_run_are_an_error(tmp_path, where):
 
 def test_choice_of_weights(tmp_path):
     run = make(tmp_path, "one")
-    with pytest.raises(InputError, match="the run has saved no weights yet"):
+    with pytest.raises(InputError, match="no weights are saved yet"):
         runs.choose_weights(run)
     (run / runs.FINAL).touch()
     assert runs.choose_weights(run) == run / runs.FINAL

@@ -93,7 +93,7 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
     if solver.IMS_PER_BATCH > n_images:
         raise InputError(
             f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
-            f"{n_images} images after the split; choose {n_images} or less"
+            f"{n_images} images; choose {n_images} or less"
         )
     epoch = n_images / solver.IMS_PER_BATCH
     if solver.EPOCHS:

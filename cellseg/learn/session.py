@@ -114,14 +114,14 @@ def check_same_data(run: Path, session: Session) -> None:
 
 
 def check_processes(cfg: CfgNode, launch: Launch) -> None:
-    """Raise InputError if processes are not available or can't share a batch evenly."""
+    """Raise InputError if processes are not available or can't split a batch evenly."""
     n = launch.processes
     if n > 1:
         distributed.check_launch(launch.per_machine, cfg.MODEL.DEVICE)
     if cfg.SOLVER.IMS_PER_BATCH % n:
         raise InputError(
-            f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: {n} processes share a batch, so a multiple "
-            f"of {n} is expected"
+            f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: split among {n} processes, so a "
+            f"multiple of {n} is expected"
         )
 
 

@@ -195,7 +195,7 @@ def build_loader(
     """
     if batch_size % world_size:
         raise InputError(
-            f"--batch_size {batch_size}: {world_size} processes can't share it evenly; choose a "
+            f"--batch_size {batch_size}: can't be split among {world_size} processes; choose a "
             f"multiple of {world_size}"
         )
     part = batch_size // world_size

@@ -170,6 +170,8 @@ class Predictor:
         ------
         InputError
             If the file can't be read, the threshold is out of range, or memory is too small.
+        ValueError
+            If an array has another shape or type.
         """
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")

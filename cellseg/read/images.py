@@ -48,7 +48,7 @@ def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
     path = Path(data) / TEST_LIST
     entries = read_json(path, "test list", _REMEDY)
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: not a list of test images; {_REMEDY}")
+        raise InputError(f"{path}: no list of test images in it; {_REMEDY}")
     folder = find_test_folder(data)
     images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
     for key in ("id", "file_name"):

@@ -220,14 +220,14 @@ def _entry_problem(
     image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
     if not _is_int(image_id) or image_id not in sizes:
         return (
-            f"image_id {reprlib.repr(image_id)} is none of the ground truth's {len(sizes)} images;"
-            " use the annotations of the same images"
+            f"image_id {reprlib.repr(image_id)} is none of the {len(sizes)} images of the test "
+            "list or annotations; use those of the same images"
         )
     if not _is_int(class_id) or class_id not in classes:
         known = ", ".join(map(str, classes)) or "none"
         return (
-            f"category_id {reprlib.repr(class_id)}, but the ground truth has {known};"
-            " the classes must be the same"
+            f"category_id {reprlib.repr(class_id)}, expected one of {known}; the classes must be "
+            "those of the annotations"
         )
     # JSON integers can exceed the range of floats.
     number = isinstance(score, Real) and not isinstance(score, bool)

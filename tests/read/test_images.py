@@ -114,8 +114,8 @@ def test_order_of_the_test_list(tmp_path):
 
 
 BAD_LISTS = {
-    "an object": ({"a.tif": 1}, "not a list of test images"),
-    "empty": ([], "not a list of test images"),
+    "an object": ({"a.tif": 1}, "no list of test images"),
+    "empty": ([], "no list of test images"),
     "a bare name": (["a.tif"], "entry 1 is not an object"),
     "an id twice": ([ENTRY, {**ENTRY, "file_name": "b.tif"}], "id 7 occurs twice"),
     "a file twice": ([ENTRY, {**ENTRY, "id": 8}], "file_name a.tif occurs twice"),
