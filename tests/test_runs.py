@@ -94,7 +94,7 @@ def test_run_folder(tmp_path):
 
 def test_folder_of_runs_is_a_broken_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(InputError, match=r"can't be made .*; choose another --output_dir"):
+    with pytest.raises(InputError, match=r"can't be .*; choose another --output_dir"):
         runs.new_run(tmp_path / "link", "model")
     first, second = runs.new_run(tmp_path, "model"), runs.new_run(tmp_path, "model")
     assert first.parent == second.parent
