@@ -189,7 +189,7 @@ def validate_longer_than_the_timeout():
 
 def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
-    with pytest.raises(InputError, match="--batch_size 3: .*2 processes"):
+    with pytest.raises(InputError, match=r"--batch_size 3: .*2 processes"):
         train.main([str(word) for word in [*words, "--num_gpus", 2, "-b", 3]])
     assert not list(tmp_path.iterdir())
 

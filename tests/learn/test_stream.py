@@ -236,7 +236,7 @@ def test_grouping_leaves_little_padding():
 
 
 def test_a_batch_that_can_not_be_shared():
-    with pytest.raises(InputError, match="--batch_size 5: .*2 processes"):
+    with pytest.raises(InputError, match=r"--batch_size 5: .*2 processes"):
         build_loader(stream_of(3), 0, 5, 0, 2, 0, False)
 
 
