@@ -191,7 +191,7 @@ def build_loader(
     Raises
     ------
     InputError
-        If the processes can't share the batch evenly.
+        If the batch can't be split evenly.
     """
     if batch_size % world_size:
         raise InputError(
