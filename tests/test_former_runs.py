@@ -1,4 +1,4 @@
-"""A run saved by a version before 1.0 still loads, predicts the same and resumes the same."""
+"""A run saved by a version before 0.1.0 still loads, predicts the same and resumes the same."""
 
 from __future__ import annotations
 
