@@ -9,12 +9,14 @@ import utils
 from cellseg.device import count_cores
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
+from cellseg.messages import warn
 from cellseg.read.annotate import (
     annotate_coco_image,
     annotate_image,
     annotate_images,
     read_coco_images,
     summarise,
+    warn_of_images,
 )
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.images import read_test_list
@@ -112,8 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     write_json(output, build_coco(images, names))
     print(summarise(images, names))
+    warn_of_images(images)
     for line in [*skipped, *bad_images]:
-        print(f"skipped: {line}")
+        warn(f"skipped: {line}")
     print(f"wrote {display_path(output)}")
     return 0
 

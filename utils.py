@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cellseg.errors import InputError
 from cellseg.files import display_path as display_path
+from cellseg.messages import HANDLER, plural, print_warnings
 
 if TYPE_CHECKING:
     from cellseg.read.coco import COCO
@@ -28,6 +29,8 @@ PROJECT = Path(__file__).resolve().parent
 DATA = PROJECT / "nycu-hw3-data"
 RUNS = PROJECT / "tensorboard"
 ANNOTATIONS = "train__annot.json"  # in the data folder
+
+print_warnings()
 
 # A config key with its section.
 _KEY = re.compile(r"(DATA|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)(\.[A-Z0-9_]+)+")
@@ -205,9 +208,11 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a command's `main` and exit with its exit code.
 
     InputError is one line on stderr and exit code 2; Ctrl-C and SIGTERM are one line and 130.
-    Other exceptions are bugs and keep their traceback.
+    Other exceptions are bugs and keep their traceback. Before it ends, it says how many warnings
+    there were.
     """
     command = Path(sys.argv[0]).name
+    HANDLER.count = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to remove unfinished files
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: `… >&-`
@@ -215,8 +220,12 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack characters
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = main(None)
-        sys.stdout.flush()
+        try:
+            code = main(None)
+            sys.stdout.flush()
+        finally:
+            if HANDLER.count:
+                print(f"{plural(HANDLER.count, 'warning')} (see above)", file=sys.stderr)
     except InputError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         code = 2

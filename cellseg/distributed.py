@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
+from cellseg.messages import HANDLER, print_warnings
 
 _OTHER_PROCESS_ENDED = "--num_gpus: another process failed; see its message"
 
@@ -86,6 +87,7 @@ def launch(
     check_launch(n_processes, device)
     from detectron2 import engine
 
+    n_warnings = torch.multiprocessing.get_context("spawn").Value("i", 0)
     # By default each process would use all cores.
     values = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_processes))}
     if torch.device(device).type == "cpu":
@@ -94,8 +96,9 @@ def launch(
     os.environ.update(values)
     try:
         engine.launch(
-            _run_in_process, n_processes, n_machines, machine_rank, dist_url, args=(work, args)
-        )
+            _run_in_process, n_processes, n_machines, machine_rank, dist_url,
+            args=(work, args, n_warnings),
+        )  # fmt: skip
     except ProcessRaisedException as error:
         lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_LOST)
         if lost or _OTHER_PROCESS_ENDED in str(error):
@@ -107,6 +110,7 @@ def launch(
     except ProcessExitedException as error:
         raise _process_ended_error(str(error)) from None
     finally:
+        HANDLER.count += n_warnings.value
         for key in values:
             del os.environ[key]
         os.environ.update(former)
@@ -123,15 +127,20 @@ def _process_ended_error(how: str) -> InputError:
     )
 
 
-def _run_in_process(work: Callable[..., object], args: tuple[Any, ...]) -> None:
-    """Call `work` in this process, then leave the process group.
+def _run_in_process(work: Callable[..., object], args: tuple[Any, ...], n_warnings: Any) -> None:
+    """Call `work` in this process, add its warnings to `n_warnings`, leave the process group.
 
     The group's threads need the interpreter to release tensors: a group that still exists when
     it exits aborts the process.
     """
     from detectron2.utils import comm
 
-    work(*args)
+    print_warnings()
+    try:
+        work(*args)
+    finally:
+        with n_warnings.get_lock():
+            n_warnings.value += HANDLER.count
     if distributed.is_initialized():
         gc.collect()  # objects that refer to a group, such as DistributedDataParallel
         comm._LOCAL_PROCESS_GROUP = None

@@ -134,9 +134,9 @@ def test_warnings_are_printed(tmp_path, capsys):
     text = XML.replace("<Regions>", "<Regions><Region><Vertices/></Region>")
     write_train(tmp_path, image__xml=text)
     run(tmp_path)
-    out = capsys.readouterr().out
-    assert "warning: 1 negative regions or fewer than 3 points, ignored, in 1 images: a" in out
-    assert "warning: 1 cells of at most 10 pixels, in 1 images: a" in out
+    err = capsys.readouterr().err
+    assert "warning: negative regions or fewer than 3 points, ignored: 1, in 1 image: a" in err
+    assert "warning: cells of at most 10 pixels: 1, in 1 image: a" in err
 
 
 def test_skip_bad_skips_broken_outlines(tmp_path, capsys):
@@ -144,7 +144,7 @@ def test_skip_bad_skips_broken_outlines(tmp_path, capsys):
     write_train(tmp_path, "b", image__xml=XML[:-5])
     assert "image.xml: not XML" in refused(tmp_path)
     assert len(run(tmp_path, "--skip_bad")["images"]) == 1
-    assert "skipped: " in capsys.readouterr().out
+    assert "skipped: " in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ COCO
@@ -190,7 +190,7 @@ def test_overlapping_cells_of_one_class_give_a_warning(tmp_path, capsys):
     value = coco_of(rle(BOX))
     value["annotations"].append({**value["annotations"][0], "id": 9, "segmentation": rle(HOOK)})
     assert len(run(tmp_path, *write_coco(tmp_path, value))["annotations"]) == 2
-    assert "4 pixels in two cells, in 1 images: pictures/a.tif" in capsys.readouterr().out
+    assert "pixels in two cells: 4, in 1 image: pictures/a.tif" in capsys.readouterr().err
 
 
 def test_crowds_and_empty_images(tmp_path, capsys):
@@ -198,9 +198,9 @@ def test_crowds_and_empty_images(tmp_path, capsys):
     coco = run(tmp_path, *write_coco(tmp_path, coco_of(rle(BOX), iscrowd=1)))
     assert coco["annotations"] == []
     assert len(coco["images"]) == 1
-    out = capsys.readouterr().out
-    assert "1 crowd regions (iscrowd), ignored, in 1 images: pictures/a.tif" in out
-    assert "1 images without cells, in 1 images: pictures/a.tif" in out
+    err = capsys.readouterr().err
+    assert "crowd regions (iscrowd), ignored: 1, in 1 image: pictures/a.tif" in err
+    assert "images without cells: 1, in 1 image: pictures/a.tif" in err
 
 
 @pytest.mark.parametrize("value", ["", "[", "[]", "{}", "3", {"images": []}])
@@ -246,7 +246,7 @@ def test_skip_bad_skips_images_with_bad_cells(tmp_path, capsys):
     coco = run(tmp_path, *arguments, "--skip_bad")
     assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
     assert len(coco["annotations"]) == 1
-    assert "theirs.json: annotation 8: segmentation" in capsys.readouterr().out
+    assert "theirs.json: annotation 8: segmentation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../a.tif", "/a.tif", "x\\..\\..\\a.tif"])
@@ -264,7 +264,7 @@ def test_skip_bad_skips_missing_images(tmp_path, capsys):
     assert "--skip_bad" in refused(tmp_path, *arguments)
     coco = run(tmp_path, *arguments, "--skip_bad")
     assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
-    assert "skipped: " in capsys.readouterr().out
+    assert "skipped: " in capsys.readouterr().err
     (tmp_path / "b.tif").unlink()
     (tmp_path / "out.json").unlink()
     assert "none of the 2 training images" in refused(tmp_path, *arguments, "--skip_bad")

@@ -27,6 +27,7 @@ from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.samples import load_training_data
 from cellseg.learn.step import TrainingStep
+from cellseg.messages import HANDLER, warn
 from cellseg.network import build_network
 from tests.training import TrainerStub, scores_of
 from trainer import Trainer
@@ -252,6 +253,7 @@ def die():
 
 
 def write_resources(folder):
+    warn("one of each")
     gpus, threads = os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
     (folder / str(rank())).write_text(f"{gpus} {threads}")
 
@@ -260,7 +262,9 @@ def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    n_warnings = HANDLER.count
     launch(2, write_resources, tmp_path, device="cpu")
+    assert HANDLER.count - n_warnings == 2
     assert [path.read_text() for path in tmp_path.iterdir()] == [" 2", " 2"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in os.environ

@@ -300,15 +300,18 @@ def test_no_more_workers_than_cores(monkeypatch, words):
 
 def test_trainable_parameters_are_counted(go, tmp_path, monkeypatch, capsys):
     assert go("SOLVER.MAX_ITER", 1, "MODEL.BACKBONE.FREEZE_AT", 0) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     weights = load(only_run(tmp_path / "runs") / runs.FINAL)["model"]
     statistics = ("running_mean", "running_var", "num_batches_tracked", "cell_anchors.0")
     n_trainable = sum(value.numel() for n, value in weights.items() if not n.endswith(statistics))
     assert f"trainable parameters: {n_trainable:,}" in out
-    assert "warning" not in out
+    assert "trainable" not in err
     monkeypatch.setattr(session, "MAX_PARAMETERS", n_trainable - 1)
     assert go("SOLVER.MAX_ITER", 1) == 0
-    assert f"warning: NYCU HW3 allows {n_trainable - 1:,} trainable" in capsys.readouterr().out
+    message = f"NYCU HW3 allows {n_trainable - 1:,} trainable"
+    assert f"warning: {message}" in capsys.readouterr().err
+    logs = [path.read_text() for path in (tmp_path / "runs").glob("*/*/log.txt")]
+    assert sum(f"WARNING: {message}" in text for text in logs) == 1
 
 
 def test_an_epoch_is_longer_where_images_are_repeated(cells):
@@ -340,9 +343,9 @@ def test_no_validation_without_validation_images(go, tmp_path, capsys):
     run = only_run(tmp_path / "runs")
     assert (run / runs.FINAL).is_file()
     assert not (run / runs.BEST).exists()
-    out = capsys.readouterr().out
-    assert "training tiny on cpu: 5 images, 4 classes; 1 iterations of 2 images" in out
-    assert "the warm-up of 1 iterations is longer than the run" in out
+    out, err = capsys.readouterr()
+    assert "training tiny on cpu: 5 images, 4 classes; 1 iteration of 2 images" in out
+    assert "warning: the warm-up of 1 iteration is longer than the run" in err
     assert f"python inference.py --checkpoint {run}" in out
 
 
@@ -628,9 +631,9 @@ def test_a_killed_worker_is_one_line(go, monkeypatch):
 def test_a_note_on_random_frozen_layers(go, capsys):
     words = ["--weights", "none", "SOLVER.MAX_ITER", 1]
     assert go(*words) == 0
-    assert "frozen layers" not in capsys.readouterr().out
+    assert "frozen layers" not in capsys.readouterr().err
     assert go(*words, "MODEL.BACKBONE.FREEZE_AT", 2) == 0
-    assert "without initial weights the frozen layers stay random" in capsys.readouterr().out
+    assert "without initial weights the frozen layers stay random" in capsys.readouterr().err
 
 
 # --- cross-validation

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cellseg.distributed import any_process, make_barrier, rank, world_size
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.validation import Scores
+from cellseg.messages import HANDLER, LOGGERS
 from cellseg.network.loop import HookBase
 from cellseg.runs import BEST, FINAL, METRICS
 
@@ -252,17 +253,12 @@ def log_to_file(path: Path) -> Callable[[], None]:
     # Detectron2's own handlers would print every layer of the network.
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
-    to_terminal = _TqdmHandler()
-    to_terminal.setLevel(logging.WARNING)
-    to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    # Tracebacks go to the file only; the terminal shows one line for each error.
-    to_terminal.addFilter(lambda record: record.exc_info is None)
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "cellseg")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     former = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        logger.handlers = [to_file, to_terminal]
+        logger.handlers = [to_file, HANDLER]
 
     def stop() -> None:
         for logger, level, propagate, handlers in former:
@@ -272,13 +268,6 @@ def log_to_file(path: Path) -> Callable[[], None]:
         to_file.close()
 
     return stop
-
-
-class _TqdmHandler(logging.Handler):
-    """Writes log records above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _print(self.format(record), sys.stderr)
 
 
 def _print(line: str, file: Any = None) -> None:

@@ -23,6 +23,7 @@ from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data
+from cellseg.messages import plural, warn
 
 WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
 MAX_PARAMETERS = 200_000_000  # trainable ones allowed by NYCU HW3
@@ -251,30 +252,32 @@ def _write_config(cfg: CfgNode) -> None:
 
 
 def print_training(session: Session, n_processes: int) -> None:
-    """Print what is trained, and notes on settings that are probably wrong."""
+    """Print what is trained, and warn of settings that are probably wrong."""
     cfg, data, solver = session.cfg, session.data, session.cfg.SOLVER
     n_validation = f", {len(data.validation)} for validation" if data.validation else ""
     many = f" in {n_processes} processes" if n_processes > 1 else ""
-    lines = [
+    print(
         *session.reasons,
-        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {len(data.train)} "
-        f"images{n_validation}, {len(data.categories)} classes; {solver.MAX_ITER} iterations of "
-        f"{solver.IMS_PER_BATCH} images, {solver.OPTIMIZER} at {solver.BASE_LR:g}",
+        f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {plural(len(data.train), 'image')}"
+        f"{n_validation}, {plural(len(data.categories), 'class', 'classes')}; "
+        f"{plural(solver.MAX_ITER, 'iteration')} of {plural(solver.IMS_PER_BATCH, 'image')}, "
+        f"{solver.OPTIMIZER} at {solver.BASE_LR:g}",
         f"run folder: {display_path(cfg.OUTPUT_DIR)}",
-    ]
+        sep="\n",
+        flush=True,
+    )
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
-        lines.append(
-            f"note: the warm-up of {solver.WARMUP_ITERS} iterations is longer than the run; "
+        warn(
+            f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} is longer than the run; "
             "shorten it with SOLVER.WARMUP_ITERS"
         )
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
-        lines.append(
-            "note: without initial weights the frozen layers stay random: end the command with "
+        warn(
+            "without initial weights the frozen layers stay random: end the command with "
             "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN, or use --model lite_fpn"
         )
     if cfg.TEST.PATIENCE and not data.validation:
-        lines.append("note: no validation images (--val_fraction), so TEST.PATIENCE has no effect")
-    print(*lines, sep="\n", flush=True)
+        warn("no validation images (--val_fraction), so TEST.PATIENCE has no effect")
 
 
 def print_parameter_count(network: torch.nn.Module) -> None:
@@ -282,7 +285,7 @@ def print_parameter_count(network: torch.nn.Module) -> None:
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     print(f"trainable parameters: {count:,}", flush=True)
     if count > MAX_PARAMETERS:
-        print(
-            f"warning: NYCU HW3 allows {MAX_PARAMETERS:,} trainable parameters; choose a smaller "
-            "recipe to submit"
+        warn(
+            f"NYCU HW3 allows {MAX_PARAMETERS:,} trainable parameters; choose a smaller recipe to "
+            "submit"
         )

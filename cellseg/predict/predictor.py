@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,12 +24,12 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cellseg import runs
 from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
 from cellseg.device import autocast_dtype
 from cellseg.errors import InputError
+from cellseg.messages import warn
 from cellseg.network import Detections, build_network
 from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
@@ -288,10 +287,9 @@ class Predictor:
                 detections = _unless_out_of_memory(partial(detector.detect, batch))
                 if detections is None and len(batch) > 1:
                     self.batch = len(batch) // 2
-                    tqdm.write(
+                    warn(
                         f"{_memory_name(device)} is too small for a batch of {len(batch)} views; "
-                        f"continuing with {self.batch}",
-                        file=sys.stderr,
+                        f"continuing with {self.batch}"
                     )
                     continue
                 if detections is None:

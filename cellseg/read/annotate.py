@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
+from cellseg.messages import listed, plural, warn
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage, annotated_cells, load_coco, select_images
 from cellseg.read.coco import class_names as names_of
 from cellseg.read.geojson import read_geojson
@@ -192,7 +193,7 @@ def annotate_images(
 
 
 def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
-    """Return a table of the images and cells of each class, and the warnings with images."""
+    """Return a table of the images and cells of each class."""
     per_class = [
         [len(image.cells[number]) for image in images if image.cells.get(number)]
         for number in range(1, len(class_names) + 1)
@@ -205,12 +206,15 @@ def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> s
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'class':{width}}  images  instances"]
     lines += [f"{name:{width}}  {n_images:6}  {n_cells:9}" for name, n_images, n_cells in rows]
+    return "\n".join(lines)
+
+
+def warn_of_images(images: Sequence[AnnotatedImage]) -> None:
+    """Print the warnings of images: how many of each kind, and in which images."""
     warnings: Counter[str] = sum((image.warnings for image in images), Counter())
     for what, count in sorted(warnings.items()):
         where = [short_name(image.file_name) for image in images if image.warnings[what]]
-        names = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
-        lines.append(f"warning: {count} {what}, in {len(where)} images: {names}")
-    return "\n".join(lines)
+        warn(f"{what}: {count}, in {plural(len(where), 'image')}: {listed(where)}")
 
 
 def count_overlap_pixels(masks: Sequence[MaskRuns]) -> int:

@@ -1,0 +1,54 @@
+"""What the commands print: warnings, which are counted, and numbers with their nouns."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+LOGGERS = ("cellseg", "detectron2", "fvcore")
+
+
+def warn(message: object) -> None:
+    """Warn, in one line, of unusual data or settings that are used nevertheless.
+
+    The message says what, how many and where. The commands print it to stderr, and at their end
+    the number of warnings. Elsewhere it is a warning of the logger "cellseg".
+    """
+    logging.getLogger("cellseg").warning("%s", " ".join(str(message).split()))
+
+
+class WarningHandler(logging.Handler):
+    """Prints warnings to stderr, above a progress bar, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        if record.exc_info:  # a traceback, for the log file; the command prints one line
+            return
+        self.count += 1
+        sys.stdout.flush()  # what was printed before comes before, in a file too
+        tqdm.write(f"warning: {record.getMessage()}", file=sys.stderr)
+
+
+HANDLER = WarningHandler()
+
+
+def print_warnings() -> None:
+    """Print and count all warnings of this process from now on."""
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(HANDLER)
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return a number with its noun: "1 image", "2 images", or `nouns` if that isn't regular."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """Return the first few of several names, and a "…" if there are more."""
+    return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
