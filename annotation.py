@@ -21,6 +21,7 @@ from cellseg.read.annotate import (
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, list_train_folders, read_train_folder
+from cellseg.read.names import check_class_names
 
 DESCRIPTION = """\
 Read every training image and its label maps, check them, and write one COCO file with
@@ -83,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.coco and args.class_names:
         parser.error("argument --class_names: the COCO file defines the classes; leave it out")
     names = args.class_names or list(CLASS_NAMES)
-    distinct = {name.strip().casefold() for name in names}  # as class names of outlines match
-    if "" in distinct or len(distinct) < len(names):
-        parser.error("argument --class_names: names must differ in more than upper and lower case")
+    check_class_names("--class_names", names)
 
     skipped = []
     if (args.data / TEST_LIST).exists():

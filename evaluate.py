@@ -105,9 +105,8 @@ def _write_csv(path: Path, scores: Scores) -> None:
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with write_atomic(path, "wb") as file:
-        # File names may hold bytes that are not UTF-8.
-        file.write(table.getvalue().encode("utf-8", "backslashreplace"))
+    with write_atomic(path) as file:
+        file.write(table.getvalue())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cellseg.errors import InputError
 from cellseg.files import display_path as display_path
 from cellseg.messages import HANDLER, plural, print_warnings
+from cellseg.text import one_line
 
 if TYPE_CHECKING:
     from cellseg.read.coco import COCO
@@ -236,7 +237,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        print(f"{command}: error: {_os_error_message(error)}", file=sys.stderr)
+        print(f"{command}: error: {one_line(_os_error_message(error))}", file=sys.stderr)
         code = 2
     sys.exit(code)
 

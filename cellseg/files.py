@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cellseg.errors import InputError
+from cellseg.text import printable
 
 if sys.platform != "win32":
     import fcntl
@@ -152,9 +153,9 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
 
 
 def display_path(path: str | os.PathLike[str]) -> str:
-    """Return a path as text, relative to the current folder if it is below it."""
+    """Return a path as printable text, relative to the current folder if it is below it."""
     try:
         path = Path(path).absolute()
-        return str(path.relative_to(Path.cwd()))
+        return printable(str(path.relative_to(Path.cwd())))
     except (ValueError, OSError):  # not below it, or the current folder was deleted
-        return str(path)
+        return printable(str(path))

@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from cellseg.text import one_line
+
 LOGGERS = ("cellseg", "detectron2", "fvcore")
 
 
@@ -15,7 +17,7 @@ def warn(message: object) -> None:
     The message says what, how many and where. The commands print it to stderr, and at their end
     the number of warnings. Elsewhere it is a warning of the logger "cellseg".
     """
-    logging.getLogger("cellseg").warning("%s", " ".join(str(message).split()))
+    logging.getLogger("cellseg").warning("%s", one_line(message))
 
 
 class WarningHandler(logging.Handler):
@@ -32,7 +34,7 @@ class WarningHandler(logging.Handler):
             return
         self.count += 1
         sys.stdout.flush()  # what was printed before comes before, in a file too
-        tqdm.write(f"warning: {record.getMessage()}", file=sys.stderr)
+        tqdm.write(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 HANDLER = WarningHandler()

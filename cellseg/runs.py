@@ -13,6 +13,7 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import display_path, read_json, write_json
+from cellseg.text import is_printable
 
 CONFIG = "config.yaml"  # all settings of the run
 RECORD = "run.json"  # command line, versions, data, split
@@ -151,10 +152,10 @@ def read_record(run: Path) -> dict[str, Any]:
         is_valid = (
             isinstance(record["annotations"], dict)
             and len(record["categories"]) > 0
-            and all(type(c["id"]) is int and type(c["name"]) is str for c in record["categories"])
-            and all(type(name) is str for name in record["held_out"])
+            and all(type(c["id"]) is int and is_printable(c["name"]) for c in record["categories"])
+            and all(is_printable(name) for name in record["held_out"])
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         is_valid = False
     if not is_valid:
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")

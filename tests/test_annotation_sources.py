@@ -222,7 +222,7 @@ def test_coco_without_its_image(tmp_path):
 def test_an_impossible_file_name(tmp_path):
     value = coco_of(rle(BOX))
     value["images"][0]["file_name"] = "a\0.tif"
-    assert "not the name of a file" in refused(tmp_path, *write_coco(tmp_path, value))
+    assert "image name" in refused(tmp_path, *write_coco(tmp_path, value))
 
 
 def test_the_source_is_not_overwritten(tmp_path):

@@ -11,7 +11,7 @@ from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_image_list, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
-from cellseg.read.names import name_outputs, name_outputs_uniquely
+from cellseg.read.names import check_class_names, name_outputs, name_outputs_uniquely
 from cellseg.read.results import (
     find_sidecar_ground_truth,
     pair_by_image,
@@ -123,6 +123,7 @@ def _named(
     categories: list[dict[str, Any]] | None, names: list[str] | None
 ) -> list[dict[str, Any]]:
     """Return the known categories, or 1…K, with the given names."""
+    check_class_names("--class_names", names or ())
     if categories is None:
         return [{"id": n, "name": name} for n, name in enumerate(names or CLASS_NAMES, 1)]
     if names is None:

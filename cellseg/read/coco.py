@@ -22,6 +22,7 @@ import pycocotools.mask
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells, ImageRecord
+from cellseg.read.names import check_class_names, check_image_name
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
 
 COCO = dict[str, Any]
@@ -203,12 +204,13 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
     for image in coco["images"]:
         where = f"{path}: image {image['id']}"
         _check(where, image, "file_name", _is_text, "a file's name")
+        check_image_name(path, image["file_name"])
         for key in ("height", "width"):
             _check(where, image, key, _is_side, f"an integer of pixels, 1 to {MAX_SIDE}")
     _check_unique(path, "file_name", [image["file_name"] for image in coco["images"]])
     for category in coco["categories"]:
         _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")
-    _check_unique(path, "category name", [category["name"] for category in coco["categories"]])
+    check_class_names(path, [category["name"] for category in coco["categories"]])
 
     images = {image["id"]: image for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}

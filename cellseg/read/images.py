@@ -12,7 +12,13 @@ from cellseg.files import read_json
 from cellseg.images import ImageRecord
 from cellseg.read.coco import image_records, load_coco
 from cellseg.read.layout import TEST_LIST, find_test_folder, list_images
-from cellseg.read.names import absolute_path, is_plain, name_images
+from cellseg.read.names import (
+    absolute_path,
+    check_image_name,
+    is_plain,
+    name_images,
+    name_outputs_uniquely,
+)
 from cellseg.read.tiff import image_size
 from cellseg.read.window import open_image
 
@@ -80,6 +86,7 @@ def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecor
             f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
             f"{folder.name}/; write the name without folders"
         )
+    check_image_name(path, name)
     for key, minimum in (("id", 0), ("height", 1), ("width", 1)):
         value = entry.get(key)
         if type(value) is not int or value < minimum:
@@ -110,6 +117,7 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
         or len({entry["id"] for entry in entries}) < len(entries)
     ):
         raise InputError(f"{path}: not a valid image list; {remedy}")
+    name_outputs_uniquely(path, [entry["file_name"] for entry in entries])  # raises InputError
     return [
         ImageRecord(
             entry["id"],
@@ -147,7 +155,7 @@ def list_annotated_images(
 def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
     """List images, and the images in folders, with the ids 1, 2, …, absolute names, each once.
 
-    Raises InputError if a file is not found, or a folder has no image.
+    Raises InputError if a file is not found, a folder has no image, or a name can't be printed.
     """
     files: list[Path] = []
     for path in paths:
@@ -158,7 +166,9 @@ def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]
         else:
             raise InputError(f"--images {path}: no such file, expected an image or a folder")
     unique_files = {path.resolve(): path for path in files}
+    names = [str(absolute_path(path)) for path in unique_files.values()]
+    name_outputs_uniquely("--images", names)  # raises InputError
     return [
-        ImageRecord(n, str(absolute_path(path)), path, None, level)
-        for n, path in enumerate(unique_files.values(), 1)
+        ImageRecord(n, name, path, None, level)
+        for n, (name, path) in enumerate(zip(names, unique_files.values(), strict=True), 1)
     ]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.read.names import is_printable
 from cellseg.read.tiff import SUFFIXES
+from cellseg.text import is_printable
 
 TRAIN = "train"
 TEST = ("test", "test_release")

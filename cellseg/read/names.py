@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, takewhile
@@ -10,6 +9,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
+from cellseg.text import is_printable, show
+
+LONGEST_NAME = 200
+"""Characters of a class name; tables and legends show them in full."""
 
 
 def is_plain(name: str) -> bool:
@@ -17,9 +20,40 @@ def is_plain(name: str) -> bool:
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
 
 
-def is_printable(name: str) -> bool:
-    """Return whether a name has no control characters and no undecodable bytes."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+def check_class_names(source: object, names: Sequence[str]) -> None:
+    """Raise InputError, naming their source, unless class names can be used everywhere.
+
+    They are printable, not empty, of at most `LONGEST_NAME` characters, and differ in more than
+    case and surrounding spaces, as outlines' classes are compared without these.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name.strip():
+            problem = "an empty class name"
+        elif not is_printable(name):
+            problem = f"the class name {show(name)} has control characters or isn't UTF-8"
+        elif len(name) > LONGEST_NAME:
+            problem = f"the class name {show(name)} has {len(name)} characters"
+        elif other := seen.get(name.strip().casefold()):
+            problem = f"the class name {name!r} occurs twice"
+            if other != name:
+                problem = f"the class names {other!r} and {name!r} differ only in case or spaces"
+        else:
+            seen[name.strip().casefold()] = name
+            continue
+        raise InputError(
+            f"{source}: {problem}; give each class a distinct printable name of at most "
+            f"{LONGEST_NAME} characters"
+        )
+
+
+def check_image_name(source: object, file_name: str) -> None:
+    """Raise InputError, naming its source, if the name of an image in a file isn't printable."""
+    if not is_printable(file_name):
+        raise InputError(
+            f"{source}: the image name {show(file_name)} has control characters or isn't "
+            "UTF-8; rename the image"
+        )
 
 
 def path_parts(file_name: str) -> tuple[str, ...]:
@@ -66,7 +100,7 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
     names = []
     for file_name in file_names:
         parts = path_parts(file_name)
-        if not parts or is_outside(file_name) or not is_printable(file_name):
+        if not parts or is_outside(file_name):
             raise InputError(
                 f"{source}: the image {file_name!r} is outside the data folder; write its name "
                 "relative to it"
@@ -76,7 +110,7 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
     return names
 
 
-def name_outputs_uniquely(source: Path, file_names: Sequence[str]) -> list[str]:
+def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str]:
     """Return output names for images anywhere, with as many folders as distinguish them.
 
     Raises InputError, naming the list `source`, if a name can't be printed.
@@ -101,10 +135,7 @@ def name_outputs_uniquely(source: Path, file_names: Sequence[str]) -> list[str]:
     outputs = list(map("/".join, names))
     for output, file_name in zip(outputs, file_names, strict=True):
         if not output or not is_printable(output):
-            raise InputError(
-                f"{source}: the image {file_name!r} has no printable name; rename it and predict "
-                "again"
-            )
+            raise InputError(f"{source}: the image {file_name!r} has no printable name; rename it")
     return outputs
 
 
