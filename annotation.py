@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
-    from cellseg import process
-
-    process.prepare()
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,18 +9,27 @@ import utils
 from cellseg.device import count_cores
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
-from cellseg.messages import warn
+from cellseg.messages import listed, warn
 from cellseg.read.annotate import (
     annotate_coco_image,
     annotate_image,
     annotate_images,
-    read_coco_images,
+    count_cells,
+    find_class_names,
     summarise,
     warn_of_images,
 )
+from cellseg.read.classes import UnknownClassError, class_names_flag
 from cellseg.read.coco import AnnotatedImage, build_coco
+from cellseg.read.foreign_coco import read_coco_images
 from cellseg.read.images import read_test_list
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST, list_train_folders, read_train_folder
+from cellseg.read.layout import (
+    CLASS_NAMES,
+    TEST_LIST,
+    list_loose_files,
+    list_train_folders,
+    read_train_folder,
+)
 from cellseg.read.names import check_class_names
 
 DESCRIPTION = """\
@@ -100,17 +104,29 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             skipped.append(str(error))
     if args.coco:
-        bad: dict[int, str] = {}
-        names, sources = read_coco_images(args.coco, args.data, bad if args.skip_bad else None)
-        images, bad_images = annotate_images(sources, annotate_coco_image, args.jobs, args.skip_bad)
-        bad_images = [*bad.values(), *bad_images]
+        names, sources, unused = read_coco_images(args.coco, args.data, args.skip_bad)
+        images, bad_images = annotate_images(
+            sources,
+            annotate_coco_image,
+            lambda image: len(image.masks) + image.n_crowds,
+            args.jobs,
+            args.skip_bad,
+        )
+        bad_images = [*unused, *bad_images]
     else:
         folders = list_train_folders(args.data)
 
         def read(folder: Path) -> AnnotatedImage:
-            return annotate_image(read_train_folder(folder, len(names)), names)
+            return annotate_image(read_train_folder(folder, len(names)), names, args.skip_bad)
 
-        images, bad_images = annotate_images(folders, read, args.jobs, args.skip_bad)
+        def count(folder: Path) -> int:
+            return count_cells(read_train_folder(folder, len(names)))
+
+        try:
+            images, bad_images = annotate_images(folders, read, count, args.jobs, args.skip_bad)
+        except UnknownClassError as error:
+            flag = class_names_flag(args.class_names, find_class_names(folders, len(names)))
+            raise InputError(f"{error}; all classes: {flag}") from None
     if not images:
         raise InputError(
             f"{args.coco or args.data}: none of the {len(bad_images)} training images is usable; "
@@ -119,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(output, build_coco(images, names))
     print(summarise(images, names))
     warn_of_images(images)
+    if not args.coco and (loose := list_loose_files(args.data)):
+        warn(
+            f"files in train/ that are in no image's folder, ignored: {len(loose)}: {listed(loose)}"
+        )
     for line in [*skipped, *bad_images]:
         warn(f"skipped: {line}")
     print(f"wrote {display_path(output)}")

@@ -11,8 +11,7 @@ Data flow: `read`, `network`, `learn`, `predict`, `score`, `write`, `look`.
 from __future__ import annotations
 
 import importlib
-
-TYPE_CHECKING = False  # without the import of typing: each command begins with this package
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cellseg.errors import InputError

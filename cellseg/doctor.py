@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cellseg.device import detectron2_problem
-from cellseg.process import prepare
 from cellseg.runs import package_versions
 
 
@@ -118,5 +117,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    prepare()
     sys.exit(main())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from cellseg.errors import InputError
-from cellseg.process import unfinished
 from cellseg.text import printable
 
 if sys.platform != "win32":
@@ -46,7 +45,6 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(target)
         descriptor, temporary = _create_temporary(target)
-        unfinished.add(temporary)
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files
@@ -60,7 +58,6 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
                 os.replace(temporary, target)
         if sys.platform == "win32":  # which can't rename an open file
             os.replace(temporary, target)
-        unfinished.discard(temporary)
         temporary = None
     except OSError as error:
         reason = error.strerror or error
@@ -71,7 +68,6 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            unfinished.discard(temporary)
 
 
 _SUFFIX = ".part"
@@ -146,7 +142,7 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
     what to do. Raise InputError if the file is missing, unreadable or not JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # Windows begins files with a mark
             yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected the {what}; {remedy}") from None

@@ -348,6 +348,15 @@ def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
     )
 
 
+def select_masks(mask_runs: MaskRuns, masks: NDArray[np.int64]) -> MaskRuns:
+    """Return the masks at the indices `masks`."""
+    n_runs = np.diff(mask_runs.offsets)[masks]
+    offsets = np.append(0, np.cumsum(n_runs))
+    first = np.repeat(mask_runs.offsets[masks] - offsets[:-1], n_runs)
+    run = first + np.arange(offsets[-1])
+    return MaskRuns(mask_runs.size, mask_runs.starts[run], mask_runs.ends[run], offsets)
+
+
 def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
     """Return the number of pixels of each mask, `(N,)` int64."""
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)

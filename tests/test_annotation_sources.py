@@ -135,7 +135,7 @@ def test_warnings_are_printed(tmp_path, capsys):
     write_train(tmp_path, image__xml=text)
     run(tmp_path)
     err = capsys.readouterr().err
-    assert "warning: negative regions or fewer than 3 points, ignored: 1, in 1 image: a" in err
+    assert "outlines of fewer than 3 points, ignored: 1, in 1 image: a" in err
     assert "warning: cells of at most 10 pixels: 1, in 1 image: a" in err
 
 
@@ -193,14 +193,51 @@ def test_overlapping_cells_of_one_class_give_a_warning(tmp_path, capsys):
     assert "pixels in two cells: 4, in 1 image: pictures/a.tif" in capsys.readouterr().err
 
 
-def test_crowds_and_empty_images(tmp_path, capsys):
-    write_image(tmp_path / "pictures" / "a.tif")
-    coco = run(tmp_path, *write_coco(tmp_path, coco_of(rle(BOX), iscrowd=1)))
-    assert coco["annotations"] == []
-    assert len(coco["images"]) == 1
+def crowd_coco(*areas, crowds=(), size=(200, 300), parts=1):
+    """Return a file with squares of one category, in rows; those in `crowds` are crowd regions."""
+    value = coco_of(None)
+    value["images"][0] |= {"height": size[0], "width": size[1]}
+    annotations, left = [], 0
+    for n, area in enumerate(areas):
+        mask, side = np.zeros(size, int), round(area**0.5)
+        mask[:side, left : left + side] = 1
+        if n in crowds and parts == 2:
+            mask[-side:, -side:] = 1
+        left += side
+        annotations.append(
+            {**value["annotations"][0], "id": n + 1, "segmentation": rle(mask)}
+            | {"iscrowd": int(n in crowds)}
+        )
+    return {**value, "annotations": annotations}
+
+
+@pytest.mark.parametrize("crowds", [range(6), range(3), [0]])
+def test_single_cells_that_are_marked_as_crowds_are_used(tmp_path, capsys, crowds):
+    write_image(tmp_path / "pictures" / "a.tif", (200, 300))
+    value = crowd_coco(400, 100, 196, 225, 256, 900, crowds=crowds)
+    coco = run(tmp_path, *write_coco(tmp_path, value))
+    assert [cell["area"] for cell in coco["annotations"]] == [400, 100, 196, 225, 256, 900]
+    assert {cell["iscrowd"] for cell in coco["annotations"]} == {0}
     err = capsys.readouterr().err
-    assert "crowd regions (iscrowd), ignored: 1, in 1 image: pictures/a.tif" in err
-    assert "images without cells: 1, in 1 image: pictures/a.tif" in err
+    assert f"used as cells: {len(crowds)}, in 1 image: pictures/a.tif" in err
+    assert "ignored" not in err
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_crowds_of_many_cells_are_not_used(tmp_path, capsys, parts):
+    """A region of 40 cells, or one in two places far apart."""
+    write_image(tmp_path / "pictures" / "a.tif", (200, 300))
+    value = crowd_coco(225, 225, 9025 if parts == 1 else 225, crowds=[2], parts=parts)
+    coco = run(tmp_path, *write_coco(tmp_path, value))
+    assert [cell["area"] for cell in coco["annotations"]] == [225, 225]
+    assert "crowd regions (iscrowd), ignored: 1, in 1 image" in capsys.readouterr().err
+
+
+def test_images_without_annotations(tmp_path, capsys):
+    write_image(tmp_path / "pictures" / "a.tif")
+    value = {**coco_of(None), "annotations": []}
+    assert run(tmp_path, *write_coco(tmp_path, value))["annotations"] == []
+    assert "images without cells: 1, in 1 image: pictures/a.tif" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["", "[", "[]", "{}", "3", {"images": []}])

@@ -10,7 +10,7 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
-from cellseg.read.layout import OUTLINES, TRAIN
+from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import name_images
 from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.tiff import image_size
@@ -99,8 +99,7 @@ def check_up_to_date(root: Path, annotations: Path) -> None:
     """Raise InputError if the annotations are older than a label map or outlines in `train/`."""
     modified = annotations.stat().st_mtime
     for mask in sorted((root / TRAIN).glob("*/*")):
-        is_annotation = mask.suffix.lower() in OUTLINES or mask.name.lower().startswith("class")
-        if is_annotation and mask.is_file() and mask.stat().st_mtime > modified:
+        if may_hold_cells(mask.name) and mask.is_file() and mask.stat().st_mtime > modified:
             raise InputError(f"{annotations}: older than {mask}; run python annotation.py again")
 
 

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
-from cellseg.read.coco import MAX_SIDE, AnnotatedImage, annotated_cells, load_coco, select_images
-from cellseg.read.coco import class_names as names_of
+from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
+from cellseg.read.classes import UnknownClassError
+from cellseg.read.coco import MAX_SIDE, AnnotatedImage
+from cellseg.read.foreign_coco import CocoImage
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
-from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage
+from cellseg.read.label_maps import (
+    count_labels,
+    read_class_files,
+    read_class_table,
+    read_joint_label_map,
+)
+from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folder
 from cellseg.read.names import is_outside, short_name
-from cellseg.read.outlines import fill_outlines
-from cellseg.read.tiff import read_image, read_labels
-from cellseg.rle import MaskRuns, areas, crop_mask, decode, label_map_to_runs
+from cellseg.read.orientation import orientation, turn_note
+from cellseg.read.outlines import Outline, fill_outlines
+from cellseg.read.tiff import read_image
+from cellseg.rle import MaskRuns, areas, decode
 
 Source = TypeVar("Source")
-
-SMALL = 10
-"""Area in pixels; cells this small are probably slips. The smallest of NYCU HW3 has 11."""
 
 DARK = 16
 """Of 255; the brightness of a camera's 12 bits in a 16-bit file that was never scaled."""
 
 
-def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) -> AnnotatedImage:
+def annotate_image(
+    image: TrainImage, class_names: Sequence[str] = CLASS_NAMES, skip_bad: bool = False
+) -> AnnotatedImage:
     """Read a training image and its label maps or outlines.
 
-    `class_names` are the K class names that outlines use.
+    `class_names` are the K class names that outlines and class tables use. With `skip_bad`, single
+    cells of unknown classes or outside the image are left out.
 
     Raises
     ------
@@ -54,33 +62,51 @@ def annotate_image(image: TrainImage, class_names: Sequence[str] = CLASS_NAMES) 
             f"{image.path}: {_size_text(size)} pixels (height x width), expected at most "
             f"{MAX_SIDE} a side; cut it into smaller images"
         )
-    if image.outlines is None:
-        cells, warnings = _read_label_maps(image, size)
+    if image.outlines:
+        outlines = read_outlines(image.outlines)
+        cells, warnings = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
+    elif image.label_map:
+        cells, warnings = read_joint_label_map(
+            image.label_map, image.class_table, image.path, size, class_names, skip_bad
+        )
     else:
-        is_xml = image.outlines.suffix.lower() == ".xml"
-        outlines = (read_imagescope if is_xml else read_geojson)(image.outlines)
-        cells, warnings = fill_outlines(image.outlines, outlines, size, class_names)
-    warnings["unexpected files, ignored"] += len(image.ignored)
-    return _with_warnings(f"{TRAIN}/{image.name}/{image.path.name}", pixels, cells, warnings)
+        cells, warnings = read_class_files(image.class_files, image.path, size)
+    for name in image.ignored:
+        warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
+    file_name = f"{TRAIN}/{image.name}/{image.path.name}"
+    return _with_warnings(file_name, image.path, pixels, cells, warnings)
 
 
-def read_coco_images(
-    path: Path, data: Path, bad: dict[int, str] | None = None
-) -> tuple[list[str], list[ImageCells]]:
-    """Return the K class names of a COCO file, by category id, and its images, by file name.
-
-    Images that `load_coco` adds to `bad` are skipped. File names are relative to `data`.
-    Raises InputError if `load_coco` does.
-    """
-    coco = load_coco(path, bad)
-    if bad:
-        coco = select_images(coco, {image["id"] for image in coco["images"]} - bad.keys())
-    names = [image["file_name"] for image in coco["images"]]
-    images = annotated_cells(coco, data, names)
-    return names_of(coco), sorted(images, key=lambda image: image.file_name)
+def read_outlines(path: Path) -> list[Outline]:
+    """Read a file of outlines, by its ending. Raises InputError if it can't be read."""
+    return read_imagescope(path) if path.suffix.lower() == ".xml" else read_geojson(path)
 
 
-def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
+def count_cells(image: TrainImage) -> int:
+    """Return the number of cells in those of an image's files that can be read."""
+    if image.outlines:
+        return sum(bool(outline.polygons) for outline in read_outlines(image.outlines))
+    n_cells = 0
+    for path in [*image.class_files.values(), *filter(None, [image.label_map])]:
+        with contextlib.suppress(InputError):
+            n_cells += count_labels(path)
+    return n_cells
+
+
+def find_class_names(folders: Sequence[Path], n_classes: int) -> set[str]:
+    """Return all class names in the outlines and class tables of training images."""
+    names: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(InputError):
+            image = read_train_folder(folder, n_classes)
+            if image.outlines:
+                names |= {o.class_name or "" for o in read_outlines(image.outlines) if o.polygons}
+            elif image.class_table:
+                names |= set(read_class_table(image.class_table).values())
+    return names
+
+
+def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
     """Read an image of a COCO file, and check that its size is that of the annotations.
 
     Raises InputError if it can't be read, is outside the data folder or has another size.
@@ -91,10 +117,12 @@ def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
             "to it"
         )
     pixels = read_image(image.path)
-    if pixels.shape[:2] != image.size:
+    size = pixels.shape[:2]
+    if size != image.size:
         raise InputError(
-            f"{image.path}: {_size_text(pixels.shape[:2])} pixels (height x width), expected "
-            f"{_size_text(image.size)} as in the COCO file; annotate that image"
+            f"{image.path}: {_size_text(size)} pixels (height x width), expected "
+            f"{_size_text(image.size)} as in the COCO file"
+            f"{turn_note(image.path, size, image.size)}; annotate that image"
         )
     cells = {
         number + 1: decode(
@@ -102,70 +130,48 @@ def annotate_coco_image(image: ImageCells) -> AnnotatedImage:
         )
         for number in np.unique(image.classes).tolist()
     }
-    warnings = Counter({"crowd regions (iscrowd), ignored": image.n_crowds})
-    return _with_warnings(image.file_name, pixels, cells, warnings)
+    return _with_warnings(image.file_name, image.path, pixels, cells, Counter(image.warnings))
 
 
 def _with_warnings(
-    file_name: str, pixels: NDArray[np.uint8], cells: dict[int, MaskRuns], warnings: Counter[str]
+    file_name: str,
+    path: Path,
+    pixels: NDArray[np.uint8],
+    cells: dict[int, MaskRuns],
+    warnings: Counter[str],
 ) -> AnnotatedImage:
     """Build the result, with the warnings that apply to every source."""
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    warnings["images turned by their EXIF orientation, as their masks must be"] += (
+        is_jpeg and orientation(path) > 1
+    )
     warnings[f"images with no pixel above {DARK} of 255"] += int(pixels.max()) <= DARK
     warnings[f"cells of at most {SMALL} pixels"] += sum(
         int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
     )
+    for mask_runs in cells.values():
+        large = 2 * areas(mask_runs) > mask_runs.size[0] * mask_runs.size[1]
+        warnings["cells that cover over half of the image"] += int(large.sum())
+        warnings["cells with pieces far apart (one label for several?)"] += int(
+            scattered(mask_runs).sum()
+        )
     warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
     warnings["images without cells"] += not any(map(len, cells.values()))
     return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings)
 
 
-def _read_label_maps(
-    image: TrainImage, size: tuple[int, int]
-) -> tuple[dict[int, MaskRuns], Counter[str]]:
-    cells: dict[int, MaskRuns] = {}
-    warnings: Counter[str] = Counter()
-    seen: set[int | float] = set()
-    for number, path in image.class_files.items():
-        labels = read_labels(path)
-        if labels.shape != size:
-            raise InputError(
-                f"{path}: {_size_text(labels.shape)} (height x width), expected "
-                f"{_size_text(size)} as {image.path.name}; draw it on that image"
-            )
-        values, cells[number] = label_map_to_runs(labels)
-        _check_labels(path, values, cells[number])
-        ids = set(values.tolist())
-        warnings["labels used in two class files of an image"] += len(ids & seen)
-        warnings["class files without cells"] += not ids
-        warnings["class files with one label in many pieces (one label per cell?)"] += (
-            len(ids) == 1
-            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
-        )
-        seen |= ids
-    return cells, warnings
-
-
-def _check_labels(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
-    if values.dtype.kind == "f":
-        bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
-    else:
-        bad = values < 0
-    if bad.any():
-        index = np.flatnonzero(bad)[0]
-        column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
-        raise InputError(
-            f"{path}: label {values[index]} in row {row}, column {column} (from 0), expected "
-            "integers: 0 for background, 1 and up for cells; fix the label map"
-        )
-
-
 def annotate_images(
-    sources: Sequence[Source], read: Callable[[Source], AnnotatedImage], jobs: int, skip_bad: bool
+    sources: Sequence[Source],
+    read: Callable[[Source], AnnotatedImage],
+    count: Callable[[Source], int],
+    jobs: int,
+    skip_bad: bool,
 ) -> tuple[list[AnnotatedImage], list[str]]:
     """Read one image from each source, `jobs` at a time.
 
-    Returns the images in the order of the sources, and a message for each that can't be used;
-    without `skip_bad`, raises InputError for the first of these.
+    Returns the images in the order of the sources, and a message for each that can't be used,
+    with the number of its cells by `count`; without `skip_bad`, raises InputError for the first
+    of these.
     """
 
     def try_to_read(source: Source) -> AnnotatedImage | InputError:
@@ -180,16 +186,27 @@ def annotate_images(
     executor = ThreadPoolExecutor(jobs)
     try:
         results = executor.map(try_to_read, sources)
-        for result in tqdm(results, "reading", len(sources), unit="image", disable=None):
+        results = tqdm(results, "reading", len(sources), unit="image", disable=None)
+        for source, result in zip(sources, results, strict=True):
             if isinstance(result, AnnotatedImage):
                 images.append(result)
             elif skip_bad:
-                skipped.append(str(result))
+                skipped.append(_with_count(result, source, count))
+            elif isinstance(result, UnknownClassError):
+                raise result
             else:
                 raise InputError(f"{result} (or skip such images with --skip_bad)")
     finally:
         executor.shutdown(cancel_futures=True)
     return images, skipped
+
+
+def _with_count(error: InputError, source: Source, count: Callable[[Source], int]) -> str:
+    try:
+        n_cells = plural(count(source), "cell")
+    except InputError:
+        return str(error)
+    return f"{error} ({n_cells} not used with it)"
 
 
 def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:
@@ -215,18 +232,6 @@ def warn_of_images(images: Sequence[AnnotatedImage]) -> None:
     for what, count in sorted(warnings.items()):
         where = [short_name(image.file_name) for image in images if image.warnings[what]]
         warn(f"{what}: {count}, in {plural(len(where), 'image')}: {listed(where)}")
-
-
-def count_overlap_pixels(masks: Sequence[MaskRuns]) -> int:
-    """Count the pixels that are in two or more of the masks of one image."""
-    none = np.zeros(0, np.int64)
-    starts = np.concatenate([none, *(mask_runs.starts for mask_runs in masks)])
-    ends = np.concatenate([none, *(mask_runs.ends for mask_runs in masks)])
-    index = np.concatenate([starts, ends])
-    step = np.repeat([1, -1], [len(starts), len(ends)])
-    order = np.argsort(index, kind="stable")
-    cover = np.cumsum(step[order])
-    return int(np.diff(index[order])[cover[:-1] >= 2].sum())
 
 
 def _size_text(size: tuple[int, ...]) -> str:

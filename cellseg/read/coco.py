@@ -29,7 +29,7 @@ COCO = dict[str, Any]
 
 MAX_SIDE = 65535  # pycocotools counts pixels in 32 bits
 
-_REMEDY = "create it with annotation.py, or export it as COCO instance segmentation"
+COCO_REMEDY = "create it with annotation.py, or export it as COCO instance segmentation"
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,35 @@ def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[Imag
     return images
 
 
-def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -> COCO:
-    """Load an annotation file of any program, and check all that training and scoring use.
+class EmptyMaskError(InputError):
+    """A mask has no pixel."""
+
+
+def load_coco(path: str | os.PathLike[str]) -> COCO:
+    """Load an annotation file, and check all that training and scoring use with `check_coco`.
+
+    Raises InputError if the file is missing or not JSON, or `check_coco` does.
+    """
+    return check_coco(path, read_json(path, "annotations", COCO_REMEDY))
+
+
+def check_coco(
+    path: str | os.PathLike[str],
+    coco: Any,
+    unusable: list[tuple[int, InputError]] | None = None,
+) -> COCO:
+    """Check all that training and scoring use in annotations, and convert their masks.
 
     Parameters
     ----------
     path
-        The file. Masks may be polygons or RLEs, with compressed counts or a list; category
-        ids can be any integers.
-    bad
-        If given, collects by image id a message for each image with an unusable mask, instead
-        of an error; the annotations of these images must not be used.
+        The file, for messages.
+    coco
+        Its content, which is changed. Masks may be polygons or RLEs, with compressed counts or a
+        list; category ids can be any integers.
+    unusable
+        If given, annotations with an unusable mask are removed, and their image ids and errors
+        added here, instead of an error; for empty masks, these are `EmptyMaskError`.
 
     Returns
     -------
@@ -187,18 +205,16 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
     Raises
     ------
     InputError
-        If the file is missing, not JSON or not COCO; an id occurs twice; an annotation has an
-        unknown image or category; a mask has another size than its image, no pixel, or broken
-        counts.
+        If the file is not COCO; an id occurs twice; an annotation has an unknown image or
+        category; a mask has another size than its image, no pixel, or broken counts.
     """
-    coco = read_json(path, "annotations", _REMEDY)
     if not isinstance(coco, dict):
-        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at the top); {_REMEDY}")
+        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at the top); {COCO_REMEDY}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco.get(key), list):
-            raise InputError(f'{path}: not COCO (no list "{key}"); {_REMEDY}')
+            raise InputError(f'{path}: not COCO (no list "{key}"); {COCO_REMEDY}')
         if not coco[key] and key != "annotations":
-            raise InputError(f'{path}: "{key}" is empty, expected at least one; {_REMEDY}')
+            raise InputError(f'{path}: "{key}" is empty, expected at least one; {COCO_REMEDY}')
         _check_ids(path, key, coco[key])
 
     for image in coco["images"]:
@@ -228,13 +244,14 @@ def load_coco(path: str | os.PathLike[str], bad: dict[int, str] | None = None) -
             raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; fix it")
         annotation["iscrowd"] = int(bool(crowd))
         by_image[annotation["image_id"]].append(annotation)
-    for image_id, image_annotations in by_image.items():
-        try:
-            _normalise(path, images[image_id], image_annotations)
-        except InputError as error:
-            if bad is None:
-                raise
-            bad[image_id] = str(error)
+    if unusable is None:
+        for image_id, of_image in by_image.items():
+            _normalise(path, images[image_id], of_image)
+    else:
+        usable: set[int] = set()
+        for image_id, of_image in by_image.items():
+            usable |= _normalise_each(path, images[image_id], of_image, unusable)
+        coco["annotations"] = [a for a in coco["annotations"] if a["id"] in usable]
     return coco
 
 
@@ -242,7 +259,8 @@ def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> No
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
             raise InputError(
-                f'{path}: entry {number} of "{key}" is not an object with an integer id; {_REMEDY}'
+                f'{path}: entry {number} of "{key}" is not an object with an integer id; '
+                f"{COCO_REMEDY}"
             )
     _check_unique(path, f"id in {key}", [entry["id"] for entry in entries])
 
@@ -285,12 +303,33 @@ def _normalise(
     except ValueError as error:
         index, _, reason = str(error).partition(": ")
         raise InputError(
-            f"{path}: annotation {annotations[int(index)]['id']}: broken mask ({reason}); {_REMEDY}"
+            f"{path}: annotation {annotations[int(index)]['id']}: broken mask ({reason}); "
+            f"{COCO_REMEDY}"
         ) from None
     for annotation, area, bbox in zip(annotations, *_area_and_bbox(mask_runs), strict=True):
         if not area:
-            raise InputError(f"{path}: annotation {annotation['id']}: empty mask; remove it")
+            raise EmptyMaskError(f"{path}: annotation {annotation['id']}: empty mask; remove it")
         annotation["area"], annotation["bbox"] = area, bbox
+
+
+def _normalise_each(
+    path: str | os.PathLike[str],
+    image: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    unusable: list[tuple[int, InputError]],
+) -> set[int]:
+    """Normalise the annotations of an image; return the ids of those that are usable."""
+    usable = {annotation["id"] for annotation in annotations}
+    try:
+        _normalise(path, image, annotations)
+    except InputError:  # rare, so that all others are normalised at once
+        for annotation in annotations:
+            try:
+                _normalise(path, image, [annotation])
+            except InputError as error:
+                usable.remove(annotation["id"])
+                unusable.append((image["id"], error))
+    return usable
 
 
 def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -313,6 +352,11 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
             rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)
             return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     elif isinstance(mask, list) and mask and all(_is_polygon(part, size) for part in mask):
+        if not any(_overlaps(part, size) for part in mask):
+            raise InputError(
+                f"{where}: polygon outside the image of {list(size)} (height, width); draw it on "
+                "that image"
+            )
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     raise InputError(
@@ -327,3 +371,8 @@ def _is_polygon(value: Any, size: tuple[int, int]) -> bool:
     # pycocotools allocates a polygon's whole outline, however far off it is.
     reach = 2 * max(size)
     return all(_is_number(number) and abs(number) <= reach for number in value)
+
+
+def _overlaps(polygon: list[float], size: tuple[int, int]) -> bool:
+    x, y = polygon[::2], polygon[1::2]
+    return max(x) >= 0 and max(y) >= 0 and min(x) <= size[1] and min(y) <= size[0]

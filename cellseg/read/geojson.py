@@ -7,23 +7,36 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.read.outlines import Outline, Polygon, to_ring
+from cellseg.read.outlines import POINTS, Outline, Polygon, to_ring
 
 _REMEDY = "export the cells from QuPath as GeoJSON"
 
 
+# JSON of other programs, by a key at its top.
+_OTHERS = {
+    "annotations": "COCO annotations; pass the file with --coco",
+    "shapes": "LabelMe's JSON, which is not read; convert it to COCO, and use --coco",
+    "nuc": "HoVer-Net's JSON, which is not read; export GeoJSON for QuPath with its tools",
+}
+
+
 def read_geojson(path: Path) -> list[Outline]:
-    """Read the outlines in a GeoJSON file.
+    """Read the outlines in a GeoJSON file, which may be compressed with gzip.
 
     It has a FeatureCollection, a list of features or one feature; each is a Polygon or a
     MultiPolygon, in pixels from the image's top left corner, with its class in
     `properties.classification.name`, or `names` for derived classes such as "Immune: Positive".
+    Points, lines, and polygons of fewer than 3 points give outlines without polygons; of a
+    GeometryCollection, the polygons are used.
 
     Raises InputError if the file is missing, damaged or something else.
     """
     value = features = read_json(path, "cells' outlines", _REMEDY)
     if isinstance(value, dict):
         features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
+        for key, found in _OTHERS.items():
+            if key in value and value.get("type") not in ("Feature", "FeatureCollection"):
+                raise InputError(f"{path}: {found}")
     if not isinstance(features, list):
         raise InputError(f"{path}: no GeoJSON features in it; {_REMEDY}")
     return [_outline(path, number, feature) for number, feature in enumerate(features, 1)]
@@ -33,40 +46,60 @@ def _outline(path: Path, number: int, feature: Any) -> Outline:
     where = f"feature {number}"
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
-    geometry = feature.get("geometry")
+    polygons = _polygons(path, where, feature.get("geometry"))
+    # QuPath's origin is the corner of the first pixel, that of rings its centre.
+    rings: list[Polygon] = [
+        [
+            to_ring(f"{path}: {where}", ring) - 0.5
+            for n, ring in enumerate(polygon)
+            if n == 0 or len(ring) >= 3
+        ]
+        for polygon in polygons
+        if len(polygon[0]) >= 3
+    ]
+    properties = feature.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    kind = properties.get("objectType", "")
+    if kind in ("cell", "tile"):
+        kind = "detection"
+    kind = str(kind) if rings else POINTS
+    return Outline(where, _class_name(path, where, properties), rings, kind)
+
+
+def _polygons(path: Path, where: str, geometry: Any) -> list[list[list[Any]]]:
+    """Return the polygons of a geometry, lists of rings; none for points and lines."""
     geometry = geometry if isinstance(geometry, dict) else {}
-    shape = geometry.get("type")
+    shape, coordinates = geometry.get("type"), geometry.get("coordinates")
+    if shape in ("Point", "MultiPoint", "LineString", "MultiLineString"):
+        return []
+    if shape == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
+        parts = [_polygons(path, where, part) for part in geometry["geometries"]]
+        return [polygon for part in parts for polygon in part]
     if shape not in ("Polygon", "MultiPolygon"):
         raise InputError(
             f"{path}: {where} has the geometry {str(shape)[:60]}, expected a Polygon or "
             "MultiPolygon; remove it"
         )
-    coordinates: Any = geometry.get("coordinates")
     polygons = [coordinates] if shape == "Polygon" else coordinates
     if not _is_nested_list(polygons):
         raise InputError(
-            f"{path}: {where} is a broken {shape}, expected lists of rings of 3 or more points as "
+            f"{path}: {where} is a broken {shape}, expected lists of rings of points as "
             f"coordinates; {_REMEDY}"
         )
-    # QuPath's origin is the corner of the first pixel, that of rings its centre.
-    rings: list[Polygon] = [
-        [to_ring(f"{path}: {where}", ring) - 0.5 for ring in polygon] for polygon in polygons
-    ]
-    return Outline(where, _class_name(path, where, feature.get("properties")), rings)
+    return list(polygons)
 
 
 def _is_nested_list(polygons: Any) -> bool:
     """Return whether coordinates are polygons of rings, whose points are checked later."""
     return (
         isinstance(polygons, list)
-        and bool(polygons)
         and all(isinstance(polygon, list) and polygon for polygon in polygons)
-        and all(isinstance(ring, list) and len(ring) >= 3 for p in polygons for ring in p)
+        and all(isinstance(ring, list) for polygon in polygons for ring in polygon)
     )
 
 
-def _class_name(path: Path, where: str, properties: Any) -> str | None:
-    classification = properties.get("classification") if isinstance(properties, dict) else None
+def _class_name(path: Path, where: str, properties: dict[str, Any]) -> str | None:
+    classification = properties.get("classification")
     if classification is None:
         return None
     if isinstance(classification, dict):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import xml.parsers.expat
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cellseg.errors import InputError
-from cellseg.read.outlines import Outline, to_ring
+from cellseg.read.outlines import POINTS, Outline, to_ring
 
 _REMEDY = "save the annotations in ImageScope again, as XML"
 
@@ -16,8 +19,9 @@ def read_imagescope(path: Path) -> list[Outline]:
 
     `Annotations/Annotation` has the regions of one class, named in `Attributes/Attribute` or
     the annotation itself; `Regions/Region/Vertices/Vertex` has X and Y in pixels, integers
-    being pixel centres, as in NYCU HW3's masks. Negative regions (`NegativeROA`) and those of
-    fewer than 3 vertices give outlines without polygons.
+    being pixel centres, as in NYCU HW3's masks. Rectangles and ellipses may have two corners of
+    their box. Negative regions (`NegativeROA`), arrows, rulers and regions of fewer than 3
+    vertices give outlines without polygons.
 
     Raises InputError if the file is missing, damaged or something else.
     """
@@ -38,6 +42,24 @@ def read_imagescope(path: Path) -> list[Outline]:
     return reader.outlines
 
 
+_RECTANGLE, _ELLIPSE = "1", "2"  # a region's Type; outlines have 0
+_MARKS = ("3", "4")  # arrows and rulers
+
+
+def _rectangle(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
+def _ellipse(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ellipse in a box as a polygon; it deviates by less than 1/1000 of its size."""
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    ring: NDArray[np.float64] = (low + high) / 2 + (high - low) / 2 * circle
+    return ring
+
+
 class _Reader:
     """Handlers for expat that collect outlines."""
 
@@ -47,6 +69,7 @@ class _Reader:
         self._inside: list[str] = []
         self._class_name: str | None = None
         self._vertices: list[tuple[float, float]] = []
+        self._type = ""
         self._negative = False
         self._n_regions = 0
 
@@ -68,6 +91,7 @@ class _Reader:
         elif place == ["Annotation", "Regions", "Region"]:
             self._n_regions += 1
             self._vertices = []
+            self._type = attributes.get("Type", "").strip()
             self._negative = attributes.get("NegativeROA", "0").strip() == "1"
         elif place == ["Annotation", "Regions", "Region", "Vertices", "Vertex"]:
             self._vertices.append(self._point(attributes))
@@ -76,8 +100,16 @@ class _Reader:
         if self._inside[1:] == ["Annotation", "Regions", "Region"]:
             where = f"region {self._n_regions}"
             ring = to_ring(f"{self.path}: {where}", self._vertices)
-            is_cell = not self._negative and len(ring) >= 3
-            self.outlines.append(Outline(where, self._class_name, [[ring]] if is_cell else []))
+            if self._type in (_RECTANGLE, _ELLIPSE) and len(ring) in (2, 4):
+                ring = _ellipse(ring) if self._type == _ELLIPSE else _rectangle(ring)
+            kind = ""
+            if self._negative:
+                kind = "negative regions"
+            elif self._type in _MARKS:
+                kind = "arrows and rulers"
+            elif len(ring) < 3:
+                kind = POINTS
+            self.outlines.append(Outline(where, self._class_name, [] if kind else [[ring]], kind))
         self._inside.pop()
 
     def _point(self, attributes: dict[str, str]) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """The files of a data folder, in the layout of NYCU HW3.
 
-train/<image>/image.tif
+train/<image>/image.tif           or another image format
 train/<image>/class<K>.tif        a label map per class that occurs, K from 1; or instead
-                                  one *.geojson (QuPath) or *.xml (ImageScope)
+                                  one file with the cells of all classes, see `_READ`
 test/<image>.tif                  or test_release/
 test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,33 @@ TEST_LIST = "test_image_name_to_ids.json"
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
 """NYCU HW3's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
-OUTLINES = (".geojson", ".xml")
+# What a file in an image's folder is, by its name; the first that matches counts. "maybe" may
+# hold the image's cells, unless a file of another type does.
+_READ = {
+    "image": r"image\.(tiff?|png|jpe?g|bmp)",
+    "class": r"class([^.]*)\.(tiff?|png|npy)",
+    "outlines": r".*\.(geojson(\.gz)?|xml)",
+    "other class file": r"class[0-9]+\..*",
+    "maybe outlines": r".*\.json(\.gz)?",
+    "maybe label map": r"(.*[-_ ])?(labels?|labelled|masks?)\.(tiff?|png|npy)",
+    "class table": r".*\.(csv|tsv)",
+}
 
-_IMAGE_FILE = re.compile(r"image\.tiff?", re.IGNORECASE)
-_CLASS_FILE = re.compile(r"class([^.]*)\.tiff?", re.IGNORECASE)
+# What is often there instead, and how to convert it.
+_CONVERT = {
+    r".*_seg\.npy": "Cellpose's file, a pickle, is not read; save its masks as PNG or TIFF, which "
+    "Cellpose names …_cp_masks",
+    r".*\.(zip|roi)": "ImageJ's ROIs are not read; open them in QuPath and export GeoJSON, or save "
+    "a label map as label.tif",
+    r".*\.mat": "MATLAB files are not read; save the instance map as label.tif, and the types of "
+    "its cells as classes.csv",
+}
+
+_LABEL_MAP_NAMES = "class<K>.tif, label.tif, …_masks.png, .npy of the same names"
+_OUTLINE_NAMES = ".geojson, .geojson.gz, .json or .xml"
+
+# Folders and files of operating systems and archives; names in lower case.
+_BY_PRODUCTS = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "icon\r")
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,10 @@ class TrainImage:
         The names of other files, sorted.
     outlines
         The file of outlines, instead of label maps, or None.
+    label_map
+        The label map of all classes, instead of one for each, or None.
+    class_table
+        The CSV file with the class of each label of `label_map`, or None.
     """
 
     name: str
@@ -53,6 +81,8 @@ class TrainImage:
     class_files: dict[int, Path]
     ignored: tuple[str, ...]
     outlines: Path | None = None
+    label_map: Path | None = None
+    class_table: Path | None = None
 
 
 def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
@@ -72,53 +102,139 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
 _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
 
 
+def list_loose_files(data: str | os.PathLike[str]) -> list[str]:
+    """List the names of the files in `train` that are in no image's folder."""
+    return [path.name for path in list_entries(Path(data) / TRAIN, _LAYOUT) if not path.is_dir()]
+
+
 def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
-    """Return the files in a training image's folder; names are case-insensitive, `.tif` or `.tiff`.
+    """Return the files in a training image's folder; names are case-insensitive.
 
     Raises InputError if there is not exactly one image; if a class is not in 1…`n_classes` or
-    has two files; if there are two files of outlines, or outlines and label maps.
+    has two files; if several files contain cells; or if none does, but there are other files,
+    as an image without cells has only its image.
     """
     folder = Path(folder)
-    images: list[Path] = []
-    class_files: dict[int, Path] = {}
-    outlines: list[Path] = []
-    ignored: list[str] = []
+    found: dict[str, list[Path]] = {kind: [] for kind in (*_READ, "unknown")}
     for path in list_entries(folder, _LAYOUT):
-        if _IMAGE_FILE.fullmatch(path.name):
-            images.append(path)
-        elif match := _CLASS_FILE.fullmatch(path.name):
-            number = match[1]
-            if not re.fullmatch("[1-9][0-9]{0,8}", number) or int(number) > n_classes:
-                raise InputError(
-                    f"{path}: class number out of range, expected class1.tif to "
-                    f"class{n_classes}.tif; rename it, or set the class names with --class_names"
-                )
-            if int(number) in class_files:
-                raise InputError(
-                    f"{path}: same class as {class_files[int(number)].name}; remove one of them"
-                )
-            class_files[int(number)] = path
-        elif path.suffix.lower() in OUTLINES:
-            outlines.append(path)
-        elif match := re.match(r"class[0-9]+(?=\.)", path.name, re.IGNORECASE):
-            # Ignoring a label map would make its cells background.
-            raise InputError(
-                f"{path}: expected a TIFF named {match[0]}.tif; save it as {match[0]}.tif, or "
-                "move it out of the folder"
-            )
-        else:
-            ignored.append(path.name)
-    if len(images) != 1:
-        found = "no image.tif" if not images else f"{images[0].name} and {images[1].name}"
-        raise InputError(f"{folder}: {found}, expected one image.tif; {_LAYOUT}")
-    sources = [*outlines[:2], *class_files.values()][: 2 if outlines else 0]
-    if len(sources) == 2:
+        found[_kind(path.name)].append(path)
+    for path in found["other class file"]:
+        # Ignoring a label map would make its cells background.
+        name = path.name.partition(".")[0]
         raise InputError(
-            f"{folder}: {sources[0].name} and {sources[1].name} both contain annotations; remove "
-            "one of them"
+            f"{path}: expected a TIFF named {name}.tif; save it as {name}.tif, or move it out of "
+            "the folder"
         )
-    files = dict(sorted(class_files.items()))
-    return TrainImage(folder.name, images[0], files, tuple(ignored), next(iter(outlines), None))
+    image, other_images = _choose_image(folder, found["image"], found["unknown"])
+    class_files = select_class_files(found["class"], n_classes)
+    unknown = other_images + found["unknown"]
+
+    certain = [*found["outlines"][:2], *class_files.values()]
+    if len(certain) > 1 and found["outlines"]:
+        raise _two_sources(folder, certain)
+    maybe = found["maybe label map"] + found["maybe outlines"]
+    if certain:
+        unknown, maybe = unknown + maybe, []
+    elif len(maybe) > 1 and found["maybe label map"]:
+        # Such as settings beside a label map.
+        unknown, maybe = unknown + found["maybe outlines"], found["maybe label map"]
+    if len(maybe) > 1:
+        raise _two_sources(folder, maybe)
+    label_map = next((path for path in maybe if path in found["maybe label map"]), None)
+    outlines = next((path for path in [*found["outlines"], *maybe] if path != label_map), None)
+
+    tables = found["class table"]
+    if not label_map:
+        unknown, tables = unknown + tables, []
+    elif len(tables) > 1:
+        raise InputError(
+            f"{folder}: {tables[0].name} and {tables[1].name}, expected one table with the classes "
+            f"of {label_map.name}; remove the other"
+        )
+    if unknown and not (certain or maybe):
+        raise _not_read(unknown)
+    return TrainImage(
+        folder.name,
+        image,
+        dict(sorted(class_files.items())),
+        tuple(sorted(path.name for path in unknown)),
+        outlines,
+        label_map,
+        tables[0] if tables else None,
+    )
+
+
+def may_hold_cells(name: str) -> bool:
+    """Return whether a file of this name in an image's folder may have its cells or classes."""
+    return _kind(name) not in ("image", "unknown")
+
+
+def _kind(name: str) -> str:
+    matches = (kind for kind, form in _READ.items() if _matches(form, name))
+    return next(matches, "unknown")
+
+
+def _matches(form: str, name: str) -> re.Match[str] | None:
+    return re.fullmatch(form, name, re.IGNORECASE)
+
+
+def _choose_image(
+    folder: Path, images: list[Path], unknown: Sequence[Path]
+) -> tuple[Path, list[Path]]:
+    """Return the image, a TIFF if there is one, and the other images."""
+    tiffs = [path for path in images if path.suffix.lower() in (".tif", ".tiff")]
+    choice = tiffs or images
+    if len(choice) == 1:
+        return choice[0], [path for path in images if path not in choice]
+    if images:
+        found, remedy = f"{choice[0].name} and {choice[1].name}, expected one image.tif", _LAYOUT
+    else:
+        found, remedy = "no image.tif", _LAYOUT
+        for path in unknown:
+            if path.suffix.lower() in SUFFIXES:
+                remedy = f"rename {path.name} to image{path.suffix} if it is the image"
+                break
+    raise InputError(f"{folder}: {found}; {remedy}")
+
+
+def select_class_files(paths: Sequence[Path], n_classes: int) -> dict[int, Path]:
+    """Return label maps of one class each by their class 1…K.
+
+    Raises InputError if the name has no class of these, or a class has two files.
+    """
+    files: dict[int, Path] = {}
+    for path in paths:
+        match = _matches(_READ["class"], path.name)
+        if not match or not re.fullmatch("[1-9][0-9]{0,8}", match[1]) or int(match[1]) > n_classes:
+            raise InputError(
+                f"{path}: class number out of range, expected class1.tif to "
+                f"class{n_classes}.tif; rename it, or set the class names with --class_names"
+            )
+        number = int(match[1])
+        if number in files:
+            raise InputError(f"{path}: same class as {files[number].name}; remove one of them")
+        files[number] = path
+    return files
+
+
+def _two_sources(folder: Path, paths: Sequence[Path]) -> InputError:
+    return InputError(
+        f"{folder}: {paths[0].name} and {paths[1].name} both contain annotations; remove one of "
+        "them"
+    )
+
+
+def _not_read(paths: Sequence[Path]) -> InputError:
+    """Return the error for a folder whose cells, if any, are in files of other types."""
+    for path in paths:
+        for form, advice in _CONVERT.items():
+            if _matches(form, path.name):
+                return InputError(f"{path}: {advice}")
+    return InputError(
+        f"{paths[0]}: unknown, and no other file has the image's cells; expected a label map "
+        f"({_LABEL_MAP_NAMES}) or outlines ({_OUTLINE_NAMES}); convert or rename it, or move it "
+        "out of the folder if the image has no cells"
+    )
 
 
 def find_test_folder(data: str | os.PathLike[str]) -> Path:
@@ -157,12 +273,17 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def list_entries(folder: Path, remedy: str) -> list[Path]:
-    """List the files and folders in a folder, by name, without hidden ones.
+    """List the files and folders in a folder, by name.
 
-    Raises InputError, with `remedy`, if it can't be listed or a name can't be printed.
+    Hidden ones and by-products of operating systems and archives are left out. Raises InputError,
+    with `remedy`, if it can't be listed or a name can't be printed.
     """
     try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        entries = sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name.lower() not in _BY_PRODUCTS
+        )
     except FileNotFoundError:
         raise InputError(f"{folder}: no such folder; {remedy}") from None
     except NotADirectoryError:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import skimage.draw
+import skimage.measure
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.read.layout import CLASS_NAMES
-from cellseg.rle import MaskRuns, areas, join_runs
-
-MONUSAC = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
-"""MoNuSAC's names of NYCU HW3's classes (Verma et al. 2021, doi 10.1109/TMI.2021.3085712)."""
+from cellseg.read.classes import match_classes
+from cellseg.rle import MaskRuns, areas, join_runs, select_masks
 
 Polygon = list[NDArray[np.float64]]
 
@@ -34,11 +32,17 @@ class Outline:
     polygons
         Its pieces: an outer ring each, then its holes. A ring is a `(V, 2)` float64 array of x,
         y in pixels; integers are pixel centres. Empty if it isn't a cell.
+    kind
+        What it is if it isn't a cell, such as `POINTS`; "annotation" or "detection" in QuPath.
     """
 
     where: str
     class_name: str | None
     polygons: list[Polygon]
+    kind: str = ""
+
+
+POINTS = "points, lines and outlines of fewer than 3 points"
 
 
 def to_ring(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float64]:
@@ -57,13 +61,16 @@ def to_ring(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float6
 
 
 def fill_outlines(
-    path: Path, outlines: Sequence[Outline], size: tuple[int, int], class_names: Sequence[str]
+    path: Path,
+    outlines: Sequence[Outline],
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    skip_bad: bool = False,
 ) -> tuple[dict[int, MaskRuns], Counter[str]]:
     """Return the masks of outlines, class by class.
 
-    Class names are compared ignoring case. MoNuSAC's names are accepted for NYCU HW3's
-    classes; a single class needs no name. Outlines of the class "Ambiguous" (MoNuSAC) and of
-    classes that end in an asterisk (ignored in QuPath) are ignored.
+    Classes are matched by `match_classes`. Outlines that are no cells are left out: points and
+    lines, regions around cells, and those that contain no pixel centre.
 
     Parameters
     ----------
@@ -75,6 +82,8 @@ def fill_outlines(
         Height and width of the image in pixels.
     class_names
         The K classes.
+    skip_bad
+        Leave out single outlines that would be errors, unless all are.
 
     Returns
     -------
@@ -87,48 +96,86 @@ def fill_outlines(
     Raises
     ------
     InputError
-        If a class is unknown or missing, or an outline is outside the image.
+        If a class is unknown or missing, an outline is outside the image, or there are only
+        points and lines.
     """
-    numbers = {name.strip().casefold(): n for n, name in enumerate(class_names, 1)}
-    if tuple(class_names) == CLASS_NAMES:
-        numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
-    if len(class_names) == 1:
-        numbers[""] = 1
-    by_class: dict[int, list[list[Polygon]]] = {}
-    warnings: Counter[str] = Counter()
-    for outline in outlines:
-        if not outline.polygons:
-            warnings["negative regions or fewer than 3 points, ignored"] += 1
-            continue
-        name = (outline.class_name or "").strip().casefold()
-        if name not in numbers and (name == "ambiguous" or name.endswith("*")):
-            warnings["ambiguous or ignored outlines"] += 1
-            continue
-        if name not in numbers:
-            found = f"class {outline.class_name!r}" if name else "no class"
-            raise InputError(
-                f"{path}: {outline.where} has {found}, expected one of {', '.join(class_names)}; "
-                "fix it, or set the class names with --class_names"
-            )
-        if not _overlaps_image(outline.polygons, size):
-            raise InputError(
-                f"{path}: {outline.where} is outside the image of {size[0]} x {size[1]} pixels "
-                "(height x width); draw it on that image"
-            )
-        by_class.setdefault(numbers[name], []).append(outline.polygons)
+    warnings = Counter(f"{o.kind}, ignored" for o in outlines if not o.polygons)
+    if outlines and warnings[f"{POINTS}, ignored"] == len(outlines):
+        raise InputError(
+            f"{path}: only {POINTS} ({len(outlines)}), expected the cells' outlines; draw them, or "
+            "remove the file if the image has no cells"
+        )
+    outlines = [outline for outline in outlines if outline.polygons]
+    is_region = _find_regions(outlines)
+    warnings["regions around cells, ignored"] = int(is_region.sum())
+    outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
+
+    places = [(outline.where, outline.class_name) for outline in outlines]
+    numbers, unused = match_classes(path, places, class_names, skip_bad)
+    warnings += unused
+    used = [(n, outline) for n, outline in zip(numbers, outlines, strict=True) if n]
+    inside = [(n, o) for n, o in used if _overlaps_image(o.polygons, size)]
+    outside = [o.where for _, o in used if not _overlaps_image(o.polygons, size)]
+    if outside and not (skip_bad and inside):
+        more = f" and {len(outside) - 1} more of {len(used)}" if len(outside) > 1 else ""
+        raise InputError(
+            f"{path}: {outside[0]}{more} is outside the image of {size[0]} x {size[1]} pixels "
+            "(height x width); draw it on that image"
+        )
+    warnings["outlines outside the image, ignored"] = len(outside)
+
     cells = {}
-    for number in sorted(by_class):
-        mask_runs = fill_polygons(by_class[number], size)
-        empty = int((areas(mask_runs) == 0).sum())
-        warnings["outlines that contain no pixel centre, ignored"] += empty
-        cells[number] = _drop_empty(mask_runs)
+    for number in sorted({n for n, _ in inside}):
+        mask_runs = fill_polygons([o.polygons for n, o in inside if n == number], size)
+        kept = np.flatnonzero(areas(mask_runs))
+        warnings["outlines that contain no pixel centre, ignored"] += len(mask_runs) - len(kept)
+        cells[number] = select_masks(mask_runs, kept)
     return cells, warnings
+
+
+def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
+    """Return, for each of N outlines, whether it is a region around cells, as in QuPath.
+
+    It is several times as large as the outlines in it, two or more, or one that has a class. It
+    has no class itself, or is an annotation and they are detections.
+    """
+    is_region = np.zeros(len(outlines), bool)
+    boxes = np.array([_box(outline.polygons) for outline in outlines]).reshape(-1, 4)
+    extents = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    has_class = np.array([bool((o.class_name or "").strip()) for o in outlines])
+    is_detection = np.array([outline.kind == "detection" for outline in outlines])
+    # Most outlines are too small.
+    enough = _REGION * np.sort(extents)[len(extents) // 4] if len(extents) else 0
+    for n in np.flatnonzero(extents >= enough):
+        left, top, right, bottom = boxes[n]
+        inside = (centres > (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
+        inside &= _REGION * extents <= extents[n]
+        if has_class[n]:
+            inside &= is_detection if outlines[n].kind == "annotation" else False
+        others = np.flatnonzero(inside)
+        if not len(others):
+            continue
+        within = np.zeros(len(others), bool)
+        for outer, *_ in outlines[n].polygons:
+            within |= skimage.measure.points_in_poly(centres[others], outer)
+        others = others[within]
+        is_region[n] = len(others) >= 2 or (not has_class[n] and has_class[others].any())
+    return is_region
+
+
+_REGION = 4  # times the area of the box of each cell in it
+
+
+def _box(polygons: list[Polygon]) -> NDArray[np.float64]:
+    """Return the box of a cell's outer rings, XYXY."""
+    points = np.concatenate([polygon[0] for polygon in polygons])
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
 def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:
     """Return whether a cell's box and the image share more than an edge."""
-    points = np.concatenate([polygon[0] for polygon in polygons]) + 0.5
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    left, top, right, bottom = _box(polygons) + 0.5
     return bool(left < size[1] and top < size[0] and right > 0 and bottom > 0)
 
 
@@ -153,8 +200,3 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     owner = np.repeat(np.arange(len(cells)), [len(position) for position in positions])
     starts = np.concatenate([np.zeros(0, np.int64), *positions])
     return join_runs(size, len(cells), owner, starts, starts + 1)
-
-
-def _drop_empty(mask_runs: MaskRuns) -> MaskRuns:
-    offsets = np.append(0, np.unique(mask_runs.offsets[1:][np.diff(mask_runs.offsets) > 0]))
-    return MaskRuns(mask_runs.size, mask_runs.starts, mask_runs.ends, offsets)

@@ -63,12 +63,11 @@ def write_labels(
         If a mask isn't an RLE of this size.
     """
     folder = Path(folder)
-    for image in (folder / "image.tif", folder / "image.tiff"):
-        if image.exists():
-            raise InputError(
-                f"{folder}: holds {image.name}, so its class files belong to a data set; "
-                "choose another --output"
-            )
+    for image in sorted(folder.glob("image.*")):
+        raise InputError(
+            f"{folder}: holds {image.name}, so its class files belong to a data set; "
+            "choose another --output"
+        )
     classes = np.asarray(classes)
     n_hidden, first_id = 0, 1
     written = set()

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cellseg.read.annotate import annotate_image, count_overlap_pixels
+from cellseg.read.annotate import annotate_image
+from cellseg.read.cell_checks import count_overlap_pixels
 from cellseg.read.coco import build_coco
 from cellseg.read.layout import list_train_folders, read_train_folder
 from cellseg.rle import MaskRuns, label_map_to_runs
@@ -155,7 +156,7 @@ def test_warnings_are_counted(tmp_path):
             "labels used in two class files of an image": 1,
             "cells of at most 10 pixels": 1,
             "images with no pixel above 16 of 255": 1,
-            "unexpected files, ignored": 1,
+            "unexpected files (.txt), ignored": 1,
         }
     )
 

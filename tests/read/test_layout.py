@@ -76,9 +76,9 @@ def test_two_files_for_one_class(tmp_path):
     assert "same class as class1.tif" in refusal(read_train_folder, folder, 4)
 
 
-@pytest.mark.parametrize("name", ["class1.png", "Class1.ome.tif", "class1.tif.bak"])
+@pytest.mark.parametrize("name", ["class1.jpg", "Class1.ome.tif", "class1.tif.bak"])
 def test_a_mask_in_another_format_is_not_ignored(tmp_path, name):
-    folder = fill(tmp_path / "x", "image.tif", name)
+    folder = fill(tmp_path / "x", "image.tif", "class2.tif", name)
     assert f"save it as {name[:6]}.tif" in refusal(read_train_folder, folder, 4)
 
 

@@ -353,7 +353,8 @@ def test_regions_that_are_no_cells_are_counted(path):
     assert [len(mask_runs) for mask_runs in cells.values()] == [1]
     assert +warnings == {
         "ambiguous or ignored outlines": 1,
-        "negative regions or fewer than 3 points, ignored": 3,
+        "negative regions, ignored": 1,
+        "points, lines and outlines of fewer than 3 points, ignored": 2,
     }
 
 

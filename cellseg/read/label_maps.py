@@ -1,0 +1,233 @@
+"""Read label maps: TIFF, PNG or NPY files with one value per pixel, 0 for background."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.read.cell_checks import SMALL, scattered
+from cellseg.read.classes import match_classes
+from cellseg.read.csv_table import read_columns
+from cellseg.read.orientation import turn_note
+from cellseg.read.tiff import decode_errors, read_labels
+from cellseg.rle import (
+    MaskRuns,
+    areas,
+    boxes_xyxy,
+    crop_mask,
+    label_map_to_runs,
+    select_masks,
+)
+
+_ONE_VALUE = "one value per pixel (0 for background, one value per cell)"
+
+
+def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[NDArray[Any], MaskRuns]:
+    """Read a label map; return its N labels, rising, and their masks.
+
+    TIFF, PNG and NPY are identified by content. `image` is the file of its image, of `size`
+    (height, width).
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, is damaged, doesn't have one value per pixel of the image, or
+        has values other than integers from 0; or if the background is not 0.
+    """
+    labels = _read(path)
+    if labels.shape != size:
+        raise InputError(
+            f"{path}: {labels.shape[0]} x {labels.shape[1]} (height x width), expected "
+            f"{size[0]} x {size[1]} as {image.name}{turn_note(image, size, labels.shape)}; draw it "
+            "on that image"
+        )
+    values, mask_runs = label_map_to_runs(labels)
+    _check_values(path, values, mask_runs)
+    _check_background(path, values, mask_runs)
+    reused = int(scattered(mask_runs).sum())
+    if reused >= 10 and 2 * reused > len(values):
+        raise InputError(
+            f"{path}: {reused} of {len(values)} labels have pieces far apart, expected one label "
+            "per cell (were more than 255 cells saved with 8 bits?); save it again"
+        )
+    return values, mask_runs
+
+
+def count_labels(path: Path) -> int:
+    """Return the number of labels in a label map. Raises InputError if it can't be read."""
+    return len(label_map_to_runs(_read(path))[0])
+
+
+def _read(path: Path) -> NDArray[Any]:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(6)
+    except (OSError, ValueError):
+        head = b""  # read_labels raises the error
+    if head == b"\x93NUMPY":
+        labels = _read_npy(path)
+    elif head.startswith(b"\x89PNG"):
+        labels = _read_png(path)
+    else:
+        labels = read_labels(path)
+    return labels.view(np.uint8) if labels.dtype == bool else labels
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        # Mapped, so that a false size in the header takes no memory.
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise InputError(
+            f"{path}: not an array of numbers ({error}); save the label map with numpy.save as "
+            "integers, or as TIFF or PNG"
+        ) from None
+    if labels.ndim != 2 or labels.dtype.kind not in "buif":
+        raise InputError(
+            f"{path}: {labels.dtype} of shape {labels.shape}, expected an integer array (height, "
+            "width); save it again"
+        )
+    return np.array(labels, labels.dtype.newbyteorder("="))
+
+
+def _read_png(path: Path) -> NDArray[Any]:
+    """Read the stored values of a grey PNG, or the indices of one with a palette."""
+    with decode_errors(path):
+        data = path.read_bytes()
+        bits, colour = data[24:26]
+        if colour not in (0, 3):
+            channels = {2: 3, 4: 2, 6: 4}.get(colour, "unknown")
+            raise InputError(f"{path}: {channels} channels, expected {_ONE_VALUE}; save it again")
+        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            labels = np.array(picture)
+    # Pillow spreads grey values of 2 and 4 bits over 0 to 255.
+    return labels // (255 // (2**bits - 1)) if colour == 0 and bits in (2, 4) else labels
+
+
+def _check_values(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
+    else:
+        bad = values < 0
+    if bad.any():
+        index = np.flatnonzero(bad)[0]
+        column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
+        raise InputError(
+            f"{path}: label {values[index]} in row {row}, column {column} (from 0), expected "
+            "integers: 0 for background, 1 and up for cells; fix the label map"
+        )
+
+
+def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
+    """Raise InputError if a label other than 0 is the background.
+
+    It covers over half of the image, touches all four edges, and surrounds two or more pieces of
+    the rest. A large cell of a small image may do the first two.
+    """
+    height, width = mask_runs.size
+    sizes = areas(mask_runs)
+    if not len(sizes) or 2 * sizes.max() <= height * width:
+        return
+    index = int(sizes.argmax())
+    if boxes_xyxy(mask_runs)[index].tolist() != [0, 0, width, height]:
+        return
+    pieces, n_pieces = scipy.ndimage.label(~crop_mask(mask_runs, index)[1])
+    edges = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
+    inside = np.bincount(pieces.reshape(-1), minlength=n_pieces + 1) > SMALL
+    inside[0] = False
+    inside[edges] = False
+    if inside.sum() >= 2:
+        percent = round(100 * sizes[index] / (height * width))
+        raise InputError(
+            f"{path}: label {values[index]} covers {percent} % of the image and surrounds "
+            f"{inside.sum()} pieces, as a background does, expected 0 for the background; set it "
+            "to 0 and number the cells from 1"
+        )
+
+
+def read_class_files(
+    class_files: Mapping[int, Path], image: Path, size: tuple[int, int]
+) -> tuple[dict[int, MaskRuns], Counter[str]]:
+    """Read a label map per class: the masks of each class, and the warnings."""
+    cells: dict[int, MaskRuns] = {}
+    warnings: Counter[str] = Counter()
+    seen: set[int | float] = set()
+    for number, path in class_files.items():
+        values, cells[number] = read_label_map(path, image, size)
+        ids = set(values.tolist())
+        warnings["labels used in two class files of an image"] += len(ids & seen)
+        warnings["class files without cells"] += not ids
+        warnings["class files with one label in many pieces (one label per cell?)"] += (
+            len(ids) == 1
+            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
+        )
+        seen |= ids
+    return cells, warnings
+
+
+def read_joint_label_map(
+    path: Path,
+    table: Path | None,
+    image: Path,
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    skip_bad: bool = False,
+) -> tuple[dict[int, MaskRuns], Counter[str]]:
+    """Read one label map of all classes: the masks of each class, and the warnings.
+
+    The classes are those of `table`, a CSV file with the columns `label` and `class` (1…K, or a
+    name, matched by `match_classes` with `class_names`), or the only one of `class_names`.
+    """
+    values, mask_runs = read_label_map(path, image, size)
+    warnings: Counter[str] = Counter()
+    if table is None:
+        if len(class_names) > 1 and len(values):
+            raise InputError(
+                f"{path}: no classes for its {len(values)} cells, expected a table beside it, "
+                "classes.csv with the columns label,class, or a single class, named with "
+                "--class_names"
+            )
+        return ({1: mask_runs} if len(values) else {}), warnings
+    class_of = read_class_table(table)
+    labels = [int(value) for value in values]
+    missing = [label for label in labels if label not in class_of]
+    if missing:
+        raise InputError(
+            f"{table}: no class for {len(missing)} of the {len(labels)} labels of {path.name}, "
+            f"such as {missing[0]}; add them"
+        )
+    warnings["rows of class tables without a cell"] += len(class_of) - len(labels)
+    cells = [(f"label {label}", _class_name(class_of[label], class_names)) for label in labels]
+    numbers, unused = match_classes(table, cells, class_names, skip_bad)
+    by_number = {n: np.flatnonzero(np.array(numbers) == n) for n in sorted(set(numbers) - {0})}
+    return {n: select_masks(mask_runs, of_class) for n, of_class in by_number.items()}, (
+        warnings + unused
+    )
+
+
+def _class_name(text: str, class_names: Sequence[str]) -> str:
+    """Return the name of a class that is given by its number 1…K, else the text."""
+    is_number = text not in class_names and re.fullmatch("[1-9][0-9]{0,8}", text)
+    return class_names[int(text) - 1] if is_number and int(text) <= len(class_names) else text
+
+
+def read_class_table(path: Path) -> dict[int, str]:
+    """Return the class of each label in a CSV file with the columns `label` and `class`."""
+    classes: dict[int, str] = {}
+    for label, name in read_columns(path, ("label", "class")):
+        number = int(label) if re.fullmatch(r"[0-9]{1,18}", label) else -1
+        if number < 0 or classes.setdefault(number, name) != name:
+            found = "has two classes" if number >= 0 else "is not an integer"
+            raise InputError(f"{path}: label {label} {found}, expected a class for each; fix it")
+    classes.pop(0, None)  # the background
+    return classes
