@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
+    from cellseg import process
+
+    process.prepare()
+
 import shlex
 import time
 from collections.abc import Callable, Sequence

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
+    from cellseg import process
+
+    process.prepare()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -9,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import utils
+from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path
 
@@ -145,20 +151,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = Predictor.load(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
-    try:
-        job.run(
-            predictor, predict_shard, args.num_gpus,
-            n_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
-        )  # fmt: skip
-        if args.machine_rank:
-            print("done; machine 0 writes the results")
-            return 0
-        job.collect_failures()
-        if job.usable:
-            write(args, job, predictor, category_ids)
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue", file=sys.stderr)
-        return 130
+    process.advise("run the same command again to continue")
+    job.run(
+        predictor, predict_shard, args.num_gpus,
+        n_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
+    )  # fmt: skip
+    if args.machine_rank:
+        print("done; machine 0 writes the results")
+        return 0
+    job.collect_failures()
+    if job.usable:
+        write(args, job, predictor, category_ids)
     job.close()
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path as display_path
 from cellseg.messages import HANDLER, plural, print_warnings
@@ -208,18 +208,13 @@ def positive_int(text: str) -> int:
 def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     """Run a command's `main` and exit with its exit code.
 
-    InputError is one line on stderr and exit code 2; Ctrl-C and SIGTERM are one line and 130.
-    Other exceptions are bugs and keep their traceback. Before it ends, it says how many warnings
-    there were.
+    InputError is one line on stderr and exit code 2; Ctrl-C and SIGTERM are one line and 130
+    (`cellseg.process`). Other exceptions are bugs and keep their traceback. Before it ends, it says
+    how many warnings there were.
     """
-    command = Path(sys.argv[0]).name
+    process.prepare()
+    command = process.command_name()
     HANDLER.count = 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to remove unfinished files
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed: `… >&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack characters
-        sys.stdout.reconfigure(errors="replace")
     try:
         try:
             code = main(None)
@@ -231,14 +226,13 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         print(f"{command}: error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print(f"\n{command}: interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # the reader of the output has finished (`… | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        process.say(process.stopped_message())
+        code = process.STOPPED
     except OSError as error:
         print(f"{command}: error: {one_line(_os_error_message(error))}", file=sys.stderr)
         code = 2
+    for number in process.SIGNALS:  # all is done
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -11,7 +11,8 @@ Data flow: `read`, `network`, `learn`, `predict`, `score`, `write`, `look`.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # without the import of typing: each command begins with this package
 
 if TYPE_CHECKING:
     from cellseg.errors import InputError

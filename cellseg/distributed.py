@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import datetime
 import gc
+import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -15,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 from cellseg.messages import HANDLER, print_warnings
+from cellseg.process import SIGNALS, prepare
 
 _OTHER_PROCESS_ENDED = "--num_gpus: another process failed; see its message"
 
@@ -87,19 +93,27 @@ def launch(
     check_launch(n_processes, device)
     from detectron2 import engine
 
-    n_warnings = torch.multiprocessing.get_context("spawn").Value("i", 0)
+    # Of each process: without a lock, which Python would report as leaked if this one is killed.
+    n_warnings = torch.multiprocessing.get_context("spawn").RawArray("i", n_processes)
     # By default each process would use all cores.
     values = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_processes))}
     if torch.device(device).type == "cpu":
         values["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 connects them by NCCL
     former = os.environ.copy()
     os.environ.update(values)
+    signals = _ForwardSignals()
+    # It warns of each process that it ends; one message is enough.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
-        engine.launch(
-            _run_in_process, n_processes, n_machines, machine_rank, dist_url,
-            args=(work, args, n_warnings),
-        )  # fmt: skip
+        # From a thread without signals, which the processes inherit until they are prepared.
+        with signals, ThreadPoolExecutor(1, initializer=_block_signals) as pool:
+            pool.submit(
+                engine.launch, _run_in_process, n_processes, n_machines, machine_rank, dist_url,
+                args=(work, args, n_warnings),
+            ).result()  # fmt: skip
     except ProcessRaisedException as error:
+        if signals.received:
+            raise KeyboardInterrupt from None
         lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_LOST)
         if lost or _OTHER_PROCESS_ENDED in str(error):
             raise _process_ended_error("another lost the connection to it") from None
@@ -108,12 +122,48 @@ def launch(
             raise
         raise InputError(message.strip()) from None
     except ProcessExitedException as error:
+        if signals.received:
+            raise KeyboardInterrupt from None
         raise _process_ended_error(str(error)) from None
     finally:
-        HANDLER.count += n_warnings.value
+        HANDLER.count += sum(n_warnings)
         for key in values:
             del os.environ[key]
         os.environ.update(former)
+
+
+class _ForwardSignals:
+    """Context in which Ctrl-C and SIGTERM are passed on to the processes of a launch.
+
+    A terminal sends Ctrl-C to all of them, a scheduler SIGTERM to the first; they listen only to
+    this process. A training stops after its step; a second signal is handled as before.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._former: dict[int, Any] = {}
+
+    def _forward(self, *_: object) -> None:
+        self.received = True
+        self._restore()
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    def _restore(self) -> None:
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {s: signal.signal(s, self._forward) for s in SIGNALS}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+def _block_signals() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 # Errors of a process that waits for one which has ended; usually that one is reported first.
@@ -133,14 +183,14 @@ def _run_in_process(work: Callable[..., object], args: tuple[Any, ...], n_warnin
     The group's threads need the interpreter to release tensors: a group that still exists when
     it exits aborts the process.
     """
+    prepare()
     from detectron2.utils import comm
 
     print_warnings()
     try:
         work(*args)
     finally:
-        with n_warnings.get_lock():
-            n_warnings.value += HANDLER.count
+        n_warnings[comm.get_local_rank()] = HANDLER.count
     if distributed.is_initialized():
         gc.collect()  # objects that refer to a group, such as DistributedDataParallel
         comm._LOCAL_PROCESS_GROUP = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cellseg.errors import InputError
+from cellseg.process import unfinished
 from cellseg.text import printable
 
 if sys.platform != "win32":
@@ -45,6 +46,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(target)
         descriptor, temporary = _create_temporary(target)
+        unfinished.add(temporary)
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files
@@ -58,6 +60,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
                 os.replace(temporary, target)
         if sys.platform == "win32":  # which can't rename an open file
             os.replace(temporary, target)
+        unfinished.discard(temporary)
         temporary = None
     except OSError as error:
         reason = error.strerror or error
@@ -68,6 +71,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            unfinished.discard(temporary)
 
 
 _SUFFIX = ".part"

@@ -582,12 +582,12 @@ def stopped(run, slide, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(TileStore, "append", stop)
-        assert inference.main(argv_of(copy, image, tmp_path)) == 130
+        with pytest.raises(KeyboardInterrupt):
+            inference.main(argv_of(copy, image, tmp_path))
     return copy, image
 
 
 def test_stopped_and_resumed(capsys, stopped, tmp_path):
-    assert "stopped; " in capsys.readouterr().err
     copy, image = stopped
     assert (tmp_path / "images-results.parts").is_dir()
     assert inference.main(argv_of(copy, image, tmp_path)) == 0

@@ -225,13 +225,20 @@ class StopOnSignal(HookBase):
             s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)
         }
 
-    def _request_stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a data loading worker, which ends with this process
+        if self.stop_requested and world_size() > 1:
+            return  # the process that started this one decides
         if self.stop_requested:
+            stop = self._former[signal.Signals(number)]
+            if callable(stop):
+                stop(number, frame)
             raise KeyboardInterrupt
         self.stop_requested = True
-        _print("stopping after this iteration; press again to stop immediately", sys.stderr)
+        if rank() == 0:
+            with contextlib.suppress(RuntimeError):  # the signal came while it was printing
+                _print("stopping after this iteration; press again to stop immediately", sys.stderr)
 
     def after_step(self) -> None:
         requested = any_process(self.stop_requested, self.trainer.cfg.MODEL.DEVICE)

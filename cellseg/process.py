@@ -1,0 +1,138 @@
+"""The process of a command: signals, output that nobody reads, a deleted working folder.
+
+A command calls `prepare` before its imports, which take seconds; so this module imports little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 130  # exit code of a command that was stopped
+
+unfinished: set[str] = set()
+"""Temporary files, which are removed when the process is stopped."""
+
+_state = {"advice": "", "pid": 0, "parent": 0}
+
+
+def prepare() -> None:
+    """Prepare the process of a command, or one that it has started. Later calls do nothing.
+
+    Ctrl-C and SIGTERM end it at any moment (see `stop`), unless they are ignored (`nohup`). A
+    reader that goes away (`| head -1`) or a terminal that is closed ends the output, not the work.
+    Exits if the working folder was deleted, which libraries fail at.
+    """
+    if _state["pid"] == os.getpid():
+        return
+    _state["pid"] = os.getpid()
+    started_by = sys.modules.get("multiprocessing.process")
+    if started_by and ("__mp_main__" in sys.modules or started_by.parent_process()):
+        _state["parent"] = os.getppid()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    if hasattr(signal, "pthread_sigmask"):  # `cellseg.distributed.launch` starts it with a mask
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: `… >&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _lasting(stream))
+    try:
+        os.getcwd()  # noqa: PTH109 that of pathlib imports more
+    except FileNotFoundError:
+        say(f"{command_name()}: error: the working folder was deleted; change to another (cd)")
+        sys.exit(2)
+
+
+def command_name() -> str:
+    """Return the name of the command for messages."""
+    return os.path.basename(sys.argv[0])  # noqa: PTH119
+
+
+def stop(number: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
+    """End this process at once, with a line and exit code 130: the handler of the signals.
+
+    An exception instead would be lost in a callback, become another one or a traceback in an
+    import, and wait for threads. Processes that this one has started are ended too. They say
+    nothing, and ignore Ctrl-C, which a terminal sends to all, while this one decides.
+    """
+    if os.getpid() != _state["pid"]:  # forked
+        os._exit(STOPPED)
+    if _state["parent"]:
+        if number == signal.SIGINT and os.getppid() == _state["parent"]:
+            return
+    else:
+        _kill_children()
+        with contextlib.suppress(Exception):  # it may be in use
+            sys.stdout.flush()
+        say(stopped_message())
+    for path in unfinished:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os._exit(STOPPED)
+
+
+def advise(text: str) -> None:
+    """Set what the line about a stopped command ends with, such as how to continue."""
+    _state["advice"] = text
+
+
+def stopped_message() -> str:
+    """Return the line about a stopped command."""
+    advice = f"; {_state['advice']}" if _state["advice"] else ""
+    return f"{command_name()}: interrupted{advice}"
+
+
+def say(line: str) -> None:
+    """Write a line to the standard error, also within a signal handler."""
+    with contextlib.suppress(OSError):
+        before = "\n" if os.isatty(2) else ""  # ^C or a progress bar
+        os.write(2, f"{before}{line}\n".encode(errors="backslashreplace"))
+
+
+def _kill_children() -> None:
+    started = sys.modules.get("multiprocessing")
+    for child in started.active_children() if started else ():
+        with contextlib.suppress(OSError):
+            child.kill()
+
+
+class _Output(io.FileIO):
+    """A file descriptor that drops what nobody can read any more."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return super().write(data)  # type: ignore[arg-type]
+
+
+def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Return a standard stream that outlasts its reader, and replaces what it can't encode."""
+    if stream.errors != "backslashreplace":
+        stream.reconfigure(errors="replace")
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # unbuffered with python -u
+    if type(raw) is not io.FileIO:  # the console of Windows
+        return stream
+    output = _Output(raw.fileno(), "wb", closefd=False)
+    return io.TextIOWrapper(
+        output if stream.write_through else io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
