@@ -12,7 +12,7 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.read.coco import load_coco
+from cellseg.read.coco import data_categories
 from cellseg.read.images import list_entry, read_image_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.write.submission import check_submission
@@ -34,11 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
 
-    annotations = args.annotations or args.data / utils.ANNOTATIONS
-    if args.annotations or annotations.exists():
-        category_ids = sorted(category["id"] for category in load_coco(annotations)["categories"])
-    else:
-        category_ids = list(range(1, len(CLASS_NAMES) + 1))
+    category_ids = [c["id"] for c in data_categories(args.data, args.annotations)]
     listed = read_image_list(args.data / TEST_LIST, "restore the original file")
     images = [list_entry(image) for image in listed]
     count, empty = check_submission(args.submission, images, category_ids)

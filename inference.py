@@ -8,15 +8,15 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import utils
 from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path
+from cellseg.messages import plural, warn
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -54,17 +54,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tiles.add_argument("--amp", action="store_true", help="mixed precision, where supported")
     utils.add_process_flags(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
-    utils.add_data(images)
+    images.add_argument("--data", type=Path, metavar="DIR",
+        help="data folder (nycu-hw3-data next to this script; for train and val the run's own)")
     images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
         help="the test list, all annotated images, or the run's validation images (test)")
     images.add_argument("--annotations", type=Path, metavar="FILE",
-        help="annotation file for train and val (train__annot.json in the data folder)")
+        help="the run's annotation file for train and val, where it is now (the run's own path)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
         help="images or folders of images to predict instead")
     images.add_argument("--level", type=utils.non_negative_int, default=0, metavar="N",
         help="pyramid level for --images (0, full resolution)")
     results = parser.add_argument_group("results").add_argument
     results("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
+    results("--zip", action="store_true",
+            help="write a zip in any case (only of the test list with the data folder's classes)")
     results("--score_threshold", type=utils.fraction, metavar="S",
             help="minimum score, 0 to 1 (0.01: AP counts low scores too)")
     results("--max_detections", type=utils.positive_int, metavar="N",
@@ -79,8 +82,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--annotations: needs --dataset train or val")
     if args.level and not args.images:
         parser.error("--level: needs --images")
-    if args.dataset != "test" and not args.annotations:
-        args.annotations = args.data / utils.ANNOTATIONS
+    if len(args.checkpoint or ()) > 1 and not args.output:
+        parser.error("--checkpoint: several are fused; choose where to write with --output")
     utils.check_process_flags(parser, args)
     return args
 
@@ -111,8 +114,13 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     return cfg
 
 
-def list_images(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str, list[ImageRecord]]:
-    """Return the name of the results file, and the images to predict."""
+def list_images(
+    args: argparse.Namespace, folders: Sequence[Path], own_data: str
+) -> tuple[str, list[ImageRecord]]:
+    """Return the name of the results file, and the images to predict.
+
+    Sets the data folder and the annotations that were left out; `own_data` is the runs' folder.
+    """
     from cellseg import runs
     from cellseg.read import images
     from cellseg.read.results import RESULTS_FILE
@@ -120,7 +128,11 @@ def list_images(args: argparse.Namespace, folders: Sequence[Path]) -> tuple[str,
     if args.images:
         return "images-results.json", images.list_image_files(args.images, args.level)
     if args.dataset == "test":
+        args.data = args.data or utils.DATA
         return RESULTS_FILE, images.read_test_list(args.data)
+    args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
+    args.annotations = runs.find_annotations(folders, args.annotations)
+    args.data = args.data or Path(own_data)
     validation = runs.common_validation(folders) if args.dataset == "val" else None
     listed = images.list_annotated_images(args.data, args.annotations, validation)
     return f"{args.dataset}-results.json", listed
@@ -138,8 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
-    category_ids = [category["id"] for category in runs.common_categories(folders)]
-    name, images = list_images(args, folders)
+    categories = runs.common_categories(folders)
     args.device = choose_device(args.device, args.options)
     if args.num_gpus * args.num_machines > 1:
         check_launch(args.num_gpus, args.device)
@@ -148,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfgs = [configure(args, path.parent) for path in weights]
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
+    name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
     predictor = Predictor.load(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
@@ -161,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     job.collect_failures()
     if job.usable:
-        write(args, job, predictor, category_ids)
+        write(args, job, predictor, categories)
     job.close()
     return 0
 
@@ -173,28 +185,48 @@ def predict_shard(job: PredictionJob) -> None:
 
 
 def write(
-    args: argparse.Namespace, job: PredictionJob, predictor: Predictor, category_ids: Sequence[int]
+    args: argparse.Namespace,
+    job: PredictionJob,
+    predictor: Predictor,
+    categories: Sequence[dict[str, Any]],
 ) -> None:
     """Merge the tiles into the results, zip them for a submission, and check them."""
+    from cellseg import runs
+    from cellseg.read.coco import data_categories
     from cellseg.read.images import list_entry
     from cellseg.write.sidecars import write_sidecars
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
     results = job.results
+    category_ids = [category["id"] for category in categories]
     with write_submission(results, category_ids) as writer:
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
     listed = [list_entry(image) for image in job.usable]
     ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations)
-    archive = None if args.images or ground_truth else write_zip(results)
+    to_submit = not (args.images or ground_truth)
+    fits = to_submit and list(categories) == data_categories(args.data)
+    archive = write_zip(results) if fits or args.zip else None
     count, empty = check_submission(archive or results, listed, category_ids)
     without = f", {len(empty)} of them without detections" if empty else ""
     shown = display_path(archive or results)
-    print(f"{count} cells in {len(listed)} images{without}: {display_path(results)}")
-    if archive and count:
-        print(f"valid, ready to submit: {shown}")
+    print(
+        f"{plural(count, 'cell')} in {plural(len(listed), 'image')}{without}: "
+        f"{display_path(results)}"
+    )
+    if not count:
+        warn(
+            f"no cells found in any image{', so the zip is not valid' if archive else ''}; lower "
+            "--score_threshold, or check that the images look like those of the training"
+        )
     elif archive:
-        print(f"{shown}: not valid without detections; lower --score_threshold", file=sys.stderr)
+        print(f"valid{', ready to submit' if fits else ''}: {shown}")
+    if to_submit and not fits:
+        warn(
+            f"the run's classes ({runs.category_text(categories)}) are not those of {args.data} "
+            f"({runs.category_text(data_categories(args.data))}), so "
+            + ("the server may refuse the zip" if archive else "no zip is written without --zip")
+        )
     if ground_truth:
         print(f"evaluate with: python evaluate.py {shown} --truth {display_path(ground_truth)}")
 

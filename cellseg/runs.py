@@ -198,11 +198,33 @@ def common_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
     for run, other in zip(runs, categories, strict=True):
         if other != categories[0]:
             raise InputError(
-                f"{run}: has other classes ({_category_text(other)}) than {runs[0]} "
-                f"({_category_text(categories[0])}), so their detections can't be fused; predict "
+                f"{run}: has other classes ({category_text(other)}) than {runs[0]} "
+                f"({category_text(categories[0])}), so their detections can't be fused; predict "
                 "with each run separately"
             )
     return list(categories[0])
+
+
+def find_annotations(runs: Sequence[Path], path: Path | None = None) -> Path:
+    """Return the annotations that runs were trained with: `path`, by default their own.
+
+    Raises InputError if they are not found, or are not those of every run.
+    """
+    records = [read_record(run)["annotations"] for run in runs]
+    found = path or Path(str(records[0].get("path")))
+    if not found.is_file():
+        raise InputError(
+            f"{found}: no such file, expected the annotations of {display_path(runs[0])}; set "
+            "where they are now with --data or --annotations"
+        )
+    for run, record in zip(runs, records, strict=True):
+        if record.get("sha256") != file_hash(found):
+            raise InputError(
+                f"{found}: not the annotations that {display_path(run)} was trained with "
+                f"({record.get('path')}); leave out --data and --annotations, or predict other images "
+                "with --images, and score them with evaluate.py --truth"
+            )
+    return found
 
 
 def common_validation(runs: Sequence[Path]) -> list[str]:
@@ -227,7 +249,8 @@ def common_validation(runs: Sequence[Path]) -> list[str]:
     return names
 
 
-def _category_text(categories: Sequence[dict[str, Any]]) -> str:
+def category_text(categories: Sequence[dict[str, Any]]) -> str:
+    """Return the ids and names of categories for a message."""
     return ", ".join(f"{category['id']} {category['name']}" for category in categories)
 
 

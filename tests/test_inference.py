@@ -44,7 +44,8 @@ def predict(run, cells, tmp_path):
     """Predict with the run into `tmp_path / "out"`; return the exit code."""
 
     def go(*words, checkpoint=run, data=cells, output=tmp_path / "out"):
-        argv = ["--checkpoint", checkpoint, "--data", data, "--output", output, "--device", "cpu"]
+        argv = ["--checkpoint", checkpoint, "--output", output, "--device", "cpu"]
+        argv += ["--data", data] if data else []
         return inference.main([str(word) for word in (*argv, *words)])
 
     return go
@@ -145,7 +146,7 @@ def test_no_detections(predict, cells, tmp_path, capsys):
     assert "0 cells in 3 images, 3 of them without" in printed.out
     assert "ready to submit" not in printed.out
     archive = tmp_path / "out" / "test-results.zip"
-    assert f"{archive}: not valid" in printed.err
+    assert "no cells found in any image, so the zip is not valid" in printed.err
     with pytest.raises(InputError, match=r"test-results\.zip: "):
         check_submission.main([str(archive), "--data", str(cells)])
 
@@ -188,16 +189,41 @@ def test_annotated_images_are_scored_and_exported_by_name(
     assert {path.stem for path in exported} == expected
 
 
-def test_another_annotation_file(predict, cells, tmp_path):
-    coco = json.loads((cells / "train__annot.json").read_text())
-    coco["images"] = coco["images"][:1]
-    coco["annotations"] = []
-    file = tmp_path / "one.json"
-    file.write_text(json.dumps(coco))
-    assert predict("--dataset", "train", "--annotations", file) == 0
-    message = refusal(predict, "--dataset", "val", "--annotations", file)
-    assert message.startswith(f"{file}: ")
-    assert "validation set" in message
+@pytest.mark.parametrize("dataset", ["train", "val"])
+def test_annotations_that_are_not_the_run_s(predict, run, cells, own, tmp_path, dataset):
+    """By default the run's own are used; they may be in another place now."""
+    assert predict("--dataset", dataset, data=None) == 0
+    moved = own / "moved.json"
+    (own / "train__annot.json").rename(moved)
+    assert predict("--dataset", dataset, "--annotations", moved, data=own) == 0
+    written = (tmp_path / "out" / f"{dataset}-results.json").read_bytes()
+    message = refusal(predict, "--dataset", dataset, data=own)
+    assert message.startswith(f"{own / 'train__annot.json'}: no such file")
+    moved.write_text(moved.read_text().replace('"iscrowd": 0', '"iscrowd":  0', 1))
+    message = refusal(predict, "--dataset", dataset, "--annotations", moved)
+    assert message.startswith(f"{moved}: not the annotations that {run} ")
+    assert (tmp_path / "out" / f"{dataset}-results.json").read_bytes() == written
+
+
+def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
+    path = own / "train__annot.json"
+    coco = json.loads(path.read_text())
+    coco["categories"][1]["name"] = "another"
+    path.write_text(json.dumps(coco))
+    archive = tmp_path / "out" / "test-results.zip"
+    assert predict(data=own) == 0
+    out, err = capsys.readouterr()
+    assert not archive.exists()
+    assert "ready to submit" not in out
+    assert "warning: the run's classes (1 class1, 2 class2, 3 class3, 4 class4) are not" in err
+    assert "2 another" in err
+    assert predict("--zip", data=own) == 0
+    out, err = capsys.readouterr()
+    assert archive.is_file()
+    assert "ready to submit" not in out
+    assert "the server may refuse the zip" in err
+    assert predict("--zip", "--dataset", "val") == 0
+    assert archive.with_name("val-results.zip").is_file()
 
 
 def test_a_run_without_validation_images(predict, run, tmp_path):
@@ -337,6 +363,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
         (["--level", 1], "--level: needs --images"),
         (["--annotations", "x.json"], "--annotations: needs --dataset"),
         (["--images", "x.tif", "--annotations", "x.json"], "--annotations: needs --dataset"),
+        (["--output", "x.txt"], "--output x.txt: "),
         (["--weight_name", "run/x.pth"], "--weight_name run/x.pth: "),
         (["--tta", "twice"], "invalid choice: 'twice'"),
         (["TEST.SYMMETRIES", 3], "TEST.SYMMETRIES 3: "),
@@ -645,6 +672,13 @@ def test_levels_of_a_pyramid(predict, slide, tmp_path):
     message = refusal(predict, "--images", slide, "--level", 2)
     assert f"{slide}: " in message
     assert "2 levels, 0 to 1, but level 2" in message
+
+
+def test_results_of_several_runs_need_an_own_place(run):
+    before = sorted(run.iterdir())
+    with pytest.raises(InputError, match=r"--checkpoint: several .* --output"):
+        inference.main(["--checkpoint", str(run), str(run / runs.FINAL)])
+    assert sorted(run.iterdir()) == before
 
 
 def test_several_weights_files_of_one_run(run, slide, tmp_path, capsys):

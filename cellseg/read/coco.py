@@ -22,6 +22,7 @@ import pycocotools.mask
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells, ImageRecord
+from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, check_image_name
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
 
@@ -106,6 +107,19 @@ def contiguous_classes(coco: COCO) -> dict[int, int]:
 def class_names(coco: COCO) -> list[str]:
     """Return the K class names, in the order of `contiguous_classes`."""
     return [c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])]
+
+
+def data_categories(data: Path, annotations: Path | None = None) -> list[dict[str, Any]]:
+    """Return the categories of a data folder, `{"id", "name"}` by id.
+
+    They are those of `annotations`, by default the folder's own; NYCU HW3's if it has none.
+    Raises InputError if `load_coco` does.
+    """
+    own = data / ANNOTATIONS
+    if annotations is None and not own.exists():
+        return [{"id": id_, "name": name} for id_, name in enumerate(CLASS_NAMES, 1)]
+    categories = load_coco(annotations or own)["categories"]
+    return sorted(({k: c[k] for k in ("id", "name")} for c in categories), key=lambda c: c["id"])
 
 
 def select_images(coco: COCO, image_ids: Container[int]) -> COCO:

@@ -13,9 +13,16 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.read.annotate import annotate_image
-from cellseg.read.coco import COCO, build_coco, class_names, image_records, load_coco, select_images
+from cellseg.read.coco import (
+    COCO,
+    build_coco,
+    data_categories,
+    image_records,
+    load_coco,
+    select_images,
+)
 from cellseg.read.images import read_image_list, read_test_list
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TrainImage, list_entries
+from cellseg.read.layout import TEST_LIST, TrainImage, list_entries
 from cellseg.read.names import pair_by_name
 from cellseg.read.results import (
     find_sidecar_ground_truth,
@@ -53,8 +60,7 @@ def _read_folder(folder: Path, data: Path) -> COCO:
     images: dict[str, list[ImageRecord]] = {}
     for image in read_test_list(data):
         images.setdefault(Path(image.file_name).stem, []).append(image)
-    annotations = data / "train__annot.json"
-    names = class_names(load_coco(annotations)) if annotations.exists() else list(CLASS_NAMES)
+    names = [category["name"] for category in data_categories(data)]
     remedy = "expected <image>/class<K>.tif for each annotated image, or a COCO file"
     folders = [path for path in list_entries(folder, remedy) if path.is_dir()]
     if not folders:

@@ -22,6 +22,7 @@ from cellseg.text import is_printable
 TRAIN = "train"
 TEST = ("test", "test_release")
 TEST_LIST = "test_image_name_to_ids.json"
+ANNOTATIONS = "train__annot.json"
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
 """NYCU HW3's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
