@@ -221,8 +221,8 @@ def find_annotations(runs: Sequence[Path], path: Path | None = None) -> Path:
         if record.get("sha256") != file_hash(found):
             raise InputError(
                 f"{found}: not the annotations that {display_path(run)} was trained with "
-                f"({record.get('path')}); leave out --data and --annotations, or predict other images "
-                "with --images, and score them with evaluate.py --truth"
+                f"({record.get('path')}); leave out --data and --annotations, or predict other "
+                "images with --images, and score them with evaluate.py --truth"
             )
     return found
 

@@ -190,7 +190,7 @@ def test_annotated_images_are_scored_and_exported_by_name(
 
 
 @pytest.mark.parametrize("dataset", ["train", "val"])
-def test_annotations_that_are_not_the_run_s(predict, run, cells, own, tmp_path, dataset):
+def test_annotations_that_are_not_the_run_s(predict, run, own, tmp_path, dataset):
     """By default the run's own are used; they may be in another place now."""
     assert predict("--dataset", dataset, data=None) == 0
     moved = own / "moved.json"

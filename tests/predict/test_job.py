@@ -160,6 +160,13 @@ def test_results_file_or_folder(tmp_path):
     assert choose_results(tmp_path, "x.json") == tmp_path / "x.json"
     assert choose_results(tmp_path / "new", "x.json") == tmp_path / "new" / "x.json"
     assert choose_results(tmp_path / "y.json", "x.json") == tmp_path / "y.json"
+    assert choose_results(tmp_path / "y.JSON", "x.json") == tmp_path / "y.JSON"
+    for name in ("y.txt", "y.zip", "y.geojson"):
+        with pytest.raises(InputError, match=rf"--output .*{name}: .*\.json file or a folder"):
+            choose_results(tmp_path / name, "x.json")
+    (tmp_path / "v.two").mkdir()
+    for folder in ("v.two", "v1.2"):
+        assert choose_results(tmp_path / folder, "x.json") == tmp_path / folder / "x.json"
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match=r"--output .*folder\.json: .*folder"):
         choose_results(tmp_path / "folder.json", "x.json")
