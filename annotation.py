@@ -62,6 +62,7 @@ def get_parser() -> utils.CommandParser:
     """Build the argument parser."""
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     utils.add_data(parser)
+    utils.add_limits(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
         help=f"annotation file to write (default: {utils.ANNOTATIONS} in the data folder)",

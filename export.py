@@ -57,6 +57,7 @@ def get_parser() -> utils.CommandParser:
         help="formats to write (default: all)",
     )  # fmt: skip
     utils.add_data(parser, ": the test list defines the images of results, overlays need images")
+    utils.add_limits(parser)
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
         help="the COCO file that the results refer to (default: the file that inference.py wrote "

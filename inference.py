@@ -56,6 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images = parser.add_argument_group("images")
     images.add_argument("--data", type=Path, metavar="DIR",
         help="data folder (nycu-hw3-data next to this script; for train and val the run's own)")
+    utils.add_limits(images)
     images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
         help="the test list, all annotated images, or the run's validation images (test)")
     images.add_argument("--annotations", type=Path, metavar="FILE",

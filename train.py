@@ -45,7 +45,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="initial weights: imagenet (the default), coco, none, a path or a URL")
     add("--resume", nargs="?", const="newest", metavar="RUN",
         help="resume a stopped run: the newest one or the given folder")
-    add = parser.add_argument_group("data").add_argument
+    data = parser.add_argument_group("data")
+    utils.add_limits(data)
+    add = data.add_argument
     add("--data", type=Path, metavar="DIR", help="data folder (nycu-hw3-data)")
     add("--annotations", type=Path, metavar="FILE",
         help="annotation file from annotation.py (train__annot.json in the data folder)")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path as display_path
+from cellseg.limits import IMAGE_GB, allow_image_gb
 from cellseg.messages import HANDLER, plural, print_warnings
 from cellseg.text import one_line
 
@@ -86,7 +87,21 @@ class CommandParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
+class _AllowImageGB(argparse.Action):
+    """Sets the limit at once, as images are read far from the command line."""
+
+    def __call__(self, _parser: Any, args: Any, value: Any, _flag: Any = None) -> None:
+        allow_image_gb(value)
+        setattr(args, self.dest, value)
+
+
 # fmt: off
+def add_limits(flags: argparse._ActionsContainer) -> None:
+    """Add --max_image_gb, for the commands that read images or label maps."""
+    flags.add_argument("--max_image_gb", action=_AllowImageGB, type=positive_float, metavar="GB",
+        help=f"memory in GB to decode an image as a whole ({IMAGE_GB:g}); more for files you trust")
+
+
 def add_data(flags: argparse._ActionsContainer, use: str = "") -> None:
     """Add --data; `use` is the part of the help text about the folder's purpose."""
     flags.add_argument("--data", type=Path, default=DATA, metavar="DIR",
@@ -106,6 +121,7 @@ def add_scoring(
         "of the test list (default: the annotations that inference.py wrote next to RESULTS, else "
         f"{ground_truth_default})")
     add_data(parser, data_use)
+    add_limits(parser)
     add("--only_annotated", action="store_true",
         help="ignore results of images that are not in TRUTH (default: error)")
     add("--score_threshold", type=fraction, default=0.5, metavar="S",
@@ -190,6 +206,17 @@ def fraction(text: str) -> float:
         value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Parse the value of a flag, a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 

@@ -132,6 +132,13 @@ def to_json(value: Any, **options: Any) -> str:
     return text
 
 
+def check_ordinary(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a device or a pipe, which may have no end; other paths pass."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
+
+
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     """Read a JSON file, with the parameters and errors of `open_json`."""
     with open_json(path, what, remedy) as file:
@@ -146,6 +153,7 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
     what to do. Raise InputError if the file is missing, unreadable or not JSON.
     """
     try:
+        check_ordinary(path)
         with open(path, encoding="utf-8-sig") as file:  # Windows begins files with a mark
             yield file
     except FileNotFoundError:

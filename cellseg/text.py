@@ -44,7 +44,7 @@ def show(value: Any) -> str:
     """Return a value from JSON as it is written there, at most about 60 characters."""
     text = ""
     # Piece by piece, and the beginning of a string only, since values can be very long.
-    pieces = json.JSONEncoder(ensure_ascii=False).iterencode(
+    pieces = json.JSONEncoder(ensure_ascii=False, default=str).iterencode(
         value[:80] if isinstance(value, str) else value
     )
     with contextlib.suppress(RecursionError):

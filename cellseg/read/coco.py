@@ -22,9 +22,11 @@ import pycocotools.mask
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells, ImageRecord
+from cellseg.limits import check_outline_length
 from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, check_image_name
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
+from cellseg.text import json_type, show
 
 COCO = dict[str, Any]
 
@@ -223,7 +225,7 @@ def check_coco(
         category; a mask has another size than its image, no pixel, or broken counts.
     """
     if not isinstance(coco, dict):
-        raise InputError(f"{path}: not COCO (a {type(coco).__name__} at the top); {COCO_REMEDY}")
+        raise InputError(f"{path}: not COCO ({json_type(coco)} at the top); {COCO_REMEDY}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco.get(key), list):
             raise InputError(f'{path}: not COCO (no list "{key}"); {COCO_REMEDY}')
@@ -251,13 +253,15 @@ def check_coco(
             value = annotation.get(key)
             if type(value) is not int or value not in known:
                 raise InputError(
-                    f"{where}: {key} {value!r} is not in the file; add it or remove the annotation"
+                    f"{where}: {key} {show(value)} is not in the file; add it or remove the "
+                    "annotation"
                 )
         crowd = annotation.get("iscrowd")
         if crowd not in (0, 1, None):  # includes true and false
-            raise InputError(f"{where}: iscrowd {crowd!r} is not 0 or 1; fix it")
+            raise InputError(f"{where}: iscrowd {show(crowd)} is not 0 or 1; fix it")
         annotation["iscrowd"] = int(bool(crowd))
         by_image[annotation["image_id"]].append(annotation)
+    _check_polygons(path, coco["annotations"])
     if unusable is None:
         for image_id, of_image in by_image.items():
             _normalise(path, images[image_id], of_image)
@@ -283,12 +287,12 @@ def _check_unique(path: str | os.PathLike[str], what: str, values: list[Any]) ->
     if len(set(values)) < len(values):
         seen: set[Any] = set()
         twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
-        raise InputError(f"{path}: the {what} {twice!r} occurs twice; make it unique")
+        raise InputError(f"{path}: the {what} {show(twice)} occurs twice; make it unique")
 
 
 def _check(where: str, entry: dict[str, Any], key: str, is_valid: Any, expected: str) -> None:
     if not is_valid(entry.get(key)):
-        raise InputError(f"{where}: {key} {entry.get(key)!r} is not {expected}; fix it")
+        raise InputError(f"{where}: {key} {show(entry.get(key))} is not {expected}; fix it")
 
 
 def _is_text(value: Any) -> bool:
@@ -351,7 +355,7 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(mask, dict):
         if mask.get("size") != list(size):
             raise InputError(
-                f"{where}: mask of size {mask.get('size')!r} in an image of {list(size)} "
+                f"{where}: mask of size {show(mask.get('size'))} in an image of {list(size)} "
                 "(height, width); draw it on that image"
             )
         counts = mask.get("counts")
@@ -374,9 +378,23 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     raise InputError(
-        f"{where}: segmentation {str(mask)[:60]} is neither an RLE with size and counts nor a list "
+        f"{where}: segmentation {show(mask)} is neither an RLE with size and counts nor a list "
         "of polygons [x1, y1, x2, y2, x3, y3, …] on the image; fix it"
     )
+
+
+def _check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, Any]]) -> None:
+    """Raise InputError if the polygons of a file are too long to be filled; others pass."""
+    length, n_points = 0.0, 0
+    for annotation in annotations:
+        mask = annotation.get("segmentation")
+        for part in mask if isinstance(mask, list) else ():
+            usable = isinstance(part, list) and len(part) % 2 == 0
+            if usable and all(_is_number(n) and abs(n) < 2**32 for n in part):
+                points = np.array(part, np.float64).reshape(-1, 2)
+                length += float(np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum())
+                n_points += len(points)
+    check_outline_length(path, length, n_points)
 
 
 def _is_polygon(value: Any, size: tuple[int, int]) -> bool:

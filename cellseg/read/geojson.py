@@ -7,7 +7,9 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.read.outlines import POINTS, Outline, Polygon, to_ring
+from cellseg.read.fill import Polygon
+from cellseg.read.outlines import POINTS, Outline, to_ring
+from cellseg.text import show
 
 _REMEDY = "export the cells from QuPath as GeoJSON"
 
@@ -77,7 +79,7 @@ def _polygons(path: Path, where: str, geometry: Any) -> list[list[list[Any]]]:
         return [polygon for part in parts for polygon in part]
     if shape not in ("Polygon", "MultiPolygon"):
         raise InputError(
-            f"{path}: {where} has the geometry {str(shape)[:60]}, expected a Polygon or "
+            f"{path}: {where} has the geometry {show(shape)}, expected a Polygon or "
             "MultiPolygon; remove it"
         )
     polygons = [coordinates] if shape == "Polygon" else coordinates
@@ -110,5 +112,5 @@ def _class_name(path: Path, where: str, properties: dict[str, Any]) -> str | Non
         if isinstance(name, str):
             return name
     raise InputError(
-        f"{path}: {where}: classification {str(classification)[:60]} has no name; {_REMEDY}"
+        f"{path}: {where}: classification {show(classification)} has no name; {_REMEDY}"
     )

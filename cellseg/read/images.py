@@ -21,6 +21,7 @@ from cellseg.read.names import (
 )
 from cellseg.read.tiff import image_size
 from cellseg.read.window import open_image
+from cellseg.text import show
 
 _REMEDY = "restore the original file"
 
@@ -83,7 +84,7 @@ def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecor
     name = entry.get("file_name")
     if not isinstance(name, str) or name in ("", ".", "..") or not is_plain(name):
         raise InputError(
-            f"{path}: file_name {name!r} in entry {number} is not the name of a file in "
+            f"{path}: file_name {show(name)} in entry {number} is not the name of a file in "
             f"{folder.name}/; write the name without folders"
         )
     check_image_name(path, name)
@@ -91,7 +92,8 @@ def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecor
         value = entry.get(key)
         if type(value) is not int or value < minimum:
             raise InputError(
-                f"{path}: {key} {value!r} of {name} is not an integer of {minimum} or more; fix it"
+                f"{path}: {key} {show(value)} of {name} is not an integer of {minimum} or more; "
+                "fix it"
             )
     return ImageRecord(entry["id"], name, folder / name, (entry["height"], entry["width"]))
 

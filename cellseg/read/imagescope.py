@@ -9,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
+from cellseg.limits import XML_DEPTH, XML_TOKEN
 from cellseg.read.outlines import POINTS, Outline, to_ring
+from cellseg.text import show
 
+_CHUNK = 1 << 16  # bytes parsed at a time
 _REMEDY = "save the annotations in ImageScope again, as XML"
 
 
@@ -25,15 +29,21 @@ def read_imagescope(path: Path) -> list[Outline]:
 
     Raises InputError if the file is missing, damaged or something else.
     """
-    reader = _Reader(path)
+    reader, size = _Reader(path), 0
     # A document type could define entities of any size and external files.
     parser = xml.parsers.expat.ParserCreate()
     parser.StartDoctypeDeclHandler = reader.refuse_doctype
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
     try:
+        check_ordinary(path)
         with open(path, "rb") as file:
-            parser.ParseFile(file)
+            while data := file.read(_CHUNK):
+                size += len(data)
+                parser.Parse(data, False)
+                if size - parser.CurrentByteIndex > XML_TOKEN:
+                    raise InputError(f"{path}: a tag of over {XML_TOKEN} bytes; {_REMEDY}")
+            parser.Parse(b"", True)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
     except (xml.parsers.expat.ExpatError, ValueError, LookupError) as error:
@@ -80,6 +90,8 @@ class _Reader:
         if not self._inside and tag != "Annotations":
             raise InputError(f"{self.path}: begins with <{tag}>, expected <Annotations>; {_REMEDY}")
         self._inside.append(tag)
+        if len(self._inside) > XML_DEPTH:
+            raise InputError(f"{self.path}: over {XML_DEPTH} nested elements; {_REMEDY}")
         place = self._inside[1:]
         if place == ["Annotation"]:
             self._class_name = attributes.get("Name")
@@ -117,6 +129,6 @@ class _Reader:
             return float(attributes["X"]), float(attributes["Y"])
         except (KeyError, ValueError):
             raise InputError(
-                f"{self.path}: region {self._n_regions}: vertex {str(attributes)[:60]}, expected "
+                f"{self.path}: region {self._n_regions}: vertex {show(attributes)}, expected "
                 f"numbers X and Y; {_REMEDY}"
             ) from None

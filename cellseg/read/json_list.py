@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
 _CHUNK = 1 << 20  # characters
-_SPACE = (" ", "\t", "\n", "\r")
-_AFTER = (",", "]", *_SPACE)  # characters that can follow an item
+_AFTER = (",", "]", " ", "\t", "\n", "\r")  # characters that can follow an item
+_SPACE = re.compile(r"[ \t\n\r]+")
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -56,8 +57,8 @@ class _Text:
     def peek(self) -> str:
         """Return the next character without consuming it, "" at the end."""
         while True:
-            while self._held[self._at : self._at + 1] in _SPACE:
-                self._at += 1
+            space = _SPACE.match(self._held, self._at)
+            self._at = space.end() if space else self._at
             if self._at < len(self._held) or not self._read():
                 return self._held[self._at : self._at + 1]
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import skimage.draw
 import skimage.measure
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.limits import check_outline_length
 from cellseg.read.classes import match_classes
-from cellseg.rle import MaskRuns, areas, join_runs, select_masks
-
-Polygon = list[NDArray[np.float64]]
+from cellseg.read.fill import Polygon, fill_polygons, outline_lengths
+from cellseg.rle import MaskRuns, areas, select_masks
+from cellseg.text import show
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def to_ring(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float6
             # Excludes NaN. TIFF images have at most 2^32 pixels a side.
             if type(value) not in (int, float) or not abs(value) < 2**32:
                 raise InputError(
-                    f"{where}: point {str(point)[:60]}, expected x and y in pixels; fix it"
+                    f"{where}: point {show(point)}, expected x and y in pixels; fix it"
                 )
     return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
 
@@ -124,6 +124,9 @@ def fill_outlines(
         )
     warnings["outlines outside the image, ignored"] = len(outside)
 
+    rings = [ring for _, outline in inside for polygon in outline.polygons for ring in polygon]
+    length = float(outline_lengths(rings, size).sum())
+    check_outline_length(path, length, sum(map(len, rings)))
     cells = {}
     for number in sorted({n for n, _ in inside}):
         mask_runs = fill_polygons([o.polygons for n, o in inside if n == number], size)
@@ -177,26 +180,3 @@ def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:
     """Return whether a cell's box and the image share more than an edge."""
     left, top, right, bottom = _box(polygons) + 0.5
     return bool(left < size[1] and top < size[0] and right > 0 and bottom > 0)
-
-
-def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> MaskRuns:
-    """Return the N masks of cells, given as polygons of `Outline`, in an image of `size` (H, W).
-
-    A mask has the pixels whose centres are inside or exactly on the outline, as in
-    `skimage.draw.polygon`, with which NYCU HW3's masks were drawn.
-    """
-    height = size[0]
-    positions = []
-    for polygons in cells:
-        position = np.zeros(0, np.int64)
-        for outer, *holes in polygons:
-            rows, columns = skimage.draw.polygon(outer[:, 1], outer[:, 0], size)
-            piece = columns * height + rows
-            for hole in holes:
-                rows, columns = skimage.draw.polygon(hole[:, 1], hole[:, 0], size)
-                piece = np.setdiff1d(piece, columns * height + rows)
-            position = np.union1d(position, piece)
-        positions.append(position)
-    owner = np.repeat(np.arange(len(cells)), [len(position) for position in positions])
-    starts = np.concatenate([np.zeros(0, np.int64), *positions])
-    return join_runs(size, len(cells), owner, starts, starts + 1)

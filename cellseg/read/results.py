@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import lzma
-import reprlib
 import sys
 import zipfile
 import zlib
@@ -20,10 +19,12 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.files import open_json
 from cellseg.images import EvalImage
+from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.predictions import Predictions
 from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.rle import RLE, MaskRuns, decode
+from cellseg.text import json_type, show
 
 RESULTS_FILE = "test-results.json"
 REMEDY = "run inference.py, or choose another results file"
@@ -58,7 +59,7 @@ def iter_results(path: Path) -> Iterator[Any]:
             yield from json_items(file)
     except NotAListError as error:
         raise InputError(
-            f"{path}: contains a {type(error.args[0]).__name__}, expected a list of detections"
+            f"{path}: contains {json_type(error.args[0])}, expected a list of detections"
             f" {{image_id, category_id, segmentation, score}}; {REMEDY}"
         ) from None
 
@@ -83,7 +84,14 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
                     f"{path}: the zip holds {found}, expected {RESULTS_FILE}; write it with "
                     "inference.py"
                 )
-            with archive.open(min(names, key=len)) as member:
+            entry = archive.getinfo(min(names, key=len))
+            # More is not read either: a zip ends at the size that it claims.
+            if entry.file_size > max(ZIP_BYTES, ZIP_RATIO * entry.compress_size):
+                raise InputError(
+                    f"{path}: {entry.compress_size} bytes that unpack to {entry.file_size}, too "
+                    f"many for results; unpack it yourself if you trust it, or {REMEDY}"
+                )
+            with archive.open(entry) as member:
                 yield io.TextIOWrapper(member, "utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {RESULTS_FILE} in it is not JSON ({error}); {REMEDY}") from None
@@ -211,7 +219,7 @@ def _entry_problem(
 ) -> str | None:
     """Return why an entry of the results can't be scored, as the end of a message, or None."""
     if not isinstance(entry, dict):
-        return f"a {type(entry).__name__}, expected an object with image_id, category_id, …"
+        return f"{show(entry)}, expected an object with image_id, category_id, …"
     missing = [
         key for key in ("image_id", "category_id", "segmentation", "score") if key not in entry
     ]
@@ -220,19 +228,19 @@ def _entry_problem(
     image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
     if not _is_int(image_id) or image_id not in sizes:
         return (
-            f"image_id {reprlib.repr(image_id)} is none of the {len(sizes)} images of the test "
+            f"image_id {show(image_id)} is none of the {len(sizes)} images of the test "
             "list or annotations; use those of the same images"
         )
     if not _is_int(class_id) or class_id not in classes:
         known = ", ".join(map(str, classes)) or "none"
         return (
-            f"category_id {reprlib.repr(class_id)}, expected one of {known}; the classes must be "
+            f"category_id {show(class_id)}, expected one of {known}; the classes must be "
             "those of the annotations"
         )
     # JSON integers can exceed the range of floats.
     number = isinstance(score, Real) and not isinstance(score, bool)
     if not number or not abs(score) <= sys.float_info.max:
-        return f"score {reprlib.repr(score)}, expected a number"
+        return f"score {show(score)}, expected a number"
     mask = entry["segmentation"]
     if (
         not isinstance(mask, dict)
@@ -244,7 +252,7 @@ def _entry_problem(
     height, width = sizes[image_id]
     if list(mask["size"]) != [height, width]:
         return (
-            f"segmentation of size {reprlib.repr(list(mask['size']))}, but image {image_id} is"
+            f"segmentation of size {show(mask['size'])}, but image {image_id} is"
             f" [{height}, {width}] (height, width); predict the images that are annotated"
         )
     return None

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
+from cellseg.limits import check_image_memory
 
-PIL.Image.MAX_IMAGE_PIXELS = None  # slides are large; `decode_errors` handles MemoryError
+PIL.Image.MAX_IMAGE_PIXELS = None  # `check_image_memory` is used instead
 
 # The value of a TIFF's PhotometricInterpretation for values that rise from white to black.
 WHITE_IS_ZERO = 0
@@ -67,22 +70,60 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if magic in _TIFF_MAGIC:
         with _tiff_page(path) as page:
             check_image(path, page)
-            if page.compression in _WITH_END_MARKER:
-                file, counts = page.parent.filehandle, page.databytecounts
-                for data, _ in file.read_segments(page.dataoffsets, counts):
-                    check_segment(page, data)
-            pixels = page.asarray(maxworkers=1)
+            check_image_memory(path, page.imagelength, page.imagewidth, _rgb_bytes(page))
+            pixels = _decode_page(path, page)
             if page.planarconfig == 2 and page.samplesperpixel > 1:
                 pixels = np.moveaxis(pixels, 0, -1)
             pixels = to_rgb(pixels, page.photometric == WHITE_IS_ZERO)
     elif magic == _PNG_MAGIC:
         # Pillow would cut 16-bit colour to the high byte.
+        image_size(path)  # which may be too large
         with decode_errors(path):
-            pixels = to_rgb(imagecodecs.png_decode(path.read_bytes()))
+            pixels = to_rgb(imagecodecs.png_decode(_pixel_chunks(path.read_bytes())))
     else:
         with _pillow(path, magic) as picture, decode_errors(path):
-            pixels = np.array(PIL.ImageOps.exif_transpose(picture).convert("RGB"))
+            PIL.ImageOps.exif_transpose(picture, in_place=True)
+            pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     return np.ascontiguousarray(pixels)
+
+
+def _decode_page(path: Path, page: tifffile.TiffPage) -> NDArray[Any]:
+    """Return all pixels of a page, after checking its segments."""
+    high, wide = segment_size(page)
+    check_image_memory(path, high, wide, pixel_bytes(page))  # they may exceed the image
+    if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
+        file, counts = page.parent.filehandle, page.databytecounts
+        for data, _ in file.read_segments(page.dataoffsets, counts):
+            check_segment(page, data)
+    pixels: NDArray[Any] = page.asarray(maxworkers=1)
+    return pixels
+
+
+def pixel_bytes(page: tifffile.TiffPage) -> float:
+    """Return the bytes of a decoded pixel of a page, as it is stored."""
+    return float(page.samplesperpixel * page.dtype.itemsize)
+
+
+def _rgb_bytes(page: tifffile.TiffPage) -> float:
+    """Return the bytes of a pixel as it is stored and, unless that is RGB, as RGB."""
+    stored = pixel_bytes(page)
+    return stored + (3 if stored != 3 or page.planarconfig == 2 else 0)
+
+
+# The chunks of a PNG that define its pixels.
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """Return a PNG without its other chunks, on which libpng prints warnings."""
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at) if at + 8 <= len(data) else (len(data),)
+        end = at + 12 + length
+        if data[at + 4 : at + 8] in _PIXEL_CHUNKS or end > len(data):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint8]:
@@ -128,9 +169,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     if magic == _PNG_MAGIC:
         # Pillow reads more than the header, and rejects files that `read_image` reads.
         with decode_errors(path), open(path, "rb") as file:
-            chunk, width, height = struct.unpack(">12x4sII", file.read(24))
-            if chunk != b"IHDR" or not (width and height):
+            header = file.read(26)
+            if header[12:16] != b"IHDR" or len(header) < 26:
                 raise ValueError("it doesn't begin with its size")
+            width, height, bits, colour = struct.unpack_from(">IIBB", header, 16)
+            if not (width and height):
+                raise ValueError("no pixels")
+            # Palettes become RGBA; the result is RGB.
+            channels = {0: 1, 2: 3, 4: 2}.get(colour, 4)
+            check_image_memory(path, height, width, channels * max(bits, 8) / 8 + 3)
         return height, width
     with _pillow(path, magic) as picture, decode_errors(path):
         width, height = picture.size
@@ -174,7 +221,9 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
                 "change the labels; save the original again without compression or with LZW or "
                 "Deflate"
             )
-        labels: NDArray[Any] = page.asarray(maxworkers=1)
+        # One byte more, as the cells' borders are marked.
+        check_image_memory(path, page.imagelength, page.imagewidth, page.dtype.itemsize + 1)
+        labels = _decode_page(path, page)
     return labels.view(np.uint8) if labels.dtype == bool else labels
 
 
@@ -186,6 +235,7 @@ def is_tiff(path: Path) -> bool:
 def _magic(path: Path) -> bytes:
     """Return the first bytes of a file, cut to those that identify the format."""
     try:
+        check_ordinary(path)
         with open(path, "rb") as file:
             head = file.read(4)
     except FileNotFoundError:
@@ -216,10 +266,18 @@ def decode_errors(path: Path) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"{path}: too large for the memory; cut it into smaller images") from None
     except Exception as error:  # noqa: BLE001 (damaged files can cause any error)
-        reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: damaged or of an unknown type ({reason}); copy or export it again"
+            f"{path}: damaged or of an unknown type ({_reason(error)}); copy or export it again"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what a decoder says to people, else that the file's structure is broken."""
+    explained = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(
+        error, UnicodeError
+    )
+    text = re.sub(r"<[^<>]*>", "the file", str(error)) if explained else ""  # Python objects
+    return text or "its structure is broken"
 
 
 @contextlib.contextmanager
@@ -227,6 +285,10 @@ def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
     format_name = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
     with decode_errors(path):
         picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[format_name])
+        width, height = picture.size
+        # Pillow's own pixels, the same as RGB, and the result.
+        needed = {"RGB": 4 + 3, "CMYK": 4 + 4 + 3}.get(picture.mode, 1 + 4 + 3)
+        check_image_memory(path, height, width, needed)
     with picture:
         yield picture
 
@@ -323,15 +385,42 @@ _WITH_END_MARKER = (7, 33003, 33004, 33005, 34712)
 
 
 def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
-    """Raise ValueError if a segment of a page ends in zeros, as in an incomplete copy.
+    """Raise ValueError if a segment of a page is larger than it should be, or ends in zeros.
 
-    The decoders of JPEG and JPEG 2000 would invent pixels. Segments that only lack the marker
-    are valid, and so are the pieces of NDPI's one large JPEG, which have none.
+    Zeros are those of an incomplete copy, for which the decoders of JPEG and JPEG 2000 would
+    invent pixels. Segments that only lack the marker are valid, and so are the pieces of NDPI's
+    one large JPEG, which have none.
     """
-    if page.compression not in _WITH_END_MARKER or page.jpegheader is not None or not data:
+    if page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS or not data:
+        return
+    if page.jpegheader is not None:
+        return
+    high, wide = segment_size(page)
+    height, width = _coded_size(data)
+    if height > high + 64 or width > wide + 64:  # blocks can exceed it
+        raise ValueError(f"a piece of {height} x {width} pixels, expected {high} x {wide}")
+    if page.compression not in _WITH_END_MARKER:
         return
     if data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("a piece of its pixels ends in zeros")
+
+
+def _coded_size(data: bytes) -> tuple[int, int]:
+    """Return height and width in the header of a JPEG, JPEG 2000 or PNG, else 0, 0."""
+    if data.startswith(_PNG_MAGIC) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return height, width
+    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and len(data) >= at + 24:
+        width, height, left, top = struct.unpack_from(">IIII", data, at + 8)
+        return height - top, width - left
+    at = 2
+    while data.startswith(_JPEG_MAGIC) and at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = struct.unpack_from(">BH", data, at + 1)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        at += 2 + length if marker != 0xFF else 1
+    return 0, 0
 
 
 def check_image(path: Path, page: tifffile.TiffPage) -> None:

@@ -21,6 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.limits import check_image_memory
 from cellseg.read.tiff import (
     WHITE_IS_ZERO,
     check_directory,
@@ -29,6 +30,7 @@ from cellseg.read.tiff import (
     decode_errors,
     is_tiff,
     main_page,
+    pixel_bytes,
     read_image,
     segment_size,
     to_rgb,
@@ -153,6 +155,8 @@ def open_image(
         if page.is_final:  # stored as numpy would
             image = _StoredImage(path, tiff, page)
         else:
+            high, wide = segment_size(page)
+            check_image_memory(path, high, wide, pixel_bytes(page) + 3)
             image = _SegmentedImage(path, tiff, page, cache_bytes)
         image.levels = tuple((each.imagelength, each.imagewidth) for each in pyramid)
         files.pop_all()  # now the image closes the file

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import reprlib
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from cellseg.files import write_atomic
 from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
+from cellseg.text import show
 
 _BLOCK = 1 << 14  # detections checked at a time
 
@@ -119,7 +119,7 @@ def check_submission(
             box = entry.get("bbox", [0, 0, 0, 0])
             if not _is_box(box):
                 raise InputError(
-                    f"{path}: entry {index}: bbox {reprlib.repr(box)}, expected four finite "
+                    f"{path}: entry {index}: bbox {show(box)}, expected four finite "
                     "numbers x, y, width, height; write it again with inference.py"
                 )
         count += len(block)

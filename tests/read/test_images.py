@@ -130,7 +130,7 @@ BAD_LISTS |= {
     for name in (None, 3, "", ".", "..", "../a.tif", "/a.tif", "x/../a.tif", "..\\a.tif", "a\0")
 }
 BAD_LISTS |= {
-    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {value!r} of a.tif is not")
+    f"{key} {value!r}": ([{**ENTRY, key: value}], f"{key} {json.dumps(value)} of a.tif is not")
     for key, values in {
         "id": ["7", 7.0, None, True, -1, [7]],
         "height": [0, -3, 3.5, "3", None, True],

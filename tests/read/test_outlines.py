@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from cellseg.read.fill import fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
-from cellseg.read.outlines import Outline, fill_outlines, fill_polygons, to_ring
+from cellseg.read.outlines import Outline, fill_outlines, to_ring
 from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal

@@ -44,8 +44,8 @@ def test_an_empty_list_is_a_result(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1}', "a dict, expected a list"),
-        ("3", "a int, expected a list"),
+        ('{"a": 1}', "an object, expected a list"),
+        ("3", "a number, expected a list"),
         ("[1, 2", "not JSON"),
         ("", "not JSON"),
         ("[" * 100_000, "not JSON"),
