@@ -16,7 +16,7 @@ import utils
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_atomic, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
-from cellseg.read.results import find_newest_results, sidecar_path
+from cellseg.read.results import find_newest_results, results_file, sidecar_path
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference
 from cellseg.score.tables import as_json, as_text, difference_as_json, difference_as_text, per_image
@@ -25,7 +25,8 @@ DESCRIPTION = """\
 Score results against annotations, or compare two results.
 
 AP, AP50, AP75      average precision of masks as COCO defines it, with at most 100
-                    detections of each image and class, and with all of them
+                    detections of each image and class, and with all of them; the latter
+                    is first where images have more than 100 cells of a class
 PQ = DQ x SQ        panoptic quality, detection times segmentation quality, as in MoNuSAC
                     2020: the mean over images with ground-truth cells of the class;
                     "pooled" counts the cells of all images together
@@ -57,7 +58,7 @@ def get_parser() -> utils.CommandParser:
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"),
-        help="compare two results: B minus A with 95 %% intervals",
+        help="compare two results: A, B, and B minus A with 95 %% intervals",
     )  # fmt: skip
     parser.add_argument(
         "--overlap", choices=OVERLAP_RULES, default="score",
@@ -81,11 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--csv needs one result; leave out --compare or use --json")
     if args.compare and not args.resamples:
         parser.error("--compare needs intervals; leave out --resamples or pass more than 0")
+    if args.json and args.csv and args.json.absolute() == args.csv.absolute():
+        parser.error(f"--json and --csv: both are {args.json}; choose two files")
     paths = args.compare or [args.results or find_newest_results(utils.RUNS)]
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
     if ground_truth_path is None:
         own = next(path for path in paths if sidecar_path(path, "list").is_file())
         raise InputError(f"{own}: results on your own images; pass their annotations with --truth")
+    inputs = [*map(results_file, paths), ground_truth_path]
+    utils.check_outputs({"--json": args.json, "--csv": args.csv}, inputs)
     _, scores = utils.score_results(args, paths, ground_truth_path, overlap=args.overlap)
     names = [display_path(path) for path in paths]
     if args.compare:

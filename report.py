@@ -100,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = args.results or find_newest_results(utils.RUNS)
         page = collect_results(args, [source, *([args.compare] if args.compare else [])])
     output = args.output or (source if source.is_dir() else source.parent) / "report.html"
+    inputs = [path for path in (source, args.compare) if path and not path.is_dir()]
+    utils.check_outputs({"--output": output}, [*inputs, args.truth or source])
     n_reduced = write_report(output, page)
     note = f", {n_reduced} of them at reduced resolution" if n_reduced else ""
     size = f"{output.stat().st_size / 1e6:.1f} MB"

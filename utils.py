@@ -114,12 +114,12 @@ def add_scoring(
     """Add RESULTS and the flags of scoring; the parameters are parts of the help texts."""
     add = parser.add_argument
     add("results", nargs="?", type=Path, metavar="RESULTS",
-        help="results file (JSON), zip that contains test-results.json, or run folder "
+        help="results file (JSON), zip that contains test-results.json, or folder with results "
         "(default: the newest run's)")
     add("--truth", type=Path, metavar="TRUTH",
         help="ground truth: COCO annotation file, or folder <image>/class<K>.tif for the images "
-        "of the test list (default: the annotations that inference.py wrote next to RESULTS, else "
-        f"{ground_truth_default})")
+        "of the test list or of inference.py --images (default: the annotations that inference.py "
+        f"wrote next to RESULTS, else {ground_truth_default})")
     add_data(parser, data_use)
     add_limits(parser)
     add("--only_annotated", action="store_true",
@@ -179,6 +179,18 @@ def score_results(
         score(pair_by_image(coco, of_path, path), class_names(coco), progress=True, **how)
         for path, of_path in zip(paths, detections, strict=True)
     ]
+
+
+def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:
+    """Raise InputError if the output of a flag is an input, or a sidecar file of one."""
+    from cellseg.read.results import sidecar_path
+
+    for flag, output in outputs.items():
+        for path in inputs:
+            sidecars = [] if path.is_dir() else [sidecar_path(path, w) for w in ("list", "truth")]
+            for file in (path, *sidecars):
+                if output and output.exists() and file.exists() and output.samefile(file):
+                    raise InputError(f"{flag} {output}: is also an input; choose another file")
 
 
 def check_process_flags(parser: CommandParser, args: argparse.Namespace) -> None:

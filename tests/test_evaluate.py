@@ -50,7 +50,9 @@ def data(tmp_path):
     (tmp_path / "test_release").mkdir()
     entries = []
     for id, name in ((21, "a"), (22, "b")):
-        tifffile.imwrite(tmp_path / "test_release" / f"{name}.tif", np.zeros((*SIZE, 3), np.uint8))
+        tifffile.imwrite(
+            tmp_path / "test_release" / f"{name}.tif", np.full((*SIZE, 3), 200, np.uint8)
+        )
         entries.append({"file_name": f"{name}.tif", "id": id, "height": 6, "width": 40})
         (tmp_path / "test_masks" / name).mkdir(parents=True)
     (tmp_path / "test_image_name_to_ids.json").write_text(json.dumps(entries))
@@ -263,6 +265,40 @@ def test_own_images_are_matched_by_name(data, score):
     assert by_name["metrics"] == scores["metrics"]
 
 
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+@pytest.mark.parametrize("name", ["results.json", "truth.json", "results-truth.json", "link.json"])
+def test_an_input_is_never_overwritten(data, flag, name):
+    truth = json.dumps(read_ground_truth(data / "test_masks", data))
+    for each in ("truth.json", "results-truth.json"):
+        (data / each).write_text(truth)
+    (data / "link.json").symlink_to(data / "results.json")
+    before = {path: path.read_bytes() for path in data.glob("*.json")}
+    words = [str(data / "results.json"), "--truth", str(data / "truth.json")]
+    with pytest.raises(InputError, match=rf"{flag} .*{name}: is also an input"):
+        evaluate.main([*words, flag, str(data / name)])
+    assert {path: path.read_bytes() for path in data.glob("*.json")} == before
+
+
+def test_a_folder_with_results_of_own_images(data, score):
+    scores, _ = score()
+    (data / "out").mkdir()
+    (data / "results.json").rename(data / "out" / "images-results.json")
+    listed = [
+        {"id": n, "file_name": f"/far/{name}.png", "height": 6, "width": 40}
+        for n, name in ((21, "a"), (22, "b"))
+    ]
+    (data / "test_image_name_to_ids.json").unlink()
+    (data / "out" / "images-results-list.json").write_text(
+        json.dumps(listed).replace("/far", str(data / "test_release")).replace(".png", ".tif")
+    )
+    by_name, text = score("--truth", str(data / "test_masks"), results="out")
+    assert by_name["metrics"] == scores["metrics"]
+    assert text.splitlines()[0].endswith("2 by path")
+    (data / "out" / "val-results.json").write_text("[]")
+    with pytest.raises(InputError, match=r"out: holds images-results\.json and val-results\.json"):
+        score(results="out")
+
+
 def test_errors_name_the_results_file(data):
     good, bad = str(data / "results.json"), data / "bad.json"
     bad.write_text(json.dumps([*RESULTS, entry(21, 9, 0, 2, 0.5)]))
@@ -292,6 +328,7 @@ def test_a_file_that_can_not_be_written(data):
         (["r.json", "--compare", "a", "b"], "--compare takes two results"),
         (["--compare", "a", "b", "--csv", "c"], "--csv needs one result"),
         (["--compare", "a", "b", "--resamples", "0"], "--compare needs intervals"),
+        (["--json", "x", "--csv", "x"], "--json and --csv: both are x"),
     ],
 )
 def test_invalid_flags(flags, message):

@@ -11,8 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.files import display_path
 from cellseg.images import ImageRecord
-from cellseg.read.annotate import annotate_image
+from cellseg.messages import plural, warn
+from cellseg.read.annotate import annotate_image, warn_of_images
 from cellseg.read.coco import (
     COCO,
     build_coco,
@@ -22,8 +24,8 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.images import read_image_list, read_test_list
-from cellseg.read.layout import TEST_LIST, TrainImage, list_entries
-from cellseg.read.names import pair_by_name
+from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
+from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
     find_sidecar_ground_truth,
     read_results,
@@ -39,7 +41,7 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     ----------
     path
         A COCO file, or a folder `<image>/class<K>.tif` with a subfolder for each annotated image
-        of the test list, empty if it has no cells.
+        of the test list, empty if it has no cells, or as in `train/` of a data folder.
     data
         The data folder, only for label maps: its test list defines the ids, its
         `train__annot.json`, if any, the classes.
@@ -53,13 +55,16 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     InputError
         If a file is missing or damaged, or doesn't fit its image.
     """
-    return _read_folder(Path(path), Path(data)) if Path(path).is_dir() else load_coco(path)
+    if not Path(path).is_dir():
+        return load_coco(path)
+    return _read_folder(Path(path), Path(data), read_test_list(data), Path(data) / TEST_LIST)
 
 
-def _read_folder(folder: Path, data: Path) -> COCO:
+def _read_folder(folder: Path, data: Path, listed: Sequence[ImageRecord], list_path: Path) -> COCO:
+    """Read a folder of label maps of listed images, whose ids the images get."""
     images: dict[str, list[ImageRecord]] = {}
-    for image in read_test_list(data):
-        images.setdefault(Path(image.file_name).stem, []).append(image)
+    for image in listed:
+        images.setdefault(image_name(image.file_name), []).append(image)
     names = [category["name"] for category in data_categories(data)]
     remedy = "expected <image>/class<K>.tif for each annotated image, or a COCO file"
     folders = [path for path in list_entries(folder, remedy) if path.is_dir()]
@@ -69,26 +74,30 @@ def _read_folder(folder: Path, data: Path) -> COCO:
     for each in tqdm(folders, "reading ground truth", unit="image", leave=False, disable=None):
         if each.name not in images:
             raise InputError(
-                f"{each}: no image of this name in {data / TEST_LIST}; remove the folder,"
+                f"{each}: no image of this name in {list_path}; remove the folder,"
                 " or set the images' data folder with --data"
             )
         if len(images[each.name]) > 1:
             both = " and ".join(image.file_name for image in images[each.name])
             raise InputError(
-                f"{each}: {both} in {data / TEST_LIST} both have this name; rename one of them"
+                f"{each}: {both} in {list_path} both have this name; rename one of them"
                 " there and in the folder of the test images"
             )
         image = images[each.name][0]
-        source = TrainImage(each.name, image.path, _class_files(each, len(names)), ())
-        cells = annotate_image(source)
+        if any(path.stem.lower() == "image" for path in each.iterdir()):
+            source = read_train_folder(each, len(names))
+        else:
+            source = TrainImage(each.name, image.path, _class_files(each, len(names)), ())
+        cells = annotate_image(source, names)
         if cells.size != image.size:
-            listed = " x ".join(map(str, image.size or ()))
+            expected = " x ".join(map(str, image.size or ()))
             raise InputError(
                 f"{image.path}: {cells.size[0]} x {cells.size[1]} (height x width), expected"
-                f" {listed} as in {data / TEST_LIST}; fix the list"
+                f" {expected} as in {list_path}; fix the list"
             )
         ids.append(image.id)
         annotated.append(replace(cells, file_name=image.file_name))
+    warn_of_images(annotated)
     return build_coco(annotated, names, ids)
 
 
@@ -131,6 +140,9 @@ def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
     return find_ground_truth(paths) or data / "test_masks"
 
 
+_AGAIN = "predict again with inference.py"
+
+
 def read_results_with_ground_truth(
     paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
 ) -> tuple[COCO, list[list[Any]]]:
@@ -157,7 +169,15 @@ def read_results_with_ground_truth(
         of all annotated images.
     """
     all_results = [read_results(path) for path in paths]
-    ground_truth = read_ground_truth(source, data)
+    lists = [each for path in paths if (each := sidecar_path(path, "list")).is_file()]
+    if lists and Path(source).is_dir():
+        listed = {
+            image.file_name: image for each in lists for image in read_image_list(each, _AGAIN)
+        }
+        records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
+        ground_truth = _read_folder(Path(source), Path(data), records, lists[0])
+    else:
+        ground_truth = read_ground_truth(source, data)
     if len(paths) > 1:
         for path in paths:
             _check_same_images(path, ground_truth, source)
@@ -206,12 +226,13 @@ def _renumber_images(
     The ground truth's ids of the listed images are returned too.
     """
     list_path = sidecar_path(path, "list")
-    listed = read_image_list(list_path, "predict again with inference.py")
+    listed = read_image_list(list_path, _AGAIN)
     ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), source)
     remedy = f"use the same names in both, or remove {list_path} if the ids are those of {source}"
     if not ids:
         raise InputError(f"{path}: none of the images in {list_path} is in {source}; {remedy}")
     names = {image.id: image.file_name for image in listed}
+    _print_pairs(path, listed, ids, ground_truth, source)
     renumbered = []
     for n, entry in enumerate(results):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
@@ -219,8 +240,7 @@ def _renumber_images(
             renumbered.append(entry)  # the check of entries reports it
         elif image_id not in names:
             raise InputError(
-                f"{path}: entry {n}: image_id {image_id} is not in {list_path}; predict again with"
-                " inference.py"
+                f"{path}: entry {n}: image_id {image_id} is not in {list_path}; {_AGAIN}"
             )
         elif image_id in ids:
             renumbered.append({**entry, "image_id": ids[image_id]})
@@ -230,3 +250,28 @@ def _renumber_images(
                 f" results with --only_annotated, or {remedy}"
             )
     return renumbered, set(ids.values())
+
+
+def _print_pairs(
+    path: Path,
+    listed: Sequence[ImageRecord],
+    ids: dict[int, int],
+    ground_truth: COCO,
+    source: Path,
+) -> None:
+    """Print how many images were matched and how, and warn of those that were not."""
+    names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
+    same_path = sum(
+        path_parts(image.file_name)[-len(parts) :] == parts and len(parts) > 1
+        for image in listed
+        if image.id in ids and (parts := path_parts(names[ids[image.id]]))
+    )
+    by_name = len(ids) - same_path
+    how = " and ".join(
+        f"{n} by {what}" for n, what in ((same_path, "path"), (by_name, "file name")) if n
+    )
+    print(f"{display_path(path)}: {plural(len(ids), 'image')} matched with {source}, {how}")
+    if n_unknown := len(listed) - len(ids):
+        warn(f"{path}: {plural(n_unknown, 'image')} not in {source}, so not scored")
+    if n_unpredicted := len(names) - len(ids):
+        warn(f"{source}: {plural(n_unpredicted, 'image')} not in {path}, so not scored")

@@ -85,6 +85,11 @@ def name_images(file_names: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(file_names)
 
 
+def image_name(file_name: str) -> str:
+    """Return an image's folder for `image.tif`, else its file name without the extension."""
+    return _stem_parts(path_parts(file_name))[-1]
+
+
 def short_name(file_name: str) -> str:
     """Return an image's folder in `train/`, else its file name."""
     path = PurePosixPath(file_name)

@@ -44,14 +44,14 @@ def iter_results(path: Path) -> Iterator[Any]:
     Parameters
     ----------
     path
-        A JSON file, or a zip or a run folder with `test-results.json`.
+        A JSON file, a zip with `test-results.json`, or a folder (see `results_file`).
 
     Raises
     ------
     InputError
         If the file is missing, damaged, perhaps after some detections, or not a list.
     """
-    path = Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
+    path = results_file(path)
     # By content; any file name can be a zip or JSON.
     opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
     try:
@@ -62,6 +62,22 @@ def iter_results(path: Path) -> Iterator[Any]:
             f"{path}: contains {json_type(error.args[0])}, expected a list of detections"
             f" {{image_id, category_id, segmentation, score}}; {REMEDY}"
         ) from None
+
+
+def results_file(path: Path) -> Path:
+    """Return the results file that a path is, or that inference.py wrote into that folder.
+
+    That is `test-results.json`, or the only other one; raises InputError if there are several.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / RESULTS_FILE).exists():
+        return path / RESULTS_FILE if path.is_dir() else path
+    others = [path / f"{name}-results.json" for name in ("images", "val", "train")]
+    found = [other for other in others if other.is_file()]
+    if len(found) > 1:
+        names = " and ".join(other.name for other in found)
+        raise InputError(f"{path}: holds {names}; choose one of these files")
+    return found[0] if found else path / RESULTS_FILE
 
 
 def _is_zip(path: Path) -> bool:
@@ -267,7 +283,7 @@ def sidecar_path(results: Path, what: str) -> Path:
 
     `what` is "list" for the list of a user's own images, "truth" for the annotations.
     """
-    file = results / RESULTS_FILE if results.is_dir() else results
+    file = results_file(results)
     return file.with_name(f"{file.stem}-{what}.json")
 
 

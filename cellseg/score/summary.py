@@ -230,9 +230,11 @@ def score(
 
 @dataclass(frozen=True)
 class Difference:
-    """B − A, `(K + 2,)` float64 by metric, with its 95 % interval."""
+    """A, B, and B − A with its 95 % interval, `(K + 2,)` float64 by metric."""
 
     rows: list[str]
+    a: Metrics
+    b: Metrics
     value: Metrics
     low: Metrics
     high: Metrics
@@ -246,6 +248,8 @@ def difference(a: Scores, b: Scores) -> Difference:
     bounds = {name: interval(b.samples[name] - a.samples[name]) for name in a.metrics}
     return Difference(
         rows=a.rows,
+        a=a.metrics,
+        b=b.metrics,
         value={name: b.metrics[name] - a.metrics[name] for name in a.metrics},
         low={name: low for name, (low, _) in bounds.items()},
         high={name: high for name, (_, high) in bounds.items()},

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.messages import plural
 from cellseg.score.panoptic import panoptic
-from cellseg.score.summary import ANY, MEAN, Difference, Scores
+from cellseg.score.summary import ANY, MEAN, Difference, Metrics, Scores
 
 Floats = NDArray[np.float64]
 
@@ -21,14 +22,21 @@ HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
 def as_text(scores: Scores) -> str:
     """Return all tables except that of single images."""
     n_detections = [len(eval_image.scores) for eval_image in scores.eval_images]
-    without = f" ({n_detections.count(0)} images without detections)" if 0 in n_detections else ""
+    n_empty = n_detections.count(0)
+    without = f" ({plural(n_empty, 'image')} without detections)" if n_empty else ""
     parts = [
-        f"{len(n_detections)} images, {scores.gt_counts.sum()} ground-truth cells, "
-        f"{sum(n_detections)} detections{without}"
+        f"{plural(len(n_detections), 'image')}, "
+        f"{plural(int(scores.gt_counts.sum()), 'ground-truth cell')}, "
+        f"{plural(sum(n_detections), 'detection')}{without}"
     ]
-    for cap in scores.ap:
+    for cap in _caps(scores):
         names = [f"{name}@{_cap(cap)}" for name in ("AP", "AP50", "AP75")]
         title = "all detections" if cap is None else f"at most {cap} per image and class"
+        if n_capped := _n_capped(scores, cap):
+            title += (
+                f": fewer than the cells of a class in {plural(n_capped, 'image')}, where up to "
+                f"{scores.gt_counts.max()} are"
+            )
         rows = [
             [row, *(_number(scores.metrics[name][r]) for name in names)]
             for r, row in enumerate(scores.rows[:-1])
@@ -66,8 +74,18 @@ def as_text(scores: Scores) -> str:
     return "\n\n".join(parts)
 
 
+def _n_capped(scores: Scores, cap: int | None) -> int:
+    """Count the images with more ground-truth cells of a class than a cap on detections."""
+    return 0 if cap is None else int((scores.gt_counts > cap).any(axis=1).sum())
+
+
+def _caps(scores: Scores) -> list[int | None]:
+    """Return the caps on detections, last those below the number of ground-truth cells."""
+    return sorted(scores.ap, key=lambda cap: _n_capped(scores, cap) > 0)
+
+
 def _interval_table(scores: Scores) -> str:
-    names = [f"{name}@{_cap(cap)}" for cap in scores.ap for name in ("AP", "AP50")]
+    names = [f"{name}@{_cap(cap)}" for cap in _caps(scores) for name in ("AP", "AP50")]
     rows = []
     for name in (*names, *HEADLINES):
         values = zip(scores.metrics[name], scores.low[name], scores.high[name], strict=True)
@@ -89,16 +107,24 @@ def _confusion_table(scores: Scores) -> str:
 
 
 def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
-    """Return a table of B − A, one row per metric."""
-    rows = []
-    for name, value in difference.value.items():
-        values = zip(value, difference.low[name], difference.high[name], strict=True)
-        rows.append([name, *(_interval(*bounded, "+.4f") for bounded in [*values][-2:])])
-    title = (
+    """Return tables of A, B and B − A, one row per metric: the mean of classes, and any class."""
+    parts = [
         f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals; an interval that contains 0 is not "
         "a significant difference"
-    )
-    return _table(title, ["", MEAN, ANY], rows)
+    ]
+    for r, row in enumerate(difference.rows[-2:], -2):
+        rows = [
+            [
+                name,
+                _number(difference.a[name][r]),
+                _number(difference.b[name][r]),
+                _interval(value[r], difference.low[name][r], difference.high[name][r], form="+.4f"),
+            ]
+            for name, value in difference.value.items()
+            if not np.isnan(value[r])
+        ]
+        parts.append(_table(row, ["", "A", "B", "B − A"], rows))
+    return "\n\n".join(parts)
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -181,15 +207,21 @@ def as_json(scores: Scores) -> dict[str, Any]:
 
 
 def difference_as_json(name_a: str, name_b: str, difference: Difference) -> dict[str, Any]:
-    """Return B − A by metric and row, with the interval, as JSON data."""
+    """Return A, B and, with its interval, B − A by metric and row as JSON data."""
     return {
         "a": name_a,
         "b": name_b,
+        "scores_a": _by_metric(difference, difference.a),
+        "scores_b": _by_metric(difference, difference.b),
         "b_minus_a": {
             name: _bounded(difference.rows, value, difference.low[name], difference.high[name])
             for name, value in difference.value.items()
         },
     }
+
+
+def _by_metric(difference: Difference, metrics: Metrics) -> dict[str, Any]:
+    return {name: _by_row(difference.rows, _plain(v)) for name, v in metrics.items()}
 
 
 def per_image(scores: Scores) -> Iterator[dict[str, Any]]:

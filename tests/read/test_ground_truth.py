@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from cellseg.errors import InputError
 from cellseg.read.ground_truth import (
@@ -72,7 +73,7 @@ def test_a_coco_file_needs_no_data_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["class5.tif", "class0.tif", "classx.tif", "image.png", "class2.TIFF"]
+    "name", ["class5.tif", "class0.tif", "classx.tif", "notes.png", "class2.TIFF"]
 )
 def test_unexpected_files(data, name):
     (data / "masks" / "one" / name).write_bytes(b"x")
@@ -195,6 +196,49 @@ def test_own_images_that_cannot_be_paired(tmp_path, listed, names, message):
     path, source = own_images(tmp_path, listed, names)
     with pytest.raises(InputError, match=message):
         read_results_with_ground_truth([path], source, tmp_path)
+
+
+def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
+    """Of images anywhere: no data folder with a test list is needed; `a` has no cells."""
+    listed = ["/far/b.png", "/far/a.png", "/far/c/image.tif"]
+    path, _ = own_images(tmp_path, listed, [])
+    folder = tmp_path / "masks"
+    for name in ("a", "b", "c"):
+        (folder / name).mkdir(parents=True)
+    far = tmp_path / "far"
+    far.mkdir()
+    for each in ("a.png", "b.png"):
+        Image.fromarray(np.full((2, 2, 3), 200, np.uint8)).save(far / each)
+    tifffile.imwrite(folder / "c" / "image.tif", np.full((2, 2, 3), 200, np.uint8))
+    tifffile.imwrite(folder / "b" / "class2.tif", np.eye(2, dtype=np.uint8))
+    tifffile.imwrite(folder / "c" / "class1.tif", np.ones((2, 2), np.uint8))
+    listing = tmp_path / "own-list.json"
+    listing.write_text(
+        listing.read_text().replace("/far/c", str(far / "c")).replace('"/far/', f'"{far}/')
+    )
+    truth, (results,) = read_results_with_ground_truth([path], folder, tmp_path / "no data")
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    cells = [(names[a["image_id"]], a["category_id"], a["area"]) for a in truth["annotations"]]
+    assert sorted(cells) == [(f"{far}/b.png", 2, 2), (f"{far}/c/image.tif", 1, 4)]
+    assert [names[entry["image_id"]] for entry in results] == [
+        f"{far}/b.png",
+        f"{far}/a.png",
+        f"{far}/c/image.tif",
+    ]
+    assert "own.json: 3 images matched" in capsys.readouterr().out
+    (folder / "d").mkdir()
+    message = refusal(read_results_with_ground_truth, [path], folder, tmp_path)
+    assert message.startswith(f"{folder / 'd'}: no image of this name in {listing}")
+
+
+def test_how_own_images_were_matched(tmp_path, capsys):
+    listed = ["/far/p/1.tif", "/far/2.tif", "/far/p/3.tif", "/far/4.tif"]
+    path, source = own_images(tmp_path, listed, ["p/1.tif", "2.tif", "q/3.tif", "5.tif", "6.tif"])
+    read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
+    out, err = capsys.readouterr()
+    assert f"own.json: 3 images matched with {source}, 1 by path and 2 by file name\n" in out
+    assert f"warning: {path}: 1 image not in {source}" in err
+    assert f"warning: {source}: 2 images not in {path}" in err
 
 
 def test_own_images_that_are_not_annotated(tmp_path):

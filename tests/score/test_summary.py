@@ -13,7 +13,13 @@ from cellseg.score import summary
 from cellseg.score.ap import mask_ap
 from cellseg.score.bootstrap import draw_weights
 from cellseg.score.summary import difference
-from cellseg.score.tables import as_json, as_text, difference_as_text, per_image
+from cellseg.score.tables import (
+    as_json,
+    as_text,
+    difference_as_json,
+    difference_as_text,
+    per_image,
+)
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 SIZE = (1, 30)
@@ -231,7 +237,26 @@ def test_difference_to_itself_and_to_fewer_detections():
     # On the same resamples: B detects all, so the difference is what A misses.
     expected = 1 - np.percentile(a.samples["recall"], 97.5, axis=0)
     np.testing.assert_allclose(apart.low["recall"], expected)
-    assert "recall" in difference_as_text("worse", "good", apart)
+    text = difference_as_text("worse", "good", apart)
+    row = next(line for line in text.splitlines() if line.startswith("recall"))
+    assert row.split()[1:4] == ["0.5000", "1.0000", "+0.5000"]
+    written = difference_as_json("worse", "good", apart)
+    assert written["scores_a"]["recall"]["classes"] == {"a": 0.5}
+    assert written["scores_b"]["recall"]["any class"] == 1
+
+
+def test_where_the_cap_is_below_the_number_of_cells_ap_without_it_comes_first():
+    """103 cells of one pixel, all detected: with 100 detections, 100 of 103 recall levels."""
+    size = (1, 300)
+    cells = [rectangle(size, 0, 2 * n, 1, 2 * n + 1) for n in range(103)]
+    found = [entry(1, 1, cell, 0.9) for cell in cells]
+    for n, is_first in ((100, False), (103, True)):
+        truth = truth_of({1: (size, [(1, cell, 0) for cell in cells[:n]])}, ["a"])
+        text = as_text(score(truth, found[:n], n_resamples=0))
+        titles = [line for line in text.splitlines() if line.startswith("AP of masks")]
+        assert titles[0].startswith("AP of masks, all detections") == is_first
+        capped = next(title for title in titles if "at most 100" in title)
+        assert ("in 1 image, where up to 103 are" in capped) == is_first
 
 
 def test_per_image_rows():
@@ -256,7 +281,7 @@ def test_text_shows_every_row():
     truth, results = case_by_hand()
     first = [entry for entry in results if entry["image_id"] == results[0]["image_id"]]
     text_of_one = as_text(score(truth, first, n_resamples=0))
-    assert f" {len(first)} detections (1 images " in text_of_one
+    assert f" {len(first)} detection (1 image " in text_of_one
     lines = text.splitlines()
     for row, times in (("round", 5), ("long", 5), ("mean of classes", 4), ("any class", 2)):
         assert sum(line.startswith(row) for line in lines) == times
