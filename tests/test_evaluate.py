@@ -62,7 +62,7 @@ def data(tmp_path):
         ("b", 1, [(0, 5)]),
     ):
         labels = np.zeros(SIZE)
-        for label, (start, end) in enumerate(spans, 1):
+        for label, (start, end) in enumerate(spans, 10 * class_id):
             labels[:, start:end] = label
         tifffile.imwrite(tmp_path / "test_masks" / name / f"class{class_id}.tif", labels)
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
