@@ -8,6 +8,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import utils
@@ -36,6 +37,7 @@ from cellseg.read.layout import (
     read_train_folder,
 )
 from cellseg.read.names import check_class_names
+from cellseg.read.resolution import resolution_text
 
 DESCRIPTION = """\
 Read every training image and its label maps, check them, and write one COCO file with
@@ -76,6 +78,11 @@ def get_parser() -> utils.CommandParser:
         "--coco", type=Path, metavar="FILE",
         help="read images, classes and cells from this COCO file with polygons or RLE, whose "
         "file_name is relative to the data folder (default: read the folder's train/)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mpp", type=utils.micrometres, metavar="MICROMETRES",
+        help="micrometres per pixel of all images (default: as their files or the COCO file say, "
+        "else unknown)",
     )  # fmt: skip
     parser.add_argument(
         "--jobs", type=utils.positive_int, default=count_cores(), metavar="N",
@@ -138,8 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{args.coco or args.data}: none of the {len(bad_images)} training images is usable; "
             f"the first: {bad_images[0]}"
         )
+    if args.mpp:
+        images = [replace(image, mpp=args.mpp) for image in images]
     write_json(output, build_coco(images, names))
     print(summarise(images, names))
+    if sizes := [image.mpp for image in images if image.mpp]:
+        print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")
     warn_of_images(images)
     if not args.coco and (loose := list_loose_files(args.data)):
         warn(

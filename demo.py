@@ -25,7 +25,7 @@ from cellseg.read import synthetic
 from cellseg.read.coco import class_names
 from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.results import pair_by_image, read_results
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 
 MIN_SCORE = 0.5  # of the detections in the pictures
 

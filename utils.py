@@ -232,6 +232,19 @@ def positive_float(text: str) -> float:
     return value
 
 
+def micrometres(text: str) -> float:
+    """Parse the value of a flag, micrometres per pixel."""
+    from cellseg.read.resolution import MPP_RANGE, is_plausible
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_plausible(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {MPP_RANGE}")
+    return value
+
+
 def non_negative_int(text: str, minimum: int = 0) -> int:
     """Parse the value of a flag, a whole number of `minimum` or more."""
     if not text.isdecimal() or int(text) < minimum:

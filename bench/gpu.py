@@ -58,7 +58,7 @@ from cellseg.learn.session import prepare
 from cellseg.network import build_network
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 from cellseg.runs import package_versions
 from trainer import Trainer
 

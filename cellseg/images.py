@@ -27,6 +27,8 @@ class ImageRecord:
         Height and width in pixels of the level; None if unknown.
     level
         Pyramid level in the file, 0 for full resolution.
+    mpp
+        Micrometres per pixel of the level, None if unknown.
     """
 
     id: int
@@ -34,6 +36,7 @@ class ImageRecord:
     path: Path
     size: tuple[int, int] | None
     level: int = 0
+    mpp: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,9 +146,9 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    for flag in ("--data", "--output", "--class_names", "--coco", "--jobs", "--skip_bad"):
+    for flag in "--data --output --class_names --coco --mpp --jobs --skip_bad".split():
         assert flag in out
-    assert out.count("(default: ") == 6
+    assert out.count("(default: ") == 7
 
 
 def truncate(folder):

@@ -22,7 +22,7 @@ from cellseg.errors import InputError
 from cellseg.learn import session
 from cellseg.learn import step as step_module
 from cellseg.predict.predictor import Predictor
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 from tests.training import same
 from trainer import Trainer
 

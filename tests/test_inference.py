@@ -34,7 +34,7 @@ from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import TileStore
 from cellseg.read.coco import load_coco
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 
 HERE = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import paste
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.stream import SampleStream, choose_crop_centre, repeat_factors
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
 

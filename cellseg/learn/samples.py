@@ -13,7 +13,7 @@ from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, 
 from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import name_images
 from cellseg.read.split import choose_validation, read_groups, split_folds
-from cellseg.read.tiff import image_size
+from cellseg.read.window import image_size
 
 
 @dataclass(frozen=True)

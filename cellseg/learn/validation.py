@@ -13,7 +13,7 @@ from cellseg.images import EvalImage, ImageCells
 from cellseg.learn.samples import TrainingData
 from cellseg.predictions import Predictions
 from cellseg.read.results import pair_predictions
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 
 T = TypeVar("T")
 

@@ -31,13 +31,13 @@ from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folde
 from cellseg.read.names import is_outside, short_name
 from cellseg.read.orientation import orientation, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
-from cellseg.read.tiff import read_image
+from cellseg.read.window import open_image
 from cellseg.rle import MaskRuns, areas, decode
 
 Source = TypeVar("Source")
 
 DARK = 16
-"""Of 255; the brightness of a camera's 12 bits in a 16-bit file that was never scaled."""
+"""Of 255; the background of a slide is far brighter."""
 
 
 def annotate_image(
@@ -55,7 +55,8 @@ def annotate_image(
         another size, labels are not integers from 0, or outlines are outside the image or have
         no class.
     """
-    pixels = read_image(image.path)
+    with open_image(image.path) as opened:
+        pixels = opened.read_all()
     size = pixels.shape[0], pixels.shape[1]
     if max(size) > MAX_SIDE:
         raise InputError(
@@ -74,7 +75,8 @@ def annotate_image(
     for name in image.ignored:
         warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
     file_name = f"{TRAIN}/{image.name}/{image.path.name}"
-    return _with_warnings(file_name, image.path, pixels, cells, warnings)
+    warnings.update(opened.notes)
+    return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp)
 
 
 def read_outlines(path: Path) -> list[Outline]:
@@ -116,7 +118,8 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
             f"{image.file_name}: outside the data folder; write the COCO file's file_name relative "
             "to it"
         )
-    pixels = read_image(image.path)
+    with open_image(image.path) as opened:
+        pixels = opened.read_all()
     size = pixels.shape[:2]
     if size != image.size:
         raise InputError(
@@ -130,7 +133,10 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
         )
         for number in np.unique(image.classes).tolist()
     }
-    return _with_warnings(image.file_name, image.path, pixels, cells, Counter(image.warnings))
+    warnings = Counter(image.warnings)
+    warnings.update(opened.notes)
+    mpp = image.mpp or opened.mpp
+    return _with_warnings(image.file_name, image.path, pixels, cells, warnings, mpp)
 
 
 def _with_warnings(
@@ -139,6 +145,7 @@ def _with_warnings(
     pixels: NDArray[np.uint8],
     cells: dict[int, MaskRuns],
     warnings: Counter[str],
+    mpp: float | None,
 ) -> AnnotatedImage:
     """Build the result, with the warnings that apply to every source."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
@@ -157,7 +164,7 @@ def _with_warnings(
         )
     warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
     warnings["images without cells"] += not any(map(len, cells.values()))
-    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings)
+    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings, mpp)
 
 
 def annotate_images(

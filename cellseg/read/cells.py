@@ -108,6 +108,7 @@ def read_predicted_cells(
             path=of_id[eval_image.id][0].path,
             size=eval_image.size,
             level=of_id[eval_image.id][0].level,
+            mpp=of_id[eval_image.id][0].mpp,
             name=of_id[eval_image.id][1],
             masks=eval_image.masks,
             classes=eval_image.classes,

@@ -25,6 +25,7 @@ from cellseg.images import ImageCells, ImageRecord
 from cellseg.limits import check_outline_length
 from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, check_image_name
+from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
 from cellseg.text import json_type, show
 
@@ -50,12 +51,15 @@ class AnnotatedImage:
         or in the order of the file.
     warnings
         Number of each type of unusual content.
+    mpp
+        Micrometres per pixel, None if unknown.
     """
 
     file_name: str
     size: tuple[int, int]
     cells: dict[int, MaskRuns]
     warnings: Counter[str]
+    mpp: float | None = None
 
 
 def build_coco(
@@ -74,9 +78,10 @@ def build_coco(
     }
     for image_id, image in zip(ids or itertools.count(1), images, strict=False):
         height, width = image.size
-        coco["images"].append(
-            {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
-        )
+        entry = {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
+        if image.mpp:
+            entry["mpp"] = float(f"{image.mpp:.6g}")
+        coco["images"].append(entry)
         categories = [
             number for number, mask_runs in image.cells.items() for _ in range(len(mask_runs))
         ]
@@ -141,6 +146,7 @@ def image_records(coco: COCO, folder: Path) -> list[ImageRecord]:
             image["file_name"],
             folder / image["file_name"],
             (image["height"], image["width"]),
+            mpp=image.get("mpp"),
         )
         for image in coco["images"]
     ]
@@ -172,6 +178,7 @@ def annotated_cells(coco: COCO, folder: Path, names: Sequence[str]) -> list[Imag
                 file_name=image["file_name"],
                 path=folder / image["file_name"],
                 size=(image["height"], image["width"]),
+                mpp=image.get("mpp"),
                 name=name,
                 masks=[cell["segmentation"] for cell in cells],
                 classes=np.array([class_of[cell["category_id"]] for cell in cells], np.int64),
@@ -239,6 +246,8 @@ def check_coco(
         check_image_name(path, image["file_name"])
         for key in ("height", "width"):
             _check(where, image, key, _is_side, f"an integer of pixels, 1 to {MAX_SIDE}")
+        if image.get("mpp") is not None:
+            _check(where, image, "mpp", is_plausible, MPP_RANGE)
     _check_unique(path, "file_name", [image["file_name"] for image in coco["images"]])
     for category in coco["categories"]:
         _check(f"{path}: category {category['id']}", category, "name", _is_text, "a name")

@@ -25,7 +25,7 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.names import is_outside
-from cellseg.read.tiff import image_size
+from cellseg.read.window import image_size
 from cellseg.rle import decode
 
 _CROWD = 10

@@ -19,8 +19,8 @@ from cellseg.read.names import (
     name_images,
     name_outputs_uniquely,
 )
-from cellseg.read.tiff import image_size
-from cellseg.read.window import open_image
+from cellseg.read.resolution import is_plausible
+from cellseg.read.window import image_size, open_image
 from cellseg.text import show
 
 _REMEDY = "restore the original file"
@@ -40,10 +40,11 @@ def read_size(image: ImageRecord) -> tuple[int, int]:
 
 
 def list_entry(image: ImageRecord) -> dict[str, Any]:
-    """Return an image in the form of the test list, with the level if it isn't 0."""
+    """Return an image in the form of the test list, with level and mpp unless 0 or unknown."""
     height, width = read_size(image)
-    level = {"level": image.level} if image.level else {}
-    return {"file_name": image.file_name, "id": image.id, "height": height, "width": width, **level}
+    entry = {"file_name": image.file_name, "id": image.id, "height": height, "width": width}
+    more = {"level": image.level, "mpp": image.mpp}
+    return entry | {key: value for key, value in more.items() if value}
 
 
 def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
@@ -114,6 +115,7 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
             and all(type(entry.get(k)) is int and entry[k] > 0 for k in ("height", "width"))
             and type(entry.get("level", 0)) is int
             and entry.get("level", 0) >= 0
+            and is_plausible(entry.get("mpp", 1))
             for entry in entries
         )
         or len({entry["id"] for entry in entries}) < len(entries)
@@ -127,6 +129,7 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
             Path(entry["file_name"]),
             (entry["height"], entry["width"]),
             entry.get("level", 0),
+            entry.get("mpp"),
         )
         for entry in entries
     ]
@@ -154,7 +157,7 @@ def list_annotated_images(
     ]
 
 
-def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]:
+def list_image_files(paths: Sequence[Path]) -> list[ImageRecord]:
     """List images, and the images in folders, with the ids 1, 2, …, absolute names, each once.
 
     Raises InputError if a file is not found, a folder has no image, or a name can't be printed.
@@ -171,6 +174,6 @@ def list_image_files(paths: Sequence[Path], level: int = 0) -> list[ImageRecord]
     names = [str(absolute_path(path)) for path in unique_files.values()]
     name_outputs_uniquely("--images", names)  # raises InputError
     return [
-        ImageRecord(n, name, path, None, level)
+        ImageRecord(n, name, path, None)
         for n, (name, path) in enumerate(zip(names, unique_files.values(), strict=True), 1)
     ]

@@ -1,13 +1,12 @@
-"""Read whole microscope images and label maps.
+"""Read label maps and pictures, and check the pages of TIFFs for `cellseg.read.window`.
 
-Pixels are the same for training and prediction and in every file format. Damaged files are
-errors, also where the decoder would fill gaps with zeros.
+Damaged files are errors, also where the decoder would fill gaps with zeros.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 import logging
 import math
 import os
@@ -15,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 from cellseg.limits import check_image_memory
+from cellseg.read.resolution import Resolution, picture_resolution
 
 PIL.Image.MAX_IMAGE_PIXELS = None  # `check_image_memory` is used instead
 
@@ -41,50 +41,92 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG"
 _JPEG_MAGIC = b"\xff\xd8"
-_BMP_MAGIC = b"BM"
+_PICTURES = {_PNG_MAGIC: "PNG", _JPEG_MAGIC: "JPEG", b"BM": "BMP"}
 
-# 65535 -> 255, v -> round(v / 257): independent of the image, so that windows of one image and
-# images of one slide keep their relative brightness.
-_TO_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+MRXS = ".mrxs"  # a JPEG beside a folder with the slide
+
+_BITS = (8, 10, 12, 14, 16)  # of a camera's values in 16-bit files
 
 
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Read an image as 8-bit RGB.
+class PictureHeader(NamedTuple):
+    """Height and width, whether values have 16 bits, and the size of pixels, if it is known."""
 
-    TIFF, PNG, JPEG and BMP are identified by content. Alpha channels are dropped, grey is
-    repeated in three channels, 16 bits become 8 by `round(v / 257)`. JPEGs are oriented by
-    EXIF; TIFFs are read as stored.
+    size: tuple[int, int]
+    is_deep: bool
+    resolution: Resolution | None
+
+
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read a PNG, JPEG or BMP, identified by content, as an array for `to_rgb`.
+
+    JPEGs are oriented by EXIF. Raises InputError if the file can't be read or is damaged.
+    """
+    magic = _magic(path)
+    if magic == _PNG_MAGIC:
+        # Pillow would cut 16-bit colour to the high byte.
+        with decode_errors(path):
+            return np.asarray(imagecodecs.png_decode(_pixel_chunks(path.read_bytes())))
+    with _pillow(path, magic) as picture, decode_errors(path):
+        PIL.ImageOps.exif_transpose(picture, in_place=True)
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def picture_header(path: Path) -> PictureHeader:
+    """Read the header of a PNG, JPEG or BMP. Raises InputError if it can't be read."""
+    magic = _magic(path)
+    if magic == _PNG_MAGIC:
+        # Pillow reads more than the header, and rejects files that `read_picture` reads.
+        with decode_errors(path), open(path, "rb") as file:
+            header = file.read(26)
+            if header[12:16] != b"IHDR" or len(header) < 26:
+                raise ValueError("it doesn't begin with its size")
+            width, height, bits, colour = struct.unpack_from(">IIBB", header, 16)
+            if not (width and height):
+                raise ValueError("no pixels")
+            # Palettes become RGBA; the result is RGB.
+            channels = {0: 1, 2: 3, 4: 2}.get(colour, 4)
+            check_image_memory(path, height, width, channels * max(bits, 8) / 8 + 3)
+        resolution = None
+        with contextlib.suppress(InputError), _pillow(path, magic) as picture:
+            resolution = picture_resolution(picture.info)
+        return PictureHeader((height, width), bits == 16, resolution)
+    with _pillow(path, magic) as picture, decode_errors(path):
+        width, height = picture.size
+        # EXIF orientations 5 to 8 swap height and width; 8 is the largest.
+        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
+        size = (width, height) if sideways else (height, width)
+        return PictureHeader(size, False, picture_resolution(picture.info))
+
+
+def bits_in_use(pixels: NDArray[Any]) -> int | None:
+    """Return the bits of the camera that wrote an image, or a sample of its pixels.
+
+    Many have 12, and their values are in 16-bit files without scaling. Slides and crops that
+    are so dark with 16 bits do not occur: the background is bright.
+
+    Parameters
+    ----------
+    pixels
+        `(H, W)` or `(H, W, C)`, uint8 or uint16, as for `to_rgb`.
 
     Returns
     -------
-    `(H, W, 3)` uint8, C-contiguous, the top row first.
-
-    Raises
-    ------
-    InputError
-        If the file can't be read, is damaged, has several images of one size, or is neither
-        8- nor 16-bit grey or RGB.
+    8, 10, 12, 14 or 16 for uint16, by the largest value except alpha; None for uint8.
     """
-    path = Path(path)
-    magic = _magic(path)
-    if magic in _TIFF_MAGIC:
-        with _tiff_page(path) as page:
-            check_image(path, page)
-            check_image_memory(path, page.imagelength, page.imagewidth, _rgb_bytes(page))
-            pixels = _decode_page(path, page)
-            if page.planarconfig == 2 and page.samplesperpixel > 1:
-                pixels = np.moveaxis(pixels, 0, -1)
-            pixels = to_rgb(pixels, page.photometric == WHITE_IS_ZERO)
-    elif magic == _PNG_MAGIC:
-        # Pillow would cut 16-bit colour to the high byte.
-        image_size(path)  # which may be too large
-        with decode_errors(path):
-            pixels = to_rgb(imagecodecs.png_decode(_pixel_chunks(path.read_bytes())))
-    else:
-        with _pillow(path, magic) as picture, decode_errors(path):
-            PIL.ImageOps.exif_transpose(picture, in_place=True)
-            pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    return np.ascontiguousarray(pixels)
+    if pixels.dtype != np.uint16:
+        return None
+    colours = pixels if pixels.ndim == 2 else pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
+    largest = int(colours.max())
+    return next(bits for bits in _BITS if largest < 1 << bits)
+
+
+@functools.cache
+def _to_8_bit(bits: int) -> NDArray[np.uint8]:
+    """Return the 8-bit value of each 16-bit one, `round(255 v / (2^bits - 1))`, at most 255."""
+    largest = (1 << bits) - 1
+    values = np.minimum(np.arange(1 << 16), largest)
+    rounded: NDArray[np.uint8] = ((510 * values + largest) // (2 * largest)).astype(np.uint8)
+    return rounded
 
 
 def _decode_page(path: Path, page: tifffile.TiffPage) -> NDArray[Any]:
@@ -104,12 +146,6 @@ def pixel_bytes(page: tifffile.TiffPage) -> float:
     return float(page.samplesperpixel * page.dtype.itemsize)
 
 
-def _rgb_bytes(page: tifffile.TiffPage) -> float:
-    """Return the bytes of a pixel as it is stored and, unless that is RGB, as RGB."""
-    stored = pixel_bytes(page)
-    return stored + (3 if stored != 3 or page.planarconfig == 2 else 0)
-
-
 # The chunks of a PNG that define its pixels.
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
@@ -126,7 +162,9 @@ def _pixel_chunks(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint8]:
+def to_rgb(
+    pixels: NDArray[Any], white_is_zero: bool = False, bits: int | None = 16
+) -> NDArray[np.uint8]:
     """Convert stored pixels to 8-bit RGB.
 
     Parameters
@@ -136,6 +174,8 @@ def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint
         further channels.
     white_is_zero
         Whether values rise from white to black.
+    bits
+        Of uint16, the bits in use: `bits_in_use`.
 
     Returns
     -------
@@ -144,7 +184,7 @@ def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.dtype == np.uint16:
-        pixels = _TO_8_BIT[pixels]
+        pixels = _to_8_bit(bits or 16)[pixels]
     interleaved = pixels.shape[2] == 3 and pixels.strides[1:] == (3, 1)
     if interleaved and not white_is_zero:
         return pixels  # a slide of 1.2 GB isn't copied
@@ -153,37 +193,6 @@ def to_rgb(pixels: NDArray[Any], white_is_zero: bool = False) -> NDArray[np.uint
     for channel in range(3):  # four times as fast as one copy of [:, :, :3]
         rgb[:, :, channel] = pixels[:, :, source[channel]]
     return np.invert(rgb, out=rgb) if white_is_zero else rgb
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return height and width in pixels of the image that `read_image` reads, from the header.
-
-    Raises InputError if the header can't be read, or `read_image` would reject the file by it.
-    """
-    path = Path(path)
-    magic = _magic(path)
-    if magic in _TIFF_MAGIC:
-        with _tiff_page(path) as page:
-            check_image(path, page)
-            return page.imagelength, page.imagewidth
-    if magic == _PNG_MAGIC:
-        # Pillow reads more than the header, and rejects files that `read_image` reads.
-        with decode_errors(path), open(path, "rb") as file:
-            header = file.read(26)
-            if header[12:16] != b"IHDR" or len(header) < 26:
-                raise ValueError("it doesn't begin with its size")
-            width, height, bits, colour = struct.unpack_from(">IIBB", header, 16)
-            if not (width and height):
-                raise ValueError("no pixels")
-            # Palettes become RGBA; the result is RGB.
-            channels = {0: 1, 2: 3, 4: 2}.get(colour, 4)
-            check_image_memory(path, height, width, channels * max(bits, 8) / 8 + 3)
-        return height, width
-    with _pillow(path, magic) as picture, decode_errors(path):
-        width, height = picture.size
-        # EXIF orientations 5 to 8 swap height and width; 8 is the largest.
-        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
-    return (width, height) if sideways else (height, width)
 
 
 # Image codecs, such as all types of JPEG, can change values, except PNG (34933); so can
@@ -207,10 +216,11 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
     path = Path(path)
     if not is_tiff(path):
         raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one value per pixel")
-    with _tiff_page(path) as page:
-        if page.samplesperpixel != 1:
+    with decode_errors(path), tifffile.TiffFile(path) as tiff:
+        page, *others = main_pages(path, tiff)
+        if (channels := page.samplesperpixel + len(others)) != 1:
             raise InputError(
-                f"{path}: {page.samplesperpixel} channels, expected one value per pixel (0 for "
+                f"{path}: {channels} channels, expected one value per pixel (0 for "
                 "background, one value per cell); save it again"
             )
         if page.dtype.kind == "c":
@@ -228,12 +238,20 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 def is_tiff(path: Path) -> bool:
-    """Return whether a file is a TIFF, by content. Raises InputError if it's no image."""
+    """Return whether a file is a TIFF, by content. Raises InputError if it can't be read."""
     return _magic(path) in _TIFF_MAGIC
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file is a PNG, JPEG or BMP, by content, and not a slide.
+
+    Raises InputError if it can't be read.
+    """
+    return _magic(path) in _PICTURES and path.suffix.lower() != MRXS  # has a JPEG in front
+
+
 def _magic(path: Path) -> bytes:
-    """Return the first bytes of a file, cut to those that identify the format."""
+    """Return the first bytes of a file, cut to those that identify the format, or none."""
     try:
         check_ordinary(path)
         with open(path, "rb") as file:
@@ -250,10 +268,8 @@ def _magic(path: Path) -> bytes:
         raise InputError(f"{str(path)!r}: not the name of a file; fix it") from None
     if not head:
         raise InputError(f"{path}: an empty file; copy or export it again")
-    for magic in (*_TIFF_MAGIC, _PNG_MAGIC, _JPEG_MAGIC, _BMP_MAGIC):
-        if head.startswith(magic):
-            return magic
-    raise InputError(f"{path}: not a TIFF, PNG, JPEG or BMP image; save it as one of them")
+    known = (*_TIFF_MAGIC, *_PICTURES)
+    return next((magic for magic in known if head.startswith(magic)), b"")
 
 
 @contextlib.contextmanager
@@ -282,45 +298,49 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
-    format_name = {_JPEG_MAGIC: "JPEG", _BMP_MAGIC: "BMP"}[magic]
-    with decode_errors(path):
-        picture = PIL.Image.open(io.BytesIO(path.read_bytes()), formats=[format_name])
-        width, height = picture.size
-        # Pillow's own pixels, the same as RGB, and the result.
-        needed = {"RGB": 4 + 3, "CMYK": 4 + 4 + 3}.get(picture.mode, 1 + 4 + 3)
-        check_image_memory(path, height, width, needed)
-    with picture:
-        yield picture
+    with open(path, "rb") as file:
+        with decode_errors(path):
+            picture = PIL.Image.open(file, formats=[_PICTURES[magic]])
+            width, height = picture.size
+            # Pillow's own pixels, the same as RGB, and the result.
+            needed = {"RGB": 4 + 3, "CMYK": 4 + 4 + 3}.get(picture.mode, 1 + 4 + 3)
+            check_image_memory(path, height, width, needed)
+        with picture:
+            yield picture
 
 
-@contextlib.contextmanager
-def _tiff_page(path: Path) -> Iterator[tifffile.TiffPage]:
-    """Open the main page of a TIFF, after checking that its pixels are complete."""
-    with decode_errors(path), tifffile.TiffFile(path) as tiff:
-        yield main_page(path, tiff)
+def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """Return the page of the one image of a TIFF, at full resolution, or a page for each channel.
 
-
-def main_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """Return the one image of a TIFF, at full resolution.
-
-    Raises errors for `decode_errors` if there are several or pixels are missing.
+    Pages of one size are the red, green and blue channel if OME or ImageJ say that there are
+    three channels. Raises errors for `decode_errors` if there are several images or pixels are
+    missing.
     """
-    page = tiff.pages[0]
     last = tiff.pages[-1]
-    _, following = _read_directory(tiff, page)
-    for other in tiff.pages[1:]:
-        # Thumbnails and reduced levels of a pyramid are allowed.
-        if not other.is_reduced and other.shape == page.shape:
-            raise InputError(
-                f"{path}: a stack of {len(tiff.pages)} images, expected one; save it as a "
-                "separate file"
-            )
-    check_directory(tiff, page)
-    if last is not page:
-        _, following = _read_directory(tiff, last)
+    # Thumbnails and reduced levels of a pyramid are allowed, also as the first page.
+    page = next((page for page in tiff.pages if not page.is_reduced), tiff.pages[0])
+    pages = [p for p in tiff.pages if p is page or (not p.is_reduced and p.shape == page.shape)]
+    imagej = tiff.imagej_metadata or {}
+    count = max(len(pages), int(imagej.get("images", 1)))
+    if count > 1 and not (count == len(pages) == 3 == _count_channels(tiff)):
+        raise InputError(
+            f"{path}: a stack of {count} images, expected one; save it as a separate file"
+        )
+    for page in pages:
+        check_directory(tiff, page)
+    _, following = _read_directory(tiff, last)
     if following:
         raise ValueError("the list of its pages is cut off")
-    return page
+    return pages
+
+
+def _count_channels(tiff: tifffile.TiffFile) -> int:
+    """Return how many channels OME or ImageJ say that the first image has, if no other axis."""
+    if tiff.is_ome or tiff.is_imagej:
+        series = tiff.series[0]
+        if series.axes == "CYX":
+            return int(series.shape[0])
+    return 1
 
 
 def _read_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[set[int], int]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
+import itertools
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +24,58 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
+from cellseg.read.resolution import tiff_resolution
+from cellseg.read.slide import SlideImage, slide_format
 from cellseg.read.tiff import (
     WHITE_IS_ZERO,
+    bits_in_use,
     check_directory,
     check_image,
     check_segment,
     decode_errors,
+    is_picture,
     is_tiff,
-    main_page,
+    main_pages,
+    picture_header,
     pixel_bytes,
-    read_image,
+    read_picture,
     segment_size,
     to_rgb,
 )
+from cellseg.read.windowed import ArrayImage, WindowedImage, check_level, from_array
+
+__all__ = [
+    "WindowedImage",
+    "from_array",
+    "image_size",
+    "open_image",
+    "open_image_of_size",
+    "read_image",
+]
 
 # Enough for a window and the segments that the next row of windows needs too: two rows of
 # 512 x 512 pixels across a slide 20,000 wide.
 CACHE_BYTES = 64 * 2**20
 
+_SAMPLE = 64  # rows or segments of a 16-bit image that are read to find the bits in use
 
-class WindowedImage(abc.ABC):
-    """An image that is read window by window; a context manager that closes its file.
 
-    Attributes
-    ----------
-    size
-        Height and width in pixels of the opened level.
-    levels
-        Heights and widths of the levels of its pyramid, from full resolution.
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read an image as 8-bit RGB, `(H, W, 3)` uint8, C-contiguous, the top row first.
+
+    The file formats, pixels and errors are those of `open_image`.
     """
+    with open_image(path) as image:
+        return image.read_all()
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.levels: tuple[tuple[int, int], ...] = (size,)
 
-    def read(self, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-        """Read a window; safe to call from several threads.
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return height and width in pixels of the image that `read_image` reads, from the header.
 
-        Parameters
-        ----------
-        window
-            XYXY in pixels, right and bottom edge exclusive, within the image and not empty.
-
-        Returns
-        -------
-        A writable `(y1 - y0, x1 - x0, 3)` uint8 RGB array, C-contiguous, with the pixels of
-        `cellseg.read.tiff.read_image`.
-
-        Raises
-        ------
-        InputError
-            If the stored pixels are damaged.
-        ValueError
-            If the window is empty or not within the image.
-        """
-        x0, y0, x1, y1 = window
-        height, width = self.size
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"{window=} is empty or not within {height} x {width} pixels")
-        rgb = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        self._fill(rgb, x0, y0)
-        return rgb
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Release file and memory; nothing can be read afterwards."""
-
-    @abc.abstractmethod
-    def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
-        """Fill an uninitialised window whose first pixel is at `x0`, `y0`."""
-
-    def __enter__(self) -> WindowedImage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    Raises InputError if the header can't be read, or `read_image` would reject the file by it.
+    """
+    with open_image(path) as image:
+        return image.size
 
 
 def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
@@ -120,17 +99,21 @@ def open_image(
 ) -> WindowedImage:
     """Open an image for reading window by window.
 
-    Supports the files of `cellseg.read.tiff.read_image`, and checks headers as that does.
-    Memory depends on the storage: tiles are best; windows of strips take the image's whole
-    width; one compressed strip, PNG, JPEG and BMP are decoded once and kept as a whole.
+    TIFF, PNG, JPEG and BMP are identified by content, and what else OpenSlide reads: NDPI,
+    MRXS, SCN, BIF, DICOM and others, cropped to the area that the scanner says it covered.
+    Alpha channels are dropped, grey is repeated in three channels, pages for three channels
+    are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF; other files
+    are read as stored. Memory depends on the storage: tiles are best; windows of strips take
+    the image's whole width; one compressed strip, PNG, JPEG and BMP are decoded once and kept
+    as a whole.
 
     Parameters
     ----------
     path
         The file.
     level
-        Level of a TIFF pyramid, 0 for full resolution. Levels are sub-images (SubIFDs, as in
-        OME-TIFF) or further pages that are flagged as reduced or tiled as the first page is
+        Level of the pyramid, 0 for full resolution. In a TIFF, levels are sub-images (SubIFDs,
+        as in OME-TIFF) or further pages that are flagged as reduced or tiled as the first page is
         (as in Aperio's SVS), with its proportions.
     cache_bytes
         Size of the cache of decoded 8-bit RGB; at least one segment is cached.
@@ -138,98 +121,130 @@ def open_image(
     Raises
     ------
     InputError
-        If the file can't be read, is damaged or not supported, or has no such level.
+        If the file can't be read, is damaged or has no such level, has several images of one
+        size, or is neither 8- nor 16-bit grey or RGB.
     """
     path = Path(path)
+    if is_picture(path):
+        check_level(path, level, 1)
+        return _PictureImage(path)
     if not is_tiff(path):
-        _check_level(path, level, 1)
-        return from_array(read_image(path))
+        return SlideImage(path, level)
     with contextlib.ExitStack() as files, decode_errors(path):
         tiff = files.enter_context(tifffile.TiffFile(path))
-        pyramid = _pyramid(main_page(path, tiff), tiff)
-        _check_level(path, level, len(pyramid))
-        page = pyramid[level]
-        check_directory(tiff, page)
-        check_image(path, page)
-        image: WindowedImage
-        if page.is_final:  # stored as numpy would
-            image = _StoredImage(path, tiff, page)
+        if _is_scanners(path, tiff):
+            return SlideImage(path, level)
+        pages = main_pages(path, tiff)
+        pyramid = _pyramid(pages, tiff)
+        check_level(path, level, len(pyramid))
+        for page in pyramid[level]:
+            check_directory(tiff, page)
+            check_image(path, page)
+        image: _TiffImage
+        if all(page.is_final for page in pyramid[level]):  # stored as numpy would
+            image = _StoredImage(path, tiff, pyramid[level])
         else:
-            high, wide = segment_size(page)
-            check_image_memory(path, high, wide, pixel_bytes(page) + 3)
-            image = _SegmentedImage(path, tiff, page, cache_bytes)
-        image.levels = tuple((each.imagelength, each.imagewidth) for each in pyramid)
+            high, wide = segment_size(pages[0])
+            check_image_memory(path, high, wide, len(pages) * pixel_bytes(pages[0]) + 3)
+            image = _SegmentedImage(path, tiff, pyramid[level], cache_bytes)
+        image.levels = tuple((page.imagelength, page.imagewidth) for page, *_ in pyramid)
+        image.resolution = tiff_resolution(tiff, pages[0])
         files.pop_all()  # now the image closes the file
         return image
 
 
-def from_array(array: NDArray[Any]) -> WindowedImage:
-    """Return an image that reads windows of an array.
-
-    Parameters
-    ----------
-    array
-        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha. It is
-        not copied.
-
-    Raises
-    ------
-    ValueError
-        If it has another shape or type, or no pixels.
-    """
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if not shaped or array.size == 0 or array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"array is {array.dtype} {array.shape}, expected uint8 or uint16 "
-            "(H, W), (H, W, 3) or (H, W, 4)"
-        )
-    return _ArrayImage(array)
+def _is_scanners(path: Path, tiff: tifffile.TiffFile) -> bool:
+    """Return whether a TIFF is of a scanner whose tiles have to be arranged by OpenSlide."""
+    # A strip is arranged as it is, except in NDPI. So OpenSlide is loaded for few files.
+    may_be = tiff.pages[0].is_tiled or tiff.is_ndpi
+    return may_be and slide_format(path) not in (None, "aperio", "generic-tiff")
 
 
-class _ArrayImage(WindowedImage):
-    def __init__(self, pixels: NDArray[Any]) -> None:
-        super().__init__((pixels.shape[0], pixels.shape[1]))
-        self._pixels = pixels
+class _PictureImage(WindowedImage):
+    """A PNG, JPEG or BMP, decoded when its pixels are read first."""
+
+    def __init__(self, path: Path) -> None:
+        self._header = picture_header(path)
+        super().__init__(path, self._header.size, resolution=self._header.resolution)
+
+    @functools.cached_property
+    def _pixels(self) -> ArrayImage:
+        pixels = read_picture(self.path)
+        if pixels.shape[:2] != self.size:
+            raise InputError(f"{self.path}: damaged (two sizes in it); copy or export it again")
+        return ArrayImage(pixels, self.path)
+
+    @property
+    def bits(self) -> int | None:
+        return self._pixels.bits if self._header.is_deep else None
 
     def close(self) -> None:
-        self._pixels = self._pixels[:0].copy()
+        self.__dict__.pop("_pixels", None)
+
+    def read(self, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        return self._pixels.read(window)  # before memory is allocated for a size in the header
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
-        height, width, _ = rgb.shape
-        rgb[:] = to_rgb(self._pixels[y0 : y0 + height, x0 : x0 + width])
+        self._pixels._fill(rgb, x0, y0)
 
 
 class _TiffImage(WindowedImage):
-    """A page of a TIFF, read plane by plane."""
+    """A page of a TIFF, or a page for each channel, read plane by plane."""
 
-    def __init__(self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
-        super().__init__((page.imagelength, page.imagewidth))
-        self._path = path
+    def __init__(
+        self, path: Path, tiff: tifffile.TiffFile, pages: Sequence[tifffile.TiffPage]
+    ) -> None:
+        page = pages[0]
+        super().__init__(path, (page.imagelength, page.imagewidth))
         self._tiff = tiff
         self._page = page
         # Separate planes are read without the alpha.
         colours = 3 if page.samplesperpixel >= 3 else 1
-        self._planes = range(colours if page.planarconfig == 2 else 1)
+        planes = range(colours if page.planarconfig == 2 else 1)
+        self._planes = [(page, plane) for page in pages for plane in planes]
+
+    @functools.cached_property
+    def bits(self) -> int | None:
+        if self._page.dtype != np.uint16:
+            return None
+        if self._page.photometric == WHITE_IS_ZERO:
+            return 16  # small values are bright
+        if self.size != self.levels[0]:
+            with open_image(self.path) as full:
+                return full.bits
+        with decode_errors(self.path):
+            return max(bits_in_use(part) or 16 for part in self._sample())
 
     def close(self) -> None:
         self._tiff.close()
 
+    @abc.abstractmethod
+    def _sample(self) -> Iterable[NDArray[Any]]:
+        """Return values from all over the image, `(H, W, C)` arrays as stored."""
+
     def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        return to_rgb(np.concatenate(planes, axis=2), self._page.photometric == WHITE_IS_ZERO)
+        stored = np.concatenate(planes, axis=2)
+        return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits)
 
 
 class _StoredImage(_TiffImage):
     """Pixels that are stored uncompressed and in one piece."""
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
-        y1, x1 = y0 + rgb.shape[0], x0 + rgb.shape[1]
-        dtype = self._page.dtype.newbyteorder(self._tiff.byteorder)
-        with decode_errors(self._path):
+        rows, columns = slice(y0, y0 + rgb.shape[0]), slice(x0, x0 + rgb.shape[1])
+        with decode_errors(self.path):
+            rgb[:] = self._to_rgb(list(self._stored(rows, columns)))
+
+    def _sample(self) -> Iterable[NDArray[Any]]:
+        return self._stored(_spread(self.size[0]), slice(None))
+
+    def _stored(self, rows: Any, columns: slice) -> Iterator[NDArray[Any]]:
+        """Yield a part of each plane, `(h, w, C)`."""
+        for page, plane in self._planes:
             # Mapped again for each window, so that pages read don't stay in memory.
-            stored = self._tiff.filehandle.memmap_array(
-                dtype, self._page.shaped, self._page.dataoffsets[0]
-            )
-            rgb[:] = self._to_rgb([stored[plane, 0, y0:y1, x0:x1] for plane in self._planes])
+            dtype = page.dtype.newbyteorder(self._tiff.byteorder)
+            stored = self._tiff.filehandle.memmap_array(dtype, page.shaped, page.dataoffsets[0])
+            yield stored[plane, 0, rows, columns].astype(page.dtype, copy=False)
 
 
 class _SegmentedImage(_TiffImage):
@@ -241,11 +256,15 @@ class _SegmentedImage(_TiffImage):
     """
 
     def __init__(
-        self, path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage, cache_bytes: int
+        self,
+        path: Path,
+        tiff: tifffile.TiffFile,
+        pages: Sequence[tifffile.TiffPage],
+        cache_bytes: int,
     ) -> None:
-        super().__init__(path, tiff, page)
+        super().__init__(path, tiff, pages)
         height, width = self.size
-        high, wide = self._segment_size = segment_size(page)
+        high, wide = self._segment_size = segment_size(self._page)
         self._grid = math.ceil(height / high), math.ceil(width / wide)
         self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
         self._max_cached = max(1, cache_bytes // (3 * high * wide))
@@ -264,7 +283,7 @@ class _SegmentedImage(_TiffImage):
             if y0 // high < self._top:
                 self._cache.clear()
             self._top = y0 // high
-        with decode_errors(self._path):
+        with decode_errors(self.path):
             for top in range(y0 // high * high, y1, high):
                 for left in range(x0 // wide * wide, x1, wide):
                     segment = self._segment(top // high, left // wide)
@@ -286,13 +305,18 @@ class _SegmentedImage(_TiffImage):
         return segment
 
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
-        down, across = self._grid
-        return self._to_rgb(
-            [self._decode_plane((plane * down + row) * across + column) for plane in self._planes]
-        )
+        return self._to_rgb(list(self._stored(row * self._grid[1] + column)))
 
-    def _decode_plane(self, index: int) -> NDArray[Any]:
-        page = self._page
+    def _sample(self) -> Iterable[NDArray[Any]]:
+        indices = _spread(math.prod(self._grid)).tolist()
+        return itertools.chain.from_iterable(map(self._stored, indices))
+
+    def _stored(self, index: int) -> Iterator[NDArray[Any]]:
+        """Yield a segment of each plane, `(h, w, C)`, by its index in the plane."""
+        for page, plane in self._planes:
+            yield self._decode_segment(page, plane * math.prod(self._grid) + index)
+
+    def _decode_segment(self, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
         with self._file_lock:
             self._tiff.filehandle.seek(page.dataoffsets[index])
             data = self._tiff.filehandle.read(page.databytecounts[index])
@@ -300,15 +324,25 @@ class _SegmentedImage(_TiffImage):
         segment, _, _ = page.decode(
             data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader
         )
-        plane: NDArray[Any] = segment[0]  # depth 1
-        return plane
+        pixels: NDArray[Any] = segment[0]  # depth 1
+        return pixels
 
 
-def _pyramid(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """Return the levels of an image, from full resolution."""
-    others = [*tiff.pages[1:], *(page.pages or ())]
-    coarser = [other for other in others if _is_coarser(other, page)]
-    return [page, *sorted(coarser, key=lambda level: -level.imagelength * level.imagewidth)]
+def _spread(count: int) -> NDArray[np.int64]:
+    """Return some of the indices below `count`, evenly spread, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, _SAMPLE).round().astype(np.int64))
+
+
+def _pyramid(
+    pages: Sequence[tifffile.TiffPage], tiff: tifffile.TiffFile
+) -> list[list[tifffile.TiffPage]]:
+    """Return the levels of an image, from full resolution, each as `pages`."""
+    levels = []
+    for page in pages:
+        others = [*tiff.pages, *(page.pages or ())] if len(pages) == 1 else page.pages or ()
+        coarser = [other for other in others if _is_coarser(other, page)]
+        levels.append([page, *sorted(coarser, key=lambda p: -p.imagelength * p.imagewidth)])
+    return list(map(list, zip(*levels, strict=False)))
 
 
 def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
@@ -322,9 +356,3 @@ def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
         and other.samplesperpixel == page.samplesperpixel
         and (other.is_reduced or (page.is_tiled and other.is_tiled))
     )
-
-
-def _check_level(path: Path, level: int, count: int) -> None:
-    if not 0 <= level < count:
-        levels = "1 level, 0" if count == 1 else f"{count} levels, 0 to {count - 1}"
-        raise InputError(f"{path}: has {levels}, but level {level} was requested; choose another")

@@ -15,7 +15,7 @@ from cellseg.errors import InputError
 from cellseg.learn.augment import Augmentations
 from cellseg.learn.mapper import CellMapper, build_stream
 from cellseg.learn.samples import load_training_data
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 from cellseg.view import View
 from tests.learn.cell_cases import image_of
 

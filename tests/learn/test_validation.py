@@ -8,7 +8,7 @@ import pytest
 from cellseg.learn.samples import load_training_data, split_data
 from cellseg.learn.validation import validate
 from cellseg.predictions import Predictions
-from cellseg.read.tiff import read_image
+from cellseg.read.window import read_image
 from cellseg.score.ap import mask_ap
 
 

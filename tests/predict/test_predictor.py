@@ -23,8 +23,8 @@ from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
-from cellseg.read import window
-from cellseg.read.tiff import read_image
+from cellseg.read import windowed
+from cellseg.read.window import read_image
 from cellseg.rle import decode
 from cellseg.view import resize_shortest_edge, to_tensor
 
@@ -471,7 +471,7 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
     expected = oracle(TEST__TILE=150).predict(drawing.image)
     n_tiles = 8
     was_read, was_encoded = (deque([threading.Event() for _ in range(n_tiles)]) for _ in range(2))
-    read, encode = window._ArrayImage.read, predictor_module._encode_detections
+    read, encode = windowed.ArrayImage.read, predictor_module._encode_detections
 
     class Waiting(Oracle):
         def detect(self, images):
@@ -491,7 +491,7 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
         return cells
 
     read_done, encoded = list(was_read), list(was_encoded)
-    monkeypatch.setattr(window._ArrayImage, "read", reading)
+    monkeypatch.setattr(windowed.ArrayImage, "read", reading)
     monkeypatch.setattr(predictor_module, "_encode_detections", encoding)
     check_same(oracle(Waiting(), TEST__TILE=150).predict(drawing.image), expected)
     assert not was_read
@@ -564,7 +564,7 @@ def test_a_tiled_file_is_read_by_windows(monkeypatch, tmp_path):
     tifffile.imwrite(path, drawing.image, tile=(64, 64), photometric="rgb", compression="zlib")
 
     fail = Mock(side_effect=AssertionError("whole image was read"))
-    monkeypatch.setattr("cellseg.read.window.read_image", fail)
+    monkeypatch.setattr("cellseg.read.windowed.WindowedImage.read_all", fail)
     monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
     predictor = oracle(TEST__TILE=150)
     check_same(predictor.predict(path), predictor.predict(drawing.image))

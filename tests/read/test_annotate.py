@@ -161,12 +161,15 @@ def test_warnings_are_counted(tmp_path):
     )
 
 
-def test_12_bits_in_16_are_dark_and_16_are_not(tmp_path):
-    for top, dark in ((4095, True), (65535, False)):
-        folder = write_image(tmp_path / str(top), {1: paint((6, 8), (1, 0, 6, 0, 8))})
-        deep = np.full((6, 8, 3), top, np.uint16)
-        tifffile.imwrite(folder / "image.tif", deep, photometric="rgb")
-        assert annotate(folder).warnings["images with no pixel above 16 of 255"] == dark
+@pytest.mark.parametrize(("top", "bits"), [(4095, 12), (65535, 16)])
+def test_12_bits_in_16_are_read_as_such_and_said(tmp_path, top, bits):
+    folder = write_image(tmp_path / "x", {1: paint((6, 8), (1, 0, 6, 0, 8))})
+    tifffile.imwrite(folder / "image.tif", np.full((6, 8, 3), top, np.uint16), photometric="rgb")
+    warnings = annotate(folder).warnings
+    assert [what for what in warnings if "16 bits" in what] == [
+        f"images with {bits}-bit values in 16 bits, scaled to that range"
+    ] * (bits < 16)
+    assert not any("no pixel above" in what for what in warnings)
 
 
 @pytest.mark.parametrize(

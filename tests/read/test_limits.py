@@ -23,8 +23,8 @@ from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.outlines import fill_outlines
 from cellseg.read.results import iter_results
-from cellseg.read.tiff import image_size, read_image, read_labels
-from cellseg.read.window import open_image
+from cellseg.read.tiff import read_labels
+from cellseg.read.window import image_size, open_image, read_image
 from tests.read.refusal import refusal
 
 

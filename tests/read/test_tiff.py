@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.read.tiff import image_size, read_image, read_labels
-from cellseg.read.window import open_image
+from cellseg.read.tiff import read_labels
+from cellseg.read.window import image_size, open_image, read_image
 from tests.read.refusal import refusal as refusal_of
 
 RNG = np.random.default_rng(1)

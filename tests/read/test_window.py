@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.read.tiff import read_image
-from cellseg.read.window import from_array, open_image
+from cellseg.read.window import from_array, open_image, read_image
 from tests.read.refusal import refusal as refusal_of
 
 RNG = np.random.default_rng(2)
