@@ -63,8 +63,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the run's annotation file for train and val, where it is now (the run's own path)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
         help="images or folders of images to predict instead")
-    images.add_argument("--level", type=utils.non_negative_int, default=0, metavar="N",
-        help="pyramid level for --images (0, full resolution)")
+    images.add_argument("--mpp", type=utils.micrometres, metavar="MICROMETRES",
+        help="micrometres per pixel at full resolution (as the files say, else as in training)")
+    images.add_argument("--level", type=utils.non_negative_int, metavar="N",
+        help="pyramid level for --images (the one that suits the run's micrometres per pixel)")
     results = parser.add_argument_group("results").add_argument
     results("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
     results("--zip", action="store_true",
@@ -127,7 +129,7 @@ def list_images(
     from cellseg.read.results import RESULTS_FILE
 
     if args.images:
-        return "images-results.json", images.list_image_files(args.images, args.level)
+        return "images-results.json", images.list_image_files(args.images)
     if args.dataset == "test":
         args.data = args.data or utils.DATA
         return RESULTS_FILE, images.read_test_list(args.data)
@@ -148,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.distributed import check_launch
     from cellseg.predict.job import PredictionJob, choose_results
     from cellseg.predict.predictor import Predictor
+    from cellseg.predict.resolution import set_resolution
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
@@ -161,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
     name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
+    images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
+    print(resolution)
     predictor = Predictor.load(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)

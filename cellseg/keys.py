@@ -94,6 +94,9 @@ OWN: dict[str, Any] = {
         # Length of the longest cells in image pixels; tiles overlap by a little more. Computed
         # from the training data: the 99.9th percentile.
         "LONGEST_CELL": 0.0,
+        # Micrometres per pixel of the training images, if their annotations say so; 0 is unknown.
+        # Images of another resolution are scaled to it in prediction.
+        "MPP": 0.0,
     },
     "INPUT": {
         # Scale in training and prediction: network pixels per image pixel. 0 scales to the short
@@ -239,6 +242,7 @@ _FACTORS = Numbers(_NOT_NEGATIVE, 2, 2, ordered=True)
 
 # Keys that prediction reads.
 PREDICTION_RANGES: dict[str, Allowed] = {
+    "DATA.MPP": Range(0, 5),
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.ZOOM": Range(0, 100),
     "INPUT.MIN_SIZE_TEST": _SIDE,

@@ -13,6 +13,8 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
+from cellseg.messages import listed, plural, warn
+from cellseg.read.resolution import is_about
 
 # Suitable length of the median cell in network pixels, for fine and for coarse features. The cost
 # grows with its square.
@@ -126,13 +128,16 @@ def choose_anchors(sizes: CellSizes, scale: float, strides: Sequence[int]) -> An
 
 
 def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
-    """Set the longest cell, and the scale and the anchors if they are chosen from the data.
+    """Set the longest cell, the resolution, and scale and anchors if chosen from the data.
 
     Returns a line for each chosen value, with the reason.
     """
     sizes = measure_cells(samples)
     cfg.DATA.LONGEST_CELL = sizes.longest
     reasons: list[str] = []
+    if mpps := [sample.mpp for sample in samples if sample.mpp]:
+        cfg.DATA.MPP = float(f"{np.median(mpps):.6g}")
+        reasons.append(f"{cfg.DATA.MPP:g} µm per pixel: from the annotation file")
     if not (cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA):
         return reasons
     strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
@@ -145,6 +150,22 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
         reasons.append(anchors.reason)
     return reasons
+
+
+def warn_of_resolutions(samples: Sequence[ImageCells], mpp: float) -> None:
+    """Warn of training images that are known to differ from `mpp`, the run's, or unknown."""
+    known = [sample for sample in samples if sample.mpp]
+    if different := [s for s in known if s.mpp and not is_about(s.mpp, mpp)]:
+        warn(
+            f"{plural(len(different), 'training image')} of another resolution than {mpp:g} µm "
+            "per pixel, the median, which is the run's; training does not rescale images: "
+            + listed([f"{sample.name} ({sample.mpp:g})" for sample in different])
+        )
+    if known and (unknown := [sample.name for sample in samples if not sample.mpp]):
+        warn(
+            f"{plural(len(unknown), 'training image')} of unknown resolution, assumed to be the "
+            f"run's {mpp:g} µm per pixel: {listed(unknown)}"
+        )
 
 
 def _typical_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> float:

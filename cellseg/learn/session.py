@@ -22,7 +22,7 @@ from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
-from cellseg.learn.scale import set_keys_from_data
+from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
 from cellseg.messages import plural, warn
 
 WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
@@ -266,6 +266,7 @@ def print_training(session: Session, n_processes: int) -> None:
         sep="\n",
         flush=True,
     )
+    warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP)
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
         warn(
             f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} is longer than the run; "

@@ -76,7 +76,7 @@ class PredictionJob:
             except InputError as error:
                 unusable[number] = str(error)
             else:
-                plans[number] = predictor.plan(size)
+                plans[number] = predictor.plan(size, image.mpp)
         folder = results.with_name(results.stem + ".parts")
         store = TileStore(folder, fingerprint(weights, predictor.cfgs, images), create=first)
         return cls(images, weights, predictor.cfgs, results, plans, unusable, store)
@@ -90,8 +90,9 @@ class PredictionJob:
         """Return the tiles that are not in the store, image by image."""
         done = self.store.done()
         return [
-            ((n, index), TileJob(self.images[n].path, self.images[n].level, plan.size, tile))
+            ((n, index), TileJob(image.path, image.level, plan.size, tile, image.mpp))
             for n, plan in self.plans.items()
+            for image in [self.images[n]]
             for index, tile in enumerate(plan)
             if (n, index) not in done
         ]

@@ -36,8 +36,9 @@ from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
-from cellseg.predict.views import plan_views
+from cellseg.predict.views import magnification, plan_views
 from cellseg.predictions import Predictions
+from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.view import View, to_tensor
 
@@ -58,12 +59,15 @@ class TileJob:
         Height and width of the image in pixels.
     tile
         Tile of the image.
+    mpp
+        Micrometres per pixel of the image, None if unknown.
     """
 
     image: Path | NDArray[Any]
     level: int
     size: tuple[int, int]
     tile: Tile
+    mpp: float | None = None
 
 
 class Predictor:
@@ -148,6 +152,7 @@ class Predictor:
         image: str | os.PathLike[str] | NDArray[Any],
         level: int = 0,
         score_threshold: float = 0.0,
+        mpp: float | None = None,
     ) -> Predictions:
         """Detect the cells of an image.
 
@@ -160,6 +165,9 @@ class Predictor:
             Pyramid level of the file; the result is in pixels of that level.
         score_threshold
             Minimum score, 0 to 1; `MODEL.ROI_HEADS.SCORE_THRESH_TEST` applies too.
+        mpp
+            Micrometres per pixel of the level (default: as the file says, else the run's). An
+            image of another resolution than the run's is scaled to it.
 
         Returns
         -------
@@ -168,31 +176,39 @@ class Predictor:
         Raises
         ------
         InputError
-            If the file can't be read, the threshold is out of range, or memory is too small.
+            If the file can't be read, the threshold or `mpp` is out of range, or memory is too
+            small.
         ValueError
             If an array has another shape or type.
         """
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")
+        if mpp is not None and not is_plausible(mpp):
+            raise InputError(f"mpp {mpp}: {MPP_RANGE} is expected")
         if not isinstance(image, np.ndarray):
             image = Path(image)
         with _open(image, level) as opened:
-            size = opened.size
-        plan = self.plan(size)
-        jobs = [TileJob(image, level, size, tile) for tile in plan]
+            size, mpp = opened.size, mpp or opened.mpp
+        plan = self.plan(size, mpp)
+        jobs = [TileJob(image, level, size, tile, mpp) for tile in plan]
         with contextlib.closing(self.predict_tiles(jobs)) as results:
             tiles = map(require_predictions, results)
             kept = (cells[cells.scores >= score_threshold] for cells in tiles)
             cells = join_predictions(size, self.merge(plan, kept))
         return replace(cells, class_names=self.class_names)
 
-    def plan(self, size: tuple[int, int]) -> TilePlan:
-        """Plan the tiles of an image of `size` (height, width), the same for all networks."""
+    def plan(self, size: tuple[int, int], mpp: float | None = None) -> TilePlan:
+        """Plan the tiles of an image, the same for all networks.
+
+        `size` is its height and width in pixels, `mpp` its micrometres per pixel, if known.
+        """
         test = self.cfg.TEST
-        scale = max(cfg.INPUT.ZOOM for cfg in self.cfgs)
+        factors = [magnification(cfg, mpp) for cfg in self.cfgs]
+        scale = max(cfg.INPUT.ZOOM * f for cfg, f in zip(self.cfgs, factors, strict=True))
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
-        longest_cell = max(cfg.DATA.LONGEST_CELL for cfg in self.cfgs)
+        cells = (cfg.DATA.LONGEST_CELL / f for cfg, f in zip(self.cfgs, factors, strict=True))
+        longest_cell = max(cells)
         tile, overlap = choose_tile_size(longest_cell, scale or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
@@ -251,7 +267,7 @@ class Predictor:
             for number, (job, image) in enumerate(zip(group, pixels, strict=True)):
                 if isinstance(image, InputError) or isinstance(detections[number], InputError):
                     continue
-                for view in plan_views(job.tile, job.size, cfg):
+                for view in plan_views(job.tile, job.size, cfg, job.mpp):
                     resize = partial(_network_input, view, image, cfg.INPUT.FORMAT)
                     if (view_input := _unless_out_of_memory(resize)) is None:
                         detections[number] = _too_large_error(view.shape, "cpu")

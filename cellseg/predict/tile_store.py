@@ -151,7 +151,9 @@ def fingerprint(
     return {
         "weights": list(map(_file_state, weights)),
         "configs": configs,
-        "images": [[_file_state(image.path), image.level, image.size] for image in images],
+        "images": [
+            [_file_state(image.path), image.level, image.size, image.mpp] for image in images
+        ],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from cellseg.predict.tiles import Tile
+from cellseg.read.resolution import is_about
 from cellseg.view import View, resize_shortest_edge
 
 # Flips and quarter turns: (flip_x, flip_y, transpose). TEST.SYMMETRIES takes the first 1 (none),
@@ -21,7 +22,19 @@ ORIENTATIONS = (
 )
 
 
-def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
+def magnification(cfg: CfgNode, mpp: float | None) -> float:
+    """Return the factor that brings an image of `mpp` to the resolution of a run's images.
+
+    1 if either is unknown, or they are about the same.
+    """
+    if not (mpp and cfg.DATA.MPP) or is_about(mpp, cfg.DATA.MPP):
+        return 1.0
+    return float(mpp / cfg.DATA.MPP)
+
+
+def plan_views(
+    tile: Tile, size: tuple[int, int], cfg: CfgNode, mpp: float | None = None
+) -> list[View]:
     """Return the views of a tile, in pixels of the tile.
 
     Parameters
@@ -33,12 +46,17 @@ def plan_views(tile: Tile, size: tuple[int, int], cfg: CfgNode) -> list[View]:
         has no fixed one.
     cfg
         Config with `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES`
-        and `TEST.SYMMETRIES`.
+        and `TEST.SYMMETRIES`; `DATA.MPP`.
+    mpp
+        Micrometres per pixel of the image, if known. It is resized as one of the run's
+        resolution that shows the same.
     """
     inputs = cfg.INPUT
-    scale_y = scale_x = inputs.ZOOM
+    factor = magnification(cfg, mpp)
+    scale_y = scale_x = inputs.ZOOM * factor
     if not inputs.ZOOM:
-        resized = resize_shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+        height, width = size if factor == 1 else (max(1, round(side * factor)) for side in size)
+        resized = resize_shortest_edge((height, width), inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
         scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
     height, width = tile.size
     views = []
