@@ -146,7 +146,7 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    for flag in "--data --output --class_names --coco --mpp --jobs --skip_bad".split():
+    for flag in ["--data", "--output", "--class_names", "--coco", "--mpp", "--jobs", "--skip_bad"]:
         assert flag in out
     assert out.count("(default: ") == 7
 
