@@ -12,6 +12,7 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
+from cellseg.messages import plural
 from cellseg.read.coco import data_categories
 from cellseg.read.images import list_entry, read_image_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -21,8 +22,9 @@ from cellseg.write.submission import check_submission
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = utils.CommandParser(
-        "Check a submission by the rules of the course server: name in the zip, every image id,\n"
-        "class, score and box, and that each mask is an RLE of its image's size.",
+        "Check a submission by the rules of the course server and of pycocotools' COCO.loadRes:\n"
+        "name in the zip, every image id, class, score and box, that each mask is an RLE of its\n"
+        "image's size, and that boxes (x, y, width, height) and masks (column by column) agree.",
         "python check_submission.py tensorboard/demo/20250401-120000/test-results.zip",
     )
     parser.add_argument("submission", type=Path, metavar="FILE", help="the zip or the JSON file")
@@ -45,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     ids = ", ".join(map(str, empty[:5])) + "…" * (len(empty) > 5)
     note = f", {len(empty)} of them without detections (ids {ids})" if empty else ""
-    print(f"{args.submission}: valid, {count} detections in {len(images)} images{note}")
+    print(
+        f"{args.submission}: valid, {plural(count, 'detection')} in "
+        f"{plural(len(images), 'image')}{note}"
+    )
     return 0
 
 

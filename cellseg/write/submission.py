@@ -21,6 +21,7 @@ from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
 from cellseg.text import show
+from cellseg.write.box_check import BoxCheck
 
 _BLOCK = 1 << 14  # detections checked at a time
 
@@ -103,7 +104,7 @@ def check_submission(
     Raises
     ------
     InputError
-        At the first entry that the server would refuse or misread.
+        If the server, or pycocotools' `COCO.loadRes`, would refuse or misread an entry.
     """
     expected = {
         "images": list(images),
@@ -112,17 +113,31 @@ def check_submission(
     }
     entries, count = iter_results(path), 0
     empty = {image["id"] for image in images}
+    check, with_boxes = BoxCheck(), False
     while block := list(itertools.islice(entries, _BLOCK)):
         eval_images = pair_by_image(expected, block, path, count)
         empty -= {eval_image.id for eval_image in eval_images if eval_image.masks}
         for index, entry in enumerate(block, count):
-            box = entry.get("bbox", [0, 0, 0, 0])
-            if not _is_box(box):
+            with_boxes = "bbox" in entry if index == 0 else with_boxes
+            if ("bbox" in entry) != with_boxes:
+                has = ("has no", "has a")
                 raise InputError(
-                    f"{path}: entry {index}: bbox {show(box)}, expected four finite "
+                    f"{path}: entry {index} {has['bbox' in entry]} bbox, but entry 0 "
+                    f"{has[with_boxes]} bbox; pycocotools' COCO.loadRes reads all entries as the "
+                    "first: write the bbox of every entry or of none"
+                )
+            if with_boxes and not _is_box(entry["bbox"]):
+                raise InputError(
+                    f"{path}: entry {index}: bbox {show(entry['bbox'])}, expected four finite "
                     "numbers x, y, width, height; write it again with inference.py"
                 )
+        boxes = [entry["bbox"] for entry in block] if with_boxes else []
+        for eval_image in eval_images:
+            if len(eval_image.entries):
+                check.add(eval_image, boxes, count)
         count += len(block)
+    if check.problem:
+        raise InputError(f"{path}: {check.problem}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             # macOS adds a file of metadata.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zipfile
 
 import numpy as np
@@ -180,6 +181,88 @@ def test_missing_keys(tmp_path, key):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([{k: v for k, v in ENTRY.items() if k != key}]))
     assert f"entry 0: {key} missing" in refusal(check_submission, path, IMAGES, [1])
+
+
+H, W = 30, 44
+
+
+def cell(x0, y0, x1, y1):
+    mask = np.zeros((H, W), np.uint8, order="F")
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def encoded(mask):
+    counts = pycocotools.mask.encode(np.asfortranarray(mask))["counts"].decode()
+    return {"size": [H, W], "counts": counts}
+
+
+def by_rows(mask):
+    """Encode a mask row by row, with COCO's size: a usual mistake."""
+    return encoded(mask.reshape(-1).reshape((H, W), order="F"))
+
+
+PLACES = [(20, 10, 28, 18), (3, 12, 11, 17), (30, 22, 39, 29), (0, 0, 9, 9), (12, 4, 17, 15)]
+LARGE = [{"id": 3, "file_name": "a.tif", "height": H, "width": W}]
+
+
+def large(box_of, encode=encoded):
+    """Return an entry for each of `PLACES`, with the box that `box_of` makes of it."""
+    return [
+        ENTRY | {"segmentation": encode(cell(*place)), "bbox": box_of(*place)} for place in PLACES
+    ]
+
+
+def xywh(x0, y0, x1, y1):
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+def with_box(n, box):
+    """Return valid entries, and the nth of them again with another box."""
+    return [*large(xywh), large(xywh)[n] | {"bbox": box}]
+
+
+@pytest.mark.parametrize("block", [2, 99])
+@pytest.mark.parametrize(
+    ("entries", "rule"),
+    [
+        (large(lambda x0, y0, x1, y1: [x0, y0, x1, y1]), "entry 0: .* x, y, right, bottom"),
+        (large(lambda x0, y0, x1, y1: [y0, x0, y1 - y0, x1 - x0]), "entry 0: .* y, x, height, wid"),
+        (large(lambda x0, y0, x1, y1: [y0, x0, y1, x1]), "entry 0: .* top, left, bottom, right"),
+        (large(xywh, by_rows), "entry 0: .* mask row by row, .*mask.decode"),
+        ([{k: v for k, v in e.items() if k != "bbox"} for e in large(xywh, by_rows)],
+         "masks are scattered .*mask.decode"),
+        (with_box(0, [1, 20, 5, 5]), "entry 5: .* not touch its mask"),
+        (with_box(2, [30, 22, 16, 7]), "entry 5: .*in an image of 44 x"),
+        (with_box(3, [-3, 0, 12, 9]), "entry 5: .*in an image of 44 x"),
+    ],
+)  # fmt: skip
+def test_boxes_and_masks_in_another_encoding(tmp_path, monkeypatch, entries, rule, block):
+    monkeypatch.setattr(submission, "_BLOCK", block)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(entries))
+    message = refusal(check_submission, path, LARGE, [1])
+    assert message.startswith(f"{path}: ")
+    assert re.search(rule, message), message
+
+
+def test_boxes_that_are_not_tight(tmp_path):
+    """Boxes of a network are not those of its masks; some masks are poor or empty."""
+    entries = large(lambda x0, y0, x1, y1: [x0 - 0.5, y0 - 1, x1 - x0 + 1.2, y1 - y0 + 2])
+    poor = {"segmentation": encoded(cell(10, 10, 20, 20)), "bbox": [10, 10, 30, 20]}
+    empty = {"segmentation": encoded(np.zeros((H, W), np.uint8))}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([*entries, ENTRY | poor, ENTRY | empty]))
+    assert check_submission(path, LARGE, [1]) == (7, [])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_boxes_of_some_entries(tmp_path, first):
+    entries = [ENTRY, {k: v for k, v in ENTRY.items() if k != "bbox"}]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([entries[first]] * 2 + [entries[1 - first]]))
+    assert "entry 2 has" in refusal(check_submission, path, IMAGES, [1])
+    assert "COCO.loadRes" in refusal(check_submission, path, IMAGES, [1])
 
 
 def test_boxes_are_optional(tmp_path):
