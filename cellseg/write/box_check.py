@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +61,10 @@ class BoxCheck:
             self._tight_area += [_area(tight).sum(), _area(by_rows.astype(float)).sum()]
         if not boxes:
             return
-        given = np.array([boxes[n] for n in image.entries], float).reshape(-1, 4)
+        given: Floats = np.array([boxes[n] for n in image.entries], float).reshape(-1, 4)
         given = given.clip(-1e9, 1e9)
 
-        def first_of(chosen: NDArray[np.bool_]) -> str:
+        def first_of(chosen: Any) -> str:
             if not chosen.any():
                 return ""
             n = image.entries[chosen.argmax()]
@@ -117,8 +118,9 @@ class BoxCheck:
 
 
 def _area(boxes: Floats) -> Floats:
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    return sides[:, 0] * sides[:, 1]
+    widths, heights = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).T
+    area: Floats = widths * heights
+    return area
 
 
 def _iou(boxes: Floats, others: Floats) -> Floats:
@@ -126,4 +128,5 @@ def _iou(boxes: Floats, others: Floats) -> Floats:
     corners = [np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])]
     common = _area(np.concatenate(corners, axis=1))
     union = _area(boxes) + _area(others) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    shares: Floats = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return shares
