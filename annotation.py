@@ -25,7 +25,7 @@ from cellseg.read.annotate import (
     summarise,
     warn_of_images,
 )
-from cellseg.read.classes import UnknownClassError, class_names_flag
+from cellseg.read.classes import UnknownClassError, advise_class_names
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.foreign_coco import read_coco_images
 from cellseg.read.images import read_test_list
@@ -138,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             images, bad_images = annotate_images(folders, read, count, args.jobs, args.skip_bad)
         except UnknownClassError as error:
-            flag = class_names_flag(args.class_names, find_class_names(folders, len(names)))
-            raise InputError(f"{error}; all classes: {flag}") from None
+            found = find_class_names(folders, len(names))
+            raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
     if not images:
         raise InputError(
             f"{args.coco or args.data}: none of the {len(bad_images)} training images is usable; "

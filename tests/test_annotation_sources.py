@@ -279,11 +279,11 @@ def test_skip_bad_skips_images_with_bad_cells(tmp_path, capsys):
     value["annotations"].append({**value["annotations"][0], "id": 9, "image_id": 6})
     value["annotations"][1]["segmentation"] = rle(BOX)
     arguments = write_coco(tmp_path, value)
-    assert "annotation 8: segmentation" in refused(tmp_path, *arguments)
+    assert "annotation 8: polygon of fewer than 3 points" in refused(tmp_path, *arguments)
     coco = run(tmp_path, *arguments, "--skip_bad")
     assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
     assert len(coco["annotations"]) == 1
-    assert "theirs.json: annotation 8: segmentation" in capsys.readouterr().err
+    assert "theirs.json: annotation 8: polygon of fewer than 3 points" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../a.tif", "/a.tif", "x\\..\\..\\a.tif"])

@@ -12,6 +12,7 @@ from cellseg.images import ImageCells
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
 from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import name_images
+from cellseg.read.orientation import turn_note
 from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.window import image_size
 
@@ -114,5 +115,6 @@ def _check_image(image: ImageCells, annotations: Path) -> None:
     if (size := image_size(path)) != image.size:
         raise InputError(
             f"{path}: {size[0]} x {size[1]} pixels (height x width), expected {image.size[0]} x "
-            f"{image.size[1]} from {annotations}; run python annotation.py again"
+            f"{image.size[1]} from {annotations}{turn_note(path, size, image.size)}; run python "
+            "annotation.py again"
         )

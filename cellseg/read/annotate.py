@@ -156,12 +156,17 @@ def _with_warnings(
     warnings[f"cells of at most {SMALL} pixels"] += sum(
         int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
     )
-    for mask_runs in cells.values():
+    for number, mask_runs in cells.items():
         large = 2 * areas(mask_runs) > mask_runs.size[0] * mask_runs.size[1]
         warnings["cells that cover over half of the image"] += int(large.sum())
-        warnings["cells with pieces far apart (one label for several?)"] += int(
-            scattered(mask_runs).sum()
-        )
+        reused = int(scattered(mask_runs).sum())
+        if reused >= 10 and 2 * reused > len(mask_runs):
+            raise InputError(
+                f"{path}: {reused} of {len(mask_runs)} cells of class {number} have pieces far "
+                "apart, expected one label per cell (were more than 255 cells saved with 8 bits?); "
+                "save them again"
+            )
+        warnings["cells with pieces far apart (one label for several?)"] += reused
     warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
     warnings["images without cells"] += not any(map(len, cells.values()))
     return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings, mpp)
@@ -202,7 +207,7 @@ def annotate_images(
             elif isinstance(result, UnknownClassError):
                 raise result
             else:
-                raise InputError(f"{result} (or skip such images with --skip_bad)")
+                raise InputError(f"{result} (or skip what can't be used with --skip_bad)")
     finally:
         executor.shutdown(cancel_futures=True)
     return images, skipped

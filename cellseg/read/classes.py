@@ -77,9 +77,11 @@ def match_classes(
     return matched, warnings
 
 
-def class_names_flag(given: Sequence[str] | None, found: Iterable[str]) -> str:
+def advise_class_names(given: Sequence[str] | None, found: Iterable[str]) -> str:
     """Return `--class_names` with the given names and those found, ready for a shell."""
     names = {name.strip().casefold(): name.strip() for name in given or ()}
     for name in sorted(name.strip() for name in found if name.strip() and not is_ignored(name)):
         names.setdefault(name.casefold(), name)
-    return "--class_names " + " ".join(map(shlex.quote, names.values() or ["NAME"]))
+    if not names:
+        return "cells of a single class need no name: --class_names NAME"
+    return f"all classes: --class_names {' '.join(map(shlex.quote, names.values()))}"

@@ -8,7 +8,6 @@ https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
@@ -313,7 +312,7 @@ def _is_side(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf
+    return type(value) in (int, float) and -1e100 < value < 1e100  # not NaN
 
 
 def _normalise(
@@ -386,6 +385,8 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
             )
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+    if isinstance(mask, list) and mask and all(map(is_degenerate, mask)):
+        raise EmptyMaskError(f"{where}: polygon of fewer than 3 points or without area; remove it")
     raise InputError(
         f"{where}: segmentation {show(mask)} is neither an RLE with size and counts nor a list "
         "of polygons [x1, y1, x2, y2, x3, y3, …] on the image; fix it"
@@ -406,12 +407,25 @@ def _check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, An
     check_outline_length(path, length, n_points)
 
 
+def is_numbers(part: Any) -> bool:
+    """Return whether a value is a list of finite numbers."""
+    return isinstance(part, list) and all(map(_is_number, part))
+
+
+def is_degenerate(part: Any) -> bool:
+    """Return whether a polygon has fewer than 3 points or no area; not if it is something else."""
+    if not is_numbers(part) or len(part) % 2:
+        return False
+    x, y = np.array(part, float).reshape(-1, 2).T
+    return len(x) < 3 or abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) < 1e-6
+
+
 def _is_polygon(value: Any, size: tuple[int, int]) -> bool:
     if not (isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0):
         return False
     # pycocotools allocates a polygon's whole outline, however far off it is.
     reach = 2 * max(size)
-    return all(_is_number(number) and abs(number) <= reach for number in value)
+    return is_numbers(value) and all(abs(number) <= reach for number in value)
 
 
 def _overlaps(polygon: list[float], size: tuple[int, int]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cellseg.read.coco import (
     annotated_cells,
     check_coco,
     class_names,
+    is_degenerate,
+    is_numbers,
     select_images,
 )
 from cellseg.read.names import is_outside
@@ -88,7 +91,7 @@ def read_coco_images(
         if after[image_id] and (skip_bad or isinstance(error, EmptyMaskError)):
             continue
         if not skip_bad:
-            raise InputError(f"{error} (or leave such cells out with --skip_bad)")
+            raise InputError(f"{error} (or skip what can't be used with --skip_bad)")
         if image_id not in bad:
             bad.add(image_id)
             skipped.append(f"{error} ({plural(before[image_id], 'cell')}, none of them usable)")
@@ -121,25 +124,29 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
 
     Returns a message for each image that was removed, with its annotations, as it has no size.
     """
-    skipped = []
     images = _dicts(coco.get("images"))
     annotations = _dicts(coco.get("annotations"))
+    without_size: dict[int, InputError] = {}
     for image in images:
         if isinstance(image.get("file_name"), str):
             image["file_name"] = _relative(image["file_name"], data)
         try:
             _repair_size(image, data)
         except InputError as error:
-            if not skip_bad:
-                raise InputError(f"{error} (or skip such images with --skip_bad)") from None
-            its = [a for a in annotations if a.get("image_id") == image.get("id")]
-            skipped.append(f"{error} ({plural(len(its), 'cell')} not used with it)")
-            coco["images"] = [other for other in coco["images"] if other is not image]
-            coco["annotations"] = [
-                a for a in coco["annotations"] if all(a is not other for other in its)
-            ]
-    if skipped and not coco["images"]:
-        raise InputError(f"{path}: none of the images is usable; the first: {skipped[0]}")
+            if not skip_bad or type(image.get("id")) is not int:
+                raise InputError(f"{error} (or skip what can't be used with --skip_bad)") from None
+            without_size[image["id"]] = error
+    n_cells = Counter(_image_ids(coco))
+    skipped = [
+        f"{error} ({plural(n_cells[image_id], 'cell')} not used with it)"
+        for image_id, error in without_size.items()
+    ]
+    if skipped:
+        images = [image for image in images if not _is_in(without_size, image.get("id"))]
+        annotations = [a for a in annotations if not _is_in(without_size, a.get("image_id"))]
+        coco |= {"images": images, "annotations": annotations}
+        if not images:
+            raise InputError(f"{path}: none of the images is usable; the first: {skipped[0]}")
     sizes = {
         image["id"]: (image["width"], image["height"])
         for image in images
@@ -147,11 +154,10 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
         and all(type(image.get(key)) is int for key in ("width", "height"))
     }
     polygons = [
-        (annotation, [part for part in annotation["segmentation"] if _is_numbers(part)])
+        (annotation, [part for part in annotation["segmentation"] if is_numbers(part)])
         for annotation in annotations
         if isinstance(annotation.get("segmentation"), list)
-        and isinstance(annotation.get("image_id"), int)
-        and annotation["image_id"] in sizes
+        and _is_in(sizes, annotation.get("image_id"))
     ]
     if _are_fractions([part for _, parts in polygons for part in parts]):
         for annotation, parts in polygons:
@@ -161,13 +167,18 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
                 part[1::2] = [y * height for y in part[1::2]]
             kind = "cells with coordinates from 0 to 1, scaled to pixels"
             warnings[annotation["image_id"]][kind] += 1
-    for annotation, parts in polygons:
-        good = [part for part in annotation["segmentation"] if not _is_degenerate(part)]
-        if good and len(good) < len(parts):
+    for annotation, _ in polygons:
+        good = [part for part in annotation["segmentation"] if not is_degenerate(part)]
+        n_stray = len(annotation["segmentation"]) - len(good)
+        if good and n_stray:
             kind = "parts of cells of fewer than 3 points or without area, left out"
-            warnings[annotation["image_id"]][kind] += len(parts) - len(good)
+            warnings[annotation["image_id"]][kind] += n_stray
             annotation["segmentation"] = good
     return skipped
+
+
+def _is_in(ids: Mapping[int, object], value: Any) -> bool:
+    return type(value) is int and value in ids
 
 
 def _dicts(values: Any) -> list[dict[str, Any]]:
@@ -176,7 +187,8 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 def _relative(file_name: str, data: Path) -> str:
     """Return a file name with forward slashes and relative to the data folder, if it is in it."""
-    if "\\" in file_name and not (data / file_name).exists():
+    # Path.exists raises an error for long names.
+    if "\\" in file_name and not os.path.exists(data / file_name):  # noqa: PTH110
         file_name = file_name.replace("\\", "/")
     if Path(file_name).is_absolute():
         for folder in (data.absolute(), data.resolve()):
@@ -198,34 +210,16 @@ def _repair_size(image: dict[str, Any], data: Path) -> None:
         image["height"], image["width"] = image_size(data / name)
 
 
-def _is_numbers(part: Any) -> bool:
-    return isinstance(part, list) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in part
-    )
-
-
 def _are_fractions(parts: list[list[float]]) -> bool:
     """Return whether all polygons of a file are in fractions of their images."""
-    values = [value for part in parts for value in part]
-    return (
-        bool(values)
-        and 0 <= min(values)
-        and max(values) <= 1
-        and any(0 < value < 1 for value in values)
+    return all(0 <= value <= 1 for part in parts for value in part) and any(
+        0 < value < 1 for part in parts for value in part
     )
-
-
-def _is_degenerate(part: Any) -> bool:
-    """Return whether a polygon has fewer than 3 points or no area; not if it is something else."""
-    if not _is_numbers(part) or len(part) % 2:
-        return False
-    x, y = np.array(part, float).reshape(-1, 2).T
-    return len(x) < 3 or abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) < 1e-6
 
 
 def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
     """Set `iscrowd` to 0 for regions of the size of a cell, in one place."""
-    sizes = {(image["id"]): (image["height"], image["width"]) for image in coco["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     for category in coco["categories"]:
         members = [a for a in coco["annotations"] if a["category_id"] == category["id"]]
         crowds = [a for a in members if a["iscrowd"]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ def read_geojson(path: Path) -> list[Outline]:
 
     Raises InputError if the file is missing, damaged or something else.
     """
-    value = features = read_json(path, "cells' outlines", _REMEDY)
+    is_gzip = path.suffix.lower() == ".gz"
+    value = features = (_read_gzip if is_gzip else _read_plain)(path)
     if isinstance(value, dict):
         features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
         for key, found in _OTHERS.items():
@@ -42,6 +46,30 @@ def read_geojson(path: Path) -> list[Outline]:
     if not isinstance(features, list):
         raise InputError(f"{path}: no GeoJSON features in it; {_REMEDY}")
     return [_outline(path, number, feature) for number, feature in enumerate(features, 1)]
+
+
+def _read_plain(path: Path) -> Any:
+    return read_json(path, "cells' outlines", _REMEDY)
+
+
+def _read_gzip(path: Path) -> Any:
+    try:
+        with gzip.open(path) as file:
+            data = file.read(_LONGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a complete gzip file ({error}); {_REMEDY}") from None
+    if len(data) > _LONGEST:
+        raise InputError(
+            f"{path}: more than {_LONGEST >> 20} MiB of JSON, expected the outlines of one image; "
+            "cut the image into smaller ones"
+        )
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}) within gzip; {_REMEDY}") from None
+
+
+_LONGEST = 1 << 29  # bytes, about a million cells
 
 
 def _outline(path: Path, number: int, feature: Any) -> Outline:

@@ -104,7 +104,7 @@ def _read_folder(folder: Path, data: Path, listed: Sequence[ImageRecord], list_p
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
     files = {}
     for path in list_entries(folder, "choose another"):
-        match = re.fullmatch(r"class([1-9][0-9]*)\.tiff?", path.name, re.IGNORECASE)
+        match = re.fullmatch(r"class([1-9][0-9]*)\.(tiff?|png|npy)", path.name, re.IGNORECASE)
         if not match or int(match[1]) > n_classes or int(match[1]) in files:
             raise InputError(
                 f"{path}: expected one class<K>.tif for each class, K from 1 to {n_classes};"

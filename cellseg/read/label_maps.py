@@ -15,7 +15,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.read.cell_checks import SMALL, scattered
+from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
 from cellseg.read.orientation import turn_note
@@ -54,12 +54,6 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[NDAr
     values, mask_runs = label_map_to_runs(labels)
     _check_values(path, values, mask_runs)
     _check_background(path, values, mask_runs)
-    reused = int(scattered(mask_runs).sum())
-    if reused >= 10 and 2 * reused > len(values):
-        raise InputError(
-            f"{path}: {reused} of {len(values)} labels have pieces far apart, expected one label "
-            "per cell (were more than 255 cells saved with 8 bits?); save it again"
-        )
     return values, mask_runs
 
 

@@ -63,7 +63,8 @@ def path_parts(file_name: str) -> tuple[str, ...]:
 
 def is_outside(file_name: str) -> bool:
     """Return whether a relative path is outside the folder that it is relative to."""
-    return file_name[:1] in ("/", "\\") or ".." in path_parts(file_name)
+    is_absolute = file_name[:1] in ("/", "\\") or PureWindowsPath(file_name).is_absolute()
+    return is_absolute or ".." in path_parts(file_name)
 
 
 def absolute_path(path: Path) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cellseg.errors import InputError
+from cellseg.read.csv_table import read_columns
 
 
 def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -17,7 +18,7 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     Parameters
     ----------
     path
-        A JSON object `{image: group}`, or a CSV file with the columns `image,group`.
+        A JSON object `{image: group}`, or a CSV file with the columns `image` and `group`.
     names
         The images that need a group; others in the file are ignored.
 
@@ -26,25 +27,17 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     InputError
         If the file can't be read, names an image twice, or lacks one of `names`.
     """
-    expected = "expected a JSON object {image: group} or a CSV file with the columns image,group"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"--groups {path}: no such file; {expected}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--groups {path}: can't be read ({error}); {expected}") from None
-    pairs: list[tuple[str, str]]
-    if path.suffix.lower() == ".csv":
-        try:
-            rows = list(csv.DictReader(text.splitlines()))
-        except csv.Error as error:
-            raise InputError(f"--groups {path}: not CSV ({error}); {expected}") from None
-        if not rows or not {"image", "group"} <= set(rows[0]):
-            raise InputError(f"--groups {path}: no columns image,group in line 1; {expected}")
-        pairs = [(row["image"], row["group"]) for row in rows]
+    pairs: Sequence[tuple[Any, ...]]
+    if path.suffix.lower() in (".csv", ".tsv"):
+        pairs = read_columns(path, ("image", "group"), where="--groups ")
     else:
+        expected = "expected a JSON object {image: group} or a CSV file"
         try:
-            pairs = json.loads(text, object_pairs_hook=list)
+            pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
+        except FileNotFoundError:
+            raise InputError(f"--groups {path}: no such file; {expected}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--groups {path}: can't be read ({error}); {expected}") from None
         except (ValueError, RecursionError):
             raise InputError(f"--groups {path}: not JSON; {expected}") from None
         if not isinstance(pairs, list) or not all(isinstance(p, tuple) for p in pairs):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
+from cellseg.read.orientation import turn_note
 from cellseg.read.resolution import tiff_resolution
 from cellseg.read.slide import SlideImage, slide_format
 from cellseg.read.tiff import (
@@ -88,8 +89,8 @@ def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> Win
         opened.close()
         raise InputError(
             f"{path}: {opened.size[0]} x {opened.size[1]} pixels (height x width), expected "
-            f"{size[0]} x {size[1]} as in its annotations or results; set the data folder with "
-            "--data"
+            f"{size[0]} x {size[1]} as in its annotations or results"
+            f"{turn_note(path, opened.size, size)}; set the data folder with --data"
         )
     return opened
 

@@ -217,7 +217,7 @@ SEGMENTATIONS = {
     "a text": (";1", 'segmentation ";1" is neither an RLE'),
     "no polygon": ([], "segmentation [] is neither an RLE"),
     "a flat polygon": ([0, 0, 1, 0, 1, 1], "segmentation [0, 0, 1, 0, 1, 1] is neither an RLE"),
-    "two corners": ([[0, 0, 1, 1]], "is neither an RLE"),
+    "two corners": ([[0, 0, 1, 1]], "annotation 2: polygon of fewer than 3 points"),
     "half a corner": ([[0, 0, 1, 0, 1, 1, 0]], "is neither an RLE"),
     "a polygon of text": ([["0"] * 6], "is neither an RLE"),
     "a polygon far away": ([[0, 0, 1e12, 0, 1, 1]], "is neither an RLE"),
