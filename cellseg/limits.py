@@ -27,6 +27,9 @@ ZIP_BYTES = 100_000_000
 
 ZIP_RATIO = 100
 
+GZIP_BYTES = 1 << 29
+"""Unpacked size of a GeoJSON file in gzip: the outlines of about a million cells."""
+
 XML_DEPTH = 50
 """Nested elements of an XML file; ImageScope's have 6."""
 

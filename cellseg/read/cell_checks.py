@@ -45,9 +45,10 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     mask, column, top, bottom = cut_at_columns(select_masks(mask_runs, sparse))
     n_pieces, piece = _label_runs(mask_runs.size, mask, column, top, bottom)
     piece_area = np.bincount(piece, bottom - top, minlength=n_pieces)
-    owner = np.zeros(n_pieces, np.int64)
+    owner: NDArray[np.int64] = np.zeros(n_pieces, np.int64)
     owner[piece] = mask
-    owner, piece_area = owner[piece_area > SMALL], piece_area[piece_area > SMALL]
+    is_large = piece_area > SMALL
+    owner, piece_area = owner[is_large], piece_area[is_large]
     largest = np.zeros(len(sparse))
     np.maximum.at(largest, owner, piece_area)
     median = np.median(np.concatenate([sizes[~far], piece_area, [0]]))

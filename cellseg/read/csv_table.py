@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
 
 
 def read_columns(path: Path, columns: Sequence[str], where: str = "") -> list[tuple[str, ...]]:
@@ -19,6 +20,7 @@ def read_columns(path: Path, columns: Sequence[str], where: str = "") -> list[tu
     """
     name = ",".join(columns)
     expected = f"expected a CSV file with the columns {name}"
+    check_ordinary(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:

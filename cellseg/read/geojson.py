@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import read_json
+from cellseg.files import check_ordinary, read_json
+from cellseg.limits import GZIP_BYTES
 from cellseg.read.fill import Polygon
 from cellseg.read.outlines import POINTS, Outline, to_ring
 from cellseg.text import show
@@ -53,23 +54,21 @@ def _read_plain(path: Path) -> Any:
 
 
 def _read_gzip(path: Path) -> Any:
+    check_ordinary(path)
     try:
         with gzip.open(path) as file:
-            data = file.read(_LONGEST + 1)
+            data = file.read(GZIP_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a complete gzip file ({error}); {_REMEDY}") from None
-    if len(data) > _LONGEST:
+    if len(data) > GZIP_BYTES:
         raise InputError(
-            f"{path}: more than {_LONGEST >> 20} MiB of JSON, expected the outlines of one image; "
-            "cut the image into smaller ones"
+            f"{path}: more than {GZIP_BYTES >> 20} MiB of JSON, expected one image's outlines; cut "
+            "the image into smaller ones"
         )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}) within gzip; {_REMEDY}") from None
-
-
-_LONGEST = 1 << 29  # bytes, about a million cells
 
 
 def _outline(path: Path, number: int, feature: Any) -> Outline:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
+from cellseg.limits import check_image_memory
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
@@ -63,6 +67,7 @@ def count_labels(path: Path) -> int:
 
 
 def _read(path: Path) -> NDArray[Any]:
+    check_ordinary(path)
     try:
         with open(path, "rb") as file:
             head = file.read(6)
@@ -91,6 +96,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
             f"{path}: {labels.dtype} of shape {labels.shape}, expected an integer array (height, "
             "width); save it again"
         )
+    check_image_memory(path, labels.shape[0], labels.shape[1], labels.dtype.itemsize)
     return np.array(labels, labels.dtype.newbyteorder("="))
 
 
@@ -102,10 +108,14 @@ def _read_png(path: Path) -> NDArray[Any]:
         if colour not in (0, 3):
             channels = {2: 3, 4: 2, 6: 4}.get(colour, "unknown")
             raise InputError(f"{path}: {channels} channels, expected {_ONE_VALUE}; save it again")
-        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            labels = np.array(picture)
-    # Pillow spreads grey values of 2 and 4 bits over 0 to 255.
-    return labels // (255 // (2**bits - 1)) if colour == 0 and bits in (2, 4) else labels
+        width, height = struct.unpack(">II", data[16:24])
+        check_image_memory(path, height, width, 4)
+        labels: NDArray[Any] = imagecodecs.png_decode(data)  # checks the checksums too
+        if colour == 3:
+            with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+                labels = np.array(picture)
+    # Decoders spread grey values of fewer bits over 0 to 255.
+    return labels // (255 // (2**bits - 1)) if colour == 0 and bits < 8 else labels
 
 
 def _check_values(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
