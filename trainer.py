@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cellseg.distributed import rank, world_size
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
-from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.hooks import (
     CheckpointSaver,
     EarlyStop,
@@ -210,7 +210,7 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.iter = int(state["iteration"])
+        self.iter = take_number(state, "iteration", 0, 1e12, whole=True)
         for hook in self._hooks:
             if type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
 from cellseg.device import ENGINES, choose_engine, detectron2_problem
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
 from cellseg.keys import (
     CROP_SIZES,
     FLAGS,
@@ -30,6 +33,7 @@ from cellseg.keys import (
     TRAINING_RANGES,
     Allowed,
 )
+from cellseg.limits import CONFIG_BYTES, CONFIG_VALUES
 
 # An installed package contains the recipes, a checkout has them next to the package.
 _INSTALLED = Path(__file__).resolve().parent / "configs"
@@ -102,7 +106,7 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     """
     cfg = CfgNode()
     try:
-        loaded = CfgNode.load_yaml_with_base(str(path))
+        loaded = _Checked.load_yaml_with_base(str(path))
         cfg = default_config(_config_engine(loaded, path, engine))
         defaults = flatten(cfg)
         cfg.merge_from_other_cfg(_with_floats(type(cfg)(loaded), cfg))
@@ -119,7 +123,9 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
     except KeyError as error:
         raise InputError(f"{path}: {_unknown_key_message(str(error.args[0]), cfg)}") from None
     except RecursionError:
-        raise InputError(f"{path}: circular _BASE_; remove it") from None
+        raise InputError(
+            f"{path}: circular _BASE_, or values nested too deeply; remove them"
+        ) from None
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a config of this project ({error})") from None
     for key, value in flatten(cfg).items():  # yacs accepts None for any key
@@ -132,6 +138,37 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
         )
     cfg.RECIPE = cfg.RECIPE or path.stem
     return cfg
+
+
+class _Checked(CfgNode):  # type: ignore[misc]
+    """Reads config files after checking their size."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        check_ordinary(filename)
+        text = Path(filename).read_text(encoding="utf-8")
+        # Aliases refer to one value in many places, which then is copied to each.
+        if len(text) > CONFIG_BYTES or _count_values(yaml.compose(text, yaml.SafeLoader), {}) > (
+            CONFIG_VALUES
+        ):
+            raise InputError(
+                f"{filename}: too long for a config file, perhaps by its aliases (*name), expected "
+                f"at most {CONFIG_BYTES} characters and {CONFIG_VALUES} values; remove some"
+            )
+        return io.StringIO(text)
+
+
+def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """Return the number of values in a YAML node, where an alias counts as what it refers to."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = CONFIG_VALUES  # a node within itself is endless
+        parts = itertools.chain.from_iterable(
+            part if isinstance(part, tuple) else (part,) for part in node.value
+        )
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def _with_floats(loaded: CfgNode, cfg: CfgNode) -> CfgNode:

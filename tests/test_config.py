@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.scale import set_keys_from_data
 from cellseg.network import build_network, check_network
 from tests.learn.cell_cases import image_of
+from tests.read.refusal import refusal
 
 MODELS = {  # millions of parameters, frozen ones included
     "demo": 6,
@@ -454,3 +456,35 @@ def test_the_default_recipe_has_no_fixed_scale():
     assert set_keys_from_data(cfg, cells_of((20, 20))) == []
     assert cfg.INPUT.ZOOM == 0
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]
+
+
+def laughs(levels):
+    """Return YAML whose aliases stand for 10 ** levels values."""
+    lines = ["a0: &a0 [0, 0]"]
+    lines += [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [laughs(9), "a: &a [*a]", "a: &a {b: *a}", 300_000 * "#", 3000 * "[", "INPUT: " + 900 * "{a: "],
+    ids=["laughs", "endless list", "endless section", "long", "nested", "nested sections"],
+)
+@pytest.mark.parametrize("as_base", [False, True])
+def test_config_files_that_cost_much(tmp_path, text, as_base):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    if as_base:
+        path = tmp_path / "b.yaml"
+        path.write_text("_BASE_: a.yaml")
+    assert str(tmp_path) in refusal(config.load_config, path)
+
+
+def test_aliases_of_few_values(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("MODEL: {PIXEL_MEAN: &mean [1, 2, 3], PIXEL_STD: *mean}\nVERSION: 2")
+    assert list(config.load_config(path).MODEL.PIXEL_STD) == [1, 2, 3]
+
+
+def test_a_device_is_no_config():
+    assert "device" in refusal(config.load_config, Path("/dev/zero"))

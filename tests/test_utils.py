@@ -134,6 +134,7 @@ def parser_of(command, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_flags_with_underscores_or_dashes(command, monkeypatch):
+    monkeypatch.setenv("CELLSEG_MAX_IMAGE_GB", "2")  # set by a flag, and restored
     parser = parser_of(command, monkeypatch)
     shown = set(re.findall(r"--[\w-]+", parser.format_help()))
     flags = {flag: action for action in parser._actions for flag in action.option_strings}

@@ -13,6 +13,7 @@ from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
 from cellseg.runs import BEST, LAST
+from cellseg.text import show
 
 
 class Checkpointable(Protocol):
@@ -21,6 +22,18 @@ class Checkpointable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+def take_number(
+    state: dict[str, Any], name: str, low: float, high: float = math.inf, whole: bool = False
+) -> Any:
+    """Return a number of a checkpoint. Raise ValueError if it is none, or not in its range."""
+    value = state[name]
+    types = (int,) if whole else (int, float)
+    if type(value) not in types or not low <= value <= high:
+        number = "a whole number" if whole else "a number"
+        raise ValueError(f"its {name} is {show(value)}, expected {number} from {low} to {high}")
+    return value
 
 
 class RunCheckpointer:
@@ -95,7 +108,7 @@ class RunCheckpointer:
         if not path.is_file():
             return -math.inf
         try:
-            return float(read_weights(path)["AP50"])
+            return float(take_number(read_weights(path), "AP50", 0, 100))
         except DAMAGE as error:
             raise InputError(
                 f"{path}: damaged ({reason(error)}), the best score can't be read; delete the file "

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cellseg.distributed import any_process, make_barrier, rank, world_size
-from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS
 from cellseg.network.loop import HookBase
@@ -116,8 +116,8 @@ class Validation(HookBase):
         return {"best": self.best, "worse": self.n_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
-        self.n_without_improvement = state["worse"]
+        self.best = take_number(state, "best", -math.inf, 100)
+        self.n_without_improvement = take_number(state, "worse", 0, whole=True)
         if self.should_stop:  # it was stopped early before
             self.trainer.max_iter = self.trainer.iter
 

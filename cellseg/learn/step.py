@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cellseg.device import autocast_dtype
 from cellseg.distributed import world_size
+from cellseg.learn.checkpoint import take_number
 from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
 
 
@@ -112,7 +113,8 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, with the optimizer options of the config."""
         load_optimizer_state(self.optimizer, state["optimizer"])
-        done = self.scheduler.last_epoch = state["schedule"]["last_epoch"]
+        done = take_number(state["schedule"], "last_epoch", 0, 1e12, whole=True)
+        self.scheduler.last_epoch = done
         parts = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
         self.scheduler._last_lr = [rate * multiplier(done) for rate, multiplier in parts]
         for group, rate in zip(self.optimizer.param_groups, self.scheduler._last_lr, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
+from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 
 # Errors of torch and pickle for a damaged file.
 DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError, ImportError, pickle.UnpicklingError,
+    AssertionError, ImportError, pickle.UnpicklingError, ArithmeticError, MemoryError,
 )  # fmt: skip
 
 
@@ -25,8 +28,11 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of numpy arrays, as in Detectron2's zoo; anything else could run code."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Reads pickles of numpy arrays, as in Detectron2's zoo; anything else could run code.
+
+    In Python, as the C version allocates as much memory as a damaged index of an object asks for.
+    """
 
     _ALLOWED = frozenset(
         {
@@ -75,6 +81,19 @@ def read_weights(path: Path) -> dict[str, Any]:
     Exception
         One of `DAMAGE`.
     """
+    check_ordinary(path)
+    try:
+        loaded = _read(path)
+    except DAMAGE:
+        raise
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+    if not isinstance(loaded, dict):
+        raise TypeError("not a checkpoint")
+    return loaded
+
+
+def _read(path: Path) -> Any:
     loaded: Any
     if path.suffix == ".pkl":
         with path.open("rb") as file:
@@ -82,14 +101,23 @@ def read_weights(path: Path) -> dict[str, Any]:
     elif path.suffix == ".safetensors":
         loaded = _read_safetensors(path)
     else:
+        _check_unpacked(path)
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, LookupError, EOFError):
             # torch's message ends in the advice to run the code.
             raise ValueError("truncated, or a pickle that can run code") from None
-    if not isinstance(loaded, dict):
-        raise TypeError("not a checkpoint")
     return loaded
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise ValueError if a file of torch, a zip, unpacks to much more than its size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > max(ZIP_BYTES, ZIP_RATIO * path.stat().st_size):
+        raise ValueError(f"{path.stat().st_size} bytes that unpack to {size}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

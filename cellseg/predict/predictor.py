@@ -337,6 +337,7 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
     InputError
         If the config is not that of a Mask R-CNN, or the file doesn't hold its weights.
     """
+    check_prediction_values(cfg)
     with config_errors("the run's config"):
         network = build_network(cfg)
     load_weights(network, weights)

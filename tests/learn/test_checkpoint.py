@@ -6,16 +6,20 @@ import collections
 import io
 import math
 import pickle
+import shutil
+import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.learn.checkpoint import RunCheckpointer
+from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.weights import load_initial_weights
 from cellseg.network.weights import load_weights
+from tests.read.refusal import refusal
 
 
 class Counter:
@@ -197,3 +201,72 @@ def test_a_pickle_with_another_suffix_is_not_read(tmp_path):
         (tmp_path / name).write_bytes(pickle.dumps(arrays, protocol=2))
         with pytest.raises(InputError, match="can't be loaded as weights"):
             load_initial_weights(net(), str(tmp_path / name))
+
+
+@pytest.mark.parametrize("score", [-1, math.nan, math.inf, 101, 10**400, "12", None, True, [3]])
+def test_an_impossible_best_score(tmp_path, score):
+    checkpointer = RunCheckpointer(net(), tmp_path)
+    checkpointer.save_weights(runs.BEST, net(), AP50=score)
+    with pytest.raises(InputError, match=r"model_best\.pth: damaged .*AP50"):
+        checkpointer.best_score()
+
+
+def resumed(run, tmp_path, change):
+    """Resume a copy of a run with a changed checkpoint. Return the message that refuses it."""
+    import train
+
+    copy = tmp_path / "model" / "run"
+    shutil.copytree(run, copy)
+    state = torch.load(copy / runs.LAST, weights_only=True)
+    change(state)
+    torch.save(state, copy / runs.LAST)
+    return refusal(train.main, ["--resume", str(copy), "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("iteration", -1), ("iteration", 10**30), ("last_epoch", math.nan), ("worse", "2")],
+)
+def test_impossible_progress(run, tmp_path, name, value):
+    def change(state):
+        trainer, step = state["trainer"], state["step"]
+        parts = (trainer, step["schedule"], trainer["hooks"]["Validation"])
+        next(part for part in parts if name in part)[name] = value
+
+    assert f"last.pth: can't be loaded as weights (its {name} is" in resumed(run, tmp_path, change)
+
+
+@pytest.mark.parametrize("value", [-1, 101, math.nan, -math.inf, 10**400, "2", None, True, [3]])
+def test_numbers_of_a_checkpoint(value):
+    with pytest.raises(ValueError, match="its score is"):
+        take_number({"score": value}, "score", 0, 100)
+    assert take_number({"score": 100}, "score", 0, 100, whole=True) == 100
+    with pytest.raises(ValueError, match="a whole number"):
+        take_number({"score": 1.5}, "score", 0, 100, whole=True)
+
+
+def test_pickles_that_ask_for_terabytes(tmp_path):
+    array = pickle.dumps(np.zeros(3, np.float32), protocol=2)
+    huge = array.replace(b"K\x03", b"\x8a\x06\0\0\0\0\0\x40")  # 2^46 values
+    assert huge != array
+    for content in (
+        huge,
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # an object with the number 2^31 - 1
+        b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little") + b"abc.",  # that many bytes
+    ):
+        (tmp_path / "a.pkl").write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.pkl: can't be loaded as weights"):
+            load_initial_weights(net(), str(tmp_path / "a.pkl"))
+
+
+def test_weights_that_unpack_to_much_more(tmp_path):
+    path = tmp_path / "a.pth"
+    write(path, net().state_dict())
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("archive/data/99", "w") as file,
+    ):
+        for _ in range(101):
+            file.write(bytes(1_000_000))
+    with pytest.raises(InputError, match="bytes that unpack to"):
+        load_initial_weights(net(), str(path))
