@@ -26,12 +26,14 @@ from cellseg.files import check_ordinary
 from cellseg.keys import (
     CROP_SIZES,
     FLAGS,
+    NETWORK_RANGES,
     OWN,
     PREDICTION_RANGES,
     SHARED_KEYS,
     SIDE_RANGE,
     TRAINING_RANGES,
     Allowed,
+    Range,
 )
 from cellseg.limits import CONFIG_BYTES, CONFIG_VALUES
 
@@ -311,6 +313,8 @@ def check_values(cfg: CfgNode) -> None:
     check_prediction_values(cfg)
     _check_ranges(cfg, TRAINING_RANGES)
     inputs, solver, data = cfg.INPUT, cfg.SOLVER, cfg.DATA
+    if solver.WEIGHT_DECAY_BIAS is not None:  # of no type
+        _check_ranges(cfg, {"SOLVER.WEIGHT_DECAY_BIAS": Range(0)})
     if not inputs.ZOOM and inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
         _check_ranges(cfg, {"INPUT.MIN_SIZE_TRAIN": SIDE_RANGE}, "MIN_SIZE_TRAIN_SAMPLING range")
     if not inputs.ZOOM and inputs.CROP.ENABLED:  # with a ZOOM, crops are of INPUT.WINDOW
@@ -330,6 +334,7 @@ def check_values(cfg: CfgNode) -> None:
 
 def check_prediction_values(cfg: CfgNode) -> None:
     """Raise InputError if a key that prediction reads is out of its range in `cellseg.keys`."""
+    _check_ranges(cfg, NETWORK_RANGES)
     _check_ranges(cfg, PREDICTION_RANGES)
 
 

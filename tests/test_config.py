@@ -263,6 +263,12 @@ def test_bad_options(options, expected):
         ("TEST.OVERLAP", "-5", "0 or more"),
         ("TEST.DETECTIONS_PER_IMAGE", "-1", "1 or more"),
         ("TEST.MASK_IOU", "0 1.5", "above 0 and up to 1"),
+        ("INPUT.FORMAT", "x rgb", "one of RGB, BGR "),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "x -1", "0 or more"),
+        ("MODEL.RPN.PRE_NMS_TOPK_TEST", "-1 0", "1 to"),
+        ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "nan", "from 0 to 1 "),
+        ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "() ('x',)", "numbers .a positive number"),
+        ("MODEL.ROI_MASK_HEAD.CONV_DIM", "0 1000000000", "1 to 100000 "),
     ],
 )
 def test_values_out_of_range(name, values, expected):
