@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -37,6 +38,9 @@ def run_checks() -> Iterator[Check]:
     for package, version in versions.items():
         if package not in ("python", "detectron2"):
             yield Check(f"{package} {version}", version != "missing", "run make setup")
+    jpeg = importlib.util.find_spec("simplejpeg") is not None
+    remedy = "without it most damaged JPEGs are not noticed: run make setup"
+    yield Check(f"simplejpeg{'' if jpeg else ' missing'}", jpeg, remedy, needed=False)
     yield _torchvision()
     yield Check(
         f"detectron2 {versions['detectron2']}: "

@@ -13,6 +13,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from cellseg.device import ENGINES, detectron2_problem
+from cellseg.messages import print_warnings
+
+print_warnings()  # as the commands do
 
 # No deadlines, since the machine may be busy.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.read.tiff import SUFFIXES
+from cellseg.messages import plural, warn
+from cellseg.read.tiff import MRXS, SUFFIXES
 from cellseg.text import is_printable
 
 TRAIN = "train"
 TEST = ("test", "test_release")
 TEST_LIST = "test_image_name_to_ids.json"
 ANNOTATIONS = "train__annot.json"
+SLIDES = (".svs", ".ndpi", MRXS, ".scn", ".bif", ".vms", ".svslide")
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
 """NYCU HW3's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
@@ -261,15 +263,27 @@ def find_test_folder(data: str | os.PathLike[str]) -> Path:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files of a folder, by file extension, sorted by name, without hidden ones.
+    """List the images and slides in a folder, by file extension, sorted by name.
 
-    Raises InputError if the folder is not found, or has no image.
+    Warns of all other files and folders, except hidden ones and by-products. Raises InputError if
+    the folder is not found, or has no image.
     """
-    endings = ", ".join(SUFFIXES)
+    endings = ", ".join((*SUFFIXES, *SLIDES))
     entries = list_entries(Path(folder), f"choose a folder with images ({endings})")
-    images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+    images = [
+        path for path in entries if path.suffix.lower() in (*SUFFIXES, *SLIDES) and path.is_file()
+    ]
     if not images:
         raise InputError(f"{folder}: no images, expected files that end in {endings}")
+    slides = {path.stem for path in images if path.suffix.lower() in (MRXS, ".vms")}
+    others = sorted({*entries} - {*images})
+    folders = [path.name for path in others if path.is_dir() and path.name not in slides]
+    files = [path.name for path in others if not path.is_dir()]
+    reasons = {"folder": "name it too, as it is not searched", "file": f"it must end in {endings}"}
+    for what, names in (("folder", folders), ("file", files)):
+        if names:
+            n = plural(len(names), what)
+            warn(f"{folder}: {n} left out ({reasons[what]}): {', '.join(names)}")
     return images
 
 

@@ -28,6 +28,11 @@ from cellseg.files import check_ordinary
 from cellseg.limits import check_image_memory
 from cellseg.read.resolution import Resolution, picture_resolution
 
+try:
+    import simplejpeg
+except ImportError:  # then only JPEGs that end early are refused
+    simplejpeg = None
+
 PIL.Image.MAX_IMAGE_PIXELS = None  # `check_image_memory` is used instead
 
 # The value of a TIFF's PhotometricInterpretation for values that rise from white to black.
@@ -66,9 +71,30 @@ def read_picture(path: Path) -> NDArray[Any]:
         # Pillow would cut 16-bit colour to the high byte.
         with decode_errors(path):
             return np.asarray(imagecodecs.png_decode(_pixel_chunks(path.read_bytes())))
+    if magic == _JPEG_MAGIC:
+        _check_jpeg(path)
     with _pillow(path, magic) as picture, decode_errors(path):
         PIL.ImageOps.exif_transpose(picture, in_place=True)
         return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _check_jpeg(path: Path) -> None:
+    """Raise InputError for a JPEG with damaged or missing pixels, for which decoders invent others.
+
+    Some cameras leave a few bytes between the pixels and the end.
+    """
+    if simplejpeg is None:
+        return
+    with _pillow(path, _JPEG_MAGIC) as picture:  # checks the memory
+        colours = {"L": "GRAY", "CMYK": "CMYK"}.get(picture.mode, "RGB")
+    try:
+        simplejpeg.decode_jpeg(path.read_bytes(), colours)
+    except ValueError as error:
+        surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
+        if "Corrupt JPEG data" in str(error) and not (surplus and int(surplus[1]) <= 64):
+            raise InputError(
+                f"{path}: damaged, its pixels are not complete ({error}); copy or export it again"
+            ) from None
 
 
 def picture_header(path: Path) -> PictureHeader:
@@ -319,6 +345,7 @@ def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     last = tiff.pages[-1]
     # Thumbnails and reduced levels of a pyramid are allowed, also as the first page.
     page = next((page for page in tiff.pages if not page.is_reduced), tiff.pages[0])
+    page = max((p for p in tiff.pages if _is_enlarged(p, page)), key=_area, default=page)
     pages = [p for p in tiff.pages if p is page or (not p.is_reduced and p.shape == page.shape)]
     imagej = tiff.imagej_metadata or {}
     count = max(len(pages), int(imagej.get("images", 1)))
@@ -332,6 +359,23 @@ def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     if following:
         raise ValueError("the list of its pages is cut off")
     return pages
+
+
+def _area(page: tifffile.TiffPage) -> int:
+    return int(page.imagelength * page.imagewidth)
+
+
+def _is_enlarged(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
+    """Return whether a page shows what another shows, with more pixels: then that is a thumbnail.
+
+    As far as sizes tell; labels and macro images of slides have other proportions.
+    """
+    high, wide = (
+        getattr(page, side) / max(1, getattr(other, side)) for side in ("imagelength", "imagewidth")
+    )
+    # Each side of a thumbnail is rounded.
+    tolerance = 1 / max(1, min(other.imagelength, other.imagewidth))
+    return bool(high > 1.5 and wide > 1.5 and abs(high / wide - 1) <= tolerance)
 
 
 def _count_channels(tiff: tifffile.TiffFile) -> int:

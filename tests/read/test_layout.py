@@ -121,10 +121,22 @@ def test_no_test_folder(tmp_path):
     assert "no test/ or test_release/" in refusal(find_test_folder, tmp_path)
 
 
-def test_images_of_a_folder(tmp_path):
-    fill(tmp_path / "in", "b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg")
+def test_images_of_a_folder(tmp_path, capsys):
+    """Whatever is left out is named, except hidden files and a slide's own folder."""
+    files = ("b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg", "f.czi", "g.mrxs", "h.SVS")
+    fill(tmp_path / "in", *files)
     fill(tmp_path / "in" / "folder.tif")
-    assert [path.name for path in list_images(tmp_path / "in")] == ["a.tif", "b.PNG", "e.jpeg"]
+    fill(tmp_path / "in" / "g", "Slidedat.ini")
+    names = [path.name for path in list_images(tmp_path / "in")]
+    assert names == ["a.tif", "b.PNG", "e.jpeg", "g.mrxs", "h.SVS"]
+    folders, others = capsys.readouterr().err.splitlines()
+    assert folders.startswith(f"warning: {tmp_path / 'in'}: 1 folder left out (")
+    assert folders.endswith(": folder.tif")
+    assert others.startswith(f"warning: {tmp_path / 'in'}: 2 files left out (")
+    assert others.endswith(": c.txt, f.czi")
+    fill(tmp_path / "whole", "a.tif")
+    list_images(tmp_path / "whole")
+    assert capsys.readouterr().err == ""
     fill(tmp_path / "none", "c.txt")
     assert "no images" in refusal(list_images, tmp_path / "none")
     assert "no such folder" in refusal(list_images, tmp_path / "absent")

@@ -218,6 +218,65 @@ def test_thumbnails_in_the_file_are_ignored(tmp_path):
     check(path, RGB)
 
 
+@pytest.mark.parametrize("flag", [0, 1])
+@pytest.mark.parametrize("divisor", [2, 3, 7])
+def test_a_thumbnail_as_the_first_page_is_ignored(tmp_path, flag, divisor):
+    """By its flag, or as another page is its enlargement."""
+    path = tmp_path / "thumbnail.tif"
+    thumbnail = np.ascontiguousarray(RGB[::divisor, ::divisor])
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(thumbnail, photometric="rgb", subfiletype=flag, metadata=None)
+        tiff.write(RGB, photometric="rgb", metadata=None)
+    check(path, RGB)
+
+
+def test_a_larger_page_of_another_shape_is_not_the_image(tmp_path):
+    """Such as the macro image of a slide, of which this is a crop."""
+    path = tmp_path / "crop.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(RGB, photometric="rgb", metadata=None)
+        tiff.write(np.zeros((90, 240, 3), np.uint8), photometric="rgb", metadata=None)
+    check(path, RGB)
+
+
+def jpeg(path, **options):
+    pixels = np.cumsum(RNG.integers(-9, 10, (96, 128, 3)), axis=1).clip(0, 255).astype(np.uint8)
+    pixels = pixels if options.pop("colour", True) else pixels[:, :, 0]
+    PIL.Image.fromarray(pixels).save(path, "JPEG", quality=90, **options)
+    return path.read_bytes()
+
+
+def without_the_middle(data):
+    middle, hole = len(data) // 2, len(data) // 8
+    return data[:middle] + bytes(hole) + data[middle + hole :]
+
+
+def with_height(data, change):
+    start = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    height = int.from_bytes(data[start : start + 2], "big") + change
+    return data[:start] + height.to_bytes(2, "big") + data[start + 2 :]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 4}, {"colour": 0}],
+    ids=str,
+)
+def test_jpegs_with_damaged_pixels(tmp_path, options):
+    pytest.importorskip("simplejpeg")
+    path = tmp_path / "a.jpg"
+    data = jpeg(path, **options)
+    with PIL.Image.open(path) as picture:
+        pixels = np.array(picture.convert("RGB"))
+    for valid in (data, data + bytes(3), data[:-2] + bytes(3) + data[-2:]):
+        path.write_bytes(valid)
+        check(path, pixels)
+    damaged = [without_the_middle(data), with_height(data, 64), with_height(data, -48)]
+    for invalid in (*damaged, data[: len(data) // 2] + b"\xff\xd9"):
+        path.write_bytes(invalid)
+        assert "damaged" in refusal(read_image, path)
+
+
 def refusal(read, path):
     line = refusal_of(read, path)
     assert line.startswith(f"{path}: ")
