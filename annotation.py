@@ -43,12 +43,14 @@ DESCRIPTION = """\
 Read every training image and its label maps, check them, and write one COCO file with
 one RLE mask per cell. Run it once before training.
 
-The data folder holds train/<image>/image.tif (8- or 16-bit, grey, RGB or RGBA) and next
-to it class1.tif, class2.tif, ...: a label map for each class that occurs, of any integer
-or float type, with 0 for background and one value for each cell.
-Instead of label maps it may hold outlines: one .geojson file from QuPath, or one .xml
-file from Aperio ImageScope (as in MoNuSAC), with the classes of --class_names or those
-of MoNuSAC (Epithelial, Lymphocyte, Neutrophil, Macrophage).
+The data folder holds train/<image>/image.tif (or .png, .jpg, .bmp) and next to it one of
+- class1.tif, class2.tif, ... (or .png, .npy): a label map for each class that occurs, of
+  any integer or float type, with 0 for background and one value for each cell
+- label.tif, ..._masks.png or similar: one label map of all cells, with their classes in
+  classes.csv (columns label,class), or of a single class of --class_names
+- outlines: one .geojson (or .geojson.gz) file from QuPath, or one .xml file from Aperio
+  ImageScope (as in MoNuSAC), with the classes of --class_names or those of MoNuSAC
+  (Epithelial, Lymphocyte, Neutrophil, Macrophage)
 With --coco, images and cells come from a COCO file of any program.
 """
 
@@ -90,8 +92,8 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--skip_bad", action="store_true",
-        help="skip images that can't be used and list them (default: stop at the first and write "
-        "nothing)",
+        help="leave out images, and single outlines and COCO annotations, that can't be used, and "
+        "list them (default: stop at the first and write nothing)",
     )  # fmt: skip
     return parser
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 
 import numpy as np
+import PIL.Image
 import pycocotools.mask
 import pytest
 import tifffile
@@ -14,7 +17,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import annotation
 import export
+from cellseg.errors import InputError
+from cellseg.read.foreign_coco import read_coco_images
+from cellseg.rle import decode
 from tests.read.refusal import refusal
+from tests.read.test_coco import JSON
+from tests.read.test_coco import PLACES as COCO_PLACES
 from tests.score.scoring_cases import rle
 
 LABELS = np.array([[1, 1, 0, 0, 2, 0], [1, 1, 0, 0, 2, 2], [0, 0, 0, 0, 0, 0], [3, 0, 3, 0, 0, 0]])
@@ -310,3 +318,252 @@ def test_skip_bad_skips_missing_images(tmp_path, capsys):
 def test_coco_defines_the_classes(tmp_path):
     arguments = write_coco(tmp_path, coco_of(rle(BOX)))
     assert "--class_names: " in refused(tmp_path, *arguments, "--class_names", "a")
+
+
+# ------------------------------------------------------------------ COCO of other programs
+
+
+def many(n=6, size=(60, 90)):
+    """Return a file with n squares of 8 x 8 as polygons, and the annotations expected of it."""
+    value = coco_of(None)
+    value["images"][0] |= {"height": size[0], "width": size[1]}
+    value["annotations"] = [
+        {"id": k + 1, "image_id": 5, "category_id": 30, "segmentation": [box(4 + 14 * k, 4, 8)]}
+        for k in range(n)
+    ]
+    return value
+
+
+def box(left, top, side):
+    right, bottom = left + side, top + side
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+EXPECTED = [([4 + 14 * k, 4, 8, 8], 64) for k in range(6)]
+
+
+def cells_of(coco):
+    return [(cell["bbox"], cell["area"]) for cell in coco["annotations"]]
+
+
+def with_image(**change):
+    value = many()
+    value["images"][0] |= change
+    return {**value, "images": [{k: v for k, v in value["images"][0].items() if v is not ...}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file_name": "pictures\\a.tif"},
+        {"file_name": "./pictures/a.tif"},
+        {"file_name": "{data}/pictures/a.tif"},
+        {"height": 60.0, "width": 90.0},
+        {"height": None, "width": None},
+        {"height": 0, "width": 0},
+        {"height": ...},
+        {"height": ..., "width": ..., "file_name": "pictures\\a.tif"},
+    ],
+)
+def test_paths_and_sizes_of_other_programs(tmp_path, capsys, change):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    if "file_name" in change:
+        change = {**change, "file_name": change["file_name"].format(data=tmp_path)}
+    coco = run(tmp_path, *write_coco(tmp_path, with_image(**change)))
+    assert coco["images"] == [{"id": 1, "file_name": "pictures/a.tif", "height": 60, "width": 90}]
+    assert cells_of(coco) == EXPECTED
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["C:\\data\\a.tif", "C:/data/a.tif", "/elsewhere/a.tif", "..\\a.tif"]
+)
+@pytest.mark.parametrize("size", [{}, {"height": None, "width": None}])
+def test_paths_elsewhere(tmp_path, name, size):
+    arguments = write_coco(tmp_path, with_image(file_name=name, **size))
+    text = refused(tmp_path, *arguments)
+    assert "a.tif: outside the data folder" in text
+
+
+@pytest.mark.parametrize("size", [{"height": 60.5}, {"height": "60"}, {"height": -1}])
+def test_impossible_sizes(tmp_path, size):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    assert "image 5: height" in refused(tmp_path, *write_coco(tmp_path, with_image(**size)))
+
+
+def test_a_byte_order_mark(tmp_path):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    (tmp_path / "theirs.json").write_text(json.dumps(many()), encoding="utf-8-sig")
+    assert cells_of(run(tmp_path, "--coco", str(tmp_path / "theirs.json"))) == EXPECTED
+
+
+def test_coordinates_from_0_to_1(tmp_path, capsys):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    for cell in value["annotations"]:
+        points = np.array(cell["segmentation"]).reshape(-1, 2) / (90, 60)
+        cell["segmentation"] = [points.ravel().tolist()]
+    assert cells_of(run(tmp_path, *write_coco(tmp_path, value))) == EXPECTED
+    assert "coordinates from 0 to 1, scaled to pixels: 6, in 1 image" in capsys.readouterr().err
+    # Not if one cell shows that they are pixels; this image isn't annotated at all.
+    value["annotations"][0]["segmentation"] = [box(4, 4, 8)]
+    assert len(run(tmp_path, *write_coco(tmp_path, value))["annotations"]) == 1
+
+
+DEGENERATE = {
+    "a point": [[5, 5]],
+    "two points": [[5, 5, 9, 9]],
+    "a line": [[5, 5, 6, 6, 7, 7]],
+    "one point thrice": [[5, 5, 5, 5, 5, 5]],
+    "between pixels": [[5, 5, 5.2, 5, 5.2, 5.2]],
+    "two points, in two parts": [[5, 5], [6, 6]],
+    "an empty RLE": {"size": [60, 90], "counts": [5400]},
+}
+
+
+@pytest.mark.parametrize("segmentation", DEGENERATE.values(), ids=DEGENERATE)
+@pytest.mark.parametrize("skip_bad", [[], ["--skip_bad"]])
+def test_cells_without_a_pixel_are_left_out(tmp_path, capsys, segmentation, skip_bad):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    value["annotations"].insert(
+        2, {**value["annotations"][0], "id": 9, "segmentation": segmentation}
+    )
+    assert cells_of(run(tmp_path, *write_coco(tmp_path, value), *skip_bad)) == EXPECTED
+    assert "cells without a pixel, left out: 1, in 1 image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stray", [part for part in DEGENERATE.values() if isinstance(part, list)][:4]
+)
+def test_a_stray_part_of_a_cell_is_left_out(tmp_path, capsys, stray):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    value["annotations"][3]["segmentation"] += stray
+    assert cells_of(run(tmp_path, *write_coco(tmp_path, value))) == EXPECTED
+    assert "parts of cells" in capsys.readouterr().err
+
+
+BAD_CELLS = {
+    "broken counts": {"size": [60, 90], "counts": "abc"},
+    "another size": {"size": [90, 60], "counts": [5400]},
+    "no mask": None,
+    "a box alone": [],
+    "half a point": [[1, 1, 2, 2, 3]],
+    "text": [["a"]],
+    "outside": [[400, 4, 408, 4, 408, 12]],
+}
+
+
+@pytest.mark.parametrize("segmentation", BAD_CELLS.values(), ids=BAD_CELLS)
+def test_skip_bad_leaves_out_a_cell_not_its_image(tmp_path, capsys, segmentation):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    value["annotations"].append({**value["annotations"][0], "id": 9, "segmentation": segmentation})
+    arguments = write_coco(tmp_path, value)
+    assert "theirs.json: annotation 9: " in refused(tmp_path, *arguments)
+    assert cells_of(run(tmp_path, *arguments, "--skip_bad")) == EXPECTED
+    assert "unusable cells, left out: 1, in 1 image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("segmentation", [*DEGENERATE.values(), *BAD_CELLS.values()])
+def test_an_image_of_which_no_cell_is_usable_is_not_one_without_cells(
+    tmp_path, capsys, segmentation
+):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    write_image(tmp_path / "b.tif", (60, 90))
+    value = many(3)
+    for cell in value["annotations"]:
+        cell["segmentation"] = segmentation
+    value["images"].append({"id": 6, "file_name": "b.tif", "height": 60, "width": 90})
+    arguments = write_coco(tmp_path, value)
+    assert "theirs.json: annotation 1: " in refused(tmp_path, *arguments)
+    coco = run(tmp_path, *arguments, "--skip_bad")
+    assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
+    assert "3 cells" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [{}, {"height": None}])
+def test_skip_bad_says_how_many_cells_go_with_an_image(tmp_path, capsys, size):
+    write_image(tmp_path / "b.tif", (60, 90))
+    value = with_image(**size)
+    value["images"].append({"id": 6, "file_name": "b.tif", "height": 60, "width": 90})
+    coco = run(tmp_path, *write_coco(tmp_path, value), "--skip_bad")
+    assert [image["file_name"] for image in coco["images"]] == ["b.tif"]
+    assert "a.tif: no such file; check the name (6 cells" in capsys.readouterr().err
+
+
+def test_exif_explains_a_size_in_a_coco_file(tmp_path):
+    pixels = PIL.Image.fromarray(np.full((60, 90, 3), 200, np.uint8))
+    tags = pixels.getexif()
+    tags[274] = 6
+    pixels.save(tmp_path / "a.jpg", exif=tags)
+    text = refused(tmp_path, *write_coco(tmp_path, with_image(file_name="a.jpg")))
+    assert "90 x 60 pixels (height x width), expected 60 x 90" in text
+    assert "EXIF orientation 6" in text
+
+
+SEGMENTATION = ("annotations", 0, "segmentation")
+PLACES = [(), (*SEGMENTATION, 0), (*SEGMENTATION, 0, 3), *[p for p in COCO_PLACES if len(p) < 4]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(PLACES), JSON, st.booleans())
+def test_any_value_anywhere_in_a_coco_file(tmp_path_factory, place, change, skip_bad):
+    data = tmp_path_factory.getbasetemp()
+    value = {"top": many(2)}
+    parent, key = value, "top"
+    for step in place:
+        parent, key = parent[key], step
+    parent[key] = change
+    path = data / "any.json"
+    path.write_text(json.dumps(value["top"]))
+    with contextlib.suppress(InputError):
+        _, images, _ = read_coco_images(path, data, skip_bad)
+        assert all(decode(image.masks, image.size) for image in images if image.masks)
+
+
+# ------------------------------------------------------------------ any folder
+
+
+def test_all_classes_of_all_images_are_a_ready_flag(tmp_path):
+    for name, classes in {"a": ["Fat cell", "Gland"], "b": ["Epithelial", "Ignore*"]}.items():
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [4, 0], [4, 3]]]},
+                "properties": {"classification": {"name": class_name}},
+            }
+            for class_name in classes
+        ]
+        write_train(tmp_path, name, a__geojson=json.dumps(features))
+    text = refused(tmp_path)
+    flag = "--class_names Epithelial 'Fat cell' Gland"
+    assert flag in text
+    coco = run(tmp_path, *shlex.split(flag))
+    assert [category["name"] for category in coco["categories"]] == shlex.split(flag)[1:]
+    assert len(coco["annotations"]) == 3
+    (tmp_path / "out.json").unlink()
+    text = refused(tmp_path, "--class_names", "Gland", "x")
+    assert "--class_names Gland x Epithelial 'Fat cell'" in text
+
+
+def test_skip_bad_counts_the_cells_of_label_maps_and_outlines(tmp_path, capsys):
+    tifffile.imwrite(write_train(tmp_path, "a") / "class1.tif", LABELS)
+    folder = write_train(tmp_path, "b")
+    tifffile.imwrite(folder / "class1.tif", LABELS)
+    (folder / "class2.tif").write_bytes(b"II*\0")
+    write_train(tmp_path, "c", a__xml=XML, size=(4, 1))
+    assert len(run(tmp_path, "--skip_bad")["annotations"]) == 3
+    err = capsys.readouterr().err
+    assert "class2.tif: " in err
+    assert "(3 cells" in err
+    assert "a.xml: region 1 is outside" in err
+    assert "(1 cell " in err
+
+
+def test_files_beside_the_folders_are_a_warning(tmp_path, capsys):
+    write_train(tmp_path, "a")
+    (tmp_path / "train" / "b.tif").write_bytes(b"")
+    run(tmp_path)
+    assert "in no image's folder, ignored: 1: b.tif" in capsys.readouterr().err

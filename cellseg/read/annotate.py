@@ -18,7 +18,7 @@ from cellseg.messages import listed, plural, warn
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
 from cellseg.read.classes import UnknownClassError
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage
-from cellseg.read.foreign_coco import CocoImage
+from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.label_maps import (
@@ -28,7 +28,7 @@ from cellseg.read.label_maps import (
     read_joint_label_map,
 )
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folder
-from cellseg.read.names import is_outside, short_name
+from cellseg.read.names import short_name
 from cellseg.read.orientation import orientation, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
 from cellseg.read.window import open_image
@@ -113,11 +113,7 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
 
     Raises InputError if it can't be read, is outside the data folder or has another size.
     """
-    if is_outside(image.file_name):
-        raise InputError(
-            f"{image.file_name}: outside the data folder; write the COCO file's file_name relative "
-            "to it"
-        )
+    check_inside(image.file_name)
     with open_image(image.path) as opened:
         pixels = opened.read_all()
     size = pixels.shape[:2]

@@ -204,10 +204,18 @@ def _repair_size(image: dict[str, Any], data: Path) -> None:
         if type(value) is float and value.is_integer():
             image[key] = int(value)
     name = image.get("file_name")
-    if isinstance(name, str) and not (image.get("height") and image.get("width")):
-        if is_outside(name) or not name.strip():
-            return  # an error later
+    has_size = image.get("height") and image.get("width")
+    if isinstance(name, str) and name.strip() and not has_size:
+        check_inside(name)
         image["height"], image["width"] = image_size(data / name)
+
+
+def check_inside(file_name: str) -> None:
+    """Raise InputError if an image is outside the data folder."""
+    if is_outside(file_name):
+        raise InputError(
+            f"{file_name}: outside the data folder; write the COCO file's file_name relative to it"
+        )
 
 
 def _are_fractions(parts: list[list[float]]) -> bool:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cellseg.read.layout import find_test_folder, list_images, list_train_folders, read_train_folder
+from cellseg.read.layout import (
+    find_test_folder,
+    list_images,
+    list_loose_files,
+    list_train_folders,
+    read_train_folder,
+)
 from tests.read.refusal import refusal
 
 
@@ -141,3 +147,104 @@ def test_images_of_a_folder(tmp_path, capsys):
     assert "no images" in refusal(list_images, tmp_path / "none")
     assert "no such folder" in refusal(list_images, tmp_path / "absent")
     assert "not a folder" in refusal(list_images, tmp_path / "in" / "a.tif")
+
+
+# ------------------------------------------------------------------ files with cells
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("label.png", "label_map"),
+        ("image_cp_masks.tif", "label_map"),
+        ("a.geojson.gz", "outlines"),
+        ("a.json", "outlines"),
+        ("A.XML", "outlines"),
+    ],
+)
+def test_files_of_all_classes(tmp_path, name, field):
+    folder = fill(tmp_path / "x", "image.jpg", name)
+    image = read_train_folder(folder, 4)
+    assert getattr(image, field) == folder / name
+    assert image.ignored == ()
+    # Unless there are label maps of the usual names.
+    fill(folder, "class1.png")
+    if name.endswith((".json", ".png", ".tif")):
+        image = read_train_folder(folder, 4)
+        assert (getattr(image, field), image.ignored) == (None, (name,))
+    else:
+        assert "both contain annotations" in refusal(read_train_folder, folder, 4)
+
+
+def test_a_label_map_with_its_table_and_other_files(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "label.npy", "a.csv", "settings.json", "x_seg.npy")
+    image = read_train_folder(folder, 4)
+    assert image.label_map == folder / "label.npy"
+    assert image.class_table == folder / "a.csv"
+    assert image.ignored == ("settings.json", "x_seg.npy")
+    fill(folder, "b.tsv")
+    assert "a.csv and b.tsv" in refusal(read_train_folder, folder, 4)
+
+
+@pytest.mark.parametrize("names", [("label.tif", "a_masks.png"), ("a.json", "b.json")])
+def test_two_files_of_all_classes(tmp_path, names):
+    folder = fill(tmp_path / "x", "image.tif", *names)
+    assert "both contain annotations" in refusal(read_train_folder, folder, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("image_seg.npy", "Cellpose"),
+        ("RoiSet.zip", "ImageJ"),
+        ("0012-0034.roi", "ImageJ"),
+        ("image.mat", "MATLAB"),
+        ("image.npz", "expected a label map"),
+        ("masks.h5", "expected a label map"),
+        ("image_outlines.txt", "or outlines"),
+        ("table.csv", "move it out of the folder"),
+        ("nuclei.tif", "rename it"),
+        ("label.jpg", "expected a label map"),
+    ],
+)
+def test_cells_in_other_files_are_not_no_cells(tmp_path, name, advice):
+    folder = fill(tmp_path / "x", "image.tif", name)
+    line = refusal(read_train_folder, folder, 4)
+    assert line.startswith(f"{folder / name}: ")
+    assert advice in line
+
+
+def test_a_folder_of_masks_is_not_no_cells(tmp_path):
+    fill(tmp_path / "x", "image.tif")
+    fill(tmp_path / "x" / "masks", "1.png")
+    assert str(tmp_path / "x" / "masks") in refusal(read_train_folder, tmp_path / "x", 4)
+
+
+def test_by_products_of_systems_and_archives_are_passed_over(tmp_path):
+    names = ("Thumbs.db", "desktop.ini", ".DS_Store", "._image.tif", "Icon\r")
+    folder = fill(tmp_path / "train" / "x", "image.tif", *names)
+    fill(folder / "__MACOSX", "._image.tif")
+    fill(tmp_path / "train" / "__MACOSX" / "x", "._image.tif")
+    fill(tmp_path / "train" / "@eaDir", "a")
+    assert list_train_folders(tmp_path) == [folder]
+    assert read_train_folder(folder, 4).ignored == ()
+    assert list_loose_files(tmp_path) == []
+
+
+def test_files_beside_the_folders(tmp_path):
+    fill(tmp_path / "train" / "x", "image.tif")
+    fill(tmp_path / "train", "y.tif", "Thumbs.db")
+    assert list_loose_files(tmp_path) == ["y.tif"]
+
+
+def test_an_image_of_another_name(tmp_path):
+    folder = fill(tmp_path / "x", "x.png", "class1.tif")
+    assert "rename x.png to image.png" in refusal(read_train_folder, folder, 4)
+
+
+def test_a_tiff_is_the_image_and_others_are_previews(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "image.png", "class1.tif")
+    image = read_train_folder(folder, 4)
+    assert (image.path.name, image.ignored) == ("image.tif", ("image.png",))
+    fill(tmp_path / "y", "image.jpg", "image.png")
+    assert "image.jpg and image.png" in refusal(read_train_folder, tmp_path / "y", 4)

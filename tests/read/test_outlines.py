@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -282,6 +283,134 @@ def test_geojson_cut_off_anywhere(path):
         refusal(geojson_cells, path, whole[:end])
 
 
+def large_cells(path, *features, class_names=CLASS_NAMES, **how):
+    """Return the number of cells by class in an image of 100 x 100, and the warnings."""
+    path.write_text(json.dumps(collection(*features)))
+    cells, warnings = fill_outlines(path, read_geojson(path), (100, 100), class_names, **how)
+    return {number: len(mask_runs) for number, mask_runs in cells.items()}, +warnings
+
+
+def drawn(left, top, side, name=None, kind="detection"):
+    one = feature([square(left, top, left + side, top + side)])
+    one["properties"] = {"objectType": kind}
+    if name:
+        one["properties"]["classification"] = {"name": name}
+    return one
+
+
+GRID = [(10 + 20 * (n % 4), 10 + 20 * (n // 4)) for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("region", "cell"),
+    [
+        ({"kind": "annotation"}, {"name": "class1"}),
+        ({"kind": "annotation"}, {"name": "class1", "kind": "annotation"}),
+        ({"kind": "annotation", "name": "class1"}, {"name": "class1"}),
+        ({"kind": "annotation", "name": "Tissue"}, {"name": "class1"}),
+    ],
+)
+def test_a_region_around_the_cells_is_no_cell(path, region, cell):
+    cells = [drawn(*corner, 8, **cell) for corner in GRID]
+    for features in ([drawn(5, 5, 90, **region), *cells], [*cells, drawn(0, 0, 100, **region)]):
+        n_cells, warnings = large_cells(path, *features)
+        assert n_cells == {1: 12}
+        assert warnings == {"regions around cells, ignored": 1}
+
+
+def test_a_region_around_one_cell_or_cells_of_one_class(path):
+    one = drawn(40, 40, 8, "class1", "annotation")
+    assert large_cells(path, drawn(5, 5, 90, kind="annotation"), one)[0] == {1: 1}
+    cells = [drawn(*corner, 8, kind="annotation") for corner in GRID]
+    n_cells, warnings = large_cells(
+        path, drawn(5, 5, 90, kind="annotation"), *cells, class_names=["cell"]
+    )
+    assert n_cells == {1: 12}
+    assert warnings == {"regions around cells, ignored": 1}
+
+
+def test_large_cells_and_cells_in_cells_are_no_regions(path):
+    around = [drawn(5, 5, 20, "class2"), drawn(10, 10, 5, "class1")]
+    assert large_cells(path, *around)[0] == {1: 1, 2: 1}
+    giant = drawn(5, 5, 90, "class2", "annotation")  # drawn as the others are
+    cells = [drawn(*corner, 8, "class1", "annotation") for corner in GRID]
+    assert large_cells(path, giant, *cells)[0] == {1: 12, 2: 1}
+    beside = [drawn(5, 50, 45, "class2"), *[drawn(*corner, 8, "class1") for corner in GRID[:4]]]
+    assert large_cells(path, *beside)[0] == {1: 4, 2: 1}
+
+
+def test_a_region_without_cells(path):
+    assert "no class" in refusal(large_cells, path, drawn(5, 5, 90, kind="annotation"))
+
+
+def test_points_lines_and_collections_among_cells(path):
+    cell = drawn(10, 10, 8, "class1")
+    features = [
+        cell,
+        feature([5, 5], None, shape="Point"),
+        feature([[5, 5], [6, 6]], "class2", shape="MultiPoint"),
+        feature([[5, 5], [6, 6]], shape="LineString"),
+        feature([[[5, 5], [6, 6]]]),  # a polygon of two points
+    ]
+    features[1]["properties"] = {}
+    collected = drawn(40, 40, 8, "class3")
+    collected["geometry"] = {
+        "type": "GeometryCollection",
+        "geometries": [{"type": "Point", "coordinates": [1, 1]}, collected["geometry"]],
+    }
+    n_cells, warnings = large_cells(path, *features, collected)
+    assert n_cells == {1: 1, 3: 1}
+    assert list(warnings.values()) == [4]
+    assert str(path) in refusal(large_cells, path, *features[1:])
+
+
+def test_all_unknown_classes_are_named_at_once(path):
+    features = [
+        drawn(*corner, 8, name)
+        for corner, name in zip(GRID, ["class1", "Fat", None, "Gland"], strict=False)
+    ]
+    text = refusal(large_cells, path, *features)
+    assert all(part in text for part in ("feature 2 has class 'Fat'", "'Gland'", "no class"))
+
+
+def test_skip_bad_leaves_out_single_outlines(path):
+    bad = [drawn(10, 10, 8, "Fat"), drawn(10, 10, 8), drawn(400, 10, 8, "class1")]
+    n_cells, warnings = large_cells(path, *bad, drawn(50, 50, 8, "class1"), skip_bad=True)
+    assert n_cells == {1: 1}
+    assert sum(warnings.values()) == 3
+    for features in (bad[:2], bad[2:], bad):  # all of them
+        assert str(path) in refusal(large_cells, path, *features, skip_bad=True)
+
+
+def test_gzipped_geojson(path):
+    text = json.dumps(collection(feature([RING]))).encode()
+    packed = path.with_suffix(".geojson.gz")
+    packed.write_bytes(gzip.compress(text))
+    (outline,) = read_geojson(packed)
+    assert outline.class_name == "class1"
+    whole = packed.read_bytes()
+    for end in range(len(whole)):
+        packed.write_bytes(whole[:end])
+        assert refusal(read_geojson, packed).startswith(f"{packed}: ")
+    packed.write_bytes(gzip.compress(b"{"))
+    assert "not JSON" in refusal(read_geojson, packed)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"images": [], "annotations": []}, "--coco"),
+        ({"version": "5", "shapes": []}, "LabelMe"),
+        ({"mag": 40, "nuc": {}}, "HoVer-Net"),
+        ({"scale": 1}, "not a GeoJSON Feature"),
+    ],
+)
+def test_json_of_other_programs(path, value, found):
+    text = refusal(geojson_cells, path, value)
+    assert text.startswith(f"{path}: ")
+    assert found in text
+
+
 # ------------------------------------------------------------------ ImageScope
 
 
@@ -342,6 +471,38 @@ def test_a_single_class_needs_no_name_in_xml(path):
     text = scope(annotation("Description", region(BOX)))
     assert list(scope_cells(path, text, class_names=["nucleus"])[0]) == [1]
     assert "region 1 has no class" in refusal(scope_cells, path, text)
+
+
+def test_rectangles_and_ellipses_by_two_corners(path):
+    """Pixel centres within x 1…9, y 2…6; of an ellipse, those of its equation."""
+    corners = [(9, 2), (1, 6)]
+    text = scope(
+        annotation("class1", region(corners, 'Type="1"')),
+        annotation("class2", region(corners, 'Type="2"')),
+        annotation("class3", region([(1, 2), (9, 2), (9, 6), (1, 6)], 'Type="2"')),
+        annotation("class4", region([(1, 2), (9, 2), (9, 6), (1, 6)], 'Type="1"')),
+    )
+    cells, warnings = scope_cells(path, text, (8, 12))
+    y, x = np.mgrid[:8, :12]
+    box = (x >= 1) & (x <= 9) & (y >= 2) & (y <= 6)
+    assert masks_of(cells[1]) == masks_of(cells[4]) == [box.astype(int).tolist()]
+    ellipse = ((x - 5) / 4) ** 2 + ((y - 4) / 2) ** 2
+    mask = np.array(masks_of(cells[2])[0], bool)
+    assert mask[ellipse < 0.99].all()
+    assert not mask[ellipse > 1.01].any()
+    assert masks_of(cells[3]) == masks_of(cells[2])
+    assert not +warnings
+
+
+def test_arrows_and_rulers_are_no_cells(path):
+    text = scope(
+        annotation("class1", region(BOX, 'Type="0"')),
+        annotation("class1", region([(0, 0), (3, 3)], 'Type="3"')),
+        annotation("", region([(0, 0), (3, 3), (5, 1)], 'Type="4"')),
+    )
+    cells, warnings = scope_cells(path, text)
+    assert {k: len(mask_runs) for k, mask_runs in cells.items()} == {1: 1}
+    assert +warnings == {"arrows and rulers, ignored": 2}
 
 
 def test_regions_that_are_no_cells_are_counted(path):

@@ -88,6 +88,9 @@ def test_groups_from_json_and_csv(tmp_path):
     as_csv.write_text("\ufeffimage,slide,group\r\na,x,p1\r\nb,y,2\r\n", encoding="utf-8")
     assert read_groups(as_json, ["b", "a"]) == {"b": "2", "a": "p1"}
     assert read_groups(as_csv, ["a", "b"]) == {"a": "p1", "b": "2"}
+    for separator in (";", "\t"):
+        as_csv.write_text(f"Group{separator}Image\np1{separator}a\n2{separator}b\n")
+        assert read_groups(as_csv, ["a", "b"]) == {"a": "p1", "b": "2"}
 
 
 @pytest.mark.parametrize(
