@@ -21,6 +21,9 @@ from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
 
+# Bytes of decoded images that are kept in memory, in each data loading process.
+_KEPT_IMAGES = 128 << 20
+
 
 class CellMapper:
     """Converts a sample to the dict that the networks train on, augmented by `cfg.INPUT`.
@@ -36,6 +39,8 @@ class CellMapper:
         self.image_format = cfg.INPUT.FORMAT
         self.donors = donors
         self._mask_runs: dict[str, MaskRuns] = {}
+        self._images: dict[str, NDArray[np.uint8]] = {}
+        self._room = _KEPT_IMAGES
 
     def __call__(self, sample: ImageCells, rng: np.random.Generator) -> dict[str, Any]:
         """Load and augment a sample.
@@ -69,17 +74,28 @@ class CellMapper:
         self, sample: ImageCells, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
         """Draw a view of a sample. Return its image, its masks and their classes."""
+        image = self._read(sample)
+        view = self._draw_view(sample, rng)
+        if sample.name not in self._mask_runs:
+            self._mask_runs[sample.name] = decode(sample.masks, sample.size)
+        kept, masks = view.apply_masks(self._mask_runs[sample.name])
+        return view.apply_image(image), masks, sample.classes[kept]
+
+    def _read(self, sample: ImageCells) -> NDArray[np.uint8]:
+        """Return the image of a sample, and keep it while there is room."""
+        if sample.name in self._images:
+            return self._images[sample.name]
         image = read_image(sample.path)
         if image.shape[:2] != sample.size:
             raise InputError(
                 f"{sample.path}: {image.shape[0]} x {image.shape[1]} pixels, expected "
                 f"{sample.size[0]} x {sample.size[1]} from the annotations; run annotation.py again"
             )
-        view = self._draw_view(sample, rng)
-        if sample.name not in self._mask_runs:
-            self._mask_runs[sample.name] = decode(sample.masks, sample.size)
-        kept, masks = view.apply_masks(self._mask_runs[sample.name])
-        return view.apply_image(image), masks, sample.classes[kept]
+        if image.nbytes <= self._room:
+            image.flags.writeable = False
+            self._images[sample.name] = image
+            self._room -= image.nbytes
+        return image
 
 
 def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:

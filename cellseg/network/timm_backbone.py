@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cellseg.errors import InputError
+from cellseg.network.depthwise import replace_depthwise
 
 TIMM_FPN = "build_timm_fpn_backbone"
 
@@ -132,4 +133,5 @@ def _create(name: str) -> Any:
             f"MODEL.TIMM.NAME {name}: its features are {layout.upper()} of strides {strides}, "
             f"expected NCHW of strides {_STRIDES}; choose another, such as convnextv2_base"
         )
+    replace_depthwise(body, _timm("timm.layers").Conv2dSame)
     return body

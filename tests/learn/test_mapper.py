@@ -174,3 +174,21 @@ def test_the_shape_is_known_without_reading(tmp_path, recipe):
     for seed in range(8):
         expected = mapped(sample, np.random.default_rng(seed))["image"].shape[1:]
         assert mapped.shape(sample, np.random.default_rng(seed)) == tuple(expected)
+
+
+@pytest.mark.parametrize("room", [3 * 20 * 30, 3 * 20 * 30 - 1])
+def test_images_are_kept_while_there_is_room(tmp_path, monkeypatch, room):
+    monkeypatch.setattr("cellseg.learn.mapper._KEPT_IMAGES", room)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    sample = sample_of(tmp_path, image, [slanted(20, 30)])
+    mapped = mapper()
+    first = mapped(sample, np.random.default_rng(5))["image"]
+    first.zero_()  # what a caller does with it changes nothing
+    expected = mapped(sample, np.random.default_rng(5))["image"]
+    assert expected.any()
+    sample.path.unlink()
+    if room < image.nbytes:
+        with pytest.raises(InputError, match=r"image\.png"):
+            mapped(sample, np.random.default_rng(5))
+    else:
+        assert torch.equal(mapped(sample, np.random.default_rng(5))["image"], expected)
