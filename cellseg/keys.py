@@ -131,12 +131,16 @@ OWN: dict[str, Any] = {
         "TRUSTED_SHA256": "",
         # Compute the anchor sizes from the training cells. Setting only SIZES turns this off.
         "ANCHOR_GENERATOR": {"FROM_DATA": False},
+        # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
+        "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
     },
     "SOLVER": {
         # SGD, Adam, AdamW or Adagrad.
         "OPTIMIZER": "SGD",
         # Number of parts of a batch, which go through the network one after the other.
         "ACCUMULATE": 1,
+        # Learning rate of the backbone without its pyramid, as a multiple of BASE_LR.
+        "BACKBONE_LR_FACTOR": 1.0,
         # Decay of the moving average of the weights, which is then scored and saved; 0 for none.
         "EMA": 0.0,
         # Lengths in epochs, which set Detectron2's keys in iterations unless 0: MAX_ITER,
@@ -304,6 +308,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
     "INPUT.WINDOW": _POSITIVE,
+    "MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE": _NOT_NEGATIVE,
     "INPUT.ZOOM_JITTER": _NOT_NEGATIVE,
     "INPUT.MIN_SIZE_TRAIN": Numbers(Range(0, whole=True), 1),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -321,6 +326,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
+    "SOLVER.BACKBONE_LR_FACTOR": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": _POSITIVE,
     "SOLVER.ACCUMULATE": _POSITIVE,

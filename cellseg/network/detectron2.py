@@ -14,6 +14,7 @@ from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
@@ -43,6 +44,27 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
     )
+
+
+@ROI_HEADS_REGISTRY.register()
+class CellHeads(StandardROIHeads):  # type: ignore[misc]
+    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all."""
+
+    max_masks = 0
+
+    def _forward_mask(self, features: Any, instances: Sequence[Instances]) -> Any:
+        if self.training and self.max_masks:
+            # Sampled proposals are in random order, those of cells first.
+            instances = [proposals[: self.max_masks] for proposals in instances]
+        return super()._forward_mask(features, instances)
+
+
+@ROI_HEADS_REGISTRY.register()
+class CellCascadeHeads(CascadeROIHeads, CellHeads):  # type: ignore[misc]
+    """The same as a cascade."""
+
+
+_HEADS = {"StandardROIHeads": "CellHeads", "CascadeROIHeads": "CellCascadeHeads"}
 
 
 class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
@@ -121,7 +143,12 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     # torch's remarks on Detectron2's code
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    network: CellRCNN = CellRCNN(cfg).to(cfg.MODEL.DEVICE)
+    name = cfg.MODEL.ROI_HEADS.NAME
+    with_own_heads = cfg.clone()
+    with_own_heads.defrost()
+    with_own_heads.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
+    network: CellRCNN = CellRCNN(with_own_heads).to(cfg.MODEL.DEVICE)
+    network.roi_heads.max_masks = cfg.MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE
     for module in network.modules():
         if isinstance(module, ROIPooler):
             module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))

@@ -149,7 +149,14 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     """torchvision's heads, with `CellMasks` as ground truth and mask grids over boxes as output.
 
     torchvision's own use masks of the size of the image.
+
+    Attributes
+    ----------
+    max_masks
+        Maximum number of cells per image that train the mask head; 0 for all.
     """
+
+    max_masks = 0
 
     def losses(
         self,
@@ -162,7 +169,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         logits, regression = self._classify(features, proposals)
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
 
-        is_cell = [label > 0 for label in labels]
+        is_cell = [_draw(label > 0, self.max_masks) for label in labels]
         boxes = [proposal[cell] for proposal, cell in zip(proposals, is_cell, strict=True)]
         classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, is_cell, strict=True)])
         grids = self._predict_mask_logits(features, boxes, classes)
@@ -278,6 +285,16 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]
         return tuple([level.float() for level in levels] for levels in super().forward(features))
 
 
+def _draw(chosen: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a mask with at most `count` of the true elements, drawn at random; 0 for all."""
+    if not count or chosen.sum() <= count:
+        return chosen
+    indices = chosen.nonzero()[:, 0]
+    drawn = torch.zeros_like(chosen)
+    drawn[indices[torch.randperm(len(indices), device=chosen.device)[:count]]] = True
+    return drawn
+
+
 def check(cfg: CfgNode) -> None:
     """Raise InputError if only Detectron2 supports a value, or if timm lacks the network."""
     for key, values in _SUPPORTED_VALUES.items():
@@ -369,6 +386,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
             mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
         ),
     )
+    heads.max_masks = mask.BATCH_SIZE_PER_IMAGE
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),

@@ -12,6 +12,7 @@ import torch
 
 from cellseg import config
 from cellseg.errors import InputError
+from cellseg.learn.optimizer import build_optimizer
 from cellseg.learn.weights import load_initial_weights
 from cellseg.network import build_network, check_network
 from tests.network.network_cases import picture, sample
@@ -185,3 +186,39 @@ def test_without_timm(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"MODEL\.BACKBONE\.NAME .*pip install timm"):
         build_network(load("resnet10t"))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_part_of_the_cells_trains_the_mask_head(load, most):
+    cfg = load("resnet10t")
+    config.merge_options(cfg, ["MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE", str(most)])
+    torch.manual_seed(0)
+    network: Any = build_network(cfg)
+    assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
+    counts = []
+    network.roi_heads.mask_head.register_forward_pre_hook(
+        lambda _module, inputs: counts.append(len(inputs[0]))
+    )
+    losses = network.train()([sample(), sample()])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    (count,) = counts
+    assert count == 2 if most else count >= 4  # the two cells of each sample are proposals too
+    (detections,) = network.eval().detect([picture()])
+    assert counts[1:] == [len(detections)]
+
+
+def test_learning_rate_of_the_backbone(load):
+    cfg = load("resnet10t")
+    config.merge_options(cfg, ["SOLVER.BASE_LR", "0.01", "SOLVER.BACKBONE_LR_FACTOR", "0.1"])
+    network = build_network(cfg)
+    slow = {id(parameter) for parameter in timm_backbone(network).parameters()}
+    rates = {
+        id(parameter): group["lr"]
+        for group in build_optimizer(cfg, network).param_groups
+        for parameter in group["params"]
+    }
+    assert len(slow) > 20
+    assert rates == {
+        id(parameter): pytest.approx(0.001 if id(parameter) in slow else 0.01)
+        for parameter in network.parameters()
+    }
