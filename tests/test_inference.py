@@ -151,6 +151,30 @@ def test_no_detections(predict, cells, tmp_path, capsys):
         check_submission.main([str(archive), "--data", str(cells)])
 
 
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_weights_that_give_nan(predict, run, tmp_path, capsys, value):
+    """Values so large overflow in the next layer."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    saved = torch.load(copy / runs.BEST, weights_only=True)
+    weight = next(v for name, v in saved["model"].items() if v.ndim == 4)
+    weight[0] = value
+    torch.save(saved, copy / runs.BEST)
+    assert predict(checkpoint=copy) == 0
+    err = capsys.readouterr().err
+    assert "warning: values of the network are not finite (NaN) in 3 of 3 batches" in err
+
+
+def test_images_that_are_almost_black(predict, tmp_path, capsys):
+    for name, value in (("black", 0), ("dim", 60), ("bright", 200)):
+        Image.fromarray(np.full((40, 30), value, np.uint8)).save(tmp_path / f"{name}.png")
+    assert predict("--images", *tmp_path.glob("*.png")) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "of 255" in line]
+    assert line.startswith("warning: 2 images with no pixel above 64 of 255")
+    assert "black.png" in line
+    assert "dim.png" in line
+    assert "bright.png" not in line
+
+
 @pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
 def test_train_and_validation_images(predict, run, cells, tmp_path, capsys, dataset, count):
     assert predict("--dataset", dataset, "--score_threshold", 0) == 0

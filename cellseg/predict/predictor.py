@@ -36,6 +36,7 @@ from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
+from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
 from cellseg.predict.views import magnification, plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.resolution import MPP_RANGE, is_plausible
@@ -240,6 +241,7 @@ class Predictor:
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = _batched(jobs, max(1, self.batch // n_views))
         with (
+            warn_of_values_not_finite(self.networks),
             contextlib.closing(_TileReader()) as reader,
             ThreadPoolExecutor(1) as ahead,
             ThreadPoolExecutor(1) as behind,
@@ -253,6 +255,7 @@ class Predictor:
                 encoding = behind.submit(self._fuse_and_encode, group, detections)
             if encoding:
                 yield from encoding.result()
+            reader.brightness.warn()
 
     def _detect(
         self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
@@ -449,6 +452,7 @@ class _TileReader:
     def __init__(self) -> None:
         self._image: Path | NDArray[Any] | None = None
         self._opened: WindowedImage | None = None
+        self.brightness = BrightnessCheck()
 
     def read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
         """Return the pixels of a tile, or the error of its image."""
@@ -463,7 +467,10 @@ class _TileReader:
                     f"{job.image}: {height} x {width} pixels (height x width), but the list says "
                     f"{expected[0]} x {expected[1]}; use the listed image"
                 )
-            return self._opened.read(job.tile.window)
+            tile = self._opened.read(job.tile.window)
+            if isinstance(job.image, Path):
+                self.brightness.add(job.image, tile)
+            return tile
         except InputError as error:
             return error
 
