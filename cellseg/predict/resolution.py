@@ -101,7 +101,7 @@ def _kind(
         return "of unknown resolution, assumed to have the run's (--mpp states it), level 0"
     source = "stated" if stated else opened.resolution and opened.resolution.source
     factors = sorted({f"{magnification(cfg, record.mpp):.3g}" for cfg in cfgs})
-    return f"of {record.mpp:.4g} µm ({source}), scale {' and '.join(factors)}, level {record.level}"
+    return f"of {record.mpp:.3g} µm ({source}), scale {' and '.join(factors)}, level {record.level}"
 
 
 def _run_text(cfgs: Sequence[CfgNode]) -> str:
@@ -119,4 +119,4 @@ def _kinds_text(kinds: Counter[str], cfgs: Sequence[CfgNode]) -> str:
     if not any(cfg.DATA.MPP and _uses_resolution(cfg) for cfg in cfgs):
         return ""
     texts = [f"{plural(count, 'image')} {kind}" for kind, count in kinds.most_common()]
-    return listed(texts) if texts else "no image can be read"
+    return "; ".join(texts[:3] + ["…"] * (len(texts) > 3)) or "no image can be read"

@@ -60,7 +60,7 @@ def tiff_resolution(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Resolut
     """
     text = page.description
     aperio = text if text.startswith("Aperio") else ""
-    unit = _MICROMETRES.get(str((tiff.imagej_metadata or {}).get("unit", "")).strip().lower(), 0.0)
+    unit = _MICROMETRES.get(_imagej_unit(tiff.imagej_metadata or {}), 0.0)
     across, down = _rational(page, 282), _rational(page, 283)  # pixels per unit
     tag = page.tags.get(296)
     length = _OF_RESOLUTION_UNIT.get(tag.value if tag else 2, 0.0)
@@ -98,6 +98,11 @@ def _resolution(x: float, y: float, source: str) -> Resolution | None:
 def _of_magnification(power: float) -> Resolution | None:
     """Return what scanners with this objective usually have: 0.25 µm at 40, 0.5 µm at 20."""
     return _resolution(10 / power, 10 / power, f"magnification {power:g}") if power else None
+
+
+def _imagej_unit(metadata: Mapping[str, Any]) -> str:
+    name = str(metadata.get("unit", "")).strip().lower()
+    return name.replace("\\u00b5", "µ")  # escaped as in Java
 
 
 def _ome_resolution(xml: str) -> Resolution | None:

@@ -38,7 +38,12 @@ PIL.Image.MAX_IMAGE_PIXELS = None  # `check_image_memory` is used instead
 # The value of a TIFF's PhotometricInterpretation for values that rise from white to black.
 WHITE_IS_ZERO = 0
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+# Endings of image files: TIFFs, pictures, and slides that OpenSlide reads.
+SUFFIXES = (
+    *(".tif", ".tiff", ".btf", ".tf8", ".svs", ".qptiff"),
+    *(".png", ".jpg", ".jpeg", ".bmp"),
+    *(".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
+)
 
 # tifffile logs problems and continues. Those that matter are checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

@@ -7,6 +7,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
@@ -516,3 +517,120 @@ def test_garbled_bytes_are_an_error_or_read_as_by_read_image(tmp_path):
                 outcomes.add("read")
                 assert np.array_equal(pixels, read_image(garbled))
     assert outcomes == {"error", "read"}
+
+
+# Channels as pages, thumbnails, bits in use
+
+CHANNELS = np.ascontiguousarray(np.moveaxis(RGB, 2, 0))
+
+
+def check_levels(path, levels):
+    for n, pixels in enumerate(levels):
+        with open_image(path, n) as image:
+            assert image.size == pixels.shape[:2]
+            for window in random_windows(np.random.default_rng(n), image.size, 5):
+                check(image, window, pixels)
+    assert np.array_equal(read_image(path), levels[0])
+
+
+@pytest.mark.parametrize("layout", [{}, TILES | ZIP, STRIPS | LZW])
+def test_three_channels_as_pages_of_ome_are_colours(tmp_path, layout):
+    path = tmp_path / "image.ome.tif"
+    options = {"photometric": "minisblack"} | layout
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(CHANNELS, subifds=1, metadata={"axes": "CYX"}, **options)
+        tiff.write(CHANNELS[:, ::2, ::2], subfiletype=1, **options)
+    check_levels(path, [RGB, RGB[::2, ::2]])
+
+
+@pytest.mark.parametrize("mode", ["composite", "color", "grayscale"])
+def test_three_channels_of_imagej_are_colours(tmp_path, mode):
+    path = tmp_path / "composite.tif"
+    tifffile.imwrite(path, CHANNELS, imagej=True, metadata={"axes": "CYX", "mode": mode})
+    check_levels(path, [RGB])
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"imagej": True, "metadata": {"axes": "ZYX"}}, 3),
+        ({"imagej": True, "metadata": {"axes": "CYX"}}, 4),
+        ({"ome": True, "metadata": {"axes": "TYX"}}, 3),
+        ({"ome": True, "metadata": {"axes": "CYX"}}, 2),
+        ({}, 3),
+    ],
+)
+def test_other_stacks_are_no_images(tmp_path, options, count):
+    path = tmp_path / "stack.tif"
+    pixels = np.stack([GREY] * count)
+    tifffile.imwrite(path, pixels, photometric="minisblack", **options)
+    assert f"a stack of {count} images" in refusal(path)
+
+
+def test_a_stack_in_one_directory_is_no_image(tmp_path):
+    """ImageJ writes only one for the pages of a file of over 4 GB."""
+    path = tmp_path / "stack.tif"
+    text = "ImageJ=1.54\nimages=5\nslices=5\n"
+    tifffile.imwrite(path, GREY, description=text, metadata=None)
+    assert "a stack of 5 images" in refusal(path)
+
+
+def test_a_thumbnail_in_front_is_not_the_image(tmp_path):
+    path = tmp_path / "image.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(RGB[::5, ::5], photometric="rgb", subfiletype=1, metadata=None)
+        tiff.write(RGB, photometric="rgb", metadata=None)
+    with open_image(path) as image:
+        check(image, (0, 0, WIDTH, HEIGHT), RGB)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("layout", [{}, TILES | ZIP, {"rowsperstrip": 1} | LZW, "png"])
+def test_the_bits_in_use_of_16_are_found(tmp_path, bits, layout):
+    """The same in windows, levels and whole images."""
+    top = (1 << bits) - 1
+    deep = np.round(RGB * (top / 255)).astype(np.uint16)
+    path = tmp_path / "image"
+    if layout == "png":
+        path.write_bytes(imagecodecs.png_encode(deep))
+    else:
+        with tifffile.TiffWriter(path) as tiff:
+            tiff.write(deep, photometric="rgb", subifds=1, **layout)
+            dark = deep[::2, ::2] // 9
+            tiff.write(dark, photometric="rgb", subfiletype=1, **layout)
+    with open_image(path) as image:
+        assert image.bits == bits
+        assert [f"{bits}-bit" in note for note in image.notes] == [True] * (bits < 16)
+        check(image, (7, 5, 40, 60), RGB)
+    if layout != "png":
+        with open_image(path, 1) as image:
+            assert image.bits == bits
+            assert np.abs(image.read((0, 0, 20, 30)) - dark[:30, :20] * (255 / top)).max() <= 0.5
+    with from_array(deep) as image:
+        assert image.bits == bits
+        check(image, (7, 5, 40, 60), RGB)
+    assert np.array_equal(read_image(path), RGB)
+
+
+def test_bits_in_use_are_those_of_the_colours(tmp_path):
+    """An opaque alpha has 16 bits; values that rise to black are bright if they are small."""
+    path = tmp_path / "image.tif"
+    deep = np.round(RGBA * (4095 / 255)).astype(np.uint16)
+    deep[:, :, 3] = 65535
+    tifffile.imwrite(path, deep, **ALPHA)
+    check_levels(path, [RGB])
+    tifffile.imwrite(path, deep[:, :, 0], photometric="miniswhite")
+    assert read_image(path).min() >= 255 - 16
+    tifffile.imwrite(path, RGB, photometric="rgb")
+    with open_image(path) as image:
+        assert image.bits is None
+
+
+def test_values_above_the_range_that_was_sampled_are_white(tmp_path):
+    path = tmp_path / "image.tif"
+    deep = np.full((400, 8, 3), 2000, np.uint16)
+    deep[3, 2] = 60_000
+    tifffile.imwrite(path, deep, photometric="rgb")
+    with open_image(path) as image:
+        assert image.bits == 12
+        assert (image.read((2, 3, 3, 4)) == 255).all()
