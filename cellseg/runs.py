@@ -23,7 +23,15 @@ BEST = "model_best.pth"  # weights with the best score on the validation images
 SUMMARY = "cross-validation.json"  # in the parent folder of all folds, once they are finished
 METRICS = "metrics.json"  # a line of JSON for each point of the curves
 
-_PACKAGES = ("torch", "torchvision", "detectron2", "numpy", "pycocotools", "tifffile")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "detectron2",
+    "numpy",
+    "pycocotools",
+    "tifffile",
+    "openslide-python",
+)
 
 
 def new_run(root: Path, recipe: str) -> Path:

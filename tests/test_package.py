@@ -178,7 +178,7 @@ def pins(name):
 def test_imported_packages_are_declared(requirements):
     imported = third_party(PROJECT / "cellseg")
     needed, reports = names(requirements[""]), names(requirements["report"])
-    assert needed <= imported <= needed | reports
+    assert needed - {"openslide-bin"} <= imported <= needed | reports  # openslide loads it
 
 
 @pytest.mark.parametrize(

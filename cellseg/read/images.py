@@ -20,6 +20,7 @@ from cellseg.read.names import (
     name_outputs_uniquely,
 )
 from cellseg.read.resolution import is_plausible
+from cellseg.read.slide import slide_id
 from cellseg.read.window import image_size, open_image
 from cellseg.text import show
 
@@ -160,6 +161,8 @@ def list_annotated_images(
 def list_image_files(paths: Sequence[Path]) -> list[ImageRecord]:
     """List images, and the images in folders, with the ids 1, 2, …, absolute names, each once.
 
+    Of a slide in several DICOM files, that is the first.
+
     Raises InputError if a file is not found, a folder has no image, or a name can't be printed.
     """
     files: list[Path] = []
@@ -170,7 +173,9 @@ def list_image_files(paths: Sequence[Path]) -> list[ImageRecord]:
             files.append(path)
         else:
             raise InputError(f"--images {path}: no such file, expected an image or a folder")
-    unique_files = {path.resolve(): path for path in files}
+    unique_files: dict[object, Path] = {}
+    for path in files:
+        unique_files.setdefault(slide_id(path), path)
     names = [str(absolute_path(path)) for path in unique_files.values()]
     name_outputs_uniquely("--images", names)  # raises InputError
     return [

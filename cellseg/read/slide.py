@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,8 @@ from cellseg.read.resolution import slide_resolution
 from cellseg.read.tiff import MRXS, decode_errors
 from cellseg.read.windowed import WindowedImage, check_level
 
+DICOM = ".dcm"  # each level of a slide is a file, and any of them opens it
+
 
 def slide_format(path: Path) -> str | None:
     """Return OpenSlide's name of a file's format, None if it can't read the file."""
@@ -24,12 +26,21 @@ def slide_format(path: Path) -> str | None:
     return name
 
 
+def slide_id(path: Path) -> object:
+    """Return what the files of one slide have in common: a DICOM series, else the file."""
+    if path.suffix.lower() == DICOM and (library := _openslide()) is not None:
+        with contextlib.suppress(library.OpenSlideError, OSError), library.OpenSlide(path) as slide:
+            return path.parent.resolve(), slide.properties["dicom.SeriesInstanceUID"]
+    return path.resolve()
+
+
 def _openslide() -> ModuleType | None:
     """Import OpenSlide, which takes a while; return None if it is not installed."""
     try:
-        return importlib.import_module("openslide")
+        import openslide
     except (ImportError, OSError):  # the package or its library
         return None
+    return openslide
 
 
 class SlideImage(WindowedImage):

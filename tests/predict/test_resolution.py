@@ -137,7 +137,7 @@ def test_a_run_that_resizes_whole_images(tmp_path, size):
         path = tmp_path / f"{mpp}.tif"
         write_tags(path, discs(mpp), mpp)
     cfg = cfg_of(INPUT__ZOOM=0.0, INPUT__MIN_SIZE_TEST=size or 0)
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
 
     class Watching(DiscFinder):
         def detect(self, images):
@@ -172,7 +172,8 @@ def test_a_level_and_a_resolution_that_are_stated(tmp_path):
     levels = [np.full((side, side, 3), 255, np.uint8) for side in (400, 200)]
     write_ome(path, levels[0], 2.0, levels[1:])
     (image,), line = set_resolution([record(path)], [cfg_of()], mpp=0.25, level=1)
-    assert (image.level, image.size, image.mpp) == (1, (200, 200), pytest.approx(0.5))
+    assert (image.level, image.size) == (1, (200, 200))
+    assert image.mpp == pytest.approx(0.5)
     assert "stated" in line
     # What the annotations say comes before what the file says.
     (image,), _ = set_resolution([record(path, (400, 400), 0.5)], [cfg_of()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import tifffile
 
 from cellseg.read import slide as slide_module
+from cellseg.read.images import list_image_files
 from cellseg.read.slide import SlideImage
 from cellseg.read.window import open_image, read_image
 from tests.read.refusal import refusal
@@ -149,6 +151,62 @@ def test_both_readers_agree_on_a_real_slide():
         assert ours.mpp == pytest.approx(theirs.mpp) == 0.19448
         assert ours.levels == theirs.levels == ((1153, 1307),)
         assert np.array_equal(ours.read_all(), theirs.read_all())
+
+
+def dicom_element(group, number, kind, value):
+    if isinstance(value, str):
+        value = value.encode()
+        value += (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
+    elif isinstance(value, int):
+        value = struct.pack({"US": "<H", "UL": "<I"}[kind], value)
+    length = struct.pack("<2xI" if kind in ("OB", "SQ") else "<H", len(value))
+    return struct.pack("<HH", group, number) + kind.encode() + length + value
+
+
+def dicom_item(data):
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(data)) + data
+
+
+def write_dicom(path, pixels, instance, micrometres, tile=64):
+    """Write a level of a slide, uncompressed."""
+    height, width = pixels.shape[:2]
+    down, across = -(-height // tile), -(-width // tile)
+    padded = np.zeros((down * tile, across * tile, 3), np.uint8)
+    padded[:height, :width] = pixels
+    frames = padded.reshape(down, tile, across, tile, 3).swapaxes(1, 2).tobytes()
+    kind = "1.2.840.10008.5.1.4.1.1.77.1.6"  # whole slide microscopy
+    meta = [(2, 1, "OB", b"\0\1"), (2, 2, "UI", kind), (2, 3, "UI", instance)]
+    meta += [(2, 0x10, "UI", "1.2.840.10008.1.2.1"), (2, 0x12, "UI", "1.2.3")]
+    spacing = dicom_element(0x28, 0x30, "DS", "\\".join([f"{micrometres / 1000:g}"] * 2))
+    measures = dicom_element(0x28, 0x9110, "SQ", dicom_item(spacing))
+    tags = [
+        (8, 8, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"), (8, 0x16, "UI", kind),
+        (8, 0x18, "UI", instance), (8, 0x60, "CS", "SM"), (0x20, 0xD, "UI", "1.2.9"),
+        (0x20, 0xE, "UI", "1.2.3.4"), (0x20, 0x13, "IS", "1"), (0x20, 0x9311, "CS", "TILED_FULL"),
+        (0x28, 2, "US", 3), (0x28, 4, "CS", "RGB"), (0x28, 6, "US", 0),
+        (0x28, 8, "IS", str(down * across)), (0x28, 0x10, "US", tile), (0x28, 0x11, "US", tile),
+        (0x28, 0x100, "US", 8), (0x28, 0x101, "US", 8), (0x28, 0x102, "US", 7),
+        (0x28, 0x103, "US", 0), (0x48, 6, "UL", width), (0x48, 7, "UL", height),
+        (0x48, 0x303, "UL", 1), (0x5200, 0x9229, "SQ", dicom_item(measures)),
+        (0x7FE0, 0x10, "OB", frames + bytes(len(frames) % 2)),
+    ]  # fmt: skip
+    head, data = (b"".join(dicom_element(*tag) for tag in each) for each in (meta, tags))
+    length = dicom_element(2, 0, "UL", len(head))
+    path.write_bytes(bytes(128) + b"DICM" + length + head + data)
+
+
+def test_a_dicom_series_is_one_slide(tmp_path):
+    for n, pixels in enumerate([RGB, RGB[::2, ::2]]):
+        write_dicom(tmp_path / f"{n}.dcm", pixels, f"1.2.5.{n + 1}", 0.25 * (n + 1))
+    (tmp_path / "other.dcm").write_bytes(b"not DICOM")
+    listed = list_image_files([tmp_path, tmp_path / "1.dcm"])
+    assert [image.path.name for image in listed] == ["0.dcm", "other.dcm"]
+    for name in ("0.dcm", "1.dcm"):
+        with open_image(tmp_path / name) as image:
+            assert image.levels == ((190, 250), (95, 125))
+            assert image.mpp == pytest.approx(0.25)
+            assert np.array_equal(image.read_all(), RGB)
+    assert "not a TIFF" in refusal(open_image, tmp_path / "other.dcm")
 
 
 def test_mrxs_without_its_folder(tmp_path):
