@@ -24,7 +24,6 @@ TRAIN = "train"
 TEST = ("test", "test_release")
 TEST_LIST = "test_image_name_to_ids.json"
 ANNOTATIONS = "train__annot.json"
-SLIDES = (".svs", ".ndpi", MRXS, ".scn", ".bif", ".vms", ".svslide")
 CLASS_NAMES = ("class1", "class2", "class3", "class4")
 """NYCU HW3's classes: epithelial cell, lymphocyte, neutrophil, macrophage."""
 
@@ -268,11 +267,9 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Warns of all other files and folders, except hidden ones and by-products. Raises InputError if
     the folder is not found, or has no image.
     """
-    endings = ", ".join((*SUFFIXES, *SLIDES))
+    endings = ", ".join(SUFFIXES)
     entries = list_entries(Path(folder), f"choose a folder with images ({endings})")
-    images = [
-        path for path in entries if path.suffix.lower() in (*SUFFIXES, *SLIDES) and path.is_file()
-    ]
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
         raise InputError(f"{folder}: no images, expected files that end in {endings}")
     slides = {path.stem for path in images if path.suffix.lower() in (MRXS, ".vms")}

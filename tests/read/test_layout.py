@@ -129,7 +129,7 @@ def test_no_test_folder(tmp_path):
 
 def test_images_of_a_folder(tmp_path, capsys):
     """Whatever is left out is named, except hidden files and a slide's own folder."""
-    files = ("b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg", "f.czi", "g.mrxs", "h.SVS")
+    files = ("b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg", "f.lif", "g.mrxs", "h.SVS")
     fill(tmp_path / "in", *files)
     fill(tmp_path / "in" / "folder.tif")
     fill(tmp_path / "in" / "g", "Slidedat.ini")
@@ -139,7 +139,7 @@ def test_images_of_a_folder(tmp_path, capsys):
     assert folders.startswith(f"warning: {tmp_path / 'in'}: 1 folder left out (")
     assert folders.endswith(": folder.tif")
     assert others.startswith(f"warning: {tmp_path / 'in'}: 2 files left out (")
-    assert others.endswith(": c.txt, f.czi")
+    assert others.endswith(": c.txt, f.lif")
     fill(tmp_path / "whole", "a.tif")
     list_images(tmp_path / "whole")
     assert capsys.readouterr().err == ""
