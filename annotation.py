@@ -15,7 +15,7 @@ import utils
 from cellseg.device import count_cores
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
-from cellseg.messages import listed, warn
+from cellseg.messages import listed, plural, warn
 from cellseg.read.annotate import (
     annotate_coco_image,
     annotate_image,
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
     if not images:
         raise InputError(
-            f"{args.coco or args.data}: none of the {len(bad_images)} training images is usable; "
-            f"the first: {bad_images[0]}"
+            f"{args.coco or args.data}: none of {plural(len(bad_images), 'training image')} is "
+            f"usable; the first: {bad_images[0]}"
         )
     if args.mpp:
         images = [replace(image, mpp=args.mpp) for image in images]

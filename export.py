@@ -21,6 +21,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
 from cellseg.look.overlay import class_colour, write_overlay
+from cellseg.messages import plural
 from cellseg.read.cells import is_annotations, read_annotated_cells, read_predicted_cells
 from cellseg.read.results import find_newest_results
 from cellseg.read.window import open_image
@@ -161,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 n_hidden += write_image(image, names, format_name, output, bar)
         note = f", {n_hidden} of them hidden under others" if n_hidden else ""
         folder = display_path(output / format_name)
-        print(f"{format_name}: {len(images)} images, {n_cells} cells{note}: {folder}")
+        counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"
+        print(f"{format_name}: {counts}{note}: {folder}")
     return 0
 
 

@@ -16,6 +16,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.look import content
 from cellseg.look.report import ReportContent, write_report
+from cellseg.messages import plural
 from cellseg.read.cells import is_annotations
 from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.results import find_newest_results
@@ -105,7 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     n_reduced = write_report(output, page)
     note = f", {n_reduced} of them at reduced resolution" if n_reduced else ""
     size = f"{output.stat().st_size / 1e6:.1f} MB"
-    print(f"{len(page.images)} images{note}, {size}: open {display_path(output)} in a browser")
+    print(
+        f"{plural(len(page.images), 'image')}{note}, {size}: "
+        f"open {display_path(output)} in a browser"
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.messages import plural
 from cellseg.rle import RLE
 
 
@@ -60,7 +61,7 @@ class Predictions:
     def __repr__(self) -> str:
         """Return one line with the number of cells per class and the image size."""
         height, width = self.size
-        cells = "1 cell" if len(self) == 1 else f"{len(self)} cells"
+        cells = plural(len(self), "cell")
         names = dict(enumerate(self.class_names))
         classes, counts = (a.tolist() for a in np.unique(self.classes, return_counts=True))
         of_class = ", ".join(

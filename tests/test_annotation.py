@@ -225,7 +225,7 @@ def test_no_usable_image(tmp_path):
     data = write_tissue(tmp_path, 1)
     truncate(data / "train" / "tissue0")
     message = refusal(main, ["--data", str(data), "--skip_bad"])
-    assert message.startswith(f"{data}: none of the 1 training images")
+    assert message.startswith(f"{data}: none of 1 training image ")
     assert not (data / "train__annot.json").exists()
 
 

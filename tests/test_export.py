@@ -125,7 +125,7 @@ def test_everything_from_annotations(tmp_path, capsys):
         "objectType": "annotation",
         "classification": {"name": "b", "color": list(class_colour(1))},
     }
-    assert "geojson: 1 images, 1 cells: " in capsys.readouterr().out
+    assert "geojson: 1 image, 1 cell: " in capsys.readouterr().out
 
 
 @settings(deadline=None, max_examples=25)

@@ -347,7 +347,7 @@ def test_only_failed_tiles_are_retried(run, slide, undisturbed, tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.setattr(Predictor, "predict_tiles", out_of_memory)
             if failing:
-                with pytest.raises(InputError, match=rf"none of the 1 .*; {failing} fail"):
+                with pytest.raises(InputError, match=rf"none of 1 image .*; {failing} fail"):
                     inference.main(argv)
                 assert not list(tmp_path.glob("*.json"))
             else:
@@ -364,7 +364,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
     previous = (tmp_path / "out" / "test-results.json").read_bytes()
     for path in (own / "test_release").iterdir():
         path.write_bytes(b"II*\0")
-    assert "none of the 3 images" in refusal(predict, data=own)
+    assert "none of 3 images" in refusal(predict, data=own)
     assert (tmp_path / "out" / "test-results.json").read_bytes() == previous
     assert not list((tmp_path / "out").glob("*.parts"))
 

@@ -582,7 +582,7 @@ def test_a_run_can_not_become_shorter_than_it_is(go, tmp_path, monkeypatch):
     run = only_run(tmp_path / "runs")
     before = (run / runs.CONFIG).read_text()
     line = refused(run, "SOLVER.MAX_ITER", 2)
-    assert f"--resume {run}: 2 iterations are already done" in line
+    assert f"--resume {run}: 2 iterations already done" in line
     assert "ends after 2; raise" in line
     assert (run / runs.CONFIG).read_text() == before
     assert resume(run) == 0

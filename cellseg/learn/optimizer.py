@@ -18,6 +18,7 @@ from fvcore.common.param_scheduler import (
 from torch.optim.lr_scheduler import LambdaLR
 
 from cellseg.errors import InputError
+from cellseg.messages import plural
 
 _NORMS = (
     torch.nn.modules.batchnorm._BatchNorm,
@@ -104,7 +105,7 @@ def set_schedule(cfg: CfgNode, n_images: int) -> None:
     if solver.IMS_PER_BATCH > n_images:
         raise InputError(
             f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
-            f"{n_images} images; choose {n_images} or less"
+            f"{plural(n_images, 'image')}; choose {n_images} or less"
         )
     epoch = n_images / solver.IMS_PER_BATCH
     if solver.EPOCHS:

@@ -70,7 +70,7 @@ def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)])
     if not len(boxes):
         raise InputError(
-            f"no cells in the {len(samples)} training images, nothing to train on; lower "
+            f"no cells in {plural(len(samples), 'training image')}, nothing to train on; lower "
             "--val_fraction or annotate cells"
         )
     sides = boxes[:, 2:] - boxes[:, :2]

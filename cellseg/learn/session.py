@@ -203,7 +203,7 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
         try:
             trainer = _start(session, build_trainer)
             if trainer.start_iter >= trainer.max_iter:
-                print(f"nothing to do: all {trainer.start_iter} iterations are done")
+                print(f"nothing to do: {plural(trainer.start_iter, 'iteration')} done, as planned")
                 return 0
             trainer.train()
             if in_folds and trainer.stop_requested:  # after this fold, but before the next
@@ -231,9 +231,9 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
         trainer.resume_or_load(resume=not session.new)
         if trainer.start_iter >= trainer.max_iter and not (run / runs.FINAL).is_file():
             raise InputError(
-                f"--resume {display_path(run)}: {trainer.start_iter} iterations are already done, "
-                f"but the run now ends after {trainer.max_iter}; raise --epochs, SOLVER.MAX_ITER "
-                "or TEST.PATIENCE, or predict with the existing weights"
+                f"--resume {display_path(run)}: {plural(trainer.start_iter, 'iteration')} already "
+                f"done, but the run now ends after {trainer.max_iter}; raise --epochs, "
+                "SOLVER.MAX_ITER or TEST.PATIENCE, or predict with the existing weights"
             )
         if first and not session.new:  # only after the checkpoint was found to fit
             _write_config(cfg)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from cellseg import distributed
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
+from cellseg.messages import plural, warn
 from cellseg.predict.predictor import Predictor, TileJob, require_predictions
 from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
 from cellseg.predict.tiles import TilePlan
@@ -114,7 +114,7 @@ class PredictionJob:
         """
         pending = self.pending()
         if n_done := sum(map(len, self.plans.values())) - len(pending):
-            print(f"resuming: {n_done} tiles already predicted")
+            print(f"resuming: {plural(n_done, 'tile')} already predicted")
         if n_machines == 1 and (n_processes == 1 or len(pending) < 2):
             self.predict(predictor, pending)
         else:
@@ -158,7 +158,8 @@ class PredictionJob:
         failures = self.store.errors()
         if n_pending := len({key for key, _ in self.pending()} - set(failures)):
             raise InputError(
-                f"{n_pending} tiles were not predicted; run the same command again to continue"
+                f"not predicted: {plural(n_pending, 'tile')}; run the same command again to "
+                "continue"
             )
         for (number, _), reason in failures.items():
             self.unusable.setdefault(number, reason)
@@ -184,14 +185,14 @@ class PredictionJob:
         n, total = len(reasons), len(self.images)
         if n == total:
             raise InputError(
-                f"none of the {total} images can be used, run the same command to retry them; "
-                f"{reasons[0]}"
+                f"none of {plural(total, 'image')} can be used, run the same command to retry "
+                f"them; {reasons[0]}"
             )
         for reason in reasons:
-            print(f"skipped: {reason}", file=sys.stderr)
+            warn(f"skipped: {reason}")
         raise InputError(
-            f"{n} of {total} images skipped, see above; run the same command to retry them (all "
-            "images, if a file changed)"
+            f"{n} of {plural(total, 'image')} skipped, see above; run the same command to retry "
+            "them (all images, if a file changed)"
         )
 
 

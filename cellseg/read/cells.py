@@ -8,6 +8,7 @@ from typing import Any
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
+from cellseg.messages import plural
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_image_list, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -132,7 +133,8 @@ def _named(
     if len(names) != len(categories):
         theirs = ", ".join(class_names({"categories": categories}))
         raise InputError(
-            f"--class_names: {len(names)} names for {len(categories)} classes ({theirs}); give "
+            f"--class_names: {plural(len(names), 'name')} for "
+            f"{plural(len(categories), 'class', 'classes')} ({theirs}); give "
             "each class one name, in this order"
         )
     ids = sorted(category["id"] for category in categories)

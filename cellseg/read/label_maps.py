@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 from cellseg.limits import check_image_memory
+from cellseg.messages import plural
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
@@ -197,9 +198,9 @@ def read_joint_label_map(
     if table is None:
         if len(class_names) > 1 and len(values):
             raise InputError(
-                f"{path}: no classes for its {len(values)} cells, expected a table beside it, "
-                "classes.csv with the columns label,class, or a single class, named with "
-                "--class_names"
+                f"{path}: no classes for its {plural(len(values), 'cell')}, expected a table "
+                "beside it, classes.csv with the columns label,class, or a single class, named "
+                "with --class_names"
             )
         return ({1: mask_runs} if len(values) else {}), warnings
     class_of = read_class_table(table)
@@ -207,8 +208,8 @@ def read_joint_label_map(
     missing = [label for label in labels if label not in class_of]
     if missing:
         raise InputError(
-            f"{table}: no class for {len(missing)} of the {len(labels)} labels of {path.name}, "
-            f"such as {missing[0]}; add them"
+            f"{table}: no class for {len(missing)} of {plural(len(labels), 'label')} of "
+            f"{path.name}, such as {missing[0]}; add them"
         )
     warnings["rows of class tables without a cell"] += len(class_of) - len(labels)
     cells = [(f"label {label}", _class_name(class_of[label], class_names)) for label in labels]
