@@ -38,7 +38,7 @@ def test_the_longest_side_may_be_either():
 
 @pytest.mark.parametrize("samples", [[], images()])
 def test_no_cells(samples):
-    with pytest.raises(InputError, match=f"no cells in the {len(samples)} training images"):
+    with pytest.raises(InputError, match=f"no cells in {len(samples)} training images"):
         measure_cells(samples)
 
 
