@@ -151,7 +151,8 @@ class Trainer(DefaultTrainer):
             self.checkpointer.resume()
             self.start_iter = self.iter
         elif self.cfg.MODEL.WEIGHTS:
-            summary = load_initial_weights(self.step.network, self.cfg.MODEL.WEIGHTS)
+            model = self.cfg.MODEL
+            summary = load_initial_weights(self.step.network, model.WEIGHTS, model.TRUSTED_SHA256)
             if rank() == 0:
                 print(f"initial weights: {summary}", flush=True)
 

@@ -36,6 +36,7 @@ from cellseg.keys import (
     Range,
 )
 from cellseg.limits import CONFIG_BYTES, CONFIG_VALUES
+from cellseg.runs import check_recipe_name
 
 # An installed package contains the recipes, a checkout has them next to the package.
 _INSTALLED = Path(__file__).resolve().parent / "configs"
@@ -310,6 +311,7 @@ def check_values(cfg: CfgNode) -> None:
 
     Raise InputError if one is out of its range in `cellseg.keys` or contradicts another.
     """
+    check_recipe_name(cfg.RECIPE)
     check_prediction_values(cfg)
     _check_ranges(cfg, TRAINING_RANGES)
     inputs, solver, data = cfg.INPUT, cfg.SOLVER, cfg.DATA

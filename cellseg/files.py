@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -112,6 +114,40 @@ def _lock(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def lock_file(path: Path, note: str) -> int | None:
+    """Lock a file, which is created if needed; return its descriptor, which must stay open.
+
+    The system releases the lock of a process that ends, however it ends. A process can lock a file
+    again. `note`, which says who it is, is written into the file. Returns None where the file
+    system has no locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has locked it; the message is its note.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if sys.platform == "win32":
+                raise OSError("no such locks here")
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(path.stat(), os.fstat(file)):
+                os.truncate(file, 0)
+                os.write(file, note.encode())
+                return file
+        except FileNotFoundError:  # another process removed it before it was locked
+            pass
+        except (BlockingIOError, PermissionError):
+            other = os.read(file, 1000).decode(errors="replace")
+            os.close(file)
+            raise BlockingIOError(other) from None
+        except OSError:
+            os.close(file)
+            return None
+        os.close(file)
+
+
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
     """Write `value` as JSON with `write_atomic`. Raise ValueError for NaN and infinity."""
     text = to_json(value, indent=indent)
@@ -162,6 +198,28 @@ def open_json(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[
         raise InputError(f"{path}: can't be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}), expected the {what}; {remedy}") from None
+
+
+# Names of devices on Windows, in any folder and with any extension.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{d}{n}" for d in ("COM", "LPT") for n in range(1, 10))}
+_LONGEST = 200  # bytes; file systems allow 255, and a suffix may follow
+
+
+def safe_name(name: str) -> str:
+    """Return a name from a file as the name of a single file or folder, on any operating system.
+
+    Slashes and control characters, a drive letter, dots and spaces at the end, names of devices
+    and the rest of long names are replaced. A name that had to be changed ends with its hash, so
+    that distinct names stay distinct.
+    """
+    safe = re.sub(r"^[A-Za-z]:|[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)
+    safe = re.sub(r"[. ]+$", lambda end: "_" * len(end[0]), safe) or "_"
+    if safe.partition(".")[0].rstrip().upper() in _DEVICES:
+        safe = f"_{safe}"
+    safe = safe.encode()[:_LONGEST].decode(errors="ignore")
+    if safe == name:
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def display_path(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import display_path, read_json, write_json
+from cellseg.files import display_path, read_json, safe_name, write_json
 from cellseg.text import is_printable
 
 CONFIG = "config.yaml"  # all settings of the run
@@ -35,7 +35,11 @@ _PACKAGES = (
 
 
 def new_run(root: Path, recipe: str) -> Path:
-    """Create the folder of a new run, named by the time."""
+    """Create the folder of a new run, named by the time.
+
+    Raises InputError if it can't be created, or `recipe` is not a plain name.
+    """
+    check_recipe_name(recipe)
     now = datetime.datetime.now()
     while True:
         run = root / recipe / now.strftime("%Y%m%d-%H%M%S")
@@ -49,6 +53,14 @@ def new_run(root: Path, recipe: str) -> Path:
                 f"{run}: can't be created ({error.strerror}); choose another --output_dir"
             ) from None
         return run
+
+
+def check_recipe_name(name: str) -> None:
+    """Raise InputError unless the name of a recipe can be that of a folder: it may be a path."""
+    if name != safe_name(name):
+        raise InputError(
+            f"RECIPE {name}: the name of a folder in --output_dir is expected, without slashes"
+        )
 
 
 def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:

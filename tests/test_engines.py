@@ -19,6 +19,7 @@ import inference
 import train
 from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.learn import download
 from tests.barred import bar
 from tests.training import load, same
 
@@ -194,7 +195,7 @@ def zoo(tmp_path, tiny, monkeypatch):
     (tmp_path / "detectron2" / "ImageNet").mkdir(parents=True)
     (tmp_path / "detectron2" / "ImageNet" / "R-50.pkl").write_bytes(caffe2)
     own = {"model": {"backbone.stem.conv1.weight": torch.zeros(8, 3, 7, 7)}}
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # no downloads
+    monkeypatch.setattr(download, "urlopen", None)  # no downloads
     torch.save(own, tmp_path / "detectron2.pth")
     (tmp_path / "own.yaml").write_text(f"_BASE_: {tiny}\nMODEL: {{RPN: {{CONV_DIMS: [64]}}}}\n")
     return tmp_path

@@ -396,6 +396,56 @@ def test_output_names_of_own_images(run, files, names):
     ]
 
 
+HOSTILE = [
+    "...tif",
+    "....tif",
+    ". .tif",
+    "C:.tif",
+    "con.tif",
+    "a..tif",
+    "nul.x.tif",
+    "x" * 251 + ".tif",
+]
+HOSTILE += ["a/...tif", "b/...tif", "a/. ./image.tif", "a /b.tif", "com1/x.tif", "C:/y.tif"]
+
+
+@pytest.mark.parametrize("source", ["own images", "annotations"])
+def test_nothing_is_written_or_removed_outside_the_output_folder(tmp_path, run, source):
+    """Images with hostile names; each has its own files below the output folder."""
+    mine = [tmp_path / "run" / "export" / folder / "class9.tif" for folder in (".", "labels")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    if source == "annotations":
+        file = tmp_path / "run" / "coco.json"
+        coco = coco_of(*HOSTILE)
+        (cell,) = coco["annotations"]
+        coco["annotations"] = [
+            cell | {"id": image["id"], "image_id": image["id"]} for image in coco["images"]
+        ]
+        file.write_text(json.dumps(coco))
+    else:
+        file = run([entry(LEFT, image=n) for n, _ in enumerate(HOSTILE)])
+        listed = [
+            {"file_name": name, "id": n, "height": 4, "width": 6} for n, name in enumerate(HOSTILE)
+        ]
+        file.with_name("test-results-list.json").write_text(json.dumps(listed))
+    before = set(tmp_path.rglob("*"))
+    assert export.main([str(file), "--format", "geojson", "labels"]) == 0
+    assert [path.read_bytes() for path in mine] == [b"mine"] * 2
+    new = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    out = tmp_path / "run" / "export"
+    geojson = {path for path in new if path.is_relative_to(out / "geojson")}
+    labels = {path for path in new if path.is_relative_to(out / "labels")}
+    assert geojson | labels == new
+    assert len(geojson) == len(labels) == len(HOSTILE)
+    for path in new:  # also on Windows, which ignores dots and spaces at the end of a name
+        for part in path.relative_to(out).parts:
+            assert not part.endswith((".", " "))
+            assert ":" not in part
+            assert part.partition(".")[0].upper() not in ("CON", "NUL", "COM1")
+
+
 @pytest.mark.parametrize("name", ["..", "/", "a\n.png"])
 def test_own_images_without_a_printable_name(run, name):
     results = run([entry(LEFT, image=1)])

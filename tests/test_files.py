@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cellseg import files
 from cellseg.errors import InputError
-from cellseg.files import read_json, write_atomic, write_json
+from cellseg.files import read_json, safe_name, write_atomic, write_json
 
 root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -240,6 +240,24 @@ def test_unreadable_json(tmp_path, content, expected):
 def test_a_folder_is_not_json(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         read_json(tmp_path, "thing", "fix it")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "image 1", "é µ", ".hidden", "a.b", "50%", "console", "ab:c", "-x", "x" * 200]
+)
+def test_ordinary_names_are_safe(name):
+    assert safe_name(name) == name
+
+
+@given(st.text(max_size=300) | st.text("./\\ :C\0n", max_size=6), st.text(max_size=6))
+def test_any_name_becomes_one_safe_part_of_a_path(name, other):
+    safe = safe_name(name)
+    assert Path("a", safe).parts == ("a", safe)
+    assert PureWindowsPath("a", safe).parts == ("a", safe)
+    assert len(safe.encode()) <= 220
+    assert safe.rstrip(". ") == safe
+    assert safe_name(safe) == safe
+    assert (safe_name(other) == safe) == (other == name) or other == safe
 
 
 def test_errors_are_one_line():

@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
-import socket
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import torch
 from fvcore.common.config import CfgNode
-from iopath.common.file_io import get_cache_dir
 
 from cellseg.errors import InputError
+from cellseg.learn.download import cache_path, download
+from cellseg.messages import warn
 from cellseg.network import ZOO, get_engine
 from cellseg.network.timm_backbone import TIMM_FPN
-from cellseg.network.weights import read_weights, take_weights, weights_errors
+from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
 from cellseg.runs import file_hash
 
 _IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # other engines have their own
@@ -48,7 +45,6 @@ _PACKAGES = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-_TIMEOUT = 30.0  # seconds without an answer
 
 
 def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
@@ -76,12 +72,8 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     if wanted == "imagenet" and cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         package, _ = _PACKAGES.get(cfg.MODEL.TIMM.NAME, ("", ""))
         wanted = _PIP + package if package else wanted
-    cfg.MODEL.WEIGHTS = name = get_engine(cfg.ENGINE).initial_weights(cfg, wanted)
-    path, trusted = local_weights(name), cfg.MODEL.TRUSTED_SHA256
-    if trusted or not name.startswith(ZOO):
-        check_pickle(path, trusted)
-    else:
-        _check_zoo_hash(path)
+    cfg.MODEL.WEIGHTS = get_engine(cfg.ENGINE).initial_weights(cfg, wanted)
+    local_weights(cfg.MODEL.WEIGHTS, cfg.MODEL.TRUSTED_SHA256)
 
 
 def check_pickle(path: Path, trusted: str) -> None:
@@ -92,7 +84,7 @@ def check_pickle(path: Path, trusted: str) -> None:
     if path.suffix != ".pkl":
         return
     digest = file_hash(path)
-    if digest not in trusted.lower().replace(" ", "").split(","):
+    if digest not in _sums(trusted):
         raise InputError(
             f"--weights: {path} is a pickle, which can contain code, and its SHA-256 {digest} is "
             "not in MODEL.TRUSTED_SHA256; compare it with one from a source that you trust and end "
@@ -101,20 +93,11 @@ def check_pickle(path: Path, trusted: str) -> None:
         )
 
 
-def _check_zoo_hash(path: Path) -> None:
-    """Raise InputError if a file of the zoo does not have the MD5 in its name."""
-    expected = _MD5_IN_NAME.search(path.name)
-    if not expected:
-        return
-    digest = file_hash(path, hashlib.md5(usedforsecurity=False))
-    if not digest.startswith(expected[1]):
-        raise InputError(
-            f"--weights: {path} is truncated or not the file of Detectron2's zoo (its MD5 is "
-            f"{digest}, expected {expected[1]}…); delete it to download it again"
-        )
+def _sums(trusted: str) -> list[str]:
+    return [digest for digest in trusted.lower().replace(" ", "").split(",") if digest]
 
 
-def local_weights(name: str) -> Path:
+def local_weights(name: str, trusted: str | None = None, again: bool = False) -> Path:
     """Return the local file of a path, a URL or a short name, and download it if necessary.
 
     Short names are `detectron2://PATH` of Detectron2's zoo, `timm://NAME` of timm's weights and
@@ -122,45 +105,80 @@ def local_weights(name: str) -> Path:
     Downloads are cached below `$FVCORE_CACHE`, by default `~/.torch/iopath_cache`: files of the
     zoo where Detectron2 caches them, others by their server.
 
+    Parameters
+    ----------
+    name
+        The path, URL or short name.
+    trusted
+        `MODEL.TRUSTED_SHA256`, the SHA-256 sums of trusted files: one of them must be that of a
+        pickle, except of the zoo, and if there are any, of a download. None trusts any pickle.
+    again
+        Whether to download it again, because the file in the cache is damaged.
+
     Raises
     ------
     InputError
-        If it is not found or can't be downloaded.
+        If it is not found, can't be downloaded, is a pickle that is not trusted, or has another sum
+        than expected.
     """
     if name.startswith(_PIP):
         return _packaged_weights(name.removeprefix(_PIP))
-    url = name.replace(*ZOO, 1)
-    if name.startswith(_TIMM[0]):
-        url = name.replace(*_TIMM, 1) + _TIMM_FILE
-    parsed = urlparse(url)
-    if parsed.scheme not in ("http", "https"):
+    url = _url(name)
+    if url is None:
         path = Path(name)
         if not path.is_file():
             raise InputError(
                 f"--weights {name}: not found; imagenet, coco, none, a path or a URL is expected"
             )
+        if trusted is not None:
+            check_pickle(path, trusted)
         return path
-    server = "" if url.startswith(ZOO[1]) else parsed.netloc  # the zoo as Detectron2 caches it
-    path = Path(get_cache_dir()) / server / parsed.path.lstrip("/")
-    if parsed.query:
-        query_hash = hashlib.sha256(parsed.query.encode()).hexdigest()[:16]
-        path = path.with_name(f"{path.stem}-{query_hash}{path.suffix}")
-    if path.is_file():
-        return path
-    previous_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    except (URLError, HTTPException, OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+    is_zoo = url.startswith(ZOO[1])
+    path = cache_path(url, server=not is_zoo)  # the zoo as Detectron2 caches it
+    sums = _sums(trusted or "")
+    if url.startswith("http:") and not sums:
         raise InputError(
-            f"--weights: {path.name} can't be downloaded from {url} ({reason}); save it as {path}, "
-            "or use --weights PATH, or --weights none for random weights"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(previous_timeout)
+            f"--weights {url}: http is not encrypted, so anyone on the way can change the file; "
+            "use https, or end the command with MODEL.TRUSTED_SHA256 and the file's SHA-256"
+        )
+
+    def check(file: Path) -> None:
+        if sums and (digest := file_hash(file)) not in sums:
+            raise InputError(
+                f"--weights: {url} has the SHA-256 {digest}, which is not in MODEL.TRUSTED_SHA256; "
+                "it is not the file that you trust, or that sum is mistyped"
+            )
+        if is_zoo and not sums and (problem := _zoo_problem(file, path.name)):
+            raise InputError(f"--weights: {problem}; try again, or use --weights PATH")
+
+    problem = _zoo_problem(path, path.name) if is_zoo and not sums and path.is_file() else ""
+    if problem:
+        warn(f"{problem}; downloading it again")
+    if again or problem or not path.is_file():
+        download(url, path, check)
+    if trusted is not None and (sums or not is_zoo):
+        check_pickle(path, trusted)
     return path
+
+
+def _url(name: str) -> str | None:
+    """Return the URL of a name, or None for a path."""
+    if name.startswith(_TIMM[0]):
+        return name.replace(*_TIMM, 1) + _TIMM_FILE
+    url = name.replace(*ZOO, 1) if name.startswith(ZOO[0]) else name
+    return url if url.startswith(("http://", "https://")) else None
+
+
+def _zoo_problem(path: Path, name: str) -> str:
+    """Return what is wrong with a file of the zoo, by the MD5 in its name, or ""."""
+    expected = _MD5_IN_NAME.search(name)
+    digest = file_hash(path, hashlib.md5(usedforsecurity=False)) if expected else ""
+    if not expected or digest.startswith(expected[1]):
+        return ""
+    return (
+        f"{path.with_name(name)} is truncated or not the file of Detectron2's zoo (its MD5 is "
+        f"{digest}, expected {expected[1]}…)"
+    )
 
 
 def _packaged_weights(package: str) -> Path:
@@ -191,10 +209,18 @@ def _packaged_weights(package: str) -> Path:
     )
 
 
-def load_initial_weights(network: torch.nn.Module, name: str) -> str:
+def load_initial_weights(network: torch.nn.Module, name: str, trusted: str | None = None) -> str:
     """Load the initial weights that fit a network, from a file, URL or short name.
 
-    A method `adapt_weights` of the network may convert the file's content to a state dict.
+    A method `adapt_weights` of the network may convert the file's content to a state dict. A
+    damaged file in the cache is downloaded again.
+
+    Parameters
+    ----------
+    network
+        The network.
+    name, trusted
+        As for `local_weights`.
 
     Returns
     -------
@@ -203,12 +229,19 @@ def load_initial_weights(network: torch.nn.Module, name: str) -> str:
     Raises
     ------
     InputError
-        If it is not found, can't be downloaded, is damaged or not a checkpoint, or if less than
-        half of it fits.
+        As `local_weights` does, or if the file is damaged or not a checkpoint, or less than half of
+        it fits.
     """
-    path = local_weights(name)
+    path = local_weights(name, trusted)
     with weights_errors(path):
-        data = read_weights(path)
+        try:
+            data = read_weights(path)
+        except DAMAGE as error:
+            if _url(name) is None:
+                raise
+            warn(f"{path}: damaged ({reason(error)}); downloading it again")
+            local_weights(name, trusted, again=True)
+            data = read_weights(path)
         adapt: Any = getattr(network, "adapt_weights", None)
         if adapt:
             data = adapt(data)

@@ -14,7 +14,6 @@ import torch
 
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
-from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 
 # Errors of torch and pickle for a damaged file.
 DAMAGE = (
@@ -76,6 +75,9 @@ def weights_errors(path: Path) -> Iterator[None]:
 def read_weights(path: Path) -> dict[str, Any]:
     """Read a weights file of torch, .safetensors, or a .pkl of Detectron2's zoo, as data only.
 
+    Files of torch contain a sum (CRC-32) of each tensor, which torch does not check, but this
+    function does.
+
     Raises
     ------
     Exception
@@ -101,7 +103,7 @@ def _read(path: Path) -> Any:
     elif path.suffix == ".safetensors":
         loaded = _read_safetensors(path)
     else:
-        _check_unpacked(path)
+        _check_sums(path)
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, LookupError, EOFError):
@@ -110,14 +112,20 @@ def _read(path: Path) -> Any:
     return loaded
 
 
-def _check_unpacked(path: Path) -> None:
-    """Raise ValueError if a file of torch, a zip, unpacks to much more than its size."""
+def _check_sums(path: Path) -> None:
+    """Raise ValueError if a part of a weights file of torch, a zip, does not have its sum.
+
+    Its parts are not compressed, so that they can't be much larger than the file.
+    """
     if not zipfile.is_zipfile(path):
-        return
+        return  # the format before torch 1.6, or damaged
     with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > max(ZIP_BYTES, ZIP_RATIO * path.stat().st_size):
-        raise ValueError(f"{path.stat().st_size} bytes that unpack to {size}")
+        parts, size = archive.infolist(), path.stat().st_size
+        unpacked = sum(part.file_size for part in parts)
+        if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError(f"compressed, {size} bytes that unpack to {unpacked}")
+        if damaged := archive.testzip():
+            raise ValueError(f"its part {damaged} does not have the sum it was saved with")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

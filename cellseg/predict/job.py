@@ -113,6 +113,11 @@ class PredictionJob:
         parameters and errors as for `cellseg.distributed.launch`.
         """
         pending = self.pending()
+        if n_damaged := self.store.n_damaged():
+            warn(
+                f"{self.store.folder}: {plural(n_damaged, 'damaged line')} of predicted tiles; "
+                "these tiles are predicted again"
+            )
         if n_done := sum(map(len, self.plans.values())) - len(pending):
             print(f"resuming: {plural(n_done, 'tile')} already predicted")
         if n_machines == 1 and (n_processes == 1 or len(pending) < 2):
@@ -153,8 +158,10 @@ class PredictionJob:
     def collect_failures(self) -> None:
         """Add the images with failed tiles to the unusable ones.
 
-        Raises InputError if tiles are missing without an error.
+        Raises InputError if tiles are missing without an error, or the store is not that of this
+        job any more.
         """
+        self.store.check()
         failures = self.store.errors()
         if n_pending := len({key for key, _ in self.pending()} - set(failures)):
             raise InputError(

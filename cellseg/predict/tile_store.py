@@ -1,9 +1,11 @@
 """Store predicted tiles on disk, so that a stopped prediction can resume.
 
-A folder next to the results holds a JSON line for each tile, `{"image", "tile", "cells" or
-"error"}`, in one file per process. When all tiles are stored, they are merged into the results
-and the folder is removed. Tiles with an error are retried the next time: memory or a network
-disk may have failed temporarily.
+A folder next to the results holds a line for each tile, `{"image", "tile", "cells" or "error"}` as
+JSON after its CRC-32, in one file per process. When all tiles are stored, they are merged into the
+results and the folder is removed. Tiles with an error are retried the next time: memory or a
+network disk may have failed temporarily. So are tiles whose line is damaged.
+
+One command at a time uses a store: it locks a file in the folder.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ import hashlib
 import heapq
 import itertools
 import json
+import os
+import platform
 import re
-from collections.abc import Iterator, Sequence
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,15 +29,18 @@ from fvcore.common.config import CfgNode
 
 from cellseg.config import flatten
 from cellseg.errors import InputError
-from cellseg.files import read_json, write_json
+from cellseg.files import lock_file, read_json, write_json
 from cellseg.images import ImageRecord
 from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
 
-# The fingerprint, an unfinished one, and the tiles.
+_LOCK_FILE = "in-use-by"
+
+# The lock, the fingerprint, an unfinished one, and the tiles.
 _OWN_FILES = re.compile(
-    rf"{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*|\d+-\d+\.jsonl"
+    rf"{_LOCK_FILE}|{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*"
+    r"|\d+-\d+\.jsonl"
 )
 
 TileKey = tuple[int, int]  # indices of the image and of its tile
@@ -49,45 +58,52 @@ class TileStore:
         fingerprint
             Everything that the predictions depend on.
         create
-            Whether to create the folder; otherwise another process does.
+            Whether to create and lock the folder; otherwise another process does.
 
         Raises
         ------
         InputError
-            If the folder can't be created, or holds other files.
+            If the folder can't be created, holds other files, or another command uses it.
         """
         self.folder = folder
         # Stored as a hash: JSON can hold neither infinity nor every file name.
         self._fingerprint = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-        if create and _read_fingerprint(folder) != self._fingerprint:
-            other_files = sorted(
-                p.name for p in folder.glob("*") if not _OWN_FILES.fullmatch(p.name)
+        self._unlock: Callable[[], object] | None = None
+        if not create:
+            return
+        other_files = sorted(p.name for p in folder.glob("*") if not _OWN_FILES.fullmatch(p.name))
+        if other_files and _read_fingerprint(folder) != self._fingerprint:
+            raise InputError(
+                f"{folder}: holds {other_files[0]}, but is the tile store of inference.py; "
+                "move it away or choose another --output"
             )
-            if other_files:
-                raise InputError(
-                    f"{folder}: holds {other_files[0]}, but is the tile store of inference.py; "
-                    "move it away or choose another --output"
-                )
-            self.remove()
-            try:
-                folder.mkdir(parents=True)
-            except OSError as error:
-                raise InputError(
-                    f"{folder}: can't be created ({error.strerror}); choose another --output"
-                ) from None
+        lock = _lock(folder)
+        if lock is not None:
+            self._unlock = weakref.finalize(self, os.close, lock)
+        if _read_fingerprint(folder) != self._fingerprint:
+            self._remove_tiles()
             write_json(folder / _FINGERPRINT_FILE, self._fingerprint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for another process; the lock stays with this one."""
+        return {**self.__dict__, "_unlock": None}
 
     def check(self) -> None:
         """Raise InputError unless the folder exists and has this fingerprint."""
         if _read_fingerprint(self.folder) != self._fingerprint:
             raise InputError(
-                f"{self.folder}: not the tile store that machine 0 created; all machines need the "
-                "same command and a shared disk with runs, images and results at the same paths"
+                f"{self.folder}: not the tile store of this prediction; another one has replaced "
+                "it, or of several machines, they need the same command and a shared disk with "
+                "runs, images and results at the same paths"
             )
 
     def done(self) -> set[TileKey]:
         """Return the keys of the predicted tiles."""
         return {key for key, line in self._entries() if "error" not in line}
+
+    def n_damaged(self) -> int:
+        """Return the number of damaged lines, which are ignored."""
+        return sum(line is None for path in self._files() for line in _read_lines(path))
 
     def errors(self) -> dict[TileKey, str]:
         """Return the errors of failed tiles, by key."""
@@ -106,7 +122,8 @@ class TileStore:
                 "classes": result.classes.tolist(),
                 "masks": [mask["counts"] for mask in result.masks],
             }
-        file.write(json.dumps(line) + "\n")
+        text = json.dumps(line)
+        file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
         file.flush()
 
     def open(self, process: int) -> IO[str]:
@@ -121,7 +138,7 @@ class TileStore:
     def _entries(self) -> Iterator[tuple[TileKey, dict[str, Any]]]:
         """Yield one line per tile, of one or more attempts: the first success or the last error."""
         # Each file is sorted by tile, and the files by time.
-        files = map(_read_lines, sorted(self.folder.glob("*.jsonl")))
+        files = (filter(None, _read_lines(path)) for path in self._files())
         for key, attempts in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
             line: dict[str, Any] = {}
             for _, line in attempts:
@@ -129,13 +146,44 @@ class TileStore:
                     break
             yield key, line
 
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.jsonl"))
+
     def remove(self) -> None:
-        """Remove the store; other files in the folder are kept."""
+        """Remove the store and its lock; other files in the folder are kept."""
+        self._remove_tiles()
+        with contextlib.suppress(OSError):
+            (self.folder / _LOCK_FILE).unlink(missing_ok=True)
+            self.folder.rmdir()
+        if self._unlock:
+            self._unlock()
+
+    def _remove_tiles(self) -> None:
         with contextlib.suppress(OSError):
             for path in self.folder.glob("*"):
-                if _OWN_FILES.fullmatch(path.name):
+                if _OWN_FILES.fullmatch(path.name) and path.name != _LOCK_FILE:
                     path.unlink()
-            self.folder.rmdir()
+
+
+def _lock(folder: Path) -> int | None:
+    """Create a folder if needed, and lock it as `lock_file` does."""
+    note = f"process {os.getpid()} on {platform.node()}"
+    for _ in range(100):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return lock_file(folder / _LOCK_FILE, note)
+        except FileNotFoundError:  # just removed by a command that has ended
+            continue
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another prediction uses it ({error}); wait until it has ended, or "
+                "choose another --output"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{folder}: can't be created ({error.strerror}); choose another --output"
+            ) from None
+    raise InputError(f"{folder}: can't be created; choose another --output")
 
 
 def fingerprint(
@@ -149,6 +197,7 @@ def fingerprint(
         # All GPUs give the same result, but a CPU rounds differently.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
+        "store": 2,  # version of its format
         "weights": list(map(_file_state, weights)),
         "configs": configs,
         "images": [
@@ -177,16 +226,20 @@ def _key(entry: tuple[TileKey, dict[str, Any]]) -> TileKey:
     return entry[0]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[TileKey, dict[str, Any]]]:
-    """Yield the complete lines of a file: a killed process or a power cut may damage some."""
+def _read_lines(path: Path) -> Iterator[tuple[TileKey, dict[str, Any]] | None]:
+    """Yield the lines of a file by key, None for a damaged one, and no truncated one at its end.
+
+    A killed process truncates a line; a disk or a power cut damages it.
+    """
     with path.open("rb") as file:
         for text in file:
             if not text.endswith(b"\n"):
                 continue
-            try:
-                line = json.loads(text)
-            except ValueError:
+            crc, _, content = text[:-1].partition(b" ")
+            if crc != f"{zlib.crc32(content):08x}".encode():
+                yield None
                 continue
+            line = json.loads(content)
             yield (line["image"], line["tile"]), line
 
 

@@ -8,6 +8,7 @@ from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg.errors import InputError
+from cellseg.files import safe_name
 from cellseg.images import ImageRecord
 from cellseg.text import is_printable, show
 
@@ -112,7 +113,7 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
                 "relative to it"
             )
         named = _stem_parts(parts)
-        names.append(named[-1] if len(named) < len(parts) else "/".join(named))
+        names.append(_output_name(named[-1:] if len(named) < len(parts) else named))
     return names
 
 
@@ -138,11 +139,15 @@ def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str
         if longer == names:
             break
         names = longer
-    outputs = list(map("/".join, names))
-    for output, file_name in zip(outputs, file_names, strict=True):
-        if not output or not is_printable(output):
+    for parts, file_name in zip(names, file_names, strict=True):
+        if not parts or not all(map(is_printable, parts)):
             raise InputError(f"{source}: the image {file_name!r} has no printable name; rename it")
-    return outputs
+    return list(map(_output_name, names))
+
+
+def _output_name(parts: Sequence[str]) -> str:
+    """Return a relative path that is safe to write to, whatever the parts are."""
+    return "/".join(map(safe_name, parts))
 
 
 def _stem_parts(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -152,6 +152,27 @@ def test_truncated_weights(tmp_path):
             load_initial_weights(net(), str(path))
 
 
+def test_flipped_bits_are_noticed(tmp_path):
+    """Every byte in turn: an error, or in the padding between the parts, the same weights."""
+    path = tmp_path / "a.pth"
+    write(path, {"model": net(2.0).state_dict()})
+    whole = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        network = net()
+        try:
+            load_weights(network, path)
+        except InputError as error:
+            assert str(error).startswith(f"{path}: can't be loaded as weights (")  # noqa: PT017
+            noticed += 1
+        else:
+            assert (network[0].weight == 2).all()
+    assert noticed > 50
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("code in a weights file was run",))

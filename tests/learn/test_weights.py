@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import threading
 from http.client import IncompleteRead, InvalidURL
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from urllib.error import HTTPError, URLError
 
@@ -15,6 +17,7 @@ import torch
 
 from cellseg import config
 from cellseg.errors import InputError
+from cellseg.learn import download
 from cellseg.learn.weights import (
     check_pickle,
     choose_initial_weights,
@@ -38,12 +41,35 @@ def downloads(monkeypatch):
     """Replace the network; return the list of downloaded URLs."""
     urls = []
 
-    def download(url, path):
-        urls.append(url)
-        Path(path).write_bytes(DOWNLOADED)
+    def answer(request, timeout):
+        assert timeout
+        urls.append(request.full_url)
+        return Response(request.full_url, DOWNLOADED)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(download, "urlopen", answer)
     return urls
+
+
+class Response(io.BytesIO):
+    """What a server answers."""
+
+    def __init__(self, url, content, length=None):
+        super().__init__(content)
+        self._url = url
+        self.headers = {"Content-Length": str(len(content) if length is None else length)}
+
+    def geturl(self):
+        return self._url
+
+
+def answering(content, address=""):
+    """Return a server: it answers each request with the content, from another address if given."""
+
+    def answer(request, timeout):
+        assert timeout
+        return Response(address or request.full_url, content)
+
+    return answer
 
 
 DOWNLOADED = b"weights"
@@ -149,17 +175,17 @@ def test_a_url(downloads, cache):
         HTTPError(R50_URL, 404, "not found", None, None),  # type: ignore[arg-type]
         TimeoutError("timed out"),
         ConnectionResetError("reset"),
-        RuntimeError("invalid hash value"),
         IncompleteRead(b""),
         InvalidURL("URL can't contain control characters"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_no_network(monkeypatch, cache, error):
-    def download(_url, _path):
+    def fail(_request, timeout):
+        assert timeout
         raise error
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(download, "urlopen", fail)
     with pytest.raises(InputError) as caught:
         chosen("mask_rcnn_R_50_DC5_3x", None)
     message = str(caught.value)
@@ -173,7 +199,7 @@ def test_no_network(monkeypatch, cache, error):
 def test_a_cache_that_can_not_be_written(tmp_path, downloads, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="can't be downloaded"):
+    with pytest.raises(InputError, match=r"R-50\.pkl: can't be written"):
         chosen("mask_rcnn_R_50_DC5_3x", None)
     assert downloads == []
 
@@ -192,7 +218,7 @@ def test_cached_weights_are_loaded(cache, tiny, monkeypatch):
         "res2_0_branch2a_w": np.full((4, 8, 1, 1), 0.25, np.float32),
     }
     path.write_bytes(pickle.dumps(blobs, protocol=2))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    monkeypatch.setattr(download, "urlopen", None)
     cfg.MODEL.WEIGHTS = R50
     cfg.MODEL.TRUSTED_SHA256 = hashlib.sha256(path.read_bytes()).hexdigest()
     choose_initial_weights(cfg, None)
@@ -234,17 +260,26 @@ def test_a_pickle_of_the_zoo_is_trusted_by_its_address(downloads):
 
 
 @pytest.mark.detectron2
-def test_a_pickle_of_the_zoo_has_the_md5_in_its_name(cache):
+def test_a_pickle_of_the_zoo_has_the_md5_in_its_name(cache, monkeypatch):
     # RFC 1321's example: the MD5 of "abc" is 900150983cd24fb0d6963f7d28e17f72.
     zoo = "detectron2://COCO-InstanceSegmentation/x/1/"
+    monkeypatch.setattr(download, "urlopen", None)
     folder = cache / "detectron2/COCO-InstanceSegmentation/x/1"
     folder.mkdir(parents=True)
     for name in ("model_final_900150.pkl", "model_final.pkl"):
         (folder / name).write_bytes(b"abc")
         assert chosen("demo", zoo + name, trusted="") == zoo + name
-    (folder / "model_final_900150.pkl").write_bytes(b"ab")  # truncated
+    # A truncated one is downloaded again, and kept only if it is whole.
+    path, name = folder / "model_final_900150.pkl", f"{zoo}model_final_900150.pkl"
+    path.write_bytes(b"ab")
+    monkeypatch.setattr(download, "urlopen", answering(b"ab"))
     with pytest.raises(InputError, match=r"model_final_900150\.pkl .* 187ef44.* 900150…"):
-        chosen("demo", zoo + "model_final_900150.pkl", trusted="")
+        chosen("demo", name, trusted="")
+    assert path.read_bytes() == b"ab"
+    monkeypatch.setattr(download, "urlopen", answering(b"abc"))
+    assert chosen("demo", name, trusted="") == name
+    assert path.read_bytes() == b"abc"
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
 
 
 @pytest.mark.detectron2
@@ -257,3 +292,103 @@ def test_the_remedy_for_a_pickle_works(tmp_path):
     remedy = str(caught.value).partition("end the command with ")[2].partition(",")[0]
     config.merge_options(cfg, remedy.split())
     choose_initial_weights(cfg, str(path))
+
+
+OUTSIDE = [
+    "https://example.org/a/../../../x.pth",
+    "https://../x.pth",
+    "https://example.org/a/..",
+    "https://example.org/a/C:x.pth",
+    "https://example.org/a\\..\\..\\x.pth",
+    "https://example.org/",
+    "https://example.org",
+    "https:///x.pth",
+    "detectron2://../../x.pth",
+    "timm://../../../../x",
+]
+
+
+@pytest.mark.parametrize("url", OUTSIDE)
+def test_nothing_is_downloaded_outside_the_cache(downloads, tmp_path, url):
+    with pytest.raises(InputError, match=r"^--weights .*not the address of a file"):
+        chosen("demo", url)
+    with pytest.raises(InputError, match=r"^--weights .*not the address of a file"):
+        load_initial_weights(torch.nn.Linear(1, 1), url)  # of a run that someone else began
+    assert downloads == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_http_needs_the_sum_of_the_file(downloads, cache):
+    url = "http://example.org/mine.pth"
+    with pytest.raises(InputError, match=rf"^--weights {url}: .*https.*TRUSTED_SHA256"):
+        chosen("demo", url, trusted="")
+    assert downloads == []
+    assert chosen("demo", url, trusted=f"{'0' * 64}, {KNOWN.upper()}") == url
+    assert (cache / "example.org" / "mine.pth").read_bytes() == DOWNLOADED
+
+
+def test_a_download_with_another_sum_is_not_kept(downloads, cache):
+    url = "https://example.org/mine.pth"
+    with pytest.raises(InputError, match=rf"{url} has the SHA-256 {KNOWN}"):
+        chosen("demo", url, trusted="0" * 64)
+    assert downloads == [url]
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_redirection_to_http_is_refused(monkeypatch, cache):
+    monkeypatch.setattr(download, "urlopen", answering(DOWNLOADED, "http://example.org/mine.pth"))
+    with pytest.raises(InputError, match="not encrypted"):
+        chosen("demo", "https://example.org/mine.pth", trusted="")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_cut_download_is_fetched_again(cache, monkeypatch):
+    """From a real server, which closes the first connection in the middle."""
+    monkeypatch.setenv("no_proxy", "*")
+    whole = [False, True]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(DOWNLOADED)))
+            self.end_headers()
+            self.wfile.write(DOWNLOADED if whole.pop(0) else DOWNLOADED[:3])
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/mine.pth"
+        with pytest.raises(InputError, match=rf"{url} \(3 of 7 bytes"):
+            chosen("demo", url)
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+        assert chosen("demo", url) == url
+        server.shutdown()
+    (path,) = [path for path in cache.rglob("*") if path.is_file()]
+    assert path.read_bytes() == DOWNLOADED
+
+
+def test_damaged_weights_in_the_cache_are_downloaded_again(cache, monkeypatch):
+    """Such as half a file that an earlier version left there."""
+    network, saved = torch.nn.Linear(2, 2), io.BytesIO()
+    torch.save({key: torch.full_like(v, 3) for key, v in network.state_dict().items()}, saved)
+    path = cache / "example.org" / "mine.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(saved.getvalue()[:500])
+    url = "https://example.org/mine.pth"
+    answers = [Response(url, saved.getvalue()), URLError("no route to host")]
+
+    def answer(_request, timeout):
+        assert timeout
+        if isinstance(answers[-1], URLError):
+            raise answers.pop()
+        return answers.pop()
+
+    monkeypatch.setattr(download, "urlopen", answer)
+    with pytest.raises(InputError, match="no route to host"):
+        load_initial_weights(network, url)
+    assert path.read_bytes() == saved.getvalue()[:500]
+    load_initial_weights(network, url)
+    assert (network.weight == 3).all()
+    assert path.read_bytes() == saved.getvalue()

@@ -125,6 +125,35 @@ def test_resuming_predicts_only_pending_tiles(begin, capsys):
     job.collect_failures()
 
 
+def test_damaged_tiles_are_predicted_again(begin, caplog):
+    job = begin()
+    job.predict(FakePredictor(), job.pending())
+    expected = [cells.scores.tolist() for _, cells in job.merge(FakePredictor())]
+    (path,) = job.store.folder.glob("*.jsonl")
+    content = bytearray(path.read_bytes())
+    content[20] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="1 tiles were not predicted"):
+        job.collect_failures()
+    job = begin()
+    predictor = FakePredictor()
+    job.run(predictor, print)
+    assert len(predictor.predicted) == 1
+    (warning,) = caplog.messages
+    assert "1 damaged line" in warning
+    assert str(job.store.folder) in warning
+    job.collect_failures()
+    assert [cells.scores.tolist() for _, cells in job.merge(predictor)] == expected
+
+
+def test_a_store_that_was_replaced_is_not_merged(begin):
+    job = begin()
+    job.predict(FakePredictor(), job.pending())
+    (job.store.folder / "made-from.json").write_text('"of another"')
+    with pytest.raises(InputError, match="not the tile store"):
+        job.collect_failures()
+
+
 def test_unusable_images_are_skipped(begin, tmp_path, capsys):
     missing = ImageRecord(9, "gone.png", tmp_path / "gone.png", None)
     images = [IMAGES[0], missing, IMAGES[2]]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import math
 import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +23,8 @@ from cellseg.images import ImageRecord
 from cellseg.predict.tile_store import TileStore, fingerprint
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
+
+HERE = Path(__file__).resolve().parents[2]
 
 
 def cells(n=2, size=(5, 7), seed=0):
@@ -161,6 +170,96 @@ def test_damaged_lines_are_ignored(tile_store, damage):
     store(tile_store, [((0, 1), cells(seed=1))])
     for (_, loaded), seed in zip(tile_store.entries(), range(3), strict=True):
         assert_same(loaded, cells(seed=seed))
+
+
+def test_a_flipped_bit_anywhere_costs_one_tile(tile_store):
+    store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
+    (path,) = tile_store.folder.glob("*.jsonl")
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    second = range(len(lines[0]), len(lines[0]) + len(lines[1]) - 1)
+    for place in second:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 7
+        path.write_bytes(damaged)
+        assert tile_store.done() == {(0, 0), (0, 2)}
+        assert tile_store.n_damaged() == 1 + (damaged[place] == ord("\n"))
+    path.write_bytes(lines[0] + b"{}\n3\n" + b"[]\n" + lines[2])
+    assert tile_store.done() == {(0, 0), (0, 2)}
+    assert tile_store.n_damaged() == 3
+    path.write_bytes(whole)
+    assert tile_store.n_damaged() == 0
+
+
+HOLD = """\
+import sys, time
+from pathlib import Path
+from cellseg.predict.tile_store import TileStore
+store = TileStore(Path(sys.argv[1]), {"a": int(sys.argv[2])})
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def hold():
+    """Function that starts a process which uses a store; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder, fingerprint):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", HOLD, folder, str(fingerprint)],
+                    cwd=HERE, stdout=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            return process
+
+        yield start
+
+
+@pytest.mark.parametrize("fingerprint", [1, 2])
+def test_a_second_command_says_who_uses_the_store(tile_store, hold, fingerprint):
+    store(tile_store, [((0, 0), cells())])
+    tile_store._unlock()  # by the end of the process
+    process = hold(tile_store.folder, 1)
+    with pytest.raises(InputError, match=rf"parts: another .*process {process.pid} on .*--output"):
+        TileStore(tile_store.folder, {"a": fingerprint})
+    assert tile_store.done() == {(0, 0)}
+    process.kill()
+    process.wait()
+    # A killed process holds nothing.
+    expected = {(0, 0)} if fingerprint == 1 else set()
+    assert TileStore(tile_store.folder, {"a": fingerprint}).done() == expected
+
+
+def test_another_machine_needs_no_lock(tmp_path, hold):
+    hold(tmp_path / "parts", 1)
+    other = TileStore(tmp_path / "parts", {"a": 1}, create=False)
+    other.check()
+    store(other, [((0, 0), cells())], process=1)
+    assert other.done() == {(0, 0)}
+
+
+def test_without_locks(tmp_path, monkeypatch):
+    """As on some network disks."""
+
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    first = TileStore(tmp_path / "parts", {"a": 1})
+    TileStore(tmp_path / "parts", {"a": 2})
+    with pytest.raises(InputError, match="parts: not the tile store"):
+        first.check()
+
+
+def test_a_store_is_sent_to_other_processes_without_its_lock(tile_store):
+    store(tile_store, [((0, 0), cells())])
+    assert pickle.loads(pickle.dumps(tile_store)).done() == {(0, 0)}
 
 
 def test_the_same_fingerprint_keeps_the_tiles(tile_store):
