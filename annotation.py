@@ -14,7 +14,7 @@ from pathlib import Path
 import utils
 from cellseg.device import count_cores
 from cellseg.errors import InputError
-from cellseg.files import display_path, write_json
+from cellseg.files import check_own, display_path, write_json
 from cellseg.messages import listed, plural, warn
 from cellseg.read.annotate import (
     annotate_coco_image,
@@ -26,7 +26,7 @@ from cellseg.read.annotate import (
     warn_of_images,
 )
 from cellseg.read.classes import UnknownClassError, advise_class_names
-from cellseg.read.coco import AnnotatedImage, build_coco
+from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
 from cellseg.read.foreign_coco import read_coco_images
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import (
@@ -103,13 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     output = args.output or args.data / utils.ANNOTATIONS
-    if args.coco and args.coco.resolve() == output.resolve():
-        parser.error(f"argument --output: {output} is also the input (--coco); choose another file")
     if args.coco and args.class_names:
         parser.error("argument --class_names: the COCO file defines the classes; leave it out")
     names = args.class_names or list(CLASS_NAMES)
     check_class_names("--class_names", names)
 
+    utils.check_outputs({"--output": output}, [args.coco] if args.coco else [])
+    check_own(output, OWN_START, "annotations")
     skipped = []
     if (args.data / TEST_LIST).exists():
         try:

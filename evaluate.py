@@ -14,7 +14,7 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import display_path, write_atomic, write_json
+from cellseg.files import check_own, display_path, write_atomic, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.results import find_newest_results, results_file, sidecar_path
 from cellseg.score.labelmap import OVERLAP_RULES
@@ -91,21 +91,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{own}: results on your own images; pass their annotations with --truth")
     inputs = [*map(results_file, paths), ground_truth_path]
     utils.check_outputs({"--json": args.json, "--csv": args.csv}, inputs)
+    if args.json:
+        check_own(args.json, rb'\{\n "(results|a)": ', "scores", "--json")
+    if args.csv:
+        check_own(args.csv, rb"image_id,file_name,class,", "a table of scores", "--csv")
     _, scores = utils.score_results(args, paths, ground_truth_path, overlap=args.overlap)
     names = [display_path(path) for path in paths]
+    # Files first: nothing may read what is printed.
     if args.compare:
         differences = difference(*scores)
-        print(difference_as_text(names[0], names[1], differences))
         if args.json:
             write_json(args.json, difference_as_json(names[0], names[1], differences), indent=1)
+        print(difference_as_text(names[0], names[1], differences))
         return 0
     ground_truth = display_path(ground_truth_path)
-    print(f"{names[0]} against {ground_truth}\n{as_text(scores[0])}")
     if args.json:
         report = {"results": names[0], "truth": ground_truth, **as_json(scores[0])}
         write_json(args.json, report, indent=1)
     if args.csv:
         _write_csv(args.csv, scores[0])
+    print(f"{names[0]} against {ground_truth}\n{as_text(scores[0])}")
     return 0
 
 

@@ -151,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.job import PredictionJob, choose_results
     from cellseg.predict.predictor import Predictor
     from cellseg.predict.resolution import set_resolution
+    from cellseg.write.sidecars import check_sidecars
+    from cellseg.write.submission import check_results_output
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
@@ -166,8 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
     images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
     print(resolution)
-    predictor = Predictor.load(weights, cfgs)
     results = choose_results(args.output or folders[0], name)
+    check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
+    check_sidecars(results)
+    predictor = Predictor.load(weights, cfgs)
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
     process.advise("run the same command again to continue")
     job.run(

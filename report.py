@@ -13,9 +13,9 @@ from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import display_path
+from cellseg.files import check_own, display_path
 from cellseg.look import content
-from cellseg.look.report import ReportContent, write_report
+from cellseg.look.report import OWN, ReportContent, write_report
 from cellseg.messages import plural
 from cellseg.read.cells import is_annotations
 from cellseg.read.ground_truth import find_default_ground_truth
@@ -94,15 +94,15 @@ def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportCo
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page. Return the exit code."""
     args = get_parser().parse_args(argv)
-    if args.annotations:
-        source = args.annotations
-        page = collect_annotations(args)
-    else:
-        source = args.results or find_newest_results(utils.RUNS)
-        page = collect_results(args, [source, *([args.compare] if args.compare else [])])
+    source = args.annotations or args.results or find_newest_results(utils.RUNS)
     output = args.output or (source if source.is_dir() else source.parent) / "report.html"
     inputs = [path for path in (source, args.compare) if path and not path.is_dir()]
     utils.check_outputs({"--output": output}, [*inputs, args.truth or source])
+    check_own(output, OWN, "a report")
+    if args.annotations:
+        page = collect_annotations(args)
+    else:
+        page = collect_results(args, [source, *([args.compare] if args.compare else [])])
     n_reduced = write_report(output, page)
     note = f", {n_reduced} of them at reduced resolution" if n_reduced else ""
     size = f"{output.stat().st_size / 1e6:.1f} MB"

@@ -194,6 +194,8 @@ def draw_first_batch(cfg: CfgNode, path: Path) -> int:
     from cellseg.look.overlay import write_png
 
     run = session.prepare(cfg)
+    images = [sample.path for sample in (*run.data.train, *run.data.validation)]
+    utils.check_outputs({"--show_batch": path}, images)
     stream, classes = build_stream(cfg, run.data), [c["name"] for c in run.data.categories]
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
     write_png(path, draw_batch(samples, classes, cfg.INPUT.FORMAT))

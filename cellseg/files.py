@@ -76,6 +76,30 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             unfinished.discard(temporary)
 
 
+def check_own(path: Path, own: bytes, what: str, flag: str = "--output") -> None:
+    """Raise InputError if writing a file would replace one that this project did not write.
+
+    Parameters
+    ----------
+    path
+        The file to write. An empty one can be replaced.
+    own
+        Regular expression for the beginning of such a file that this project wrote.
+    what, flag
+        What is written, and the flag that names the file, for the message.
+    """
+    if not path.is_file():  # to write it is an error if it is something else
+        return
+    with contextlib.suppress(OSError):
+        with path.open("rb") as file:
+            start = file.read(4096)
+        if start and not re.match(own, start, re.DOTALL):
+            raise InputError(
+                f"{path}: exists, but was not written as {what} by this program, so it isn't "
+                f"replaced; move it away, or choose another place with {flag}"
+            )
+
+
 _SUFFIX = ".part"
 
 

@@ -63,6 +63,15 @@ def check_recipe_name(name: str) -> None:
         )
 
 
+def check_run_folder(run: Path) -> None:
+    """Raise InputError if the folder of a run that is trained was removed: it has its config."""
+    if not run.is_dir():
+        raise InputError(
+            f"{run}: the run folder was removed or moved while the run was trained; restore it and "
+            "resume with --resume, or train again"
+        )
+
+
 def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
     """Return the newest run in `root`, the folder of runs (`tensorboard/`).
 

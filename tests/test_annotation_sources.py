@@ -275,7 +275,7 @@ def test_the_source_is_not_overwritten(tmp_path):
     source.write_text(json.dumps(coco_of(rle(BOX))))
     before = source.read_bytes()
     message = refusal(annotation.main, ["--data", str(tmp_path), "--coco", str(source)])
-    assert f"--output: {source} is also the input" in message
+    assert f"--output {source}: is also an input" in message
     assert source.read_bytes() == before
 
 

@@ -307,6 +307,44 @@ def test_errors_name_the_results_file(data):
             evaluate.main([*words, str(bad), "--data", str(data)])
 
 
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["results.json", "truth.json", "test_image_name_to_ids.json", "test_masks/a/class1.tif"],
+)
+def test_inputs_are_not_overwritten(data, flag, name):
+    (data / "truth.json").write_text(json.dumps(read_ground_truth(data / "test_masks", data)))
+    before = (data / name).read_bytes()
+    argv = [str(data / "results.json"), "--data", str(data), flag, str(data / name)]
+    with pytest.raises(InputError, match=rf"{name}: (exists, .*{flag}|is also an input)"):
+        evaluate.main([*argv, "--truth", str(data / "truth.json"), "--resamples", "0"])
+    assert (data / name).read_bytes() == before
+
+
+def test_scores_are_replaced_and_files_differ(data):
+    argv = [str(data / "results.json"), "--data", str(data), "--resamples", "0"]
+    for words in (["--json", "s"], ["--csv", "t"], ["--json", "s", "--csv", "t"]):
+        words = [str(data / word) if len(word) == 1 else word for word in words]
+        assert evaluate.main([*argv, *words]) == 0
+    with pytest.raises(InputError, match=r"--json and --csv"):
+        evaluate.main([*argv, "--json", str(data / "s"), "--csv", str(data / "." / "s")])
+    compare = ["--compare", *argv[:1] * 2, "--data", str(data), "--json", str(data / "c")]
+    for _ in range(2):
+        assert evaluate.main(compare) == 0
+
+
+def test_files_are_written_before_the_summary_is_printed(data, monkeypatch):
+    def fail(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr("builtins.print", fail)
+    argv = [str(data / "results.json"), "--data", str(data), "--resamples", "0"]
+    with pytest.raises(InterruptedError):
+        evaluate.main([*argv, "--json", str(data / "s"), "--csv", str(data / "t")])
+    assert json.loads((data / "s").read_text())["images"] == 2
+    assert (data / "t").is_file()
+
+
 def test_a_file_that_can_not_be_written(data):
     results = str(data / "results.json")
     words = ["--data", str(data), "--resamples", "0", "--json", f"{results}/s.json"]

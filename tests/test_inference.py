@@ -722,11 +722,33 @@ def test_runs_with_different_validation_images(predict, run, tmp_path):
     )
 
 
-def test_sidecar_files_of_previous_results_are_removed(predict, tmp_path):
-    for name in ("mine-list.json", "mine-truth.json"):
-        (tmp_path / name).write_text("[]")
-    assert predict(output=tmp_path / "mine.json") == 0
+def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path):
+    path = tmp_path / "mine.json"
+    for words in (["--images", cells / "test_release"], ["--dataset", "val"], []):
+        assert predict(*words, output=path) == 0
     assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.zip"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("mine.json", {"mine": 1}),
+        ("mine.zip", "mine"),
+        ("mine-list.json", ["a.tif"]),
+        ("mine-truth.json", {"images": [], "annotations": [], "categories": []}),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--dataset", "val"]])
+def test_files_of_the_user_are_not_replaced_or_removed(predict, tmp_path, name, content, words):
+    (tmp_path / name).write_text(json.dumps(content))
+    if name == "mine.zip" and words:
+        assert predict(*words, output=tmp_path / "mine.json") == 0  # writes no zip
+    else:
+        message = refusal(predict, *words, output=tmp_path / "mine.json")
+        assert message.startswith(f"{tmp_path / name}: exists, ")
+        assert "--output" in message
+        assert [path.name for path in tmp_path.glob("mine*")] == [name]
+    assert json.loads((tmp_path / name).read_text()) == content
 
 
 def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):

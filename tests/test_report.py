@@ -13,6 +13,7 @@ import tifffile
 import report
 import utils
 from cellseg.errors import InputError
+from cellseg.read.ground_truth import read_ground_truth
 from tests.score.scoring_cases import entry, rectangle, truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -230,6 +231,22 @@ def test_a_damaged_image_keeps_the_former_page(make, data):
     with pytest.raises(InputError, match=r"b\.tif"):
         make(data.parent / "run", "--resamples", 0)
     assert (data.parent / "page.html").read_text() == html
+
+
+def test_only_pages_are_replaced(make, data):
+    annotations = data / "train__annot.json"
+    annotations.write_text(json.dumps(read_ground_truth(data / "test_masks", data)))
+    before = annotations.read_bytes()
+    argv = ["--annotations", str(annotations), "--data", str(data)]
+    with pytest.raises(InputError, match=r"--output .*train__annot\.json: is also an input"):
+        report.main([*argv, "--output", str(annotations)])
+    assert annotations.read_bytes() == before
+    (data.parent / "page.html").write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(InputError, match=r"page\.html: exists, .*--output"):
+        make(*argv[:2])
+    (data.parent / "page.html").unlink()
+    for _ in range(2):
+        make(*argv[:2])
 
 
 def test_a_page_that_can_t_be_written(data):

@@ -443,6 +443,21 @@ def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
     assert "all 6 iterations are done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("engine", ["torchvision"], indirect=True)
+@pytest.mark.parametrize("lost", ["", runs.CONFIG])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_folder_that_vanishes_is_an_error(go, tmp_path, monkeypatch, capsys, lost):
+    def remove(trainer):
+        run = Path(trainer.cfg.OUTPUT_DIR)
+        (run / lost).unlink() if lost else run.rename(tmp_path / "elsewhere")
+
+    at_iteration(monkeypatch, 2, remove)
+    with pytest.raises(InputError, match=f"{lost}: .*removed"):
+        go("SOLVER.MAX_ITER", 2)
+    assert "finished" not in capsys.readouterr().out
+    assert bool(list(tmp_path.glob("runs/*/*"))) == bool(lost)
+
+
 def test_a_second_signal_stops_immediately(go, tmp_path, monkeypatch):
     def twice(_trainer):
         os.kill(os.getpid(), signal.SIGINT)

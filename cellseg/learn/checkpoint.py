@@ -12,7 +12,7 @@ import torch
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
-from cellseg.runs import BEST, LAST
+from cellseg.runs import BEST, LAST, check_run_folder
 from cellseg.text import show
 
 
@@ -72,6 +72,7 @@ class RunCheckpointer:
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         path = self.folder / name
+        check_run_folder(self.folder)  # which would be created, without the config
         try:
             with write_atomic(path, "wb") as file:
                 torch.save(data, file)

@@ -11,7 +11,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,11 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cellseg.distributed import any_process, make_barrier, rank, world_size
+from cellseg.errors import InputError
 from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS
 from cellseg.network.loop import HookBase
-from cellseg.runs import BEST, FINAL, METRICS
+from cellseg.runs import BEST, FINAL, METRICS, check_run_folder
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -162,18 +163,34 @@ class MetricWriter(HookBase):
         scored = any(name.startswith("validation/") for name in self._values)
         if (step + 1) % self.period == 0 or step + 1 == self.trainer.max_iter or scored:
             medians = {name: statistics.median(v) for name, v in sorted(self._values.items())}
-            for name, value in medians.items():
-                self._events.add_scalar(name, value, step)
-            self._lines.write(json.dumps({"iteration": step, **medians}) + "\n")
-            self._lines.flush()
+            check_run_folder(self.folder)
+            with self._errors():
+                for name, value in medians.items():
+                    self._events.add_scalar(name, value, step)
+                self._lines.write(json.dumps({"iteration": step, **medians}) + "\n")
+                self._lines.flush()
             self._values.clear()
 
     def add_picture(self, name: str, picture: NDArray[np.uint8]) -> None:
         """Add an `(H, W, 3)` uint8 RGB picture to TensorBoard."""
-        self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
+        with self._errors():
+            self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
     def after_train(self) -> None:
-        self._open.close()
+        with self._errors():
+            self._open.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise InputError if the curves can't be written."""
+        try:
+            yield
+        except OSError as error:  # of TensorBoard's thread, perhaps of an earlier event
+            check_run_folder(self.folder)
+            raise InputError(
+                f"{self.folder}: the curves can't be written ({error.strerror}); make room, then "
+                "resume with --resume"
+            ) from None
 
 
 class ProgressBar(HookBase):

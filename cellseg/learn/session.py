@@ -217,6 +217,13 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 )
             return 130
     if first:
+        runs.check_run_folder(run)
+        for name in (runs.CONFIG, runs.RECORD, runs.FINAL):
+            if not (run / name).is_file():
+                raise InputError(
+                    f"{run / name}: was removed while the run was trained, so it can't be used; "
+                    "restore it, or train again"
+                )
         print(f"finished; predict with: python inference.py --checkpoint {display_path(run)}")
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cellseg.files import write_atomic
+from cellseg.files import check_own, write_atomic
 from cellseg.images import ImageCells
 from cellseg.read.window import open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
@@ -183,8 +183,9 @@ def draw_comparison(
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
 
-    Raises InputError if the file can't be written.
+    Raises InputError if the file can't be written, or is no PNG.
     """
+    check_own(Path(path), rb"\x89PNG", "a picture")
     _, data = cv2.imencode(".png", image[..., ::-1])
     with write_atomic(path, "wb") as file:
         file.write(data.tobytes())

@@ -72,6 +72,10 @@ class ReportContent:
     metrics: Path | None = None
 
 
+OWN = rb"<!doctype html>.*Content-Security-Policy.*img-src data:; style-src 'unsafe-inline'"
+"""Regular expression for the beginning of a page."""
+
+
 def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
     """Write the page atomically; return how many images it shows at reduced resolution.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class AnnotatedImage:
     mpp: float | None = None
 
 
+_DESCRIPTION = "Cells by class, one annotation a cell (annotation.py)"
+OWN_START = re.escape(f'{{"info": {{"description": "{_DESCRIPTION}"'.encode())
+"""Regular expression for the beginning of an annotation file that this project wrote."""
+
+
 def build_coco(
     images: Iterable[AnnotatedImage], class_names: Sequence[str], ids: Iterable[int] | None = None
 ) -> COCO:
@@ -70,7 +76,7 @@ def build_coco(
     label; categories 1…K in the order of `class_names`.
     """
     coco: COCO = {
-        "info": {"description": "Cells by class, one annotation a cell (annotation.py)"},
+        "info": {"description": _DESCRIPTION},
         "images": [],
         "annotations": [],
         "categories": [{"id": n, "name": name} for n, name in enumerate(class_names, 1)],

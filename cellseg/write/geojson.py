@@ -9,13 +9,15 @@ which are pixels, the files follow RFC 7946.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from cellseg.files import to_json, write_atomic
+from cellseg.files import check_own, to_json, write_atomic
 from cellseg.outline import trace
 from cellseg.rle import RLE, decode
 
@@ -105,8 +107,10 @@ def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> 
     Raises InputError if the file can't be written.
     """
     count = 0
+    start = '{"type":"FeatureCollection","features":['
+    check_own(Path(path), re.escape(f"{start}\n".encode()), "outlines")
     with write_atomic(path) as file:
-        file.write('{"type":"FeatureCollection","features":[')
+        file.write(start)
         for feature in features:
             text = to_json(feature, separators=(",", ":"))
             file.write(("," if count else "") + "\n" + text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cellseg.files import write_atomic
 from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
 
 _STRIP = 1 << 20  # pixels of a strip: 4 MB painted at a time
+_SOFTWARE = "cellseg"
 _CLASS_FILE = re.compile(r"class\d+\.tif", re.IGNORECASE)
 
 
@@ -58,7 +60,8 @@ def write_labels(
     Raises
     ------
     InputError
-        If a file can't be written, or the folder is one of a data set, with an image in it.
+        If a file can't be written, or the folder is one of a data set, with an image in it, or has
+        class files of another program.
     ValueError
         If a mask isn't an RLE of this size.
     """
@@ -68,6 +71,20 @@ def write_labels(
             f"{folder}: holds {image.name}, so its class files belong to a data set; "
             "choose another --output"
         )
+    try:
+        former = [path for path in folder.iterdir() if _CLASS_FILE.fullmatch(path.name)]
+    except FileNotFoundError:
+        former = []
+    except OSError as error:
+        raise InputError(
+            f"{folder}: can't be written ({error.strerror}); choose another --output"
+        ) from None
+    for path in former:
+        if not _is_own(path):
+            raise InputError(
+                f"{path}: exists, but was not written by this program, so it isn't replaced; "
+                "move it away, or choose another place with --output"
+            )
     classes = np.asarray(classes)
     n_hidden, first_id = 0, 1
     written = set()
@@ -87,8 +104,8 @@ def write_labels(
             f"{folder}: can't be written ({error.strerror}); choose another --output"
         ) from error
     try:
-        for path in folder.iterdir():
-            if _CLASS_FILE.fullmatch(path.name) and path.name not in written:
+        for path in former:
+            if path.name not in written:
                 path.unlink()
     except OSError as error:
         raise InputError(
@@ -96,6 +113,26 @@ def write_labels(
             f"({error.strerror}); choose another --output"
         ) from error
     return n_hidden
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a file is empty, or a label map that `write_labels` wrote."""
+    try:
+        if path.is_file() and not path.stat().st_size:
+            return True
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            # Earlier versions wrote no name.
+            named = page.software or _SOFTWARE
+            return (
+                len(tiff.pages) == 1
+                and page.dtype == np.int32
+                and page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
+                and not page.description
+                and named == _SOFTWARE
+            )
+    except (OSError, ValueError, LookupError, TypeError, struct.error, tifffile.TiffFileError):
+        return False
 
 
 def _write_tiff(
@@ -126,6 +163,7 @@ def _write_tiff(
             rowsperstrip=rows,
             photometric="minisblack",
             metadata=None,
+            software=_SOFTWARE,
         )
     return int(seen[1:].sum())
 

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cellseg.files import write_json
+from cellseg.files import check_own, write_json
 from cellseg.read.coco import load_coco, select_images
 from cellseg.read.results import sidecar_path
+from cellseg.runs import CONFIG
+
+_DESCRIPTION = "Annotations of the predicted images (inference.py)"
+
+# The beginning of each sidecar file.
+_OWN = {
+    "list": rb'\[\n \{\n  "file_name": ',
+    "truth": re.escape(f'{{"info": {{"description": "{_DESCRIPTION}"'.encode()),
+}
+
+
+def check_sidecars(results: Path) -> None:
+    """Raise InputError if the user's own files have the names of the sidecar files of results.
+
+    Those of earlier versions can only be told by the run folder that they are in.
+    """
+    for what, own in _OWN.items():
+        path = sidecar_path(results, what)
+        if not (path.parent / CONFIG).is_file():
+            check_own(path, own, "a file next to results")
 
 
 def write_sidecars(
     results: Path, images: Sequence[dict[str, Any]], own: bool, annotations: Path | None
 ) -> Path | None:
     """Write the sidecar files of results and remove those of earlier results.
+
+    Raises InputError as `check_sidecars`.
 
     Parameters
     ----------
@@ -33,6 +56,7 @@ def write_sidecars(
     -------
     The path of these annotations, or None.
     """
+    check_sidecars(results)
     for what, needed in {"list": own, "truth": annotations}.items():
         if not needed:
             sidecar_path(results, what).unlink(missing_ok=True)
@@ -41,5 +65,7 @@ def write_sidecars(
     if annotations is None:
         return None
     path = sidecar_path(results, "truth")
-    write_json(path, select_images(load_coco(annotations), {image["id"] for image in images}))
+    selected = select_images(load_coco(annotations), {image["id"] for image in images})
+    info = {"info": {"description": _DESCRIPTION}}
+    write_json(path, info | selected | info)
     return path

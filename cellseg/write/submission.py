@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cellseg.errors import InputError
-from cellseg.files import write_atomic
+from cellseg.files import check_own, write_atomic
 from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
@@ -65,6 +66,14 @@ def write_submission(path: Path, category_ids: Sequence[int]) -> Iterator[Submis
         file.write("[")
         yield SubmissionWriter(file, category_ids)
         file.write("\n]\n")
+
+
+def check_results_output(results: Path, with_zip: bool) -> None:
+    """Raise InputError if writing results, or their zip, would replace the user's own file."""
+    check_own(results, rb'\[\n(\{"image_id": |\]\n)', "results")
+    if with_zip:
+        name = re.escape(RESULTS_FILE.encode())
+        check_own(results.with_suffix(".zip"), rb"PK\x03\x04.{26}" + name, "a submission")
 
 
 def write_zip(results: Path) -> Path:

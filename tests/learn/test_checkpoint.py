@@ -52,6 +52,14 @@ def test_round_trip(tmp_path):
     assert (model[0].weight == 3).all()
 
 
+def test_a_run_folder_that_vanished_is_not_created_again(tmp_path):
+    checkpointer = RunCheckpointer(net(), tmp_path / "run")
+    for save in (checkpointer.save_last, lambda: checkpointer.save_weights(runs.FINAL, net())):
+        with pytest.raises(InputError, match=r"run: the run folder was removed"):
+            save()
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_incomplete_checkpoint(tmp_path):
     RunCheckpointer(net(), tmp_path).save_last()
     with pytest.raises(InputError, match=r"last\.pth: .*without counter"):

@@ -377,18 +377,16 @@ def test_damaged_weights_in_the_cache_are_downloaded_again(cache, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(saved.getvalue()[:500])
     url = "https://example.org/mine.pth"
-    answers = [Response(url, saved.getvalue()), URLError("no route to host")]
 
-    def answer(_request, timeout):
+    def fail(_request, timeout):
         assert timeout
-        if isinstance(answers[-1], URLError):
-            raise answers.pop()
-        return answers.pop()
+        raise URLError("no route to host")
 
-    monkeypatch.setattr(download, "urlopen", answer)
+    monkeypatch.setattr(download, "urlopen", fail)
     with pytest.raises(InputError, match="no route to host"):
         load_initial_weights(network, url)
     assert path.read_bytes() == saved.getvalue()[:500]
+    monkeypatch.setattr(download, "urlopen", answering(saved.getvalue()))
     load_initial_weights(network, url)
     assert (network.weight == 3).all()
     assert path.read_bytes() == saved.getvalue()

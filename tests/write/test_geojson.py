@@ -125,7 +125,8 @@ def test_an_image_without_cells_is_an_empty_collection(tmp_path):
 
 def test_an_error_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "a.geojson"
-    path.write_text("earlier")
+    earlier = '{"type":"FeatureCollection","features":[\nearlier'
+    path.write_text(earlier)
 
     def broken():
         yield {"type": "Feature"}
@@ -133,7 +134,7 @@ def test_an_error_leaves_the_earlier_file(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_geojson(path, broken())
-    assert path.read_text() == "earlier"
+    assert path.read_text() == earlier
     assert [p.name for p in tmp_path.iterdir()] == ["a.geojson"]
 
 

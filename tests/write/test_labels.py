@@ -160,10 +160,28 @@ def test_a_path_that_cannot_be_written(tmp_path):
         assert "can't be written" in message
 
 
-def test_a_class_file_that_cannot_be_removed(tmp_path):
+def test_only_own_class_files_are_replaced_or_removed(tmp_path):
+    masks, classes = [rle_of([[1, 1]])], np.array([0])
+    write_labels(tmp_path, (1, 2), masks * 2, np.array([0, 1]))
+    write_labels(tmp_path, (1, 2), masks, classes)
+    assert [path.name for path in tmp_path.iterdir()] == ["class1.tif"]
+    (tmp_path / "class4.tif").touch()  # nothing is lost
+    labels = np.ones((1, 2), np.int32)
+    for name in ("class1.tif", "Class3.TIF"):
+        for how in ({}, {"compression": "zlib"}, {"compression": "zlib", "software": "other"}):
+            tifffile.imwrite(tmp_path / name, labels, **how)
+            before = (tmp_path / name).read_bytes()
+            assert f"{name}: exists, " in refusal(write_labels, tmp_path, (1, 2), masks, classes)
+            assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()
+    # As earlier versions wrote them.
+    tifffile.imwrite(
+        tmp_path / "class3.tif", labels, compression="zlib", metadata=None, software=False
+    )
+    write_labels(tmp_path, (1, 2), masks, classes)
+    assert [path.name for path in tmp_path.iterdir()] == ["class1.tif"]
     (tmp_path / "class9.tif").mkdir()
-    message = refusal(write_labels, tmp_path, (1, 2), [rle_of([[1, 1]])], np.array([0]))
-    assert "can't be removed" in message
+    assert "class9.tif: exists, " in refusal(write_labels, tmp_path, (1, 2), masks, classes)
 
 
 def test_past_four_gigabytes_the_file_is_a_bigtiff(tmp_path, monkeypatch):
