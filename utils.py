@@ -310,11 +310,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     # tqdm's default lock is a semaphore, which Python reports as leaked by killed processes.
     tqdm.set_lock(threading.RLock())
-    if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = _show_thread_error
+    threading.excepthook = _show_thread_error
+
+
+_show_any_thread_error = threading.excepthook
 
 
 def _show_thread_error(error: threading.ExceptHookArgs) -> None:
     """Show an error of a thread, but not of TensorBoard's, which the main thread raises again."""
     if not type(error.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(error)
+        _show_any_thread_error(error)

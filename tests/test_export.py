@@ -406,7 +406,7 @@ HOSTILE = [
     "nul.x.tif",
     "x" * 251 + ".tif",
 ]
-HOSTILE += ["a/...tif", "b/...tif", "a/. ./image.tif", "a /b.tif", "com1/x.tif", "C:/y.tif"]
+HOSTILE += ["a/...tif", "b/...tif", "a/. ./image.tif", "a /b.tif", "com1/x.tif"]
 
 
 @pytest.mark.parametrize("source", ["own images", "annotations"])

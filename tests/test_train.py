@@ -445,7 +445,6 @@ def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
 
 @pytest.mark.parametrize("engine", ["torchvision"], indirect=True)
 @pytest.mark.parametrize("lost", ["", runs.CONFIG])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_run_folder_that_vanishes_is_an_error(go, tmp_path, monkeypatch, capsys, lost):
     def remove(trainer):
         run = Path(trainer.cfg.OUTPUT_DIR)

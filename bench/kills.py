@@ -1,0 +1,301 @@
+"""Kill the commands at random moments, send them signals, and compare what they write.
+
+    python bench/kills.py [--kills 100] [--moments 50] [--commands train inference] [--seed 0]
+
+Kills (SIGKILL): annotation, train, inference and export are started again and again, and killed at
+a random moment of their usual duration. After each kill every file is complete or absent; whatever
+is finished in the end is equal, byte for byte or tensor for tensor, to that of a run that was never
+killed. A training is resumed, a prediction continued.
+
+Signals: SIGINT and SIGTERM at `--moments` from 0 to 2 s after the start of each command. Each ends
+in one line and exit code 130, or the command had already finished. Before Python has started the
+first line of the script, within the first 0.05 s or so, no program can do that: these cases are
+counted as "too early".
+
+The data are synthetic, the network is tiny, and everything runs on one CPU thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cellseg.read.synthetic import write_dataset
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+CONFIG = """\
+_BASE_: "{base}"
+MODEL:
+  WEIGHTS: ""
+  BACKBONE: {{FREEZE_AT: 0}}
+  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
+  ANCHOR_GENERATOR: {{SIZES: [[16, 32]]}}
+  RPN: {{PRE_NMS_TOPK_TRAIN: 100, POST_NMS_TOPK_TRAIN: 20, PRE_NMS_TOPK_TEST: 100}}
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
+  ROI_BOX_HEAD: {{FC_DIM: 32}}
+  ROI_MASK_HEAD: {{CONV_DIM: 16, NUM_CONV: 1}}
+INPUT: {{MIN_SIZE_TRAIN: [64], ZOOM: 1.0}}
+TEST: {{TILE: 40, OVERLAP: 12, EVAL_PERIOD: 5}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 20, EPOCHS: 0.0, WARMUP_ITERS: 1, EMA: 0.9,
+  CHECKPOINT_PERIOD: 2}}
+"""
+
+THREADS = {"OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its words, where it writes, and how that is compared."""
+
+    words: Callable[[Path], list[Any]]  # of the folder for its output
+    contents: Callable[[Path], dict[str, Any]]  # the complete files in that folder
+    finished: Callable[[Path], bool]  # whether the folder holds all of it
+
+
+def run(words: list[Any], **keywords: Any) -> subprocess.Popen[str]:
+    """Start a command of the checkout."""
+    script, *arguments = map(str, words)
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / script), *arguments],
+        env=os.environ | THREADS, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen, **keywords,
+    )  # fmt: skip
+
+
+def listen() -> None:
+    """Listen to SIGINT, which a job in the background of a script ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def complete(words: list[Any]) -> float:
+    """Run a command to its end; return its seconds."""
+    start = time.monotonic()
+    process = run(words)
+    out, err = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{words}: exit code {process.returncode}\n{out}\n{err}")
+    return time.monotonic() - start
+
+
+def file_contents(folder: Path) -> dict[str, Any]:
+    """Return the bytes of all files but hidden ones and those of a tile store."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and ".parts" not in str(path)
+    }
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Return the contents of the weights of the run in a folder."""
+    paths = sorted(folder.glob("*/*/*.pth"))
+    return {path.name: torch.load(path, weights_only=True) for path in paths}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two contents are equal, bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def train_words(config: Path, data: Path, folder: Path) -> list[Any]:
+    """Return the command that begins a training or resumes it."""
+    device = ["--device", "cpu"]
+    if found := list(folder.glob("*/*/config.yaml")):
+        return ["train.py", "--resume", found[0].parent, *device]
+    new = ["--config_file", config, "--data", data, "--output_dir", folder]
+    return ["train.py", *new, "--val_fraction", 0.4, "--engine", "torchvision", *device]
+
+
+def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
+    """Make data, a run and results; return the commands to kill, and all for signals."""
+    data, config = root / "data", root / "tiny.yaml"
+    write_dataset(
+        data,
+        n_train=6,
+        n_test=6,
+        sizes=[(160, 170), (172, 150)],
+        cells_per_megapixel=3000,
+        scale=0.6,
+    )
+    config.write_text(CONFIG.format(base=PROJECT / "configs" / "base" / "dilated_c5.yaml"))
+    complete(["annotation.py", "--data", data])
+    complete(train_words(config, data, root / "trained"))
+    (trained,) = (root / "trained").glob("*/*")
+    predict = ["inference.py", "--checkpoint", trained, "--data", data, "--device", "cpu"]
+    predict += ["--score_threshold", 0]
+    complete([*predict, "--output", root / "results"])
+    results = root / "results" / "test-results.json"
+    score = [results, "--data", data]
+    killed = {
+        "annotation": Command(
+            lambda folder: ["annotation.py", "--data", data, "--output", folder / "a.json"],
+            file_contents,
+            lambda folder: (folder / "a.json").is_file(),
+        ),
+        "train": Command(
+            lambda folder: train_words(config, data, folder),
+            weights,
+            lambda folder: bool(list(folder.glob("*/*/model_final.pth"))),
+        ),
+        "inference": Command(
+            lambda folder: [*predict, "--output", folder],
+            file_contents,
+            lambda folder: (folder / "test-results.zip").is_file(),
+        ),
+        "export": Command(
+            lambda folder: ["export.py", *score, "--score_threshold", 0, "--output", folder],
+            file_contents,
+            lambda folder: len(list((folder / "overlay").glob("*.png"))) == 6,
+        ),
+    }
+    out = root / "signals"
+    commands: dict[str, list[Any]] = {name: c.words(out / name) for name, c in killed.items()}
+    commands |= {
+        "evaluate": ["evaluate.py", *score, "--json", out / "scores.json"],
+        "report": ["report.py", *score, "--output", out / "report.html"],
+        "check_submission": ["check_submission.py", results, "--data", data],
+    }
+    return killed, commands
+
+
+def kill(name: str, command: Command, root: Path, n_kills: int, rng: random.Random) -> str:
+    """Kill a command `n_kills` times; return the row of the table."""
+    expected_in = root / f"{name} expected"
+    duration = complete(command.words(expected_in))
+    expected = command.contents(expected_in)
+    folder = root / f"{name} killed"
+    counts: Counter[str] = Counter()
+    while counts["kills"] < n_kills:
+        folder.mkdir(exist_ok=True)
+        process = run(command.words(folder))
+        try:
+            out, err = process.communicate(timeout=rng.uniform(0, duration))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            counts["kills"] += 1
+            if name != "train":  # whose files change until the end
+                contents = command.contents(folder)
+                counts["damaged files"] += sum(
+                    value != expected.get(path) for path, value in contents.items()
+                )
+            else:
+                command.contents(folder)  # raises an error for a damaged file
+        else:
+            counts["failed"] += process.returncode != 0
+            if process.returncode:
+                print(f"{name}: exit code {process.returncode}\n{out}\n{err}", file=sys.stderr)
+            counts["ended before"] += 1
+        if "Traceback" in err:
+            counts["tracebacks"] += 1
+            print(err, file=sys.stderr)
+        if command.finished(folder):
+            check_result(name, command, folder, expected, counts)
+    check_result(name, command, folder, expected, counts)
+    columns = ("kills", "ended before", "compared", "equal", "damaged files", "tracebacks")
+    return f"| {name} | " + " | ".join(str(counts[column]) for column in columns) + " |"
+
+
+def check_result(
+    name: str, command: Command, folder: Path, expected: dict[str, Any], counts: Counter[str]
+) -> None:
+    """Run a command to its end, compare what it wrote, and remove it."""
+    complete(command.words(folder))
+    counts["compared"] += 1
+    is_same = same(command.contents(folder), expected)
+    counts["equal"] += is_same
+    if is_same:
+        shutil.rmtree(folder)
+    else:
+        print(f"{name}: {folder} differs", file=sys.stderr)
+        shutil.move(folder, f"{folder} {counts['compared']}")
+
+
+def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2.0) -> str:
+    """Send signals at moments from 0 to `seconds`; return the row of the table."""
+    counts: Counter[str] = Counter()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for moment in range(n_moments):
+            process = run(words)
+            start = time.monotonic()
+            time.sleep(seconds * moment / max(1, n_moments - 1))
+            waited = time.monotonic() - start
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+            out, err = process.communicate()
+            lines = err.splitlines()
+            if process.returncode == 130 and len(lines) == 1:
+                counts["one line"] += 1
+            elif process.returncode == 0:
+                counts["finished"] += 1
+            elif (
+                waited < 0.15 and not out and (process.returncode == -number or "Traceback" in err)
+            ):
+                counts["too early"] += 1
+            else:
+                counts["other"] += 1
+                print(
+                    f"{name} {number.name} at {waited:.2f} s: {process.returncode}\n{err}",
+                    file=sys.stderr,
+                )
+    columns = ("one line", "finished", "too early", "other")
+    return f"| {name} | " + " | ".join(str(counts[column]) for column in columns) + " |"
+
+
+def main() -> None:
+    """Run all kills and signals, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=100, help="kills of each command (100)")
+    parser.add_argument("--moments", type=int, default=50, help="moments for each signal (50)")
+    parser.add_argument("--commands", nargs="+", help="only these commands (all)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments (0)")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        killed, commands = prepare(root)
+        wanted = args.commands or list(commands)
+        rows = []
+        for name, command in killed.items():
+            if name in wanted and args.kills:
+                rows.append(kill(name, command, root, args.kills, rng))
+                print(rows[-1], flush=True)
+        signals = []
+        for name, words in commands.items():
+            if name in wanted and args.moments:
+                signals.append(send_signals(name, words, args.moments))
+                print(signals[-1], flush=True)
+    if rows:
+        print(
+            "\n| command | kills | ended before | compared | equal | damaged files | tracebacks |"
+        )
+        print("|---|---|---|---|---|---|---|", *rows, sep="\n")
+    if signals:
+        print("\n| command | one line, exit code 130 | finished | too early | other |")
+        print("|---|---|---|---|---|", *signals, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
