@@ -447,11 +447,11 @@ def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
 
 
 class _TileReader:
-    """Reads tiles, and keeps the last image open."""
+    """Reads tiles, and keeps the last image open, or the reason why it can't be opened."""
 
     def __init__(self) -> None:
         self._image: Path | NDArray[Any] | None = None
-        self._opened: WindowedImage | None = None
+        self._opened: WindowedImage | InputError | None = None
         self.brightness = BrightnessCheck()
 
     def read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
@@ -459,8 +459,10 @@ class _TileReader:
         try:
             if self._opened is None or self._image is not job.image:
                 self.close()
-                self._opened = _open(job.image, job.level)
                 self._image = job.image
+                self._opened = _open(job.image, job.level)
+            if isinstance(self._opened, InputError):
+                return self._opened
             if self._opened.size != job.size:
                 (height, width), expected = self._opened.size, job.size
                 return InputError(
@@ -472,10 +474,11 @@ class _TileReader:
                 self.brightness.add(job.image, tile)
             return tile
         except InputError as error:
+            self._opened = self._opened or error
             return error
 
     def close(self) -> None:
-        if self._opened:
+        if isinstance(self._opened, WindowedImage):
             self._opened.close()
         self._opened = None
 
