@@ -293,7 +293,7 @@ def test_a_folder_with_results_of_own_images(data, score):
     )
     by_name, text = score("--truth", str(data / "test_masks"), results="out")
     assert by_name["metrics"] == scores["metrics"]
-    assert text.splitlines()[0].endswith("2 by path")
+    assert text.splitlines()[0].endswith("by the names of its folders")
     (data / "out" / "val-results.json").write_text("[]")
     with pytest.raises(InputError, match=r"out: holds images-results\.json and val-results\.json"):
         score(results="out")

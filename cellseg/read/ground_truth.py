@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageRecord
+from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 from cellseg.read.annotate import annotate_image, warn_of_images
 from cellseg.read.coco import (
@@ -60,8 +61,17 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     return _read_folder(Path(path), Path(data), read_test_list(data), Path(data) / TEST_LIST)
 
 
-def _read_folder(folder: Path, data: Path, listed: Sequence[ImageRecord], list_path: Path) -> COCO:
-    """Read a folder of label maps of listed images, whose ids the images get."""
+def _read_folder(
+    folder: Path,
+    data: Path,
+    listed: Sequence[ImageRecord],
+    list_path: Path,
+    all_listed: bool = True,
+) -> COCO:
+    """Read a folder of label maps of listed images, whose ids the images get.
+
+    `all_listed` makes label maps of other images an error, else a warning.
+    """
     images: dict[str, list[ImageRecord]] = {}
     for image in listed:
         images.setdefault(image_name(image.file_name), []).append(image)
@@ -71,6 +81,11 @@ def _read_folder(folder: Path, data: Path, listed: Sequence[ImageRecord], list_p
     if not folders:
         raise InputError(f"{folder}: no folder in it, {remedy}; choose another")
     annotated, ids = [], []
+    others = [each.name for each in folders if each.name not in images]
+    if others and len(others) < len(folders) and not all_listed:
+        n = plural(len(others), "image")
+        warn(f"{folder}: {n} not in {list_path}, so not scored: {listed_names(others)}")
+        folders = [each for each in folders if each.name in images]
     for each in tqdm(folders, "reading ground truth", unit="image", leave=False, disable=None):
         if each.name not in images:
             raise InputError(
@@ -175,7 +190,7 @@ def read_results_with_ground_truth(
             image.file_name: image for each in lists for image in read_image_list(each, _AGAIN)
         }
         records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
-        ground_truth = _read_folder(Path(source), Path(data), records, lists[0])
+        ground_truth = _read_folder(Path(source), Path(data), records, lists[0], all_listed=False)
     else:
         ground_truth = read_ground_truth(source, data)
     if len(paths) > 1:
@@ -270,6 +285,8 @@ def _print_pairs(
     how = " and ".join(
         f"{n} by {what}" for n, what in ((same_path, "path"), (by_name, "file name")) if n
     )
+    if source.is_dir():  # whose images have the listed paths
+        how = "by the names of its folders"
     print(f"{display_path(path)}: {plural(len(ids), 'image')} matched with {source}, {how}")
     if n_unknown := len(listed) - len(ids):
         warn(f"{path}: {plural(n_unknown, 'image')} not in {source}, so not scored")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,10 @@ def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
     ]
     assert "own.json: 3 images matched" in capsys.readouterr().out
     (folder / "d").mkdir()
+    read_results_with_ground_truth([path], folder, tmp_path)
+    assert f"{folder}: 1 image not in {listing}, so not scored: d" in capsys.readouterr().err
+    for name in ("a", "b", "c"):
+        shutil.rmtree(folder / name)
     message = refusal(read_results_with_ground_truth, [path], folder, tmp_path)
     assert message.startswith(f"{folder / 'd'}: no image of this name in {listing}")
 
