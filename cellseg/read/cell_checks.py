@@ -34,11 +34,14 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
 
     They have two or more pieces of more than `SMALL` pixels, fill less than half of their box, and
     are longer than five diameters, where a diameter is the root of the area of the largest piece or
-    of the median piece of all masks, whichever is larger.
+    of the median mask that fills half of its box, whichever is larger.
     """
     sizes, boxes = areas(mask_runs), boxes_xyxy(mask_runs)
     sides = boxes[:, 2:] - boxes[:, :2]
-    far: NDArray[np.bool_] = 2 * sizes < sides.prod(axis=1)
+    length = sides.max(axis=1)
+    is_sparse = 2 * sizes < sides.prod(axis=1)
+    median = 0 if is_sparse.all() else np.median(sizes[~is_sparse])
+    far: NDArray[np.bool_] = is_sparse & (length > _FAR * np.sqrt(median))
     sparse = np.flatnonzero(far)
     if not len(sparse):
         return far
@@ -51,10 +54,9 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     owner, piece_area = owner[is_large], piece_area[is_large]
     largest = np.zeros(len(sparse))
     np.maximum.at(largest, owner, piece_area)
-    median = np.median(np.concatenate([sizes[~far], piece_area, [0]]))
     diameter = np.sqrt(np.maximum(largest, median))
     several = np.bincount(owner, minlength=len(sparse)) >= 2
-    far[sparse] = several & (sides[sparse].max(axis=1) > _FAR * diameter)
+    far[sparse] = several & (length[sparse] > _FAR * diameter)
     return far
 
 

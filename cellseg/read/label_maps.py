@@ -136,17 +136,18 @@ def _check_values(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None
 def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
     """Raise InputError if a label other than 0 is the background.
 
-    It covers over half of the image, touches all four edges, and surrounds two or more pieces of
-    the rest. A large cell of a small image may do the first two.
+    It is the largest, touches all four edges, and surrounds two or more pieces of the rest. A
+    large cell of a small image touches the edges, but surrounds no others.
     """
     height, width = mask_runs.size
+    if not len(mask_runs):
+        return
     sizes = areas(mask_runs)
-    if not len(sizes) or 2 * sizes.max() <= height * width:
-        return
     index = int(sizes.argmax())
-    if boxes_xyxy(mask_runs)[index].tolist() != [0, 0, width, height]:
+    largest = select_masks(mask_runs, np.array([index]))
+    if boxes_xyxy(largest)[0].tolist() != [0, 0, width, height]:
         return
-    pieces, n_pieces = scipy.ndimage.label(~crop_mask(mask_runs, index)[1])
+    pieces, n_pieces = scipy.ndimage.label(~crop_mask(largest, 0)[1])
     edges = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
     inside = np.bincount(pieces.reshape(-1), minlength=n_pieces + 1) > SMALL
     inside[0] = False

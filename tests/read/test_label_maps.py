@@ -25,6 +25,15 @@ for n in range(24):
     GRID[4 + n // 6 * 15 : 12 + n // 6 * 15, 4 + n % 6 * 15 : 12 + n % 6 * 15] = n + 1
 
 
+def many_cells(n_cells, side=6):
+    """Return a label map of 200 x 200 with up to 400 square cells, row by row."""
+    labels = np.zeros((200, 200), np.int64)
+    for cell in range(n_cells):
+        top, left = 10 * (cell // 20), 10 * (cell % 20)
+        labels[top : top + side, left : left + side] = cell + 1
+    return labels
+
+
 def write_folder(folder, image="image.tif", size=SIZE, exif=0, **files):
     folder.mkdir(parents=True)
     pixels = np.full((*size, 3), 200, np.uint8)
@@ -244,6 +253,7 @@ BACKGROUND = {
     "complement": ~GRID.astype(np.uint16),
     "inverted binary": ((GRID == 0) * 255).astype(np.uint8),
     "a float": (GRID == 0) * 1.0,
+    "most of it covered by cells": many_cells(400, 8) + 1,
     "few cells": np.where(GRID < 3, GRID + 7, 7),
 }
 
@@ -251,9 +261,9 @@ BACKGROUND = {
 @pytest.mark.parametrize("labels", BACKGROUND.values(), ids=BACKGROUND)
 @pytest.mark.parametrize("name", ["class1.tif", "class1.npy"])
 def test_a_background_other_than_0(tmp_path, labels, name):
-    folder = write_folder(tmp_path / "x", **{name.replace(".", "__"): labels})
+    folder = write_folder(tmp_path / "x", size=labels.shape, **{name.replace(".", "__"): labels})
     line = refusal(annotate, folder)
-    assert line.startswith(f"{folder / name}: label {labels[0, 0]}")
+    assert line.startswith(f"{folder / name}: label {labels[-1, -1]}")
     assert "expected 0 for the background" in line
 
 
@@ -273,15 +283,6 @@ def test_cells_in_a_small_crowded_image_give_no_warning(tmp_path):
     labels = np.arange(1, 7).repeat(15)[None].repeat(60, axis=0).astype(np.uint8)
     labels[:, :44] = 1
     assert annotate(write_folder(tmp_path / "x", class1__tif=labels)).warnings == {}
-
-
-def many_cells(n_cells):
-    """Return a label map of 200 x 200 with up to 400 cells of 6 x 6, row by row."""
-    labels = np.zeros((200, 200), np.int64)
-    for cell in range(n_cells):
-        top, left = 10 * (cell // 20), 10 * (cell % 20)
-        labels[top : top + 6, left : left + 6] = cell + 1
-    return labels
 
 
 @pytest.mark.parametrize("n_cells", [255, 300, 400])
