@@ -232,10 +232,13 @@ def write(
     elif archive:
         print(f"valid{', ready to submit' if fits else ''}: {shown}")
     if to_submit and not fits:
+        no_zip = "no zip is written without --zip"
+        if results.with_suffix(".zip").exists():
+            no_zip += f", and {display_path(results.with_suffix('.zip'))} has earlier results"
         warn(
             f"the run's classes ({runs.category_text(categories)}) are not those of {args.data} "
             f"({runs.category_text(data_categories(args.data))}), so "
-            + ("the server may refuse the zip" if archive else "no zip is written without --zip")
+            + ("the server may refuse the zip" if archive else no_zip)
         )
     if ground_truth:
         print(f"evaluate with: python evaluate.py {shown} --truth {display_path(ground_truth)}")

@@ -246,6 +246,8 @@ def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
     assert archive.is_file()
     assert "ready to submit" not in out
     assert "the server may refuse the zip" in err
+    assert predict(data=own) == 0
+    assert f"{archive} has earlier results" in capsys.readouterr().err
     assert predict("--zip", "--dataset", "val") == 0
     assert archive.with_name("val-results.zip").is_file()
 
