@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     results("--score_threshold", type=utils.fraction, metavar="S",
             help="minimum score, 0 to 1 (0.01: AP counts low scores too)")
     results("--max_detections", type=utils.positive_int, metavar="N",
-            help="maximum detections per image, or per tile (the run's value, 800)")
+            help="maximum detections per image, or per tile (room for all cells of the area)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config keys, such as INPUT.MIN_SIZE_TEST 800")
     # fmt: on

@@ -299,7 +299,9 @@ def _predict(
 def prediction_config(args: Namespace, engine: str, keys: Sequence[str]) -> CfgNode:
     """Return the config of a prediction with random weights."""
     flags = ["-m", RECIPE, "--engine", engine, "--device", args.device, "--weights", "none"]
-    cfg = train.setup(train.parse([*flags, *random_weight_keys(args)]))
+    # Numbers, since Detectron2 can't compute them: its own for this network.
+    lists = ["MODEL.RPN.PRE_NMS_TOPK_TEST", "6000", "MODEL.RPN.POST_NMS_TOPK_TEST", "1000"]
+    cfg = train.setup(train.parse([*flags, *lists, *random_weight_keys(args)]))
     merge_options(cfg, keys)
     return cfg
 

@@ -33,6 +33,7 @@ from bench.sizes import image_sizes
 from cellseg.config import load_recipe
 from cellseg.images import ImageRecord
 from cellseg.network import Detections, build_network
+from cellseg.network.limits import Limits, choose_limits
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.read.images import list_entry
@@ -54,7 +55,7 @@ class FakeNetwork(torch.nn.Module):
             [random_detections(size, number) for number, size in enumerate(sizes)]
         )
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:  # noqa: ARG002
         """Return detections in network pixels."""
         result = []
         for image, (size, cells) in zip(images, self.detections, strict=False):
@@ -112,15 +113,16 @@ def time_network(sizes: Sequence[Size], n_parts: int) -> Seconds:
     cfg = load_recipe(RECIPE, "torchvision")
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "cpu"
     network: Any = build_network(cfg).eval()
+    limits = choose_limits(cfg, 0)  # 1000 proposals
     seconds, rates = np.zeros(2), []
     with torch.no_grad():
-        network.detect([torch.zeros((3, 256, 256), dtype=torch.uint8)])  # warm-up
+        network.detect([torch.zeros((3, 256, 256), dtype=torch.uint8)], limits)  # warm-up
         for part in np.array_split(sorted(map(megapixels, sizes)), n_parts):
             middle = part[len(part) // 2]
             height, width = network_size(next(size for size in sizes if megapixels(size) == middle))
             image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
             began = clocks()
-            network.detect([image])
+            network.detect([image], limits)
             took = clocks() - began
             print(f"network: {height} x {width}: {took[0]:.2f} s; for {len(part)} images")
             seconds += took * part.sum() / middle

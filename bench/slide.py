@@ -30,6 +30,7 @@ import torch
 from cellseg.config import default_config
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
+from cellseg.network.limits import Limits
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tiles import Tile, TilePlan
@@ -51,7 +52,7 @@ class FakeNetwork(torch.nn.Module):
         self.tiles = iter(plan)
         self.per_side = int(plan.size[0] / STEP)
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:  # noqa: ARG002
         """Return the cells of the next tiles."""
         return [discs(next(self.tiles), self.per_side) for _ in images]
 

@@ -70,6 +70,15 @@ _DERIVED_KEYS = {
 }
 
 
+# Keys that are computed from the data since runs know CELLS_PER_MEGAPIXEL -> their values in the
+# recipes before; other values were the user's.
+_FORMER_LIMITS = {
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": (1000, 6000),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": (1000,),
+    "TEST.DETECTIONS_PER_IMAGE": (800,),
+}
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes in `configs/`, the values of `--model`."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -115,6 +124,10 @@ def load_config(path: Path, engine: str = "auto") -> CfgNode:
         cfg.merge_from_other_cfg(_with_floats(type(cfg)(loaded), cfg))
         for key in _overridden_keys(path):
             cfg.merge_from_list([key, type(defaults[key])()])
+        if "ENGINE" in loaded and "CELLS_PER_MEGAPIXEL" not in loaded.get("DATA", {}):
+            for key, values in _FORMER_LIMITS.items():  # a former run
+                if attrgetter(key)(cfg) in values:
+                    cfg.merge_from_list([key, 0])
     except FileNotFoundError as error:
         raise InputError(
             f"{error.filename or path}: no such config file; the recipes are in configs/"

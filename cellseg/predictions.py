@@ -30,6 +30,9 @@ class Predictions:
         array: memory depends on the cells, not on the image.
     class_names
         The names of the classes 0…K−1; empty if unknown.
+    limited_by
+        Config keys of the limits that left out boxes that are probably cells; see
+        `cellseg.network.limits`.
     """
 
     size: tuple[int, int]
@@ -38,6 +41,7 @@ class Predictions:
     classes: NDArray[np.int64]
     masks: list[RLE]
     class_names: tuple[str, ...] = ()
+    limited_by: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Predictions:

@@ -261,11 +261,12 @@ def test_bad_options(options, expected):
         ("--batch (TEST.BATCH)", "0", "1 or more"),
         ("TEST.TILE", "-1", "0 or more"),
         ("TEST.OVERLAP", "-5", "0 or more"),
-        ("TEST.DETECTIONS_PER_IMAGE", "-1", "1 or more"),
+        ("TEST.DETECTIONS_PER_IMAGE", "-1", "from 0 to"),
         ("TEST.MASK_IOU", "0 1.5", "above 0 and up to 1"),
         ("INPUT.FORMAT", "x rgb", "one of RGB, BGR "),
         ("SOLVER.WEIGHT_DECAY_BIAS", "x -1", "0 or more"),
-        ("MODEL.RPN.PRE_NMS_TOPK_TEST", "-1 0", "1 to"),
+        ("MODEL.RPN.PRE_NMS_TOPK_TEST", "-1", "from 0 to"),
+        ("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "-1 0", "1 to"),
         ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "nan", "from 0 to 1 "),
         ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "() ('x',)", "numbers .a positive number"),
         ("MODEL.ROI_MASK_HEAD.CONV_DIM", "0 1000000000", "1 to 100000 "),
@@ -494,3 +495,30 @@ def test_aliases_of_few_values(tmp_path):
 
 def test_a_device_is_no_config():
     assert "device" in refusal(config.load_config, Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"), [((1000, 1000, 800), (0, 0, 0)), ((6000, 2000, 300), (0, 2000, 300))]
+)
+def test_former_runs_have_limits_that_follow_the_area(tmp_path, lists, expected):
+    """Where theirs were the recipe's; others were the user's, as are those of a user's file."""
+    cfg = config.load_recipe("small_fpn", "torchvision")
+    rpn = "MODEL.RPN"
+    keys = (f"{rpn}.PRE_NMS_TOPK_TEST", f"{rpn}.POST_NMS_TOPK_TEST", "TEST.DETECTIONS_PER_IMAGE")
+    config.merge_options(
+        cfg, [str(word) for pair in zip(keys, lists, strict=True) for word in pair]
+    )
+
+    def limits(path):
+        flat = config.flatten(config.load_config(path, "torchvision"))
+        return tuple(flat[key] for key in keys)
+
+    run, file = tmp_path / "config.yaml", tmp_path / "mine.yaml"
+    run.write_text(cfg.dump())
+    assert limits(run) == lists
+    del cfg.DATA["CELLS_PER_MEGAPIXEL"]
+    run.write_text(cfg.dump())
+    assert limits(run) == expected
+    del cfg["ENGINE"]
+    file.write_text(cfg.dump())
+    assert limits(file) == lists

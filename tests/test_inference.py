@@ -134,6 +134,16 @@ def test_score_threshold_and_max_detections(predict, tmp_path):
     assert min(kept) >= limit
 
 
+def test_a_limit_that_leaves_out_cells_is_reported(predict, cells, capsys):
+    predict("--score_threshold", 0, "--max_detections", 1)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "more cells" in line]
+    assert "3 tiles of 3 images" in line
+    assert all(path.name in line for path in cells.glob("test_release/*.tif"))
+    assert "TEST.DETECTIONS_PER_IMAGE" in line
+    predict()
+    assert "TEST.DETECTIONS_PER_IMAGE" not in capsys.readouterr().err
+
+
 def test_options_reach_the_config(predict, tmp_path):
     predict("--score_threshold", 0, "TEST.DETECTIONS_PER_IMAGE", 1)
     assert len(results(tmp_path / "out" / "test-results.json")) == 3

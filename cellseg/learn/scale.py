@@ -1,4 +1,4 @@
-"""Config values that depend on the training data: scale, anchors, longest cell."""
+"""Config values that depend on the training data: scale, anchors, longest cell, density."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.messages import listed, plural, warn
 from cellseg.read.resolution import is_about
+from cellseg.rle import areas, decode
 
 # Suitable length of the median cell in network pixels, for fine and for coarse features. The cost
 # grows with its square.
@@ -79,6 +80,16 @@ def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
     return CellSizes(float(length), float(small), float(large), float(longest))
 
 
+def measure_density(samples: Sequence[ImageCells]) -> float:
+    """Return how many cells have room side by side in a million pixels.
+
+    With the 25th percentile of the masks' areas: the cells of an image may be all of the smaller
+    of two common types.
+    """
+    masks = [areas(decode(sample.masks, sample.size)) for sample in samples if sample.masks]
+    return 1e6 / max(1.0, float(np.percentile(np.concatenate(masks), 25)))
+
+
 def choose_scale(sizes: CellSizes, finest_stride: int) -> Scale:
     """Choose the scale at which the median cell has a suitable length for the network's features.
 
@@ -128,12 +139,13 @@ def choose_anchors(sizes: CellSizes, scale: float, strides: Sequence[int]) -> An
 
 
 def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
-    """Set the longest cell, the resolution, and scale and anchors if chosen from the data.
+    """Set the longest cell, density, resolution, and scale and anchors if chosen from the data.
 
     Returns a line for each chosen value, with the reason.
     """
     sizes = measure_cells(samples)
     cfg.DATA.LONGEST_CELL = sizes.longest
+    cfg.DATA.CELLS_PER_MEGAPIXEL = measure_density(samples)
     reasons: list[str] = []
     if mpps := [sample.mpp for sample in samples if sample.mpp]:
         cfg.DATA.MPP = float(f"{np.median(mpps):.6g}")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cellseg.images import EvalImage, ImageCells
 from cellseg.learn.samples import TrainingData
+from cellseg.network.limits import warn_of_limits
 from cellseg.predictions import Predictions
 from cellseg.read.results import pair_predictions
 from cellseg.read.window import read_image
@@ -63,4 +64,5 @@ def validate(
         detections[sample.id] = predict(image)
         if add_picture and number < _N_PICTURES:
             add_picture(sample, image, detections[sample.id])
+    warn_of_limits({sample.name: [detections[sample.id].limited_by] for sample in samples})
     return score(pair_predictions(data.coco, detections))

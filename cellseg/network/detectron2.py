@@ -14,12 +14,27 @@ from detectron2.layers import ROIAlign, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    ROIHeads,
+    StandardROIHeads,
+)
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
 from cellseg.network.engines import Detections
+from cellseg.network.limits import (
+    Limits,
+    Proposals,
+    box_chunks,
+    count_detections,
+    mask_chunks,
+    select_proposals,
+)
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -48,7 +63,10 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
 
 @ROI_HEADS_REGISTRY.register()
 class CellHeads(StandardROIHeads):  # type: ignore[misc]
-    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all."""
+    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all.
+
+    In prediction, the box head computes the proposals in parts, which bounds the memory.
+    """
 
     max_masks = 0
 
@@ -57,6 +75,19 @@ class CellHeads(StandardROIHeads):  # type: ignore[misc]
             # Sampled proposals are in random order, those of cells first.
             instances = [proposals[: self.max_masks] for proposals in instances]
         return super()._forward_mask(features, instances)
+
+    def _forward_box(
+        self, features: dict[str, torch.Tensor], proposals: Sequence[Instances]
+    ) -> Any:
+        if self.training:
+            return super()._forward_box(features, proposals)
+        maps = [features[name] for name in self.box_in_features]
+        parts = []
+        for chunk in box_chunks(proposals):
+            pooled = self.box_pooler(maps, [instances.proposal_boxes for instances in chunk])
+            parts.append(self.box_predictor(self.box_head(pooled)))
+        predictions = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        return self.box_predictor.inference(predictions, proposals)[0]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -80,10 +111,24 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         return losses
 
     @torch.no_grad()
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:
         """Detect the cells of `(3, h, w)` images in the config's channel order."""
+        batch = self.preprocess_image([{"image": image} for image in images])
+        features = self.backbone(batch.tensor)
+        proposals = _propose(self.proposal_generator, features, batch.image_sizes, limits)
+        cells = _classify(self.roi_heads, features, batch.image_sizes, proposals)
+        limited_by = []
+        for number, instances in enumerate(cells):
+            n, key = count_detections(instances.scores, limits)
+            cells[number] = instances[:n]
+            limited_by.append(proposals[number].limited_by + key)
+        parts = [
+            self.roi_heads.forward_with_given_boxes(features, chunk)
+            for chunk in mask_chunks(cells, self.device)
+        ]
         detections = []
-        for instances in self.inference([{"image": i} for i in images], do_postprocess=False):
+        for number, keys in enumerate(limited_by):
+            instances = Instances.cat([part[number] for part in parts])
             boxes = instances.pred_boxes
             boxes.clip(instances.image_size)
             instances = instances[boxes.nonempty()]
@@ -93,6 +138,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
                     instances.scores,
                     instances.pred_classes,
                     instances.pred_masks[:, 0],
+                    limited_by=keys,
                 )
             )
         return detections
@@ -124,6 +170,43 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         return aligned
 
 
+def _propose(
+    rpn: RPN, features: dict[str, torch.Tensor], sizes: Sequence[tuple[int, int]], limits: Limits
+) -> list[Proposals]:
+    """Return the proposals of each image: `RPN.forward`, with limits for each image."""
+    maps = [features[name] for name in rpn.in_features]
+    logits, deltas = rpn.rpn_head(maps)
+    logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+    deltas = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, -2) for level in deltas]
+    boxes = rpn._decode_proposals(rpn.anchor_generator(maps), deltas)
+    proposals = []
+    for number, size in enumerate(sizes):
+        of_image = [level[number] for level in boxes], [level[number] for level in logits]
+        proposals.append(
+            select_proposals(*of_image, size, limits, rpn.nms_thresh, rpn.min_box_size)
+        )
+    return proposals
+
+
+def _classify(
+    heads: ROIHeads,
+    features: dict[str, torch.Tensor],
+    sizes: Sequence[tuple[int, int]],
+    proposals: Sequence[Proposals],
+) -> list[Instances]:
+    """Return all detections of each image without masks, best first."""
+    rois = [
+        Instances(size, proposal_boxes=Boxes(of_image.boxes), objectness_logits=of_image.logits)
+        for size, of_image in zip(sizes, proposals, strict=True)
+    ]
+    if isinstance(heads, StandardROIHeads):
+        return list(heads._forward_box(features, rois))
+    detected, _ = heads(None, features, rois)
+    for instances in detected:
+        instances.remove("pred_masks")
+    return list(detected)
+
+
 def _instances(sample: dict[str, Any]) -> Instances:
     instances = Instances(tuple(sample["image"].shape[1:]))
     instances.gt_boxes = Boxes(sample["boxes"])
@@ -152,6 +235,8 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     for module in network.modules():
         if isinstance(module, ROIPooler):
             module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))
+        elif isinstance(module, FastRCNNOutputLayers):
+            module.test_topk_per_image = -1  # limited in `detect`
     return network
 
 

@@ -9,14 +9,15 @@ An engine is a module of this package, `detectron2` or `torchvision`, with
 A network is a `torch.nn.Module` with
 
 - `forward(samples)`: the training losses, by name, of samples of `cellseg.learn.mapper.CellMapper`;
-- `detect(images)`: the `Detections` of each image;
+- `detect(images, limits)`: the `Detections` of each image, with at most so many proposals and
+  detections (`cellseg.network.limits`);
 - `adapt_weights(data)`: the content of a weights file under this network's names.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
@@ -41,19 +42,26 @@ class Detections:
         `(N,)` int64, 0…K−1.
     masks
         `(N, M, M)` float32: probability of the cell on a grid over the box.
+    limited_by
+        Config keys of the limits that left out boxes that are probably cells.
     """
 
     boxes: torch.Tensor
     scores: torch.Tensor
     classes: torch.Tensor
     masks: torch.Tensor
+    limited_by: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: torch.Tensor) -> Detections:
         return Detections(
-            self.boxes[index], self.scores[index], self.classes[index], self.masks[index]
+            self.boxes[index],
+            self.scores[index],
+            self.classes[index],
+            self.masks[index],
+            limited_by=self.limited_by,
         )
 
 

@@ -8,6 +8,7 @@ are means over the drawn anchors.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
@@ -23,11 +24,23 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import (
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network.engines import ZOO, Detections
+from cellseg.network.limits import (
+    Limits,
+    Proposals,
+    box_chunks,
+    count_detections,
+    mask_chunks,
+    select_proposals,
+)
 from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
@@ -105,11 +118,11 @@ class CellRCNN(nn.Module):
         }
 
     @torch.no_grad()
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:
         """Detect the cells of `(3, h, w)` uint8 images in the channel order of the config."""
         batch, for_rpn, for_heads = self._extract_features(images)
-        proposals, _ = self.rpn(batch, for_rpn)
-        return self.roi_heads.detect(for_heads, proposals, batch.image_sizes)
+        proposals = self.rpn.propose(batch, for_rpn, limits)
+        return self.roi_heads.detect(for_heads, proposals, batch.image_sizes, limits)
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
         """Convert the content of a weights file to this network's names.
@@ -190,16 +203,33 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def detect(
         self,
         features: list[torch.Tensor],
-        proposals: list[torch.Tensor],
+        proposals: list[Proposals],
         sizes: list[tuple[int, int]],
+        limits: Limits,
     ) -> list[Detections]:
         """Classify proposals for images of some sizes. Return detections, highest score first."""
-        logits, regression = self._classify(features, proposals)
-        boxes, scores, labels = self.postprocess_detections(logits, regression, proposals, sizes)
+        rois = [of_image.boxes for of_image in proposals]
+        parts = [self._classify(features, chunk) for chunk in box_chunks(rois)]
+        logits, regression = (torch.cat(part) for part in zip(*parts, strict=True))
+        detected = self.postprocess_detections(logits, regression, rois, sizes)
+        counts = [count_detections(scores, limits) for scores in detected[1]]
+        boxes, scores, labels = (
+            [values[:n] for values, (n, _) in zip(part, counts, strict=True)] for part in detected
+        )
         classes = [label - 1 for label in labels]
-        grids = self._predict_mask_logits(features, boxes, torch.cat(classes)).sigmoid()
-        masks = torch.split(grids, [len(box) for box in boxes])
-        return [Detections(*cells) for cells in zip(boxes, scores, classes, masks, strict=True)]
+        grids = [
+            self._predict_mask_logits(features, chunk, torch.cat(chunk_classes)).sigmoid()
+            for chunk, chunk_classes in zip(
+                *(mask_chunks(lists, logits.device) for lists in (boxes, classes)), strict=True
+            )
+        ]
+        masks = torch.split(torch.cat(grids), [len(box) for box in boxes])
+        return [
+            Detections(*cells, limited_by=of_image.limited_by + key)
+            for *cells, of_image, (_, key) in zip(
+                boxes, scores, classes, masks, proposals, counts, strict=True
+            )
+        ]
 
     def _classify(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
@@ -278,6 +308,29 @@ class _Anchors(nn.Module):
         return [torch.cat(anchors)] * len(images.image_sizes)
 
 
+class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's RPN, with limits for each image in prediction."""
+
+    def propose(
+        self, images: ImageList, features: dict[str, torch.Tensor], limits: Limits
+    ) -> list[Proposals]:
+        """Return the proposals of each image."""
+        maps = list(features.values())
+        logits, deltas = self.head(maps)
+        counts = [level[0].numel() for level in logits]
+        anchors = self.anchor_generator(images, maps)
+        objectness, deltas = concat_box_prediction_layers(logits, deltas)
+        objectness = objectness.view(len(anchors), -1)
+        boxes = self.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
+        proposals = []
+        for number, size in enumerate(images.image_sizes):
+            of_image = boxes[number].split(counts), objectness[number].split(counts)
+            proposals.append(
+                select_proposals(*of_image, size, limits, self.nms_thresh, self.min_size)
+            )
+        return proposals
+
+
 class _ProposalHead(RPNHead):  # type: ignore[misc]
     """torchvision's RPN head, with float32 output in mixed precision, so that boxes are exact."""
 
@@ -324,7 +377,7 @@ def _input_features(model: CfgNode, part: str, backbone: Backbone) -> tuple[list
     return [backbone.strides[name] for name in names], backbone.channels[names[0]]
 
 
-def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
+def _build_rpn(model: CfgNode, backbone: Backbone) -> _ProposalNetwork:
     keys = model.RPN
     strides, channels = _input_features(model, "RPN", backbone)
     sizes, ratios = (_per_level(model, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
@@ -335,7 +388,7 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> RegionProposalNetwork:
             f"{', '.join(keys.IN_FEATURES)}; the same number for each is expected"
         )
     background, cell = keys.IOU_THRESHOLDS
-    rpn = RegionProposalNetwork(
+    rpn = _ProposalNetwork(
         anchors,
         _ProposalHead(channels, anchors.counts[0]),
         fg_iou_thresh=cell,
@@ -377,7 +430,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         bbox_reg_weights=box.BBOX_REG_WEIGHTS,
         score_thresh=keys.SCORE_THRESH_TEST,
         nms_thresh=keys.NMS_THRESH_TEST,
-        detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        detections_per_img=sys.maxsize,  # limited in `detect`
         mask_roi_pool=_RoIPool(strides, mask),
         mask_head=MaskRCNNHeads(
             channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1, norm_layer=NORMS.get(mask.NORM)

@@ -8,6 +8,7 @@ scores as in weighted boxes fusion (Solovyev, Wang and Gabruseva 2021, doi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
     first, second, overlap = _overlaps(detections, iou)
     cluster = _cluster(view.tolist(), first.tolist(), second.tolist(), overlap.tolist())
     fused = _average(detections, torch.tensor(cluster, dtype=torch.int64), len(views))
-    return fused[_best_first(fused)]
+    limited_by = tuple(sorted({key for view in views for key in view.limited_by}))
+    return replace(fused[_best_first(fused)], limited_by=limited_by)
 
 
 def _stack(views: Sequence[Detections]) -> tuple[Detections, torch.Tensor]:

@@ -15,7 +15,8 @@ from cellseg import distributed
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
-from cellseg.predict.predictor import Predictor, TileJob, require_predictions
+from cellseg.network.limits import warn_of_limits
+from cellseg.predict.predictor import Predictor, TileJob, note_limits, require_predictions
 from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
@@ -172,12 +173,20 @@ class PredictionJob:
             self.unusable.setdefault(number, reason)
 
     def merge(self, predictor: Predictor) -> Iterator[tuple[ImageRecord, Predictions]]:
-        """Merge the tiles of each usable image, and yield it with a batch of its cells."""
+        """Merge the tiles of each usable image, and yield it with a batch of its cells.
+
+        Warns, after the last, of tiles where a limit left out cells.
+        """
+        limited: dict[str, list[tuple[str, ...]]] = {}
         for number, tiles in itertools.groupby(self.store.entries(), key=lambda tile: tile[0][0]):
             if number not in self.unusable:
-                predictions = (require_predictions(result) for _, result in tiles)
+                keys = limited.setdefault(self.images[number].file_name, [])
+                predictions = note_limits(
+                    keys, (require_predictions(result) for _, result in tiles)
+                )
                 for part in predictor.merge(self.plans[number], predictions):
                     yield self.images[number], part
+        warn_of_limits(limited)
 
     def close(self) -> None:
         """Remove the store, or report the images that are not in the results.

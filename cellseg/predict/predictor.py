@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ from cellseg.device import autocast_dtype
 from cellseg.errors import InputError
 from cellseg.messages import warn
 from cellseg.network import Detections, build_network
+from cellseg.network.limits import Limits, choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
@@ -44,6 +46,7 @@ from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.view import View, to_tensor
 
 T = TypeVar("T")
+NetworkInput = tuple[torch.Tensor, Limits]  # `(3, h, w)`
 
 
 @dataclass(frozen=True)
@@ -192,11 +195,13 @@ class Predictor:
             size, mpp = opened.size, mpp or opened.mpp
         plan = self.plan(size, mpp)
         jobs = [TileJob(image, level, size, tile, mpp) for tile in plan]
+        limits: list[tuple[str, ...]] = []
         with contextlib.closing(self.predict_tiles(jobs)) as results:
-            tiles = map(require_predictions, results)
+            tiles = note_limits(limits, map(require_predictions, results))
             kept = (cells[cells.scores >= score_threshold] for cells in tiles)
             cells = join_predictions(size, self.merge(plan, kept))
-        return replace(cells, class_names=self.class_names)
+        limited_by = tuple(sorted({*itertools.chain(*limits)}))
+        return replace(cells, class_names=self.class_names, limited_by=limited_by)
 
     def plan(self, size: tuple[int, int], mpp: float | None = None) -> TilePlan:
         """Plan the tiles of an image, the same for all networks.
@@ -266,17 +271,18 @@ class Predictor:
         ]
         for network, cfg in zip(self.networks, self.cfgs, strict=True):
             owners: list[tuple[int, View]] = []
-            inputs = []
+            inputs: list[NetworkInput] = []
             for number, (job, image) in enumerate(zip(group, pixels, strict=True)):
                 if isinstance(image, InputError) or isinstance(detections[number], InputError):
                     continue
+                limits = _limits(job, cfg)
                 for view in plan_views(job.tile, job.size, cfg, job.mpp):
                     resize = partial(_network_input, view, image, cfg.INPUT.FORMAT)
                     if (view_input := _unless_out_of_memory(resize)) is None:
                         detections[number] = _too_large_error(view.shape, "cpu")
                         break
                     owners.append((number, view))
-                    inputs.append(view_input)
+                    inputs.append((view_input, limits))
             outputs = self._detect_in_batches(network, cfg, inputs)
             for (number, view), output in zip(owners, outputs, strict=True):
                 tile_detections = detections[number]
@@ -287,11 +293,12 @@ class Predictor:
         return detections
 
     def _detect_in_batches(
-        self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[torch.Tensor]
+        self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[NetworkInput]
     ) -> Iterator[Detections | InputError]:
         """Run a network on its inputs, `batch` at a time; fewer if memory is too small.
 
-        Images of a batch have one shape: padding would change detections near it.
+        Images of a batch have one shape, since padding would change detections near it, and the
+        same limits.
         """
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
@@ -300,10 +307,10 @@ class Predictor:
         with _eval_mode(network), mixed:
             while done < len(inputs):
                 following = inputs[done : done + self.batch]
-                _, same_shape = next(itertools.groupby(following, key=lambda image: image.shape))
-                batch = list(same_shape)
+                (_, limits), alike = next(itertools.groupby(following, _shape_and_limits))
+                batch = [image for image, _ in alike]
                 detector: Any = network
-                detections = _unless_out_of_memory(partial(detector.detect, batch))
+                detections = _unless_out_of_memory(partial(detector.detect, batch, limits))
                 if detections is None and len(batch) > 1:
                     self.batch = len(batch) // 2
                     warn(
@@ -321,13 +328,13 @@ class Predictor:
         self, group: Sequence[TileJob], detections: Sequence[list[Detections] | InputError]
     ) -> list[Predictions | InputError]:
         """Fuse the detections of the views of each tile, and encode the masks."""
-        # The threshold applies again: fused scores of cells in few views are lower.
+        # Threshold and limits apply again: fused scores of cells in few views are lower, and
+        # several views have more cells than one.
         min_score = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-        max_detections = self.cfg.TEST.DETECTIONS_PER_IMAGE
         return [
             views
             if isinstance(views, InputError)
-            else _encode_detections(fuse(views), job.tile.size, min_score, max_detections)
+            else _encode_detections(fuse(views), job.tile.size, min_score, _limits(job, self.cfg))
             for job, views in zip(group, detections, strict=True)
         ]
 
@@ -367,6 +374,15 @@ def require_predictions(result: Predictions | InputError) -> Predictions:
     return result
 
 
+def note_limits(
+    limits: list[tuple[str, ...]], tiles: Iterable[Predictions]
+) -> Iterator[Predictions]:
+    """Yield the predictions of tiles, and append the `limited_by` of each to `limits`."""
+    for predictions in tiles:
+        limits.append(predictions.limited_by)
+        yield predictions
+
+
 def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
     """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
     try:
@@ -387,6 +403,11 @@ def _is_out_of_memory(error: Exception) -> bool:
     return named or "DefaultCPUAllocator" in str(error)
 
 
+def _shape_and_limits(network_input: NetworkInput) -> tuple[torch.Size, Limits]:
+    image, limits = network_input
+    return image.shape, limits
+
+
 def _network_input(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
     """Return the view of an image as the network's input."""
     return to_tensor(view.apply_image(image), image_format)
@@ -399,25 +420,33 @@ def _to_tile_pixels(detections: Detections, view: View) -> Detections:
         detections.scores.float().cpu(),
         detections.classes.cpu(),
         view.invert_grids(detections.masks.float().cpu()),
+        limited_by=detections.limited_by,
     )
 
 
+def _limits(job: TileJob, cfg: CfgNode) -> Limits:
+    """Return the limits for a tile, by its area at the resolution of the run's images."""
+    return choose_limits(cfg, math.prod(job.tile.size) * magnification(cfg, job.mpp) ** 2)
+
+
 def _encode_detections(
-    detections: Detections, size: tuple[int, int], min_score: float, max_detections: int
+    detections: Detections, size: tuple[int, int], min_score: float, limits: Limits
 ) -> Predictions:
     """Encode the best detections of a tile of that size, with `min_score` or more."""
     height, width = size
     boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
-    detections = Detections(boxes, detections.scores, detections.classes, detections.masks)
+    detections = replace(detections, boxes=boxes)
     detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(1) & (detections.scores >= min_score)]
     order = torch.argsort(detections.scores, descending=True, stable=True)
-    detections = detections[order[:max_detections]]
+    n, key = count_detections(detections.scores, limits)
+    detections = detections[order[:n]]
     return Predictions(
         size=size,
         boxes=detections.boxes.numpy(),
         scores=detections.scores.numpy(),
         classes=detections.classes.numpy(),
         masks=encode_masks(detections.masks, detections.boxes, size),
+        limited_by=tuple(sorted({*detections.limited_by, *key})),
     )
 
 

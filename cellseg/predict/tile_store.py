@@ -121,6 +121,7 @@ class TileStore:
                 "scores": result.scores.tolist(),
                 "classes": result.classes.tolist(),
                 "masks": [mask["counts"] for mask in result.masks],
+                "limited_by": result.limited_by,
             }
         text = json.dumps(line)
         file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
@@ -254,4 +255,5 @@ def _parse_line(line: dict[str, Any]) -> Predictions | InputError:
         np.array(cells["scores"], np.float32),
         np.array(cells["classes"], np.int64),
         [{"size": [height, width], "counts": counts} for counts in cells["masks"]],
+        limited_by=tuple(cells["limited_by"]),
     )

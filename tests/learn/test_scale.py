@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg.errors import InputError
-from cellseg.learn.scale import CellSizes, choose_anchors, choose_scale, measure_cells
+from cellseg.learn.scale import (
+    CellSizes,
+    choose_anchors,
+    choose_scale,
+    measure_cells,
+    measure_density,
+)
 from tests.learn.cell_cases import image_of
 
 PYRAMID = [4, 8, 16, 32, 64]
@@ -34,6 +40,13 @@ def test_sizes_by_hand():
 def test_the_longest_side_may_be_either():
     assert measure_cells(images((2, 18), (18, 2), (6, 6))) == CellSizes(18.0, 6.0, 6.0, 18.0)
     assert measure_cells(images((4, 9))) == CellSizes(9.0, 6.0, 6.0, 9.0)
+
+
+def test_density_by_hand():
+    """Areas of 100, 200, 300, 400 and 500 pixels: 200 for the 25th percentile."""
+    boxes = [(0, 0, 10, 10 * n) for n in range(1, 6)]
+    samples = [image_of(boxes[:2]), image_of(), image_of(boxes[2:])]
+    assert measure_density(samples) == pytest.approx(5000)
 
 
 @pytest.mark.parametrize("samples", [[], images()])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from cellseg.network.limits import Limit, Limits
 from tests.bitmasks import from_bitmasks
 
+LIMITS = Limits(Limit(100, 100), Limit(60, 60), Limit(800, 800))
 CELLS = ((8, 10, 30, 34, 0), (40, 20, 72, 44, 3))  # box and class
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cellseg import config
 from cellseg.network import build_network
-from tests.network.network_cases import CELLS, sample
+from tests.network.network_cases import CELLS, LIMITS, sample
 
 pytestmark = [
     pytest.mark.detectron2,
@@ -59,7 +59,7 @@ def test_every_head_is_trained(network, counts):
 
 def test_cascade_detections(network):
     images = [sample()["image"], sample()["image"][:, :50, :70]]
-    for detections, image in zip(network.eval().detect(images), images, strict=True):
+    for detections, image in zip(network.eval().detect(images, LIMITS), images, strict=True):
         height, width = image.shape[1:]
         corners, ends = detections.boxes[:, :2], detections.boxes[:, 2:]
         assert len(detections)
@@ -85,7 +85,7 @@ def test_the_boxes_are_refined_head_by_head(network, monkeypatch):
     monkeypatch.setattr(heads, "_run_stage", run)
     for predictor in heads.box_predictor:
         torch.nn.init.constant_(predictor.bbox_pred.bias, 1.0)
-    network.eval().detect([sample()["image"]])
+    network.eval().detect([sample()["image"]], LIMITS)
     assert len(stages) == len(STAGES)
     limit = torch.tensor([96.0, 64.0, 96.0, 64.0])
     for (_, refined), (proposals, _) in pairwise(stages):

@@ -16,9 +16,10 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou, roi_align
 import cellseg.network.torchvision as engine
 from cellseg import config
 from cellseg.errors import InputError
+from cellseg.network.limits import choose_limits
 from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, check, initial_weights
-from tests.network.network_cases import picture, sample
+from tests.network.network_cases import LIMITS, picture, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -135,7 +136,9 @@ def test_same_weights_have_the_same_detections(both):
     theirs, mine = (network.eval() for network in both)
     small = [picture(32, 32)]  # smaller than some anchors
     for images in ([picture(64, 96), picture(50, 60, seed=1)], small):
-        for expected, result in zip(theirs.detect(images), mine.detect(images), strict=True):
+        for expected, result in zip(
+            theirs.detect(images, LIMITS), mine.detect(images, LIMITS), strict=True
+        ):
             assert len(result) == len(expected) > 20
             torch.testing.assert_close(result.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-5)
@@ -233,9 +236,9 @@ def test_the_mask_loss_is_that_of_the_ground_truth_class(load):
 def test_boxes_and_losses_are_float32_in_mixed_precision(load):
     network = build(load("fpn"))
     with torch.autocast("cpu", torch.bfloat16):
-        detections = network.detect([picture(64, 96)])[0]
+        detections = network.detect([picture(64, 96)], LIMITS)[0]
         batch, for_rpn, _ = network._extract_features([picture(64, 96)])
-        proposals = network.rpn(batch, for_rpn)[0][0]
+        proposals = network.rpn.propose(batch, for_rpn, LIMITS)[0].boxes
         losses = network.train()([sample(32, 40, cells=[(8, 10, 30, 30, 0)])])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     parts = (detections.boxes, detections.scores, detections.masks)
@@ -250,9 +253,10 @@ def test_boxes_and_losses_are_float32_in_mixed_precision(load):
 @pytest.mark.parametrize("base", BASES)
 def test_detections(load, base):
     options = ("TEST.DETECTIONS_PER_IMAGE", 12, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.19)
-    network = build(load(base, *options))
+    cfg = load(base, *options)
+    network = build(cfg)
     images = [picture(64, 96), picture(33, 35), picture(5, 70), picture(1, 1)]
-    detections = network.detect(images)
+    detections = network.detect(images, choose_limits(cfg, 64 * 96))
     assert len(detections) == len(images)
     assert 0 < len(detections[0]) <= 12
     for image, cells in zip(images, detections, strict=True):
@@ -274,7 +278,7 @@ def test_detections(load, base):
 
 def test_no_detections(load):
     network = build(load("fpn", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.99))
-    for detections in network.detect([picture(64, 64), picture(40, 40)]):
+    for detections in network.detect([picture(64, 64), picture(40, 40)], LIMITS):
         assert len(detections) == 0
         assert detections.boxes.shape == (0, 4)
         assert detections.masks.shape == (0, 28, 28)
@@ -284,7 +288,7 @@ def test_no_detections(load):
 def test_padding_does_not_change_detections(load, base):
     network = build(load(base))
     large, small = picture(64, 96), picture(40, 50, seed=1)
-    single, in_batch = network.detect([large])[0], network.detect([small, large])[1]
+    single, in_batch = network.detect([large], LIMITS)[0], network.detect([small, large], LIMITS)[1]
     assert len(single) == len(in_batch) > 0
     torch.testing.assert_close(in_batch.boxes, single.boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(in_batch.masks, single.masks, rtol=1e-4, atol=1e-4)
@@ -426,7 +430,7 @@ def test_unused_stages_are_not_built(load):
     features = ("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"])
     network = build_network(load("dilated_c5", "MODEL.RESNETS.OUT_FEATURES", ["res4"], *features))
     assert not hasattr(network.backbone.body, "layer4")
-    assert network.eval().detect([picture(40, 40)])[0].masks.shape[1:] == (28, 28)
+    assert network.eval().detect([picture(40, 40)], LIMITS)[0].masks.shape[1:] == (28, 28)
 
 
 # The config --------------------------------------------------------------------------

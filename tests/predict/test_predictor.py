@@ -19,6 +19,7 @@ from scipy.ndimage import find_objects
 from cellseg import config, runs
 from cellseg.errors import InputError
 from cellseg.network import Detections, build_network
+from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
 from cellseg.predict.predictor import Predictor, load_network
@@ -33,6 +34,7 @@ from cellseg.view import resize_shortest_edge, to_tensor
 def cfg(run):
     cfg = config.load_config(run / runs.CONFIG)
     config.merge_options(cfg, ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    config.merge_options(cfg, ["TEST.DETECTIONS_PER_IMAGE", "800"])  # Detectron2 needs a number
     return cfg
 
 
@@ -132,7 +134,7 @@ def test_a_config_of_another_network(cfg, run, options, expected):
         loaded(own, run)
 
 
-def out_of_gpu_memory(_images):
+def out_of_gpu_memory(*_):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -141,9 +143,9 @@ def out_of_gpu_memory(_images):
     "detect",
     [
         out_of_gpu_memory,
-        lambda _: torch.empty(1 << 50, dtype=torch.uint8),
-        lambda _: np.empty(1 << 50, np.uint8),
-        lambda _: cv2.resize(np.zeros((3, 2, 3), np.uint8), (10**7, 10**7)),
+        lambda *_: torch.empty(1 << 50, dtype=torch.uint8),
+        lambda *_: np.empty(1 << 50, np.uint8),
+        lambda *_: cv2.resize(np.zeros((3, 2, 3), np.uint8), (10**7, 10**7)),
     ],
     ids=["torch.cuda", "torch", "numpy", "opencv"],
 )
@@ -193,7 +195,7 @@ class Oracle(torch.nn.Module):
         self.score = score
         self.shapes = []
 
-    def detect(self, images):
+    def detect(self, images, limits):  # noqa: ARG002
         self.shapes += [tuple(image.shape[1:]) for image in images]
         return [self._detect(255 - image.permute(1, 2, 0).numpy()) for image in images]
 
@@ -294,6 +296,46 @@ def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
     assert len(predictor.networks[0].shapes) == n_tiles * symmetries * len(scales)
 
 
+class Crowd(Oracle):
+    """Detects a cell in every 5 x 5 pixels of the original, as far as the limits allow."""
+
+    def detect(self, images, limits):
+        return [self._cells(image.shape[1:], limits) for image in images]
+
+    def _cells(self, size, limits):
+        y, x = torch.meshgrid(*(torch.arange(0, n - 4, 5) for n in size), indexing="ij")
+        corner = torch.stack([x, y], -1).view(-1, 2).float()
+        n, keys = count_detections(torch.full((len(corner),), 0.9), limits)
+        return Detections(
+            torch.cat([corner, corner + 4], 1)[:n],
+            torch.full((n,), 0.9),
+            torch.zeros(n, dtype=torch.int64),
+            torch.ones(n, 2, 2),
+            limited_by=keys,
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"TEST__SYMMETRIES": 8}, {"TEST__TILE": 200, "TEST__OVERLAP": 50}]
+)
+def test_no_cell_of_a_crowded_image_is_left_out(options):
+    """Sixteen times as many as the least limit, in the area of few cells of the training."""
+    keys = {"DATA__CELLS_PER_MEGAPIXEL": 22_000.0}  # with the reserve, 1 in 23 pixels
+    keys["TEST__DETECTIONS_PER_IMAGE"] = 0
+    image = np.zeros((400, 800, 3), np.uint8)
+    cells = oracle(Crowd(), **keys, **options).predict(image)
+    assert len(cells) == 80 * 160
+    assert cells.limited_by == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"TEST__SYMMETRIES": 2}])
+def test_a_limit_that_leaves_out_cells_is_named(options):
+    image = np.zeros((100, 100, 3), np.uint8)
+    cells = oracle(Crowd(), TEST__DETECTIONS_PER_IMAGE=300, **options).predict(image)
+    assert len(cells) == 300
+    assert cells.limited_by == ("TEST.DETECTIONS_PER_IMAGE",)
+
+
 @pytest.mark.parametrize("scale", [0.7, 1.0, 1.33, 2.0])
 @pytest.mark.parametrize("size", [(33, 35), (97, 700), (1500, 2000)])
 def test_every_size_at_every_scale(size, scale):
@@ -355,9 +397,9 @@ def test_batches_have_images_of_one_shape():
     batches = []
 
     class Recording(Oracle):
-        def detect(self, images):
+        def detect(self, images, limits):
             batches.append([tuple(image.shape[1:]) for image in images])
-            return super().detect(images)
+            return super().detect(images, limits)
 
     scales = {"TEST__SCALES": (1.0, 1.5), "TEST__SYMMETRIES": 4}
     drawing = draw((150, 150))
@@ -379,8 +421,8 @@ def test_two_networks():
     check_all_detected(cells, drawing, score=always((0.9 + 0.9 + 0.5) / 3))
 
     class Blind(Oracle):
-        def detect(self, images):
-            return super().detect([torch.full_like(image, 255) for image in images])
+        def detect(self, images, limits):
+            return super().detect([torch.full_like(image, 255) for image in images], limits)
 
     cells = Predictor([networks[0], Blind()], cfgs[1:] * 2).predict(drawing.image)
     check_all_detected(cells, drawing, score=always(0.45))
@@ -451,10 +493,10 @@ def test_batches_are_halved_until_they_fit_into_memory(n, capsys):
     expected = oracle(**options).predict(drawing.image)
 
     class Short(Oracle):
-        def detect(self, images):
+        def detect(self, images, limits):
             if len(images) > n:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().detect(images)
+            return super().detect(images, limits)
 
     predictor = oracle(Short(), **options)
     check_same(predictor.predict(drawing.image), expected)
@@ -474,11 +516,11 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
     read, encode = windowed.ArrayImage.read, predictor_module._encode_detections
 
     class Waiting(Oracle):
-        def detect(self, images):
+        def detect(self, images, limits):
             n = len(self.shapes)
             assert n + 1 == n_tiles or read_done[n + 1].wait(60)
             assert n == 0 or encoded[n - 1].wait(60)
-            return super().detect(images)
+            return super().detect(images, limits)
 
     def reading(*args):
         pixels = read(*args)
@@ -509,10 +551,10 @@ def test_mixed_precision(monkeypatch, amp):
         return torch.bfloat16 if mixed else None
 
     class HalfPrecision(Oracle):
-        def detect(self, images):
+        def detect(self, images, limits):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert product.dtype == (torch.bfloat16 if amp else torch.float32)
-            (cells,) = super().detect(images)
+            (cells,) = super().detect(images, limits)
             scores = cells.scores.to(product.dtype)
             return [Detections(cells.boxes.to(product.dtype), scores, cells.classes, cells.masks)]
 
@@ -543,7 +585,8 @@ def test_one_view_is_what_the_network_detects(predictor, run, cfg, cells):
     (view,) = plan_views(tile, predictions.size, own)
     network = predictor.networks[0].eval()
     with torch.no_grad():
-        (direct,) = network.detect([to_tensor(view.apply_image(image), own.INPUT.FORMAT)])
+        limits = choose_limits(own, tile.size[0] * tile.size[1])
+        (direct,) = network.detect([to_tensor(view.apply_image(image), own.INPUT.FORMAT)], limits)
     assert len(predictions) > 0
     assert np.array_equal(predictions.scores, direct.scores.sort(descending=True).values.numpy())
 

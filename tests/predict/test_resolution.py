@@ -27,7 +27,7 @@ DISTANCE = 48
 class DiscFinder(torch.nn.Module):
     """Detects dark discs on white of about one size, as a network trained at one resolution."""
 
-    def detect(self, images):
+    def detect(self, images, limits):  # noqa: ARG002
         return [self._detect(image.numpy().mean(axis=0) < 128) for image in images]
 
     def _detect(self, dark):
@@ -140,9 +140,9 @@ def test_a_run_that_resizes_whole_images(tmp_path, size):
     shapes: list[tuple[int, ...]] = []
 
     class Watching(DiscFinder):
-        def detect(self, images):
+        def detect(self, images, limits):
             shapes.extend(image.shape[1:] for image in images)
-            return super().detect(images)
+            return super().detect(images, limits)
 
     for mpp in (0.25, 0.5):
         Predictor([Watching()], [cfg]).predict(tmp_path / f"{mpp}.tif")
