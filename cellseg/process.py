@@ -3,15 +3,15 @@
 A command calls `prepare` before its imports, which take seconds; so this module imports little.
 """
 
+# ruff: noqa: SIM105 (contextlib imports much)
 from __future__ import annotations
 
-import contextlib
+# Without the enums of signal, whose import takes as long as the start of Python.
+import _signal as signal  # type: ignore[import-not-found]
 import errno
 import io
 import os
-import signal
 import sys
-from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 130  # exit code of a command that was stopped
@@ -58,7 +58,7 @@ def command_name() -> str:
     return os.path.basename(sys.argv[0])  # noqa: PTH119
 
 
-def stop(number: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
+def stop(number: int, _frame: object = None) -> None:
     """End this process at once, with a line and exit code 130: the handler of the signals.
 
     An exception instead would be lost in a callback, become another one or a traceback in an
@@ -72,12 +72,16 @@ def stop(number: int = signal.SIGTERM, _frame: FrameType | None = None) -> None:
             return
     else:
         _kill_children()
-        with contextlib.suppress(Exception):  # it may be in use
+        try:
             sys.stdout.flush()
+        except (OSError, ValueError, RuntimeError):  # closed, or in use
+            pass
         say(stopped_message())
     for path in unfinished:
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(path)
+        except OSError:
+            pass
     os._exit(STOPPED)
 
 
@@ -94,16 +98,20 @@ def stopped_message() -> str:
 
 def say(line: str) -> None:
     """Write a line to the standard error, also within a signal handler."""
-    with contextlib.suppress(OSError):
-        before = "\n" if os.isatty(2) else ""  # ^C or a progress bar
+    before = "\n" if os.isatty(2) else ""  # ^C or a progress bar
+    try:
         os.write(2, f"{before}{line}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass
 
 
 def _kill_children() -> None:
     started = sys.modules.get("multiprocessing")
     for child in started.active_children() if started else ():
-        with contextlib.suppress(OSError):
+        try:
             child.kill()
+        except OSError:
+            pass
 
 
 class _Output(io.FileIO):
