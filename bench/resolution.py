@@ -5,13 +5,14 @@
 DIR has test images of MPP micrometres per pixel, which they need not say, with masks in
 `test_masks/`, and RUN was trained at that resolution. The images are saved at each other
 resolution as OME-TIFF and as SVS (JPEG), both with a pyramid, and as TIFF with tags, their label
-maps beside them, and predicted without a flag, as a data folder. A run that doesn't know its
-resolution gives the last line: what happened before it did.
+maps beside them, and predicted without a flag, as a data folder; the last time as a run that
+doesn't know its resolution would.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -108,11 +109,22 @@ def measure(data: Path, run: Path, *words: str) -> tuple[int, float]:
     with tempfile.TemporaryDirectory() as folder:
         results, scores = Path(folder) / "test-results.json", Path(folder) / "scores.json"
         flags = ["--checkpoint", str(run), "--data", str(data), "--output", str(results)]
-        inference.main([*flags, *words])
-        evaluate.main([str(results), "--data", str(data), "--json", str(scores)])
+        with contextlib.redirect_stdout(sys.stderr):
+            inference.main([*flags, *words])
+            evaluate.main([str(results), "--data", str(data), "--json", str(scores)])
         cells = json.loads(results.read_text())
         ap50 = read_json(scores, "scores", "")["metrics"]["AP50@100"]["mean of classes"]["value"]
         return sum(cell["score"] >= 0.5 for cell in cells), float(ap50)
+
+
+def show_row(
+    name: str, row: tuple[int, float], first: tuple[int, float] | None = None
+) -> tuple[int, float]:
+    """Print a row of the table, compared with the first."""
+    cells, ap50 = first or row
+    change = f"{row[0] / cells:7.2f}{row[1]:10.3f}{row[1] - ap50:+8.3f}"
+    print(f"{name:44}{row[0]:7}{change}", flush=True)
+    return row
 
 
 def main() -> None:
@@ -125,18 +137,16 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     args = parser.parse_args()
     known = ["DATA.MPP", str(args.mpp)]
-    rows = {f"as they are, {args.mpp:g} µm": measure(args.data, args.run, *known)}
+    print(f"{'images':44}{'cells':>7}{'ratio':>7}{'AP50@100':>10}{'change':>8}")
+    first = show_row(f"as they are, {args.mpp:g} µm", measure(args.data, args.run, *known))
     with tempfile.TemporaryDirectory() as folder:
         for mpp in args.to:
             for name in args.formats:
                 data = Path(folder) / f"{mpp:g} {name}"
                 write_data(args.data, data, args.mpp / mpp, name, mpp)
-                rows[f"{mpp:g} µm, {name}"] = measure(data, args.run, *known)
-        rows[f"{mpp:g} µm, {name}, resolution ignored"] = measure(data, args.run, "DATA.MPP", "0")
-    (n, ap50), *_ = rows.values()
-    print(f"{'images':44}{'cells':>7}{'ratio':>7}{'AP50@100':>10}{'change':>8}")
-    for row, (cells, each) in rows.items():
-        print(f"{row:44}{cells:7}{cells / n:7.2f}{each:10.3f}{each - ap50:+8.3f}")
+                show_row(f"{mpp:g} µm, {name}", measure(data, args.run, *known), first)
+            ignored = measure(data, args.run, "DATA.MPP", "0")
+            show_row(f"{mpp:g} µm, {name}, resolution ignored", ignored, first)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class View:
     transpose
         Whether rows and columns are exchanged, last. With the flips, this gives all eight
         flips and rotations of the square.
+    sharp
+        Whether to enlarge by Lanczos interpolation instead of bilinearly, which blurs.
     """
 
     window: tuple[int, int, int, int]
@@ -35,6 +37,7 @@ class View:
     flip_x: bool = False
     flip_y: bool = False
     transpose: bool = False
+    sharp: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,14 +47,15 @@ class View:
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the view of an image: `(H, W, C)` uint8 to `(h, w, C)` uint8, C-contiguous.
 
-        Resized bilinearly, or by the mean of the pixels if it shrinks.
+        Resized as `sharp` says, or by the mean of the pixels if it shrinks.
         """
         left, top, right, bottom = self.window
         viewed = image[top:bottom, left:right]
         height, width = self.size
         if viewed.shape[:2] != self.size:
             shrinks = height <= viewed.shape[0] and width <= viewed.shape[1]
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            enlarging = cv2.INTER_LANCZOS4 if self.sharp else cv2.INTER_LINEAR
+            method = cv2.INTER_AREA if shrinks else enlarging
             # OpenCV drops the axis of a single channel.
             viewed = cv2.resize(viewed, (width, height), interpolation=method).reshape(
                 height, width, -1

@@ -283,3 +283,26 @@ def test_the_command_from_another_folder(tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("annotation.py: error: data/train/tissue1/image.tif: damaged")
+
+
+def test_micrometres_per_pixel_are_recorded_where_known(tmp_path, capsys):
+    data = write_tissue(tmp_path / "data")
+    image = np.full((20, 30, 3), 255, np.uint8)
+    tags = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(data / "train" / "tissue1" / "image.tif", image, photometric="rgb", **tags)
+    output = data / "train__annot.json"
+
+    def recorded(*words):
+        assert main(["--data", str(data), *words]) == 0
+        return [image.get("mpp", "none") for image in written(output)["images"]]
+
+    assert recorded() == ["none", 0.5, "none"]
+    assert "micrometres per pixel: 0.5, unknown for 2 of 3" in capsys.readouterr().out
+    assert recorded("--mpp", "0.25") == [0.25] * 3
+    assert "micrometres per pixel: 0.25\n" in capsys.readouterr().out
+    # A COCO file's own value comes before the image file's.
+    other = tmp_path / "other.json"
+    coco = written(output)
+    del coco["images"][0]["mpp"]
+    other.write_text(json.dumps(coco))
+    assert recorded("--coco", str(other)) == ["none", 0.25, 0.25]

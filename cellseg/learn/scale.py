@@ -150,6 +150,8 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
     if mpps := [sample.mpp for sample in samples if sample.mpp]:
         cfg.DATA.MPP = float(f"{np.median(mpps):.6g}")
         reasons.append(f"{cfg.DATA.MPP:g} µm per pixel: from the annotation file")
+    elif cfg.DATA.MPP:
+        reasons.append(f"{cfg.DATA.MPP:g} µm per pixel (DATA.MPP): the annotation file has none")
     if not (cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA):
         return reasons
     strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]

@@ -48,15 +48,16 @@ def plan_views(
         Config with `INPUT.ZOOM`, or `INPUT.MIN_SIZE_TEST` and `MAX_SIZE_TEST`; `TEST.SCALES`
         and `TEST.SYMMETRIES`; `DATA.MPP`.
     mpp
-        Micrometres per pixel of the image, if known. It is resized as one of the run's
-        resolution that shows the same.
+        Micrometres per pixel of the image, if known. A fixed scale is multiplied by
+        `magnification`.
     """
     inputs = cfg.INPUT
-    factor = magnification(cfg, mpp)
-    scale_y = scale_x = inputs.ZOOM * factor
-    if not inputs.ZOOM:
-        height, width = size if factor == 1 else (max(1, round(side * factor)) for side in size)
-        resized = resize_shortest_edge((height, width), inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
+    if inputs.ZOOM or not inputs.MIN_SIZE_TEST:
+        factor = magnification(cfg, mpp)
+        scale_y = scale_x = (inputs.ZOOM or 1.0) * factor
+    else:  # whatever the resolution
+        factor = 1.0
+        resized = resize_shortest_edge(size, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)
         scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
     height, width = tile.size
     views = []
@@ -64,7 +65,7 @@ def plan_views(
         view_height = max(1, round(height * scale_y * tta_scale))
         view_size = view_height, max(1, round(width * scale_x * tta_scale))
         views += [
-            View((0, 0, width, height), view_size, *orientation)
+            View((0, 0, width, height), view_size, *orientation, sharp=factor > 1)
             for orientation in ORIENTATIONS[: cfg.TEST.SYMMETRIES]
         ]
     return views

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg import config
 from cellseg.errors import InputError
 from cellseg.learn.scale import (
     CellSizes,
@@ -16,6 +18,8 @@ from cellseg.learn.scale import (
     choose_scale,
     measure_cells,
     measure_density,
+    set_keys_from_data,
+    warn_of_resolutions,
 )
 from tests.learn.cell_cases import image_of
 
@@ -133,3 +137,36 @@ def test_any_cells(sides, strides, random):
     assert again.length == sizes.length
     assert again.small == pytest.approx(sizes.small)
     assert again.large == pytest.approx(sizes.large)
+
+
+@pytest.mark.parametrize(
+    ("mpps", "run", "n_warnings"),
+    [
+        ([None, None, None], 0.0, 0),
+        ([0.25, 0.25, 0.25], 0.25, 0),
+        ([0.25, 0.2505, 0.2498], 0.25, 0),
+        ([0.25, 0.25, 0.5], 0.25, 1),
+        ([0.25, 0.25, None], 0.25, 1),
+        ([0.25, 0.25, 0.5, None], 0.25, 2),
+    ],
+)
+def test_the_runs_resolution_is_that_of_its_images(mpps, run, n_warnings, caplog):
+    samples = [
+        replace(image_of([(0, 0, 9, 9)], name=f"image{n}"), mpp=mpp) for n, mpp in enumerate(mpps)
+    ]
+    cfg = config.default_config("torchvision")
+    reasons = set_keys_from_data(cfg, samples)
+    assert cfg.DATA.MPP == run
+    assert [f"{run:g} µm" in reason for reason in reasons] == [True] * (run > 0)
+    warn_of_resolutions(samples, cfg.DATA.MPP)
+    assert len(caplog.records) == n_warnings
+    for record, name in zip(caplog.records, ["image2", "image3"], strict=False):
+        assert n_warnings == 0 or re.search(f"{name}|image2", record.getMessage())
+
+
+def test_a_resolution_that_only_the_config_knows():
+    cfg = config.default_config("torchvision")
+    cfg.DATA.MPP = 0.25
+    (reason,) = set_keys_from_data(cfg, [image_of([(0, 0, 9, 9)])])
+    assert "DATA.MPP" in reason
+    assert cfg.DATA.MPP == 0.25

@@ -19,9 +19,11 @@ from cellseg.errors import InputError
 from cellseg.files import write_json
 from cellseg.read.coco import (
     AnnotatedImage,
+    annotated_cells,
     build_coco,
     class_names,
     contiguous_classes,
+    image_records,
     load_coco,
     select_images,
 )
@@ -170,6 +172,13 @@ def test_forms_of_iscrowd(tmp_path):
         assert annotation["iscrowd"] == 1
 
 
+def test_micrometres_per_pixel_are_kept(tmp_path):
+    coco = load(tmp_path, changed("images", 0, "mpp", to=0.25))
+    assert [image.mpp for image in image_records(coco, tmp_path)] == [0.25, None, None]
+    images = annotated_cells(coco, tmp_path, ["a", "b", "c"])
+    assert [image.mpp for image in images] == [0.25, None, None]
+
+
 def test_a_file_without_annotations_is_read(tmp_path):
     assert load(tmp_path, changed("annotations", to=[]))["annotations"] == []
 
@@ -194,6 +203,10 @@ BAD = {
     "an image id twice": (changed("images", 1, "id", to=1), "id in images 1 occurs twice"),
     "an annotation id twice": (annotation_with("id", 1), "id in annotations 1 occurs twice"),
     "a category id twice": (changed("categories", 1, "id", to=1), "id in categories 1 occurs"),
+    **{
+        f"mpp {mpp!r}": (changed("images", 0, "mpp", to=mpp), "image 1: mpp")
+        for mpp in (0, -1, "abc", 250, True)
+    },
     "a file twice": (
         changed("images", 1, "file_name", to="train/a/image.tif"),
         'file_name "train/a/image.tif" occurs twice',
