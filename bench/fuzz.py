@@ -331,7 +331,11 @@ def images(file: str) -> list[str]:
 
 
 KINDS = {
-    "image.tif": Kind("data/train/a/image.tif", either(mutate_tiff), [f"{ANNOTATE} data", BATCH]),
+    "image.tif": Kind(
+        "data/train/a/image.tif",
+        either(mutate_tiff),
+        [f"{ANNOTATE} data", f"{BATCH} --data data"],
+    ),
     "class.tif": Kind("data/train/a/class1.tif", either(mutate_tiff), [f"{ANNOTATE} data"]),
     "truth.tif": Kind(
         "data/test_masks/t/class1.tif",
