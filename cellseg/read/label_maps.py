@@ -24,7 +24,7 @@ from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
 from cellseg.read.orientation import turn_note
-from cellseg.read.tiff import decode_errors, read_labels
+from cellseg.read.tiff import decode_errors, pixel_chunks, read_labels
 from cellseg.rle import (
     MaskRuns,
     areas,
@@ -87,7 +87,7 @@ def _read_npy(path: Path) -> NDArray[Any]:
     try:
         # Mapped, so that a false size in the header takes no memory.
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001 (damaged files can cause any error)
         raise InputError(
             f"{path}: not an array of numbers ({error}); save the label map with numpy.save as "
             "integers, or as TIFF or PNG"
@@ -111,7 +111,7 @@ def _read_png(path: Path) -> NDArray[Any]:
             raise InputError(f"{path}: {channels} channels, expected {_ONE_VALUE}; save it again")
         width, height = struct.unpack(">II", data[16:24])
         check_image_memory(path, height, width, 4)
-        labels: NDArray[Any] = imagecodecs.png_decode(data)  # checks the checksums too
+        labels: NDArray[Any] = imagecodecs.png_decode(pixel_chunks(data))  # checks the sums too
         if colour == 3:
             with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 labels = np.array(picture)

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def read_picture(path: Path) -> NDArray[Any]:
     if magic == _PNG_MAGIC:
         # Pillow would cut 16-bit colour to the high byte.
         with decode_errors(path):
-            return np.asarray(imagecodecs.png_decode(_pixel_chunks(path.read_bytes())))
+            return np.asarray(imagecodecs.png_decode(pixel_chunks(path.read_bytes())))
     if magic == _JPEG_MAGIC:
         _check_jpeg(path)
     with _pillow(path, magic) as picture, decode_errors(path):
@@ -177,19 +178,39 @@ def pixel_bytes(page: tifffile.TiffPage) -> float:
     return float(page.samplesperpixel * page.dtype.itemsize)
 
 
-# The chunks of a PNG that define its pixels.
-_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+def pixel_chunks(data: bytes) -> bytes:
+    """Return a PNG with only what defines its colours, as libpng prints warnings about the rest.
 
-
-def _pixel_chunks(data: bytes) -> bytes:
-    """Return a PNG without its other chunks, on which libpng prints warnings."""
+    Raises ValueError if the palette is broken, or if there is more data than pixels.
+    """
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    names = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour == 3 else (b"IHDR", b"IDAT", b"IEND")
+    compressed: list[bytes] = []
     kept, at = [data[:8]], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at) if at + 8 <= len(data) else (len(data),)
-        end = at + 12 + length
-        if data[at + 4 : at + 8] in _PIXEL_CHUNKS or end > len(data):
+        end, name = at + 12 + length, data[at + 4 : at + 8]
+        if name == b"PLTE" and colour == 3 and (length % 3 or not 3 <= length <= 3 * 2**bits):
+            raise ValueError("its palette is broken")
+        if name == b"IDAT":
+            compressed.append(data[at + 8 : at + 8 + length])
+        if name in names or end > len(data):
             kept.append(data[at:end])
         at = end
+    channels = {0: 1, 2: 3, 3: 1, 4: 2}.get(colour, 4)
+    row = 1 + math.ceil(width * channels * bits / 8)
+    # Interlaced, some pixels are in rows of their own.
+    n_bytes = height * row if not data[28] else 2 * height * (row + 8)
+    inflate, total = zlib.decompressobj(), 0
+    for piece in compressed:
+        while piece and total <= n_bytes:
+            try:
+                total += len(inflate.decompress(piece, 1 << 20))
+            except zlib.error as error:
+                raise ValueError(f"damaged pixels, {error}") from None
+            piece = inflate.unconsumed_tail
+    if total > n_bytes:
+        raise ValueError(f"more data than {width} x {height} pixels")
     return b"".join(kept)
 
 

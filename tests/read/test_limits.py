@@ -115,6 +115,10 @@ def test_libraries_print_nothing(tmp_path, capfd):
     path = tmp_path / "a.png"
     path.write_bytes(png(4, chunk(b"iCCP", b"x\0\0abc") + chunk(b"tEXt", b"a\0b")[:-1] + b"x"))
     assert read_image(path).shape == (4, 4, 3)
+    path.write_bytes(png(4, chunk(b"tRNS", bytes(9)) + chunk(b"PLTE", bytes(4))))
+    assert read_image(path).shape == (4, 4, 3)
+    path.write_bytes(png(1).replace(zlib.compress(bytes(20)), bytes(2000)))
+    assert str(path) in refusal(read_image, path)
     path.write_bytes(png(4, chunk(b"gAMA", b"\0\0"))[:-30])
     assert str(path) in refusal(read_image, path)
     assert capfd.readouterr() == ("", "")
