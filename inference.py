@@ -51,7 +51,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tiles.add_argument("--across_classes", action="store_true",
         help="class-agnostic suppression of overlapping cells")
     tiles.add_argument("--batch", type=utils.positive_int, metavar="N", help="views at once (1)")
-    tiles.add_argument("--amp", action="store_true", help="mixed precision, where supported")
+    tiles.add_argument("--amp", action="store_true",
+        help="mixed precision on a GPU (a CPU uses bfloat16 wherever it is fast)")
     utils.add_process_flags(tiles, "tiles", "results")
     images = parser.add_argument_group("images")
     images.add_argument("--data", type=Path, metavar="DIR",

@@ -1,11 +1,14 @@
-"""Choice of the engine (Detectron2 or torchvision), the device and the number of cores."""
+"""Choice of the engine (Detectron2 or torchvision) and the device; cores and memory."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg.errors import InputError
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 ENGINES = ("detectron2", "torchvision")
+
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @functools.cache
@@ -110,3 +115,39 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that this process can still use; infinity if that is unknown.
+
+    Of the machine, or of a container or job with a limit (Linux control groups).
+    """
+    free = [math.inf]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                free += _left_in_groups(_CGROUPS, group, "memory.max", "memory.current")
+            elif "memory" in controllers.split(","):
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                free += _left_in_groups(_CGROUPS / "memory", group, *names)
+    return min(free)
+
+
+def _left_in_groups(root: Path, group: str, limit: str, usage: str) -> list[int]:
+    """Return the bytes left in a control group and those that contain it, where limited."""
+    left = []
+    folder = root / group.strip("/")
+    for each in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # none, or "max"
+            used = int((each / usage).read_text())
+            for line in (each / "memory.stat").read_text().splitlines():
+                name, _, value = line.partition(" ")
+                used -= int(value) if name == "inactive_file" else 0  # a cache that makes room
+            left.append(max(0, int((each / limit).read_text()) - used))
+        if each == root:
+            break
+    return left

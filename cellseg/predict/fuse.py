@@ -50,6 +50,8 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
     """
     if not views:
         raise ValueError("no views, expected one or more")
+    if len(views) == 1:
+        return views[0][_best_first(views[0])]
     detections, view = _stack(views)
     first, second, overlap = _overlaps(detections, iou)
     cluster = _cluster(view.tolist(), first.tolist(), second.tolist(), overlap.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections import deque
@@ -540,8 +541,34 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
     assert not was_encoded
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_mixed_precision(monkeypatch, amp):
+def test_on_a_cpu_threads_take_tiles_of_their_own():
+    drawing = draw((300, 400))
+    expected = oracle(TEST__TILE=150).predict(drawing.image)
+    together = threading.Barrier(2)
+
+    class Waiting(Oracle):
+        def detect(self, images, limits):
+            assert torch.get_num_threads() == 1
+            assert not self.training
+            with contextlib.suppress(threading.BrokenBarrierError):  # the last one of an odd number
+                together.wait(5)
+                met.append(1)
+            return super().detect(images, limits)
+
+    met: list[int] = []
+    former = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        predictor = oracle(Waiting(), MODEL__DEVICE="cpu", TEST__TILE=150)
+        check_same(predictor.predict(drawing.image), expected)
+        assert len(met) >= 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(former)
+
+
+@pytest.mark.parametrize(("amp", "on_cpu"), [(False, False), (True, False), (False, True)])
+def test_mixed_precision(monkeypatch, amp, on_cpu):
     """Boxes and scores are float32 with and without it."""
     drawing = draw((100, 100))
     calls = []
@@ -553,15 +580,15 @@ def test_mixed_precision(monkeypatch, amp):
     class HalfPrecision(Oracle):
         def detect(self, images, limits):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-            assert product.dtype == (torch.bfloat16 if amp else torch.float32)
+            assert product.dtype == (torch.bfloat16 if amp or on_cpu else torch.float32)
             (cells,) = super().detect(images, limits)
             scores = cells.scores.to(product.dtype)
             return [Detections(cells.boxes.to(product.dtype), scores, cells.classes, cells.masks)]
 
     monkeypatch.setattr(predictor_module, "autocast_dtype", precision)
-    options = {"MODEL__DEVICE": "cpu", "TEST__AMP": amp}
+    options = {"MODEL__DEVICE": "cpu", "TEST__AMP": amp, "TEST__BFLOAT16_ON_CPU": on_cpu}
     cells = oracle(HalfPrecision(always(0.75)), **options).predict(drawing.image)
-    assert calls == [("cpu", amp)]
+    assert calls == [("cpu", amp or on_cpu)]
     assert cells.boxes.dtype == cells.scores.dtype == np.float32
     check_all_detected(cells, drawing, score=always(0.75))
 
