@@ -27,6 +27,7 @@ def saved(tmp_path, engine):
 
 def predict(run, data):
     words = ["--checkpoint", run, "--data", data, "--device", "cpu"]
+    words += ["TEST.BFLOAT16_ON_CPU", "False"]  # as it was then
     assert inference.main([str(word) for word in words]) == 0
     return json.loads((run / "test-results.json").read_text())
 
