@@ -159,8 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
     categories = runs.common_categories(folders)
     args.device = choose_device(args.device, args.options)
-    if args.num_gpus * args.num_machines > 1:
-        check_launch(args.num_gpus, args.device)
+    n_processes = args.processes or 1
+    if n_processes * args.num_machines > 1:
+        check_launch(n_processes, args.device)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
@@ -176,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
     process.advise("run the same command again to continue")
     job.run(
-        predictor, predict_shard, args.num_gpus,
+        predictor, predict_shard, n_processes,
         n_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
     )  # fmt: skip
     if args.machine_rank:

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     where = parser.add_argument_group("where")
     where.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda if available)")
     where.add_argument("--num_workers", type=int, metavar="N", help="data loading workers (4)")
-    utils.add_process_flags(where, "batch", "run")
+    utils.add_process_flags(where, "batch", "run", "1; on a CPU one a core if the batch allows")
     where.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
     launch = session.Launch(
-        command, train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
+        command, train, args.processes, args.num_machines, args.machine_rank, args.dist_url
     )
     folder = session.find_run(args.resume, args.output_dir, args.model) if args.resume else None
     folds = runs.list_fold_runs(folder) if folder else []
@@ -170,10 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder and folds:
         return cross_validation.resume(folder, dict(zip(folds, cfgs, strict=True)), launch)
     (cfg,) = cfgs
-    session.check_processes(cfg, launch)
     if cfg.DATA.FOLDS and not cfg.DATA.FOLD:
         return cross_validation.begin(args.output_dir, cfg, launch)
-    run = session.resume(folder, cfg) if folder else session.begin(args.output_dir, cfg, launch)
+    run = (
+        session.resume(folder, cfg, launch)
+        if folder
+        else session.begin(args.output_dir, cfg, launch)
+    )
     return session.train_in_processes(run, launch)
 
 

@@ -132,11 +132,16 @@ def add_scoring(
         help="random seed of the bootstrap (default: 0)")
 
 
-def add_process_flags(group: argparse._ArgumentGroup, work: str, result: str) -> None:
-    """Add the flags for several processes and machines; `work` is split, rank 0 writes `result`."""
+def add_process_flags(
+    group: argparse._ArgumentGroup, work: str, result: str, default: str = "1"
+) -> None:
+    """Add the flags for several processes and machines; `work` is split, rank 0 writes `result`.
+
+    `default` is the help text about the number of processes without a flag, which is None.
+    """
     add = group.add_argument
-    add("--num_gpus", type=non_negative_int, default=1, metavar="N",
-        help=f"processes on this machine that split the {work}, one GPU each (1)")
+    add("--processes", "--num_gpus", type=non_negative_int, metavar="N",
+        help=f"processes on this machine that split the {work}, on GPUs one each ({default})")
     add("--num_machines", type=non_negative_int, default=1, metavar="N",
         help=f"machines that split the {work}; run the same command on each (1)")
     add("--machine_rank", type=non_negative_int, default=0, metavar="N",
@@ -195,8 +200,8 @@ def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> No
 
 def check_process_flags(parser: CommandParser, args: argparse.Namespace) -> None:
     """Raise InputError for impossible numbers of processes and machines."""
-    if not args.num_gpus:
-        parser.error("--num_gpus 0: 1 or more is expected; --device cpu works without a GPU")
+    if args.processes == 0:
+        parser.error("--processes 0: 1 or more is expected; --device cpu works without a GPU")
     if not args.num_machines:
         parser.error("--num_machines 0: 1 or more is expected")
     if args.machine_rank >= args.num_machines:

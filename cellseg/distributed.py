@@ -22,7 +22,7 @@ from cellseg.errors import InputError
 from cellseg.messages import HANDLER, print_warnings
 from cellseg.process import SIGNALS, prepare
 
-_OTHER_PROCESS_ENDED = "--num_gpus: another process failed; see its message"
+_OTHER_PROCESS_ENDED = "--processes: another process failed; see its message"
 
 
 def world_size() -> int:
@@ -51,13 +51,13 @@ def check_launch(n_processes: int, device: str) -> None:
     """
     if detectron2_problem():
         raise InputError(
-            "--num_gpus: several processes need Detectron2, which can't be used here "
+            "--processes: several processes need Detectron2, which can't be used here "
             f"({detectron2_problem()}); use one"
         )
     kind = torch.device(device)
     if kind.type == "cuda" and (n_processes > torch.cuda.device_count() or kind.index is not None):
         raise InputError(
-            f"--num_gpus {n_processes}: one GPU per process is needed, but there are fewer on "
+            f"--processes {n_processes}: one GPU per process is needed, but there are fewer on "
             f"{device} (this machine has {torch.cuda.device_count()} GPUs); use fewer, and choose "
             "them with CUDA_VISIBLE_DEVICES instead of --device"
         )
@@ -172,7 +172,7 @@ _CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Br
 
 def _process_ended_error(how: str) -> InputError:
     return InputError(
-        f"--num_gpus: a process was killed ({how}), perhaps out of memory; resume, with fewer "
+        f"--processes: a process was killed ({how}), perhaps out of memory; resume, with fewer "
         "processes if it happens again"
     )
 

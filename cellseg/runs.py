@@ -7,7 +7,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ FINAL = "model_final.pth"  # weights of the last iteration; only finished runs h
 BEST = "model_best.pth"  # weights with the best score on the validation images
 SUMMARY = "cross-validation.json"  # in the parent folder of all folds, once they are finished
 METRICS = "metrics.json"  # a line of JSON for each point of the curves
+# Key beside scores in metrics and checkpoints: the score of a perfect network, 1.0. Runs of earlier
+# versions lack it; their scores are percentages.
+FULL_SCORE = "full_score"
 
 _PACKAGES = (
     "torch",
@@ -151,11 +155,13 @@ def write_record(
     train: Sequence[str],
     validation: Sequence[str],
     reasons: Sequence[str],
+    processes: int = 1,
 ) -> None:
     """Write the record of a run: command line, versions, hash of the data, classes and split.
 
     `categories` are `{"id", "name"}` of the annotation file in the order of the classes 0…K−1,
-    `train` and `validation` image names, `reasons` one line per value computed from the data.
+    `train` and `validation` image names, `reasons` one line per value computed from the data,
+    `processes` their number on each machine.
     """
     write_json(
         run / RECORD,
@@ -168,6 +174,7 @@ def write_record(
             "train": list(train),
             "held_out": list(validation),
             "from_data": list(reasons),
+            "processes": processes,
         },
         indent=1,
     )
@@ -189,6 +196,22 @@ def read_record(run: Path) -> dict[str, Any]:
     if not is_valid:
         raise InputError(f"{run / RECORD}: not the record of a run; {remedy}")
     return dict(record)
+
+
+def recorded_processes(run: Path) -> int:
+    """Return the number of processes that a run was started with on each machine."""
+    record = read_record(run)
+    number = record.get("processes")
+    if number is None:  # a run of an earlier version, with a flag unless it was 1
+        words = " ".join(map(str, record.get("command") or ())).replace("-gpus", "_gpus")
+        flag = re.search(r"--num_gpus[ =](\d+)", words)
+        number = int(flag[1]) if flag else 1
+    return number if type(number) is int and number > 0 else 1
+
+
+def rescale_score(value: float, saved: Mapping[str, Any]) -> float:
+    """Return a score from 0 to 1, which was `saved` in a dict with or without `FULL_SCORE`."""
+    return float(value) / (1.0 if saved.get(FULL_SCORE) == 1.0 else 100.0)
 
 
 def find_weights(path: Path, name: str | None = None) -> Path:

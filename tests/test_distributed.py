@@ -22,6 +22,7 @@ from cellseg import runs
 from cellseg.config import default_config, load_config
 from cellseg.distributed import any_process, check_launch, launch, rank, world_size
 from cellseg.errors import InputError
+from cellseg.learn import session
 from cellseg.learn.hooks import Validation
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.optimizer import build_optimizer, build_schedule
@@ -154,18 +155,22 @@ def test_two_processes_take_the_step_of_one_with_a_network(tiny, cells, tmp_path
     assert sum(bool(moved.any()) for moved in single["moved"].values()) > 20
 
 
-def test_a_run_of_two_processes_finishes_and_is_resumed(tiny, cells, tmp_path):
+def test_a_run_of_two_processes_finishes_and_is_resumed(tiny, cells, tmp_path, capsys):
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
-    words += ["--num_gpus", 2, "--val_fraction", 0.4, "SOLVER.MAX_ITER", 2]
+    words += ["--processes", 2, "--val_fraction", 0.4, "SOLVER.MAX_ITER", 2]
     assert train.main([str(word) for word in words]) == 0
     (run,) = tmp_path.glob("*/*")
     assert torch.load(run / runs.FINAL)["iteration"] == 2
     assert (run / runs.BEST).is_file()
     assert len(list(run.glob("events.*"))) == 1  # written by rank 0 only
-    longer = ["--resume", str(run), "--device", "cpu", "--num_gpus", "2", "SOLVER.MAX_ITER", "3"]
-    assert train.main(longer) == 0
+    capsys.readouterr()
+    longer = ["--resume", str(run), "--device", "cpu"]
+    assert train.main([*longer, "SOLVER.MAX_ITER", "3"]) == 0
+    assert "2 processes" in capsys.readouterr().out
     assert list(tmp_path.glob("*/*")) == [run]
     assert torch.load(run / runs.LAST)["trainer"]["iteration"] == 3
+    assert train.main([*longer, "--processes", "1", "SOLVER.MAX_ITER", "4"]) == 0
+    assert "--processes 2, now 1" in capsys.readouterr().out
 
 
 def test_other_processes_wait_for_a_long_validation():
@@ -196,7 +201,7 @@ def test_a_batch_that_two_can_not_share(tiny, cells, tmp_path):
 
 
 def test_a_process_that_is_killed_is_one_line():
-    with pytest.raises(InputError, match=r"--num_gpus: .*process"):
+    with pytest.raises(InputError, match=r"--processes: .*process"):
         launch(2, die)
 
 
@@ -238,7 +243,7 @@ def threads():
 
 
 def test_a_process_that_waits_for_one_that_has_ended_is_one_line():
-    with pytest.raises(InputError, match=r"--num_gpus: .*process"):
+    with pytest.raises(InputError, match=r"--processes: .*process"):
         launch(2, wait_for_rank_1)
 
 
@@ -275,5 +280,28 @@ def test_each_process_needs_a_gpu(n_processes, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_launch(2, "cuda")
     check_launch(3, "cpu")
-    with pytest.raises(InputError, match=rf"--num_gpus {n_processes}: .*{device}.*2"):
+    with pytest.raises(InputError, match=rf"--processes {n_processes}: .*{device}.*2"):
         launch(n_processes, die, device=device)
+
+
+@pytest.mark.parametrize(
+    ("threads", "batch", "iterations", "device", "expected"),
+    [
+        (2, 8, 1000, "cpu", 2),
+        (2, 4, 1000, "cpu", 2),
+        (2, 5, 1000, "cpu", 1),
+        (2, 2, 1000, "cpu", 1),
+        (1, 8, 1000, "cpu", 1),
+        (6, 8, 1000, "cpu", 2),
+        (6, 24, 1000, "cpu", 6),
+        (4, 14, 1000, "cpu", 2),
+        (2, 8, 20, "cpu", 1),
+        (2, 8, 1000, "cuda", 1),
+    ],
+)
+def test_processes_on_a_cpu(threads, batch, iterations, device, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    cfg = default_config("torchvision")
+    cfg.MODEL.DEVICE = device
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = batch, iterations
+    assert session.choose_processes(cfg) == expected

@@ -128,7 +128,7 @@ def test_detectron2_is_requested_but_not_available(without, flags, tmp_path):
 
 def test_training_needs_detectron2_for_several_processes(without, flags, tmp_path):
     line = refused(without("train.py", *flags, "--num_gpus", 2, "--output_dir", tmp_path))
-    assert line.startswith("train.py: error: --num_gpus: ")
+    assert line.startswith("train.py: error: --processes: ")
     assert "Detectron2" in line
     assert not list(tmp_path.iterdir())
 
@@ -136,7 +136,7 @@ def test_training_needs_detectron2_for_several_processes(without, flags, tmp_pat
 def test_prediction_needs_detectron2_for_several_processes(without, data, run, tmp_path):
     words = ("--checkpoint", run, "--data", data, "--output", tmp_path, "--device", "cpu")
     line = refused(without("inference.py", *words, "--num_gpus", 2))
-    assert line.startswith("inference.py: error: --num_gpus: ")
+    assert line.startswith("inference.py: error: --processes: ")
     assert "Detectron2" in line
     assert not list(tmp_path.iterdir())
 

@@ -391,7 +391,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
         (["--max_detections", "x"], "--max_detections: 'x'"),
         (["--tile", 0], "--tile: '0'"),
         (["--batch", 0], "--batch: '0'"),
-        (["--num_gpus", 0], "--num_gpus 0: "),
+        (["--num_gpus", 0], "--processes 0: "),
         (["--num_machines", 2], "--dist_url tcp://HOST:PORT"),
         (["--overlap", 0], "--overlap: '0'"),
         (["--tile", 10, "--overlap", 10], "tiles of 10 px with an overlap of 10 px"),
@@ -609,7 +609,7 @@ def test_one_of_two_processes_is_killed(run, slide, undisturbed, tmp_path, capsy
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("one_dies.py: error: --num_gpus: ")
+    assert done.stderr.splitlines()[-1].startswith("one_dies.py: error: --processes: ")
     assert not list(tmp_path.glob("*.json"))
     # One process resumes the tiles of both.
     assert inference.main(argv_of(run, slide, tmp_path)) == 0

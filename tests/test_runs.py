@@ -200,3 +200,21 @@ def test_missing_record(tmp_path):
 def test_version_of_a_missing_package(monkeypatch):
     monkeypatch.setattr(runs, "_PACKAGES", ("surely-not-installed",))
     assert runs.package_versions()["surely-not-installed"] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"processes": 4}, 4),
+        ({"command": ["train.py", "--num-gpus", "3"]}, 3),
+        ({"command": ["train.py", "--num_gpus=2"]}, 2),
+        ({"command": ["train.py"]}, 1),
+        ({"command": None}, 1),
+        ({"processes": "many"}, 1),
+        ({"processes": -1}, 1),
+    ],
+)
+def test_processes_of_a_run_and_of_one_of_an_earlier_version(tmp_path, change, expected):
+    record = {"annotations": {}, "categories": [{"id": 1, "name": "a"}], "held_out": []}
+    (tmp_path / runs.RECORD).write_text(json.dumps(record | change))
+    assert runs.recorded_processes(tmp_path) == expected

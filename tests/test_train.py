@@ -227,7 +227,7 @@ def test_the_run_folder(run, cells):
     assert last["trainer"]["iteration"] == 4
     assert final["iteration"] == 4
     assert best["iteration"] in (2, 4)
-    assert 0 <= best["AP50"] <= 100
+    assert 0 <= best["AP50"] <= 1
     assert same(final["model"], last["model"])
 
 
@@ -424,12 +424,12 @@ def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
     best = load(run / runs.BEST)
 
     # A best score that can't be exceeded shows that it is restored.
-    torch.save({**best, "AP50": 99.5}, run / runs.BEST)
+    torch.save({**best, "AP50": 0.995}, run / runs.BEST)
     last = load(run / runs.LAST)
-    last["trainer"]["hooks"]["Validation"]["best"] = 99.5
+    last["trainer"]["hooks"]["Validation"]["best"] = 0.995
     torch.save(last, run / runs.LAST)
     assert train.main(["--resume", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]) == 0
-    assert load(run / runs.BEST)["AP50"] == 99.5
+    assert load(run / runs.BEST)["AP50"] == 0.995
     assert parts == whole
     assert [n for n, _ in parts] == list(range(6))
 
@@ -573,7 +573,7 @@ def test_early_stopping(go, tmp_path, monkeypatch, capsys):
     assert load(run / runs.FINAL)["iteration"] == 5
     assert load(run / runs.LAST)["trainer"]["iteration"] == 5
     lines = (run / runs.METRICS).read_text().splitlines()
-    assert json.loads(lines[-1])["validation/AP50"] == pytest.approx(15)
+    assert json.loads(lines[-1])["validation/AP50"] == pytest.approx(0.15)
 
     # It is continued only with more patience.
     assert resume(run) == 0

@@ -12,7 +12,7 @@ import torch
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
-from cellseg.runs import BEST, LAST, check_run_folder
+from cellseg.runs import BEST, LAST, check_run_folder, rescale_score
 from cellseg.text import show
 
 
@@ -101,7 +101,7 @@ class RunCheckpointer:
                 part.load_state_dict(data[name])
 
     def best_score(self) -> float:
-        """Return the AP50, 0 to 100, of the best weights; minus infinity if there are none.
+        """Return the AP50, 0 to 1, of the best weights; minus infinity if there are none.
 
         Raises InputError if the file is damaged.
         """
@@ -109,7 +109,8 @@ class RunCheckpointer:
         if not path.is_file():
             return -math.inf
         try:
-            return float(take_number(read_weights(path), "AP50", 0, 100))
+            saved = read_weights(path)
+            return rescale_score(take_number(saved, "AP50", 0, 100), saved)
         except DAMAGE as error:
             raise InputError(
                 f"{path}: damaged ({reason(error)}), the best score can't be read; delete the file "

@@ -46,8 +46,8 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.low is None:
-            return f"{self.mean:.1f}"
-        return f"{self.mean:.1f}  [{self.low:.1f}, {self.high:.1f}]"
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f}  [{self.low:.3f}, {self.high:.3f}]"
 
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> int:
@@ -72,7 +72,6 @@ def resume(folder: Path, cfgs: dict[Path, CfgNode], launch: Launch) -> int:
             "--num_machines out"
         )
     cfg = next(iter(cfgs.values())).clone()
-    session.check_processes(cfg, launch)
     return _train_folds(folder, cfg, cfgs, launch)
 
 
@@ -80,7 +79,7 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     """Train the unfinished runs of all folds, and write the summary of their scores."""
     data = load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS)
     # All are prepared before the first is trained: they use the same data, and --resume finds them.
-    existing = {run: session.resume(run, of_fold, data) for run, of_fold in resumed.items()}
+    existing = {run: session.resume(run, of_fold, launch, data) for run, of_fold in resumed.items()}
     sessions: dict[Path, Session] = {}
     for number in range(1, cfg.DATA.FOLDS + 1):
         run = folder / f"fold{number}"
@@ -103,14 +102,15 @@ def _begin_fold(
     """Create the run of one fold; `data` has the images of all folds."""
     cfg = cfg.clone()
     cfg.DATA.FOLD = number
-    fold = session.prepare(cfg, data, new=False)  # before the folder: may be too many folds
+    # Before the folder: there may be too many folds.
+    fold = session.set_processes(session.prepare(cfg, data, new=False), launch)
     run.mkdir(exist_ok=True)
     session.create(fold, run, launch.command)
     return fold
 
 
 def read_last_scores(run: Path) -> dict[str, float]:
-    """Read the last AP50 of a finished run, in percent, by class name; "" for all classes.
+    """Read the last AP50 of a finished run, 0 to 1, by class name; "" for all classes.
 
     Raises InputError if the curves are damaged.
     """
@@ -118,7 +118,7 @@ def read_last_scores(run: Path) -> dict[str, float]:
     try:
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         return {
-            name.removeprefix(_SCORE).lstrip(): float(value)
+            name.removeprefix(_SCORE).lstrip(): runs.rescale_score(value, last)
             for name, value in last.items()
             if name.startswith(_SCORE)
         }

@@ -27,7 +27,7 @@ from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS
 from cellseg.network.loop import HookBase
-from cellseg.runs import BEST, FINAL, METRICS, check_run_folder
+from cellseg.runs import BEST, FINAL, FULL_SCORE, METRICS, check_run_folder, rescale_score
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -90,7 +90,7 @@ class Validation(HookBase):
         for name, value in zip(self.class_names, result.class_ap50, strict=True):
             values[f"AP50 {name}"] = float(value)
         # Classes that are not in the validation set have no AP.
-        values = {name: 100 * value for name, value in values.items() if math.isfinite(value)}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         for name, value in values.items():
             self.trainer.storage.put_scalar(f"validation/{name}", value)
         if "AP50" not in values:
@@ -102,10 +102,11 @@ class Validation(HookBase):
         if better:
             self.best = ap50
             network = self.trainer.step.eval_network
-            self.checkpointer.save_weights(BEST, network, iteration=done, AP50=ap50)
+            score = {"AP50": ap50, FULL_SCORE: 1.0}
+            self.checkpointer.save_weights(BEST, network, iteration=done, **score)
         _print(
-            f"iteration {done}: validation AP50 {ap50:.1f}, AP {values.get('AP', 0.0):.1f}"
-            + (", the best so far" if better else f" (best {self.best:.1f})")
+            f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
+            + (", the best so far" if better else f" (best {self.best:.3f})")
         )
         if self.should_stop and done < self.trainer.max_iter:
             _print(
@@ -114,10 +115,10 @@ class Validation(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "worse": self.n_without_improvement}
+        return {"best": self.best, "worse": self.n_without_improvement, FULL_SCORE: 1.0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = take_number(state, "best", -math.inf, 100)
+        self.best = rescale_score(take_number(state, "best", -math.inf, 100), state)
         self.n_without_improvement = take_number(state, "worse", 0, whole=True)
         if self.should_stop:  # it was stopped early before
             self.trainer.max_iter = self.trainer.iter
@@ -167,7 +168,8 @@ class MetricWriter(HookBase):
             with self._errors():
                 for name, value in medians.items():
                     self._events.add_scalar(name, value, step)
-                self._lines.write(json.dumps({"iteration": step, **medians}) + "\n")
+                unit = {FULL_SCORE: 1.0} if scored else {}
+                self._lines.write(json.dumps({"iteration": step, **medians, **unit}) + "\n")
                 self._lines.flush()
             self._values.clear()
 

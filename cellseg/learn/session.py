@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from cellseg import distributed, runs
 from cellseg.config import config_errors
-from cellseg.device import count_cores
+from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
 from cellseg.learn.hooks import TrainingStopped, log_to_file
@@ -26,6 +27,7 @@ from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
 from cellseg.messages import plural, warn
 
 WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
+MIN_ITERATIONS = 100  # shorter runs would not make up for the start of more processes
 MAX_PARAMETERS = 200_000_000  # trainable ones allowed by NYCU HW3
 
 
@@ -37,6 +39,7 @@ class Session:
     data: TrainingData  # split
     reasons: list[str]  # for the config values chosen from the data, one line each
     new: bool  # whether the run folder is deleted if nothing can be built from the config
+    processes: int = 1  # on this machine
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,10 @@ class Launch:
 
     command: list[str]
     train: Callable[[Session], int]  # trains in one process; returns the exit code
-    per_machine: int = 1  # processes
+    per_machine: int | None = None  # processes; None for those of a resumed run, or a good number
     machines: int = 1
     machine_rank: int = 0  # rank 0 writes the run
     dist_url: str = "auto"  # address of machine 0
-
-    @property
-    def processes(self) -> int:
-        """Number of processes on all machines."""
-        return self.per_machine * self.machines
 
 
 BuildTrainer = Callable[[CfgNode, TrainingData], Any]  # returns a `DefaultTrainer`
@@ -114,16 +112,45 @@ def check_same_data(run: Path, session: Session) -> None:
         )
 
 
-def check_processes(cfg: CfgNode, launch: Launch) -> None:
-    """Raise InputError if processes are not available or can't split a batch evenly."""
-    n = launch.processes
-    if n > 1:
-        distributed.check_launch(launch.per_machine, cfg.MODEL.DEVICE)
-    if cfg.SOLVER.IMS_PER_BATCH % n:
+def set_processes(session: Session, launch: Launch, run: Path | None = None) -> Session:
+    """Return the session with its number of processes: given, of the `run` to resume, or chosen.
+
+    Raise InputError if they are not available or can't split a batch evenly.
+    """
+    cfg = session.cfg
+    recorded = runs.recorded_processes(run) if run else 0
+    n = launch.per_machine or recorded or choose_processes(cfg, launch.machines)
+    total = n * launch.machines
+    if total > 1:
+        distributed.check_launch(n, cfg.MODEL.DEVICE)
+    if cfg.SOLVER.IMS_PER_BATCH % total:
         raise InputError(
-            f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: split among {n} processes, so a "
-            f"multiple of {n} is expected"
+            f"--batch_size {cfg.SOLVER.IMS_PER_BATCH}: split among {total} processes, so a "
+            f"multiple of {total} is expected"
         )
+    if recorded and n != recorded:
+        session.reasons.append(
+            f"note: the run was started with --processes {recorded}, now {n}: each batch has the "
+            "same images, but batch normalisation averages over those of a process"
+        )
+    return dataclasses.replace(session, processes=n)
+
+
+def choose_processes(cfg: CfgNode, machines: int = 1) -> int:
+    """Return a good number of processes for the CPU; 1 on a GPU and for a short run.
+
+    As many as torch has threads, if each gets 4 images of a batch for its normalisation, or half
+    of a smaller batch, but 2. Threads wait for each other in every layer, with other work on the
+    cores mostly; processes do once a step.
+    """
+    solver = cfg.SOLVER
+    is_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+    if not is_cpu or machines > 1 or solver.MAX_ITER < MIN_ITERATIONS or detectron2_problem():
+        return 1
+    batch = solver.IMS_PER_BATCH
+    least = max(2, min(4, batch // 2))
+    numbers = range(1, torch.get_num_threads() + 1)
+    return max(n for n in numbers if n == 1 or (batch % n == 0 and batch // n >= least))
 
 
 def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) -> Session:
@@ -145,7 +172,7 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and create its folder below `root`."""
-    session = prepare(cfg)
+    session = set_processes(prepare(cfg), launch)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session
@@ -163,13 +190,14 @@ def create(session: Session, run: Path, command: Sequence[str]) -> None:
         [sample.name for sample in data.train],
         [sample.name for sample in data.validation],
         session.reasons,
+        session.processes,
     )
     _write_config(cfg)
 
 
-def resume(run: Path, cfg: CfgNode, data: TrainingData | None = None) -> Session:
+def resume(run: Path, cfg: CfgNode, launch: Launch, data: TrainingData | None = None) -> Session:
     """Load the data of a run to resume, `data` as in `prepare`. Raise InputError if changed."""
-    session = prepare(cfg, data, new=False)
+    session = set_processes(prepare(cfg, data, new=False), launch, run)
     check_same_data(run, session)
     cfg.OUTPUT_DIR = str(run.absolute())
     return session
@@ -182,11 +210,12 @@ def train_in_processes(session: Session, launch: Launch) -> int:
         for name in (runs.LAST, runs.BEST, runs.FINAL):
             remove_unfinished(Path(cfg.OUTPUT_DIR) / name)
     cfg.freeze()
-    print_training(session, launch.processes)
-    if launch.processes == 1:
+    n_processes = session.processes * launch.machines
+    print_training(session, n_processes)
+    if n_processes == 1:
         return launch.train(session)
     distributed.launch(
-        launch.per_machine, launch.train, session, device=cfg.MODEL.DEVICE,
+        session.processes, launch.train, session, device=cfg.MODEL.DEVICE,
         n_machines=launch.machines, machine_rank=launch.machine_rank, dist_url=launch.dist_url,
     )  # fmt: skip
     finished = (Path(cfg.OUTPUT_DIR) / runs.FINAL).is_file()

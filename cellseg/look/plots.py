@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cellseg.look.overlay import class_colour
+from cellseg.runs import rescale_score
 from cellseg.score.ap import RECALLS
 from cellseg.score.summary import ANY, MEAN, Difference, Scores
 
@@ -96,7 +97,7 @@ def _label(name: str) -> str:
 
 
 def training_curves(path: Path) -> list[tuple[str, str]]:
-    """Draw the losses, the validation AP in % and the learning rate from `metrics.json`.
+    """Draw the losses, the validation AP and the learning rate from `metrics.json`.
 
     The file has a JSON object in each line; it may be missing or incomplete. Returns
     `(title, SVG)` of each plot.
@@ -110,7 +111,7 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
     plots = []
     for title, ylabel, lines in (
         ("Training loss", "loss", losses),
-        ("Validation during training", "AP (%)", validation),
+        ("Validation during training", "AP", validation),
         ("Learning rate", "learning rate", rate),
     ):
         if not lines:
@@ -144,6 +145,8 @@ def _read_series(path: Path) -> dict[str, list[tuple[float, float]]]:
             continue
         for name, value in entry.items():
             if name != "iteration" and _is_number(value):
+                if name.startswith("validation/"):
+                    value = rescale_score(value, entry)
                 series.setdefault(name, {})[entry["iteration"]] = value
     return {name: sorted(points.items()) for name, points in series.items()}
 

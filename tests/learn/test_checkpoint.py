@@ -70,7 +70,9 @@ def test_weights_and_best_score(tmp_path):
     checkpointer = RunCheckpointer(net(), tmp_path)
     assert checkpointer.best_score() == -math.inf
     checkpointer.save_weights(runs.BEST, net(), AP50=12.5, iteration=3)
-    assert checkpointer.best_score() == 12.5
+    assert checkpointer.best_score() == 0.125  # of an earlier version, in percent
+    checkpointer.save_weights(runs.BEST, net(), AP50=0.25, full_score=1.0)
+    assert checkpointer.best_score() == 0.25
     buffer = io.BytesIO()
     torch.save([1], buffer)
     cut = (tmp_path / runs.BEST).read_bytes()[:500]

@@ -88,9 +88,9 @@ def test_a_class_may_be_missing_from_folds():
     assert summary["folds"][0] == {"AP50": 40.0, "classes": {"a": 40.0}}
     json.dumps(summary, allow_nan=False)
     assert cross_validation.as_text(summary).splitlines()[1:] == [
-        "  all classes  45.0  [-18.5, 108.5]",
-        "  a            50.0  [-77.1, 177.1]",
-        "  b            40.0",
+        "  all classes  45.000  [-18.531, 108.531]",
+        "  a            50.000  [-77.062, 177.062]",
+        "  b            40.000",
     ]
 
 
@@ -107,7 +107,10 @@ def test_the_last_scores(tmp_path):
          "validation/AP": 2.0},
     ]  # fmt: skip
     (tmp_path / runs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert cross_validation.read_last_scores(tmp_path) == {"": 4.0, "a b": 4.0}
+    assert cross_validation.read_last_scores(tmp_path) == {"": 0.04, "a b": 0.04}  # of an earlier version
+    with (tmp_path / runs.METRICS).open("a") as file:
+        file.write('{"iteration": 3, "validation/AP50": 0.5, "full_score": 1.0}\n')
+    assert cross_validation.read_last_scores(tmp_path) == {"": 0.5}
 
 
 @pytest.mark.parametrize("text", [None, "", "[1]\n", '{"iteration"', '{"validation/AP50": null}'])

@@ -67,7 +67,7 @@ def test_patience(tmp_path, patience, scores, ends):
     hook = validation(tmp_path, run, scores, patience=patience)
     assert go([hook], run) == ends
     best = torch.load(tmp_path / runs.BEST)
-    assert best["AP50"] == pytest.approx(100 * max(scores))
+    assert best["AP50"] == pytest.approx(max(scores))
     assert best["iteration"] == 1 + scores.index(max(scores))
 
 
@@ -97,7 +97,18 @@ def test_best_weights_of_a_repeated_step(tmp_path):
         hook = validation(tmp_path, TrainerStub(2, start_iter=1), [0.3])
         hook.load_state_dict(first.state_dict())
         go([hook], hook.trainer)
-        assert hook.state_dict() == {"best": pytest.approx(30), "worse": 0}
+        state = hook.state_dict()
+        assert (state["best"], state["worse"]) == (pytest.approx(0.3), 0)
+
+
+def test_the_best_score_of_a_former_run_was_a_percentage(tmp_path):
+    run = TrainerStub(3, start_iter=1)
+    hook = validation(tmp_path, run, [0.01, 0.3])
+    torch.save({"model": {}, "AP50": 20.0}, tmp_path / runs.BEST)
+    hook.load_state_dict({"best": 20.0, "worse": 0})
+    go([hook], run)
+    best = torch.load(tmp_path / runs.BEST)
+    assert (best["iteration"], best["AP50"]) == (3, pytest.approx(0.3))
 
 
 def test_best_weights_that_were_deleted(tmp_path):
@@ -107,7 +118,7 @@ def test_best_weights_that_were_deleted(tmp_path):
     hook = validation(tmp_path, TrainerStub(2, start_iter=1), [0.1])
     hook.load_state_dict(first.state_dict())
     go([hook], hook.trainer)
-    assert torch.load(tmp_path / runs.BEST)["AP50"] == pytest.approx(10)
+    assert torch.load(tmp_path / runs.BEST)["AP50"] == pytest.approx(0.1)
 
 
 def test_when_checkpoints_are_saved(tmp_path, monkeypatch):
@@ -173,7 +184,7 @@ def test_scores_and_pictures_are_written_immediately(tmp_path):
     go([validation(tmp_path, run, [0.5, 0.25], add_picture, period=2), curves], run)
     lines = lines_of(tmp_path)
     assert [line["iteration"] for line in lines] == [1, 3]
-    assert [line["validation/AP50 a"] for line in lines] == pytest.approx([50, 25])
+    assert [line["validation/AP50 a"] for line in lines] == pytest.approx([0.5, 0.25])
     assert "validation/AP50 b" not in lines[0]  # which has no AP
     pictures = events_of(tmp_path).Images("held out/x")
     assert [(p.step, p.height, p.width) for p in pictures] == [(1, 2, 4), (3, 2, 4)]

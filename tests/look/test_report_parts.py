@@ -300,7 +300,7 @@ def test_training_curves(tmp_path):
     )
     clean.write_text(
         '{"iteration": 0, "total_loss": 3, "loss_mask": 1, "lr": 0.1}\n'
-        '{"iteration": 20, "total_loss": 1, "validation/AP50": 12.5}\n'
+        '{"iteration": 20, "total_loss": 1, "validation/AP50": 0.125, "full_score": 1.0}\n'
     )
     curves = plots.training_curves(path)
     assert curves == plots.training_curves(clean)
