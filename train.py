@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--engine", default="auto", metavar="NAME",
         help="detectron2, torchvision or auto: Detectron2 where available (auto)")
     add("--weights", metavar="WHICH",
-        help="initial weights: imagenet (the default), coco, none, a path or a URL")
+        help="initial weights: imagenet (the default), coco, none, a run, a path or a URL")
     add("--resume", nargs="?", const="newest", metavar="RUN",
         help="resume a stopped run: the newest one or the given folder")
     data = parser.add_argument_group("data")

@@ -119,7 +119,9 @@ def train_for(
     flags += ["--device", device, "--weights", weights, "--output_dir"]
 
     def run(folder: Path, iterations: int) -> Path:
-        train.main([*flags, str(folder), *keys, "SOLVER.MAX_ITER", str(iterations)])
+        # The warm-up may not be longer than the run.
+        longest = ["SOLVER.WARMUP_ITERS", "0"] if iterations <= max(pilot) else []
+        train.main([*flags, str(folder), *keys, *longest, "SOLVER.MAX_ITER", str(iterations)])
         return runs.find_newest_run(folder)
 
     for steps in pilot if pace is None else ():

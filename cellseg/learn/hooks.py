@@ -10,6 +10,7 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,35 +197,63 @@ class MetricWriter(HookBase):
 
 
 class ProgressBar(HookBase):
-    """Shows the progress: a bar on a terminal, else a line every `seconds`."""
+    """Shows the progress: a bar on a terminal, else a line after one step and every `seconds`.
 
-    def __init__(self, seconds: float = 20.0) -> None:
+    If the first step takes longer than `patience`, a line says how long the run takes at least.
+    """
+
+    def __init__(self, seconds: float = 20.0, patience: float = 40.0) -> None:
         self.seconds = seconds
+        self.patience = patience
         self._bar = tqdm(disable=True)
+        self._timer = threading.Timer(patience, self._say_that_it_is_slow)
 
     def before_train(self) -> None:
         total, start = self.trainer.max_iter, self.trainer.start_iter
         self._bar = tqdm(total=total, initial=start, unit="it", desc="training", disable=None)
         self._started = self._last_printed = time.monotonic()
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _say_that_it_is_slow(self) -> None:
+        left = self.patience * (self.trainer.max_iter - self.trainer.start_iter)
+        _print(
+            f"iteration {self.trainer.start_iter + 1}/{self.trainer.max_iter} takes more than "
+            f"{self.patience:g} s, the run more than {_duration(left)}"
+        )
 
     def after_step(self) -> None:
+        self._timer.cancel()
         loss = self.trainer.storage.latest().get("total_loss", (math.nan, 0))[0]
         done, total = self.trainer.iter + 1, self.trainer.max_iter
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._bar.disable and (now - self._last_printed > self.seconds or done == total):
-            pace = (now - self._started) / (done - self.trainer.start_iter)
-            left = round(pace * (total - done))
+        n = done - self.trainer.start_iter
+        if n == 1:
+            self._first_done = now
+        if self._bar.disable and (
+            now - self._last_printed > self.seconds or n == 1 or done == total
+        ):
+            # The first step takes longer than others.
+            pace = (now - self._first_done) / (n - 1) if n > 1 else now - self._started
             print(
                 f"iteration {done}/{total}  loss {loss:.3f}  {pace:.2f} s/it  "
-                f"{left // 60}:{left % 60:02d} min left",
+                f"{_duration(pace * (total - done))} left",
                 flush=True,
             )
             self._last_printed = now
 
     def after_train(self) -> None:
+        self._timer.cancel()
         self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as "4:05 min" or "2 h 05 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes}:{rest:02d} min"
 
 
 class StopOnSignal(HookBase):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from cellseg.config import load_config
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.messages import listed, plural, warn
 from cellseg.read.resolution import is_about
 from cellseg.rle import areas, decode
+from cellseg.runs import CONFIG
 
 # Suitable length of the median cell in network pixels, for fine and for coarse features. The cost
 # grows with its square.
 _LENGTH_FINE, _LENGTH_COARSE = 30, 56
 _COARSE_STRIDE = 16
+_SAME_SCALE = 1.25  # weights trained at a scale are kept at it up to this factor
 _SCALE_RANGE = (0.5, 4.0)  # below, cells vanish; above, only the blur grows
 
 _N_SIZES = 5  # on a single level; Detectron2's number, so that its weights fit
@@ -158,12 +162,37 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
     if cfg.INPUT.ZOOM_FROM_DATA:
         scale = choose_scale(sizes, min(strides))
         cfg.INPUT.ZOOM = scale.value
-        reasons.append(scale.reason)
+        reasons.append(scale.reason + _keep_former_scale(cfg, scale.value))
     if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
         anchors = choose_anchors(sizes, _typical_scale(cfg, samples), strides)
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
         reasons.append(anchors.reason)
     return reasons
+
+
+def _keep_former_scale(cfg: CfgNode, chosen: float) -> str:
+    """Set the scale and the anchors of the run that the initial weights are of, if they fit.
+
+    They do if the scale `chosen` from the data is about the same. Returns what was done, "" without
+    such a run. The config then no longer follows the data, also when the run is resumed.
+    """
+    path = Path(cfg.MODEL.WEIGHTS).parent / CONFIG
+    if not (cfg.MODEL.WEIGHTS and path.is_file()):
+        return ""
+    try:
+        former = load_config(path, cfg.ENGINE)
+    except InputError:  # of another engine or a later version
+        return ""
+    kept = former.INPUT.ZOOM
+    if not kept:
+        return ""
+    if not 1 / _SAME_SCALE <= chosen / kept <= _SAME_SCALE:
+        return f"; not {kept:g}, that of the initial weights, as these cells differ too much"
+    cfg.INPUT.ZOOM, cfg.INPUT.ZOOM_FROM_DATA = kept, False
+    anchors = cfg.MODEL.ANCHOR_GENERATOR
+    if anchors.FROM_DATA and former.MODEL.RPN.IN_FEATURES == cfg.MODEL.RPN.IN_FEATURES:
+        anchors.SIZES, anchors.FROM_DATA = former.MODEL.ANCHOR_GENERATOR.SIZES, False
+    return f"; the initial weights' {kept:g} is kept, with their anchors"
 
 
 def warn_of_resolutions(samples: Sequence[ImageCells], mpp: float) -> None:

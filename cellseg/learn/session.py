@@ -170,9 +170,21 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
     return Session(cfg, data, reasons, new)
 
 
+def check_warmup(cfg: CfgNode) -> None:
+    """Raise InputError if the warm-up of a new run is longer than the run."""
+    n, warmup = cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS
+    if warmup > n:
+        raise InputError(
+            f"SOLVER.WARMUP_ITERS {warmup}: the warm-up is longer than the run of "
+            f"{plural(n, 'iteration')}, which would never reach its learning rate; end the command "
+            f"with SOLVER.WARMUP_ITERS {n // 10}, or train longer (--epochs)"
+        )
+
+
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and create its folder below `root`."""
     session = set_processes(prepare(cfg), launch)
+    check_warmup(cfg)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session

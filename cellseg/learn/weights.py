@@ -22,8 +22,15 @@ from cellseg.learn.download import cache_path, download
 from cellseg.messages import warn
 from cellseg.network import ZOO, get_engine
 from cellseg.network.timm_backbone import TIMM_FPN
-from cellseg.network.weights import DAMAGE, read_weights, reason, take_weights, weights_errors
-from cellseg.runs import file_hash
+from cellseg.network.weights import (
+    DAMAGE,
+    describe_not_taken,
+    read_weights,
+    reason,
+    take_weights,
+    weights_errors,
+)
+from cellseg.runs import CONFIG, file_hash, find_weights
 
 _IMAGENET = f"{ZOO[0]}ImageNetPretrained/"  # other engines have their own
 _MD5_IN_NAME = re.compile(r"_([0-9a-f]{6})\.pkl")
@@ -55,7 +62,8 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     cfg
         The config; its `MODEL.WEIGHTS` are the recipe's.
     wanted
-        "imagenet", "coco" (of Detectron2's zoo), "none", a path or a URL; None for the recipe's.
+        "imagenet", "coco" (of Detectron2's zoo), "none", a run, a path or a URL; None for the
+        recipe's.
 
     Raises
     ------
@@ -69,6 +77,8 @@ def choose_initial_weights(cfg: CfgNode, wanted: str | None) -> None:
     if wanted in ("", "none"):
         cfg.MODEL.WEIGHTS = ""
         return
+    if (Path(wanted) / CONFIG).is_file():
+        wanted = str(find_weights(Path(wanted)))
     if wanted == "imagenet" and cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         package, _ = _PACKAGES.get(cfg.MODEL.TIMM.NAME, ("", ""))
         wanted = _PIP + package if package else wanted
@@ -224,7 +234,7 @@ def load_initial_weights(network: torch.nn.Module, name: str, trusted: str | Non
 
     Returns
     -------
-    Summary for the user: how many tensors were loaded from which file.
+    Summary for the user: how many tensors were loaded from which file, which not, and why.
 
     Raises
     ------
@@ -249,4 +259,6 @@ def load_initial_weights(network: torch.nn.Module, name: str, trusted: str | Non
             data = data["model"]
         state = {key: torch.as_tensor(value) for key, value in data.items()}
         taken = take_weights(network, state, strict=False)
-    return f"{taken} of the network's {len(network.state_dict())} tensors from {path.name}"
+    own = network.state_dict()
+    summary = f"{taken} of the network's {len(own)} tensors from {path.name}"
+    return "\n  ".join([summary, *describe_not_taken(own, state)])

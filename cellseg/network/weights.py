@@ -6,7 +6,7 @@ import contextlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
+from cellseg.messages import listed, plural
 
 # Errors of torch and pickle for a damaged file.
 DAMAGE = (
@@ -137,6 +138,37 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(error) from error
     return state
+
+
+def describe_not_taken(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return a line for each reason why tensors of a file are not in a network, or the reverse.
+
+    `own` and `state` are the state dicts of the network and of the file.
+    """
+
+    def size(tensor: torch.Tensor) -> str:
+        return " x ".join(map(str, tensor.shape)) or "one number"
+
+    different = [
+        f"{name} ({size(state[name])}, expected {size(own[name])})"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unused = [name for name in state if name not in own]
+    parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in missing)
+    lines = {
+        "of another shape, so not taken": (different, different),
+        "not in the file, so as initialised": (missing, list(parts)),
+        "in the file, but not in the network": (unused, unused),
+    }
+    return [
+        f"{plural(len(names), 'tensor')} {why}: {listed(shown)}"
+        for why, (names, shown) in lines.items()
+        if names
+    ]
 
 
 def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], strict: bool) -> int:

@@ -54,7 +54,7 @@ def test_the_interval_by_hand():
     assert (result.mean, result.folds) == (2, 3)
     assert result.high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
     assert result.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
-    assert str(result) == "2.0  [-0.5, 4.5]"
+    assert str(result) == "2.000  [-0.484, 4.484]"
 
 
 @pytest.mark.parametrize("n", [2, 5, 10])
@@ -67,7 +67,7 @@ def test_the_interval_is_scipys(n):
 
 def test_one_value_has_no_interval():
     assert cross_validation.estimate([7.5]) == cross_validation.Estimate(7.5, None, None, 1)
-    assert str(cross_validation.estimate([7.5])) == "7.5"
+    assert str(cross_validation.estimate([7.5])) == "7.500"
 
 
 def test_the_interval_covers_the_mean_in_95_percent():
@@ -107,7 +107,10 @@ def test_the_last_scores(tmp_path):
          "validation/AP": 2.0},
     ]  # fmt: skip
     (tmp_path / runs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert cross_validation.read_last_scores(tmp_path) == {"": 0.04, "a b": 0.04}  # of an earlier version
+    assert cross_validation.read_last_scores(tmp_path) == {
+        "": 0.04,
+        "a b": 0.04,
+    }  # of an earlier version
     with (tmp_path / runs.METRICS).open("a") as file:
         file.write('{"iteration": 3, "validation/AP50": 0.5, "full_score": 1.0}\n')
     assert cross_validation.read_last_scores(tmp_path) == {"": 0.5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellseg import runs
+from cellseg.learn import hooks
 from cellseg.learn.checkpoint import RunCheckpointer
-from cellseg.learn.hooks import CheckpointSaver, MetricWriter, Validation
+from cellseg.learn.hooks import CheckpointSaver, MetricWriter, ProgressBar, Validation
 from tests.training import TrainerStub, scores_of
 
 
@@ -30,15 +32,15 @@ def validation(folder, run, scores, before=lambda: None, **keywords):
     return hook
 
 
-def go(hooks, run):
+def go(all_hooks, run):
     """Run the hooks; return the number of steps."""
-    for hook in hooks:
+    for hook in all_hooks:
         hook.before_train()
     while run.iter < run.max_iter:
-        for hook in hooks:
+        for hook in all_hooks:
             hook.after_step()
         run.iter += 1
-    for hook in hooks:
+    for hook in all_hooks:
         hook.after_train()
     return run.iter
 
@@ -188,3 +190,35 @@ def test_scores_and_pictures_are_written_immediately(tmp_path):
     assert "validation/AP50 b" not in lines[0]  # which has no AP
     pictures = events_of(tmp_path).Images("held out/x")
     assert [(p.step, p.height, p.width) for p in pictures] == [(1, 2, 4), (3, 2, 4)]
+
+
+def progress_of(run, bar, seconds):
+    """Run the progress hook, each step of which takes some seconds."""
+    bar.trainer = run
+    bar.before_train()
+    while run.iter < run.max_iter:
+        time.sleep(seconds)
+        bar.after_step()
+        run.iter += 1
+    bar.after_train()
+
+
+def test_the_time_left_is_printed_after_one_iteration(capsys):
+    progress_of(TrainerStub(3), ProgressBar(), 0.01)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/3", "3/3"]
+    assert all("s/it" in line and line.endswith("0:00 min left") for line in lines)
+
+
+def test_a_slow_first_iteration_says_how_long_the_run_takes(capsys):
+    progress_of(TrainerStub(1), ProgressBar(patience=0.05), 0.5)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("iteration 1/1 takes more than 0.05 s")
+    assert last.startswith("iteration 1/1  loss")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00 min"), (245.4, "4:05 min"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds, text):
+    assert hooks._duration(seconds) == text

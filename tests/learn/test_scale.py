@@ -170,3 +170,32 @@ def test_a_resolution_that_only_the_config_knows():
     (reason,) = set_keys_from_data(cfg, [image_of([(0, 0, 9, 9)])])
     assert "DATA.MPP" in reason
     assert cfg.DATA.MPP == 0.25
+
+
+@pytest.mark.parametrize(
+    ("former", "kept"), [(1.5, True), (1.25, True), (3.0, False), (0.5, False), (0.0, False)]
+)
+def test_the_scale_of_a_run_with_the_initial_weights(tmp_path, former, kept):
+    def configured(zoom):
+        cfg = config.load_recipe("small_fpn", "torchvision")
+        cfg.INPUT.ZOOM = zoom
+        return cfg
+
+    run = configured(former)
+    run.MODEL.ANCHOR_GENERATOR.SIZES = [[11], [22], [44]]
+    (tmp_path / "config.yaml").write_text(run.dump())
+    cfg = configured(0.0)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    cells = images((20, 20), (20, 20))  # 30 network pixels at a scale of 1.5
+    (reason, *_) = set_keys_from_data(cfg, cells)
+    assert cfg.INPUT.ZOOM == (former if kept else 1.5)
+    assert (cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[11], [22], [44]]) == kept
+    assert (f"{former:g}" in reason) or not former
+    # The same when the run is resumed, without the other one.
+    own = tmp_path / "own.yaml"
+    own.write_text(cfg.dump())
+    resumed = config.load_config(own)
+    resumed.MODEL.WEIGHTS = ""
+    set_keys_from_data(resumed, cells)
+    assert resumed.INPUT.ZOOM == cfg.INPUT.ZOOM
+    assert resumed.MODEL.ANCHOR_GENERATOR.SIZES == cfg.MODEL.ANCHOR_GENERATOR.SIZES

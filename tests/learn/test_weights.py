@@ -390,3 +390,19 @@ def test_damaged_weights_in_the_cache_are_downloaded_again(cache, monkeypatch):
     load_initial_weights(network, url)
     assert (network.weight == 3).all()
     assert path.read_bytes() == saved.getvalue()
+def test_tensors_that_are_not_taken_are_listed(tmp_path):
+    path = tmp_path / "former.pth"
+    torch.manual_seed(0)
+    former = torch.nn.Sequential(
+        torch.nn.Linear(9, 9), torch.nn.Linear(9, 2), torch.nn.Linear(1, 1)
+    )
+    torch.save({"model": former.state_dict()}, path)
+    network = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 3))
+    network.add_module("head", torch.nn.BatchNorm1d(4))
+    summary = load_initial_weights(network, str(path)).splitlines()
+    assert summary[0].startswith("2 of the network's 9 tensors from former.pth")
+    assert "2 tensors of another shape" in summary[1]
+    assert "1.weight (2 x 9, expected 3 x 9)" in summary[1]
+    assert "4 tensors not in the file" in summary[2]
+    assert "2.weight" in summary[3]
+    assert torch.equal(network[0].weight, former[0].weight)
