@@ -132,6 +132,7 @@ def detectron2(*case):
     ("words", "expected"),
     [
         ("--model yolo", "--model yolo: "),
+        ("--config-file {tiny} SOLVER.WARMUP_ITERS 5", "SOLVER.WARMUP_ITERS 5: "),
         ("--model mask_rcnn_R_50_DC5", "did you mean mask_rcnn_R_50_DC5_3x?"),
         ("--model demo --config-file x.yaml", "--model and --config_file: "),
         ("--config-file nowhere.yaml", "nowhere.yaml: "),
