@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cellseg.learn.session import Session
 
 DEFAULT_RECIPE = "mask_rcnn_R_50_DC5_3x"
+FOR_THE_CPU = ("lite_fpn", "small_fpn", "demo")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -143,7 +144,8 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     else:
         config.check_unused_keys(cfg)
     session.set_seed(cfg, args.num_machines)
-    cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE)
+    advice = "" if cfg.RECIPE in FOR_THE_CPU else f"; --model {FOR_THE_CPU[0]} is made for it"
+    cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE, advice)
     chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
     session.set_workers(cfg, chosen)
     if not (run or args.show_batch):

@@ -53,7 +53,9 @@ def choose_engine(wanted: str) -> str:
     return chosen
 
 
-def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str = "cuda") -> str:
+def choose_device(
+    wanted: str | None, options: Sequence[str] = (), recipe: str = "cuda", advice: str = ""
+) -> str:
     """Return the device for the network, and print a note if there is no GPU.
 
     Parameters
@@ -64,6 +66,8 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
         KEY VALUE pairs of the command line, which may set `MODEL.DEVICE`.
     recipe
         `MODEL.DEVICE` of the recipe; "cpu" if it is made for the CPU.
+    advice
+        End of the note.
 
     Raises
     ------
@@ -79,7 +83,7 @@ def choose_device(wanted: str | None, options: Sequence[str] = (), recipe: str =
     if wanted is None:
         if torch.cuda.is_available():
             return "cuda"
-        print("no CUDA GPU available, using the CPU (much slower)")
+        print(f"no CUDA GPU available, using the CPU (much slower{advice})")
         return "cpu"
     try:
         device = torch.device(wanted)

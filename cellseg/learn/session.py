@@ -21,6 +21,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
 from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
+from cellseg.learn.memory import report_memory
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
@@ -287,6 +288,8 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
             _write_config(cfg)
         if first:
             print_parameter_count(trainer.step.network)
+            stream = build_stream(cfg, session.data)
+            report_memory(cfg, trainer.step.network, stream, session.processes)
     except InputError:
         if session.new and first:  # nothing to resume
             shutil.rmtree(run, ignore_errors=True)
