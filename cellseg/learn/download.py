@@ -80,5 +80,6 @@ def _read(url: str, path: Path) -> Iterator[bytes]:
         reason = getattr(error, "reason", None) or error
         raise InputError(
             f"--weights: {path.name} can't be downloaded from {url} ({reason}); try again, save it "
-            f"as {path}, or use --weights PATH, or --weights none for random weights"
+            f"as {path}, or use --weights PATH, --weights none for random weights, or --model "
+            "lite_fpn, whose weights are installed"
         ) from None

@@ -112,7 +112,10 @@ def test_initial_weights_that_fit_are_loaded(tmp_path):
     state["other"] = torch.zeros(1)
     path = write(tmp_path / "a.pth", {"model": state})
     model = net()
-    assert load_initial_weights(model, str(path)) == "5 of the network's 7 tensors from a.pth"
+    summary, *reasons = load_initial_weights(model, str(path)).splitlines()
+    assert summary == "5 of the network's 7 tensors from a.pth"
+    for part in ("0.bias (7, expected 3)", "1.weight", "other"):
+        assert sum(part in line for line in reasons) == 1
     assert (model[0].weight == 5).all()
     # The weights of a run must fit completely.
     with pytest.raises(InputError, match=r"a\.pth: .*2 of the network's 7 weights"):

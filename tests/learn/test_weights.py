@@ -390,6 +390,8 @@ def test_damaged_weights_in_the_cache_are_downloaded_again(cache, monkeypatch):
     load_initial_weights(network, url)
     assert (network.weight == 3).all()
     assert path.read_bytes() == saved.getvalue()
+
+
 def test_tensors_that_are_not_taken_are_listed(tmp_path):
     path = tmp_path / "former.pth"
     torch.manual_seed(0)
