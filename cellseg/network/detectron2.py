@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from detectron2.modeling.roi_heads import (
     ROIHeads,
     StandardROIHeads,
 )
-from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
@@ -37,7 +35,7 @@ from cellseg.network.limits import (
     mask_chunks,
     select_proposals,
 )
-from cellseg.network.pooling import RoIAlign, apply_in_parts
+from cellseg.network.pooling import RoIAlign
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
 
@@ -239,8 +237,6 @@ def build_network(cfg: CfgNode) -> CellRCNN:
             module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))
         elif isinstance(module, FastRCNNOutputLayers):
             module.test_topk_per_image = -1  # limited in `detect`
-        elif isinstance(module, BaseMaskRCNNHead):
-            module.layers = partial(apply_in_parts, module.layers)
     return network
 
 

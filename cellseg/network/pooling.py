@@ -1,25 +1,10 @@
-"""RoIAlign of Mask R-CNN (He et al., ICCV 2017) and the heads after it, faster on a CPU."""
+"""RoIAlign of Mask R-CNN (He et al., ICCV 2017), faster on a CPU."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 from torchvision.ops import roi_align
-
-# Boxes at once in a head on a CPU: their activations stay in the processor's cache, and in memory
-# that the allocator uses again.
-_BOXES = 64
-
-
-def apply_in_parts(
-    head: Callable[[torch.Tensor], torch.Tensor], pooled: torch.Tensor
-) -> torch.Tensor:
-    """Apply a head to the `(N, C, h, w)` features of boxes; in prediction on a CPU in parts."""
-    if torch.is_grad_enabled() or pooled.device.type != "cpu" or len(pooled) <= _BOXES:
-        return head(pooled)
-    return torch.cat([head(part) for part in torch.split(pooled, _BOXES)])
 
 
 class RoIAlign(torch.nn.Module):

@@ -41,7 +41,7 @@ from cellseg.network.limits import (
     mask_chunks,
     select_proposals,
 )
-from cellseg.network.pooling import RoIAlign, apply_in_parts
+from cellseg.network.pooling import RoIAlign
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -243,8 +243,8 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         self, features: list[torch.Tensor], boxes: list[torch.Tensor], classes: torch.Tensor
     ) -> torch.Tensor:
         """Return the `(N, M, M)` mask logits of boxes for their classes in 0…K−1."""
-        pooled = self.mask_roi_pool(features, boxes)
-        logits = apply_in_parts(lambda part: self.mask_predictor(self.mask_head(part)), pooled)
+        pooled = self.mask_head(self.mask_roi_pool(features, boxes))
+        logits: torch.Tensor = self.mask_predictor(pooled)
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
-from cellseg.network.pooling import RoIAlign, apply_in_parts
+from cellseg.network.pooling import RoIAlign
 
 
 def boxes_in(generator, count, images, reach):
@@ -79,21 +79,3 @@ def test_nan_boxes_give_nan():
     pooled = RoIAlign(2, 1.0, 1)(features, boxes)
     assert pooled[0].isnan().all()
     assert (pooled[1] == 1).all()
-
-
-def test_a_head_sees_all_boxes_at_once_only_in_training():
-    head = torch.nn.Conv2d(2, 3, 3)
-    seen = []
-
-    def counted(pooled):
-        seen.append(len(pooled))
-        return head(pooled)
-
-    pooled = torch.randn(150, 2, 5, 5)
-    expected = apply_in_parts(counted, pooled)
-    assert seen == [150]
-    with torch.no_grad():
-        torch.testing.assert_close(apply_in_parts(counted, pooled), expected)
-        assert apply_in_parts(counted, pooled[:0]).shape == (0, 3, 3, 3)
-    assert sum(seen) == 300
-    assert max(seen[1:]) < 150
