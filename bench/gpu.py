@@ -365,7 +365,7 @@ def measure_learning(args: Namespace) -> Iterator[Row]:
         annotation.main(["--data", str(args.data), "--output", str(annotations)])
         run, took, _ = train_for(
             flags, keys, args.data, args.output, minutes_of("learning", args), args.device,
-            weights=args.weights, pilot=PILOT,
+            weights=args.weights or ("none" if args.tiny else None), pilot=PILOT,
         )  # fmt: skip
         for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
             result[name], _ = score(run, args.data, words, args.device)
@@ -524,7 +524,7 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = utils.CommandParser(
         "Run and print a table of: the GPU tests, the throughput of training and prediction\n"
-        "compared with Detectron2, and the AP50 after training from random weights.",
+        "compared with Detectron2, and the AP50 after a short training.",
         "python bench/gpu.py\npython bench/gpu.py --parts learning --data tissue\n"
         "python bench/gpu.py --device cpu --tiny",
     )
@@ -536,8 +536,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
          help="time limit of each part (3; learning: 8 of training, then the scoring)")
     flag("--data", type=Path, metavar="DIR", help="data folder for learning, with test_masks/")
     flag("--recipe", default=OURS, metavar="NAME", help=f"for learning ({OURS})")
-    flag("--weights", default="none", metavar="WHICH",
-         help="initial weights for learning, as in train.py (none)")
+    flag("--weights", metavar="WHICH",
+         help="initial weights for learning, as in train.py (the recipe's)")
     flag("--views", type=int, default=8, metavar="N", help="tiles of the slide per batch (8)")
     flag("--engine", default="auto", metavar="NAME", help="as in train.py (auto)")
     flag("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda)")

@@ -2,11 +2,12 @@
 
     python bench/learning.py --data DIR [--minutes M] [--seeds N ...] [--only NAME ...]
 
-DIR has `train/` and test images with masks in `test_masks/`. Networks are small and start from
-random weights. Some iterations are timed first, so that the schedule fits the minutes (later
-seeds reuse the time of the first); then each recipe is trained and scored by AP50 on the test
-images, the baseline with the first seed only, since it detects hardly a cell. `--ingredients`
-removes one ingredient at a time from this project's recipe instead.
+DIR has `train/` and test images with masks in `test_masks/`. This project's network starts from
+ImageNet weights that are part of the set-up, the baseline's from random ones. Some iterations are
+timed first, so that the schedule fits the minutes (later seeds reuse the time of the first); then
+each recipe is trained and scored on the test images, the baseline with the first seed only, since
+it detects hardly a cell. `--ingredients` changes one ingredient at a time of this project's recipe
+instead.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ MODEL:
 DATALOADER: {{NUM_WORKERS: 0}}
 SOLVER: {{IMS_PER_BATCH: 4, WARMUP_ITERS: 20}}
 """
-OURS = "small_fpn"
+OURS = "lite_fpn"
 
 # Name -> keys that remove the ingredient, or add one.
 INGREDIENTS: dict[str, list[str]] = {
     "all of it": [],
+    "random weights": ["MODEL.WEIGHTS", ""],
     "half crops to 608, no fixed scale": [
         *("INPUT.ZOOM", "0", "INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", "[0.5,0.5]"),
         *("INPUT.MIN_SIZE_TRAIN", "(608,)", "INPUT.MIN_SIZE_TEST", "1000"),
@@ -61,24 +63,31 @@ INGREDIENTS: dict[str, list[str]] = {
     "windows of 256 px": ["INPUT.WINDOW", "256"],
     "no sampling by class": ["INPUT.CROP_ON_CLASS", "0"],
     "rare images repeated": ["DATALOADER.REPEAT_THRESHOLD", "0.5"],
-    "anchors of 32, 64, 128 px": ["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64],[128]]"],
+    "anchors of three ratios": ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5,1.0,2.0]]"],
     "anchors that fit count from IoU 0.7": ["MODEL.RPN.IOU_THRESHOLDS", "[0.3,0.7]"],
     "a quarter of the boxes cells": ["MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25"],
+    "all cells train the mask head": ["MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE", "0"],
     "no turns": ["INPUT.QUARTER_TURNS", "False"],
     "stain jitter 0.15": ["INPUT.STAIN_JITTER", "0.15"],
     "copy-paste 0.5": ["INPUT.COPY_PASTE", "0.5"],
     "no moving average": ["SOLVER.EMA", "0"],
+    "rate 0.003": ["SOLVER.BASE_LR", "0.003"],
+    "rate 0.005": ["SOLVER.BASE_LR", "0.005"],
+    "backbone at 0.3 of the rate": ["SOLVER.BACKBONE_LR_FACTOR", "0.3"],
+    "stem and first stage frozen": ["MODEL.BACKBONE.FREEZE_AT", "2"],
+    "weight decay 0.05": ["SOLVER.WEIGHT_DECAY", "0.05"],
     "Adagrad 0.001": ["SOLVER.OPTIMIZER", "Adagrad", "SOLVER.BASE_LR", "0.001"],
     "float32 throughout": ["SOLVER.AMP.ENABLED", "False"],
     "no normalisation after the backbone": [
         *("MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""),
     ],
-    "a narrow ResNet-50": [
-        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.NORM", "BN"),
-        *("MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
-        *("MODEL.RESNETS.WIDTH_PER_GROUP", "16"),
+    "box head of 4 convolutions (Detectron2)": [
+        *("MODEL.ROI_BOX_HEAD.NUM_CONV", "4", "MODEL.ROI_BOX_HEAD.CONV_DIM", "64"),
+        *("MODEL.ROI_BOX_HEAD.NUM_FC", "1", "MODEL.ROI_BOX_HEAD.NORM", "BN"),
     ],
 }
+# Printed beside AP50: of any class.
+OTHERS = ("PQ", "AJI", "F1")
 
 # Iterations timed first; the metrics hold the median of the last 20. The first iterations are
 # faster than later ones, so more are timed where they are fast.
@@ -95,7 +104,7 @@ def train_for(
     minutes: float,
     device: str = "cpu",
     pace: float | None = None,
-    weights: str = "none",
+    weights: str | None = None,
     pilot: Sequence[int] = PILOT,
 ) -> tuple[Path, float, float]:
     """Train for some minutes.
@@ -107,7 +116,7 @@ def train_for(
     pace
         Seconds per iteration if known; otherwise measured.
     weights
-        Initial weights, as `--weights` of train.py.
+        Initial weights, as `--weights` of train.py; None for the recipe's.
     pilot
         Iterations of the trainings that measure the pace.
 
@@ -116,7 +125,7 @@ def train_for(
     Run folder, minutes, and seconds per iteration.
     """
     flags = [*flags, "--data", str(data), "--annotations", str(output / "annotations.json")]
-    flags += ["--device", device, "--weights", weights, "--output_dir"]
+    flags += ["--device", device, *(["--weights", weights] if weights else []), "--output_dir"]
 
     def run(folder: Path, iterations: int) -> Path:
         # The warm-up may not be longer than the run.
@@ -159,6 +168,12 @@ def score(
     return metrics, seconds
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its ended children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 @contextlib.contextmanager
 def printed_as_errors() -> Iterator[None]:
     """Redirect standard output to standard error, also of child processes."""
@@ -179,6 +194,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, default=Path("learning"), metavar="DIR")
     parser.add_argument("--minutes", type=float, default=20, help="per training (20)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="instead of the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ingredients", action="store_true")
     parser.add_argument(
@@ -194,7 +210,7 @@ def main() -> None:
     rows = {name: (["-m", OURS], keys) for name, keys in INGREDIENTS.items()}
     if not args.ingredients:
         rows = {"this project": (["-m", OURS], [])}
-        rows["baseline"] = (["--config_file", str(baseline)], [])
+        rows["baseline"] = (["--config_file", str(baseline), "--weights", "none"], [])
     for name in set(args.only or rows) - set(rows):
         parser.error(f"--only {name!r}: expected some of {', '.join(map(repr, rows))}")
     table: dict[str, list[dict[str, float]]] = {}
@@ -206,26 +222,36 @@ def main() -> None:
             if name == "baseline" and seed != args.seeds[0]:
                 continue
             seeded = [*flags, "--seed", str(seed), "--num_gpus", str(args.processes)]
+            pace = 60 * args.minutes / args.iterations if args.iterations else paces.get(name)
+            began = cpu_seconds()
             with printed_as_errors():
                 run, minutes, paces[name] = train_for(
-                    seeded, [*keys, *args.set], args.data, args.output, args.minutes,
-                    pace=paces.get(name),
-                )  # fmt: skip
+                    seeded, [*keys, *args.set], args.data, args.output, args.minutes, pace=pace
+                )
+                cpu = cpu_seconds() - began
                 metrics, _ = score(run, args.data)
             ap50 = metrics["AP50@100"]
             scores = {label: value["value"] for label, value in ap50["classes"].items()}
             scores["mean of classes"] = ap50["mean of classes"]["value"]
-            table.setdefault(name, []).append(scores | {"minutes": minutes})
+            scores["mean, no cap"] = metrics["AP50@all"]["mean of classes"]["value"]
+            scores |= {label: metrics[label]["any class"]["value"] for label in OTHERS}
+            table.setdefault(name, []).append(scores | {"minutes": minutes, "CPU seconds": cpu})
             write_json(args.output / "table.json", table, indent=1)
-            print(f"{name}, seed {seed}: {scores} after {minutes:.1f} minutes", flush=True)
-    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'minus the first':>18}  seeds")
+            rounded = ", ".join(f"{label} {value:.3f}" for label, value in scores.items())
+            took = f"{minutes:.1f} minutes, {cpu:.0f} CPU seconds"
+            print(f"{name}, seed {seed}: {rounded}; {took}", flush=True)
+    others = "".join(f"{label:>7}" for label in OTHERS)
+    print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'minus the first':>18}{others}  seeds")
     first = next(iter(table.values()))
     for name, of_seeds in table.items():
         values = [scores["mean of classes"] for scores in of_seeds]
         mean = statistics.mean(values)
         gain = mean - statistics.mean(scores["mean of classes"] for scores in first)
         each = ", ".join(f"{value:.3f}" for value in values)
-        print(f"{name:38}{mean:7.3f}{gain:+18.3f}  {each}")
+        others = "".join(
+            f"{statistics.mean(scores[label] for scores in of_seeds):7.3f}" for label in OTHERS
+        )
+        print(f"{name:38}{mean:7.3f}{gain:+18.3f}{others}  {each}")
 
 
 if __name__ == "__main__":
