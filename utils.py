@@ -118,8 +118,8 @@ def add_scoring(
         "(default: the newest run's)")
     add("--truth", type=Path, metavar="TRUTH",
         help="ground truth: COCO annotation file, or folder <image>/class<K>.tif for the images "
-        "of the test list or of inference.py --images (default: the annotations that inference.py "
-        f"wrote next to RESULTS, else {ground_truth_default})")
+        "of the test list or of your own images (default: the annotations that inference.py wrote "
+        f"next to RESULTS, else {ground_truth_default})")
     add_data(parser, data_use)
     add_limits(parser)
     add("--only_annotated", action="store_true",

@@ -21,7 +21,7 @@ from tests.learn.cell_cases import image_of
 from tests.read.refusal import refusal
 
 MODELS = {  # millions of parameters, frozen ones included
-    "demo": 6,
+    "demo": 4,
     "small_fpn": 6,
     "lite_fpn": 4,
     "mask_rcnn_R_50_DC5_3x": 172,

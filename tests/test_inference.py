@@ -878,6 +878,6 @@ def test_missing_tiles_are_an_error(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(PredictionJob, "predict", lambda *_: None)
         message = refusal(predict, "--score_threshold", 0)
-    assert message.startswith("3 tiles ")
+    assert "3 tiles" in message
     assert not (tmp_path / "out" / "test-results.json").exists()
     assert predict("--score_threshold", 0) == 0

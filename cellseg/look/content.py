@@ -121,8 +121,11 @@ def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list
 
 
 def _find_image(data: Path, name: str) -> Path:
-    """Return the path of an annotated image, in the data folder or its test folder."""
-    for folder in (data, *(data / test for test in TEST)):
+    """Return the path of an annotated image: in the data folder, its test folder or as listed.
+
+    The lists of `inference.py --images` have paths from the working folder.
+    """
+    for folder in (data, *(data / test for test in TEST), Path()):
         if (folder / name).is_file():
             return folder / name
     raise InputError(

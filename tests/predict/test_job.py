@@ -133,7 +133,7 @@ def test_damaged_tiles_are_predicted_again(begin, caplog):
     content = bytearray(path.read_bytes())
     content[20] ^= 4
     path.write_bytes(content)
-    with pytest.raises(InputError, match="1 tiles were not predicted"):
+    with pytest.raises(InputError, match="not predicted: 1 tile"):
         job.collect_failures()
     job = begin()
     predictor = FakePredictor()
