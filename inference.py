@@ -134,10 +134,10 @@ def list_images(
     if args.dataset == "test":
         args.data = args.data or utils.DATA
         return RESULTS_FILE, images.read_test_list(args.data)
+    validation = runs.common_validation(folders) if args.dataset == "val" else None
     args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
     args.annotations = runs.find_annotations(folders, args.annotations)
     args.data = args.data or Path(own_data)
-    validation = runs.common_validation(folders) if args.dataset == "val" else None
     listed = images.list_annotated_images(args.data, args.annotations, validation)
     return f"{args.dataset}-results.json", listed
 

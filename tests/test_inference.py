@@ -266,6 +266,8 @@ def test_a_run_without_validation_images(predict, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
     (copy / runs.RECORD).write_text(json.dumps(record | {"held_out": []}))
+    record["annotations"]["path"] = "/gone.json"  # to find it would not help
+    (copy / runs.RECORD).write_text(json.dumps(record | {"held_out": []}))
     message = refusal(predict, "--dataset", "val", checkpoint=copy)
     assert "--dataset val: " in message
     assert f"{copy} " in message
