@@ -82,7 +82,12 @@ def _read_folder(
         raise InputError(f"{folder}: no folder in it, {remedy}; choose another")
     annotated, ids = [], []
     others = [each.name for each in folders if each.name not in images]
-    if others and len(others) < len(folders) and not all_listed:
+    if len(others) == len(folders) and not all_listed:
+        raise InputError(
+            f"{folder}: none of its folders ({listed_names(others)}) has the name of an image in "
+            f"{list_path}; pass the folder of the label maps, {remedy}"
+        )
+    if others and not all_listed:
         n = plural(len(others), "image")
         warn(f"{folder}: {n} not in {list_path}, so not scored: {listed_names(others)}")
         folders = [each for each in folders if each.name in images]
