@@ -6,6 +6,7 @@ format: https://cocodataset.org/#format-results
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import itertools
 import json
@@ -147,6 +148,12 @@ def check_submission(
         count += len(block)
     if check.problem:
         raise InputError(f"{path}: {check.problem}")
+    with path.open("rb") as opened:
+        if opened.read(3) == codecs.BOM_UTF8:
+            raise InputError(
+                f"{path}: begins with a byte order mark (UTF-8 BOM), which Python's json.load and "
+                "so pycocotools' COCO.loadRes refuse; save it as UTF-8 without BOM"
+            )
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             # macOS adds a file of metadata.

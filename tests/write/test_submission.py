@@ -278,6 +278,14 @@ def test_not_a_list_of_detections(tmp_path, text):
     assert refusal(check_submission, path, IMAGES, [1]).startswith(f"{path}: ")
 
 
+def test_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([ENTRY]), encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="BOM"), path.open(encoding="utf-8") as file:
+        json.load(file)  # as COCO.loadRes does
+    assert "byte order mark" in refusal(check_submission, path, IMAGES, [1])
+
+
 def test_zips_that_the_server_cannot_read(tmp_path):
     path = tmp_path / "mine.zip"
 
