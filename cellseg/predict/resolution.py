@@ -57,6 +57,13 @@ def set_resolution(
         except InputError:  # reported when it is predicted
             record = image if level is None else replace(image, level=level)
         records.append(record)
+    if mpp and not any(cfg.DATA.MPP and _uses_resolution(cfg) for cfg in cfgs):
+        why = (
+            "the run's resolution is unknown; state it with DATA.MPP at the end"
+            if any(map(_uses_resolution, cfgs))
+            else "the run resizes all images to one size"
+        )
+        warn(f"--mpp {mpp:g} changes nothing: {why}")
     for note, names in notes.items():
         warn(f"{note}: {listed(names)}")
     return records, f"resolution: {_run_text(cfgs)}" + _kinds_text(kinds, cfgs)

@@ -192,6 +192,17 @@ def test_unknown_resolutions(tmp_path):
     assert "not used" in line
 
 
+@pytest.mark.parametrize("key", ["DATA__MPP", "INPUT__ZOOM"])
+def test_a_stated_resolution_that_changes_nothing(tmp_path, caplog, key):
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), discs(0.25))
+    set_resolution([record(path)], [cfg_of(), cfg_of(**{key: 0.0})], mpp=0.5)
+    assert not caplog.records
+    set_resolution([record(path)], [cfg_of(**{key: 0.0})], mpp=0.5)
+    (message,) = caplog.messages
+    assert message.startswith("--mpp 0.5 changes nothing: the run")
+
+
 def test_one_line_for_many_images(tmp_path):
     for n, mpp in enumerate([0.25, 0.2501, 0.5, 0.3, 0.7, 1.0]):
         write_tags(tmp_path / f"{n}.tif", discs(0.5), mpp)
