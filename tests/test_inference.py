@@ -179,7 +179,7 @@ def test_images_that_are_almost_black(predict, tmp_path, capsys):
         Image.fromarray(np.full((40, 30), value, np.uint8)).save(tmp_path / f"{name}.png")
     assert predict("--images", *tmp_path.glob("*.png")) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "of 255" in line]
-    assert line.startswith("warning: 2 images with no pixel above 64 of 255")
+    assert line.startswith("warning: 2 images with hardly a pixel above 64 of 255")
     assert "black.png" in line
     assert "dim.png" in line
     assert "bright.png" not in line

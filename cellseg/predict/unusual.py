@@ -16,6 +16,9 @@ from cellseg.messages import listed, plural, warn
 DARK = 64
 """Of 255; stained tissue has a bright background, and crops without any are brighter too."""
 
+_STRAY = 0.001
+"""Share of the pixels that may be brighter in a dark image."""
+
 
 class BrightnessCheck:
     """Finds the images whose tiles are all dark; those of an image follow each other."""
@@ -23,18 +26,20 @@ class BrightnessCheck:
     def __init__(self) -> None:
         self._dark: list[Path] = []
         self._image: Path | None = None
-        self._brightest = 0
+        self._n_pixels = self._n_bright = 0
 
     def add(self, image: Path, tile: NDArray[np.uint8]) -> None:
         """Add the pixels of a tile of an image."""
         if image != self._image:
             self._finish_image()
-            self._image, self._brightest = image, 0
-        if self._brightest <= DARK:
-            self._brightest = max(self._brightest, int(tile.max()))
+            self._image, self._n_pixels, self._n_bright = image, 0, 0
+        pixels = tile.reshape(-1, tile.shape[-1])
+        self._n_pixels += len(pixels)
+        self._n_bright += int(np.count_nonzero((pixels > DARK).any(axis=1)))
 
     def _finish_image(self) -> None:
-        if self._image and self._brightest <= DARK:
+        # Hot pixels and a scale bar are bright in a dark image too.
+        if self._image and self._n_bright <= _STRAY * self._n_pixels:
             self._dark.append(self._image)
 
     def warn(self) -> None:
@@ -42,9 +47,9 @@ class BrightnessCheck:
         self._finish_image()
         if self._dark:
             warn(
-                f"{plural(len(self._dark), 'image')} with no pixel above {DARK} of 255, almost "
-                f"black or not of the full range: {listed(self._dark)}; scale the values as in "
-                "the training images"
+                f"{plural(len(self._dark), 'image')} with hardly a pixel above {DARK} of 255, "
+                f"almost black or not of the full range: {listed(self._dark)}; scale "
+                "the values as in the training images"
             )
 
 
