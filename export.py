@@ -91,9 +91,11 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
         return read_annotated_cells(source, args.data)
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
+    n_left_out = 0
     for index, image in enumerate(images):
         assert image.scores is not None
         keep = np.flatnonzero(image.scores >= threshold)
+        n_left_out += len(image.scores) - len(keep)
         images[index] = replace(
             image,
             masks=[image.masks[n] for n in keep],
@@ -101,6 +103,9 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
             boxes=image.boxes[keep],
             scores=image.scores[keep],
         )
+    if n_left_out and args.score_threshold is None:
+        below = plural(n_left_out, "detection")
+        print(f"{below} with a score below {threshold} left out (--score_threshold)")
     return names, images
 
 

@@ -8,6 +8,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfgs = [configure(args, path.parent) for path in weights]
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
+    longest = max(cfg.DATA.LONGEST_CELL for cfg in cfgs)
+    if 0 < cfgs[0].TEST.TILE < 2 * longest:
+        warn(
+            f"tiles of {cfgs[0].TEST.TILE} px are small for cells of up to {longest:.0f} px, as in "
+            f"training: many are cut; use --tile {4 * math.ceil(longest)} or more"
+        )
     name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
     images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
     print(resolution)

@@ -266,11 +266,13 @@ def test_cropped_masks_are_those_of_the_cropped_label_map(labels, draw):
 @pytest.mark.parametrize(
     ("threshold", "n"), [(None, 2), ("0", 3), ("0.5", 2), ("0.6", 1), ("1", 0)]
 )
-def test_score_threshold(data, run, threshold, n):
+def test_score_threshold(data, run, capsys, threshold, n):
     results = run([entry(LEFT, score=0.49), entry(LEFT, score=0.5), entry(RIGHT, score=0.9)])
     more = [] if threshold is None else ["--score_threshold", threshold]
     export.main([str(results), "--data", str(data), "--format", "geojson", *more])
     assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == n
+    # What the default leaves out is said.
+    assert ("1 detection" in capsys.readouterr().out) == (threshold is None)
 
 
 def test_output(data, run, tmp_path, monkeypatch):

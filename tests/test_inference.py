@@ -876,6 +876,12 @@ def test_a_list_with_a_missing_file(predict, own, capsys):
     assert path.name in message + capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("tile", "warned"), [(39, True), (40, False)])
+def test_tiles_that_cut_most_cells_are_warned_of(predict, capsys, tile, warned):
+    assert predict("--tile", tile, "DATA.LONGEST_CELL", 20.0) == 0
+    assert (f"tiles of {tile} px" in capsys.readouterr().err) == warned
+
+
 def test_missing_tiles_are_an_error(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(PredictionJob, "predict", lambda *_: None)
