@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             images, bad_images = annotate_images(folders, read, count, args.jobs, args.skip_bad)
         except UnknownClassError as error:
-            found = find_class_names(folders, len(names))
+            found = find_class_names(folders, len(names), args.class_names)
             raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
     if not images:
         raise InputError(

@@ -548,6 +548,14 @@ def test_all_classes_of_all_images_are_a_ready_flag(tmp_path):
     assert "--class_names Gland x Epithelial 'Fat cell'" in text
 
 
+def test_a_number_of_a_given_class_is_not_another_class(tmp_path):
+    """With --class_names x y 2, the cells of class 2 would no longer be y."""
+    folder = write_train(tmp_path, classes__csv="label,class\n1,1\n2,2\n3,3\n")
+    np.save(folder / "label.npy", LABELS)
+    assert refused(tmp_path, "--class_names", "x", "y").endswith("--class_names x y 3")
+    assert len(run(tmp_path, "--class_names", "x", "y", "3")["annotations"]) == 3
+
+
 def test_skip_bad_counts_the_cells_of_label_maps_and_outlines(tmp_path, capsys):
     tifffile.imwrite(write_train(tmp_path, "a") / "class1.tif", LABELS)
     folder = write_train(tmp_path, "b")

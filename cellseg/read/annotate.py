@@ -22,6 +22,7 @@ from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.label_maps import (
+    class_name,
     count_labels,
     read_class_files,
     read_class_table,
@@ -95,8 +96,13 @@ def count_cells(image: TrainImage) -> int:
     return n_cells
 
 
-def find_class_names(folders: Sequence[Path], n_classes: int) -> set[str]:
-    """Return all class names in the outlines and class tables of training images."""
+def find_class_names(
+    folders: Sequence[Path], n_classes: int, given: Sequence[str] | None = None
+) -> set[str]:
+    """Return all class names in the outlines and class tables of training images.
+
+    Numbers in class tables that stand for a `given` name are that name.
+    """
     names: set[str] = set()
     for folder in folders:
         with contextlib.suppress(InputError):
@@ -104,7 +110,8 @@ def find_class_names(folders: Sequence[Path], n_classes: int) -> set[str]:
             if image.outlines:
                 names |= {o.class_name or "" for o in read_outlines(image.outlines) if o.polygons}
             elif image.class_table:
-                names |= set(read_class_table(image.class_table).values())
+                texts = read_class_table(image.class_table).values()
+                names |= {class_name(text, given or ()) for text in texts}
     return names
 
 

@@ -213,7 +213,7 @@ def read_joint_label_map(
             f"{path.name}, such as {missing[0]}; add them"
         )
     warnings["rows of class tables without a cell"] += len(class_of) - len(labels)
-    cells = [(f"label {label}", _class_name(class_of[label], class_names)) for label in labels]
+    cells = [(f"label {label}", class_name(class_of[label], class_names)) for label in labels]
     numbers, unused = match_classes(table, cells, class_names, skip_bad)
     by_number = {n: np.flatnonzero(np.array(numbers) == n) for n in sorted(set(numbers) - {0})}
     return {n: select_masks(mask_runs, of_class) for n, of_class in by_number.items()}, (
@@ -221,7 +221,7 @@ def read_joint_label_map(
     )
 
 
-def _class_name(text: str, class_names: Sequence[str]) -> str:
+def class_name(text: str, class_names: Sequence[str]) -> str:
     """Return the name of a class that is given by its number 1…K, else the text."""
     is_number = text not in class_names and re.fullmatch("[1-9][0-9]{0,8}", text)
     return class_names[int(text) - 1] if is_number and int(text) <= len(class_names) else text
