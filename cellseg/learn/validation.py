@@ -43,6 +43,7 @@ def validate(
     data: TrainingData,
     samples: Sequence[ImageCells],
     add_picture: Callable[[ImageCells, NDArray[np.uint8], Predictions], None] | None = None,
+    warn: bool = True,
 ) -> T:
     """Predict `samples` of `data`, and return their score.
 
@@ -56,6 +57,8 @@ def validate(
         The data, and the images of it to predict.
     add_picture
         Called for the first few samples with the image and its detections.
+    warn
+        Warn of limits that left out cells.
     """
     detections: dict[int, Predictions] = {}
     progress = tqdm(samples, desc="validation", unit="image", leave=False, disable=None)
@@ -64,5 +67,6 @@ def validate(
         detections[sample.id] = predict(image)
         if add_picture and number < _N_PICTURES:
             add_picture(sample, image, detections[sample.id])
-    warn_of_limits({sample.name: [detections[sample.id].limited_by] for sample in samples})
+    if warn:
+        warn_of_limits({sample.name: [detections[sample.id].limited_by] for sample in samples})
     return score(pair_predictions(data.coco, detections))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,14 @@ def test_pictures_of_the_first_images(data):
     for sample, image, detections in calls:
         assert image.shape == (*sample.size, 3)
         assert detections.masks == sample.masks
+
+
+@pytest.mark.parametrize("warn", [True, False])
+def test_limits_that_leave_out_cells(data, caplog, warn):
+    predict = ground_truth_predictor(data.validation)
+
+    def limited(image):
+        return replace(predict(image), limited_by=("MODEL.RPN.POST_NMS_TOPK_TEST",))
+
+    validate(limited, score, data, data.validation, warn=warn)
+    assert ("more cells than are kept" in caplog.text) is warn
