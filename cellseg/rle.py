@@ -351,10 +351,17 @@ def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
 def select_masks(mask_runs: MaskRuns, masks: NDArray[np.int64]) -> MaskRuns:
     """Return the masks at the indices `masks`."""
     n_runs = np.diff(mask_runs.offsets)[masks]
+    run = ranges(mask_runs.offsets[masks], n_runs)
     offsets = np.append(0, np.cumsum(n_runs))
-    first = np.repeat(mask_runs.offsets[masks] - offsets[:-1], n_runs)
-    run = first + np.arange(offsets[-1])
     return MaskRuns(mask_runs.size, mask_runs.starts[run], mask_runs.ends[run], offsets)
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    joined: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    return joined
 
 
 def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:

@@ -37,6 +37,8 @@ from cellseg.rle import (
     decode,
     encode,
     join_runs,
+    ranges,
+    select_masks,
 )
 
 Ints = NDArray[np.int64]
@@ -159,7 +161,7 @@ class _Pieces:
 
     def __getitem__(self, index: Ints | Bools) -> _Pieces:
         return _Pieces(
-            _select_masks(self.mask_runs, np.arange(len(self))[index]),
+            select_masks(self.mask_runs, np.arange(len(self))[index]),
             self.boxes[index],
             self.scores[index],
             self.classes[index],
@@ -270,7 +272,7 @@ def _resolve(
         cells.boxes[order],
         cells.scores[order],
         cells.classes[order],
-        encode(_select_masks(cells.mask_runs, order)),
+        encode(select_masks(cells.mask_runs, order)),
     )
 
 
@@ -366,13 +368,13 @@ def overlapping_boxes(boxes: Ints) -> Ints:
     strip = max(1, int((bottom - top).mean())) if len(boxes) else 1
     first, n_strips = top // strip, -(-bottom // strip) - top // strip
     box = np.repeat(np.arange(len(boxes)), n_strips)
-    row = _ranges(first, n_strips)
+    row = ranges(first, n_strips)
     order = np.lexsort((left[box], row))
     box, row = box[order], row[order]
     base = row * (int(right.max(initial=0)) + 1)
     # Boxes whose left edge lies within this box.
     n_after = np.searchsorted(base + left[box], base + right[box]) - np.arange(len(box)) - 1
-    this, other = np.repeat(box, n_after), box[_ranges(np.arange(len(box)) + 1, n_after)]
+    this, other = np.repeat(box, n_after), box[ranges(np.arange(len(box)) + 1, n_after)]
     overlap = np.maximum(top[this], top[other]) < np.minimum(bottom[this], bottom[other])
     # Two boxes may share several strips: count the first.
     overlap &= np.repeat(row, n_after) == np.maximum(first[this], first[other])
@@ -401,7 +403,7 @@ def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
     shared = np.zeros(len(pairs), np.int64)
     for begin in range(0, len(pairs), _BLOCK):
         block = slice(begin, begin + _BLOCK)
-        run = _ranges(mask_runs.offsets[a[block]], n_runs[a[block]])
+        run = ranges(mask_runs.offsets[a[block]], n_runs[a[block]])
         pair = np.repeat(np.arange(len(a[block])), n_runs[a[block]])
         line = total * b[block][pair]
         begins, stops = line + mask_runs.starts[run], line + mask_runs.ends[run]
@@ -411,7 +413,7 @@ def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
 
 def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
     """Return the `(P,)` int64 pixels of masks `(P,)` within windows `(P, 4)`, XYXY."""
-    mask, column, top, bottom = cut_at_columns(_select_masks(mask_runs, masks))
+    mask, column, top, bottom = cut_at_columns(select_masks(mask_runs, masks))
     window = windows[mask]
     rows = np.minimum(bottom, window[:, 3]) - np.maximum(top, window[:, 1])
     rows[(column < window[:, 0]) | (column >= window[:, 2])] = 0
@@ -438,17 +440,3 @@ def _union_masks(mask_runs: MaskRuns, group: Ints, n: int) -> MaskRuns:
     covered = np.append(0, np.maximum.accumulate(ends)[:-1])[: len(ends)]
     starts = np.maximum(starts, covered)
     return join_runs(mask_runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)
-
-
-def _select_masks(mask_runs: MaskRuns, masks: Ints) -> MaskRuns:
-    """Return the masks at indices `masks`."""
-    n_runs = np.diff(mask_runs.offsets)[masks]
-    run = _ranges(mask_runs.offsets[masks], n_runs)
-    offsets = np.append(0, np.cumsum(n_runs))
-    return MaskRuns(mask_runs.size, mask_runs.starts[run], mask_runs.ends[run], offsets)
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)

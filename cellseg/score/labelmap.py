@@ -192,15 +192,7 @@ def _mask_pixels(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the column-major positions of the pixels of masks, and the mask index of each."""
     n_runs = np.diff(mask_runs.offsets)[masks]
-    run = _ranges(mask_runs.offsets[:-1][masks], n_runs)
+    run = rle.ranges(mask_runs.offsets[:-1][masks], n_runs)
     lengths = mask_runs.ends[run] - mask_runs.starts[run]
     owner = np.repeat(np.repeat(masks, n_runs), lengths)
-    return _ranges(mask_runs.starts[run], lengths), owner
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    joined: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
-    return joined
+    return rle.ranges(mask_runs.starts[run], lengths), owner
