@@ -575,3 +575,24 @@ def test_files_beside_the_folders_are_a_warning(tmp_path, capsys):
     (tmp_path / "train" / "b.tif").write_bytes(b"")
     run(tmp_path)
     assert "in no image's folder, ignored: 1: b.tif" in capsys.readouterr().err
+
+
+def test_files_beside_a_label_map(tmp_path, capsys):
+    """classes.csv is the table of the classes, whatever else lies there."""
+    folder = write_train(
+        tmp_path, classes__csv="label,class\n1,1\n2,2\n", sizes__csv="cell,area\n1,4\n"
+    )
+    (folder / "image.tif.aux.xml").write_text("<PAMDataset/>")
+    np.save(folder / "label.npy", LABELS * (LABELS < 3))
+    assert [each["category_id"] for each in run(tmp_path)["annotations"]] == [1, 2]
+    captured = capsys.readouterr().err
+    assert "(.csv)" in captured
+    assert "xml" not in captured
+
+
+def test_skip_bad_leaves_out_labels_without_a_class(tmp_path, capsys):
+    folder = write_train(tmp_path, classes__csv="label,class\n1,1\n2,2\n")
+    np.save(folder / "label.npy", LABELS)
+    assert "such as 3" in refused(tmp_path)
+    assert len(run(tmp_path, "--skip_bad")["annotations"]) == 2
+    assert "1, in 1 image: a" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def check_warmup(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.WARMUP_ITERS {warmup}: the warm-up is longer than the run of "
             f"{plural(n, 'iteration')}, which would never reach its learning rate; end the command "
-            f"with SOLVER.WARMUP_ITERS {n // 10}, or train longer (--epochs)"
+            f"with SOLVER.WARMUP_ITERS {max(1, n // 10)}, or train longer (--epochs)"
         )
 
 
@@ -318,7 +318,7 @@ def print_training(session: Session, n_processes: int) -> None:
         flush=True,
     )
     warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP)
-    if solver.MAX_ITER <= solver.WARMUP_ITERS:
+    if solver.MAX_ITER < solver.WARMUP_ITERS:
         warn(
             f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} is longer than the run; "
             "shorten it with SOLVER.WARMUP_ITERS"

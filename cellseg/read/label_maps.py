@@ -207,13 +207,16 @@ def read_joint_label_map(
     class_of = read_class_table(table)
     labels = [int(value) for value in values]
     missing = [label for label in labels if label not in class_of]
-    if missing:
+    if missing and not skip_bad:
         raise InputError(
             f"{table}: no class for {len(missing)} of {plural(len(labels), 'label')} of "
             f"{path.name}, such as {missing[0]}; add them"
         )
-    warnings["rows of class tables without a cell"] += len(class_of) - len(labels)
-    cells = [(f"label {label}", class_name(class_of[label], class_names)) for label in labels]
+    rows_without = len(class_of) - len(labels) + len(missing)
+    warnings["rows of class tables without a cell"] += rows_without
+    cells = [
+        (f"label {label}", class_name(class_of.get(label, ""), class_names)) for label in labels
+    ]
     numbers, unused = match_classes(table, cells, class_names, skip_bad)
     by_number = {n: np.flatnonzero(np.array(numbers) == n) for n in sorted(set(numbers) - {0})}
     return {n: select_masks(mask_runs, of_class) for n, of_class in by_number.items()}, (

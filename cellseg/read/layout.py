@@ -56,6 +56,10 @@ _OUTLINE_NAMES = ".geojson, .geojson.gz, .json or .xml"
 _BY_PRODUCTS = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "icon\r")
 
 
+def _is_by_product(name: str) -> bool:
+    return name in _BY_PRODUCTS or name.endswith(".aux.xml")  # GDAL's statistics of an image
+
+
 @dataclass(frozen=True)
 class TrainImage:
     """Files of one training image.
@@ -146,8 +150,10 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
     outlines = next((path for path in [*found["outlines"], *maybe] if path != label_map), None)
 
     tables = found["class table"]
-    if not label_map:
-        unknown, tables = unknown + tables, []
+    named = [path for path in tables if path.stem.lower() == "classes"]
+    if not label_map or len(named) == 1:
+        unknown += [path for path in tables if not label_map or path not in named]
+        tables = named if label_map else []
     elif len(tables) > 1:
         raise InputError(
             f"{folder}: {tables[0].name} and {tables[1].name}, expected one table with the classes "
@@ -294,7 +300,7 @@ def list_entries(folder: Path, remedy: str) -> list[Path]:
         entries = sorted(
             path
             for path in folder.iterdir()
-            if not path.name.startswith(".") and path.name.lower() not in _BY_PRODUCTS
+            if not path.name.startswith(".") and not _is_by_product(path.name.lower())
         )
     except FileNotFoundError:
         raise InputError(f"{folder}: no such folder; {remedy}") from None
