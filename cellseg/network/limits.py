@@ -170,10 +170,11 @@ def warn_of_limits(limited: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
     if names:
         n_tiles = sum(map(len, tiles.values()))
         keys = sorted({key for each in tiles.values() for of_tile in each for key in of_tile})
+        larger = " and ".join(keys).replace(DETECTIONS, f"--max_detections ({DETECTIONS})")
         warn(
-            f"probably more cells than are kept, in {plural(n_tiles, 'tile')} of "
-            f"{plural(len(names), 'image')}: {listed(names)}; those with the lowest scores are "
-            f"left out; use smaller tiles (TEST.TILE) or a larger {' and '.join(keys)}"
+            "probably more cells than are kept (or the network has learnt little), in "
+            f"{plural(n_tiles, 'tile')} of {plural(len(names), 'image')}: {listed(names)}; those "
+            f"with the lowest scores are left out; use smaller tiles (--tile) or a larger {larger}"
         )
 
 

@@ -209,5 +209,5 @@ def test_the_warning_names_images_and_keys(caplog):
         assert not caplog.records
         warn_of_limits({"a.tif": [(), (DETECTIONS,)], "b.tif": [(POST_NMS,)] * 2, "c.tif": [()]})
     (message,) = caplog.messages
-    for part in ("3 tiles of 2 images", "a.tif, b.tif", DETECTIONS, POST_NMS, "TEST.TILE"):
+    for part in ("3 tiles of 2 images", "a.tif, b.tif", DETECTIONS, POST_NMS, "--tile"):
         assert part in message
