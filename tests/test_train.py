@@ -559,7 +559,11 @@ def test_weights_are_not_a_checkpoint(stopped, run):
 def scores(monkeypatch, *ap50):
     """Replace the validation, with these scores one after the other."""
     coming = iter(ap50)
-    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: scores_of(*[next(coming)] * 4)))
+
+    def test(*_, **__):
+        return scores_of(*[next(coming)] * 4)
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
 
 
 PATIENT = ["--val_fraction", 0.4, "SOLVER.MAX_ITER", 9, "TEST.EVAL_PERIOD", 1]
