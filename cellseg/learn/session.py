@@ -318,9 +318,9 @@ def print_training(session: Session, n_processes: int) -> None:
         flush=True,
     )
     warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP)
-    if solver.MAX_ITER < solver.WARMUP_ITERS:
+    if solver.MAX_ITER <= solver.WARMUP_ITERS:
         warn(
-            f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} is longer than the run; "
+            f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} lasts for the whole run; "
             "shorten it with SOLVER.WARMUP_ITERS"
         )
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:

@@ -133,15 +133,15 @@ def test_timm_has_the_weights_of_the_recipes():
 
 def test_none_downloads_nothing(downloads):
     assert chosen("mask_rcnn_R_50_DC5_3x", "none") == ""
-    assert chosen("demo", None) == ""
+    assert chosen("small_fpn", None) == ""
     assert downloads == []
 
 
 @pytest.mark.detectron2
 def test_recipes_without_weights(downloads):
     for wanted in ("imagenet", "coco"):
-        with pytest.raises(InputError, match=rf"--weights {wanted}: .* demo; .*none"):
-            chosen("demo", wanted)
+        with pytest.raises(InputError, match=rf"--weights {wanted}: .* small_fpn; .*none"):
+            chosen("small_fpn", wanted)
     assert downloads == []
 
 

@@ -504,7 +504,7 @@ def test_a_classifiers_file_adapts_the_config(wanted, classifier):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "wanted"), [("demo", "imagenet"), ("mask_rcnn_R_50_FPN_3x", "coco")]
+    ("recipe", "wanted"), [("small_fpn", "imagenet"), ("mask_rcnn_R_50_FPN_3x", "coco")]
 )
 def test_weights_that_are_not_available(recipe, wanted):
     cfg = config.load_recipe(recipe, "torchvision")
