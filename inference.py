@@ -166,6 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
+    for path, cfg in zip(weights, cfgs, strict=True):
+        if (n := cfg.MODEL.ROI_HEADS.NUM_CLASSES) != len(categories):
+            raise InputError(
+                f"{display_path(path.parent / runs.RECORD)}: {len(categories)} classes, but the "
+                f"network of {runs.CONFIG} has {n}; restore the run's files, or train again"
+            )
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
     longest = max(cfg.DATA.LONGEST_CELL for cfg in cfgs)

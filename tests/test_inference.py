@@ -719,6 +719,16 @@ def test_results_of_several_runs_need_an_own_place(run):
     assert sorted(run.iterdir()) == before
 
 
+def test_a_record_with_other_classes_than_the_network(predict, run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    record = results(copy / runs.RECORD)
+    record["categories"].pop()
+    (copy / runs.RECORD).write_text(json.dumps(record))
+    message = refusal(predict, checkpoint=copy)
+    assert str(copy / runs.RECORD) in message
+    assert "3 classes" in message
+
+
 def test_several_weights_files_of_one_run(run, slide, tmp_path, capsys):
     argv = argv_of(run / runs.BEST, slide, tmp_path)
     assert inference.main([*argv[:2], str(run / runs.FINAL), *argv[2:]]) == 0

@@ -87,9 +87,9 @@ def _read_npy(path: Path) -> NDArray[Any]:
     try:
         # Mapped, so that a false size in the header takes no memory.
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 (damaged files can cause any error)
+    except Exception:  # noqa: BLE001 (damaged files can cause any error)
         raise InputError(
-            f"{path}: not an array of numbers ({error}); save the label map with numpy.save as "
+            f"{path}: damaged, or not an array of numbers; save the label map with numpy.save as "
             "integers, or as TIFF or PNG"
         ) from None
     if labels.ndim != 2 or labels.dtype.kind not in "buif":
