@@ -178,7 +178,7 @@ class Trainer(DefaultTrainer):
         try:
             samples = next(self._batches)
             waited = time.perf_counter() - start
-            rate = max(group["lr"] for group in self.step.optimizer.param_groups)
+            rate = self.step.optimizer.param_groups[0]["lr"]
             # Processes draw different numbers; a resumed run draws those of an uninterrupted one.
             seed = (self.cfg.SEED + self.iter) * world_size() + rank()
             losses = self.step.step(samples, seed)

@@ -217,36 +217,28 @@ def check_process_flags(parser: CommandParser, args: argparse.Namespace) -> None
 
 def fraction(text: str) -> float:
     """Parse the value of a flag, a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
+    return _number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def positive_float(text: str) -> float:
     """Parse the value of a flag, a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def micrometres(text: str) -> float:
     """Parse the value of a flag, micrometres per pixel."""
     from cellseg.read.resolution import MPP_RANGE, is_plausible
 
+    return _number(text, is_plausible, MPP_RANGE)
+
+
+def _number(text: str, is_valid: Callable[[float], bool], expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not is_plausible(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {MPP_RANGE}")
+    if not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
 
 

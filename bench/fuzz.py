@@ -44,6 +44,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.tiny import write_tiny
+
 SECONDS, GIGABYTES = 20, 3.0  # allowed for a case, on an idle machine
 PATIENCE = 6  # times as long on a busy one
 
@@ -707,21 +709,9 @@ def load_libraries() -> None:
     from cellseg.score import summary  # noqa: F401
 
 
-TINY = """\
-_BASE_: "{base}"
-MODEL:
-  WEIGHTS: ""
-  BACKBONE: {{FREEZE_AT: 0}}
-  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
-  ANCHOR_GENERATOR: {{SIZES: [[16, 32]]}}
-  RPN: {{PRE_NMS_TOPK_TRAIN: 100, POST_NMS_TOPK_TRAIN: 20, PRE_NMS_TOPK_TEST: 100,
-         POST_NMS_TOPK_TEST: 20}}
-  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
-  ROI_BOX_HEAD: {{FC_DIM: 32}}
-  ROI_MASK_HEAD: {{CONV_DIM: 16, NUM_CONV: 1}}
-INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 2, EPOCHS: 0.0, WARMUP_ITERS: 1}}
+SETTINGS = """\
+INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}
+SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 2, EPOCHS: 0.0, WARMUP_ITERS: 1}
 """
 
 
@@ -730,8 +720,7 @@ def prepare(folder: Path) -> Path:
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     config = folder / "tiny.yaml"
-    base = Path(__file__).resolve().parents[1] / "configs" / "base" / "dilated_c5.yaml"
-    config.write_text(TINY.format(base=base))
+    write_tiny(config, SETTINGS)
     pid = os.fork()
     if not pid:
         code = 1

@@ -36,26 +36,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.tiny import write_tiny
 from cellseg.read.synthetic import write_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-CONFIG = """\
-_BASE_: "{base}"
-MODEL:
-  WEIGHTS: ""
-  BACKBONE: {{FREEZE_AT: 0}}
-  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
-  ANCHOR_GENERATOR: {{SIZES: [[16, 32]]}}
-  RPN: {{PRE_NMS_TOPK_TRAIN: 100, POST_NMS_TOPK_TRAIN: 20, PRE_NMS_TOPK_TEST: 100}}
-  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
-  ROI_BOX_HEAD: {{FC_DIM: 32}}
-  ROI_MASK_HEAD: {{CONV_DIM: 16, NUM_CONV: 1}}
-INPUT: {{MIN_SIZE_TRAIN: [64], ZOOM: 1.0}}
-TEST: {{TILE: 40, OVERLAP: 12, EVAL_PERIOD: 5}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 20, EPOCHS: 0.0, WARMUP_ITERS: 1, EMA: 0.9,
-  CHECKPOINT_PERIOD: 2}}
+SETTINGS = """\
+INPUT: {MIN_SIZE_TRAIN: [64], ZOOM: 1.0}
+TEST: {TILE: 40, OVERLAP: 12, EVAL_PERIOD: 5}
+SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 20, EPOCHS: 0.0, WARMUP_ITERS: 1, EMA: 0.9,
+  CHECKPOINT_PERIOD: 2}
 """
 
 THREADS = {"OMP_NUM_THREADS": "1"}
@@ -139,7 +129,7 @@ def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
         cells_per_megapixel=3000,
         scale=0.6,
     )
-    config.write_text(CONFIG.format(base=PROJECT / "configs" / "base" / "dilated_c5.yaml"))
+    write_tiny(config, SETTINGS)
     complete(["annotation.py", "--data", data])
     complete(train_words(config, data, root / "trained"))
     (trained,) = (root / "trained").glob("*/*")

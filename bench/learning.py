@@ -73,7 +73,6 @@ INGREDIENTS: dict[str, list[str]] = {
     "no moving average": ["SOLVER.EMA", "0"],
     "rate 0.003": ["SOLVER.BASE_LR", "0.003"],
     "rate 0.005": ["SOLVER.BASE_LR", "0.005"],
-    "backbone at 0.3 of the rate": ["SOLVER.BACKBONE_LR_FACTOR", "0.3"],
     "stem and first stage frozen": ["MODEL.BACKBONE.FREEZE_AT", "2"],
     "weight decay 0.05": ["SOLVER.WEIGHT_DECAY", "0.05"],
     "Adagrad 0.001": ["SOLVER.OPTIMIZER", "Adagrad", "SOLVER.BASE_LR", "0.001"],

@@ -143,8 +143,6 @@ OWN: dict[str, Any] = {
         "OPTIMIZER": "SGD",
         # Number of parts of a batch, which go through the network one after the other.
         "ACCUMULATE": 1,
-        # Learning rate of the backbone without its pyramid, as a multiple of BASE_LR.
-        "BACKBONE_LR_FACTOR": 1.0,
         # Decay of the moving average of the weights, which is then scored and saved; 0 for none.
         "EMA": 0.0,
         # Lengths in epochs, which set Detectron2's keys in iterations unless 0: MAX_ITER,
@@ -334,7 +332,6 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
-    "SOLVER.BACKBONE_LR_FACTOR": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": _POSITIVE,
     "SOLVER.ACCUMULATE": _POSITIVE,

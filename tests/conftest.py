@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -12,6 +11,7 @@ import pytest
 # Before torch is imported: the networks are too small for several threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from bench.tiny import write_tiny
 from cellseg.device import ENGINES, detectron2_problem
 from cellseg.messages import print_warnings
 
@@ -65,25 +65,11 @@ def engine(request):
     return request.param
 
 
-TINY = """\
-_BASE_: "{base}"
-MODEL:
-  WEIGHTS: ""
-  BACKBONE: {{FREEZE_AT: 0}}
-  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
-  ANCHOR_GENERATOR: {{SIZES: [[16, 32]]}}
-  RPN:
-    PRE_NMS_TOPK_TRAIN: 100
-    POST_NMS_TOPK_TRAIN: 20
-    PRE_NMS_TOPK_TEST: 100
-    POST_NMS_TOPK_TEST: 20
-  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
-  ROI_BOX_HEAD: {{FC_DIM: 32}}
-  ROI_MASK_HEAD: {{CONV_DIM: 16, NUM_CONV: 1}}
-INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}}
-DATALOADER: {{NUM_WORKERS: 0}}
-TEST: {{BFLOAT16_ON_CPU: False}}  # exact, to compare with others
-SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_ITERS: 1}}
+# In float32: exact, to compare with others.
+SETTINGS = """\
+INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 100}
+TEST: {BFLOAT16_ON_CPU: False}
+SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_ITERS: 1}
 """
 
 
@@ -91,8 +77,7 @@ SOLVER: {{OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_I
 def tiny(tmp_path_factory):
     """Config file of a tiny network that trains in seconds."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    base = Path(__file__).resolve().parents[1] / "configs" / "base" / "dilated_c5.yaml"
-    path.write_text(TINY.format(base=base))
+    write_tiny(path, SETTINGS)
     return path
 
 

@@ -44,14 +44,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     optimizer_type, options = types[solver.OPTIMIZER]
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     seen = set()
-    backbone = _backbone_parameters(model)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                rate, decay = _rate_and_decay(solver, module, name)
-                rate *= solver.BACKBONE_LR_FACTOR if parameter in backbone else 1.0
-                groups.setdefault((rate, decay), []).append(parameter)
+                groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
     if all(p.device.type == "cpu" for p in seen):
         # A quarter of AdamW's time. Requires moments with the memory layout of their parameter.
         options["fused"] = True
@@ -75,14 +72,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _backbone_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Return the parameters of the backbone without its feature pyramid."""
-    backbone = getattr(model, "backbone", None)
-    for part in ("bottom_up", "body"):  # in Detectron2, in torchvision
-        backbone = getattr(backbone, part, backbone)
-    return set(backbone.parameters()) if backbone is not None else set()
 
 
 def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:

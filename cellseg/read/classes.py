@@ -60,7 +60,7 @@ def match_classes(
         number = numbers.get(name.casefold(), 0)
         matched.append(number)
         if not number and is_ignored(name):
-            warnings["ambiguous or ignored outlines"] += 1
+            warnings["cells of ambiguous or ignored classes"] += 1
         elif not number:
             unknown[name] += 1
     if unknown and not (skip_bad and any(matched)):
@@ -73,7 +73,7 @@ def match_classes(
         )
     for name, count in unknown.items():
         what = f"of the unknown class {name!r}" if name else "without a class"
-        warnings[f"outlines {what}, ignored"] += count
+        warnings[f"cells {what}, ignored"] += count
     return matched, warnings
 
 

@@ -12,7 +12,6 @@ import torch
 
 from cellseg import config
 from cellseg.errors import InputError
-from cellseg.learn.optimizer import build_optimizer
 from cellseg.learn.weights import load_initial_weights
 from cellseg.network import build_network, check_network
 from tests.network.network_cases import LIMITS, picture, sample
@@ -205,20 +204,3 @@ def test_a_part_of_the_cells_trains_the_mask_head(load, most):
     assert count == 2 if most else count >= 4  # the two cells of each sample are proposals too
     (detections,) = network.eval().detect([picture()], LIMITS)
     assert sum(counts[1:]) == len(detections)
-
-
-def test_learning_rate_of_the_backbone(load):
-    cfg = load("resnet10t")
-    config.merge_options(cfg, ["SOLVER.BASE_LR", "0.01", "SOLVER.BACKBONE_LR_FACTOR", "0.1"])
-    network = build_network(cfg)
-    slow = {id(parameter) for parameter in timm_backbone(network).parameters()}
-    rates = {
-        id(parameter): group["lr"]
-        for group in build_optimizer(cfg, network).param_groups
-        for parameter in group["params"]
-    }
-    assert len(slow) > 20
-    assert rates == {
-        id(parameter): pytest.approx(0.001 if id(parameter) in slow else 0.01)
-        for parameter in network.parameters()
-    }

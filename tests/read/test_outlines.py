@@ -190,7 +190,7 @@ def test_ignored_outlines_are_counted(path):
     cells, warnings = geojson_cells(path, features)
     assert [len(mask_runs) for mask_runs in cells.values()] == [1]
     assert +warnings == {
-        "ambiguous or ignored outlines": 2,
+        "cells of ambiguous or ignored classes": 2,
         "outlines that contain no pixel centre, ignored": 1,
     }
     # Unless it is the name of a class.
@@ -514,7 +514,7 @@ def test_regions_that_are_no_cells_are_counted(path):
     cells, warnings = scope_cells(path, text)
     assert [len(mask_runs) for mask_runs in cells.values()] == [1]
     assert +warnings == {
-        "ambiguous or ignored outlines": 1,
+        "cells of ambiguous or ignored classes": 1,
         "negative regions, ignored": 1,
         "points, lines and outlines of fewer than 3 points, ignored": 2,
     }
