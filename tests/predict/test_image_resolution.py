@@ -249,7 +249,7 @@ def scaled_run(tmp_path, monkeypatch):
     """A run with a network that finds discs."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / runs.CONFIG).write_text(cfg_of().dump())
+    (run / runs.CONFIG).write_text(cfg_of(MODEL__ROI_HEADS__NUM_CLASSES=1).dump())
     (run / runs.FINAL).write_bytes(b"")
     record = {"annotations": {}, "categories": [{"id": 1, "name": "disc"}], "held_out": []}
     (run / runs.RECORD).write_text(json.dumps(record))
