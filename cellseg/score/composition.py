@@ -172,7 +172,9 @@ def _with_all(by_class: Floats) -> Floats:
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
     """Return the ratio, NaN where the denominator is 0."""
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator > 0)
+    out = np.full(shape, np.nan)
+    np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return out
 
 
 def _plain(value: Any) -> Any:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from cellseg.score.composition import composition, composition_rows
 
 
-def of_counts(counts, **more):
+def of_counts(counts, mpp=(1.0, 1.0), area_px=(1e6, 1e6)):
     """Return the composition of images with so many cells of each class."""
     n_classes = len(counts[0]) if len(counts) else 2
+    mpp, area_px = mpp[: len(counts)], area_px[: len(counts)]
     classes = [np.repeat(np.arange(n_classes), row) for row in counts]
-    more = {"area_px": [1e6] * len(counts), "mpp": [1.0] * len(counts)} | more
-    return composition(classes, n_classes, **more)
+    return composition(classes, n_classes, area_px, mpp)
 
 
 def test_two_images_by_hand():
@@ -44,7 +44,7 @@ def test_unknown_resolution_leaves_only_densities_out():
     assert np.isnan(found.density_per_mm2.by_image[1]).all()
     np.testing.assert_allclose(found.density_per_mm2.total, [2, 2, 4])  # of the first image
     np.testing.assert_allclose(found.share.total, [12 / 14, 2 / 14, 1])
-    found = of_counts([[2, 2], [10, 0]], mpp=[None, None])
+    found = of_counts([[2, 2], [10, 0]], mpp=[None, None], area_px=[1e6, 5e6])
     for values in (found.density_per_mm2.total, found.density_per_mm2.low, found.area_mm2):
         assert np.isnan(values).all()
 
@@ -54,7 +54,9 @@ def test_mean_areas():
         [np.array([0, 1, 1]), np.array([1])], 2, [100, 100], [0.5, None],
         [np.array([10, 20, 40]), np.array([90])],
     )  # fmt: skip
-    np.testing.assert_allclose(found.mean_area_px.by_image, [[10, 30, 70 / 3], [np.nan, 90, 90]])
+    np.testing.assert_allclose(
+        found.mean_area_px.by_image, np.array([[10, 30, 70 / 3], [np.nan, 90, 90]])
+    )
     np.testing.assert_allclose(found.mean_area_px.total, [10, 50, 40])
     np.testing.assert_allclose(found.mean_area_um2.total, [2.5, 7.5, 70 / 12])
 
@@ -75,7 +77,8 @@ def test_one_image_has_no_interval():
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_totals_do_not_depend_on_the_order_and_are_within_the_interval(counts):
-    found, turned = of_counts(counts), of_counts(counts[::-1])
+    every = {"mpp": [1.0] * len(counts), "area_px": [1e6] * len(counts)}
+    found, turned = of_counts(counts, **every), of_counts(counts[::-1], **every)
     for name in ("count", "share", "density_per_mm2"):
         one, other = getattr(found, name), getattr(turned, name)
         np.testing.assert_allclose(one.total, other.total)
