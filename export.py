@@ -34,7 +34,8 @@ DESCRIPTION = """\
 Write the cells of a results file or of an annotation file in other formats.
 
   geojson  <output>/geojson/<image>.geojson: outlines along the pixels' edges with class,
-           colour and score; QuPath opens them with File > Import objects from file
+           colour and score; QuPath opens them with File > Import objects from file. --as
+           annotations to edit them there, --as detections for many
   labels   <output>/labels/<image>/class<K>.tif: label maps (int32, zlib), as annotation.py
            and evaluate.py read them. Where cells of one class overlap, pixels go to the cell
            with the higher score, at equal scores to the earlier one
@@ -68,6 +69,11 @@ def get_parser() -> utils.CommandParser:
         "--output", type=Path, metavar="DIR",
         help="output folder (default: export, next to the results or annotations)",
     )  # fmt: skip
+    parser.add_argument(
+        "--as", dest="object_type", choices=("annotations", "detections"),
+        help="what cells are in QuPath (default: detections of results, annotations otherwise)",
+    )  # fmt: skip
+    parser.add_argument("--gzip", action="store_true", help="write .geojson.gz, which QuPath opens")
     parser.add_argument(
         "--score_threshold", type=utils.fraction, metavar="S",
         help="minimum score of predicted cells, 0 to 1 (default: 0.5)",
@@ -110,11 +116,17 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
 
 
 def write_image(
-    image: ImageCells, names: Sequence[str], format_name: str, output: Path, bar: tqdm
+    image: ImageCells,
+    names: Sequence[str],
+    format_name: str,
+    output: Path,
+    args: argparse.Namespace,
+    bar: tqdm,
 ) -> int:
     """Write one image in one format; return the number of cells hidden under others there."""
     n_cells = len(image.masks)
     if format_name == "geojson":
+        predicted = image.scores is not None
         features = cell_features(
             image.name,
             image.size,
@@ -123,7 +135,7 @@ def write_image(
             names,
             [class_colour(k) for k in range(len(names))],
             image.scores,
-            "detection" if image.scores is not None else "annotation",
+            (args.object_type or ("detections" if predicted else "annotations"))[:-1],
             scale_to_full_resolution(image),
         )
 
@@ -132,7 +144,8 @@ def write_image(
                 bar.update()
                 yield feature
 
-        return n_cells - write_geojson(output / format_name / f"{image.name}.geojson", counted())
+        name = f"{image.name}.geojson{'.gz' * args.gzip}"
+        return n_cells - write_geojson(output / format_name / name, counted())
     if format_name == "labels":
         folder = output / format_name / image.name
         n_hidden = write_labels(folder, image.size, image.masks, image.classes, image.scores)
@@ -164,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             desc=format_name, total=n_cells, unit="cell", unit_scale=True, disable=None
         ) as bar:
             for image in images:
-                n_hidden += write_image(image, names, format_name, output, bar)
+                n_hidden += write_image(image, names, format_name, output, args, bar)
         note = f", {n_hidden} of them hidden under others" if n_hidden else ""
         folder = display_path(output / format_name)
         counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"

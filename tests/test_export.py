@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import zipfile
@@ -273,6 +274,16 @@ def test_score_threshold(data, run, capsys, threshold, n):
     assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == n
     # What the default leaves out is said.
     assert ("1 detection" in capsys.readouterr().out) == (threshold is None)
+
+
+@pytest.mark.parametrize("kind", ["annotations", "detections"])
+def test_type_in_qupath_and_gzip(data, run, kind):
+    results = run([entry(LEFT)])
+    flags = ["--format", "geojson", "--as", kind, "--gzip"]
+    assert export.main([str(results), "--data", str(data), *flags]) == 0
+    path = results.parent / "export" / "geojson" / "one.geojson.gz"
+    (feature,) = json.loads(gzip.decompress(path.read_bytes()))["features"]
+    assert feature["properties"]["objectType"] == kind[:-1]
 
 
 def test_output(data, run, tmp_path, monkeypatch):

@@ -15,6 +15,9 @@ from cellseg.read.fill import Polygon
 from cellseg.read.outlines import POINTS, Outline, to_ring
 from cellseg.text import show
 
+CLASS_KEYS = ("classification", "class", "class_name", "className", "cell_type", "label", "type")
+"""Properties that name a feature's class, QuPath's first; the letters' case doesn't matter."""
+
 _REMEDY = "export the cells from QuPath as GeoJSON"
 
 
@@ -31,7 +34,8 @@ def read_geojson(path: Path) -> list[Outline]:
 
     It has a FeatureCollection, a list of features or one feature; each is a Polygon or a
     MultiPolygon, in pixels from the image's top left corner, with its class in
-    `properties.classification.name`, or `names` for derived classes such as "Immune: Positive".
+    `properties.classification.name`, or `names` for derived classes such as "Immune: Positive";
+    other programs' files may have a text there, or in another of `CLASS_KEYS`.
     Points, lines, and polygons of fewer than 3 points give outlines without polygons; of a
     GeometryCollection, the polygons are used.
 
@@ -88,11 +92,24 @@ def _outline(path: Path, number: int, feature: Any) -> Outline:
     ]
     properties = feature.get("properties")
     properties = properties if isinstance(properties, dict) else {}
-    kind = properties.get("objectType", "")
+    # In QuPath before 0.3 the id is the type of the object.
+    id_ = feature.get("id")
+    kind = properties.get("objectType") or _FORMER_TYPES.get(str(id_), "")
     if kind in ("cell", "tile"):
         kind = "detection"
     kind = str(kind) if rings else POINTS
-    return Outline(where, _class_name(path, where, properties), rings, kind)
+    id_ = str(id_) if type(id_) in (str, int) and id_ not in _FORMER_TYPES else None
+    return Outline(where, _class_name(path, where, properties), rings, kind, id_)
+
+
+_FORMER_TYPES = {
+    "PathAnnotationObject": "annotation",
+    "PathCellObject": "cell",
+    "PathDetectionObject": "detection",
+    "PathRootObject": "root",
+    "PathTileObject": "tile",
+    "PathTMACoreObject": "tma core",
+}
 
 
 def _polygons(path: Path, where: str, geometry: Any) -> list[list[list[Any]]]:
@@ -128,16 +145,17 @@ def _is_nested_list(polygons: Any) -> bool:
 
 
 def _class_name(path: Path, where: str, properties: dict[str, Any]) -> str | None:
-    classification = properties.get("classification")
-    if classification is None:
-        return None
-    if isinstance(classification, dict):
-        name = classification.get("name")
-        names = classification.get("names")
+    of_key = {str(key).lower(): value for key, value in properties.items()}
+    for key in CLASS_KEYS:
+        value = of_key.get(key.lower())
+        if value is None or value == "":
+            continue
+        name = value.get("name") if isinstance(value, dict) else value
+        names = value.get("names") if isinstance(value, dict) else None
         if name is None and isinstance(names, list) and all(isinstance(n, str) for n in names):
             name = ": ".join(names)
         if isinstance(name, str):
             return name
-    raise InputError(
-        f"{path}: {where}: classification {show(classification)} has no name; {_REMEDY}"
-    )
+        if key == CLASS_KEYS[0]:  # others, such as a number as label, may be something else
+            raise InputError(f"{path}: {where}: {key} {show(value)} has no name; {_REMEDY}")
+    return None

@@ -34,12 +34,15 @@ class Outline:
         y in pixels; integers are pixel centres. Empty if it isn't a cell.
     kind
         What it is if it isn't a cell, such as `POINTS`; "annotation" or "detection" in QuPath.
+    id
+        Its id in the file, a text, or None.
     """
 
     where: str
     class_name: str | None
     polygons: list[Polygon]
     kind: str = ""
+    id: str | None = None
 
 
 POINTS = "points, lines and outlines of fewer than 3 points"

@@ -8,12 +8,16 @@ which are pixels, the files follow RFC 7946.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import io
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
@@ -35,15 +39,17 @@ def cell_features(
     names: Sequence[str],
     colours: Sequence[Colour],
     scores: NDArray[Any] | None = None,
-    object_type: Literal["detection", "annotation"] = "detection",
+    object_type: str = "detection",
     scale: tuple[float, float] = (1, 1),
+    ids: Sequence[str] | None = None,
+    measurements: Sequence[Mapping[str, float | None]] | None = None,
 ) -> Iterator[Feature]:
     """Yield a GeoJSON feature for each cell of an image.
 
     Parameters
     ----------
     image
-        The image's name; with the index of a cell it determines the feature's id, a UUID.
+        The image's name, for the ids.
     size
         Height and width of the image in pixels.
     masks
@@ -55,9 +61,13 @@ def cell_features(
     scores
         `(N,)` in 0…1, the measurement "score", or None.
     object_type
-        QuPath's type: detections are light, annotations can be edited.
+        QuPath's type: "detection" is light, "annotation" can be edited.
     scale
         Factors of x and y, from the level of the masks to full resolution.
+    ids
+        N unique ids; by default those of `cell_ids`.
+    measurements
+        N numbers by name; None is left out.
 
     Yields
     ------
@@ -72,7 +82,7 @@ def cell_features(
     classifications = [
         {"name": name, "color": list(colour)} for name, colour in zip(names, colours, strict=True)
     ]
-    namespace = uuid.uuid5(uuid.NAMESPACE_URL, image)
+    ids = cell_ids(image, masks) if ids is None else ids
     for begin in range(0, len(masks), _BLOCK):
         outlines = trace(decode(masks[begin : begin + _BLOCK], size))
         for index, polygons in enumerate(outlines, start=begin):
@@ -82,8 +92,12 @@ def cell_features(
                 "objectType": object_type,
                 "classification": classifications[classes[index]],
             }
-            if scores is not None:
-                properties["measurements"] = {"score": round(float(scores[index]), 6)}
+            measured = {} if scores is None else {"score": round(float(scores[index]), 6)}
+            if measurements is not None:
+                more = measurements[index].items()
+                measured |= {name: value for name, value in more if value is not None}
+            if measured:
+                properties["measurements"] = measured
             coordinates = [
                 [(ring if scale == (1, 1) else ring * scale).tolist() for ring in polygon]
                 for polygon in polygons
@@ -95,21 +109,43 @@ def cell_features(
             )
             yield {
                 "type": "Feature",
-                "id": str(uuid.uuid5(namespace, str(index))),
+                "id": ids[index],
                 "geometry": geometry,
                 "properties": properties,
             }
 
 
+def cell_ids(image: str, masks: Sequence[RLE]) -> list[str]:
+    """Return the id of each cell, a UUID of the image's name and the cell's mask.
+
+    It stays the same whatever other cells the image has. Of several cells with the same mask, the
+    later ones are numbered.
+    """
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, image)
+    seen = Counter[str]()
+    ids = []
+    for mask in masks:
+        text = mask["counts"]
+        text = text if isinstance(text, str) else text.decode("ascii")
+        ids.append(str(uuid.uuid5(namespace, f"{text} {seen[text]}" if seen[text] else text)))
+        seen[text] += 1
+    return ids
+
+
 def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> int:
     """Write features as a FeatureCollection, one per line; return their number.
 
-    Raises InputError if the file can't be written.
+    A path that ends in `.gz` is compressed with gzip, always to the same bytes.
+
+    Raises InputError if the file can't be written, or is somebody else's.
     """
+    path = Path(path)
     count = 0
     start = '{"type":"FeatureCollection","features":['
-    check_own(Path(path), re.escape(f"{start}\n".encode()), "outlines")
-    with write_atomic(path) as file:
+    is_gzip = path.suffix == ".gz"
+    own = _GZIP if is_gzip else re.escape(f"{start}\n".encode())
+    check_own(path, own, "outlines")
+    with write_atomic(path, "wb") as raw, _as_text(raw, is_gzip) as file:
         file.write(start)
         for feature in features:
             text = to_json(feature, separators=(",", ":"))
@@ -117,3 +153,20 @@ def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> 
             count += 1
         file.write("\n]}\n")
     return count
+
+
+_NAME = "cellseg.geojson"
+# The header of gzip: magic bytes, deflate, with a name, no time, level and system, the name.
+_GZIP = re.escape(b"\x1f\x8b\x08\x08\0\0\0\0") + b".." + re.escape(_NAME.encode() + b"\0")
+
+
+@contextlib.contextmanager
+def _as_text(raw: Any, is_gzip: bool) -> Iterator[IO[str]]:
+    """Yield a text file in UTF-8 that writes into another, which stays open."""
+    with contextlib.ExitStack() as stack:
+        if is_gzip:
+            raw = stack.enter_context(gzip.GzipFile(_NAME, "wb", 6, raw, mtime=0))
+        text = io.TextIOWrapper(raw, "utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
 from cellseg.read.outlines import Outline, fill_outlines, to_ring
-from cellseg.rle import encode, label_map_to_runs
+from cellseg.rle import areas, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal
 
@@ -262,7 +263,7 @@ RING = square(0, 0, 1, 1)
         [feature([RING], 3)],
         [feature([RING], None)],
         [feature([RING], None, names=[3])],
-        [{**feature([RING]), "properties": {"classification": "class1"}}],
+        [{**feature([RING]), "properties": {"classification": 3}}],
         [{**feature([RING]), "properties": {"classification": ["class1"]}}],
     ],
 )
@@ -270,6 +271,45 @@ def test_damaged_geojson(path, value):
     text = refusal(geojson_cells, path, value)
     assert text.startswith(f"{path}: ")
     assert "; " in text
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"classification": "class2"},
+        {"Class": "class2", "label": 17},
+        {"class_name": "class2"},
+        {"cell_type": {"name": "class2"}},
+        {"type": "class2", "name": "Annotation 5"},
+        {"classification": None, "className": "class2"},
+    ],
+)
+def test_classes_of_other_programs(path, properties):
+    one = {**feature([RING]), "properties": properties}
+    cells, _ = geojson_cells(path, collection(one))
+    assert list(cells) == [2]
+
+
+def test_ids_and_types_are_kept(path):
+    ids = ["90332142-bc29-489c-9dd6-2abc981526f2", 7, None, "PathDetectionObject", ["?"]]
+    path.write_text(json.dumps(collection(*({**feature([RING]), "id": id_} for id_ in ids))))
+    outlines = read_geojson(path)
+    assert [outline.id for outline in outlines] == [ids[0], "7", None, None, None]
+    assert [outline.kind for outline in outlines] == ["", "", "", "detection", ""]
+
+
+def test_geojson_of_hoverfast():
+    shared = Path(__file__).resolve().parents[3] / "shared/data/slides"
+    path = Path(os.environ.get("CELLSEG_SLIDES", shared), "tcga_tile.geojson")
+    if not path.is_file():
+        pytest.skip(f"{path} not found; set CELLSEG_SLIDES")
+    outlines = read_geojson(path)
+    assert [outline.class_name for outline in outlines] == [None] * 4
+    assert outlines[0].id == "90332142-bc29-489c-9dd6-2abc981526f2"
+    cells, warnings = fill_outlines(path, outlines, (512, 512), ["nucleus"])
+    shapes = [shapely.Polygon(outline.polygons[0][0]) for outline in outlines]
+    np.testing.assert_allclose(areas(cells[1]), [shape.area for shape in shapes], rtol=0.03)
+    assert not +warnings
 
 
 def test_a_missing_geojson_or_a_folder(tmp_path):

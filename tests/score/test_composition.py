@@ -24,7 +24,8 @@ def test_two_images_by_hand():
     np.testing.assert_allclose(found.area_mm2, [0.25, 2])
     np.testing.assert_allclose(found.density_per_mm2.by_image, [[12, 4, 16], [0, 2, 2]])
     np.testing.assert_allclose(found.density_per_mm2.total, [3 / 2.25, 5 / 2.25, 8 / 2.25])
-    np.testing.assert_allclose(found.share.by_image, [[0.75, 0.25, 1], [0, 1, 1]])
+    expected = np.array([[0.75, 0.25, 1], [0, 1, 1]])
+    np.testing.assert_allclose(found.share.by_image, expected)
     np.testing.assert_allclose(found.share.total, [3 / 8, 5 / 8, 1])
     assert np.isnan(found.mean_area_px.total).all()
 

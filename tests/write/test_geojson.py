@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import uuid
 
@@ -15,7 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.geojson
 from cellseg.rle import encode, label_map_to_runs
-from cellseg.write.geojson import cell_features, write_geojson
+from cellseg.write.geojson import cell_features, cell_ids, write_geojson
 from tests.read.refusal import refusal
 
 NAMES = ["epithelial", "Zellkern – 細胞"]
@@ -71,6 +72,23 @@ def test_ids_differ_within_an_image_and_between_images_but_not_between_runs():
     assert len({f["id"] for f in [*first, *other]}) == 4
 
 
+def test_ids_do_not_depend_on_the_other_cells():
+    three, two = features_of([[1, 2, 3]]), features_of([[0, 2, 3]])
+    assert [feature["id"] for feature in three[1:]] == [feature["id"] for feature in two]
+    masks = [{"size": [1, 2], "counts": "02"}] * 3
+    assert len(set(cell_ids("a", masks))) == 3
+    assert cell_ids("a", masks[:2]) == cell_ids("a", masks)[:2]
+
+
+def test_given_ids_and_measurements():
+    (feature,) = features_of(
+        [[1]], ids=["mine"], measurements=[{"area_px": 1, "area_um2": None}],
+        scores=np.array([0.5]),
+    )  # fmt: skip
+    assert feature["id"] == "mine"
+    assert feature["properties"]["measurements"] == {"score": 0.5, "area_px": 1}
+
+
 def test_a_mask_with_no_pixel_gives_no_feature():
     masks = [{"size": [1, 2], "counts": "2"}, {"size": [1, 2], "counts": "02"}]
     features = list(cell_features("a", (1, 2), masks, np.array([0, 1]), NAMES, COLOURS))
@@ -121,6 +139,18 @@ def test_an_image_without_cells_is_an_empty_collection(tmp_path):
     path = tmp_path / "a.geojson"
     assert write_geojson(path, []) == 0
     assert json.loads(path.read_text("utf-8")) == {"type": "FeatureCollection", "features": []}
+
+
+def test_gzip_gives_the_same_bytes_and_replaces_its_own_files_only(tmp_path):
+    path = tmp_path / "a.geojson.gz"
+    features = features_of([[1, 2, 2]])
+    assert write_geojson(path, features) == 2
+    first = path.read_bytes()
+    assert json.loads(gzip.decompress(first))["features"] == features
+    write_geojson(path, features)
+    assert path.read_bytes() == first
+    path.write_bytes(gzip.compress(b"somebody's"))
+    assert "a.geojson.gz: exists" in refusal(write_geojson, path, features)
 
 
 def test_an_error_leaves_the_earlier_file(tmp_path):
