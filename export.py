@@ -58,7 +58,9 @@ def get_parser() -> utils.CommandParser:
         "--format", nargs="+", choices=FORMATS, default=list(FORMATS),
         help="formats to write (default: all)",
     )  # fmt: skip
-    utils.add_data(parser, ": the test list defines the images of results, overlays need images")
+    utils.add_data(
+        parser, ": the test list defines the images of results, overlays need images", True
+    )
     utils.add_limits(parser)
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
@@ -168,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     args = get_parser().parse_args(argv)
     source = args.source or find_newest_results(utils.RUNS)
+    args.data = utils.choose_data(args.data, source)
     names, images = read_cells(args, source)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
     n_cells = sum(len(image.masks) for image in images)

@@ -17,6 +17,7 @@ import utils
 from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path
+from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if n_processes * args.num_machines > 1:
         check_launch(n_processes, args.device)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
+    if len({path.resolve() for path in weights}) < len(weights):
+        raise InputError("--checkpoint: names the same weights twice; name each run once")
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
     for path, cfg in zip(weights, cfgs, strict=True):
@@ -219,6 +222,7 @@ def write(
     from cellseg import runs
     from cellseg.read.coco import data_categories
     from cellseg.read.images import list_entry
+    from cellseg.read.names import image_name
     from cellseg.write.sidecars import write_sidecars
     from cellseg.write.submission import check_submission, write_submission, write_zip
 
@@ -228,12 +232,14 @@ def write(
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
     listed = [list_entry(image) for image in job.usable]
-    ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations)
+    ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations, args.data)
     to_submit = not (args.images or ground_truth)
     fits = to_submit and list(categories) == data_categories(args.data)
     archive = write_zip(results) if fits or args.zip else None
     count, empty = check_submission(archive or results, listed, category_ids)
-    without = f", {len(empty)} of them without detections" if empty else ""
+    without_any = set(empty)
+    names = [image_name(each["file_name"]) for each in listed if each["id"] in without_any]
+    without = f", {len(names)} of them without detections ({listed_names(names)})" if names else ""
     shown = display_path(archive or results)
     print(
         f"{plural(count, 'cell')} in {plural(len(listed), 'image')}{without}: "

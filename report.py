@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the page. Return the exit code."""
     args = get_parser().parse_args(argv)
     source = args.annotations or args.results or find_newest_results(utils.RUNS)
+    args.data = utils.choose_data(args.data, source)
     output = args.output or (source if source.is_dir() else source.parent) / "report.html"
     inputs = [path for path in (source, args.compare) if path and not path.is_dir()]
     utils.check_outputs({"--output": output}, [*inputs, args.truth or source])

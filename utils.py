@@ -102,10 +102,14 @@ def add_limits(flags: argparse._ActionsContainer) -> None:
         help=f"memory in GB to decode an image as a whole ({IMAGE_GB:g}); more for files you trust")
 
 
-def add_data(flags: argparse._ActionsContainer, use: str = "") -> None:
-    """Add --data; `use` is the part of the help text about the folder's purpose."""
-    flags.add_argument("--data", type=Path, default=DATA, metavar="DIR",
-        help=f"data folder{use} (default: nycu-hw3-data next to this script)")
+def add_data(flags: argparse._ActionsContainer, use: str = "", of_results: bool = False) -> None:
+    """Add --data; `use` is the part of the help text about the folder's purpose.
+
+    With `of_results`, the default is None, for `choose_data`.
+    """
+    own = "the one predicted, if known, else " if of_results else ""
+    flags.add_argument("--data", type=Path, default=None if of_results else DATA, metavar="DIR",
+        help=f"data folder{use} (default: {own}nycu-hw3-data next to this script)")
 
 
 def add_scoring(
@@ -120,7 +124,7 @@ def add_scoring(
         help="ground truth: COCO annotation file, or folder <image>/class<K>.tif for the images "
         "of the test list or of your own images (default: the annotations that inference.py wrote "
         f"next to RESULTS, else {ground_truth_default})")
-    add_data(parser, data_use)
+    add_data(parser, data_use, of_results=True)
     add_limits(parser)
     add("--only_annotated", action="store_true",
         help="ignore results of images that are not in TRUTH (default: error)")
@@ -149,6 +153,13 @@ def add_process_flags(
     add("--dist_url", default="auto", metavar="URL",
         help="address of machine 0, such as tcp://10.0.0.1:29500 (auto: this machine)")
 # fmt: on
+
+
+def choose_data(given: Path | None, source: Path) -> Path:
+    """Return the data folder for results or annotations: `given`, else their own, else ours."""
+    from cellseg.read.results import find_data_folder
+
+    return given or find_data_folder(source) or DATA
 
 
 def check_annotations(path: Path, how: str = "") -> None:

@@ -243,7 +243,12 @@ def safe_name(name: str) -> str:
     safe = safe.encode()[:_LONGEST].decode(errors="ignore")
     if safe == name:
         return name
-    return f"{safe}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return hashed_name(safe, name)
+
+
+def hashed_name(name: str, of: str) -> str:
+    """Return a name that ends with the hash of another, by which it differs from others."""
+    return f"{name}-{hashlib.sha256(of.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def display_path(path: str | os.PathLike[str]) -> str:

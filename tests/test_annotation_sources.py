@@ -466,6 +466,58 @@ def test_skip_bad_leaves_out_a_cell_not_its_image(tmp_path, capsys, segmentation
     assert "unusable cells, left out: 1, in 1 image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (
+            {"category_id": 77},
+            "cells of unknown categories, left out: 1, in 1 image: pictures/a.tif",
+        ),
+        ({"category_id": None}, "cells of unknown categories, left out: 1, in 1 image"),
+        ({"iscrowd": 7}, "unusable cells, left out: 1, in 1 image"),
+        ({"image_id": 77}, "annotation 9: image_id 77 is not in the file"),
+        ({"image_id": [5]}, "(1 cell of images that are not in the file)"),
+    ],
+)
+def test_skip_bad_leaves_out_a_cell_of_unknown_image_or_category(tmp_path, capsys, change, found):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    value["annotations"].append({**value["annotations"][0], "id": 9, **change})
+    arguments = write_coco(tmp_path, value)
+    assert "theirs.json: annotation 9: " in refused(tmp_path, *arguments)
+    assert cells_of(run(tmp_path, *arguments, "--skip_bad")) == EXPECTED
+    assert found in capsys.readouterr().err
+
+
+def test_ids_and_resolutions_that_are_text(tmp_path):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = with_image(mpp="0.25", id="5")
+    for cell in value["annotations"]:
+        cell |= {"id": 1, "image_id": "5", "category_id": 30.0}
+    coco = run(tmp_path, *write_coco(tmp_path, value))
+    assert cells_of(coco) == EXPECTED
+    assert coco["images"][0]["mpp"] == 0.25
+
+
+@pytest.mark.parametrize("mpp", ["unknown", 0, -1, "1e9", [0.25]])
+def test_an_unusable_resolution_is_unknown(tmp_path, capsys, mpp):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    coco = run(tmp_path, *write_coco(tmp_path, with_image(mpp=mpp)))
+    assert "mpp" not in coco["images"][0]
+    assert "mpp" in capsys.readouterr().err
+
+
+def test_a_category_that_names_a_group_is_a_warning(tmp_path, capsys):
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    value["categories"] = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 30, "name": "late", "supercategory": "cells"},
+    ]
+    run(tmp_path, *write_coco(tmp_path, value))
+    assert "cells is a class without a cell" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("segmentation", [*DEGENERATE.values(), *BAD_CELLS.values()])
 def test_an_image_of_which_no_cell_is_usable_is_not_one_without_cells(
     tmp_path, capsys, segmentation

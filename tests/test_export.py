@@ -115,7 +115,7 @@ def test_everything_from_annotations(tmp_path, capsys):
     tifffile.imwrite(image / "class2.tif", LEFT.astype(np.float64))
     assert annotation.main(["--data", str(data), "--class_names", "a", "b"]) == 0
     annotations = data / "train__annot.json"
-    assert export.main([str(annotations), "--data", str(data)]) == 0
+    assert export.main([str(annotations)]) == 0  # whose folder is the data folder
     assert all_files(data / "export") == [
         "geojson/sample.geojson",
         "labels/sample/class2.tif",
@@ -694,6 +694,16 @@ def test_image_names_that_clash(tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(coco_of("a.png", "a.tif")))
     assert "a.png and a.tif have the same output name" in refusal(path, "--format", "geojson")
+
+
+def test_names_that_differ_only_in_case(tmp_path):
+    """On many systems they are the same file."""
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_of("a.png", "A.png", "sub/b.png", "Sub/B.png")))
+    assert export.main([str(path), "--format", "geojson", "--data", str(tmp_path)]) == 0
+    names = all_files(tmp_path / "export")
+    assert len({name.lower() for name in names}) == 4
+    assert {"geojson/a.geojson", "geojson/sub/b.geojson"} <= set(names)
 
 
 def test_output_that_is_a_file(data, run, tmp_path):

@@ -179,7 +179,8 @@ def test_images_that_are_almost_black(predict, tmp_path, capsys):
         Image.fromarray(np.full((40, 30), value, np.uint8)).save(tmp_path / f"{name}.png")
     assert predict("--images", *tmp_path.glob("*.png")) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "of 255" in line]
-    assert line.startswith("warning: 2 images with hardly a pixel above 64 of 255")
+    assert line.startswith("warning: images with hardly a pixel above 64 of 255")
+    assert ": 2: " in line
     assert "black.png" in line
     assert "dim.png" in line
     assert "bright.png" not in line
@@ -212,11 +213,12 @@ def test_annotated_images_are_scored_and_exported_by_name(
     file, flag, _ = words = command.split()
     assert flag == "--truth"
     truth = load_coco(tmp_path / "out" / f"{dataset}-results-truth.json")
-    for argv in (words, [file, "--data", str(cells)]):
+    for argv in (words, [file], [file, "--data", str(cells)]):
         assert evaluate.main([*argv, "--resamples", "0"]) == 0
         out = capsys.readouterr().out
         assert f"\n{count} images, {len(truth['annotations'])} ground-truth cells, " in out
-    assert export.main([file, "--data", str(cells)]) == 0
+    assert export.main([file]) == 0  # the run's data folder
+    assert report.main([file, "--resamples", "0"]) == 0
     expected = {Path(image["file_name"]).parent.name for image in truth["images"]}
     assert len(expected) == count
     exported = (tmp_path / "out" / "export" / "geojson").iterdir()
@@ -237,6 +239,11 @@ def test_annotations_that_are_not_the_run_s(predict, run, own, tmp_path, dataset
     message = refusal(predict, "--dataset", dataset, "--annotations", moved)
     assert message.startswith(f"{moved}: not the annotations that {run} ")
     assert (tmp_path / "out" / f"{dataset}-results.json").read_bytes() == written
+
+
+def test_the_same_weights_twice(predict, run):
+    message = refusal(predict, "--checkpoint", str(run), str(run / runs.BEST), checkpoint=run)
+    assert message.startswith("--checkpoint: names the same weights twice")
 
 
 def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
@@ -776,11 +783,11 @@ def test_files_of_the_user_are_not_replaced_or_removed(predict, tmp_path, name, 
 
 
 def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
-    """A run fused with itself gives its own results, with other weights different ones."""
+    """A run fused with its copy gives its own results, with other weights different ones."""
     argv = argv_of(run, slide, tmp_path)
-    assert inference.main([*argv[:2], str(run), *argv[2:]]) == 0
-    assert results(tmp_path / "images-results.json") == json.loads(undisturbed)
     copy = Path(shutil.copytree(run, tmp_path / "run"))
+    assert inference.main([*argv[:2], str(copy), *argv[2:]]) == 0
+    assert results(tmp_path / "images-results.json") == json.loads(undisturbed)
     shutil.copy(copy / runs.FINAL, copy / runs.BEST)
     with torch.no_grad():
         saved = torch.load(copy / runs.BEST, weights_only=True)

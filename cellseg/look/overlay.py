@@ -5,6 +5,9 @@ from __future__ import annotations
 import colorsys
 import itertools
 import os
+import re
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -183,12 +186,24 @@ def draw_comparison(
 def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
     """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
 
-    Raises InputError if the file can't be written, or is no PNG.
+    Raises InputError if the file can't be written, or exists and is of another program.
     """
-    check_own(Path(path), rb"\x89PNG", "a picture")
+    check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture")
     _, data = cv2.imencode(".png", image[..., ::-1])
+    png = data.tobytes()
     with write_atomic(path, "wb") as file:
-        file.write(data.tobytes())
+        file.write(png[:_HEADER] + _MARK + png[_HEADER:])
+
+
+_HEADER = 33  # bytes of a PNG's signature and header
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+_MARK = _png_chunk(b"tEXt", b"Software\0cellseg")
 
 
 def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:

@@ -126,4 +126,7 @@ def _kinds_text(kinds: Counter[str], cfgs: Sequence[CfgNode]) -> str:
     if not any(cfg.DATA.MPP and _uses_resolution(cfg) for cfg in cfgs):
         return ""
     texts = [f"{plural(count, 'image')} {kind}" for kind, count in kinds.most_common()]
-    return "; ".join(texts[:3] + ["…"] * (len(texts) > 3)) or "no image can be read"
+    if len(texts) > 4:
+        n_images = sum(count for _, count in kinds.most_common()[3:])
+        texts[3:] = [f"{plural(n_images, 'image')} of {plural(len(texts) - 3, 'other kind')}"]
+    return "; ".join(texts) or "no image can be read"

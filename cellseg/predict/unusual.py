@@ -12,12 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.messages import listed, plural, warn
-
-DARK = 64
-"""Of 255; stained tissue has a bright background, and crops without any are brighter too."""
-
-_STRAY = 0.001
-"""Share of the pixels that may be brighter in a dark image."""
+from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 
 
 class BrightnessCheck:
@@ -33,13 +28,11 @@ class BrightnessCheck:
         if image != self._image:
             self._finish_image()
             self._image, self._n_pixels, self._n_bright = image, 0, 0
-        pixels = tile.reshape(-1, tile.shape[-1])
-        self._n_pixels += len(pixels)
-        self._n_bright += int(np.count_nonzero((pixels > DARK).any(axis=1)))
+        self._n_pixels += tile.shape[0] * tile.shape[1]
+        self._n_bright += count_bright(tile)
 
     def _finish_image(self) -> None:
-        # Hot pixels and a scale bar are bright in a dark image too.
-        if self._image and self._n_bright <= _STRAY * self._n_pixels:
+        if self._image and is_dark(self._n_bright, self._n_pixels):
             self._dark.append(self._image)
 
     def warn(self) -> None:
@@ -47,9 +40,8 @@ class BrightnessCheck:
         self._finish_image()
         if self._dark:
             warn(
-                f"{plural(len(self._dark), 'image')} with hardly a pixel above {DARK} of 255, "
-                f"almost black or not of the full range: {listed(self._dark)}; scale "
-                "the values as in the training images"
+                f"{DARK_TEXT}: {len(self._dark)}: {listed(self._dark)}; scale the values as in the "
+                "training images"
             )
 
 

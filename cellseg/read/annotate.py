@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.messages import listed, plural, warn
+from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
 from cellseg.read.classes import UnknownClassError
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage
@@ -36,9 +37,6 @@ from cellseg.read.window import open_image
 from cellseg.rle import MaskRuns, areas, decode
 
 Source = TypeVar("Source")
-
-DARK = 16
-"""Of 255; the background of a slide is far brighter."""
 
 
 def annotate_image(
@@ -72,7 +70,7 @@ def annotate_image(
             image.label_map, image.class_table, image.path, size, class_names, skip_bad
         )
     else:
-        cells, warnings = read_class_files(image.class_files, image.path, size)
+        cells, warnings = read_class_files(image.class_files, image.path, size, skip_bad)
     for name in image.ignored:
         warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
     file_name = f"{TRAIN}/{image.name}/{image.path.name}"
@@ -88,7 +86,7 @@ def read_outlines(path: Path) -> list[Outline]:
 def count_cells(image: TrainImage) -> int:
     """Return the number of cells in those of an image's files that can be read."""
     if image.outlines:
-        return sum(bool(outline.polygons) for outline in read_outlines(image.outlines))
+        return sum(bool(o.polygons or o.error) for o in read_outlines(image.outlines))
     n_cells = 0
     for path in [*image.class_files.values(), *filter(None, [image.label_map])]:
         with contextlib.suppress(InputError):
@@ -110,8 +108,8 @@ def find_class_names(
             if image.outlines:
                 names |= {o.class_name or "" for o in read_outlines(image.outlines) if o.polygons}
             elif image.class_table:
-                texts = read_class_table(image.class_table).values()
-                names |= {class_name(text, given or ()) for text in texts}
+                class_of, _ = read_class_table(image.class_table, skip_bad=True)
+                names |= {class_name(text, given or ()) for text in class_of.values()}
     return names
 
 
@@ -155,7 +153,8 @@ def _with_warnings(
     warnings["images turned by their EXIF orientation, as their masks must be"] += (
         is_jpeg and orientation(path) > 1
     )
-    warnings[f"images with no pixel above {DARK} of 255"] += int(pixels.max()) <= DARK
+    n_pixels = pixels.shape[0] * pixels.shape[1]
+    warnings[DARK_TEXT] += is_dark(count_bright(pixels), n_pixels)
     warnings[f"cells of at most {SMALL} pixels"] += sum(
         int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
     )

@@ -198,6 +198,10 @@ class EmptyMaskError(InputError):
     """A mask has no pixel."""
 
 
+class UnknownReferenceError(InputError):
+    """An annotation has an image or a category that is not in the file."""
+
+
 def load_coco(path: str | os.PathLike[str]) -> COCO:
     """Load an annotation file, and check all that training and scoring use with `check_coco`.
 
@@ -209,7 +213,7 @@ def load_coco(path: str | os.PathLike[str]) -> COCO:
 def check_coco(
     path: str | os.PathLike[str],
     coco: Any,
-    unusable: list[tuple[int, InputError]] | None = None,
+    unusable: list[tuple[Any, InputError]] | None = None,
 ) -> COCO:
     """Check all that training and scoring use in annotations, and convert their masks.
 
@@ -221,8 +225,10 @@ def check_coco(
         Its content, which is changed. Masks may be polygons or RLEs, with compressed counts or a
         list; category ids can be any integers.
     unusable
-        If given, annotations with an unusable mask are removed, and their image ids and errors
-        added here, instead of an error; for empty masks, these are `EmptyMaskError`.
+        If given, annotations that can't be used are removed, and their image ids, which may be
+        anything, and errors added here, instead of an error. For empty masks, these are
+        `EmptyMaskError`, for images and categories that are not in the file
+        `UnknownReferenceError`.
 
     Returns
     -------
@@ -262,19 +268,16 @@ def check_coco(
     categories = {category["id"] for category in coco["categories"]}
     by_image: dict[int, list[dict[str, Any]]] = {id_: [] for id_ in images}
     for annotation in coco["annotations"]:
-        where = f"{path}: annotation {annotation['id']}"
-        for key, known in (("image_id", images), ("category_id", categories)):
-            value = annotation.get(key)
-            if type(value) is not int or value not in known:
-                raise InputError(
-                    f"{where}: {key} {show(value)} is not in the file; add it or remove the "
-                    "annotation"
-                )
-        crowd = annotation.get("iscrowd")
-        if crowd not in (0, 1, None):  # includes true and false
-            raise InputError(f"{where}: iscrowd {show(crowd)} is not 0 or 1; fix it")
-        annotation["iscrowd"] = int(bool(crowd))
-        by_image[annotation["image_id"]].append(annotation)
+        try:
+            _check_annotation(
+                f"{path}: annotation {annotation['id']}", annotation, images, categories
+            )
+        except InputError as error:
+            if unusable is None:
+                raise
+            unusable.append((annotation.get("image_id"), error))
+        else:
+            by_image[annotation["image_id"]].append(annotation)
     _check_polygons(path, coco["annotations"])
     if unusable is None:
         for image_id, of_image in by_image.items():
@@ -285,6 +288,22 @@ def check_coco(
             usable |= _normalise_each(path, images[image_id], of_image, unusable)
         coco["annotations"] = [a for a in coco["annotations"] if a["id"] in usable]
     return coco
+
+
+def _check_annotation(
+    where: str, annotation: dict[str, Any], images: Container[int], categories: Container[int]
+) -> None:
+    """Check all of an annotation but its mask, and set `iscrowd` to 0 or 1."""
+    for key, known in (("image_id", images), ("category_id", categories)):
+        value = annotation.get(key)
+        if type(value) is not int or value not in known:
+            raise UnknownReferenceError(
+                f"{where}: {key} {show(value)} is not in the file; add it or remove the annotation"
+            )
+    crowd = annotation.get("iscrowd")
+    if crowd not in (0, 1, None):  # includes true and false
+        raise InputError(f"{where}: iscrowd {show(crowd)} is not 0 or 1; fix it")
+    annotation["iscrowd"] = int(bool(crowd))
 
 
 def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> None:
@@ -348,7 +367,7 @@ def _normalise_each(
     path: str | os.PathLike[str],
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
-    unusable: list[tuple[int, InputError]],
+    unusable: list[tuple[Any, InputError]],
 ) -> set[int]:
     """Normalise the annotations of an image; return the ids of those that are usable."""
     usable = {annotation["id"] for annotation in annotations}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,41 @@ from pathlib import Path
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 
+_LONGEST_LINE = 1 << 16  # characters
 
-def read_columns(path: Path, columns: Sequence[str], where: str = "") -> list[tuple[str, ...]]:
+
+def has_columns(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether a file is CSV with some columns, as `read_columns` reads them."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
+        check_ordinary(path)
+        with path.open(encoding="utf-8-sig") as file:
+            return _find_separator([file.readline(_LONGEST_LINE)], columns) is not None
+    return False
+
+
+def _find_separator(lines: Sequence[str], columns: Sequence[str]) -> str | None:
+    """Return the separator with which the first of some lines has the columns, None if none."""
+    for separator in ",;\t":
+        header = next(csv.reader(lines, delimiter=separator), [])
+        if set(columns) <= set(_titles(header)):
+            return separator
+    return None
+
+
+def _titles(header: Sequence[str]) -> list[str]:
+    return [title.strip().casefold() for title in header]
+
+
+def read_columns(
+    path: Path, columns: Sequence[str], where: str = "", may_be_empty: bool = False
+) -> list[tuple[str, ...]]:
     """Return the values in some columns of a CSV file, without spaces around them, row by row.
 
     The first line has the names of the columns, in any order; upper and lower case are the same.
     The separator is a comma, a semicolon or a tab. `where` precedes the path in messages.
 
-    Raises InputError if the file can't be read, or a column or a value is missing.
+    Raises InputError if the file can't be read, or a column is missing, or a value, unless they
+    may be empty.
     """
     name = ",".join(columns)
     expected = f"expected a CSV file with the columns {name}"
@@ -29,22 +57,20 @@ def read_columns(path: Path, columns: Sequence[str], where: str = "") -> list[tu
         raise InputError(f"{where}{path}: not UTF-8 text; save it as CSV in UTF-8") from None
     except OSError as error:
         raise InputError(f"{where}{path}: can't be read ({error.strerror}); {expected}") from None
-    for separator in ",;\t":
-        try:
-            header, *rows = list(csv.reader(lines, delimiter=separator)) or [[]]
-        except csv.Error as error:
-            raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
-        titles = [title.strip().casefold() for title in header]
-        if set(columns) <= set(titles):
-            break
-    else:
-        raise InputError(f"{where}{path}: no columns {name} in line 1; {expected}")
+    try:
+        separator = _find_separator(lines[:1], columns)
+        if separator is None:
+            raise InputError(f"{where}{path}: no columns {name} in line 1; {expected}")
+        header, *rows = csv.reader(lines, delimiter=separator)
+    except csv.Error as error:
+        raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
+    titles = _titles(header)
     places = [titles.index(column) for column in columns]
     values = []
     for number, row in enumerate(rows, 2):
         if any(map(str.strip, row)):  # not blank
             cells = tuple(row[place].strip() if place < len(row) else "" for place in places)
-            if "" in cells:
+            if "" in cells and not may_be_empty:
                 missing = columns[cells.index("")]
                 raise InputError(f"{where}{path}: no {missing} in line {number}; add it")
             values.append(cells)

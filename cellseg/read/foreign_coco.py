@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells
-from cellseg.messages import plural
+from cellseg.messages import listed, plural, warn
 from cellseg.read.cell_checks import scattered
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
     EmptyMaskError,
+    UnknownReferenceError,
     annotated_cells,
     check_coco,
     class_names,
@@ -28,6 +30,7 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.names import is_outside
+from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
 from cellseg.rle import decode
 
@@ -56,9 +59,9 @@ def read_coco_images(
     """Read a COCO file of any program, whose file names are relative to `data`.
 
     What has one meaning is repaired: backslashes and absolute paths below `data`, sizes that are
-    missing or floats, coordinates from 0 to 1, and single cells that are marked as crowds, as
-    brush masks are in CVAT. Polygons of fewer than 3 points or without area, and cells without a
-    pixel, are left out.
+    missing or floats, ids and `mpp` that are text, coordinates from 0 to 1, and single cells that
+    are marked as crowds, as brush masks are in CVAT. Polygons of fewer than 3 points or without
+    area, and cells without a pixel, are left out.
 
     Returns
     -------
@@ -67,7 +70,8 @@ def read_coco_images(
     images
         The images, by file name.
     skipped
-        With `skip_bad`, a message for each image of which no cell can be used.
+        With `skip_bad`, a message for each image of which no cell can be used, and for the cells
+        of images that are not in the file.
 
     Raises
     ------
@@ -80,23 +84,31 @@ def read_coco_images(
     if isinstance(coco, dict):
         skipped = _repair(path, data, coco, warnings, skip_bad)
     before = Counter(_image_ids(coco))
-    unusable: list[tuple[int, InputError]] = []
+    unusable: list[tuple[Any, InputError]] = []
     coco = check_coco(path, coco, unusable)
-    after = Counter(_image_ids(coco))
-    bad = set()
+    after = {image["id"]: 0 for image in coco["images"]} | Counter(_image_ids(coco))
+    bad: dict[int, InputError] = {}
+    stray: list[InputError] = []
     for image_id, error in unusable:
-        warnings[image_id][_EMPTY] += isinstance(error, EmptyMaskError)
-        warnings[image_id]["unusable cells, left out"] += not isinstance(error, EmptyMaskError)
-    for image_id, error in unusable:
-        if after[image_id] and (skip_bad or isinstance(error, EmptyMaskError)):
-            continue
-        if not skip_bad:
+        is_empty = isinstance(error, EmptyMaskError)
+        if not (skip_bad or (is_empty and after[image_id])):
             raise InputError(f"{error} (or skip what can't be used with --skip_bad)")
-        if image_id not in bad:
-            bad.add(image_id)
-            skipped.append(f"{error} ({plural(before[image_id], 'cell')}, none of them usable)")
-    coco = select_images(coco, {image["id"] for image in coco["images"]} - bad)
+        if not _is_in(after, image_id):
+            stray.append(error)
+        elif not after[image_id]:
+            bad.setdefault(image_id, error)
+        else:
+            warnings[image_id][_kind(error)] += 1
+    skipped += [
+        f"{error} ({plural(before[image_id], 'cell')}, none of them usable)"
+        for image_id, error in bad.items()
+    ]
+    if stray:
+        n_stray = plural(len(stray), "cell")
+        skipped.append(f"{stray[0]} ({n_stray} of images that are not in the file)")
+    coco = select_images(coco, set(after) - set(bad))
     _mark_single_cells(coco, warnings)
+    _warn_of_groups(path, coco)
     names = [image["file_name"] for image in coco["images"]]
     images = []
     for image in annotated_cells(coco, data, names):
@@ -106,7 +118,29 @@ def read_coco_images(
     return class_names(coco), sorted(images, key=lambda image: image.file_name), skipped
 
 
-_EMPTY = "cells without a pixel, left out"
+def _kind(error: InputError) -> str:
+    """Return a warning for cells that can't be used because of an error."""
+    if isinstance(error, EmptyMaskError):
+        return "cells without a pixel, left out"
+    if isinstance(error, UnknownReferenceError):
+        return "cells of unknown categories, left out"
+    return "unusable cells, left out"
+
+
+def _warn_of_groups(path: Path, coco: COCO) -> None:
+    """Warn of categories that only name a group of others, as in Roboflow's files."""
+    used = {annotation["category_id"] for annotation in coco["annotations"]}
+    groups = {
+        group
+        for category in coco["categories"]
+        if isinstance(group := category.get("supercategory"), str) and group != category["name"]
+    }
+    empty = [c["name"] for c in coco["categories"] if c["id"] not in used and c["name"] in groups]
+    if empty:
+        warn(
+            f"{path}: {listed(empty)} is a class without a cell, as it is a category of its own "
+            "and the supercategory of others; remove it from the categories if it is only that"
+        )
 
 
 def _image_ids(coco: Any) -> list[int]:
@@ -126,10 +160,17 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
     """
     images = _dicts(coco.get("images"))
     annotations = _dicts(coco.get("annotations"))
+    _repair_ids(images, annotations, _dicts(coco.get("categories")))
     without_size: dict[int, InputError] = {}
     for image in images:
         if isinstance(image.get("file_name"), str):
             image["file_name"] = _relative(image["file_name"], data)
+        mpp = _to_number(image.get("mpp"))
+        if mpp is not None and not is_plausible(mpp):
+            mpp = None
+            if type(image.get("id")) is int:
+                warnings[image["id"]][f"images whose mpp is not {MPP_RANGE}, ignored"] += 1
+        image["mpp"] = mpp
         try:
             _repair_size(image, data)
         except InputError as error:
@@ -175,6 +216,31 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
             warnings[annotation["image_id"]][kind] += n_stray
             annotation["segmentation"] = good
     return skipped
+
+
+def _repair_ids(
+    images: Sequence[COCO], annotations: Sequence[COCO], categories: Sequence[COCO]
+) -> None:
+    """Set ids that are text or whole floats to integers; number annotations that lack their own."""
+    for entry in (*images, *annotations, *categories):
+        for key in ("id", "image_id", "category_id"):
+            value = _to_number(entry.get(key))
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if type(value) is int:
+                entry[key] = value
+    ids = [annotation.get("id") for annotation in annotations]
+    # Merged files repeat them, and nothing refers to them.
+    if not all(type(id_) is int for id_ in ids) or len(set(ids)) < len(ids):
+        for number, annotation in enumerate(annotations, 1):
+            annotation["id"] = number
+
+
+def _to_number(value: Any) -> Any:
+    """Return the number that a text is, else the value."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,15}(\.[0-9]{0,15})?\s*", value):
+        return float(value) if "." in value else int(value)
+    return value
 
 
 def _is_in(ids: Mapping[int, object], value: Any) -> bool:

@@ -37,7 +37,7 @@ def read_geojson(path: Path) -> list[Outline]:
     `properties.classification.name`, or `names` for derived classes such as "Immune: Positive";
     other programs' files may have a text there, or in another of `CLASS_KEYS`.
     Points, lines, and polygons of fewer than 3 points give outlines without polygons; of a
-    GeometryCollection, the polygons are used.
+    GeometryCollection, the polygons are used. A broken feature gives an outline with its error.
 
     Raises InputError if the file is missing, damaged or something else.
     """
@@ -50,7 +50,7 @@ def read_geojson(path: Path) -> list[Outline]:
                 raise InputError(f"{path}: {found}")
     if not isinstance(features, list):
         raise InputError(f"{path}: no GeoJSON features in it; {_REMEDY}")
-    return [_outline(path, number, feature) for number, feature in enumerate(features, 1)]
+    return [_try_outline(path, f"feature {n}", each) for n, each in enumerate(features, 1)]
 
 
 def _read_plain(path: Path) -> Any:
@@ -75,8 +75,14 @@ def _read_gzip(path: Path) -> Any:
         raise InputError(f"{path}: not JSON ({error}) within gzip; {_REMEDY}") from None
 
 
-def _outline(path: Path, number: int, feature: Any) -> Outline:
-    where = f"feature {number}"
+def _try_outline(path: Path, where: str, feature: Any) -> Outline:
+    try:
+        return _outline(path, where, feature)
+    except InputError as error:
+        return Outline(where, None, [], error=str(error))
+
+
+def _outline(path: Path, where: str, feature: Any) -> Outline:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
     polygons = _polygons(path, where, feature.get("geometry"))

@@ -25,7 +25,7 @@ def read_imagescope(path: Path) -> list[Outline]:
     the annotation itself; `Regions/Region/Vertices/Vertex` has X and Y in pixels, integers
     being pixel centres, as in NYCU HW3's masks. Rectangles and ellipses may have two corners of
     their box. Negative regions (`NegativeROA`), arrows, rulers and regions of fewer than 3
-    vertices give outlines without polygons.
+    vertices give outlines without polygons, regions with broken vertices their error.
 
     Raises InputError if the file is missing, damaged or something else.
     """
@@ -81,6 +81,7 @@ class _Reader:
         self._vertices: list[tuple[float, float]] = []
         self._type = ""
         self._negative = False
+        self._error = ""
         self._n_regions = 0
 
     def refuse_doctype(self, *_: object) -> None:
@@ -102,16 +103,16 @@ class _Reader:
             self._class_name = name or self._class_name
         elif place == ["Annotation", "Regions", "Region"]:
             self._n_regions += 1
-            self._vertices = []
+            self._vertices, self._error = [], ""
             self._type = attributes.get("Type", "").strip()
             self._negative = attributes.get("NegativeROA", "0").strip() == "1"
         elif place == ["Annotation", "Regions", "Region", "Vertices", "Vertex"]:
-            self._vertices.append(self._point(attributes))
+            self._add_vertex(attributes)
 
     def end(self, _: str) -> None:
         if self._inside[1:] == ["Annotation", "Regions", "Region"]:
             where = f"region {self._n_regions}"
-            ring = to_ring(f"{self.path}: {where}", self._vertices)
+            ring = self._ring(f"{self.path}: {where}")
             if self._type in (_RECTANGLE, _ELLIPSE) and len(ring) in (2, 4):
                 ring = _ellipse(ring) if self._type == _ELLIPSE else _rectangle(ring)
             kind = ""
@@ -121,14 +122,24 @@ class _Reader:
                 kind = "arrows and rulers"
             elif len(ring) < 3:
                 kind = POINTS
-            self.outlines.append(Outline(where, self._class_name, [] if kind else [[ring]], kind))
+            polygons = [] if kind or self._error else [[ring]]
+            self.outlines.append(
+                Outline(where, self._class_name, polygons, kind, error=self._error)
+            )
         self._inside.pop()
 
-    def _point(self, attributes: dict[str, str]) -> tuple[float, float]:
+    def _add_vertex(self, attributes: dict[str, str]) -> None:
         try:
-            return float(attributes["X"]), float(attributes["Y"])
+            self._vertices.append((float(attributes["X"]), float(attributes["Y"])))
         except (KeyError, ValueError):
-            raise InputError(
+            self._error = (
                 f"{self.path}: region {self._n_regions}: vertex {show(attributes)}, expected "
                 f"numbers X and Y; {_REMEDY}"
-            ) from None
+            )
+
+    def _ring(self, where: str) -> NDArray[np.float64]:
+        try:
+            return to_ring(where, self._vertices)
+        except InputError as error:
+            self._error = str(error)
+            return np.zeros((0, 2))

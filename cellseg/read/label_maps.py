@@ -23,6 +23,7 @@ from cellseg.messages import plural
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
+from cellseg.read.layout import CLASS_COLUMNS
 from cellseg.read.orientation import turn_note
 from cellseg.read.tiff import decode_errors, pixel_chunks, read_labels
 from cellseg.rle import (
@@ -37,11 +38,14 @@ from cellseg.rle import (
 _ONE_VALUE = "one value per pixel (0 for background, one value per cell)"
 
 
-def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[NDArray[Any], MaskRuns]:
-    """Read a label map; return its N labels, rising, and their masks.
+def read_label_map(
+    path: Path, image: Path, size: tuple[int, int], remedy: str = "", skip_bad: bool = False
+) -> tuple[NDArray[Any], MaskRuns, int]:
+    """Read a label map: its N labels, rising, their masks, and the number of labels left out.
 
     TIFF, PNG and NPY are identified by content. `image` is the file of its image, of `size`
-    (height, width).
+    (height, width). `remedy` is what to do if the background is not 0. With `skip_bad`, labels
+    that are not integers from 0 are left out, unless most are such.
 
     Raises
     ------
@@ -57,9 +61,12 @@ def read_label_map(path: Path, image: Path, size: tuple[int, int]) -> tuple[NDAr
             "on that image"
         )
     values, mask_runs = label_map_to_runs(labels)
-    _check_values(path, values, mask_runs)
-    _check_background(path, values, mask_runs)
-    return values, mask_runs
+    valid = _find_valid(path, values, mask_runs, skip_bad)
+    n_bad = len(values) - len(valid)
+    if n_bad:
+        values, mask_runs = values[valid], select_masks(mask_runs, valid)
+    _check_background(path, values, mask_runs, remedy or _RENUMBER)
+    return values, mask_runs, n_bad
 
 
 def count_labels(path: Path) -> int:
@@ -119,21 +126,28 @@ def _read_png(path: Path) -> NDArray[Any]:
     return labels // (255 // (2**bits - 1)) if colour == 0 and bits < 8 else labels
 
 
-def _check_values(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
+def _find_valid(
+    path: Path, values: NDArray[Any], mask_runs: MaskRuns, skip_bad: bool
+) -> NDArray[np.int64]:
+    """Return the indices of the labels that are integers from 0.
+
+    Raises InputError for the first other one; with `skip_bad`, only if most are.
+    """
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
     else:
         bad = values < 0
-    if bad.any():
+    if bad.any() and not (skip_bad and 2 * bad.sum() < len(bad)):
         index = np.flatnonzero(bad)[0]
         column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
         raise InputError(
             f"{path}: label {values[index]} in row {row}, column {column} (from 0), expected "
             "integers: 0 for background, 1 and up for cells; fix the label map"
         )
+    return np.flatnonzero(~bad)
 
 
-def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> None:
+def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns, remedy: str) -> None:
     """Raise InputError if a label other than 0 is the background.
 
     It is the largest, touches all four edges, and surrounds two or more pieces of the rest. A
@@ -156,20 +170,29 @@ def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns) -> 
         percent = round(100 * sizes[index] / (height * width))
         raise InputError(
             f"{path}: label {values[index]} covers {percent} % of the image and surrounds "
-            f"{inside.sum()} pieces, as a background does, expected 0 for the background; set it "
-            "to 0 and number the cells from 1"
+            f"{inside.sum()} pieces, as a background does, expected 0 for the background; {remedy}"
         )
 
 
+_RENUMBER = "set it to 0 and number the cells from 1"
+_RENUMBER_CLASS = (
+    "set it to 0 and number the cells of this class, or remove the file if it shows what is no cell"
+)
+
+
+_BAD_LABELS = "labels that are not integers from 0, ignored"
+
+
 def read_class_files(
-    class_files: Mapping[int, Path], image: Path, size: tuple[int, int]
+    class_files: Mapping[int, Path], image: Path, size: tuple[int, int], skip_bad: bool = False
 ) -> tuple[dict[int, MaskRuns], Counter[str]]:
     """Read a label map per class: the masks of each class, and the warnings."""
     cells: dict[int, MaskRuns] = {}
     warnings: Counter[str] = Counter()
     seen: set[int | float] = set()
     for number, path in class_files.items():
-        values, cells[number] = read_label_map(path, image, size)
+        values, cells[number], n_bad = read_label_map(path, image, size, _RENUMBER_CLASS, skip_bad)
+        warnings[_BAD_LABELS] += n_bad
         ids = set(values.tolist())
         warnings["labels used in two class files of an image"] += len(ids & seen)
         warnings["class files without cells"] += not ids
@@ -194,8 +217,8 @@ def read_joint_label_map(
     The classes are those of `table`, a CSV file with the columns `label` and `class` (1…K, or a
     name, matched by `match_classes` with `class_names`), or the only one of `class_names`.
     """
-    values, mask_runs = read_label_map(path, image, size)
-    warnings: Counter[str] = Counter()
+    values, mask_runs, n_bad = read_label_map(path, image, size, skip_bad=skip_bad)
+    warnings = Counter({_BAD_LABELS: n_bad})
     if table is None:
         if len(class_names) > 1 and len(values):
             raise InputError(
@@ -204,7 +227,8 @@ def read_joint_label_map(
                 "with --class_names"
             )
         return ({1: mask_runs} if len(values) else {}), warnings
-    class_of = read_class_table(table)
+    class_of, n_unusable = read_class_table(table, skip_bad)
+    warnings["rows of class tables that can't be used, ignored"] = n_unusable
     labels = [int(value) for value in values]
     missing = [label for label in labels if label not in class_of]
     if missing and not skip_bad:
@@ -226,17 +250,39 @@ def read_joint_label_map(
 
 def class_name(text: str, class_names: Sequence[str]) -> str:
     """Return the name of a class that is given by its number 1…K, else the text."""
-    is_number = text not in class_names and re.fullmatch("[1-9][0-9]{0,8}", text)
-    return class_names[int(text) - 1] if is_number and int(text) <= len(class_names) else text
+    number = -1 if text in class_names else _whole_number(text)
+    return class_names[number - 1] if 1 <= number <= len(class_names) else text
 
 
-def read_class_table(path: Path) -> dict[int, str]:
-    """Return the class of each label in a CSV file with the columns `label` and `class`."""
+def read_class_table(path: Path, skip_bad: bool = False) -> tuple[dict[int, str], int]:
+    """Return the class of each label in a CSV file, and the number of rows that can't be used.
+
+    Its columns are `label` and `class`; labels may be floats, as pandas writes them. Raises
+    InputError for the first such row; without a label, without a class, or a label's second class;
+    with `skip_bad`, the labels of these have no class.
+    """
     classes: dict[int, str] = {}
-    for label, name in read_columns(path, ("label", "class")):
-        number = int(label) if re.fullmatch(r"[0-9]{1,18}", label) else -1
-        if number < 0 or classes.setdefault(number, name) != name:
-            found = "has two classes" if number >= 0 else "is not an integer"
-            raise InputError(f"{path}: label {label} {found}, expected a class for each; fix it")
-    classes.pop(0, None)  # the background
-    return classes
+    errors = []
+    unclear = set()
+    for label, name in read_columns(path, CLASS_COLUMNS, may_be_empty=skip_bad):
+        number = _whole_number(label)
+        if number < 0:
+            found = "is not an integer"
+        elif not name:
+            found = "has no class"
+        elif classes.setdefault(number, name) != name:
+            found = "has two classes"
+            unclear.add(number)
+        else:
+            continue
+        errors.append(f"{path}: label {label} {found}, expected a class for each; fix it")
+    if errors and not skip_bad:
+        raise InputError(errors[0])
+    # Not the background.
+    return {n: name for n, name in classes.items() if n and n not in unclear}, len(errors)
+
+
+def _whole_number(text: str) -> int:
+    """Return the number that a text is, as an integer or a whole float, else -1."""
+    digits = re.fullmatch(r"([0-9]{1,18})(\.0*)?", text)
+    return int(digits[1]) if digits else -1

@@ -9,6 +9,7 @@ test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.messages import plural, warn
+from cellseg.read.csv_table import has_columns
 from cellseg.read.tiff import MRXS, SUFFIXES
 from cellseg.text import is_printable
 
@@ -39,15 +41,23 @@ _READ = {
     "class table": r".*\.(csv|tsv)",
 }
 
+_LOSSY_ENDINGS = ("jpg", "jpeg", "jp2", "webp")
+_LOSSY = "a label map as JPEG and its like has other labels at the edges of cells"
+
 # What is often there instead, and how to convert it.
 _CONVERT = {
     r".*_seg\.npy": "Cellpose's file, a pickle, is not read; save its masks as PNG or TIFF, which "
     "Cellpose names …_cp_masks",
     r".*\.(zip|roi)": "ImageJ's ROIs are not read; open them in QuPath and export GeoJSON, or save "
     "a label map as label.tif",
+    rf"(.*[-_ ])?(labels?|labelled|masks?)\.({'|'.join(_LOSSY_ENDINGS)})": f"{_LOSSY}; save the "
+    "original one as label.tif or label.png",
     r".*\.mat": "MATLAB files are not read; save the instance map as label.tif, and the types of "
     "its cells as classes.csv",
 }
+
+CLASS_COLUMNS = ("label", "class")
+"""Columns of a class table."""
 
 _LABEL_MAP_NAMES = "class<K>.tif, label.tif, …_masks.png, .npy of the same names"
 _OUTLINE_NAMES = ".geojson, .geojson.gz, .json or .xml"
@@ -126,15 +136,19 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
         found[_kind(path.name)].append(path)
     for path in found["other class file"]:
         # Ignoring a label map would make its cells background.
-        name = path.name.partition(".")[0]
-        raise InputError(
-            f"{path}: expected a TIFF named {name}.tif; save it as {name}.tif, or move it out of "
-            "the folder"
-        )
+        name, _, ending = path.name.partition(".")
+        lossy = f"{_LOSSY}; save the original one as"
+        advice = lossy if ending.lower() in _LOSSY_ENDINGS else "not a label map; save it as"
+        raise InputError(f"{path}: {advice} {name}.tif or .png, or move it out of the folder")
     image, other_images = _choose_image(folder, found["image"], found["unknown"])
     class_files = select_class_files(found["class"], n_classes)
     unknown = other_images + found["unknown"]
 
+    if len(found["outlines"]) + len(class_files) + len(found["maybe label map"]) > 1:
+        # XML is also metadata of many programs.
+        others = [path for path in found["outlines"] if not _may_be_outlines(path)]
+        found["outlines"] = [path for path in found["outlines"] if path not in others]
+        unknown += others
     certain = [*found["outlines"][:2], *class_files.values()]
     if len(certain) > 1 and found["outlines"]:
         raise _two_sources(folder, certain)
@@ -150,6 +164,10 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
     outlines = next((path for path in [*found["outlines"], *maybe] if path != label_map), None)
 
     tables = found["class table"]
+    if n_classes == 1 or len(tables) > 1:  # with several classes and one table, it is meant
+        others = [path for path in tables if not _is_class_table(path)]
+        tables = [path for path in tables if path not in others]
+        unknown += others
     named = [path for path in tables if path.stem.lower() == "classes"]
     if not label_map or len(named) == 1:
         unknown += [path for path in tables if not label_map or path not in named]
@@ -170,6 +188,20 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
         label_map,
         tables[0] if tables else None,
     )
+
+
+def _may_be_outlines(path: Path) -> bool:
+    """Return whether a file is not XML, or ImageScope's."""
+    with contextlib.suppress(OSError):
+        if path.suffix.lower() == ".xml":
+            with path.open("rb") as file:
+                return b"<Annotations" in file.read(4096).replace(b"\0", b"")  # also in UTF-16
+    return True
+
+
+def _is_class_table(path: Path) -> bool:
+    """Return whether a CSV file is named or titled as the table of the cells' classes."""
+    return path.stem.lower() == "classes" or has_columns(path, CLASS_COLUMNS)
 
 
 def may_hold_cells(name: str) -> bool:

@@ -8,7 +8,7 @@ from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg.errors import InputError
-from cellseg.files import safe_name
+from cellseg.files import hashed_name, safe_name
 from cellseg.images import ImageRecord
 from cellseg.text import is_printable, show
 
@@ -114,7 +114,7 @@ def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
             )
         named = _stem_parts(parts)
         names.append(_output_name(named[-1:] if len(named) < len(parts) else named))
-    return names
+    return _differ_in_more_than_case(names)
 
 
 def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str]:
@@ -142,7 +142,16 @@ def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str
     for parts, file_name in zip(names, file_names, strict=True):
         if not parts or not all(map(is_printable, parts)):
             raise InputError(f"{source}: the image {file_name!r} has no printable name; rename it")
-    return list(map(_output_name, names))
+    return _differ_in_more_than_case(list(map(_output_name, names)))
+
+
+def _differ_in_more_than_case(names: Sequence[str]) -> list[str]:
+    """Add a hash to names that differ from an earlier one only in case, for any file system."""
+    first: dict[str, str] = {}
+    return [
+        name if first.setdefault(name.casefold(), name) == name else hashed_name(name, name)
+        for name in names
+    ]
 
 
 def _output_name(parts: Sequence[str]) -> str:

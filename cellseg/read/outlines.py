@@ -36,6 +36,8 @@ class Outline:
         What it is if it isn't a cell, such as `POINTS`; "annotation" or "detection" in QuPath.
     id
         Its id in the file, a text, or None.
+    error
+        Why it can't be used, as a whole message; empty if it can.
     """
 
     where: str
@@ -43,6 +45,7 @@ class Outline:
     polygons: list[Polygon]
     kind: str = ""
     id: str | None = None
+    error: str = ""
 
 
 POINTS = "points, lines and outlines of fewer than 3 points"
@@ -99,10 +102,16 @@ def fill_outlines(
     Raises
     ------
     InputError
-        If a class is unknown or missing, an outline is outside the image, or there are only
-        points and lines.
+        If an outline can't be read or is outside the image, a class is unknown or missing, or
+        there are only points and lines.
     """
+    broken = [outline.error for outline in outlines if outline.error]
+    if broken and not (skip_bad and any(outline.polygons for outline in outlines)):
+        others = f" (and {len(broken) - 1} more of {len(outlines)} outlines can't be used)"
+        raise InputError(broken[0] + others * (len(broken) > 1))
+    outlines = [outline for outline in outlines if not outline.error]
     warnings = Counter(f"{o.kind}, ignored" for o in outlines if not o.polygons)
+    warnings["outlines that can't be read, ignored"] = len(broken)
     if outlines and warnings[f"{POINTS}, ignored"] == len(outlines):
         raise InputError(
             f"{path}: only {POINTS} ({len(outlines)}), expected the cells' outlines; draw them, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import lzma
 import sys
 import zipfile
@@ -23,6 +24,7 @@ from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.predictions import Predictions
 from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
+from cellseg.read.layout import ANNOTATIONS
 from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.text import json_type, show
 
@@ -291,6 +293,27 @@ def find_sidecar_ground_truth(results: Path) -> Path | None:
     """Return the annotations that inference.py wrote next to results, or None."""
     path = sidecar_path(results, "truth")
     return path if path.is_file() else None
+
+
+def find_data_folder(path: Path) -> Path | None:
+    """Return the data folder of results or annotations, None if it is not known or not found.
+
+    It is that of the annotations that inference.py wrote next to results of `--dataset val` or
+    `train`, and the folder of `train__annot.json`.
+    """
+    if path.name == ANNOTATIONS:
+        return path.parent
+    is_sidecar = path.is_file() and path.name.endswith("-truth.json")
+    with contextlib.suppress(OSError, ValueError):
+        with open(path if is_sidecar else sidecar_path(path, "truth"), encoding="utf-8") as file:
+            start = file.read(_INFO)
+        info = json.JSONDecoder().raw_decode(start.partition('{"info": ')[2])[0]
+        if isinstance(folder := info.get("data"), str) and Path(folder).is_dir():
+            return Path(folder)
+    return None
+
+
+_INFO = 1 << 16  # characters that hold the info at the beginning of such annotations
 
 
 def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:

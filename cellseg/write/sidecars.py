@@ -33,7 +33,11 @@ def check_sidecars(results: Path) -> None:
 
 
 def write_sidecars(
-    results: Path, images: Sequence[dict[str, Any]], own: bool, annotations: Path | None
+    results: Path,
+    images: Sequence[dict[str, Any]],
+    own: bool,
+    annotations: Path | None,
+    data: Path | None = None,
 ) -> Path | None:
     """Write the sidecar files of results and remove those of earlier results.
 
@@ -51,6 +55,8 @@ def write_sidecars(
         The COCO file that the image ids refer to; then its annotations of `images` are
         written, so that scoring ignores its other images and doesn't mistake the ids for those
         of the test list.
+    data
+        The folder that these annotations' file names are relative to; it is written with them.
 
     Returns
     -------
@@ -66,6 +72,8 @@ def write_sidecars(
         return None
     path = sidecar_path(results, "truth")
     selected = select_images(load_coco(annotations), {image["id"] for image in images})
-    info = {"info": {"description": _DESCRIPTION}}
+    info = {
+        "info": {"description": _DESCRIPTION} | ({"data": str(data.absolute())} if data else {})
+    }
     write_json(path, info | selected | info)
     return path

@@ -191,6 +191,7 @@ def table(separator=",", first="label", second="class", name=lambda n: f"class{n
         ("x__csv", "\ufeff" + table(";").replace("\n", "\r\n") + "\r\n;\r\n"),
         ("x__csv", table(",", "area,label").replace("\n", "\n7,")),
         ("x__csv", table(name=lambda n: n % 4 + 1)),
+        ("x__csv", table(name=lambda n: f"{n % 4 + 1}.0").replace(",", ".0,").replace("l.0", "l")),
         ("x__csv", table(name=lambda n: ("Epithelial", "LYMPHOCYTE", *MONUSAC[2:])[n % 4])),
     ],
 )  # fmt: skip
@@ -237,6 +238,22 @@ def test_cells_of_ignored_and_unknown_classes(tmp_path):
     result = annotate(folder, skip_bad=True)
     assert len(result.cells[1]) == 21
     assert sum(result.warnings.values()) == 3
+
+
+def test_skip_bad_leaves_out_labels_not_their_image(tmp_path):
+    bad = table().replace("\n7,", "\n7.5,").replace("8,class1", "8,") + "\n9,class1\n"
+    maps = {"label__npy": np.where(GRID == 3, -1, np.where(GRID == 4, 2.5, GRID))}
+    folder = write_folder(tmp_path / "x", classes__csv=bad, **maps)
+    assert "label -1.0 in row" in refusal(annotate, folder)
+    result = annotate(folder, skip_bad=True)
+    assert sum(map(len, result.cells.values())) == 19
+    assert result.warnings["labels that are not integers from 0, ignored"] == 2
+    assert result.warnings["cells without a class, ignored"] == 3
+    folder = write_folder(tmp_path / "y", class1__tif=maps["label__npy"].astype(np.float32))
+    assert len(annotate(folder, skip_bad=True).cells[1]) == 22
+    np.save(folder / "class1.npy", GRID / 3)
+    (folder / "class1.tif").unlink()
+    assert "class1.npy: label 0.33" in refusal(annotate, folder, skip_bad=True)
 
 
 def test_an_empty_label_map_needs_no_table(tmp_path):

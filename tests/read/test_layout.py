@@ -85,7 +85,9 @@ def test_two_files_for_one_class(tmp_path):
 @pytest.mark.parametrize("name", ["class1.jpg", "Class1.ome.tif", "class1.tif.bak"])
 def test_a_mask_in_another_format_is_not_ignored(tmp_path, name):
     folder = fill(tmp_path / "x", "image.tif", "class2.tif", name)
-    assert f"save it as {name[:6]}.tif" in refusal(read_train_folder, folder, 4)
+    line = refusal(read_train_folder, folder, 4)
+    assert f"as {name[:6]}.tif" in line
+    assert ("other labels" in line) == name.endswith("jpg")
 
 
 def test_names_with_spaces_of_other_scripts(tmp_path):
@@ -159,7 +161,6 @@ def test_images_of_a_folder(tmp_path, capsys):
         ("image_cp_masks.tif", "label_map"),
         ("a.geojson.gz", "outlines"),
         ("a.json", "outlines"),
-        ("A.XML", "outlines"),
     ],
 )
 def test_files_of_all_classes(tmp_path, name, field):
@@ -176,14 +177,39 @@ def test_files_of_all_classes(tmp_path, name, field):
         assert "both contain annotations" in refusal(read_train_folder, folder, 4)
 
 
+def test_xml_of_other_programs(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif")
+    (folder / "A.XML").write_text("<metadata/>")
+    assert read_train_folder(folder, 4).outlines == folder / "A.XML"  # whose reader refuses it
+    fill(folder, "class1.tif")
+    assert read_train_folder(folder, 4).ignored == ("A.XML",)
+    for text in (
+        "<Annotations/>",
+        '<?xml version="1.0"?><!--1-->\n<Annotations MicronsPerPixel="1">',
+    ):
+        for encoding in ("utf-8", "utf-16"):
+            (folder / "A.XML").write_text(text, encoding)
+            assert "both contain annotations" in refusal(read_train_folder, folder, 4)
+
+
 def test_a_label_map_with_its_table_and_other_files(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "label.npy", "a.csv", "settings.json", "x_seg.npy")
     image = read_train_folder(folder, 4)
     assert image.label_map == folder / "label.npy"
     assert image.class_table == folder / "a.csv"
     assert image.ignored == ("settings.json", "x_seg.npy")
-    fill(folder, "b.tsv")
+    (folder / "b.tsv").write_text("label\tclass\n1\t2\n")
+    assert read_train_folder(folder, 4).class_table == folder / "b.tsv"
+    (folder / "a.csv").write_text('"Class"; Label\n1;2\n')
     assert "a.csv and b.tsv" in refusal(read_train_folder, folder, 4)
+
+
+def test_a_table_of_something_else_beside_a_single_class(tmp_path):
+    folder = fill(tmp_path / "x", "image.tif", "label.tif", "measurements.csv")
+    image = read_train_folder(folder, 1)
+    assert (image.class_table, image.ignored) == (None, ("measurements.csv",))
+    (folder / "measurements.csv").write_text("label,area,class\n1,2,3\n")
+    assert read_train_folder(folder, 1).class_table == folder / "measurements.csv"
 
 
 @pytest.mark.parametrize("names", [("label.tif", "a_masks.png"), ("a.json", "b.json")])
@@ -204,7 +230,8 @@ def test_two_files_of_all_classes(tmp_path, names):
         ("image_outlines.txt", "or outlines"),
         ("table.csv", "move it out of the folder"),
         ("nuclei.tif", "rename it"),
-        ("label.jpg", "expected a label map"),
+        ("label.jpg", "other labels at the edges"),
+        ("0001_masks.JPEG", "other labels at the edges"),
     ],
 )
 def test_cells_in_other_files_are_not_no_cells(tmp_path, name, advice):

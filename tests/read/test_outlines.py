@@ -312,6 +312,29 @@ def test_geojson_of_hoverfast():
     assert not +warnings
 
 
+UNUSABLE = [
+    3,
+    {"type": "Feature", "geometry": None},
+    feature([RING], shape="Circle"),
+    feature([[[0, 0], [1, 0], [float("nan"), 1]]]),
+    feature([RING], 3),
+]
+
+
+@pytest.mark.parametrize("bad", UNUSABLE)
+def test_skip_bad_leaves_out_an_outline_not_its_image(path, bad):
+    good = [feature([square(0, 0, 2, 2)]), feature([square(2, 0, 4, 2)])]
+    path.write_text(json.dumps(collection(good[0], bad, good[1])))
+    arguments = (path, read_geojson(path), (4, 6), CLASS_NAMES)
+    assert f"{path}: feature 2" in refusal(fill_outlines, *arguments)
+    cells, warnings = fill_outlines(*arguments, skip_bad=True)
+    assert len(cells[1]) == 2
+    assert +warnings == {"outlines that can't be read, ignored": 1}
+    path.write_text(json.dumps(collection(bad, bad)))
+    line = refusal(fill_outlines, path, read_geojson(path), (4, 6), CLASS_NAMES, skip_bad=True)
+    assert "1 more of 2 outlines" in line
+
+
 def test_a_missing_geojson_or_a_folder(tmp_path):
     assert "no such file" in refusal(read_geojson, tmp_path / "a.geojson")
     assert "can't be read" in refusal(read_geojson, tmp_path)
@@ -600,6 +623,15 @@ def test_damaged_xml(path, text):
     message = refusal(scope_cells, path, text)
     assert message.startswith(f"{path}: ")
     assert "; " in message
+
+
+def test_skip_bad_leaves_out_a_region_not_its_image(path):
+    bad = region(BOX).replace("X=", "x=", 1)
+    path.write_text(scope(annotation("Epithelial", region(BOX), bad, region(BOX))))
+    arguments = (path, read_imagescope(path), (9, 9), CLASS_NAMES)
+    assert "region 2: vertex" in refusal(fill_outlines, *arguments)
+    cells, warnings = fill_outlines(*arguments, skip_bad=True)
+    assert (len(cells[1]), sum((+warnings).values())) == (2, 1)
 
 
 def test_entities_are_not_expanded(path):
