@@ -46,8 +46,8 @@ lint: $(VENV)/.ready-dev  ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-test: lint  ## ruff, mypy and all tests
-	@$(PY) -m pytest
+test: lint  ## ruff, mypy and all tests, in two processes
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 clean:  ## remove caches and build files, not the data or the runs
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

@@ -131,7 +131,7 @@ SEVERAL = """
 import os, time, utils
 from cellseg.distributed import launch
 def wait():
-    print('waiting', flush=True)
+    os.write(1, b'waiting\\n')  # in one piece
     time.sleep(60)
 def main(argv):
     print('starting', flush=True)
