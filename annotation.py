@@ -27,11 +27,14 @@ from cellseg.read.annotate import (
 )
 from cellseg.read.classes import UnknownClassError, advise_class_names
 from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
+from cellseg.read.corrected import take_back
+from cellseg.read.corrected_store import has_store, join
 from cellseg.read.foreign_coco import read_coco_images
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import (
     CLASS_NAMES,
     TEST_LIST,
+    TRAIN,
     list_loose_files,
     list_train_folders,
     read_train_folder,
@@ -82,6 +85,11 @@ def get_parser() -> utils.CommandParser:
         "file_name is relative to the data folder (default: read the folder's train/)",
     )  # fmt: skip
     parser.add_argument(
+        "--corrected", nargs="+", type=Path, metavar="DIR",
+        help="add what was corrected in folders of export.py --to_correct to the data folder, and "
+        "say what was changed; or a COCO file in such a folder, from CVAT: see docs/correct.md",
+    )  # fmt: skip
+    parser.add_argument(
         "--mpp", type=utils.micrometres, metavar="MICROMETRES",
         help="micrometres per pixel of all images (default: as their files or the COCO file say, "
         "else unknown)",
@@ -105,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = args.output or args.data / utils.ANNOTATIONS
     if args.coco and args.class_names:
         parser.error("argument --class_names: the COCO file defines the classes; leave it out")
+    if args.corrected:
+        args.class_names = take_back(args.corrected, args.data, args.class_names, args.skip_bad)
     names = args.class_names or list(CLASS_NAMES)
     check_class_names("--class_names", names)
 
@@ -118,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.skip_bad:
                 raise
             skipped.append(str(error))
+    folders: list[Path] = []
     if args.coco:
         names, sources, unused = read_coco_images(args.coco, args.data, args.skip_bad)
         images, bad_images = annotate_images(
@@ -129,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         bad_images = [*unused, *bad_images]
     else:
-        folders = list_train_folders(args.data)
+        alone = has_store(args.data) and not (args.data / TRAIN).exists()
+        folders = [] if alone else list_train_folders(args.data)
 
         def read(folder: Path) -> AnnotatedImage:
             return annotate_image(read_train_folder(folder, len(names)), names, args.skip_bad)
@@ -142,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UnknownClassError as error:
             found = find_class_names(folders, len(names), args.class_names)
             raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
+    images = join(images, args.data, names)
     if not images:
         raise InputError(
             f"{args.coco or args.data}: none of {plural(len(bad_images), 'training image')} is "
@@ -154,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sizes := [image.mpp for image in images if image.mpp]:
         print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")
     warn_of_images(images)
-    if not args.coco and (loose := list_loose_files(args.data)):
+    if not args.coco and folders and (loose := list_loose_files(args.data)):
         warn(
             f"files in train/ that are in no image's folder, ignored: {len(loose)}: {listed(loose)}"
         )

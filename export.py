@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import utils
+from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
@@ -25,6 +26,7 @@ from cellseg.messages import plural
 from cellseg.read.cells import is_annotations, read_annotated_cells, read_predicted_cells
 from cellseg.read.results import find_newest_results
 from cellseg.read.window import open_image
+from cellseg.write.correction import rank_windows, write_windows
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.labels import write_labels
 
@@ -43,20 +45,33 @@ Write the cells of a results file or of an annotation file in other formats.
            4096 pixels a side, <image>/x<left>_y<top>.png for each window of 4096 x 4096
 """
 
-EXAMPLE = "python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay"
+EXAMPLES = """\
+python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay
+python export.py --to_correct correct/ --count 5
+"""
 
 
 def get_parser() -> utils.CommandParser:
     """Build the argument parser."""
-    parser = utils.CommandParser(DESCRIPTION, EXAMPLE)
+    parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "source", nargs="?", type=Path, metavar="RESULTS_OR_ANNOTATIONS",
         help="results file, zip or run folder with results, or a COCO annotation file (default: "
         "the newest run's test-results.json)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=list(FORMATS),
+        "--format", nargs="+", choices=FORMATS,
         help="formats to write (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--to_correct", type=Path, metavar="DIR",
+        help="instead of the formats, write the images, or windows of large ones, whose detections "
+        "are the most uncertain, with editable outlines, to correct them in QuPath and train "
+        "again: see docs/correct.md",
+    )  # fmt: skip
+    parser.add_argument(
+        "--count", type=utils.positive_int, metavar="N",
+        help="number of windows for --to_correct (default: 10)",
     )  # fmt: skip
     utils.add_data(
         parser, ": the test list defines the images of results, overlays need images", True
@@ -98,6 +113,8 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                 )
         return read_annotated_cells(source, args.data)
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    if args.to_correct:
+        return names, images
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     n_left_out = 0
     for index, image in enumerate(images):
@@ -166,15 +183,49 @@ def scale_to_full_resolution(image: ImageCells) -> tuple[float, float]:
         return full.size[1] / image.size[1], full.size[0] / image.size[0]
 
 
+def write_to_correct(
+    args: argparse.Namespace, source: Path, names: Sequence[str], images: Sequence[ImageCells]
+) -> int:
+    """Write the windows that are worth correcting most. Return the exit code."""
+    if any(image.scores is None for image in images):
+        raise InputError(
+            f"--to_correct: {source} are annotations, which have no scores; give results of "
+            "inference.py"
+        )
+    run = source if source.is_dir() else source.parent
+    held_out = runs.read_record(run)["held_out"] if (run / runs.RECORD).is_file() else []
+    ranked = rank_windows(images)
+    chosen = ranked[: args.count or 10]
+    threshold = 0.5 if args.score_threshold is None else args.score_threshold
+    colours = [class_colour(k) for k in range(len(names))]
+    n_cells = write_windows(args.to_correct, chosen, names, colours, threshold, held_out)
+    for window in chosen:
+        left, top, right, bottom = window.box
+        print(
+            f"{window.uncertainty:8.1f} cells in doubt per megapixel: {window.image.name}, "
+            f"{right - left} x {bottom - top} px at {left}, {top}"
+        )
+    counts = f"{plural(len(chosen), 'window')} of {len(ranked)}, {plural(n_cells, 'cell')}"
+    print(f"to correct: {counts}: {display_path(args.to_correct)}, see README.txt there")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.to_correct and (args.format or args.output):
+        parser.error("--to_correct DIR is the only output; leave out --format and --output")
+    if args.count and not args.to_correct:
+        parser.error("--count: only with --to_correct")
     source = args.source or find_newest_results(utils.RUNS)
     args.data = utils.choose_data(args.data, source)
     names, images = read_cells(args, source)
+    if args.to_correct:
+        return write_to_correct(args, source, names, images)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
     n_cells = sum(len(image.masks) for image in images)
-    for format_name in dict.fromkeys(args.format):
+    for format_name in dict.fromkeys(args.format or FORMATS):
         n_hidden = 0
         with tqdm(
             desc=format_name, total=n_cells, unit="cell", unit_scale=True, disable=None

@@ -336,6 +336,17 @@ def crop_runs(mask_runs: MaskRuns, box: tuple[int, int, int, int]) -> MaskRuns:
     return join_runs(size, len(mask_runs), mask[inside], base + start, base + end)
 
 
+def place_runs(mask_runs: MaskRuns, size: tuple[int, int], corner: tuple[int, int]) -> MaskRuns:
+    """Return the masks of a window as masks of the image of `size` (H, W): undo `crop_runs`.
+
+    `corner` is the left and top of the window, which is within the image.
+    """
+    left, top = corner
+    mask, column, start, end = cut_at_columns(mask_runs)
+    base = (column + left) * size[0] + top
+    return join_runs(size, len(mask_runs), mask, base + start, base + end)
+
+
 def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
     """Concatenate the masks of all parts, which are of one image of that size."""
     empty = np.zeros(0, np.int64)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-import os
-import re
-import struct
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cellseg.files import check_own, write_atomic
 from cellseg.images import ImageCells
+from cellseg.png import write_png as write_png
 from cellseg.read.window import open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
@@ -181,29 +177,6 @@ def draw_comparison(
     both = np.hstack([panels[0], gap, panels[1]])
     entries = [f"{name}  {a} | {b}" for name, (a, b) in zip(names, counts, strict=True)]
     return np.vstack([both, _legend(entries, both.shape[1])])
-
-
-def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
-
-    Raises InputError if the file can't be written, or exists and is of another program.
-    """
-    check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture")
-    _, data = cv2.imencode(".png", image[..., ::-1])
-    png = data.tobytes()
-    with write_atomic(path, "wb") as file:
-        file.write(png[:_HEADER] + _MARK + png[_HEADER:])
-
-
-_HEADER = 33  # bytes of a PNG's signature and header
-
-
-def _png_chunk(name: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
-
-
-_MARK = _png_chunk(b"tEXt", b"Software\0cellseg")
 
 
 def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:

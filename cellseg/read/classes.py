@@ -24,6 +24,19 @@ def is_ignored(name: str) -> bool:
     return name == "ambiguous" or name.endswith("*")
 
 
+def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the class 1…K of each name that outlines may use, without case and outer spaces.
+
+    MoNuSAC's names stand for NYCU HW3's classes, and no name for a single class.
+    """
+    numbers = {name.strip().casefold(): n for n, name in enumerate(class_names, 1)}
+    if tuple(class_names) == CLASS_NAMES:
+        numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
+    if len(class_names) == 1:
+        numbers[""] = 1
+    return numbers
+
+
 def match_classes(
     path: Path,
     cells: Sequence[tuple[str, str | None]],
@@ -47,11 +60,7 @@ def match_classes(
 
     Raises UnknownClassError if a class is unknown or missing; with `skip_bad`, if all are.
     """
-    numbers = {name.strip().casefold(): n for n, name in enumerate(class_names, 1)}
-    if tuple(class_names) == CLASS_NAMES:
-        numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
-    if len(class_names) == 1:
-        numbers[""] = 1
+    numbers = class_numbers(class_names)
     matched = []
     unknown: Counter[str] = Counter()
     warnings: Counter[str] = Counter()

@@ -42,9 +42,9 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
         pieces: list[tuple[Ints, Ints]] = []
         for polygon in polygons:
             outer, *holes = (_runs(filled, number + n) for n in range(len(polygon)))
-            pieces.append(_subtract([outer], holes))
+            pieces.append(subtract([outer], holes))
             number += len(polygon)
-        parts.append(pieces[0] if len(pieces) == 1 else _subtract(pieces, []))
+        parts.append(pieces[0] if len(pieces) == 1 else subtract(pieces, []))
     owner = np.repeat(np.arange(len(cells)), [len(starts) for starts, _ in parts])
     starts, ends = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
     return join_runs(size, len(cells), owner, starts, ends)
@@ -157,10 +157,13 @@ def _runs(masks: MaskRuns, index: int) -> tuple[Ints, Ints]:
     return masks.starts[begin:end], masks.ends[begin:end]
 
 
-def _subtract(
+def subtract(
     pieces: Sequence[tuple[Ints, Ints]], holes: Sequence[tuple[Ints, Ints]]
 ) -> tuple[Ints, Ints]:
-    """Return the runs that are in one of the pieces and in none of the holes."""
+    """Return the runs that are in one of the pieces and in none of the holes.
+
+    Each is the starts and the ends of the runs of one mask.
+    """
     runs = [*pieces, *holes]
     is_hole = np.repeat(
         np.arange(len(runs)) >= len(pieces), [2 * len(starts) for starts, _ in runs]

@@ -1,0 +1,38 @@
+"""PNG files that this program can replace: they say who wrote them."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.files import check_own, write_atomic
+
+
+def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
+    """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
+
+    Raises InputError if the file can't be written, or exists and is of another program.
+    """
+    check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture")
+    _, data = cv2.imencode(".png", image[..., ::-1])
+    png = data.tobytes()
+    with write_atomic(path, "wb") as file:
+        file.write(png[:_HEADER] + _MARK + png[_HEADER:])
+
+
+_HEADER = 33  # bytes of a PNG's signature and header
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+_MARK = _png_chunk(b"tEXt", b"Software\0cellseg")

@@ -1,0 +1,480 @@
+"""Windows that a person has corrected: what was changed, and what was looked through.
+
+`export.py --to_correct` writes a folder of windows, each a PNG and a GeoJSON file, and an index of
+what it wrote: a COCO file, whose images have, beside COCO's keys, a `source` (`Source`) and the
+`sha256` of the GeoJSON file, and whose annotations have the `cell` id of the GeoJSON feature.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.files import read_json
+from cellseg.limits import check_outline_length
+from cellseg.messages import listed, plural, warn
+from cellseg.read.classes import advise_class_names, class_numbers, is_ignored
+from cellseg.read.coco import (
+    COCO,
+    COCO_REMEDY,
+    annotations_by_image,
+    check_coco,
+    class_names,
+    contiguous_classes,
+    load_coco,
+)
+from cellseg.read.corrected_store import (
+    SAME_CELL,
+    Bools,
+    Cell,
+    Corrected,
+    crop,
+    iou_matrix,
+    mostly_inside,
+    read_source,
+    store,
+    union,
+)
+from cellseg.read.fill import fill_polygons, outline_lengths
+from cellseg.read.geojson import read_geojson
+from cellseg.read.window import read_image
+from cellseg.rle import MaskRuns, areas, encode, select_masks
+from cellseg.runs import file_hash
+
+INDEX = "index.json"
+"""In an exported folder: what was written."""
+
+_SAME_OUTLINE = 0.8  # IoU of an outline that a program without ids only wrote in another way
+_REGION = 4  # times the area of the largest cell: a region, if nothing else tells
+_REMEDY = "expected the folder that export.py --to_correct wrote"
+
+
+@dataclass
+class Change:
+    """How many cells of a class were changed by a correction."""
+
+    written: int = 0
+    moved: int = 0  # the outline is another one
+    renamed_from: int = 0
+    renamed_to: int = 0
+    added: int = 0
+    deleted: int = 0
+
+    @property
+    def now(self) -> int:
+        return self.written - self.renamed_from - self.deleted + self.renamed_to + self.added
+
+
+def take_back(
+    folders: Sequence[Path], data: Path, names: Sequence[str] | None, skip_bad: bool = False
+) -> list[str]:
+    """Read the corrected windows of exported folders, and store them in the data folder.
+
+    Prints what was changed. Windows that were not changed at all, file and all, were not looked
+    through and are not used.
+
+    Parameters
+    ----------
+    folders
+        Folders that `export.py --to_correct` wrote; or in one of them a COCO file of a tool that
+        can't write GeoJSON, such as CVAT.
+    data
+        The data folder.
+    names
+        The class names; None for those of the exported windows.
+    skip_bad
+        Leave out windows that can't be used.
+
+    Returns
+    -------
+    The class names.
+
+    Raises
+    ------
+    InputError
+        With everything that has to be fixed, of all windows. Nothing is stored then.
+    """
+    corrected: list[Corrected] = []
+    problems: list[str] = []
+    unknown: Counter[str] = Counter()
+    changes: dict[str, Change] = {}
+    counts: Counter[str] = Counter()
+    for given in folders:
+        folder, coco_file = (given.parent, given) if given.is_file() else (given, None)
+        index = load_index(folder / INDEX)
+        if names is None:
+            names = class_names(index)
+        files = _coco_outlines(coco_file, index, names) if coco_file else _find_files(folder, index)
+        reader = _Reader(folder, index, names, changes, counts, unknown)
+        for image in index["images"]:
+            file = files.get(image["file_name"])
+            try:
+                window = reader.read(image, file)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if window:
+                corrected.append(window)
+    assert names is not None
+    if unknown:
+        problems.append(advise_class_names(names, unknown))
+    if problems and not (skip_bad and corrected):
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(
+            f"--corrected {folders[0]}: nothing was stored, as {plural(len(problems), 'thing')} "
+            f"must be fixed first: {'; '.join(problems[:20])}{more}"
+        )
+    for problem in problems:
+        warn(f"skipped: {problem}")
+    if not corrected:
+        raise InputError(
+            f"--corrected {folders[0]}: none of "
+            f"{plural(counts['unchanged'] + counts['missing'], 'window')} was changed; correct "
+            "them, and export the objects over the .geojson files there, also where nothing was "
+            "wrong"
+        )
+    _print_changes(names, changes, counts, len(corrected))
+    store(data, corrected, names)
+    return list(names)
+
+
+def load_index(path: Path) -> COCO:
+    """Load the index of an exported folder. Raise InputError if it is something else."""
+    if not path.is_file():
+        raise InputError(f"--corrected {path.parent}: no {INDEX} in it; {_REMEDY}")
+    coco = load_coco(path)
+    for image in coco["images"]:
+        read_source(path, image)
+    if not all(isinstance(entry.get("cell"), str) for entry in coco["annotations"]):
+        raise InputError(f"{path}: cells without an id; {_REMEDY}")
+    return coco
+
+
+class _File(NamedTuple):
+    """The file with a window's cells: GeoJSON, or a COCO file and its cells of the window."""
+
+    path: Path
+    coco: list[Cell] | None = None
+
+
+def _find_files(folder: Path, index: COCO) -> dict[str, _File]:
+    """Return the corrected GeoJSON file of each window that has one; warn of other files.
+
+    QuPath may suggest another name, with the image's ending; such a file counts before the one
+    that was written, if that is unchanged.
+    """
+    known = {Path(image["file_name"]).stem: image for image in index["images"]}
+    found: dict[str, list[Path]] = {}
+    foreign = []
+    for path in sorted(folder.rglob("*")):
+        name = path.name.lower().removesuffix(".gz")
+        if path.name.startswith(".") or not name.endswith(".geojson"):
+            continue
+        stem = path.name[: len(name) - len(".geojson")]
+        stem = stem if stem in known else stem.removesuffix(".png")
+        if stem in known:
+            found.setdefault(stem, []).append(path)
+        else:
+            foreign.append(path.name)
+    if foreign:
+        what = plural(len(foreign), "GeoJSON file")
+        warn(f"{folder}: {what} of no window in {INDEX}, ignored: {listed(foreign)}")
+    files = {}
+    for stem, paths in found.items():
+        image = known[stem]
+        changed = [path for path in paths if file_hash(path) != image.get("sha256")]
+        if len(changed) > 1:
+            raise InputError(
+                f"{folder}: {changed[0].name} and {changed[1].name} are both corrections of "
+                f"{image['file_name']}; remove one of them"
+            )
+        files[image["file_name"]] = _File((changed or paths)[0])
+    return files
+
+
+def _coco_outlines(path: Path, index: COCO, names: Sequence[str]) -> dict[str, _File]:
+    """Return the cells of each window from a COCO file of another program."""
+    empty: list[tuple[int, InputError]] = []
+    coco = check_coco(path, read_json(path, "corrected cells", COCO_REMEDY), empty)
+    if empty:
+        warn(f"{path}: cells without a usable mask, ignored: {len(empty)}")
+    numbers = class_numbers(names)
+    by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
+    of_image = annotations_by_image(coco)
+    theirs = {c["id"]: c["name"] for c in coco["categories"]}
+    files = {}
+    for image in index["images"]:
+        other = by_name.get(image["file_name"])
+        if other is None:
+            continue
+        if (other["height"], other["width"]) != (image["height"], image["width"]):
+            raise InputError(
+                f"{path}: {other['file_name']} has {other['height']} x {other['width']} pixels "
+                f"(height x width), expected {image['height']} x {image['width']}; export the "
+                "windows that export.py wrote"
+            )
+        used = {a["category_id"] for a in of_image[other["id"]]}
+        if bad := sorted(theirs[n] for n in used if theirs[n].strip().casefold() not in numbers):
+            raise InputError(
+                f"{path}: unknown classes: {', '.join(bad)}, expected {', '.join(names)}; rename "
+                f"the labels, or use {advise_class_names(names, bad)}"
+            )
+        cells = [
+            Cell("", numbers[theirs[a["category_id"]].strip().casefold()] - 1, a["segmentation"])
+            for a in of_image[other["id"]]
+        ]
+        files[image["file_name"]] = _File(path, cells)
+    return files
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the corrected windows of one folder, and counts what was changed."""
+
+    folder: Path
+    index: COCO
+    names: Sequence[str]
+    changes: dict[str, Change]
+    counts: Counter[str]
+    unknown: Counter[str]
+
+    def read(self, image: dict[str, Any], file: _File | None) -> Corrected | None:
+        """Read a window; None if it was not looked through.
+
+        Raises InputError with all its problems in one line.
+        """
+        size = image["height"], image["width"]
+        if file is None:
+            self.counts["missing"] += 1
+            return None
+        written = self._written(image)
+        if file.coco is None:
+            unchanged = file_hash(file.path) == image.get("sha256")
+        else:
+            unchanged = _is_same(written, file.coco)
+        if unchanged:
+            self.counts["unchanged"] += 1
+            return None
+        if file.coco is None:
+            ids = {cell.id for cell in written}
+            cells, region, hidden = self._outlines(file.path, size, ids)
+        else:
+            cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
+            self.counts["whole"] += 1
+        path = self.folder / image["file_name"]
+        pixels = read_image(path)
+        if pixels.shape[:2] != size:
+            raise InputError(
+                f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), expected "
+                f"{size[0]} x {size[1]} as written; restore it"
+            )
+        kept = mostly_inside([cell.mask for cell in cells], region)
+        now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
+        before = mostly_inside([cell.mask for cell in written], region)
+        self.counts["outside"] += len(cells) - len(now)
+        self._compare([cell for cell, b in zip(written, before, strict=True) if b], now)
+        self.counts["without cells"] += not now
+        source = replace(read_source(self.folder / INDEX, image), height=size[0], width=size[1])
+        others = [cell.mask for cell, inside in zip(cells, kept, strict=True) if not inside]
+        visible = (region & ~hidden & ~union(others, size)) | union([c.mask for c in now], size)
+        return crop(
+            Corrected(Path(image["file_name"]).stem, source, pixels, visible, now, image.get("mpp"))
+        )
+
+    def _written(self, image: dict[str, Any]) -> list[Cell]:
+        class_of = contiguous_classes(self.index)
+        ours = [name.strip().casefold() for name in self.names]
+        theirs = class_names(self.index)
+        cells = []
+        for a in annotations_by_image(self.index)[image["id"]]:
+            name = theirs[class_of[a["category_id"]]].strip().casefold()
+            number = ours.index(name) if name in ours else -1
+            cells.append(Cell(a["cell"], number, a["segmentation"]))
+        return cells
+
+    def _outlines(
+        self, path: Path, size: tuple[int, int], known: set[str]
+    ) -> tuple[list[Cell], Bools, Bools]:
+        """Return the cells of a GeoJSON file, the region looked through, and ignored cells."""
+        outlines = read_geojson(path)
+        if n_points := sum(not outline.polygons for outline in outlines):
+            self.counts["points"] += n_points
+        outlines = [outline for outline in outlines if outline.polygons]
+        rings = [ring for outline in outlines for polygon in outline.polygons for ring in polygon]
+        length = float(outline_lengths(rings, size).sum())
+        check_outline_length(path, length, sum(map(len, rings)))
+        masks = fill_polygons([outline.polygons for outline in outlines], size)
+        numbers = class_numbers(self.names)
+        class_text = [(outline.class_name or "").strip() for outline in outlines]
+        is_cell = np.array([text.casefold() in numbers for text in class_text], bool)
+        area = areas(masks)
+        is_region = np.array(
+            [
+                _is_region_name(text)
+                or (
+                    not text
+                    and outline.id not in known
+                    and _is_region(masks, n, np.flatnonzero(is_cell))
+                )
+                for n, (outline, text) in enumerate(zip(outlines, class_text, strict=True))
+            ],
+            bool,
+        )
+        no_class, others = [], Counter[str]()
+        for outline, text, cell, region in zip(
+            outlines, class_text, is_cell, is_region, strict=True
+        ):
+            if cell or region or is_ignored(text):
+                continue
+            if text:
+                others[text] += 1
+            else:
+                no_class.append(outline.where)
+        self.unknown.update(others)
+        problems = []
+        if no_class:
+            problems.append(
+                f"{plural(len(no_class), 'cell')} without a class ({listed(no_class)}): set it, or "
+                "the class Region* if it is what you looked through"
+            )
+        if others:
+            found = ", ".join(f"{name!r} ({n})" for name, n in sorted(others.items()))
+            problems.append(f"unknown classes: {found}, expected one of {', '.join(self.names)}")
+        encoded = encode(masks)
+        region = union([encoded[n] for n in np.flatnonzero(is_region)], size)
+        if not is_region.any():
+            region[:] = True
+            self.counts["whole"] += 1
+        elif not region.any():
+            problems.append("the region that was looked through is outside the window: move it")
+        if problems:
+            raise InputError(f"{path}: {'; '.join(problems)}")
+        is_cell &= ~is_region
+        self.counts["empty"] += int((is_cell & (area == 0)).sum())
+        ignored = [n for n, text in enumerate(class_text) if is_ignored(text) and not is_region[n]]
+        self.counts["ignored"] += len(ignored)
+        cells = [
+            Cell(outlines[n].id or "", numbers[class_text[n].casefold()] - 1, encoded[n])
+            for n in np.flatnonzero(is_cell & (area > 0)).tolist()
+        ]
+        return cells, region, union([encoded[n] for n in ignored], size)
+
+    def _compare(self, written: list[Cell], now: list[Cell]) -> None:
+        """Count the changes from the written cells to those that are there now."""
+        pairs, by_overlap = match_cells(written, now)
+        self.counts["by overlap"] += by_overlap
+
+        def change(number: int) -> Change:
+            name = self.names[number] if number >= 0 else "other classes"
+            return self.changes.setdefault(name, Change())
+
+        for cell in written:
+            change(cell.class_).written += 1
+        for n in set(range(len(written))) - {a for a, _ in pairs}:
+            change(written[n].class_).deleted += 1
+        for n in set(range(len(now))) - {b for _, b in pairs}:
+            change(now[n].class_).added += 1
+        least = _SAME_OUTLINE if by_overlap else 1.0
+        for a, b in pairs:
+            before, after = written[a], now[b]
+            if before.class_ != after.class_:
+                change(before.class_).renamed_from += 1
+                change(after.class_).renamed_to += 1
+            change(after.class_).moved += iou_matrix([before.mask], [after.mask])[0, 0] < least
+
+
+def _is_same(written: Sequence[Cell], now: Sequence[Cell]) -> bool:
+    """Return whether two versions of a window have the same cells, whose ids were lost."""
+    iou = iou_matrix([cell.mask for cell in written], [cell.mask for cell in now])
+    pairs, _ = match_cells(written, now)
+    return len(pairs) == len(written) == len(now) and all(
+        written[a].class_ == now[b].class_ and iou[a, b] >= _SAME_OUTLINE for a, b in pairs
+    )
+
+
+def match_cells(written: Sequence[Cell], now: Sequence[Cell]) -> tuple[list[tuple[int, int]], int]:
+    """Match the cells of two versions of a window.
+
+    By their ids; of several cells with one id, the one that overlaps most with the former. Where no
+    cell has a known id, a program has lost them: then by overlap, each pair with an IoU of at least
+    0.5, the largest first.
+
+    Returns
+    -------
+    The pairs of indices, and how many were matched by overlap.
+    """
+    iou = iou_matrix([cell.mask for cell in written], [cell.mask for cell in now])
+    of_id = {cell.id: n for n, cell in enumerate(written)}
+    by_id = [(of_id[cell.id], n) for n, cell in enumerate(now) if cell.id in of_id]
+    candidates = by_id or [(a, b) for a, b in np.argwhere(iou >= SAME_CELL).tolist()]
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for a, b in sorted(candidates, key=lambda pair: (-iou[pair], pair)):
+        if a not in pairs and b not in taken:
+            pairs[a] = b
+            taken.add(b)
+    return sorted(pairs.items()), 0 if by_id else len(pairs)
+
+
+def _is_region_name(name: str) -> bool:
+    """Return whether a class is QuPath's for regions, Region*."""
+    return name.casefold() in ("region", "region*")
+
+
+def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
+    """Return whether an outline without a class is a region, and not a cell that has none.
+
+    It is four times as large as each cell in it or, without any, as all cells of the window.
+    """
+    area = areas(masks)
+    region = union(encode(select_masks(masks, np.array([n]))), masks.size)
+    inside = cells[mostly_inside(encode(select_masks(masks, cells)), region)]
+    compared = inside if len(inside) else cells
+    return bool(area[n] >= _REGION * area[compared].max(initial=0))
+
+
+def _print_changes(
+    names: Sequence[str], changes: dict[str, Change], counts: Counter[str], n_windows: int
+) -> None:
+    """Print what was changed, by class, and how the windows were used."""
+    parts = [plural(n_windows, "corrected window")]
+    if counts["whole"]:
+        parts.append(f"{counts['whole']} of them without a region: looked through as a whole")
+    if counts["unchanged"]:
+        parts.append(f"{counts['unchanged']} unchanged: not looked through, so not used")
+    print("; ".join(parts))
+    order = [*(name for name in names if name in changes), *sorted({*changes} - {*names})]
+    rows = [(name, changes[name]) for name in order]
+    total = Change(*(sum(getattr(c, field) for _, c in rows) for field in asdict(Change())))
+    columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
+    width = max(len(name) for name in (*order, "class", "all"))
+    print("  ".join([f"{'class':{width}}", *columns]))
+    for name, change in [*rows, ("all", total)]:
+        values = [*asdict(change).values(), change.now]
+        cells = [f"{v:{len(c)}}" for v, c in zip(values, columns, strict=True)]
+        print("  ".join([f"{name:{width}}", *cells]))
+    if counts["by overlap"]:
+        n = plural(counts["by overlap"], "cell")
+        print(
+            f"{n} matched by overlap, as the ids were lost: moved is an IoU below {_SAME_OUTLINE}"
+        )
+    if counts["outside"]:
+        print(f"{plural(counts['outside'], 'cell')} outside the regions, not used")
+    if counts["ignored"]:
+        n = plural(counts["ignored"], "cell")
+        print(f"{n} of ignored classes: neither cells nor background is learned there")
+    for what, text in (
+        ("missing", "windows without a .geojson file, not used"),
+        ("without cells", "windows without a cell in what was looked through, used as background"),
+        ("empty", "outlines that contain no pixel of their window, ignored"),
+        ("points", "points, lines and outlines of fewer than 3 points, ignored"),
+    ):
+        if counts[what]:
+            warn(f"{text}: {counts[what]}")

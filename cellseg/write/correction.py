@@ -1,0 +1,196 @@
+"""Windows that are worth correcting most, as files for QuPath."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cellseg.errors import InputError
+from cellseg.files import display_path, write_atomic, write_json
+from cellseg.images import ImageCells
+from cellseg.messages import listed, plural
+from cellseg.png import write_png
+from cellseg.read.coco import AnnotatedImage, build_coco
+from cellseg.read.corrected import INDEX, load_index
+from cellseg.read.corrected_store import Source, unused_name
+from cellseg.read.names import absolute_path, image_name
+from cellseg.read.window import open_image_of_size
+from cellseg.rle import crop_runs, decode, encode, select_masks
+from cellseg.runs import file_hash
+from cellseg.write.geojson import Colour, cell_features, write_geojson
+
+LONGEST = 1024
+"""Pixels a side, up to which an image is one window."""
+_LEAST_AREA = 256 * 256  # pixels; smaller images count as this large
+
+_README = """\
+1. In QuPath, add the PNG files to a project; open each, drag the .geojson of its name onto it, and correct outlines, classes, missing and wrong cells; if you looked through a part only, draw an annotation without class around it.
+2. Export all objects (File > Export objects as GeoJSON) over that .geojson, also where nothing was wrong; then: python annotation.py --corrected THIS_FOLDER --data DATA_FOLDER
+"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image, XYXY in pixels, and how uncertain its detections are."""
+
+    image: ImageCells
+    box: tuple[int, int, int, int]
+    uncertainty: float
+
+
+def rank_windows(images: Sequence[ImageCells]) -> list[Window]:
+    """Return the windows of all images, the most uncertain first.
+
+    Images of more than 1024 px a side are cut into equal windows of 512 to 1024 px. The uncertainty
+    is the sum of s (1 - s) over all detections with their centre in the window, per million pixels,
+    at least 65,536. If a score s is the probability that the detection is right, that is the
+    variance of the number of cells: 0 for scores of 0 or 1, most for 0.5. (Settles 2009, Active
+    learning literature survey, describes such uncertainty sampling.)
+    """
+    windows = []
+    for image in images:
+        assert image.scores is not None
+        doubt = image.scores * (1 - image.scores)
+        centres = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
+        rows, columns = (_edges(side) for side in image.size)
+        for (top, bottom), (left, right) in itertools.product(
+            itertools.pairwise(rows), itertools.pairwise(columns)
+        ):
+            inside = (centres >= (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
+            area = max((right - left) * (bottom - top), _LEAST_AREA)
+            uncertainty = float(doubt[inside].sum()) / area * 1e6
+            windows.append(Window(image, (left, top, right, bottom), uncertainty))
+    return sorted(windows, key=lambda window: -window.uncertainty)
+
+
+def _edges(side: int) -> list[int]:
+    """Return the edges of the windows along a side."""
+    n = -(-side // LONGEST)
+    return [round(i * side / n) for i in range(n + 1)]
+
+
+def write_windows(
+    folder: Path,
+    windows: Sequence[Window],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    threshold: float,
+    held_out: Container[str] = (),
+) -> int:
+    """Write windows as PNG and GeoJSON, what to do with them, and the index of all.
+
+    Cells at a border are cut there. The index is that of `cellseg.read.corrected`.
+
+    Parameters
+    ----------
+    folder
+        Where to write. Files of an earlier export there are replaced.
+    windows
+        The windows.
+    names, colours
+        K class names, and K colours as red, green, blue of 0…255.
+    threshold
+        Minimum score of the cells that are written.
+    held_out
+        Names of images in the validation set of the run.
+
+    Returns
+    -------
+    The number of cells.
+
+    Raises
+    ------
+    InputError
+        If an image can't be read, or a file can't be written or may have been corrected.
+    """
+    _prepare(folder)
+    annotated, entries, ids = [], [], []
+    used: set[str] = set()
+    for window in tqdm(windows, "windows", unit="window", disable=None):
+        image, (left, top, right, bottom) = window.image, window.box
+        assert image.scores is not None
+        stem = image.name.rpartition("/")[2]
+        if (right - left, bottom - top) != image.size[::-1]:
+            stem = f"{stem}_x{left}_y{top}"
+        name = unused_name(stem, used)
+        near = (image.boxes[:, :2] < (right, bottom)).all(axis=1)
+        near &= (image.boxes[:, 2:] > (left, top)).all(axis=1) & (image.scores >= threshold)
+        here = np.flatnonzero(near)
+        masks = crop_runs(decode([image.masks[n] for n in here], image.size), window.box)
+        some = np.flatnonzero(np.diff(masks.offsets) > 0)
+        order = some[np.argsort(image.classes[here[some]], kind="stable")]  # as in the index
+        masks, here = select_masks(masks, order), here[order]
+        classes = image.classes[here]
+        with open_image_of_size(image.path, image.size, image.level) as opened:
+            pixels = opened.read(window.box)
+        size = pixels.shape[0], pixels.shape[1]
+        features = list(
+            cell_features(
+                name, size, encode(masks), classes, names, colours, image.scores[here], "annotation"
+            )
+        )
+        write_png(folder / f"{name}.png", pixels)
+        write_geojson(folder / f"{name}.geojson", features)
+        cells = {
+            number + 1: select_masks(masks, np.flatnonzero(classes == number))
+            for number in np.unique(classes).tolist()
+        }
+        annotated.append(AnnotatedImage(f"{name}.png", size, cells, Counter(), image.mpp))
+        ids += [feature["id"] for feature in features]
+        path = str(absolute_path(image.path))
+        is_held_out = image_name(image.file_name) in held_out
+        source = Source(
+            image.file_name, path, left, top, size[1], size[0], image.level, is_held_out
+        )
+        sha256 = file_hash(folder / f"{name}.geojson")
+        uncertainty = round(window.uncertainty, 3)
+        entries.append({"source": asdict(source), "sha256": sha256, "uncertainty": uncertainty})
+    coco = build_coco(annotated, names)
+    coco["info"]["description"] = "Windows to correct (export.py --to_correct)"
+    for entry, more in zip(coco["images"], entries, strict=True):
+        entry.update(more)
+    for cell, id_ in zip(coco["annotations"], ids, strict=True):
+        cell["cell"] = id_
+    write_json(folder / INDEX, coco)
+    return len(ids)
+
+
+def _prepare(folder: Path) -> None:
+    """Make a folder ready: remove the windows of an earlier export, and write what to do.
+
+    Raises InputError if windows there were corrected, or the folder is for something else.
+    """
+    note, index = folder / "README.txt", folder / INDEX
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        own = note.is_file() and note.read_text("utf-8", errors="replace") == _README
+        if not own:
+            raise InputError(
+                f"--to_correct {display_path(folder)}: not empty, expected a new folder or one "
+                "that this command wrote; choose another"
+            )
+    if index.is_file():
+        images = load_index(index)["images"]
+        files = [folder / Path(image["file_name"]).with_suffix(".geojson") for image in images]
+        changed = [
+            file.name
+            for file, image in zip(files, images, strict=True)
+            if file.is_file() and file_hash(file) != image.get("sha256")
+        ]
+        if changed:
+            raise InputError(
+                f"--to_correct {display_path(folder)}: has {plural(len(changed), 'window')} that "
+                f"were corrected ({listed(changed)}); take them back with annotation.py "
+                "--corrected, then choose another folder"
+            )
+        index.unlink()
+        for file in files:
+            file.unlink(missing_ok=True)
+            file.with_suffix(".png").unlink(missing_ok=True)
+    with write_atomic(note) as text:
+        text.write(_README)

@@ -1,0 +1,444 @@
+"""The way back: export.py --to_correct, a person who corrects, annotation.py --corrected."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from pycocotools.coco import COCO
+
+import annotation
+import export
+from cellseg.read.layout import TEST_LIST
+from cellseg.rle import crop_mask, decode
+from tests.read.refusal import refusal
+from tests.score.scoring_cases import rle
+
+SIZE = 40, 60
+SQUARES = {  # left, top, class 1…, score; 6 x 6 px
+    "kept": (4, 4, 1, 0.9),
+    "moved": (14, 4, 1, 0.8),
+    "renamed": (24, 4, 1, 0.7),
+    "deleted": (4, 20, 2, 0.6),
+    "crossing": (35, 20, 2, 0.9),  # 5 of its 6 columns are left of 40
+    "outside": (50, 20, 1, 0.55),
+    "unsure": (50, 4, 2, 0.2),  # below the threshold
+}
+NAMES = ["alpha", "beta"]
+
+
+def square(left, top, side=6, size=SIZE):
+    mask = np.zeros(size, np.uint8)
+    mask[top : top + side, left : left + side] = 1
+    return mask
+
+
+def result(image, left, top, category, score, size=SIZE):
+    mask = rle(square(left, top, size=size))
+    box = [left, top, 6, 6]
+    entry = {"image_id": image, "category_id": category, "score": score}
+    return {**entry, "segmentation": mask, "bbox": box}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder with an annotated training image, and three test images."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "data"
+    (folder / "train" / "old").mkdir(parents=True)
+    (folder / "test").mkdir()
+    tifffile.imwrite(
+        folder / "train" / "old" / "image.tif", rng.integers(0, 200, (*SIZE, 3), np.uint8)
+    )
+    labels = np.zeros(SIZE, np.int32)
+    for number, (left, top) in enumerate(((4, 4), (30, 10), (50, 30)), 1):
+        labels += number * square(left, top)
+    tifffile.imwrite(folder / "train" / "old" / "class1.tif", labels)
+    listed = []
+    for id_, name in enumerate(("new.tif", "empty.tif", "sure.tif"), 7):
+        pixels = rng.integers(0, 200, (*SIZE, 3), np.uint8)
+        tifffile.imwrite(folder / "test" / name, pixels)
+        listed.append({"file_name": name, "id": id_, "height": SIZE[0], "width": SIZE[1]})
+    (folder / TEST_LIST).write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.fixture
+def results(data):
+    path = data.parent / "run" / "test-results.json"
+    path.parent.mkdir()
+    entries = [result(7, *square) for square in SQUARES.values()]
+    entries += [result(9, left, 4, 1, 0.99) for left in range(0, 54, 8)]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def to_correct(data, results, folder, *flags):
+    argv = [results, "--data", data, "--to_correct", folder, "--class_names", *NAMES, *flags]
+    assert export.main([str(word) for word in argv]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(data, results, tmp_path):
+    """The exported windows: new, sure, empty in this order."""
+    return to_correct(data, results, tmp_path / "fix")
+
+
+def take_back(data, folder, *flags):
+    argv = ["--data", data, "--corrected", folder, *flags]
+    return annotation.main([str(word) for word in argv])
+
+
+def load(folder, name="new"):
+    return json.loads((folder / f"{name}.geojson").read_text())
+
+
+def save(folder, features, name="new"):
+    """Write as QuPath does: not the bytes that were written."""
+    collection = features if isinstance(features, dict) else {"features": features}
+    text = json.dumps({"type": "FeatureCollection", **collection}, indent=1)
+    (folder / f"{name}.geojson").write_text(text)
+
+
+def polygon(left, top, right, bottom):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def drawn(box, class_name=None, id_=None):
+    properties = {"objectType": "annotation"}
+    if class_name:
+        properties["classification"] = {"name": class_name}
+    id_ = id_ or str(uuid.uuid4())
+    return {"type": "Feature", "id": id_, "geometry": polygon(*box), "properties": properties}
+
+
+def feature_of(features, name):
+    left, top, *_ = SQUARES[name]
+    return next(
+        f for f in features if [left, top] in [p[:2] for p in f["geometry"]["coordinates"][0]]
+    )
+
+
+def correct(folder, region=None):
+    """Move, rename, delete and add a cell each."""
+    features = load(folder)["features"]
+    left, top, *_ = SQUARES["moved"]
+    feature_of(features, "moved")["geometry"] = polygon(left, top, left + 8, top + 6)
+    feature_of(features, "renamed")["properties"]["classification"] = {"name": "beta"}
+    features.remove(feature_of(features, "deleted"))
+    features.append(drawn((14, 20, 20, 26), "beta"))
+    if region:
+        features.append(drawn(region))
+    save(folder, features)
+    return features
+
+
+def table(out):
+    """The rows of changes by class."""
+    lines = out.splitlines()
+    first = next(n for n, line in enumerate(lines) if "renamed from" in line)
+    rows = {}
+    for line in lines[first + 1 :]:
+        name, *numbers = line.split()
+        rows[name] = [int(number) for number in numbers]
+        if name == "all":
+            return rows
+    raise AssertionError(out)
+
+
+def cells_of(data, file_name):
+    """The masks of an image's cells, by class, in the annotation file."""
+    coco = COCO(str(data / "train__annot.json"))
+    (image,) = [i for i in coco.imgs.values() if i["file_name"] == file_name]
+    found = {}
+    for a in coco.imgToAnns[image["id"]]:
+        assert a["iscrowd"] == 0
+        name = coco.cats[a["category_id"]]["name"]
+        found.setdefault(name, []).append(full_mask(a["segmentation"]))
+    return found
+
+
+def full_mask(mask):
+    (left, top, right, bottom), crop = crop_mask(decode([mask]), 0)
+    full = np.zeros(mask["size"], bool)
+    full[top:bottom, left:right] = crop
+    return full
+
+
+def boxes(masks):
+    """Left, top, right, bottom of masks that are full rectangles."""
+    found = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask.sum() == len(rows) * len(columns)
+        found.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    return sorted(tuple(int(n) for n in box) for box in found)
+
+
+def read_png(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_the_most_uncertain_windows_are_written(data, folder):
+    index = json.loads((folder / "index.json").read_text())
+    doubt = sum(score * (1 - score) for *_, score in SQUARES.values())
+    assert [image["file_name"] for image in index["images"]] == [
+        "new.png",
+        "sure.png",
+        "empty.png",
+    ]
+    # Small images count as 256 x 256 px.
+    assert index["images"][0]["uncertainty"] == pytest.approx(doubt / 256**2 * 1e6, abs=1e-3)
+    assert index["images"][2]["uncertainty"] == 0
+    features = load(folder)["features"]
+    assert len(features) == 6  # not the one below the threshold
+    assert {f["properties"]["objectType"] for f in features} == {"annotation"}
+    assert len({f["id"] for f in features}) == 6
+    assert (read_png(folder / "new.png") == tifffile.imread(data / "test" / "new.tif")).all()
+    assert len((folder / "README.txt").read_text().splitlines()) == 2
+
+
+def test_a_correction_becomes_a_training_image(data, folder, capsys):
+    correct(folder)
+    assert take_back(data, folder) == 0
+    out = capsys.readouterr().out
+    assert table(out) == {  # written, moved, renamed from, to, added, deleted, now
+        "alpha": [4, 1, 1, 0, 0, 0, 3],
+        "beta": [2, 0, 0, 1, 1, 1, 3],
+        "all": [6, 1, 1, 1, 1, 1, 6],
+    }
+    assert "2 unchanged" in out
+    assert "whole" in out
+    found = cells_of(data, "corrected/new.png")
+    assert boxes(found["alpha"]) == [(4, 4, 10, 10), (14, 4, 22, 10), (50, 20, 56, 26)]
+    assert boxes(found["beta"]) == [(14, 20, 20, 26), (24, 4, 30, 10), (35, 20, 41, 26)]
+    image = data / "corrected" / "new.png"
+    assert (read_png(image) == tifffile.imread(data / "test" / "new.tif")).all()
+    assert len(cells_of(data, "train/old/image.tif")["alpha"]) == 3  # as before
+
+
+def test_only_the_region_is_learned_from(data, folder, capsys):
+    features = correct(folder, region=(2, 2, 40, 32))
+    assert take_back(data, folder) == 0
+    assert "1 cell outside" in capsys.readouterr().out
+    found = cells_of(data, "corrected/new.png")
+    # Cropped to the region; the cell that crosses its border is whole.
+    assert boxes(found["alpha"]) == [(2, 2, 8, 8), (12, 2, 20, 8)]
+    assert boxes(found["beta"]) == [(12, 18, 18, 24), (22, 2, 28, 8), (33, 18, 39, 24)]
+    pixels = read_png(data / "corrected" / "new.png")
+    assert pixels.shape == (30, 39, 3)
+    expected = np.full((30, 39, 3), 255, np.uint8)
+    whole = tifffile.imread(data / "test" / "new.tif")
+    expected[:, :38] = whole[2:32, 2:40]
+    expected[18:24, 38] = whole[20:26, 40]
+    assert (pixels == expected).all()
+
+    # Nothing outside makes a difference: no pixel, no cell.
+    before = (data / "train__annot.json").read_bytes()
+    image = cv2.imread(str(folder / "new.png"))
+    outside = np.ones(SIZE, bool)
+    outside[2:32, 2:40] = False
+    outside[20:26, 40] = False
+    image[outside] = 255 - image[outside]
+    cv2.imwrite(str(folder / "new.png"), image)
+    features.remove(feature_of(features, "outside"))
+    features.append(drawn((44, 30, 58, 38), "beta"))
+    save(folder, features)
+    assert take_back(data, folder) == 0
+    assert (read_png(data / "corrected" / "new.png") == expected).all()
+    assert (data / "train__annot.json").read_bytes() == before
+
+
+def test_several_regions(data, folder):
+    features = load(folder)["features"]
+    features += [drawn((0, 0, 12, 12)), drawn((48, 18, 58, 28), "Region*")]
+    save(folder, features)
+    assert take_back(data, folder) == 0
+    found = cells_of(data, "corrected/new.png")
+    assert list(found) == ["alpha"]
+    assert boxes(found["alpha"]) == [(4, 4, 10, 10), (50, 20, 56, 26)]
+    pixels = read_png(data / "corrected" / "new.png")
+    seen = np.zeros((28, 58), bool)
+    seen[:12, :12] = seen[18:, 48:] = True
+    whole = tifffile.imread(data / "test" / "new.tif")[:28, :58]
+    assert (pixels[seen] == whole[seen]).all()
+    assert (pixels[~seen] == 255).all()
+
+
+def test_the_same_again_changes_nothing_and_can_be_undone(data, folder):
+    argv = ["--data", str(data), "--class_names", *NAMES]
+    assert annotation.main(argv) == 0
+    output = data / "train__annot.json"
+    before = output.read_bytes()
+    correct(folder, region=(2, 2, 40, 32))
+    assert take_back(data, folder) == 0
+    files = {p.name: p.read_bytes() for p in (data / "corrected").iterdir()}
+    with_correction = output.read_bytes()
+    assert take_back(data, folder) == 0
+    assert {p.name: p.read_bytes() for p in (data / "corrected").iterdir()} == files
+    assert output.read_bytes() == with_correction
+    assert annotation.main(argv) == 0  # keeps it
+    assert output.read_bytes() == with_correction
+    for path in (data / "corrected").iterdir():
+        path.unlink()
+    assert annotation.main(argv) == 0
+    assert output.read_bytes() == before
+
+
+def test_a_second_correction_replaces_the_first(data, results, folder, tmp_path):
+    correct(folder)
+    assert take_back(data, folder) == 0
+    second = to_correct(data, results, tmp_path / "again", "--count", 1)
+    save(second, [drawn((0, 0, 6, 6), "beta")])
+    assert take_back(data, second) == 0
+    assert [p.name for p in (data / "corrected").glob("*.png")] == ["new.png"]
+    assert boxes(cells_of(data, "corrected/new.png")["beta"]) == [(0, 0, 6, 6)]
+
+
+def test_lost_ids_are_matched_by_overlap(data, folder, capsys):
+    features = correct(folder)
+    for feature in features:
+        feature["id"] = str(uuid.uuid4())
+    save(folder, features)
+    assert take_back(data, folder) == 0
+    out = capsys.readouterr().out
+    assert "matched by overlap" in out
+    assert table(out)["all"] == [6, 1, 1, 1, 1, 1, 6]  # IoU of the moved one: 36 / 48
+
+
+def test_negatives(data, folder, capsys):
+    save(folder, [drawn((0, 0, 30, 30))], "empty")
+    save(folder, [], "sure")
+    assert take_back(data, folder) == 0
+    assert ": 2" in next(e for e in capsys.readouterr().err.splitlines() if "without a cell" in e)
+    assert cells_of(data, "corrected/empty.png") == cells_of(data, "corrected/sure.png") == {}
+
+
+def test_all_that_must_be_fixed_is_said_at_once(data, folder):
+    features = load(folder)["features"]
+    del feature_of(features, "kept")["properties"]["classification"]
+    feature_of(features, "moved")["properties"]["classification"] = {"name": "gamma cell"}
+    save(folder, features)
+    save(folder, [drawn((0, 0, 6, 6)), *load(folder, "sure")["features"]], "sure")
+    (folder / "empty.geojson").write_text("{")
+    error = refusal(take_back, data, folder)
+    for text in ("new.geojson", "sure.geojson", "empty.geojson", "gamma cell", "without a class"):
+        assert text in error
+    assert "--class_names alpha beta 'gamma cell'" in error
+    assert not (data / "corrected").exists()
+
+
+def test_skip_bad_leaves_out_whole_windows(data, folder, capsys):
+    correct(folder)
+    (folder / "empty.geojson").write_text("{")
+    assert take_back(data, folder, "--skip_bad") == 0
+    assert "empty.geojson" in capsys.readouterr().err
+    assert [p.name for p in (data / "corrected").glob("*.png")] == ["new.png"]
+
+
+def test_ignored_cells_are_neither_cells_nor_background(data, folder):
+    features = load(folder)["features"]
+    feature_of(features, "kept")["properties"]["classification"] = {"name": "Ignore*"}
+    save(folder, features)
+    assert take_back(data, folder) == 0
+    pixels = read_png(data / "corrected" / "new.png")
+    assert (pixels[4:10, 4:10] == 255).all()
+    assert not (pixels[3] == 255).all(axis=1).any()
+    assert (4, 4, 10, 10) not in boxes(cells_of(data, "corrected/new.png")["alpha"])
+
+
+def test_a_file_of_another_name_counts_before_the_unchanged_one(data, folder, capsys):
+    (folder / "corrected by me").mkdir()
+    text = json.dumps({"type": "FeatureCollection", "features": [drawn((0, 0, 6, 6), "alpha")]})
+    (folder / "corrected by me" / "new.png.geojson").write_text(text)
+    (folder / "foreign.geojson").write_text(text)
+    assert take_back(data, folder) == 0
+    assert "foreign.geojson" in capsys.readouterr().err
+    assert boxes(cells_of(data, "corrected/new.png")["alpha"]) == [(0, 0, 6, 6)]
+    save(folder, [])
+    assert "new.png.geojson" in refusal(take_back, data, folder)
+
+
+def test_nothing_corrected(data, folder):
+    assert "3 windows" in refusal(take_back, data, folder)
+
+
+@pytest.mark.parametrize("damage", ["missing", "no source", "outside", "not COCO"])
+def test_a_damaged_index(data, folder, damage):
+    correct(folder)
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "no source":
+        del index["images"][0]["source"]["x"]
+    elif damage == "outside":
+        index["images"][0]["file_name"] = "../new.png"
+    else:
+        index = []
+    if damage != "missing":
+        path.write_text(json.dumps(index))
+    assert "index.json" in refusal(take_back, data, folder)
+
+
+def test_coco_of_another_program(data, folder, capsys):
+    """As CVAT exports it: no ids, brush masks as crowds."""
+    index = json.loads((folder / "index.json").read_text())
+    first = [a for a in index["annotations"] if a["image_id"] == 1]
+    for a in index["annotations"]:
+        del a["cell"]
+        a["iscrowd"] = 1
+    index["annotations"].remove(first[-1])
+    for image in index["images"]:
+        del image["source"]
+    path = folder / "instances_default.json"
+    path.write_text(json.dumps(index))
+    assert take_back(data, path) == 0
+    out = capsys.readouterr().out
+    assert "2 unchanged" in out
+    assert "matched by overlap" in out
+    assert table(out)["all"] == [6, 0, 0, 0, 0, 1, 5]
+
+
+def test_a_window_of_a_training_image_replaces_that_part(data, tmp_path, capsys):
+    results = tmp_path / "own" / "images-results.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps([result(1, 4, 4, 2, 0.8), result(1, 30, 10, 1, 0.9)]))
+    image = str(data / "train" / "old" / "image.tif")
+    entry = {"file_name": image, "id": 1, "height": SIZE[0], "width": SIZE[1]}
+    (results.parent / "images-results-list.json").write_text(json.dumps([entry]))
+    folder = to_correct(data, results, tmp_path / "own fix")
+    save(folder, [drawn((8, 8, 14, 14), "beta"), drawn((0, 0, 33, 20))], "old")
+    assert take_back(data, folder) == 0
+    assert "replace a part of a training image: 1" in capsys.readouterr().out
+    found = cells_of(data, "train/old/image.tif")
+    assert boxes(found["beta"]) == [(8, 8, 14, 14)]
+    # Of the cell at 30, 10 half is outside the region; the one at 4, 4 was in it.
+    assert boxes(found["alpha"]) == [(33, 10, 36, 16), (50, 30, 56, 36)]
+
+
+def test_a_window_that_was_corrected_is_not_overwritten(data, results, folder):
+    to_correct(data, results, folder)  # not yet
+    correct(folder)
+    error = refusal(to_correct, data, results, folder)
+    assert "new.geojson" in error
+    other = folder.parent / "mine"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert "not empty" in refusal(to_correct, data, results, other)
+
+
+def test_flags_that_do_not_fit(data, results, folder):
+    for argv in (
+        [results, "--count", "3"],
+        [results, "--to_correct", folder, "--format", "labels"],
+        [data / "train__annot.json", "--to_correct", folder.parent / "x", "--data", data],
+    ):
+        annotation.main(["--data", str(data)])
+        assert "--to_correct" in refusal(export.main, [str(word) for word in argv])
