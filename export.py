@@ -214,8 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.to_correct and (args.format or args.output):
-        parser.error("--to_correct DIR is the only output; leave out --format and --output")
+    if args.to_correct and (args.format or args.output or args.object_type or args.gzip):
+        parser.error("--to_correct: leave out --format, --output, --as and --gzip")
     if args.count and not args.to_correct:
         parser.error("--count: only with --to_correct")
     source = args.source or find_newest_results(utils.RUNS)

@@ -127,6 +127,11 @@ class Corrected:
     mpp: float | None
     corner: tuple[int, int] = (0, 0)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.region.shape[0], self.region.shape[1]
+
 
 def read_source(path: Path, image: dict[str, Any]) -> Source:
     """Return the source of a window in a COCO file of this module."""
@@ -156,7 +161,7 @@ def crop(window: Corrected) -> Corrected | None:
     kept = mostly_inside([cell.mask for cell in window.cells], region)
     if not kept.all():
         gone = [c.mask for c, inside in zip(window.cells, kept, strict=True) if not inside]
-        region = region & ~union(gone, region.shape)
+        region = region & ~union(gone, window.size)
     if not region.any():
         return None
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
@@ -166,7 +171,7 @@ def crop(window: Corrected) -> Corrected | None:
     pixels = window.pixels[top:bottom, left:right].copy()
     pixels[~region] = _WHITE
     cells = [cell for cell, inside in zip(window.cells, kept, strict=True) if inside]
-    masks = encode(crop_runs(decode([cell.mask for cell in cells], window.region.shape), box))
+    masks = encode(crop_runs(decode([cell.mask for cell in cells], window.size), box))
     return replace(
         window,
         corner=(window.corner[0] + left, window.corner[1] + top),
@@ -266,8 +271,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
         try:
             region = union([image["region"]], size)
             left, top = image["corner"]
-            valid = region.shape == size and region.any()
-            valid &= type(left) is type(top) is int and left >= 0 and top >= 0
+            valid = bool(region.any()) and type(left) is type(top) is int and left >= 0 and top >= 0
         except (KeyError, TypeError, ValueError):
             valid = False
         if not valid:
@@ -291,7 +295,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
 
 def _annotated(window: Corrected) -> AnnotatedImage:
     """Return a corrected window as a training image."""
-    size = window.region.shape
+    size = window.size
     masks = decode([cell.mask for cell in window.cells], size)
     classes = np.array([cell.class_ for cell in window.cells], np.int64)
     cells = {
@@ -399,7 +403,7 @@ def replace_part(image: AnnotatedImage, window: Corrected) -> AnnotatedImage:
     size, source = image.size, window.source
     corner = _place(window)
     new = _annotated(window)
-    region = place_runs(decode([region_rle(window.region)], window.region.shape), size, corner)
+    region = place_runs(decode([region_rle(window.region)], window.size), size, corner)
     whole = region_rle(np.ones((source.height, source.width), bool))
     box = (source.x, source.y, source.x + source.width, source.y + source.height)
     exported = place_runs(decode([whole], (source.height, source.width)), size, box[:2])

@@ -111,7 +111,7 @@ def polygon(left, top, right, bottom):
 
 
 def drawn(box, class_name=None, id_=None):
-    properties = {"objectType": "annotation"}
+    properties: dict[str, object] = {"objectType": "annotation"}
     if class_name:
         properties["classification"] = {"name": class_name}
     id_ = id_ or str(uuid.uuid4())
@@ -156,7 +156,7 @@ def cells_of(data, file_name):
     """The masks of an image's cells, by class, in the annotation file."""
     coco = COCO(str(data / "train__annot.json"))
     (image,) = [i for i in coco.imgs.values() if i["file_name"] == file_name]
-    found = {}
+    found: dict[str, list[np.ndarray]] = {}
     for a in coco.imgToAnns[image["id"]]:
         assert a["iscrowd"] == 0
         name = coco.cats[a["category_id"]]["name"]
@@ -182,7 +182,7 @@ def boxes(masks):
 
 
 def read_png(path):
-    return cv2.imread(str(path))[..., ::-1]
+    return np.asarray(cv2.imread(str(path)))[..., ::-1]
 
 
 def test_the_most_uncertain_windows_are_written(data, folder):
@@ -241,7 +241,7 @@ def test_only_the_region_is_learned_from(data, folder, capsys):
 
     # Nothing outside makes a difference: no pixel, no cell.
     before = (data / "train__annot.json").read_bytes()
-    image = cv2.imread(str(folder / "new.png"))
+    image = np.asarray(cv2.imread(str(folder / "new.png")))
     outside = np.ones(SIZE, bool)
     outside[2:32, 2:40] = False
     outside[20:26, 40] = False
