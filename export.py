@@ -8,12 +8,9 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 import utils
@@ -21,28 +18,28 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
-from cellseg.look.overlay import class_colour, write_overlay
+from cellseg.look.formats import DEFAULT_FORMATS, FORMATS, FORMATS_HELP, write_format
+from cellseg.look.overlay import class_colour
 from cellseg.messages import plural
-from cellseg.read.cells import is_annotations, read_annotated_cells, read_predicted_cells
+from cellseg.read.cells import (
+    is_annotations,
+    read_annotated_cells,
+    read_predicted_cells,
+    select_by_score,
+    with_resolution,
+)
 from cellseg.read.results import find_newest_results
-from cellseg.read.window import open_image
+from cellseg.score.tables import composition_as_text
 from cellseg.write.correction import rank_windows, write_windows
-from cellseg.write.geojson import cell_features, write_geojson
-from cellseg.write.labels import write_labels
+from cellseg.write.table import check_tables, summary_path, write_tables
 
-FORMATS = ("geojson", "labels", "overlay")
-
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Write the cells of a results file or of an annotation file in other formats.
 
-  geojson  <output>/geojson/<image>.geojson: outlines along the pixels' edges with class,
-           colour and score; QuPath opens them with File > Import objects from file. --as
-           annotations to edit them there, --as detections for many
-  labels   <output>/labels/<image>/class<K>.tif: label maps (int32, zlib), as annotation.py
-           and evaluate.py read them. Where cells of one class overlap, pixels go to the cell
-           with the higher score, at equal scores to the earlier one
-  overlay  <output>/overlay/<image>.png: outlines drawn on the image; for images of more than
-           4096 pixels a side, <image>/x<left>_y<top>.png for each window of 4096 x 4096
+{FORMATS_HELP}
+docs/formats.md says how each is opened. --table and --h5ad write one table of all cells: place,
+shape, stain and neighbours of each, as docs/cells.md defines them. Numbers, densities and shares
+of the classes are printed, and written into FILE-summary.csv.
 """
 
 EXAMPLES = """\
@@ -60,8 +57,19 @@ def get_parser() -> utils.CommandParser:
         "the newest run's test-results.json)",
     )  # fmt: skip
     parser.add_argument(
-        "--format", nargs="+", choices=FORMATS,
-        help="formats to write (default: all)",
+        "--format", nargs="+", choices=FORMATS, metavar="FORMAT",
+        help="formats to write: " + ", ".join(FORMATS) + " (default: the first three; none with "
+        "--table or --h5ad)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="write the table of cells, .csv or .parquet"
+    )
+    parser.add_argument(
+        "--h5ad", type=Path, metavar="FILE", help="write it as AnnData, for scanpy and squidpy"
+    )
+    parser.add_argument(
+        "--mpp", type=utils.micrometres, metavar="MICROMETRES",
+        help="micrometres per pixel at full resolution (default: as the results or files say)",
     )  # fmt: skip
     parser.add_argument(
         "--to_correct", type=Path, metavar="DIR",
@@ -90,6 +98,9 @@ def get_parser() -> utils.CommandParser:
         "--as", dest="object_type", choices=("annotations", "detections"),
         help="what cells are in QuPath (default: detections of results, annotations otherwise)",
     )  # fmt: skip
+    parser.add_argument(
+        "--measurements", action="store_true", help="write the table's columns into GeoJSON too"
+    )
     parser.add_argument("--gzip", action="store_true", help="write .geojson.gz, which QuPath opens")
     parser.add_argument(
         "--score_threshold", type=utils.fraction, metavar="S",
@@ -116,71 +127,11 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
     if args.to_correct:
         return names, images
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
-    n_left_out = 0
-    for index, image in enumerate(images):
-        assert image.scores is not None
-        keep = np.flatnonzero(image.scores >= threshold)
-        n_left_out += len(image.scores) - len(keep)
-        images[index] = replace(
-            image,
-            masks=[image.masks[n] for n in keep],
-            classes=image.classes[keep],
-            boxes=image.boxes[keep],
-            scores=image.scores[keep],
-        )
-    if n_left_out and args.score_threshold is None:
-        below = plural(n_left_out, "detection")
+    images, n_below = select_by_score(images, threshold)
+    if n_below and args.score_threshold is None:
+        below = plural(n_below, "detection")
         print(f"{below} with a score below {threshold} left out (--score_threshold)")
     return names, images
-
-
-def write_image(
-    image: ImageCells,
-    names: Sequence[str],
-    format_name: str,
-    output: Path,
-    args: argparse.Namespace,
-    bar: tqdm,
-) -> int:
-    """Write one image in one format; return the number of cells hidden under others there."""
-    n_cells = len(image.masks)
-    if format_name == "geojson":
-        predicted = image.scores is not None
-        features = cell_features(
-            image.name,
-            image.size,
-            image.masks,
-            image.classes,
-            names,
-            [class_colour(k) for k in range(len(names))],
-            image.scores,
-            (args.object_type or ("detections" if predicted else "annotations"))[:-1],
-            scale_to_full_resolution(image),
-        )
-
-        def counted() -> Iterator[dict[str, Any]]:
-            for feature in features:
-                bar.update()
-                yield feature
-
-        name = f"{image.name}.geojson{'.gz' * args.gzip}"
-        return n_cells - write_geojson(output / format_name / name, counted())
-    if format_name == "labels":
-        folder = output / format_name / image.name
-        n_hidden = write_labels(folder, image.size, image.masks, image.classes, image.scores)
-    else:
-        n_hidden = 0
-        write_overlay(image, names, output / format_name)
-    bar.update(n_cells)
-    return n_hidden
-
-
-def scale_to_full_resolution(image: ImageCells) -> tuple[float, float]:
-    """Return the factors of x and y from the image's level to full resolution."""
-    if not image.level:
-        return 1, 1
-    with open_image(image.path) as full:
-        return full.size[1] / image.size[1], full.size[0] / image.size[0]
 
 
 def write_to_correct(
@@ -214,28 +165,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.to_correct and (args.format or args.output or args.object_type or args.gzip):
-        parser.error("--to_correct: leave out --format, --output, --as and --gzip")
+    tables = [path for path in (args.table, args.h5ad) if path]
+    geojson = (args.object_type or "")[:-1] or None, args.measurements, args.gzip
+    if args.to_correct and (args.format or args.output or tables or args.mpp or any(geojson)):
+        parser.error(
+            "--to_correct: leave out --format, --output, --table, --h5ad, --mpp, --as, "
+            "--measurements and --gzip"
+        )
     if args.count and not args.to_correct:
         parser.error("--count: only with --to_correct")
     source = args.source or find_newest_results(utils.RUNS)
     args.data = utils.choose_data(args.data, source)
+    check_tables(args.table, args.h5ad)
     names, images = read_cells(args, source)
     if args.to_correct:
         return write_to_correct(args, source, names, images)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
     n_cells = sum(len(image.masks) for image in images)
-    for format_name in dict.fromkeys(args.format or FORMATS):
-        n_hidden = 0
-        with tqdm(
-            desc=format_name, total=n_cells, unit="cell", unit_scale=True, disable=None
-        ) as bar:
-            for image in images:
-                n_hidden += write_image(image, names, format_name, output, args, bar)
+    counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"
+    if tables or args.mpp or args.measurements:
+        images = with_resolution(images, args.mpp)
+
+    def progress(what: str) -> tqdm:
+        return tqdm(desc=what, total=n_cells, unit="cell", unit_scale=True, disable=None)
+
+    if tables:
+        with progress("table") as bar:
+            found = write_tables(images, names, tables, bar.update)
+        print(composition_as_text(found, [image.name for image in images], names))
+        written = [*tables, *dict.fromkeys(map(summary_path, tables))]
+        print(f"table: {counts}: {', '.join(map(display_path, written))}")
+    for name in dict.fromkeys(args.format or ([] if tables else DEFAULT_FORMATS)):
+        with progress(name) as bar:
+            place, n_hidden = write_format(name, images, names, output, bar.update, *geojson)
         note = f", {n_hidden} of them hidden under others" if n_hidden else ""
-        folder = display_path(output / format_name)
-        counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"
-        print(f"{format_name}: {counts}{note}: {folder}")
+        print(f"{name}: {counts}{note}: {display_path(place)}")
     return 0
 
 

@@ -33,3 +33,16 @@ def scale_stains(image: NDArray[np.uint8], haematoxylin: float, eosin: float) ->
     light -= 1
     np.rint(light, out=light)
     return light.clip(0, 255, out=light).astype(np.uint8)
+
+
+def stain_densities(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the optical density of haematoxylin and eosin in each pixel, `(h, w, 2)` float32.
+
+    Colour deconvolution (Ruifrok & Johnston 2001) of decimal optical densities, 0 for white; noise
+    and other colours give values below 0. `image` is `(h, w, 3)` uint8 RGB.
+    """
+    unmix = np.linalg.inv(_STAINS)[:, :2] / np.log(10)
+    densities: NDArray[np.float32] = cv2.transform(
+        cv2.LUT(image, _DENSITIES), unmix.T.astype(np.float32)
+    )
+    return densities

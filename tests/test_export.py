@@ -20,6 +20,7 @@ import annotation
 import export
 import utils
 from cellseg.look import overlay
+from cellseg.look.formats import FORMATS
 from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
 from cellseg.rle import crop_runs, encode, label_map_to_runs
@@ -210,11 +211,11 @@ def test_an_earlier_export_is_replaced(data, run):
 # ------------------------------------------------------------------ flags
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_single_format(data, run, form):
     results = run([entry(LEFT)])
     export.main([str(results), "--data", str(data), "--format", form, form])
-    assert [p.name for p in (results.parent / "export").iterdir()] == [form]
+    assert [p.stem for p in (results.parent / "export").iterdir()] == [form]
 
 
 def test_geojson_and_labels_need_no_pixels(data, run):
@@ -709,6 +710,6 @@ def test_names_that_differ_only_in_case(tmp_path):
 def test_output_that_is_a_file(data, run, tmp_path):
     (tmp_path / "file").write_text("")
     results = run([entry(LEFT)])
-    for form in export.FORMATS:
+    for form in FORMATS:
         text = refusal(results, "--data", data, "--format", form, "--output", tmp_path / "file")
         assert "can't be written" in text

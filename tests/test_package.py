@@ -22,7 +22,7 @@ from tests.barred import bar
 
 PROJECT = Path(__file__).resolve().parents[1]
 # Not needed for predictions.
-OPTIONAL = ("detectron2", "jinja2", "matplotlib", "tensorboard", "timm")
+OPTIONAL = ("anndata", "detectron2", "jinja2", "matplotlib", "pyarrow", "tensorboard", "timm")
 
 
 def pip(*words):
@@ -177,13 +177,17 @@ def pins(name):
 
 def test_imported_packages_are_declared(requirements):
     imported = third_party(PROJECT / "cellseg")
-    needed, reports = names(requirements[""]), names(requirements["report"])
-    assert needed - {"openslide-bin"} <= imported <= needed | reports  # openslide loads it
+    needed = names(requirements[""])
+    optional = set().union(*(names(requirements[extra]) for extra in ("report", "table", "h5ad")))
+    assert needed - {"openslide-bin"} <= imported <= needed | optional  # openslide loads it
 
 
 @pytest.mark.parametrize(
     ("extras", "file"),
-    [(["", "train", "report", "timm"], "requirements.txt"), (["test"], "requirements-dev.txt")],
+    [
+        (["", "train", "report", "table", "timm"], "requirements.txt"),
+        (["test"], "requirements-dev.txt"),
+    ],
 )
 def test_pins_meet_the_requirements(requirements, extras, file):
     pinned = pins(file)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cellseg import runs
 from cellseg.errors import InputError
@@ -19,6 +24,7 @@ from cellseg.read.results import (
     read_results,
     sidecar_path,
 )
+from cellseg.read.window import open_image
 from cellseg.rle import boxes_xyxy
 
 
@@ -119,6 +125,55 @@ def read_predicted_cells(
         for eval_image in pair_by_image(coco, results, path)
     ]
     return class_names(coco), _check_clashes(source, cells)
+
+
+def select_by_score(images: Sequence[ImageCells], threshold: float) -> tuple[list[ImageCells], int]:
+    """Return images with the detections of this score or more, and the number of the others."""
+    selected, n_below = [], 0
+    for image in images:
+        assert image.scores is not None
+        keep = np.flatnonzero(image.scores >= threshold)
+        n_below += len(image.scores) - len(keep)
+        selected.append(
+            replace(
+                image,
+                masks=[image.masks[n] for n in keep],
+                classes=image.classes[keep],
+                boxes=image.boxes[keep],
+                scores=image.scores[keep],
+            )
+        )
+    return selected, n_below
+
+
+def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> list[ImageCells]:
+    """Return images with the micrometres per pixel of their level.
+
+    That is `mpp` at full resolution, if given, else what the annotations or the list say, else the
+    image file; None where none of these does.
+    """
+    return [_with_resolution(image, mpp) for image in images]
+
+
+def _with_resolution(image: ImageCells, mpp: float | None) -> ImageCells:
+    if mpp and not image.level:
+        return replace(image, mpp=mpp)
+    if image.mpp and not mpp:
+        return image
+    try:
+        with open_image(image.path, image.level) as opened:
+            scale = math.sqrt(math.prod(opened.levels[0]) / math.prod(opened.size))
+            return replace(image, mpp=mpp * scale if mpp else opened.mpp)
+    except InputError:  # without the file, nothing is known
+        return image
+
+
+def scale_to_full_resolution(image: ImageCells) -> tuple[float, float]:
+    """Return the factors of x and y from an image's level to full resolution."""
+    if not image.level:
+        return 1, 1
+    with open_image(image.path) as full:
+        return full.size[1] / image.size[1], full.size[0] / image.size[0]
 
 
 def _named(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.messages import plural
+from cellseg.score.composition import ALL, Composition, Quantity
 from cellseg.score.panoptic import panoptic
 from cellseg.score.summary import ANY, MEAN, Difference, Metrics, Scores
 
@@ -125,6 +126,52 @@ def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
         ]
         parts.append(_table(row, ["", "A", "B", "B − A"], rows))
     return "\n\n".join(parts)
+
+
+_IMAGES = 20  # rows of single images; files have all
+
+
+def composition_as_text(found: Composition, images: Sequence[str], classes: Sequence[str]) -> str:
+    """Return tables of all images by class, with intervals, and of the first images."""
+    columns = [*classes, ALL]
+    quantities = [(found.count, ".0f"), (found.share, ".4f")]
+    titles = ["cells", "share"]
+    if np.isnan(found.area_mm2).all():
+        quantities += [(found.mean_area_px, ".1f")]
+        titles += ["mean area, px"]
+    else:
+        quantities += [(found.density_per_mm2, ".1f"), (found.mean_area_um2, ".1f")]
+        titles += ["cells/mm²", "mean area, µm²"]
+    rows = [
+        [name, *(_interval(*_bounds(each, k), form) for each, form in quantities)]
+        for k, name in enumerate(columns)
+    ]
+    known = ~np.isnan(found.area_mm2)
+    title = f"{plural(len(images), 'image')}, "
+    title += f"{found.area_mm2[known].sum():.4g} mm²" if known.any() else "resolution unknown"
+    if known.any() and not known.all():
+        title += f" in {known.sum()} of them, the resolution of the others is unknown"
+    if len(images) > 1:
+        title += "; 95 % intervals over images"
+    parts = [_table(title, ["", *titles], rows)]
+    if len(images) > 1:
+        rows = [
+            [
+                image,
+                *(_number(value, ".0f") for value in found.count.by_image[i]),
+                *(_number(value) for value in found.share.by_image[i, :-1]),
+                _number(found.density_per_mm2.by_image[i, -1], ".1f"),
+            ]
+            for i, image in enumerate(images[:_IMAGES])
+        ]
+        header = ["", *columns, *(f"share {name}" for name in classes), "cells/mm²"]
+        more = f", the first {_IMAGES}" if len(images) > _IMAGES else ""
+        parts.append(_table(f"Cells by image{more}", header, rows))
+    return "\n\n".join(parts)
+
+
+def _bounds(quantity: Quantity, column: int) -> tuple[float, float, float]:
+    return quantity.total[column], quantity.low[column], quantity.high[column]
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

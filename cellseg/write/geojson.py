@@ -13,17 +13,20 @@ import gzip
 import io
 import os
 import re
-import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from numpy.typing import NDArray
 
+from cellseg.errors import InputError
 from cellseg.files import check_own, to_json, write_atomic
+from cellseg.images import ImageCells
 from cellseg.outline import trace
+from cellseg.read.cells import scale_to_full_resolution
 from cellseg.rle import RLE, decode
+from cellseg.write.ids import cell_ids
+from cellseg.write.measured import measure_cells, measurements
 
 Feature = dict[str, Any]
 Colour = tuple[int, int, int]
@@ -115,21 +118,43 @@ def cell_features(
             }
 
 
-def cell_ids(image: str, masks: Sequence[RLE]) -> list[str]:
-    """Return the id of each cell, a UUID of the image's name and the cell's mask.
+def export_geojson(
+    path: Path,
+    image: ImageCells,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    object_type: str,
+    with_measurements: bool = False,
+    progress: Callable[[int], object] = lambda _: None,
+    unreadable: list[InputError] | None = None,
+) -> int:
+    """Write the cells of an image in the pixels of its full resolution; return their number.
 
-    It stays the same whatever other cells the image has. Of several cells with the same mask, the
-    later ones are numbered.
+    Parameters are those of `cell_features` and, for measurements, of `measure_cells`; `progress`
+    is called with the number of cells that were written.
     """
-    namespace = uuid.uuid5(uuid.NAMESPACE_URL, image)
-    seen = Counter[str]()
-    ids = []
-    for mask in masks:
-        text = mask["counts"]
-        text = text if isinstance(text, str) else text.decode("ascii")
-        ids.append(str(uuid.uuid5(namespace, f"{text} {seen[text]}" if seen[text] else text)))
-        seen[text] += 1
-    return ids
+    measured = None
+    if with_measurements:
+        measured = measurements(measure_cells(image, names, unreadable=unreadable))
+    features = cell_features(
+        image.name,
+        image.size,
+        image.masks,
+        image.classes,
+        names,
+        colours,
+        image.scores,
+        object_type,
+        scale_to_full_resolution(image),
+        measurements=measured,
+    )
+
+    def counted() -> Iterator[Feature]:
+        for feature in features:
+            progress(1)
+            yield feature
+
+    return write_geojson(path, counted())
 
 
 def write_geojson(path: str | os.PathLike[str], features: Iterable[Feature]) -> int:

@@ -16,7 +16,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.write.geojson
 from cellseg.rle import encode, label_map_to_runs
-from cellseg.write.geojson import cell_features, cell_ids, write_geojson
+from cellseg.write.geojson import cell_features, write_geojson
+from cellseg.write.ids import cell_ids
 from tests.read.refusal import refusal
 
 NAMES = ["epithelial", "Zellkern – 細胞"]
