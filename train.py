@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import utils
 from cellseg import runs
 from cellseg.device import choose_device
+from cellseg.errors import InputError
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -43,7 +44,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--engine", default="auto", metavar="NAME",
         help="detectron2, torchvision or auto: Detectron2 where available (auto)")
     add("--weights", metavar="WHICH",
-        help="initial weights: imagenet (the default), coco, none, a run, a path or a URL")
+        help="initial weights: imagenet (the default), coco, none, a path, a URL or a run; without "
+        "--model and --config_file, the run goes on: its config, classes, scale, data and "
+        "validation images are kept, and AP50 before and after is printed")
     add("--resume", nargs="?", const="newest", metavar="RUN",
         help="resume a stopped run: the newest one or the given folder")
     data = parser.add_argument_group("data")
@@ -108,12 +111,28 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     """Build the config from the recipe (or the run to resume), the flags and the options."""
     from cellseg import config
     from cellseg.learn import session
+    from cellseg.learn.continued import find_former_run, keep_former_values
     from cellseg.learn.weights import choose_initial_weights
     from cellseg.network import check_network
 
-    path, recipe = run / runs.CONFIG if run else args.config_file, args.model or DEFAULT_RECIPE
+    begins_anew = run or args.model or args.config_file
+    former = None if begins_anew else find_former_run(args.weights)
+    if former and (args.val_fraction or args.folds) and runs.read_record(former)["held_out"]:
+        raise InputError(
+            f"--weights {args.weights}: the run's validation images are used; leave out "
+            "--val_fraction and --folds, or begin a new run with --model"
+        )
+    source = run or former
+    path = source / runs.CONFIG if source else args.config_file
+    recipe = args.model or DEFAULT_RECIPE
     cfg = config.load_config(path, args.engine) if path else config.load_recipe(recipe, args.engine)
     original = cfg.clone()
+    if former:
+        keep_former_values(cfg, former)
+    elif args.weights:
+        cfg.DATA.CONTINUES = ""
+    if args.val_fraction is not None or args.folds:
+        cfg.DATA.VAL_IMAGES = []
     flags = {
         "SOLVER.EPOCHS": args.epochs,
         "SOLVER.IMS_PER_BATCH": args.batch_size,

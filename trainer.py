@@ -139,6 +139,9 @@ class Trainer(DefaultTrainer):
                     [category["name"] for category in data.categories],
                     cfg.TEST.EVAL_PERIOD,
                     cfg.TEST.PATIENCE,
+                    (lambda: trainer.test(cfg, trainer.step.eval_network, data, is_last=False))
+                    if cfg.DATA.CONTINUES
+                    else None,
                 )
             )
         if rank() == 0:
@@ -162,6 +165,7 @@ class Trainer(DefaultTrainer):
         elif self.cfg.MODEL.WEIGHTS:
             model = self.cfg.MODEL
             summary = load_initial_weights(self.step.network, model.WEIGHTS, model.TRUSTED_SHA256)
+            self.step.reset_average()
             if rank() == 0:
                 print(f"initial weights: {summary}", flush=True)
 

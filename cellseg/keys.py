@@ -85,6 +85,10 @@ OWN: dict[str, Any] = {
         "ANNOTATIONS": "",
         # Fraction of the images in the validation set, which is scored during training.
         "VAL_FRACTION": 0.0,
+        # Names of the images in the validation set, instead of a fraction of all.
+        "VAL_IMAGES": [],
+        # Folder of the run whose weights this one goes on from, with its classes and scale.
+        "CONTINUES": "",
         # Number of folds of a cross-validation, 0 for none, …
         "FOLDS": 0,
         # … and the fold, from 1 on, that is the validation set; 0 trains a run for each.

@@ -42,9 +42,10 @@ class EarlyStop(BaseException):
 class Validation(HookBase):
     """Scores the validation set every `period` steps and at the end; keeps the best weights.
 
-    `patience` consecutive scores without improvement end the training; 0 disables this. The best
-    score is restored from the checkpoint when a run is resumed. The file of the best weights may
-    be of a later step, which is repeated then, or deleted.
+    `patience` consecutive scores without improvement end the training; 0 disables this.
+    `score_before` scores it before the first step, to tell at the end what the training changed.
+    The best score is restored from the checkpoint when a run is resumed. The file of the best
+    weights may be of a later step, which is repeated then, or deleted.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Validation(HookBase):
         class_names: list[str],
         period: int,
         patience: int = 0,
+        score_before: Callable[[], Scores] | None = None,
     ) -> None:
         self.score = score
         self.checkpointer = checkpointer
@@ -62,6 +64,8 @@ class Validation(HookBase):
         self.patience = patience
         self.best = -math.inf
         self.n_without_improvement = 0
+        self.score_before = score_before
+        self.before: float | None = None
         self._barrier: Callable[[], None] | None = None
 
     def before_train(self) -> None:
@@ -69,6 +73,13 @@ class Validation(HookBase):
             self.best = min(self.best, self.checkpointer.best_score())
         # Only rank 0 validates, which may take longer than the timeout of the other processes.
         self._barrier = make_barrier() if world_size() > 1 else None
+        if self.score_before and not self.trainer.start_iter:
+            if rank() == 0:
+                ap50 = self.score_before().ap50
+                self.before = ap50 if math.isfinite(ap50) else None
+                _print(f"before the first iteration: validation AP50 {ap50:.3f}")
+            if self._barrier:
+                self._barrier()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -109,6 +120,12 @@ class Validation(HookBase):
             f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
             + (", the best so far" if better else f" (best {self.best:.3f})")
         )
+        if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
+            best = f" (best {self.best:.3f})" if self.best > ap50 else ""
+            _print(
+                f"AP50 of the same validation images: {self.before:.3f} before, {ap50:.3f} after"
+                + best
+            )
         if self.should_stop and done < self.trainer.max_iter:
             _print(
                 f"early stopping: AP50 has not improved in the last {self.n_without_improvement} "
@@ -116,11 +133,15 @@ class Validation(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "worse": self.n_without_improvement, FULL_SCORE: 1.0}
+        before = {} if self.before is None else {"before": self.before}
+        state = {"best": self.best, "worse": self.n_without_improvement, FULL_SCORE: 1.0}
+        return state | before
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = rescale_score(take_number(state, "best", -math.inf, 100), state)
         self.n_without_improvement = take_number(state, "worse", 0, whole=True)
+        if "before" in state:
+            self.before = take_number(state, "before", 0, 1)
         if self.should_stop:  # it was stopped early before
             self.trainer.max_iter = self.trainer.iter
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
+from cellseg.messages import listed, warn
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
+from cellseg.read.corrected_store import STORE, STORED, is_corrected
 from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import name_images
 from cellseg.read.orientation import turn_note
@@ -76,32 +79,56 @@ def split_data(
     fold: int = 0,
     groups: str = "",
     seed: int = 0,
+    val_images: Sequence[str] = (),
 ) -> TrainingData:
     """Move a part of `data.train` to the validation set.
 
-    The part is a fraction, or with `n_folds` the fold `fold`, counted from 1; 0 moves none.
+    The part is a fraction, or with `n_folds` the fold `fold`, counted from 1; 0 moves none; or the
+    images named `val_images`. Corrected windows always stay in the training set, and do not change
+    which other images are moved; those of a group in the validation set are in neither.
     `groups` is a file with the group of each image, or empty. The seed -1 splits as 0 does.
     Raises InputError if the split is not possible.
     """
-    names = [sample.name for sample in data.train]
-    group_of = read_groups(Path(groups), names) if groups else None
-    if n_folds:
+    corrected = [sample.name for sample in data.train if is_corrected(sample.file_name)]
+    names = [sample.name for sample in data.train if sample.name not in {*corrected}]
+    group_of = read_groups(Path(groups), names + corrected) if groups else None
+    if missing := sorted({*val_images} - {*names}):
+        raise InputError(
+            f"{missing[0]}: a validation image of the run that is not in the annotations"
+            f"{f', as {len(missing) - 1} more' if missing[1:] else ''}; restore it, or begin a new "
+            "run with --model"
+        )
+    if val_images:
+        validation = {*val_images}
+    elif n_folds:
         validation = {*[[], *split_folds(names, n_folds, max(seed, 0), group_of)][fold]}
     else:
         validation = {*choose_validation(names, val_fraction, max(seed, 0), group_of)}
+    excluded: set[str] = set()
+    if group_of:
+        groups_held_out = {group_of[name] for name in validation}
+        excluded = {name for name in corrected if group_of[name] in groups_held_out}
+    if excluded:
+        warn(
+            f"corrected windows of groups in the validation set, not used: {len(excluded)}: "
+            f"{listed(sorted(excluded))}"
+        )
     return dataclasses.replace(
         data,
-        train=[sample for sample in data.train if sample.name not in validation],
+        train=[sample for sample in data.train if sample.name not in validation | excluded],
         validation=[sample for sample in data.train if sample.name in validation],
     )
 
 
 def check_up_to_date(root: Path, annotations: Path) -> None:
-    """Raise InputError if the annotations are older than a label map or outlines in `train/`."""
+    """Raise InputError if the annotations are older than cells in `train/` or corrections."""
     modified = annotations.stat().st_mtime
     for mask in sorted((root / TRAIN).glob("*/*")):
         if may_hold_cells(mask.name) and mask.is_file() and mask.stat().st_mtime > modified:
             raise InputError(f"{annotations}: older than {mask}; run python annotation.py again")
+    store = root / STORE / STORED
+    if store.is_file() and store.stat().st_mtime > modified:
+        raise InputError(f"{annotations}: older than {store}; run python annotation.py again")
 
 
 def _check_image(image: ImageCells, annotations: Path) -> None:

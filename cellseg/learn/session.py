@@ -19,6 +19,7 @@ from cellseg.config import config_errors
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
+from cellseg.learn.continued import check_former_run
 from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.memory import report_memory
@@ -162,7 +163,13 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
     data_cfg = cfg.DATA
     data = data or load_training_data(data_cfg.ROOT, data_cfg.ANNOTATIONS)
     data = split_data(
-        data, data_cfg.VAL_FRACTION, data_cfg.FOLDS, data_cfg.FOLD, data_cfg.GROUPS, cfg.SEED
+        data,
+        data_cfg.VAL_FRACTION,
+        data_cfg.FOLDS,
+        data_cfg.FOLD,
+        data_cfg.GROUPS,
+        cfg.SEED,
+        data_cfg.VAL_IMAGES,
     )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
     with config_errors("the config"):
@@ -186,6 +193,8 @@ def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and create its folder below `root`."""
     session = set_processes(prepare(cfg), launch)
     check_warmup(cfg)
+    if cfg.DATA.CONTINUES:
+        check_former_run(cfg, session.data)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session
@@ -259,6 +268,9 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 )
             return 130
     if first:
+        if session.cfg.DATA.CONTINUES and not session.data.validation:
+            former = display_path(session.cfg.DATA.CONTINUES)
+            print(f"AP50 before and after: not known, as {former} has no validation images")
         runs.check_run_folder(run)
         for name in (runs.CONFIG, runs.RECORD, runs.FINAL):
             if not (run / name).is_file():

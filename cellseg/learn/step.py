@@ -99,6 +99,11 @@ class TrainingStep:
         """The network to score and save: the averaged one if there is one."""
         return self.network if self.ema is None else self.ema.module
 
+    def reset_average(self) -> None:
+        """Set the averaged weights to the network's, as they are loaded after it was built."""
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.network.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """Return all state except the network's weights."""
         state = {

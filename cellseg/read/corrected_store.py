@@ -28,7 +28,7 @@ from cellseg.png import write_png
 from cellseg.read.classes import advise_class_names
 from cellseg.read.coco import AnnotatedImage, annotations_by_image, build_coco, load_coco
 from cellseg.read.fill import subtract
-from cellseg.read.names import image_name, is_outside
+from cellseg.read.names import image_name, is_outside, path_parts
 from cellseg.read.window import open_image, read_image
 from cellseg.rle import (
     RLE,
@@ -238,6 +238,11 @@ def write_store(data: Path, windows: Sequence[Corrected], names: Sequence[str]) 
 
 _STORE_DESCRIPTION = "Corrected windows (annotation.py --corrected)"
 _STORE_START = re.escape(f'{{"info": {{"description": "{_STORE_DESCRIPTION}"'.encode())
+
+
+def is_corrected(file_name: str) -> bool:
+    """Return whether an image of an annotation file is a corrected window."""
+    return path_parts(file_name)[:1] == (STORE,)
 
 
 def has_store(data: Path) -> bool:

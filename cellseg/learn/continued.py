@@ -1,0 +1,61 @@
+"""Going on from the weights of a former run, with its classes, scale and validation images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from cellseg import runs
+from cellseg.errors import InputError
+from cellseg.files import display_path
+from cellseg.learn.samples import TrainingData
+from cellseg.messages import plural, warn
+from cellseg.read.classes import advise_class_names
+
+
+def find_former_run(weights: str | None) -> Path | None:
+    """Return the run that `--weights` names, by its folder or a file in it; None for others."""
+    if not weights:
+        return None
+    path = Path(weights)
+    folders = (path, path.parent) if path.is_file() or path.is_dir() else ()
+    return next((folder for folder in folders if (folder / runs.CONFIG).is_file()), None)
+
+
+def keep_former_values(cfg: CfgNode, run: Path) -> None:
+    """Fix the scale, the anchors and the validation images in the config of a former run.
+
+    Raises InputError if the run has no valid record.
+    """
+    cfg.INPUT.ZOOM_FROM_DATA = cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False
+    cfg.DATA.CONTINUES = str(run.absolute())
+    held_out = list(runs.read_record(run)["held_out"])
+    if held_out:
+        cfg.DATA.VAL_IMAGES = held_out
+        cfg.DATA.VAL_FRACTION = 0.0
+        cfg.DATA.FOLDS = cfg.DATA.FOLD = 0
+
+
+def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
+    """Check the data of a new run against the run that it continues.
+
+    Warns of validation images that the former run was trained on, as AP50 before is too high then.
+    Raises InputError if the classes are others.
+    """
+    run = Path(cfg.DATA.CONTINUES)
+    record = runs.read_record(run)
+    former, names = ([c["name"] for c in of] for of in (record["categories"], data.categories))
+    if names != former:
+        raise InputError(
+            f"--weights {display_path(run)}: its classes are {', '.join(former)}, those of "
+            f"{cfg.DATA.ANNOTATIONS} {', '.join(names)}; annotate with "
+            f"{advise_class_names(former, ()).partition(': ')[2]}, or begin a new run from its "
+            f"weights with --model {cfg.RECIPE}"
+        )
+    seen = {sample.name for sample in data.validation} & {*map(str, record.get("train") or ())}
+    if seen:
+        warn(
+            f"{display_path(run)} was trained on {len(seen)} of the "
+            f"{plural(len(data.validation), 'validation image')}, so AP50 before is too high"
+        )
