@@ -8,8 +8,9 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from cellseg.images import ImageRecord
-    from cellseg.predict.job import PredictionJob
+    from cellseg.predict.job import PredictionJob, PredictTiles
     from cellseg.predict.predictor import Predictor
 
 
@@ -55,7 +56,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tiles.add_argument("--batch", type=utils.positive_int, metavar="N", help="views at once (1)")
     tiles.add_argument("--amp", action="store_true",
         help="mixed precision on a GPU (a CPU uses bfloat16 wherever it is fast)")
-    utils.add_process_flags(tiles, "tiles", "results")
+    tiles.add_argument("--workers", "--num_gpus", "--processes", type=utils.positive_int,
+        default=1, metavar="N",
+        help="processes on this machine that predict tiles, on GPUs one each (1)")
+    tiles.add_argument("--scheduler", metavar="ADDRESS",
+        help="predict on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786")
+    for former in ("--num_machines", "--machine_rank", "--dist_url"):
+        tiles.add_argument(former, help=argparse.SUPPRESS)
     images = parser.add_argument_group("images")
     images.add_argument("--data", type=Path, metavar="DIR",
         help="data folder (nycu-hw3-data next to this script; for train and val the run's own)")
@@ -90,7 +97,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--level: needs --images")
     if len(args.checkpoint or ()) > 1 and not args.output:
         parser.error("--checkpoint: several are fused; choose where to write with --output")
-    utils.check_process_flags(parser, args)
+    if args.num_machines or args.machine_rank or args.dist_url:
+        parser.error(
+            "--num_machines, --machine_rank, --dist_url: several machines are a Dask cluster now; "
+            "pass the address of its scheduler with --scheduler (docs/slides.md)"
+        )
+    if args.scheduler and args.workers > 1:
+        parser.error("--scheduler and --workers: the cluster has its own workers; give one")
     return args
 
 
@@ -98,6 +111,7 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     """Return a run's config with the values of the flags."""
     from cellseg import runs
     from cellseg.config import load_config, merge_options
+    from cellseg.device import ANY_DEVICE
 
     cfg = load_config(run / runs.CONFIG, args.engine)
     flags = {
@@ -116,7 +130,7 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     given = [pair for pair in flags.items() if pair[1] is not None]
     cfg.merge_from_list([word for pair in given for word in pair])
     merge_options(cfg, args.options)
-    cfg.MODEL.DEVICE = args.device
+    cfg.MODEL.DEVICE = args.device or ANY_DEVICE
     return cfg
 
 
@@ -150,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     utils.quiet_libraries()
     from cellseg import runs
     from cellseg.device import choose_device
-    from cellseg.distributed import check_launch
     from cellseg.predict.job import PredictionJob, choose_results
-    from cellseg.predict.predictor import Predictor
     from cellseg.predict.resolution import set_resolution
     from cellseg.write.sidecars import check_sidecars
     from cellseg.write.submission import check_results_output
@@ -160,10 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
     categories = runs.common_categories(folders)
-    args.device = choose_device(args.device, args.options)
-    n_processes = args.processes or 1
-    if n_processes * args.num_machines > 1:
-        check_launch(n_processes, args.device)
+    if not args.scheduler:
+        args.device = choose_device(args.device, args.options)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
     if len({path.resolve() for path in weights}) < len(weights):
         raise InputError("--checkpoint: names the same weights twice; name each run once")
@@ -189,16 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = choose_results(args.output or folders[0], name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
     check_sidecars(results)
-    predictor = Predictor.load(weights, cfgs)
-    job = PredictionJob.begin(predictor, weights, images, results, args.machine_rank == 0)
-    process.advise("run the same command again to continue")
-    job.run(
-        predictor, predict_shard, n_processes,
-        n_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url,
-    )  # fmt: skip
-    if args.machine_rank:
-        print("done; machine 0 writes the results")
-        return 0
+    with connect(args, weights, cfgs) as (predictor, predict):
+        job = PredictionJob.begin(predictor, weights, images, results)
+        process.advise("run the same command again to continue")
+        job.run(predict)
     job.collect_failures()
     if job.usable:
         write(args, job, predictor, categories)
@@ -206,10 +210,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def predict_shard(job: PredictionJob) -> None:
-    """Predict the shard of this process, one of several."""
-    utils.quiet_libraries()
-    job.predict_shard()
+@contextlib.contextmanager
+def connect(
+    args: argparse.Namespace, weights: Sequence[Path], cfgs: Sequence[CfgNode]
+) -> Iterator[tuple[Predictor, PredictTiles]]:
+    """Return what plans and merges tiles, and what predicts them: this process or workers."""
+    from cellseg.predict.job import predict_here
+    from cellseg.predict.predictor import Predictor
+
+    if not args.scheduler and args.workers == 1:
+        predictor = Predictor.load(weights, cfgs)
+        yield predictor, predict_here(predictor)
+        return
+    from cellseg.predict import workers
+
+    load = workers.loader(weights, cfgs)
+    with (
+        workers.cluster_workers(args.scheduler, load)
+        if args.scheduler
+        else workers.local_workers(args.workers, args.device, load)
+    ) as started:
+        yield Predictor([], cfgs), started.predict
 
 
 def write(

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     where = parser.add_argument_group("where")
     where.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda if available)")
     where.add_argument("--num_workers", type=int, metavar="N", help="data loading workers (4)")
-    utils.add_process_flags(where, "batch", "run", "1; on a CPU one a core if the batch allows")
+    utils.add_process_flags(where)
     where.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",

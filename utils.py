@@ -136,20 +136,16 @@ def add_scoring(
         help="random seed of the bootstrap (default: 0)")
 
 
-def add_process_flags(
-    group: argparse._ArgumentGroup, work: str, result: str, default: str = "1"
-) -> None:
-    """Add the flags for several processes and machines; `work` is split, rank 0 writes `result`.
-
-    `default` is the help text about the number of processes without a flag, which is None.
-    """
+def add_process_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of training in several processes and on several machines."""
     add = group.add_argument
     add("--processes", "--num_gpus", type=non_negative_int, metavar="N",
-        help=f"processes on this machine that split the {work}, on GPUs one each ({default})")
+        help="processes on this machine that split the batch, on GPUs one each (1; on a CPU one a "
+        "core if the batch allows)")
     add("--num_machines", type=non_negative_int, default=1, metavar="N",
-        help=f"machines that split the {work}; run the same command on each (1)")
+        help="machines that split the batch; run the same command on each (1)")
     add("--machine_rank", type=non_negative_int, default=0, metavar="N",
-        help=f"rank of this machine; machine 0 writes the {result} (0)")
+        help="rank of this machine; machine 0 writes the run (0)")
     add("--dist_url", default="auto", metavar="URL",
         help="address of machine 0, such as tcp://10.0.0.1:29500 (auto: this machine)")
 # fmt: on

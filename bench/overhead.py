@@ -34,7 +34,7 @@ from cellseg.config import load_recipe
 from cellseg.images import ImageRecord
 from cellseg.network import Detections, build_network
 from cellseg.network.limits import Limits, choose_limits
-from cellseg.predict.job import PredictionJob
+from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.read.images import list_entry
 from cellseg.view import resize_shortest_edge
@@ -99,7 +99,7 @@ def time_rest(folder: Path, images: Sequence[ImageRecord], predictor: Predictor)
     """Return the seconds (see `clocks`) from reading the images to the checked zip."""
     began = clocks()
     job = PredictionJob.begin(predictor, [], images, folder / "test-results.json")
-    job.predict(predictor, job.pending())
+    job.run(predict_here(predictor))
     with write_submission(job.results, CATEGORIES) as writer:
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)

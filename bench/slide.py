@@ -31,7 +31,7 @@ from cellseg.config import default_config
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
 from cellseg.network.limits import Limits
-from cellseg.predict.job import PredictionJob
+from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.read.images import list_entry, read_size
@@ -123,7 +123,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     job = PredictionJob.begin(predictor, [], [image], folder / "results.json")
     lap = laps()
     steps = [next(lap)]
-    job.predict(predictor, job.pending())
+    job.run(predict_here(predictor))
     steps.append(next(lap))
     kept = sum(path.stat().st_size for path in job.store.folder.iterdir())
     with write_submission(job.results, CATEGORIES) as writer:

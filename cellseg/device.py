@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ENGINES = ("detectron2", "torchvision")
 
+ANY_DEVICE = "auto"
+"""`MODEL.DEVICE` of workers that each use their GPU, if they have one."""
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 

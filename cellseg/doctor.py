@@ -46,8 +46,9 @@ def run_checks() -> Iterator[Check]:
         f"detectron2 {versions['detectron2']}: "
         + (detectron2_problem() or "its compiled operators load"),
         not detectron2_problem(),
-        "all but cascades and several processes runs on torchvision without it; to install it: "
-        "make setup, or without a network make setup DETECTRON2=/path/to/clone-or-wheel; if it "
+        "all but cascades and training in several processes runs on torchvision without it; to "
+        "install it: make setup, or without a network make setup "
+        "DETECTRON2=/path/to/clone-or-wheel; if it "
         "was built against another torch: make distclean, make setup",
         needed=bool(os.environ.get("CI")),
     )

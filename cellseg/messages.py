@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cellseg.text import one_line
 
@@ -44,6 +45,27 @@ def print_warnings() -> None:
     """Print and count all warnings of this process from now on."""
     for name in LOGGERS:
         logging.getLogger(name).addHandler(HANDLER)
+
+
+@contextlib.contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect the warnings in the block instead of printing them, also those of other threads."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector = Collector(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    former = [(each.handlers, each.propagate) for each in loggers]
+    for each in loggers:
+        each.handlers, each.propagate = [collector], False
+    try:
+        yield messages
+    finally:
+        for each, (handlers, propagate) in zip(loggers, former, strict=True):
+            each.handlers, each.propagate = handlers, propagate
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:

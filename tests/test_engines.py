@@ -137,14 +137,6 @@ def test_training_needs_detectron2_for_several_processes(without, flags, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_prediction_needs_detectron2_for_several_processes(without, data, run, tmp_path):
-    words = ("--checkpoint", run, "--data", data, "--output", tmp_path, "--device", "cpu")
-    line = refused(without("inference.py", *words, "--num_gpus", 2))
-    assert line.startswith("inference.py: error: --processes: ")
-    assert "Detectron2" in line
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_of_detectron2(without, data, run, tmp_path):
     copy = other_engines(run, tmp_path / "run")
     line = refused(without("inference.py", "--checkpoint", copy, "--data", data, "--device", "cpu"))

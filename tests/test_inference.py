@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -35,6 +34,7 @@ from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import TileStore
 from cellseg.read.coco import load_coco
 from cellseg.read.window import read_image
+from tests.processes import is_gone
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -400,8 +400,12 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
         (["--max_detections", "x"], "--max_detections: 'x'"),
         (["--tile", 0], "--tile: '0'"),
         (["--batch", 0], "--batch: '0'"),
-        (["--num_gpus", 0], "--processes 0: "),
-        (["--num_machines", 2], "--dist_url tcp://HOST:PORT"),
+        (["--num_gpus", 0], "--workers/--num_gpus/--processes: '0'"),
+        (["--num_machines", 2], "--scheduler"),
+        (["--dist_url", "auto"], "--scheduler"),
+        (["--scheduler", "tcp://h:1", "--workers", 2], "--scheduler and --workers: "),
+        (["--scheduler", "localhost"], "--scheduler localhost: "),
+        (["--scheduler", "ucx://h:1"], "--scheduler ucx://h:1: "),
         (["--overlap", 0], "--overlap: '0'"),
         (["--tile", 10, "--overlap", 10], "tiles of 10 px with an overlap of 10 px"),
         (["--overlap", 10], "--overlap: runs without INPUT.ZOOM"),
@@ -517,7 +521,7 @@ def undisturbed(run, slide, tmp_path_factory):
 
 # Killed while it writes the line of a tile, or while it writes the results.
 DIE = """\
-import io, os, signal, sys
+import os, signal, sys
 import inference
 from cellseg.predict.tile_store import TileStore
 from cellseg.write.submission import SubmissionWriter
@@ -525,15 +529,14 @@ left = [int(sys.argv.pop(1))]
 append, add = TileStore.append, SubmissionWriter.add
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-def truncated_line(self, key, result, file):
+def truncated_line(self, key, predictions):
     left[0] -= 1
-    if left[0] >= 0:
-        return append(self, key, result, file)
-    line = io.StringIO()
-    append(self, key, result, line)
-    file.write(line.getvalue()[:len(line.getvalue()) // 2])
-    file.flush()
-    die()
+    path = self.folder / "tiles.jsonl"
+    before = path.stat().st_size
+    append(self, key, predictions)
+    if left[0] < 0:
+        os.truncate(path, (before + path.stat().st_size) // 2)
+        die()
 def truncated_results(self, *args):
     add(self, *args)
     self._file.flush()
@@ -566,63 +569,77 @@ def test_killed_and_resumed(run, slide, undisturbed, tmp_path, monkeypatch, caps
         assert written == undisturbed
 
 
-@pytest.mark.detectron2
-@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
-def test_two_machines_write_what_one_writes(run, slide, undisturbed, tmp_path):
-    """Two commands on this machine that connect by address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = ["--num_machines", 2, "--dist_url", f"tcp://127.0.0.1:{port}", "--machine_rank"]
-    machines = [
-        subprocess.Popen(
-            [sys.executable, "inference.py", *argv_of(run, slide, tmp_path, *where, machine)],
-            cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for machine in (0, 1)
-    ]  # fmt: skip
-    out = [machine.communicate()[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0]
-    assert "machine 0 writes the results" in out[1].splitlines()[-1]
-    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
-    assert not (tmp_path / "images-results.parts").exists()
-
-
-# One of two processes is killed in its second tile. Each process runs this script.
-ONE_DIES = """\
+# The first worker that predicts is killed, or also the client when it has stored a tile. Each
+# process runs this script.
+DYING = """\
 import os, signal
 import inference, utils
+from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import TileStore
-append = TileStore.append
-def die(self, key, result, file):
-    append(self, key, result, file)
-    if file.name.endswith("-1.jsonl"):
-        file.write('{"image": 0, "ti')
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-TileStore.append = die
+predict_tiles, append = Predictor.predict_tiles, TileStore.append
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def worker_dies(self, jobs):
+    results = predict_tiles(self, jobs)
+    yield next(results)
+    try:
+        os.close(os.open(os.environ["MARK"], os.O_CREAT | os.O_EXCL))
+        die()
+    except FileExistsError:
+        yield from results
+def client_dies(self, *args):
+    append(self, *args)
+    die()
+Predictor.predict_tiles = worker_dies
+if os.environ["WHO"] == "client":
+    TileStore.append = client_dies
 if __name__ == "__main__":
     utils.run_command(inference.main)
 """
 
 
-@pytest.mark.detectron2
-@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
-def test_one_of_two_processes_is_killed(run, slide, undisturbed, tmp_path, capsys):
-    argv = argv_of(run, slide, tmp_path, "--num_gpus", 2)
-    script = tmp_path / "one_dies.py"
-    script.write_text(ONE_DIES)
-    done = subprocess.run(
-        [sys.executable, script, *argv], capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(HERE)},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("one_dies.py: error: --processes: ")
-    assert not list(tmp_path.glob("*.json"))
-    # One process resumes the tiles of both.
+@pytest.fixture
+def start_workers(run, slide, tmp_path):
+    """Function that starts a prediction by two workers, in a session of its own."""
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+
+    def start(who):
+        return subprocess.Popen(
+            [sys.executable, script, *argv_of(run, slide, tmp_path, "--workers", 2)],
+            env=os.environ | {"PYTHONPATH": str(HERE), "WHO": who, "MARK": str(tmp_path / "mark")},
+            start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+def test_one_of_two_workers_is_killed(start_workers, undisturbed, tmp_path):
+    process = start_workers("worker")
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
+    *warned, last = err.splitlines()
+    assert last.startswith(f"{len(warned)} warnings"), err  # those of one process, and no more
+    assert all(line.startswith("warning: ") for line in warned), err
+    assert (tmp_path / "mark").exists()
+    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
+    assert not (tmp_path / "images-results.parts").exists()
+    assert is_gone(process.pid)
+
+
+@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+def test_the_client_of_two_workers_is_killed(
+    run, slide, start_workers, undisturbed, tmp_path, capsys
+):
+    process = start_workers("client")
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    assert is_gone(process.pid)
+    process.communicate()
+    # One process resumes.
     assert inference.main(argv_of(run, slide, tmp_path)) == 0
-    assert "resuming: " in capsys.readouterr().out
+    assert "resuming: 1 tile " in capsys.readouterr().out
     assert (tmp_path / "images-results.json").read_bytes() == undisturbed
 
 
@@ -681,18 +698,6 @@ def test_a_change_discards_the_stored_tiles(stopped, tmp_path, monkeypatch, chan
     predicted = count_tiles(monkeypatch)
     assert inference.main(argv_of(copy, image, tmp_path, *words)) == 0
     assert len(predicted) == (2 if changed == "nothing" else 6)
-
-
-@pytest.mark.detectron2
-@pytest.mark.parametrize("engine", ["detectron2"], indirect=True, scope="session")
-def test_two_processes_write_what_one_writes(run, slide, undisturbed, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "inference.py", *argv_of(run, slide, tmp_path, "--num_gpus", 2)],
-        cwd=HERE, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "images-results.json").read_bytes() == undisturbed
-    assert not (tmp_path / "images-results.parts").exists()
 
 
 def test_levels_of_a_pyramid(predict, slide, tmp_path):
@@ -901,7 +906,7 @@ def test_tiles_that_cut_most_cells_are_warned_of(predict, capsys, tile, warned):
 
 def test_missing_tiles_are_an_error(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(PredictionJob, "predict", lambda *_: None)
+        patched.setattr(PredictionJob, "run", lambda *_: None)
         message = refusal(predict, "--score_threshold", 0)
     assert "3 tiles" in message
     assert not (tmp_path / "out" / "test-results.json").exists()

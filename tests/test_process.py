@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import is_gone
+
 HERE = Path(__file__).resolve().parents[1]
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -158,18 +160,6 @@ def test_several_processes_say_it_once(tmp_path, number, to_all, when):
     (os.killpg if to_all else os.kill)(process.pid, number)
     assert ended(process) == INTERRUPTED
     assert is_gone(process.pid)
-
-
-def is_gone(group):
-    """Return whether no process of a group is left, within some seconds."""
-    limit = time.monotonic() + 20
-    while time.monotonic() < limit:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -1,9 +1,9 @@
 """Store predicted tiles on disk, so that a stopped prediction can resume.
 
-A folder next to the results holds a line for each tile, `{"image", "tile", "cells" or "error"}` as
-JSON after its CRC-32, in one file per process. When all tiles are stored, they are merged into the
-results and the folder is removed. Tiles with an error are retried the next time: memory or a
-network disk may have failed temporarily. So are tiles whose line is damaged.
+A folder next to the results holds a file with a line for each predicted tile,
+`{"image", "tile", "cells"}` as JSON after its CRC-32, in the order in which they were predicted.
+When all tiles are stored, they are merged into the results and the folder is removed. Tiles whose
+line is damaged are predicted again.
 
 One command at a time uses a store: it locks a file in the folder.
 """
@@ -11,16 +11,15 @@ One command at a time uses a store: it locks a file in the folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import heapq
-import itertools
 import json
 import os
 import platform
 import re
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, KeysView, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,31 +33,36 @@ from cellseg.images import ImageRecord
 from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
-
 _LOCK_FILE = "in-use-by"
+_TILES_FILE = "tiles.jsonl"
 
-# The lock, the fingerprint, an unfinished one, and the tiles.
+# The lock, the fingerprint, an unfinished one, and the tiles, also those of earlier versions.
 _OWN_FILES = re.compile(
     rf"{_LOCK_FILE}|{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*"
-    r"|\d+-\d+\.jsonl"
+    rf"|{re.escape(_TILES_FILE)}|\d+-\d+\.jsonl"
 )
 
 TileKey = tuple[int, int]  # indices of the image and of its tile
 
 
 class TileStore:
-    """Store of the predicted tiles of a job."""
+    """Store of the predicted tiles of a job.
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], create: bool = True) -> None:
+    Attributes
+    ----------
+    n_damaged
+        Number of damaged lines found in it.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         """
         Parameters
         ----------
         folder
-            Folder of the store. A store with another fingerprint is removed.
+            Folder of the store, which is created and locked. A store with another fingerprint is
+            removed.
         fingerprint
             Everything that the predictions depend on.
-        create
-            Whether to create and lock the folder; otherwise another process does.
 
         Raises
         ------
@@ -66,98 +70,80 @@ class TileStore:
             If the folder can't be created, holds other files, or another command uses it.
         """
         self.folder = folder
+        self.n_damaged = 0
         # Stored as a hash: JSON can hold neither infinity nor every file name.
-        self._fingerprint = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-        self._unlock: Callable[[], object] | None = None
-        if not create:
-            return
+        made_from = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
         other_files = sorted(p.name for p in folder.glob("*") if not _OWN_FILES.fullmatch(p.name))
-        if other_files and _read_fingerprint(folder) != self._fingerprint:
+        if other_files and _read_fingerprint(folder) != made_from:
             raise InputError(
                 f"{folder}: holds {other_files[0]}, but is the tile store of inference.py; "
                 "move it away or choose another --output"
             )
-        lock = _lock(folder)
-        if lock is not None:
-            self._unlock = weakref.finalize(self, os.close, lock)
-        if _read_fingerprint(folder) != self._fingerprint:
+        self._unlock = lock_folder(folder)
+        if _read_fingerprint(folder) != made_from:
             self._remove_tiles()
-            write_json(folder / _FINGERPRINT_FILE, self._fingerprint)
+            write_json(folder / _FINGERPRINT_FILE, made_from)
+        self._file = (folder / _TILES_FILE).open("a+b")
+        self.close = weakref.finalize(self, _close, self._file, self._unlock)
+        self._places: dict[TileKey, int] = {}  # where its line begins in the file
+        self._read_places()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for another process; the lock stays with this one."""
-        return {**self.__dict__, "_unlock": None}
+    def _read_places(self) -> None:
+        """Find the lines of the tiles; remove a truncated one at the end, of a killed process."""
+        place = 0
+        self._file.seek(0)
+        for text in self._file:
+            if not text.endswith(b"\n"):
+                self._file.truncate(place)
+                break
+            if (line := _parse_line(text)) is None:
+                self.n_damaged += 1
+            else:
+                self._places.setdefault((line["image"], line["tile"]), place)
+            place += len(text)
 
-    def check(self) -> None:
-        """Raise InputError unless the folder exists and has this fingerprint."""
-        if _read_fingerprint(self.folder) != self._fingerprint:
-            raise InputError(
-                f"{self.folder}: not the tile store of this prediction; another one has replaced "
-                "it, or of several machines, they need the same command and a shared disk with "
-                "runs, images and results at the same paths"
-            )
-
-    def done(self) -> set[TileKey]:
+    def done(self) -> KeysView[TileKey]:
         """Return the keys of the predicted tiles."""
-        return {key for key, line in self._entries() if "error" not in line}
+        return self._places.keys()
 
-    def n_damaged(self) -> int:
-        """Return the number of damaged lines, which are ignored."""
-        return sum(line is None for path in self._files() for line in _read_lines(path))
+    def append(self, key: TileKey, predictions: Predictions) -> None:
+        """Add the predictions of a tile; the first ones of a tile count."""
+        line = {
+            "image": key[0],
+            "tile": key[1],
+            "cells": {
+                "size": predictions.size,
+                "boxes": predictions.boxes.tolist(),
+                "scores": predictions.scores.tolist(),
+                "classes": predictions.classes.tolist(),
+                "masks": [mask["counts"] for mask in predictions.masks],
+                "limited_by": predictions.limited_by,
+            },
+        }
+        text = json.dumps(line).encode()
+        place = self._file.seek(0, os.SEEK_END)
+        self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
+        self._file.flush()
+        self._places.setdefault(key, place)
 
-    def errors(self) -> dict[TileKey, str]:
-        """Return the errors of failed tiles, by key."""
-        return {key: line["error"] for key, line in self._entries() if "error" in line}
+    def entries(self) -> Iterator[tuple[TileKey, Predictions]]:
+        """Yield the predictions of the tiles, sorted by key, one at a time in memory.
 
-    def append(self, key: TileKey, result: Predictions | InputError, file: IO[str]) -> None:
-        """Write the result of a tile to a file from `open`."""
-        line: dict[str, Any] = {"image": key[0], "tile": key[1]}
-        if isinstance(result, InputError):
-            line["error"] = str(result)
-        else:
-            line["cells"] = {
-                "size": result.size,
-                "boxes": result.boxes.tolist(),
-                "scores": result.scores.tolist(),
-                "classes": result.classes.tolist(),
-                "masks": [mask["counts"] for mask in result.masks],
-                "limited_by": result.limited_by,
-            }
-        text = json.dumps(line)
-        file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
-        file.flush()
-
-    def open(self, process: int) -> IO[str]:
-        """Create a file for one process to append to."""
-        number = len(list(self.folder.glob("*.jsonl")))
-        return (self.folder / f"{number:04d}-{process}.jsonl").open("x", encoding="utf-8")
-
-    def entries(self) -> Iterator[tuple[TileKey, Predictions | InputError]]:
-        """Yield the results of the tiles, sorted by key, one at a time in memory."""
-        return ((key, _parse_line(line)) for key, line in self._entries())
-
-    def _entries(self) -> Iterator[tuple[TileKey, dict[str, Any]]]:
-        """Yield one line per tile, of one or more attempts: the first success or the last error."""
-        # Each file is sorted by tile, and the files by time.
-        files = (filter(None, _read_lines(path)) for path in self._files())
-        for key, attempts in itertools.groupby(heapq.merge(*files, key=_key), key=_key):
-            line: dict[str, Any] = {}
-            for _, line in attempts:
-                if "error" not in line:
-                    break
-            yield key, line
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.jsonl"))
+        Raises InputError if a line was damaged meanwhile.
+        """
+        for key in sorted(self._places):
+            self._file.seek(self._places[key])
+            if (line := _parse_line(self._file.readline())) is None:
+                raise InputError(
+                    f"{self.folder}: damaged while it was in use; run the same command again"
+                )
+            yield key, _to_predictions(line["cells"])
 
     def remove(self) -> None:
         """Remove the store and its lock; other files in the folder are kept."""
         self._remove_tiles()
-        with contextlib.suppress(OSError):
-            (self.folder / _LOCK_FILE).unlink(missing_ok=True)
-            self.folder.rmdir()
-        if self._unlock:
-            self._unlock()
+        remove_lock(self.folder)
+        self.close()
 
     def _remove_tiles(self) -> None:
         with contextlib.suppress(OSError):
@@ -166,13 +152,21 @@ class TileStore:
                     path.unlink()
 
 
-def _lock(folder: Path) -> int | None:
-    """Create a folder if needed, and lock it as `lock_file` does."""
+def _close(file: IO[bytes], unlock: Callable[[], object]) -> None:
+    file.close()
+    unlock()
+
+
+def lock_folder(folder: Path) -> Callable[[], object]:
+    """Create a folder if needed, and lock it with a file in it; return what unlocks it.
+
+    Raises InputError if the folder can't be created, or another command has locked it.
+    """
     note = f"process {os.getpid()} on {platform.node()}"
     for _ in range(100):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return lock_file(folder / _LOCK_FILE, note)
+            lock = lock_file(folder / _LOCK_FILE, note)
         except FileNotFoundError:  # just removed by a command that has ended
             continue
         except BlockingIOError as error:
@@ -184,7 +178,15 @@ def _lock(folder: Path) -> int | None:
             raise InputError(
                 f"{folder}: can't be created ({error.strerror}); choose another --output"
             ) from None
+        return (lambda: None) if lock is None else functools.partial(os.close, lock)
     raise InputError(f"{folder}: can't be created; choose another --output")
+
+
+def remove_lock(folder: Path) -> None:
+    """Remove the lock of a folder, and the folder if it is empty."""
+    with contextlib.suppress(OSError):
+        (folder / _LOCK_FILE).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def fingerprint(
@@ -198,16 +200,16 @@ def fingerprint(
         # All GPUs give the same result, but a CPU rounds differently.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
-        "store": 2,  # version of its format
-        "weights": list(map(_file_state, weights)),
+        "store": 3,  # version of its format
+        "weights": list(map(file_state, weights)),
         "configs": configs,
         "images": [
-            [_file_state(image.path), image.level, image.size, image.mpp] for image in images
+            [file_state(image.path), image.level, image.size, image.mpp] for image in images
         ],
     }
 
 
-def _file_state(path: Path) -> list[Any]:
+def file_state(path: Path) -> list[Any]:
     """Return a file's path, size and times."""
     try:
         stat = path.stat()
@@ -223,31 +225,16 @@ def _read_fingerprint(folder: Path) -> Any:
     return None
 
 
-def _key(entry: tuple[TileKey, dict[str, Any]]) -> TileKey:
-    return entry[0]
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of the file, None if it is damaged, as by a disk or a power cut."""
+    crc, _, content = text[:-1].partition(b" ")
+    if crc != b"%08x" % zlib.crc32(content):
+        return None
+    line: dict[str, Any] = json.loads(content)
+    return line
 
 
-def _read_lines(path: Path) -> Iterator[tuple[TileKey, dict[str, Any]] | None]:
-    """Yield the lines of a file by key, None for a damaged one, and no truncated one at its end.
-
-    A killed process truncates a line; a disk or a power cut damages it.
-    """
-    with path.open("rb") as file:
-        for text in file:
-            if not text.endswith(b"\n"):
-                continue
-            crc, _, content = text[:-1].partition(b" ")
-            if crc != f"{zlib.crc32(content):08x}".encode():
-                yield None
-                continue
-            line = json.loads(content)
-            yield (line["image"], line["tile"]), line
-
-
-def _parse_line(line: dict[str, Any]) -> Predictions | InputError:
-    if "error" in line:
-        return InputError(line["error"])
-    cells = line["cells"]
+def _to_predictions(cells: dict[str, Any]) -> Predictions:
     height, width = cells["size"]
     return Predictions(
         (height, width),

@@ -1,4 +1,4 @@
-"""Jobs: shards of equal area, resuming, failures, and merging the store image by image."""
+"""Jobs: resuming, failures, and merging the store image by image."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cellseg import config
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.job import PredictionJob, choose_results, shard
-from cellseg.predict.predictor import Predictor, TileJob, join_predictions
-from cellseg.predict.tiles import Tile, plan_tiles
+from cellseg.predict.job import PredictionJob, choose_results, predict_here
+from cellseg.predict.predictor import Predictor, join_predictions
+from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
 
@@ -51,45 +49,34 @@ def one_cell(size, score):
     )
 
 
-def tiles_of(areas):
-    tiles = [Tile((0, 0, area, 1), (False,) * 4) for area in areas]
-    return [((0, n), TileJob(Path("x"), 0, (1, 99), tile)) for n, tile in enumerate(tiles)]
+def add_all(job, tiles):
+    """Predict tiles and add them to the job."""
+    for key, result in predict_here(FakePredictor())([tiles]):
+        job.add(key, result)
 
 
 @pytest.fixture
 def begin(tmp_path):
     """Start or resume a job."""
     results = tmp_path / "x.json"
-    return lambda images=IMAGES: PredictionJob.begin(FakePredictor(), [], images, results)
+    jobs: list[PredictionJob] = []
+
+    def go(images=IMAGES):
+        if jobs:
+            jobs[-1].store.close()  # as if the process had ended
+        jobs.append(PredictionJob.begin(FakePredictor(), [], images, results))
+        return jobs[-1]
+
+    return go
 
 
-@given(st.lists(st.integers(1, 90), max_size=60), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_shards_are_a_partition_in_order_and_even(areas, n):
-    tiles = tiles_of(areas)
-    shards = [shard(tiles, rank, n) for rank in range(n)]
-    assert [pair for part in shards for pair in part] == tiles
-    for part in shards:
-        # Equal up to half a tile at either end.
-        area = sum(job.tile.size[1] for _, job in part)
-        assert abs(area - sum(areas) / n) <= max(areas, default=0)
-
-
-def test_shards_by_hand():
-    """Of tiles of 3, 1, 1, 1 pixels each of two processes gets 3."""
-    tiles = tiles_of([3, 1, 1, 1])
-    assert shard(tiles, 0, 2) == tiles[:1]
-    assert shard(tiles, 1, 2) == tiles[1:]
-    assert shard(tiles[:1], 0, 2) + shard(tiles[:1], 1, 2) == tiles[:1]
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_tiles_of_several_processes_are_merged_image_by_image(begin, n):
+@pytest.mark.parametrize("step", [1, -1, 5])
+def test_tiles_predicted_in_any_order_are_merged_image_by_image(begin, step):
     job = begin()
     tiles = job.pending()
     assert len(tiles) == sum(map(len, PLANS))
-    for rank in range(n):
-        job.predict(FakePredictor(), tiles, rank, n)
+    for start in range(abs(step)):
+        add_all(job, tiles[start::step] if step > 0 else tiles[::step])
     assert job.pending() == []
     job.collect_failures()
     assert job.usable == IMAGES
@@ -112,14 +99,14 @@ def test_tiles_of_several_processes_are_merged_image_by_image(begin, n):
 def test_resuming_predicts_only_pending_tiles(begin, capsys):
     job = begin()
     tiles = job.pending()
-    job.predict(FakePredictor(), tiles[2:5])
+    add_all(job, tiles[2:5])
     with pytest.raises(InputError, match=rf"not predicted: {len(tiles) - 3} tiles"):
         job.collect_failures()
     job = begin()
     pending = job.pending()
     assert pending == tiles[:2] + tiles[5:]
     predictor = FakePredictor()
-    job.run(predictor, print)
+    job.run(predict_here(predictor))
     assert predictor.predicted == [tile_job for _, tile_job in pending]
     assert "resuming: 3 tiles" in capsys.readouterr().out
     job.collect_failures()
@@ -127,17 +114,15 @@ def test_resuming_predicts_only_pending_tiles(begin, capsys):
 
 def test_damaged_tiles_are_predicted_again(begin, caplog):
     job = begin()
-    job.predict(FakePredictor(), job.pending())
+    add_all(job, job.pending())
     expected = [cells.scores.tolist() for _, cells in job.merge(FakePredictor())]
     (path,) = job.store.folder.glob("*.jsonl")
     content = bytearray(path.read_bytes())
     content[20] ^= 4
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not predicted: 1 tile"):
-        job.collect_failures()
     job = begin()
     predictor = FakePredictor()
-    job.run(predictor, print)
+    job.run(predict_here(predictor))
     assert len(predictor.predicted) == 1
     (warning,) = caplog.messages
     assert "1 damaged line" in warning
@@ -146,12 +131,16 @@ def test_damaged_tiles_are_predicted_again(begin, caplog):
     assert [cells.scores.tolist() for _, cells in job.merge(predictor)] == expected
 
 
-def test_a_store_that_was_replaced_is_not_merged(begin):
+def test_an_error_that_is_a_bug_is_raised(begin):
+    class Broken(FakePredictor):
+        def predict_tiles(self, jobs):
+            yield next(super().predict_tiles(jobs))
+            raise KeyError("a bug")
+
     job = begin()
-    job.predict(FakePredictor(), job.pending())
-    (job.store.folder / "made-from.json").write_text('"of another"')
-    with pytest.raises(InputError, match="not the tile store"):
-        job.collect_failures()
+    with pytest.raises(KeyError):
+        job.run(predict_here(Broken()))
+    assert len(job.store.done()) == 1
 
 
 def test_unusable_images_are_skipped(begin, tmp_path, capsys):
@@ -160,9 +149,8 @@ def test_unusable_images_are_skipped(begin, tmp_path, capsys):
     job = begin(images)
     tiles = job.pending()
     assert {number for (number, _), _ in tiles} == {0, 2}
-    job.predict(FakePredictor(), tiles[:-1])
-    with job.store.open(0) as file:
-        job.store.append(tiles[-1][0], InputError("torn"), file)
+    add_all(job, tiles[:-1])
+    job.add(tiles[-1][0], InputError("torn"))
     assert job.pending() == tiles[-1:]
     job.collect_failures()
     assert job.usable == IMAGES[:1]

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import math
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +55,20 @@ def tile_store(tmp_path):
     return TileStore(tmp_path / "parts", {"a": 1})
 
 
-def store(tile_store, results, process=0):
-    with tile_store.open(process) as file:
-        for key, loaded in results:
-            tile_store.append(key, loaded, file)
+def store(tile_store, results):
+    for key, predictions in results:
+        tile_store.append(key, predictions)
+
+
+@pytest.fixture
+def reopen(tile_store):
+    """Function that opens the store as the next command does, which runs when this one ended."""
+
+    def go(fingerprint=1):
+        tile_store.close()
+        return TileStore(tile_store.folder, {"a": fingerprint})
+
+    return go
 
 
 def test_fingerprints_that_json_can_not_hold(tmp_path):
@@ -91,104 +100,101 @@ def test_any_number_is_stored_bit_for_bit(tmp_path_factory, score, edge):
 
 def test_an_empty_store(tile_store):
     assert tile_store.done() == set()
-    assert tile_store.errors() == {}
     assert list(tile_store.entries()) == []
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20).flatmap(
-        lambda keys: st.tuples(
-            st.just(sorted(keys)),
-            st.lists(st.integers(0, 2), min_size=len(keys), max_size=len(keys)),
-        )
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20))
 @settings(max_examples=25, deadline=None)
-def test_files_of_several_processes_are_merged_in_order(tmp_path_factory, shards):
-    keys, processes = shards
+def test_tiles_stored_in_any_order_are_read_in_theirs(tmp_path_factory, keys):
+    """Also when the store is opened again."""
     tile_store = TileStore(tmp_path_factory.mktemp("several") / "parts", {})
-    for process in range(3):
-        own = [key for key, owner in zip(keys, processes, strict=True) if owner == process]
-        store(tile_store, [(key, cells(seed=10 * key[0] + key[1])) for key in own], process)
-    assert [key for key, _ in tile_store.entries()] == keys
-    assert tile_store.done() == set(keys)
-    for key, loaded in tile_store.entries():
+    store(tile_store, [(key, cells(seed=10 * key[0] + key[1])) for key in keys])
+    tile_store.close()
+    opened = TileStore(tile_store.folder, {})
+    assert [key for key, _ in opened.entries()] == sorted(keys)
+    assert opened.done() == set(keys)
+    for key, loaded in opened.entries():
         assert_same(loaded, cells(seed=10 * key[0] + key[1]))
 
 
-def test_a_tile_predicted_twice_counts_once(tile_store):
+def test_a_tile_predicted_twice_counts_once(tile_store, reopen):
     store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
-    store(tile_store, [((0, 1), cells())])
-    assert [key for key, _ in tile_store.entries()] == [(0, 0), (0, 1)]
+    store(tile_store, [((0, 1), cells(seed=1))])
+    for open_ in (lambda: tile_store, reopen):
+        first, second = open_().entries()
+        assert (first[0], second[0]) == ((0, 0), (0, 1))
+        assert_same(second[1], cells())
 
 
-def test_failed_tiles_are_not_done(tile_store):
-    store(tile_store, [((1, 0), cells()), ((1, 2), InputError("torn")), ((1, 3), InputError("x"))])
-    store(tile_store, [((2, 0), InputError("too large"))], process=1)
-    assert tile_store.errors() == {(1, 2): "torn", (1, 3): "x", (2, 0): "too large"}
-    assert tile_store.done() == {(1, 0)}
-    errors = [str(loaded) for _, loaded in tile_store.entries() if isinstance(loaded, InputError)]
-    assert errors == ["torn", "x", "too large"]
-
-
-def test_retried_tiles(tile_store):
-    """One success is enough; otherwise the last error counts."""
-    a, b, c, d = map(InputError, "abcd")
-    store(tile_store, [((0, 0), a), ((0, 1), b), ((0, 2), cells())])
-    store(tile_store, [((0, 0), c), ((0, 1), cells(seed=1)), ((0, 2), d)])
-    assert tile_store.done() == {(0, 1), (0, 2)}
-    assert tile_store.errors() == {(0, 0): "c"}
-    first, second, third = tile_store.entries()
-    assert (first[0], str(first[1])) == ((0, 0), "c")
-    assert (second[0], third[0]) == ((0, 1), (0, 2))
-    assert_same(second[1], cells(seed=1))
-    assert_same(third[1], cells())
-
-
-def test_truncated_lines_are_ignored(tile_store):
+def test_truncated_lines_are_ignored(tile_store, reopen):
     store(tile_store, [((0, 0), cells()), ((0, 1), cells())])
     (path,) = tile_store.folder.glob("*.jsonl")
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
     for length in range(len(whole) + 1):
         path.write_bytes(whole[:length])
+        opened = reopen()
         expected = {(0, n) for n in range((length >= first) + (length == len(whole)))}
-        assert tile_store.done() == expected
+        assert opened.done() == expected
+        assert opened.n_damaged == 0
+        opened.close()
     path.write_bytes(whole[:-5])
-    # A resumed job writes a new file, not after the truncated line.
-    store(tile_store, [((0, 1), cells(seed=1))])
-    assert_same(list(tile_store.entries())[1][1], cells(seed=1))
+    # A resumed job does not write after the truncated line.
+    opened = reopen()
+    store(opened, [((0, 1), cells(seed=1))])
+    opened.close()
+    assert_same(list(reopen().entries())[1][1], cells(seed=1))
 
 
 @pytest.mark.parametrize("damage", [bytes(9), b"\xff\xfe", b"[", b"\n"])
-def test_damaged_lines_are_ignored(tile_store, damage):
+def test_damaged_lines_are_ignored(tile_store, reopen, damage):
     store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
     (path,) = tile_store.folder.glob("*.jsonl")
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + damage + second[len(damage) :] + third)
-    assert tile_store.done() == {(0, 0), (0, 2)}
-    store(tile_store, [((0, 1), cells(seed=1))])
-    for (_, loaded), seed in zip(tile_store.entries(), range(3), strict=True):
-        assert_same(loaded, cells(seed=seed))
+    opened = reopen()
+    assert opened.done() == {(0, 0), (0, 2)}
+    assert opened.n_damaged == 1 + (damage == b"\n")
+    store(opened, [((0, 1), cells(seed=1))])
+    assert_same(list(opened.entries())[1][1], cells(seed=1))
 
 
-def test_a_flipped_bit_anywhere_costs_one_tile(tile_store):
+def test_a_line_damaged_at_any_byte_is_ignored(tile_store, reopen):
     store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
     (path,) = tile_store.folder.glob("*.jsonl")
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    second = range(len(lines[0]), len(lines[0]) + len(lines[1]) - 1)
-    for place in second:
+    for place in range(len(lines[0]), len(lines[0]) + len(lines[1]) - 1):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 7
         path.write_bytes(damaged)
-        assert tile_store.done() == {(0, 0), (0, 2)}
-        assert tile_store.n_damaged() == 1 + (damaged[place] == ord("\n"))
+        opened = reopen()
+        assert opened.done() == {(0, 0), (0, 2)}
+        assert opened.n_damaged == 1 + (damaged[place] == ord("\n"))
+        opened.close()
     path.write_bytes(lines[0] + b"{}\n3\n" + b"[]\n" + lines[2])
-    assert tile_store.done() == {(0, 0), (0, 2)}
-    assert tile_store.n_damaged() == 3
-    path.write_bytes(whole)
-    assert tile_store.n_damaged() == 0
+    opened = reopen()
+    assert opened.done() == {(0, 0), (0, 2)}
+    assert opened.n_damaged == 3
+
+
+def test_a_line_that_is_damaged_while_the_store_is_open(tile_store):
+    store(tile_store, [((0, n), cells(seed=n)) for n in range(3)])
+    (path,) = tile_store.folder.glob("*.jsonl")
+    damaged = bytearray(path.read_bytes())
+    damaged[20] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"parts: damaged .* again"):
+        list(tile_store.entries())
+
+
+def test_tiles_of_an_earlier_version_are_removed(tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "0000-0.jsonl").write_text("x\n")
+    (folder / "made-from.json").write_text('"of another"')
+    assert TileStore(folder, {"a": 1}).done() == set()
+    assert not (folder / "0000-0.jsonl").exists()
 
 
 HOLD = """\
@@ -224,24 +230,15 @@ def hold():
 @pytest.mark.parametrize("fingerprint", [1, 2])
 def test_a_second_command_says_who_uses_the_store(tile_store, hold, fingerprint):
     store(tile_store, [((0, 0), cells())])
-    tile_store._unlock()  # by the end of the process
+    tile_store.close()  # by the end of the process
     process = hold(tile_store.folder, 1)
     with pytest.raises(InputError, match=rf"parts: another .*process {process.pid} on .*--output"):
         TileStore(tile_store.folder, {"a": fingerprint})
-    assert tile_store.done() == {(0, 0)}
     process.kill()
     process.wait()
     # A killed process holds nothing.
     expected = {(0, 0)} if fingerprint == 1 else set()
     assert TileStore(tile_store.folder, {"a": fingerprint}).done() == expected
-
-
-def test_another_machine_needs_no_lock(tmp_path, hold):
-    hold(tmp_path / "parts", 1)
-    other = TileStore(tmp_path / "parts", {"a": 1}, create=False)
-    other.check()
-    store(other, [((0, 0), cells())], process=1)
-    assert other.done() == {(0, 0)}
 
 
 def test_without_locks(tmp_path, monkeypatch):
@@ -252,36 +249,33 @@ def test_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "lockf", fail)
     first = TileStore(tmp_path / "parts", {"a": 1})
-    TileStore(tmp_path / "parts", {"a": 2})
-    with pytest.raises(InputError, match="parts: not the tile store"):
-        first.check()
+    store(first, [((0, 0), cells())])
+    assert TileStore(tmp_path / "parts", {"a": 1}).done() == {(0, 0)}
 
 
-def test_a_store_is_sent_to_other_processes_without_its_lock(tile_store):
+def test_the_same_fingerprint_keeps_the_tiles(tile_store, reopen):
     store(tile_store, [((0, 0), cells())])
-    assert pickle.loads(pickle.dumps(tile_store)).done() == {(0, 0)}
-
-
-def test_the_same_fingerprint_keeps_the_tiles(tile_store):
-    store(tile_store, [((0, 0), cells())])
-    assert TileStore(tile_store.folder, {"a": 1}).done() == {(0, 0)}
+    assert reopen().done() == {(0, 0)}
     # Tuples are lists in JSON.
     other = tile_store.folder.with_name("other")
     store(TileStore(other, {"a": (1, 2)}), [((0, 0), cells())])
     assert TileStore(other, {"a": (1, 2)}).done() == {(0, 0)}
 
 
-def test_another_fingerprint_clears_the_store(tile_store):
+def test_another_fingerprint_clears_the_store(tile_store, reopen):
     store(tile_store, [((0, 0), cells())])
-    assert TileStore(tile_store.folder, {"a": 2}).done() == set()
+    assert reopen(2).done() == set()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_damaged_fingerprint_clears_the_store(tile_store, text):
+def test_a_damaged_fingerprint_clears_the_store(tile_store, reopen, text):
     store(tile_store, [((0, 0), cells())])
     (tile_store.folder / "made-from.json").write_text(text)
-    assert TileStore(tile_store.folder, {"a": 1}).done() == set()
-    tile_store.check()  # the fingerprint is restored
+    opened = reopen()
+    assert opened.done() == set()
+    store(opened, [((0, 0), cells())])
+    opened.close()
+    assert reopen().done() == {(0, 0)}  # the fingerprint is restored
 
 
 def test_remove(tile_store):
@@ -304,20 +298,6 @@ def test_other_files_are_kept(tmp_path, name):
     (tile_store.folder / "notes.txt").touch()
     tile_store.remove()
     assert [path.name for path in tile_store.folder.iterdir()] == ["notes.txt"]
-
-
-def test_another_machine_opens_the_store_of_the_first(tmp_path):
-    folder = tmp_path / "parts"
-    second = TileStore(folder, {"a": (1,)}, create=False)
-    assert not folder.exists()
-    with pytest.raises(InputError, match="parts: not the tile store"):
-        second.check()
-    store(TileStore(folder, {"a": (1,)}), [((0, 0), cells())])
-    second.check()
-    assert second.done() == {(0, 0)}
-    with pytest.raises(InputError, match="parts: not the tile store"):
-        TileStore(folder, {"a": (2,)}, create=False).check()
-    assert second.done() == {(0, 0)}
 
 
 def test_a_folder_that_can_not_be_created(tmp_path):

@@ -1,0 +1,222 @@
+"""Workers of a Dask cluster: results, order, errors, warnings, memory; GPUs and cores."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client
+
+from cellseg import config
+from cellseg.errors import InputError
+from cellseg.messages import warn
+from cellseg.predict import workers
+from cellseg.predict.predictor import Predictor, TileJob
+from cellseg.predict.tiles import plan_tiles
+from cellseg.predict.workers import Workers, local_workers
+from cellseg.predictions import Predictions
+from tests.processes import is_gone
+
+HERE = Path(__file__).resolve().parents[2]
+PLAN = plan_tiles((100, 90), 20, 4)
+N_TILES = len(PLAN)
+
+
+class FakePredictor(Predictor):
+    """Detects one cell in each tile, whose box says which."""
+
+    def __init__(self, name: str = ""):
+        super().__init__([], [config.default_config("torchvision")])
+        self.name = name
+
+    def predict_tiles(self, jobs):
+        for job in jobs:
+            if job.image.name == "broken":
+                raise KeyError("a bug")
+            if job.image.name == "torn":
+                yield InputError(f"{job.image}: torn")
+                continue
+            warn(f"{job.image.name} is odd")
+            box = np.array([job.tile.window], np.float32)
+            score, class_ = np.ones(1, np.float32), np.zeros(1, np.int64)
+            yield Predictions(job.tile.size, box, score, class_, [{"size": [1, 1], "counts": "1"}])
+
+
+def fail(why):
+    raise InputError(why)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tiles_of(name, n=N_TILES):
+    """Return tiles of an image, with a key each."""
+    return [((name, i), TileJob(Path(name), 0, PLAN.size, PLAN[i])) for i in range(n)]
+
+
+def check(results, groups):
+    """Check that the results are those of the tiles in the groups, in any order."""
+    expected = {key: job for group in groups for key, job in group}
+    assert len(results) == len(expected)
+    for key, result in results:
+        assert result.boxes.tolist() == [list(expected.pop(key).tile.window)]
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two workers with two threads each in this process."""
+    with Client(
+        processes=False, n_workers=2, threads_per_worker=2, dashboard_address=None,
+        set_as_default=False,
+    ) as client:  # fmt: skip
+        yield client
+
+
+def test_every_tile_is_predicted_once(client, caplog):
+    groups = [tiles_of("a"), [], tiles_of("b", 1), tiles_of("c", 3)]
+    check([*Workers(client, FakePredictor).predict(groups)], groups)
+    # Of many tiles of an image, each warning once.
+    assert sorted(caplog.messages) == ["a is odd", "b is odd", "c is odd"]
+    assert [*Workers(client, FakePredictor).predict([])] == []
+
+
+def test_groups_are_taken_when_they_are_needed(client):
+    taken, n = [], 0
+
+    def groups():
+        for number in range(40):
+            taken.append(number)
+            yield tiles_of(str(number), 1)
+
+    for _ in Workers(client, FakePredictor).predict(groups()):
+        n += 1
+        assert len(taken) <= n + 2 * 2 + 2
+    assert n == 40
+
+
+def test_errors_of_tiles_and_bugs_are_results(client):
+    groups = [tiles_of("a", 2), tiles_of("torn", 2), tiles_of("broken", 2), tiles_of("b", 2)]
+    results = dict(Workers(client, FakePredictor, remote=True).predict(groups))
+    for key, result in results.items():
+        expected = {"torn": InputError, "broken": KeyError}.get(key[0], Predictions)
+        assert isinstance(result, expected)
+    # The worker's machine has another path to the images, or none.
+    assert os.fspath(Path("torn").absolute()) in str(results["torn", 0])
+    assert f"(on {os.uname().nodename})" in str(results["torn", 0])
+    assert len(results) == 8
+
+
+def test_a_run_that_workers_can_not_load(client):
+    load = functools.partial(fail, "/run/model.pth: no such file")
+    with pytest.raises(InputError, match=rf"^/run/model.pth: .* \(on {os.uname().nodename}\)"):
+        [*Workers(client, load, remote=True).predict([tiles_of("a")])]
+
+
+def test_other_versions_on_the_workers(client, monkeypatch):
+    monkeypatch.setattr(workers, "_versions", version_by_thread)
+    with pytest.raises(InputError, match=r"^--scheduler: .*torch 2.* 1"):
+        [*Workers(client, FakePredictor).predict([tiles_of("a", 1)])]
+
+
+def version_by_thread():
+    return {"torch": "1" if threading.current_thread() is threading.main_thread() else "2"}
+
+
+def test_the_workers_keep_the_networks(client):
+    loaded = []
+
+    def load():
+        loaded.append(1)
+        return FakePredictor()
+
+    # Pickled by its name.
+    globals()["load_counted"] = load
+    load.__qualname__ = load.__name__ = "load_counted"
+    predict = Workers(client, load).predict
+    for _ in range(2):
+        assert len([*predict([tiles_of("a")])]) == N_TILES
+    assert len(loaded) == 1
+
+
+def test_workers_that_are_always_killed(monkeypatch):
+    """As when a tile needs more memory than there is; those of other images are predicted."""
+    monkeypatch.setattr(workers, "_ATTEMPTS", 1)
+    with local_workers(2, "cpu", die) as started:
+        ((key, error),) = started.predict([tiles_of("a", 1)])
+    assert key == ("a", 0)
+    assert isinstance(error, InputError)
+    assert str(error).startswith("a: 1 worker ended")
+
+
+def test_each_worker_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices = [e["CUDA_VISIBLE_DEVICES"] for e in workers._environments(2, "cuda")]
+    assert devices == ["0", "1"]
+    for n, device in ((3, "cuda"), (2, "cuda:1")):
+        with pytest.raises(InputError, match=rf"--workers {n}: .*{device}.*2"):
+            workers._environments(n, device)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-7,5")
+    devices = [e["CUDA_VISIBLE_DEVICES"] for e in workers._environments(2, "cuda")]
+    assert devices == ["3", "MIG-7"]
+
+
+def test_workers_on_the_cpu_see_no_gpu_and_share_the_cores(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    for environment in workers._environments(2, "cpu"):
+        assert environment["CUDA_VISIBLE_DEVICES"] == ""
+        assert environment["OMP_NUM_THREADS"] == "2"
+
+
+# Stopped while two workers start, or while they predict.
+STOPPED = """\
+if __name__ in ("__main__", "__mp_main__"):
+    from cellseg import process
+    process.prepare()
+import time
+from pathlib import Path
+import utils
+from cellseg.predict.predictor import TileJob
+from cellseg.predict.tiles import Tile
+from cellseg.predict.workers import local_workers
+def wait():
+    print("waiting", flush=True)
+    time.sleep(60)
+def main(argv):
+    print("starting", flush=True)
+    with local_workers(2, "cpu", wait) as workers:
+        tile = Tile((0, 0, 9, 9), (False,) * 4)
+        list(workers.predict([[(0, TileJob(Path("x"), 0, (9, 9), tile))]]))
+if __name__ == "__main__":
+    utils.run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all", "when"),
+    [(signal.SIGINT, True, "waiting"), (signal.SIGTERM, False, "starting")],
+)
+def test_stopping_is_one_line_and_no_worker_is_left(tmp_path, number, to_all, when):
+    """Ctrl-C in a terminal is sent to all processes, other signals to the first."""
+    script = tmp_path / "it.py"
+    script.write_text(STOPPED)
+    process = subprocess.Popen(
+        [sys.executable, script], env=os.environ | {"PYTHONPATH": str(HERE)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while process.stdout.readline() != f"{when}\n":
+        assert process.poll() is None, process.communicate()
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    err = process.communicate(timeout=60)[1]
+    assert (process.returncode, err) == (130, "it.py: interrupted\n")
+    assert is_gone(process.pid)
