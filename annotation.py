@@ -27,6 +27,7 @@ from cellseg.read.annotate import (
 )
 from cellseg.read.classes import UnknownClassError, advise_class_names
 from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
+from cellseg.read.convention import CONVENTIONS
 from cellseg.read.corrected import take_back
 from cellseg.read.corrected_store import has_store, join
 from cellseg.read.foreign_coco import read_coco_images
@@ -95,6 +96,11 @@ def get_parser() -> utils.CommandParser:
         "else unknown)",
     )  # fmt: skip
     parser.add_argument(
+        "--outlines", choices=CONVENTIONS,
+        help="where outlines run: along the pixels' edges, or through their centres (default: "
+        "GeoJSON and COCO edges, unless a COCO file's areas fit centres; XML centres)",
+    )  # fmt: skip
+    parser.add_argument(
         "--jobs", type=utils.positive_int, default=count_cores(), metavar="N",
         help="images to read in parallel, 1 or more (default: number of CPU cores, %(default)s)",
     )  # fmt: skip
@@ -130,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             skipped.append(str(error))
     folders: list[Path] = []
     if args.coco:
-        names, sources, unused = read_coco_images(args.coco, args.data, args.skip_bad)
+        names, sources, unused = read_coco_images(
+            args.coco, args.data, args.skip_bad, args.outlines
+        )
         images, bad_images = annotate_images(
             sources,
             annotate_coco_image,
@@ -144,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = [] if alone else list_train_folders(args.data)
 
         def read(folder: Path) -> AnnotatedImage:
-            return annotate_image(read_train_folder(folder, len(names)), names, args.skip_bad)
+            image = read_train_folder(folder, len(names))
+            return annotate_image(image, names, args.skip_bad, args.outlines)
 
         def count(folder: Path) -> int:
             return count_cells(read_train_folder(folder, len(names)))

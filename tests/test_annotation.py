@@ -146,9 +146,10 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    for flag in ["--data", "--output", "--class_names", "--coco", "--mpp", "--jobs", "--skip_bad"]:
-        assert flag in out
-    assert out.count("(default: ") == 7
+    flags = ["data", "output", "class_names", "coco", "mpp", "outlines", "jobs", "skip_bad"]
+    for flag in flags:
+        assert f"--{flag}" in out
+    assert out.count("(default: ") == 8
 
 
 def truncate(folder):

@@ -19,6 +19,7 @@ from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
 from cellseg.read.classes import UnknownClassError
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage
+from cellseg.read.convention import CENTRES, EDGES, move_outlines
 from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
@@ -40,12 +41,16 @@ Source = TypeVar("Source")
 
 
 def annotate_image(
-    image: TrainImage, class_names: Sequence[str] = CLASS_NAMES, skip_bad: bool = False
+    image: TrainImage,
+    class_names: Sequence[str] = CLASS_NAMES,
+    skip_bad: bool = False,
+    convention: str | None = None,
 ) -> AnnotatedImage:
     """Read a training image and its label maps or outlines.
 
     `class_names` are the K class names that outlines and class tables use. With `skip_bad`, single
-    cells of unknown classes or outside the image are left out.
+    cells of unknown classes or outside the image are left out. `convention` is where outlines run,
+    see `read_outlines`.
 
     Raises
     ------
@@ -63,7 +68,7 @@ def annotate_image(
             f"{MAX_SIDE} a side; cut it into smaller images"
         )
     if image.outlines:
-        outlines = read_outlines(image.outlines)
+        outlines = read_outlines(image.outlines, convention)
         cells, warnings = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
     elif image.label_map:
         cells, warnings = read_joint_label_map(
@@ -78,9 +83,15 @@ def annotate_image(
     return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp)
 
 
-def read_outlines(path: Path) -> list[Outline]:
-    """Read a file of outlines, by its ending. Raises InputError if it can't be read."""
-    return read_imagescope(path) if path.suffix.lower() == ".xml" else read_geojson(path)
+def read_outlines(path: Path, convention: str | None = None) -> list[Outline]:
+    """Read a file of outlines, by its ending. Raises InputError if it can't be read.
+
+    `convention` is where they run, one of `CONVENTIONS`; by default, XML through centres as
+    MoNuSAC's, GeoJSON along edges as QuPath's.
+    """
+    if path.suffix.lower() == ".xml":
+        return move_outlines(read_imagescope(path), CENTRES, convention)
+    return move_outlines(read_geojson(path), EDGES, convention)
 
 
 def count_cells(image: TrainImage) -> int:

@@ -278,7 +278,7 @@ def check_coco(
             unusable.append((annotation.get("image_id"), error))
         else:
             by_image[annotation["image_id"]].append(annotation)
-    _check_polygons(path, coco["annotations"])
+    check_polygons(path, coco["annotations"])
     if unusable is None:
         for image_id, of_image in by_image.items():
             _normalise(path, images[image_id], of_image)
@@ -402,7 +402,7 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
                 )
             rle = pycocotools.mask.frPyObjects({"size": list(size), "counts": counts}, *size)
             return {"size": list(size), "counts": rle["counts"].decode("ascii")}
-    elif isinstance(mask, list) and mask and all(_is_polygon(part, size) for part in mask):
+    elif isinstance(mask, list) and mask and all(is_polygon(part, size) for part in mask):
         if not any(_overlaps(part, size) for part in mask):
             raise InputError(
                 f"{where}: polygon outside the image of {list(size)} (height, width); draw it on "
@@ -418,7 +418,7 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
     )
 
 
-def _check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, Any]]) -> None:
+def check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, Any]]) -> None:
     """Raise InputError if the polygons of a file are too long to be filled; others pass."""
     length, n_points = 0.0, 0
     for annotation in annotations:
@@ -445,7 +445,8 @@ def is_degenerate(part: Any) -> bool:
     return len(x) < 3 or abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) < 1e-6
 
 
-def _is_polygon(value: Any, size: tuple[int, int]) -> bool:
+def is_polygon(value: Any, size: tuple[int, int]) -> bool:
+    """Return whether a value is a list of x, y, … of three points or more around the image."""
     if not (isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0):
         return False
     # pycocotools allocates a polygon's whole outline, however far off it is.

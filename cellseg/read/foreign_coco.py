@@ -29,6 +29,7 @@ from cellseg.read.coco import (
     is_numbers,
     select_images,
 )
+from cellseg.read.convention import settle_polygons
 from cellseg.read.names import is_outside
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
@@ -54,14 +55,15 @@ class CocoImage(ImageCells):
 
 
 def read_coco_images(
-    path: Path, data: Path, skip_bad: bool = False
+    path: Path, data: Path, skip_bad: bool = False, convention: str | None = None
 ) -> tuple[list[str], list[CocoImage], list[str]]:
     """Read a COCO file of any program, whose file names are relative to `data`.
 
     What has one meaning is repaired: backslashes and absolute paths below `data`, sizes that are
     missing or floats, ids and `mpp` that are text, coordinates from 0 to 1, and single cells that
     are marked as crowds, as brush masks are in CVAT. Polygons of fewer than 3 points or without
-    area, and cells without a pixel, are left out.
+    area, and cells without a pixel, are left out. `convention` is where polygons run, see
+    `cellseg.read.convention`.
 
     Returns
     -------
@@ -83,6 +85,12 @@ def read_coco_images(
     skipped = []
     if isinstance(coco, dict):
         skipped = _repair(path, data, coco, warnings, skip_bad)
+        sizes = {
+            image["id"]: (image["height"], image["width"])
+            for image in _dicts(coco.get("images"))
+            if all(type(image.get(key)) is int for key in ("id", "height", "width"))
+        }
+        settle_polygons(path, _dicts(coco.get("annotations")), sizes, convention)
     before = Counter(_image_ids(coco))
     unusable: list[tuple[Any, InputError]] = []
     coco = check_coco(path, coco, unusable)

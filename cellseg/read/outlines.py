@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_outline_length
+from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.fill import Polygon, fill_polygons, outline_lengths
 from cellseg.rle import MaskRuns, areas, select_masks
@@ -121,6 +122,7 @@ def fill_outlines(
     is_region = _find_regions(outlines)
     warnings["regions around cells, ignored"] = int(is_region.sum())
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
+    outlines, warnings["outlines of several cells, used as a cell each"] = _split(outlines)
 
     places = [(outline.where, outline.class_name) for outline in outlines]
     numbers, unused = match_classes(path, places, class_names, skip_bad)
@@ -177,6 +179,37 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
         others = others[within]
         is_region[n] = len(others) >= 2 or (not has_class[n] and has_class[others].any())
     return is_region
+
+
+def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int]:
+    """Split outlines of several cells, such as CellViT's of all cells of a class.
+
+    They have three or more pieces of more than `SMALL` pixels, which are far apart: they fill less
+    than half of their box, and it is longer than five diameters, where a diameter is the root of
+    the largest piece's area. Returns the number that was split, too.
+    """
+    split, n_split = [], 0
+    for outline in outlines:
+        is_far = False
+        if len(outline.polygons) > 2:
+            left, top, right, bottom = _box(outline.polygons)
+            pieces = [ring_area(polygon[0]) for polygon in outline.polygons]
+            is_far = sorted(pieces)[-3] > SMALL
+            is_far &= 2 * sum(pieces) < (right - left) * (bottom - top)
+            is_far &= max(right - left, bottom - top) > _FAR * max(pieces) ** 0.5
+        n_split += is_far
+        parts = [replace(outline, polygons=[p], id=None) for p in outline.polygons]
+        split += parts if is_far else [outline]
+    return split, n_split
+
+
+_FAR = 5
+
+
+def ring_area(ring: NDArray[np.float64]) -> float:
+    """Return the area that a `(V, 2)` ring, closed or not, encloses."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 _REGION = 4  # times the area of the box of each cell in it

@@ -298,6 +298,15 @@ def test_ids_and_types_are_kept(path):
     assert [outline.kind for outline in outlines] == ["", "", "", "detection", ""]
 
 
+def test_all_cells_of_a_class_in_one_feature_as_cellvit_writes_them(path):
+    squares = [[square(x, y, x + 5, y + 5)] for x, y in ((2, 2), (60, 10), (30, 80))]
+    near = [[square(40, 40, 44, 44)], [square(44, 44, 47, 47)]]  # one cell in two pieces
+    one, two = feature(squares, shape="MultiPolygon"), feature(near, "class2", "MultiPolygon")
+    cells, warnings = large_cells(path, one, two)
+    assert cells == {1: 3, 2: 1}
+    assert list(warnings.values()) == [1]
+
+
 def test_geojson_of_hoverfast():
     shared = Path(__file__).resolve().parents[3] / "shared/data/slides"
     path = Path(os.environ.get("CELLSEG_SLIDES", shared), "tcga_tile.geojson")

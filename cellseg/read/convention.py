@@ -1,0 +1,119 @@
+"""Where drawn outlines run: along the edges of pixels, or through their centres.
+
+Programs differ by half a pixel on each side. Along edges, the area of a polygon is the number of
+its pixels (QuPath, pycocotools); through centres (OpenCV's `findContours`), it is smaller.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cellseg.messages import warn
+from cellseg.read.coco import check_polygons, is_polygon
+from cellseg.read.fill import fill_polygons
+from cellseg.read.outlines import Outline, ring_area
+from cellseg.rle import areas, encode
+
+EDGES, CENTRES = "edges", "centres"
+CONVENTIONS = (EDGES, CENTRES)
+
+_SHIFT = {EDGES: -0.5, CENTRES: 0.0}  # to coordinates in which integers are centres
+_TOLERANCE = 0.05  # of the area
+
+Size = tuple[int, int]
+
+
+def move_outlines(
+    outlines: Sequence[Outline], read_as: str, convention: str | None
+) -> list[Outline]:
+    """Return outlines that were read by one convention by another; None keeps them."""
+    shift = _SHIFT[convention or read_as] - _SHIFT[read_as]
+    if not shift:
+        return list(outlines)
+    return [
+        replace(o, polygons=[[ring + shift for ring in polygon] for polygon in o.polygons])
+        for o in outlines
+    ]
+
+
+def settle_polygons(
+    path: str | os.PathLike[str],
+    annotations: Sequence[dict[str, Any]],
+    sizes: dict[int, Size],
+    convention: str | None = None,
+) -> None:
+    """Replace COCO polygons that run through centres by their masks.
+
+    Parameters
+    ----------
+    path
+        The file, for messages.
+    annotations
+        COCO annotations, which are changed; those that are no usable polygons stay.
+    sizes
+        Height and width of the images by id.
+    convention
+        What is known. None decides by the annotations' `area`, if it differs from that of the
+        polygons by more than 5 % in all: then it says how many pixels a cell had, and filling the
+        polygons by the right convention gives it. A warning says what was found.
+
+    Raises
+    ------
+    InputError
+        If the polygons are too long to be filled.
+    """
+    if convention == EDGES:
+        return
+    polygons = [a for a in annotations if _is_usable(a, sizes)]
+    if convention is None:
+        polygons = [a for a in polygons if _stated_area(a)]
+        stated = sum(map(_stated_area, polygons))
+        drawn = sum(ring_area(_ring(part)) for a in polygons for part in a["segmentation"])
+        if abs(drawn - stated) <= _TOLERANCE * stated:
+            return
+    check_polygons(path, polygons)
+    by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in polygons:
+        by_image[annotation["image_id"]].append(annotation)
+    filled = {
+        id_: fill_polygons([[[_ring(p)] for p in a["segmentation"]] for a in members], sizes[id_])
+        for id_, members in by_image.items()
+    }
+    if convention is None:
+        total = sum(int(areas(masks).sum()) for masks in filled.values())
+        text = f"{path}: the areas of {len(polygons)} polygons are {stated:.0f} px, but theirs "
+        text += f"{drawn:.0f}"
+        if abs(total - stated) > _TOLERANCE * stated:
+            warn(f"{text}; the polygons are used, along the pixels' edges")
+            return
+        warn(f"{text}; they run through the pixels' centres, and are filled so to {total} px")
+    for id_, members in by_image.items():
+        for annotation, mask in zip(members, encode(filled[id_]), strict=True):
+            annotation["segmentation"] = mask
+
+
+def _is_usable(annotation: dict[str, Any], sizes: dict[int, Size]) -> bool:
+    id_, parts = annotation.get("image_id"), annotation.get("segmentation")
+    return (
+        type(id_) is int
+        and id_ in sizes
+        and isinstance(parts, list)
+        and bool(parts)
+        and all(is_polygon(part, sizes[id_]) for part in parts)
+    )
+
+
+def _stated_area(annotation: dict[str, Any]) -> float:
+    area = annotation.get("area")
+    is_number = isinstance(area, int | float) and not isinstance(area, bool)
+    return float(area) if is_number and 0 < area < 1e12 else 0.0
+
+
+def _ring(part: Sequence[float]) -> Any:
+    return np.array(part, np.float64).reshape(-1, 2)
