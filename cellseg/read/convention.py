@@ -110,9 +110,8 @@ def _is_usable(annotation: dict[str, Any], sizes: dict[int, Size]) -> bool:
 
 
 def _stated_area(annotation: dict[str, Any]) -> float:
-    area = annotation.get("area")
-    is_number = isinstance(area, int | float) and not isinstance(area, bool)
-    return float(area) if is_number and 0 < area < 1e12 else 0.0
+    area: Any = annotation.get("area")
+    return float(area) if type(area) in (int, float) and 0 < area < 1e12 else 0.0
 
 
 def _ring(part: Sequence[float]) -> Any:

@@ -262,11 +262,11 @@ def test_a_picture_of_another_program_is_not_replaced(tmp_path):
     path = tmp_path / "a.png"
     write_png(path, plain(2, 2))
     write_png(path, plain(3, 2))
-    assert np.shape(cv2.imread(os.fspath(path))) == (3, 2, 3)
+    assert np.shape(np.asarray(cv2.imread(os.fspath(path)))) == (3, 2, 3)
     cv2.imwrite(os.fspath(path), plain(4, 4))
     with pytest.raises(InputError, match="isn't replaced"):
         write_png(path, plain(2, 2))
-    assert np.shape(cv2.imread(os.fspath(path))) == (4, 4, 3)
+    assert np.shape(np.asarray(cv2.imread(os.fspath(path)))) == (4, 4, 3)
 
 
 def test_png_that_cannot_be_written(tmp_path):
