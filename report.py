@@ -104,9 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = collect_annotations(args)
     else:
         page = collect_results(args, [source, *([args.compare] if args.compare else [])])
-    n_reduced = write_report(output, page)
-    note = f", {n_reduced} of them at reduced resolution" if n_reduced else ""
+    written = write_report(output, page)
+    note = f", {written.n_reduced} of them at reduced resolution" if written.n_reduced else ""
     size = f"{output.stat().st_size / 1e6:.1f} MB"
+    if written.tiles:
+        n_bytes = sum(file.stat().st_size for file in written.tiles.rglob("*.js"))
+        slides = plural(written.n_slides, "slide")
+        size += f" and {n_bytes / 1e6:.0f} MB in {display_path(written.tiles.parent)}/ for {slides}"
     print(
         f"{plural(len(page.images), 'image')}{note}, {size}: "
         f"open {display_path(output)} in a browser"

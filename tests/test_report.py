@@ -131,7 +131,7 @@ def test_annotations_as_label_maps(make, data):
     html, index = make("--annotations", data / "test_masks")
     assert index["classes"] == ["class1", "class2", "class3", "class4"]
     assert "class1, by rising size" in html
-    assert "Precision" not in html
+    assert "Precision and recall" not in html
 
 
 def test_without_ground_truth(make, data):
@@ -231,6 +231,12 @@ def test_a_damaged_image_keeps_the_former_page(make, data):
     with pytest.raises(InputError, match=r"b\.tif"):
         make(data.parent / "run", "--resamples", 0)
     assert (data.parent / "page.html").read_text() == html
+
+
+def test_an_image_of_another_size(make, data):
+    tifffile.imwrite(data / "test_release" / "b.tif", np.zeros((20, 29, 3), np.uint8))
+    with pytest.raises(InputError, match=r"b\.tif: 20 x 29 pixels .* 20 x 30"):
+        make(data.parent / "run", "--resamples", 0)
 
 
 def test_only_pages_are_replaced(make, data):

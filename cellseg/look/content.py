@@ -20,6 +20,7 @@ from cellseg.read.layout import TEST
 from cellseg.read.results import pair_by_image
 from cellseg.rle import decode
 from cellseg.score.summary import Scores
+from cellseg.text import printable
 
 
 def annotations_content(path: Path, data: Path) -> ReportContent:
@@ -29,7 +30,7 @@ def annotations_content(path: Path, data: Path) -> ReportContent:
     """
     ground_truth = read_ground_truth(path, data)
     return ReportContent(
-        title=f"Annotations {path.name}",
+        title=f"Annotated cells of {_short(path)}",
         sources=[("annotations", display_path(path))],
         classes=class_names(ground_truth),
         images=_with_paths(data, [pair_by_image(ground_truth, [])]),
@@ -104,12 +105,20 @@ def _heading(paths: Sequence[Path], ground_truth_path: Path | None) -> dict[str,
     if ground_truth_path:
         sources.append(("ground truth", display_path(ground_truth_path)))
     folder = paths[-1] if paths[-1].is_dir() else paths[-1].parent
+    shown = _short(paths[0])
+    if len(paths) > 1:
+        shown = f"{shown} (A) and {_short(paths[1])} (B)"
     return {
-        "title": "Detections: " + " and ".join(path.resolve().name for path in paths),
+        "title": f"Detections of {shown}{' and their ground truth' if ground_truth_path else ''}",
         "sources": sources,
         "results": names,
         "metrics": folder / "metrics.json",
     }
+
+
+def _short(path: Path) -> str:
+    """Return a path's last two parts: of a run its model and its date."""
+    return printable("/".join(path.resolve().parts[-2:]))
 
 
 def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list[EvalImage]]:
@@ -143,6 +152,7 @@ def _eval_image(cells: ImageCells) -> EvalImage:
         path=cells.path,
         size=cells.size,
         level=cells.level,
+        mpp=cells.mpp,
         name=cells.name,
         gt_masks=[],
         gt_runs=decode([], cells.size),

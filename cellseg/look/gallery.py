@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from cellseg import rle
 from cellseg.images import EvalImage
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace
-from cellseg.read.window import open_image_of_size
+from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
+
+Window = tuple[int, int, int, int]  # XYXY in pixels
 
 _THUMB = 112  # px, longer side
 _EXAMPLE = 112  # px, both sides
@@ -85,11 +87,10 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
 def sort_detections(eval_image: EvalImage) -> EvalImage:
     """Return the image with its detections by falling score, the order of the page."""
     order = np.argsort(-eval_image.scores, kind="stable")
-    masks = [eval_image.masks[n] for n in order]
     return replace(
         eval_image,
-        masks=masks,
-        mask_runs=rle.decode(masks, eval_image.size),
+        masks=[eval_image.masks[n] for n in order],
+        mask_runs=rle.select_masks(eval_image.mask_runs, order),
         classes=eval_image.classes[order],
         scores=eval_image.scores[order],
         entries=eval_image.entries[order],
@@ -142,26 +143,37 @@ def match_detections(eval_image: EvalImage) -> MatchedDetections:
 def image_data(
     eval_images: Sequence[EvalImage], matches: Sequence[MatchedDetections]
 ) -> dict[str, Any]:
-    """Return what the page's tables, sorting and slider need of an image.
+    """Return what the page's tables, sorting, slider and density map need of an image.
 
-    `eval_images` are the image with each of the results, at least one, sorted by score.
+    `eval_images` are the image with each of the results, at least one, sorted by score. Cells are
+    counted where the middle of their box is, `x` and `y`.
     """
     first = eval_images[0]
+    results = []
+    for one, matched in zip(eval_images, matches, strict=True):
+        result = {
+            **_cell_data(one.mask_runs, one.classes, matched.state),
+            "scores": one.scores.tolist(),
+        }
+        if len(first.gt_classes):
+            result["match"] = matched.match.tolist()
+            result["iou"] = [round(value, 6) for value in matched.iou.tolist()]
+        results.append(result)
     return {
         "name": first.name,
         "size": list(first.size),
-        "gt": {"classes": first.gt_classes.tolist(), "state": matches[0].gt_state.tolist()},
-        "results": [
-            {
-                "classes": one.classes.tolist(),
-                "scores": one.scores.tolist(),
-                "match": matched.match.tolist(),
-                "iou": [round(value, 6) for value in matched.iou.tolist()],
-                "state": matched.state.tolist(),
-            }
-            for one, matched in zip(eval_images, matches, strict=True)
-        ],
+        "gt": _cell_data(first.gt_runs, first.gt_classes, matches[0].gt_state),
+        "results": results,
     }
+
+
+def _cell_data(
+    masks: rle.MaskRuns, classes: NDArray[np.int64], state: NDArray[np.int64]
+) -> dict[str, list[int]]:
+    boxes = rle.boxes_xyxy(masks)
+    x, y = ((boxes[:, :2] + boxes[:, 2:]) // 2).T
+    values = {"classes": classes, "state": state, "x": x, "y": y, "area": rle.areas(masks)}
+    return {name: each.tolist() for name, each in values.items()}
 
 
 def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list[tuple[int, str]]]:
@@ -184,7 +196,7 @@ def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list
     for eval_image, area, gt_classes in zip(eval_images, areas, classes, strict=True):
         is_hidden = match_detections(eval_image).gt_state == 0
         unusual = []
-        for cell, polygons in enumerate(trace(eval_image.gt_runs)):
+        for cell, polygons in enumerate(_trace_in_blocks(eval_image.gt_runs)):
             if eval_image.crowd[cell]:
                 continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
@@ -202,14 +214,11 @@ def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list
     return result
 
 
-def read_pixels(eval_image: EvalImage) -> NDArray[np.uint8]:
-    """Return an image as `(H, W, 3)` uint8 RGB.
-
-    Raises InputError if it can't be read or has another size than its cells.
-    """
-    height, width = eval_image.size
-    with open_image_of_size(eval_image.path, eval_image.size, eval_image.level) as image:
-        return image.read((0, 0, width, height))
+def _trace_in_blocks(masks: rle.MaskRuns, block: int = 4096) -> Iterator[list[Polygon]]:
+    """Yield the outline of each mask; the outlines of all cells of a slide need much memory."""
+    for first in range(0, len(masks), block):
+        some = np.arange(first, min(first + block, len(masks)))
+        yield from trace(rle.select_masks(masks, some))
 
 
 def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> tuple[bytes, int]:
@@ -221,7 +230,7 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
     factor = min(1.0, max_side / max(pixels.shape[:2]))
     while True:
         small = _shrink(pixels, factor)
-        data = _jpeg(small, _QUALITY)
+        data = jpeg(small, _QUALITY)
         if len(data) <= max_bytes or max(small.shape[:2]) <= 64:
             return data, max(small.shape[:2])
         factor *= float(np.clip(0.95 * (max_bytes / len(data)) ** 0.5, 0.5, 0.9))
@@ -229,28 +238,58 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     """Encode an image as a small JPEG."""
-    return _jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
+    return jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
 
 
-def example_picture(pixels: NDArray[np.uint8], eval_image: EvalImage, example: Example) -> bytes:
-    """Draw a cell with its outline and its surroundings; return a small JPEG."""
-    masks = eval_image.gt_masks if example.result < 0 else eval_image.masks
-    classes = eval_image.gt_classes if example.result < 0 else eval_image.classes
-    one = rle.decode([masks[example.cell]], eval_image.size)
-    left, top, right, bottom = rle.boxes_xyxy(one)[0].tolist()
-    side = max(right - left, bottom - top)
-    side += max(8, side // 2)
-    height, width = eval_image.size
-    left = max(0, min((left + right - side) // 2, width - side))
-    top = max(0, min((top + bottom - side) // 2, height - side))
-    right, bottom = min(left + side, width), min(top + side, height)
-    drawn = draw_outlines(
-        np.ascontiguousarray(pixels[top:bottom, left:right]),
-        rle.encode(rle.crop_runs(one, (left, top, right, bottom))),
-        classes[example.cell : example.cell + 1],
-        zoom=max(1, -(-_EXAMPLE // side)),
-    )
-    return _jpeg(_shrink(drawn, min(1.0, 2 * _EXAMPLE / max(drawn.shape[:2]))), 80)
+@dataclass(frozen=True)
+class Side:
+    """The ground truth or the detections of an image: masks as runs, classes and tight boxes.
+
+    `is_shown`, `(N,)` bool, are the cells that are drawn beside a cell of the other side.
+    """
+
+    masks: rle.MaskRuns
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    is_shown: NDArray[np.bool_]
+
+    def draw(
+        self, pixels: NDArray[np.uint8], window: Window, cells: NDArray[np.int64], zoom: int
+    ) -> NDArray[np.uint8]:
+        """Draw the outlines of some cells on the pixels of a window, enlarged `zoom` times."""
+        cropped = rle.crop_runs(rle.select_masks(self.masks, cells), window)
+        return draw_outlines(pixels, rle.encode(cropped), self.classes[cells], zoom=zoom)
+
+    def within(self, window: Window) -> NDArray[np.int64]:
+        """Return the shown cells whose box reaches into a window."""
+        begins = (self.boxes[:, :2] < window[2:]).all(axis=1)
+        ends = (self.boxes[:, 2:] > window[:2]).all(axis=1)
+        return np.flatnonzero(begins & ends & self.is_shown)
+
+
+def example_picture(
+    image: WindowedImage, side: Side, cell: int, other: Side | None = None
+) -> bytes:
+    """Draw a cell with its outline and its surroundings; return a small JPEG.
+
+    With an `other` side, its cells there are drawn in a second picture on the right: the ground
+    truth beside a detection, or the detections beside a ground-truth cell.
+    """
+    left, top, right, bottom = side.boxes[cell].tolist()
+    length = max(right - left, bottom - top)
+    length += max(8, length // 2)
+    height, width = image.size
+    left = max(0, min((left + right - length) // 2, width - length))
+    top = max(0, min((top + bottom - length) // 2, height - length))
+    window = left, top, min(left + length, width), min(top + length, height)
+    pixels = image.read(window)
+    zoom = max(1, -(-_EXAMPLE // length))
+    drawn = [side.draw(pixels, window, np.array([cell]), zoom)]
+    if other is not None:
+        gap = np.full((drawn[0].shape[0], max(1, 4 * drawn[0].shape[0] // _EXAMPLE), 3), 255)
+        drawn += [gap.astype(np.uint8), other.draw(pixels, window, other.within(window), zoom)]
+    picture = np.hstack(drawn)
+    return jpeg(_shrink(picture, min(1.0, 2 * _EXAMPLE / picture.shape[0])), 80)
 
 
 def data_uri(jpeg: bytes) -> str:
@@ -265,6 +304,7 @@ def _shrink(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode `(H, W, 3)` uint8 RGB as JPEG."""
     _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return data.tobytes()

@@ -23,14 +23,18 @@ from cellseg.images import EvalImage
 from cellseg.look import gallery, plots
 from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.look.overlay import class_colour
+from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace
+from cellseg.read.window import WindowedImage, from_array, open_image_of_size
+from cellseg.score.composition import composition, composition_rows
 from cellseg.score.summary import MEAN, Scores, difference
 from cellseg.score.tables import as_text, difference_as_text
 
 PICTURES_MB = 36  # of all images together; outlines and plots are added
-MAX_SIDE_PX = 4096  # what the browser of a phone still draws
+SLIDE_PX = 4096  # longest side that the page itself contains, and the browser of a phone draws
 
 _FOLDER = Path(__file__).parent
+_SCRIPTS = ("counts.js", "tiles.js", "viewer.js", "report.js")  # in one scope, in this order
 _N_EXAMPLES = 10  # of each group
 _HEADLINES = ("AP50@all", "AP50@100", "PQ", "DQ", "SQ", "AJI", "F1")
 
@@ -76,52 +80,130 @@ OWN = rb"<!doctype html>.*Content-Security-Policy.*img-src data:; style-src 'uns
 """Regular expression for the beginning of a page."""
 
 
-def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
-    """Write the page atomically; return how many images it shows at reduced resolution.
+@dataclass(frozen=True)
+class Written:
+    """What was written: images at reduced resolution, slides, and the folder of their tiles."""
+
+    n_reduced: int
+    n_slides: int
+    tiles: Path | None
+
+
+def write_report(path: str | os.PathLike[str], content: ReportContent) -> Written:
+    """Write the page atomically, and beside it the tiles of images above `SLIDE_PX` a side.
 
     Raises InputError if an image can't be read or has another size than its cells, or the page
     can't be written.
     """
+    path = Path(path)
     images = [[gallery.sort_detections(one) for one in image] for image in content.images]
     content = replace(content, images=images)
-    matches = [[gallery.match_detections(one) for one in image] for image in images]
+    matches = [
+        [gallery.match_detections(one) for one in image]
+        for image in tqdm(images, desc="matching", unit="image", leave=False, disable=None)
+    ]
     index = [gallery.image_data(*pair) for pair in zip(images, matches, strict=True)]
     if not content.results:
         unusual = gallery.unusual_cells([image[0] for image in images], len(content.classes))
         for entry, cells in zip(index, unusual, strict=True):
             entry["unusual"] = cells
     groups = _examples(content, matches)
+    examples = [example for _, some in groups for example in some]
 
-    total = sum(math.prod(image[0].size) for image in images)
+    total = sum(math.prod(image[0].size) for image in images if not _is_slide(image[0]))
     blocks = []
     pictures: dict[Example, str] = {}
-    n_reduced = 0
-    bar = tqdm(images, desc="drawing", unit="image", leave=False, disable=None)
-    for i, image in enumerate(bar):
-        pixels = gallery.read_pixels(image[0])
-        allowed = int(PICTURES_MB * 1e6 * 3 / 4 * math.prod(image[0].size) / total)
-        jpeg, side = gallery.encode_picture(pixels, allowed, MAX_SIDE_PX)
-        index[i]["reduced"] = round(max(image[0].size) / side, 2)
-        n_reduced += side < max(image[0].size)
-        index[i]["thumb"] = gallery.data_uri(gallery.thumbnail(pixels))
-        for example in (one for _, examples in groups for one in examples if one.image == i):
-            picture = gallery.example_picture(pixels, image[max(0, example.result)], example)
-            pictures[example] = gallery.data_uri(picture)
-        payload = {
-            "picture": gallery.data_uri(jpeg),
-            "gt": gallery.encode_outlines(trace(image[0].gt_runs)),
-            "results": [gallery.encode_outlines(trace(one.mask_runs)) for one in image],
+    with TileFolder(path) as tiles:
+        bar = tqdm(images, desc="drawing", unit="image", leave=False, disable=None)
+        for i, image in enumerate(bar):
+            first = image[0]
+            with open_image_of_size(first.path, first.size, first.level) as pixels:
+                index[i]["mpp"] = first.mpp or pixels.mpp
+                allowed = PICTURES_MB * 1e6 * 3 / 4 * math.prod(first.size) / max(total, 1)
+                block, source, small = _block(tiles, str(i), image, pixels, int(allowed), index[i])
+                blocks.append(_for_script(block))
+                index[i]["thumb"] = gallery.data_uri(gallery.thumbnail(small))
+                sides = _sides(image, content.threshold)
+                for example in (one for one in examples if one.image == i):
+                    other = 0 if example.result >= 0 else len(content.results)
+                    picture = gallery.example_picture(
+                        source,
+                        sides[example.result + 1],
+                        example.cell,
+                        sides[other] if content.results and content.has_ground_truth else None,
+                    )
+                    pictures[example] = gallery.data_uri(picture)
+        folder = tiles.finish()
+        page = {
+            "classes": content.classes,
+            "colours": [f"rgb{class_colour(k)}" for k in range(len(content.classes))],
+            "results": content.results,
+            "has_ground_truth": content.has_ground_truth,
+            "threshold": content.threshold,
+            "images": index,
+            "tiles": folder,
+            "tile_sizes": tile_sizes(),
         }
-        blocks.append(_for_script(payload))
+        n_reduced = sum(entry["reduced"] > 1 for entry in index)
+        text = _render(content, groups, pictures, page, blocks, matches, n_reduced)
+        with write_atomic(path, "wb") as file:
+            # A file name may contain bytes that are not valid text.
+            file.write(text.encode("utf-8", "replace"))
+        tiles.remove_former()
+    n_slides = sum(_is_slide(image[0]) for image in images)
+    return Written(n_reduced, n_slides, path.parent / folder if folder else None)
 
-    page = {
-        "classes": content.classes,
-        "colours": [f"rgb{class_colour(k)}" for k in range(len(content.classes))],
-        "results": content.results,
-        "has_ground_truth": content.has_ground_truth,
-        "threshold": content.threshold,
-        "images": index,
-    }
+
+def _is_slide(image: EvalImage) -> bool:
+    return max(image.size) > SLIDE_PX
+
+
+def _sides(image: Sequence[EvalImage], threshold: float) -> list[gallery.Side]:
+    """Return the ground truth of an image, then the detections of each of the results."""
+    masks = [(image[0].gt_runs, image[0].gt_classes, ~image[0].crowd)]
+    masks += [(one.mask_runs, one.classes, one.scores >= threshold) for one in image]
+    return [
+        gallery.Side(runs, classes, rle.boxes_xyxy(runs), is_shown)
+        for runs, classes, is_shown in masks
+    ]
+
+
+def _block(
+    tiles: TileFolder,
+    name: str,
+    image: Sequence[EvalImage],
+    pixels: WindowedImage,
+    max_bytes: int,
+    entry: dict[str, Any],
+) -> tuple[dict[str, Any], WindowedImage, NDArray[np.uint8]]:
+    """Return what the page itself has of an image, its pixels to read, and a small picture.
+
+    A slide's tiles are written, and described in `entry`, its part of the index.
+    """
+    sides = [image[0].gt_runs, *(one.mask_runs for one in image)]
+    if _is_slide(image[0]):
+        small = write_pyramid(tiles, name, pixels)
+        numbers = write_cells(tiles, name, sides)
+        entry["slide"] = {"levels": n_levels(image[0].size), "cells": numbers}
+        entry["reduced"] = 1
+        return {"picture": gallery.data_uri(gallery.jpeg(small, 88))}, pixels, small
+    whole = pixels.read((0, 0, *pixels.size[::-1]))
+    picture, side = gallery.encode_picture(whole, max_bytes, SLIDE_PX)
+    entry["reduced"] = round(max(image[0].size) / side, 2)
+    cells = [{"outlines": gallery.encode_outlines(trace(masks))} for masks in sides]
+    return {"picture": gallery.data_uri(picture), "cells": cells}, from_array(whole), whole
+
+
+def _render(
+    content: ReportContent,
+    groups: Sequence[tuple[str, list[Example]]],
+    pictures: dict[Example, str],
+    page: dict[str, Any],
+    blocks: Sequence[str],
+    matches: Sequence[Sequence[MatchedDetections]],
+    n_reduced: int,
+) -> str:
+    """Return the page as HTML; `page` is its index, `blocks` the content of each image."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -129,31 +211,83 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> int:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    parts = [(_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    text = environment.get_template("report.html.jinja").render(
+    images = content.images
+    return environment.get_template("report.html.jinja").render(
         content=content,
         n_cells=sum(int((~image[0].crowd).sum()) for image in images),
         n_detections=[
             sum(len(image[r].scores) for image in images) for r in range(len(content.results))
         ],
         cards=_cards(content),
-        groups=[(title, examples) for title, examples in groups if examples],
+        compositions=_compositions(content, matches, [entry["mpp"] for entry in page["images"]]),
+        groups=[(title, some) for title, some in groups if some],
         pictures=pictures,
         figures=_figures(content),
         tables=_tables(content),
         n_reduced=n_reduced,
+        tiles=page["tiles"],
         style=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=digest,
         index=_for_script(page),
         blocks=blocks,
-        first=_first_image(content, index),
+        first=_first_image(content, page["images"]),
     )
-    with write_atomic(path, "wb") as file:
-        # A file name may contain bytes that are not valid text.
-        file.write(text.encode("utf-8", "replace"))
-    return n_reduced
+
+
+def _compositions(
+    content: ReportContent,
+    matches: Sequence[Sequence[MatchedDetections]],
+    mpp: Sequence[float | None],
+) -> list[dict[str, Any]]:
+    """Return tables of counts, areas, densities and shares: of the ground truth and each result.
+
+    Detections are those with the initial minimum score; hidden cells and crowds don't count.
+    """
+    sides = []
+    if content.has_ground_truth:
+        cells = [
+            (one[0].gt_classes, rle.areas(one[0].gt_runs), m[0].gt_state == 1)
+            for one, m in zip(content.images, matches, strict=True)
+        ]
+        sides.append(("Ground truth", cells))
+    for r in range(len(content.results)):
+        of = f" of {'AB'[r]}" if len(content.results) > 1 else ""
+        cells = [
+            (
+                one[r].classes,
+                rle.areas(one[r].mask_runs),
+                (m[r].state > 0) & (one[r].scores >= content.threshold),
+            )
+            for one, m in zip(content.images, matches, strict=True)
+        ]
+        sides.append((f"Detections{of} with a score of {content.threshold:g} or more", cells))
+    # Without resolution, cells per megapixel: as if a pixel had a side of 1 µm.
+    is_known = any(mpp)
+    names = [image[0].name for image in content.images]
+    return [
+        {
+            "title": title,
+            "per": "mm²" if is_known else "Mpx",
+            "rows": composition_rows(
+                composition(
+                    [classes[some] for classes, _, some in cells],
+                    len(content.classes),
+                    [math.prod(image[0].size) for image in content.images],
+                    mpp if is_known else [1.0] * len(mpp),
+                    [areas[some] for _, areas, some in cells],
+                ),
+                names,
+                content.classes,
+            ),
+            "is_known": is_known,
+            "n_totals": len(content.classes) + 1,
+        }
+        for title, cells in sides
+    ]
 
 
 def _for_script(value: Any) -> str:

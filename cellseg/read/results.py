@@ -219,6 +219,7 @@ def _eval_image(
         file_name=image["file_name"],
         path=Path(image["file_name"]),
         size=mask_runs.size,
+        mpp=image.get("mpp"),
         name=image["file_name"],
         gt_masks=gt_masks,
         gt_runs=decode(gt_masks, mask_runs.size),

@@ -6,7 +6,8 @@ so a rule assigns overlapping pixels; AP uses the masks as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,32 +101,45 @@ def compare_label_maps(
     kept_detections = np.flatnonzero(eval_image.scores >= score_threshold)
     all_gt_areas = rle.areas(eval_image.gt_runs)[counted_gt]
     kept_areas = rle.areas(eval_image.mask_runs)[kept_detections]
-    first = np.argsort(all_gt_areas, kind="stable")
-    gt_positions, gt_owner = _paint_label_map(eval_image.gt_runs, counted_gt[first])[:2]
-    first = OVERLAP_RULES[overlap](eval_image.scores[kept_detections], kept_areas)
-    _, owner, label_map = _paint_label_map(eval_image.mask_runs, kept_detections[first])
+    gt_order = counted_gt[np.argsort(all_gt_areas, kind="stable")]
+    order = kept_detections[OVERLAP_RULES[overlap](eval_image.scores[kept_detections], kept_areas)]
+    crowds = {
+        k: np.flatnonzero(eval_image.crowd & (eval_image.gt_classes == k))
+        for k in np.unique(eval_image.gt_classes[eval_image.crowd])
+    }
 
-    gt_areas = np.bincount(gt_owner, minlength=len(eval_image.gt_classes))
-    areas = np.bincount(owner, minlength=len(eval_image.classes))
-    # One number for each pixel of both maps, run-length encoded: neighbours mostly belong to the
-    # same pair.
-    other = label_map[gt_positions]
-    key = (gt_owner * (len(areas) + 1) + other)[other > 0]
-    starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
-    pair, owner_of_run = np.unique(key[starts], return_inverse=True)
+    n_gt, n_detections = len(eval_image.gt_classes), len(eval_image.classes)
+    gt_areas = np.zeros(n_gt, np.int64)
+    areas = np.zeros(n_detections + 1, np.int64)  # the first is the background
+    inside = {k: np.zeros_like(areas) for k in crowds}
+    pairs, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for gt_runs, mask_runs in _bands(eval_image.gt_runs, eval_image.mask_runs):
+        gt_positions, gt_owner, _ = _paint_label_map(gt_runs, gt_order)
+        _, owner, label_map = _paint_label_map(mask_runs, order)
+        gt_areas += np.bincount(gt_owner, minlength=n_gt)
+        areas += np.bincount(owner + 1, minlength=n_detections + 1)
+        # One number for each pixel of both maps, run-length encoded: neighbours mostly belong to
+        # the same pair.
+        other = label_map[gt_positions]
+        key = (gt_owner * (n_detections + 1) + other)[other > 0]
+        starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
+        pairs.append(key[starts])
+        sizes.append(np.diff(np.append(starts, len(key))))
+        for k, crowd in crowds.items():
+            in_crowds = label_map[np.unique(_mask_pixels(gt_runs, crowd)[0])]
+            inside[k] += np.bincount(in_crowds, minlength=n_detections + 1)
+    pair, owner_of_run = np.unique(np.concatenate(pairs), return_inverse=True)
     intersection = np.zeros(len(pair), np.int64)
-    np.add.at(intersection, owner_of_run, np.diff(np.append(starts, len(key))))
+    np.add.at(intersection, owner_of_run, np.concatenate(sizes))
 
+    areas = areas[1:]
     gt_indices, detection_indices = np.flatnonzero(gt_areas), np.flatnonzero(areas)
-    gt, detection = np.divmod(pair, len(areas) + 1)
+    gt, detection = np.divmod(pair, n_detections + 1)
     gt = np.searchsorted(gt_indices, gt)
     detection = np.searchsorted(detection_indices, detection - 1)
-    in_crowd = np.zeros(len(areas), bool)
-    for k in np.unique(eval_image.gt_classes[eval_image.crowd]):
-        crowd = np.flatnonzero(eval_image.crowd & (eval_image.gt_classes == k))
-        inside = label_map[np.unique(_mask_pixels(eval_image.gt_runs, crowd)[0])]
-        inside_areas = np.bincount(inside, minlength=len(areas) + 1)[1:]
-        in_crowd |= (eval_image.classes == k) & (2 * inside_areas > areas)
+    in_crowd = np.zeros(n_detections, bool)
+    for k, pixels in inside.items():
+        in_crowd |= (eval_image.classes == k) & (2 * pixels[1:] > areas)
     return Comparison(
         gt_indices,
         detection_indices,
@@ -166,6 +180,27 @@ def class_agnostic(comparison: Comparison) -> Comparison:
         gt_classes=np.zeros_like(comparison.gt_classes),
         classes=np.zeros_like(comparison.classes),
     )
+
+
+_BAND = 1 << 24  # pixels: as many as an image of 4096 x 4096
+
+
+def _bands(*masks: rle.MaskRuns) -> Iterator[tuple[rle.MaskRuns, ...]]:
+    """Cut masks of one image into bands of columns, so that the memory of a slide is limited.
+
+    Each band is a picture of one column; an image of at most `_BAND` pixels is one band.
+    """
+    total = math.prod(masks[0].size)
+    for begin in range(0, max(total, 1), _BAND):
+        end = min(begin + _BAND, total)
+        cut = []
+        for runs in masks:
+            inside = (runs.starts < end) & (runs.ends > begin)
+            starts = np.maximum(runs.starts[inside], begin) - begin
+            ends = np.minimum(runs.ends[inside], end) - begin
+            offsets = np.append(0, np.cumsum(inside))[runs.offsets]
+            cut.append(rle.MaskRuns((end - begin, 1), starts, ends, offsets))
+        yield tuple(cut)
 
 
 def _paint_label_map(

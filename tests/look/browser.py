@@ -65,3 +65,51 @@ def wait_until_ready(driver) -> float:
             return float(ready)
         time.sleep(0.02)
     raise TimeoutError("the page drew no image within a minute")
+
+
+def rows(driver, table):
+    """The cells of a table's body as text."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))",
+        table,
+    )
+
+
+def act(driver, script, *arguments):
+    """Run a script, and wait until the current image is drawn."""
+    driver.execute_script(script, *arguments)
+    driver.execute_async_script(
+        """
+        const [done] = arguments, { dataset } = document.getElementById("canvas");
+        const current = () => document.querySelector("#list [aria-current]").value;
+        const isDone = () => dataset.image === current() && dataset.missing === "0";
+        const wait = () => (isDone() ? done() : requestAnimationFrame(wait));
+        requestAnimationFrame(() => requestAnimationFrame(wait));
+        """
+    )
+
+
+def slide(driver, value):
+    act(
+        driver,
+        "const [value] = arguments, slider = document.getElementById('score');"
+        "slider.value = value;"
+        "for (const type of ['input', 'change']) slider.dispatchEvent(new Event(type));",
+        value,
+    )
+
+
+def press(driver, key, **more):
+    act(
+        driver,
+        "const [key, more] = arguments;"
+        "document.activeElement.dispatchEvent("
+        "  new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true, ...more}));",
+        key,
+        more,
+    )
+
+
+def text(driver, id_):
+    return driver.execute_script("return document.getElementById(arguments[0]).textContent", id_)

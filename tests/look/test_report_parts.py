@@ -8,17 +8,16 @@ from itertools import pairwise
 import numpy as np
 import PIL.Image
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cellseg.errors import InputError
 from cellseg.look import gallery, plots
-from cellseg.look.gallery import Example
+from cellseg.look.gallery import Side
 from cellseg.outline import trace
 from cellseg.read.coco import class_names
 from cellseg.read.results import pair_by_image
+from cellseg.read.window import from_array
 from cellseg.rle import areas, boxes_xyxy, label_map_to_runs
 from cellseg.score.confusion import confusion_matrix
 from cellseg.score.detection import count_matches
@@ -144,7 +143,10 @@ def test_data_of_an_image(case):
     data = gallery.image_data([eval_image], [gallery.match_detections(eval_image)])
     assert data["name"] == "1.tif"
     assert data["size"] == [20, 30]
-    assert data["gt"] == {"classes": [0, 1, 1, 2], "state": [1, 1, 1, 2]}
+    assert data["gt"] == {
+        "classes": [0, 1, 1, 2], "state": [1, 1, 1, 2],
+        "x": [3, 13, 3, 25], "y": [3, 3, 13, 15], "area": [36, 36, 36, 100],
+    }  # fmt: skip
     assert data["results"] == [
         {
             "classes": [0, 2, 2, 0, 0],
@@ -152,6 +154,9 @@ def test_data_of_an_image(case):
             "match": [0, -1, -1, 2, -1],
             "iou": [round(5 / 6, 6), 0, 0, round(5 / 6, 6), 0],
             "state": [1, 2, 1, 1, 0],  # the last is hidden under the first
+            "x": [2, 23, 12, 2, 2],
+            "y": [3, 13, 12, 13, 2],
+            "area": [30, 16, 16, 30, 16],
         }
     ]
 
@@ -218,11 +223,20 @@ def test_thumbnails_keep_the_colours():
     assert np.abs(np.asarray(picture).mean(axis=(0, 1)) - (200, 30, 90)).max() < 4
 
 
+def sides_of(eval_image):
+    """The ground truth and the detections of an image, as the pictures take them."""
+    masks = [
+        (eval_image.gt_runs, eval_image.gt_classes),
+        (eval_image.mask_runs, eval_image.classes),
+    ]
+    return [Side(m, k, boxes_xyxy(m), np.ones(len(k), bool)) for m, k in masks]
+
+
 def test_a_single_cell_is_drawn_in_the_middle(case):
     (eval_image,) = pair_by_image(*case)
     pixels = np.full((*SIZE, 3), 255, np.uint8)
-    for example in (Example(0, -1, 2, ""), Example(0, 0, 0, "")):
-        jpeg = gallery.example_picture(pixels, eval_image, example)
+    for cell, side in zip((2, 0), sides_of(eval_image), strict=True):
+        jpeg = gallery.example_picture(from_array(pixels), side, cell)
         drawn = np.asarray(PIL.Image.open(io.BytesIO(jpeg)))
         assert min(drawn.shape[:2]) > 100
         ys, xs = np.nonzero(drawn.min(axis=2) < 150)
@@ -231,14 +245,24 @@ def test_a_single_cell_is_drawn_in_the_middle(case):
     # A cell as large as its image, and a pixel in a corner.
     for mask in (np.ones(SIZE, bool), rectangle(SIZE, 19, 29, 20, 30)):
         (eval_image,) = pair_by_image(truth_of({1: (SIZE, [(1, mask, 0)])}), [])
-        assert gallery.example_picture(pixels, eval_image, Example(0, -1, 0, ""))
+        assert gallery.example_picture(from_array(pixels), sides_of(eval_image)[0], 0)
 
 
-def test_an_image_of_another_size(tmp_path, case):
+def test_the_other_side_is_drawn_beside_a_cell(case):
+    """On the left one detection, on the right the ground truth there, if it is shown."""
     (eval_image,) = pair_by_image(*case)
-    tifffile.imwrite(tmp_path / "1.tif", np.zeros((20, 29, 3), np.uint8))
-    with pytest.raises(InputError, match=r"1\.tif: 20 x 29 pixels .* 20 x 30"):
-        gallery.read_pixels(replace(eval_image, path=tmp_path / "1.tif"))
+    gt, detections = sides_of(eval_image)
+    image = from_array(np.full((*SIZE, 3), 255, np.uint8))
+    n_drawn = []
+    for other in (gt, replace(gt, is_shown=~gt.is_shown)):
+        jpeg = gallery.example_picture(image, detections, 0, other)
+        drawn = np.asarray(PIL.Image.open(io.BytesIO(jpeg))).min(axis=2) < 150
+        assert drawn.shape[1] > 2 * drawn.shape[0]
+        half = drawn.shape[0]
+        n_drawn.append((drawn[:, :half].sum(), drawn[:, -half:].sum()))
+    assert n_drawn[0][0] == n_drawn[1][0] > 50
+    assert n_drawn[0][1] > 50
+    assert n_drawn[1][1] == 0
 
 
 def texts(svg):

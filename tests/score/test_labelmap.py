@@ -1,5 +1,7 @@
 """Label maps against maps drawn mask by mask, and by hand."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,16 @@ def test_one_class_and_class_agnostic():
     assert everything.gt_classes.tolist() == [0, 0]
     assert everything.classes.tolist() == [0, 0, 0]
     assert everything.pairs.tolist() == ours.pairs.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bands_change_nothing(monkeypatch, seed):
+    """A slide is compared in bands; here of 7 pixels, less than a column."""
+    truth, results = random_case(np.random.default_rng(seed), n_gt=9, n_results=14)
+    for eval_image in pair_by_image(truth, results):
+        whole = compare_label_maps(eval_image, 0.2)
+        with monkeypatch.context() as patch:
+            patch.setattr("cellseg.score.labelmap._BAND", 7)
+            bands = compare_label_maps(eval_image, 0.2)
+        for one, other in zip(astuple(whole), astuple(bands), strict=True):
+            np.testing.assert_array_equal(one, other)
