@@ -51,7 +51,7 @@ from cellseg.runs import file_hash
 INDEX = "index.json"
 """In an exported folder: what was written."""
 
-_SAME_OUTLINE = 0.8  # IoU of an outline that a program without ids only wrote in another way
+_SAME_OUTLINE = 0.95  # IoU of an outline that a program without ids only wrote in another way
 _REGION = 4  # times the area of the largest cell: a region, if nothing else tells
 _REMEDY = "expected the folder that export.py --to_correct wrote"
 

@@ -1,4 +1,4 @@
-"""Windows that are worth correcting most, as files for QuPath."""
+"""Windows that are worth correcting most, as files for QuPath and, in one COCO file, for CVAT."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
@@ -16,15 +17,19 @@ from cellseg.files import display_path, write_atomic, write_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural
 from cellseg.png import write_png
+from cellseg.read.cells import read_annotated_cells
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.corrected import INDEX, load_index
 from cellseg.read.corrected_store import Source, unused_name
 from cellseg.read.names import absolute_path, image_name
 from cellseg.read.window import open_image_of_size
-from cellseg.rle import crop_runs, decode, encode, select_masks
+from cellseg.rle import MaskRuns, crop_runs, decode, encode, select_masks
 from cellseg.runs import file_hash
+from cellseg.write.coco import write_coco
 from cellseg.write.geojson import Colour, cell_features, write_geojson
 
+COCO_FILE = "coco.json"
+"""The cells of all windows, for tools that don't open GeoJSON."""
 LONGEST = 1024
 """Pixels a side, up to which an image is one window."""
 _LEAST_AREA = 256 * 256  # pixels; smaller images count as this large
@@ -83,7 +88,7 @@ def write_windows(
     threshold: float,
     held_out: Container[str] = (),
 ) -> int:
-    """Write windows as PNG and GeoJSON, what to do with them, and the index of all.
+    """Write windows as PNG and GeoJSON, a COCO file and the index of all, and what to do with them.
 
     Cells at a border are cut there. The index is that of `cellseg.read.corrected`.
 
@@ -114,43 +119,39 @@ def write_windows(
     used: set[str] = set()
     for window in tqdm(windows, "windows", unit="window", disable=None):
         image, (left, top, right, bottom) = window.image, window.box
-        assert image.scores is not None
         stem = image.name.rpartition("/")[2]
         if (right - left, bottom - top) != image.size[::-1]:
             stem = f"{stem}_x{left}_y{top}"
         name = unused_name(stem, used)
-        near = (image.boxes[:, :2] < (right, bottom)).all(axis=1)
-        near &= (image.boxes[:, 2:] > (left, top)).all(axis=1) & (image.scores >= threshold)
-        here = np.flatnonzero(near)
-        masks = crop_runs(decode([image.masks[n] for n in here], image.size), window.box)
-        some = np.flatnonzero(np.diff(masks.offsets) > 0)
-        order = some[np.argsort(image.classes[here[some]], kind="stable")]  # as in the index
-        masks, here = select_masks(masks, order), here[order]
-        classes = image.classes[here]
         with open_image_of_size(image.path, image.size, image.level) as opened:
             pixels = opened.read(window.box)
-        size = pixels.shape[0], pixels.shape[1]
+        masks, classes, scores = _cut_cells(window, threshold)
+        rles = encode(masks)
         features = list(
-            cell_features(
-                name, size, encode(masks), classes, names, colours, image.scores[here], "annotation"
-            )
+            cell_features(name, masks.size, rles, classes, names, colours, scores, "annotation")
         )
+        geojson = folder / f"{name}.geojson"
         write_png(folder / f"{name}.png", pixels)
-        write_geojson(folder / f"{name}.geojson", features)
+        write_geojson(geojson, features)
         cells = {
             number + 1: select_masks(masks, np.flatnonzero(classes == number))
             for number in np.unique(classes).tolist()
         }
-        annotated.append(AnnotatedImage(f"{name}.png", size, cells, Counter(), image.mpp))
+        annotated.append(AnnotatedImage(f"{name}.png", masks.size, cells, Counter(), image.mpp))
         ids += [feature["id"] for feature in features]
-        path = str(absolute_path(image.path))
-        is_held_out = image_name(image.file_name) in held_out
         source = Source(
-            image.file_name, path, left, top, size[1], size[0], image.level, is_held_out
+            image.file_name,
+            str(absolute_path(image.path)),
+            left,
+            top,
+            right - left,
+            bottom - top,
+            image.level,
+            image_name(image.file_name) in held_out,
         )
-        sha256 = file_hash(folder / f"{name}.geojson")
         uncertainty = round(window.uncertainty, 3)
-        entries.append({"source": asdict(source), "sha256": sha256, "uncertainty": uncertainty})
+        more = {"sha256": file_hash(geojson), "uncertainty": uncertainty}
+        entries.append({"source": asdict(source), **more})
     coco = build_coco(annotated, names)
     coco["info"]["description"] = "Windows to correct (export.py --to_correct)"
     for entry, more in zip(coco["images"], entries, strict=True):
@@ -158,7 +159,23 @@ def write_windows(
     for cell, id_ in zip(coco["annotations"], ids, strict=True):
         cell["cell"] = id_
     write_json(folder / INDEX, coco)
+    write_coco(folder / COCO_FILE, read_annotated_cells(folder / INDEX, folder)[1], names)
     return len(ids)
+
+
+def _cut_cells(
+    window: Window, threshold: float
+) -> tuple[MaskRuns, NDArray[np.int64], NDArray[np.float64]]:
+    """Return masks, classes and scores of a window's cells with a minimum score, by class."""
+    image, (left, top, right, bottom) = window.image, window.box
+    assert image.scores is not None
+    near = (image.boxes[:, :2] < (right, bottom)).all(axis=1)
+    near &= (image.boxes[:, 2:] > (left, top)).all(axis=1)
+    here = np.flatnonzero(near & (image.scores >= threshold))
+    here = here[np.argsort(image.classes[here], kind="stable")]
+    masks = crop_runs(decode([image.masks[n] for n in here], image.size), window.box)
+    some = np.flatnonzero(np.diff(masks.offsets) > 0)
+    return select_masks(masks, some), image.classes[here[some]], image.scores[here[some]]
 
 
 def _prepare(folder: Path) -> None:
