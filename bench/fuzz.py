@@ -16,12 +16,10 @@ Cases depend only on kind, seed and number. Failing files are kept with the comm
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import gc
-import gzip
+import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -29,515 +27,26 @@ import resource
 import select
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
 import traceback
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.fuzz_corpus import KINDS, OUTPUTS, build_corpus
+from bench.mutations import mutate_bytes
 from bench.tiny import write_tiny
 
 SECONDS, GIGABYTES = 20, 3.0  # allowed for a case, on an idle machine
 PATIENCE = 6  # times as long on a busy one
 
-Mutation = Callable[[bytes, random.Random], bytes]
-
-# ------------------------------------------------------------------ mutations
-
-NUMBERS = [0, 1, 2, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1]
-TEXTS = [
-    "",
-    " ",
-    "x",
-    "caf\udce9",
-    "\x1b[31mred\x1b[0m",
-    "a\nb\tc",
-    "\0",
-    "../../x",
-    "/",
-    "é" * 300,
-]
-VALUES: list[Any] = [
-    None, True, False, -1, 0, 0.5, 1e308, -1e308, float("nan"), float("inf"), 10**30, 10**400,
-    [], {}, [[]], [None], {"": None}, "9" * 5000, *NUMBERS, *TEXTS,
-]  # fmt: skip
-
-
-def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Damage some bytes, more often near the beginning, where headers are."""
-    content = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        size = len(content)
-        at = int(size * rng.random() ** rng.choice((1, 3)))
-        length = min(rng.choice((1, 2, 4, 16, 256)), size - at)
-        match rng.randrange(7):
-            case 0 if length:
-                content[at] ^= 1 << rng.randrange(8)
-            case 1:
-                content[at : at + length] = rng.randbytes(length)
-            case 2:
-                form = rng.choice(("<I", ">I", "<H", ">H"))
-                number = rng.choice(NUMBERS) % (1 << (8 * struct.calcsize(form)))
-                content[at : at + struct.calcsize(form)] = struct.pack(form, number)
-            case 3:
-                del content[at : at + length]
-            case 4:
-                content[at:at] = content[at : at + length] * rng.choice((1, 1, 100))
-            case 5:
-                content[at : at + length] = bytes(length)
-            case _:
-                del content[at:]
-    return bytes(content)
-
-
-def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Replace, remove or repeat some values of JSON."""
-    value = json.loads(data)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        value = _mutate_value(value, rng)
-    text = json.dumps(value)
-    return text.encode() if rng.random() < 0.8 else mutate_bytes(text.encode(), rng)
-
-
-def _mutate_value(value: Any, rng: random.Random) -> Any:
-    """Return a value in which one item, at any depth, is changed."""
-    if isinstance(value, dict | list) and value and rng.random() < 0.93:
-        keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = rng.choice(keys)
-        match rng.randrange(12):
-            case 0:
-                del value[key]
-            case 1 if isinstance(value, list):
-                value.insert(key, value[key])
-            case 2 if isinstance(value, list) and len(value) < 1000:
-                value *= rng.choice((2, 50))
-            case _:
-                value[key] = _mutate_value(value[key], rng)
-        return value
-    if isinstance(value, int | float) and rng.random() < 0.5:
-        return rng.choice((-value, value + 1, value - 1, value * 1000, value + 0.5, str(value)))
-    if isinstance(value, str) and value and rng.random() < 0.5:
-        at = rng.randrange(len(value))
-        return (
-            value[:at] + rng.choice((chr(rng.randrange(32, 127)), "", "\x1b", value)) + value[at:]
-        )
-    if rng.random() < 0.05:
-        nested: Any = []
-        for _ in range(rng.choice((100, 900))):
-            nested = [nested]
-        return nested
-    return rng.choice(VALUES)
-
-
-def mutate_text(data: bytes, rng: random.Random) -> bytes:
-    """Replace, remove or repeat words of XML, YAML or CSV."""
-    words = re.split(rb"(\W+)", data)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        at = rng.randrange(len(words))
-        match rng.randrange(6):
-            case 0:
-                words[at] = b""
-            case 1:
-                words[at] *= rng.choice((2, 1000))
-            case 2:
-                words[at] = rng.choice(words)
-            case 3:
-                words[at] = str(rng.choice(NUMBERS) * rng.choice((1, -1))).encode()
-            case 4:
-                words[at] = rng.choice(TEXTS).encode("utf-8", "surrogateescape")
-            case _:
-                words[at : at + 1] = words[at : at + rng.choice((2, 20, 200))] * 2
-    return b"".join(words) if rng.random() < 0.8 else mutate_bytes(b"".join(words), rng)
-
-
-def mutate_tiff(data: bytes, rng: random.Random) -> bytes:
-    """Change some fields of a tag of a TIFF."""
-    content = bytearray(data)
-    order = "<" if data[:2] == b"II" else ">"
-    (at,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, at)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        entry = at + 2 + 12 * rng.randrange(count)
-        field, form = rng.choice(((0, "H"), (2, "H"), (4, "I"), (8, "I"), (8, "I"), (8, "I")))
-        number = rng.choice([*NUMBERS, rng.randrange(len(data)), rng.randrange(40_000)])
-        number %= 1 << (8 * struct.calcsize(form))
-        struct.pack_into(order + form, content, entry + field, number)
-    return bytes(content)
-
-
-def mutate_png(data: bytes, rng: random.Random) -> bytes:
-    """Change a chunk of a PNG and correct its checksum."""
-    chunks, at = [], 8
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
-        at += 12 + length
-    n = rng.randrange(len(chunks))
-    name, content = chunks[n]
-    match rng.randrange(5):
-        case 0:
-            chunks.insert(n, (rng.choice((b"iCCP", b"tEXt", b"gAMA", b"PLTE", b"tRNS")), content))
-        case 1:
-            del chunks[n]
-        case 2 if name == b"IHDR":
-            size = struct.pack(">II", rng.choice(NUMBERS) % 2**31, rng.choice(NUMBERS) % 2**31)
-            chunks[n] = name, size + content[8:]
-        case 3:
-            chunks.append(chunks[n])
-        case _:
-            chunks[n] = name, mutate_bytes(content, rng)
-    made = data[:8]
-    for name, content in chunks:
-        crc = zlib.crc32(name + content)
-        made += struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
-    return made
-
-
-def mutate_zip(data: bytes, rng: random.Random) -> bytes:
-    """Change what a zip contains, or pack it otherwise."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = [(name, archive.read(name)) for name in archive.namelist()]
-    name, content = members[0]
-    match rng.randrange(6):
-        case 0:
-            members = []
-        case 1:
-            name = rng.choice(["a/" + name, "../" + name, *TEXTS]).replace("\0", "")
-        case 2:
-            members.append(("other\x1b[1m.json", content))
-        case 3:
-            content += rng.choice((b" ", b"a", b"0")) * rng.choice((10, 10**6, 3 * 10**7))
-        case _:
-            content = mutate_json(content, rng)
-    members[:1] = [(name, content)] if members else []
-    how = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
-    file = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
-        warnings.simplefilter("ignore")
-        for name, content in members:
-            member = zipfile.ZipInfo(
-                name.encode("utf-8", "replace").decode() or "x"
-            )  # without the time
-            member.compress_type = how
-            archive.writestr(member, content, compresslevel=1)
-    return file.getvalue()
-
-
-def mutate_gzip(data: bytes, rng: random.Random) -> bytes:
-    """Change what a gzip file contains."""
-    content = mutate_json(gzip.decompress(data), rng)
-    return gzip.compress(content + b" " * rng.choice((0, 0, 3 * 10**7)), 1, mtime=0)
-
-
-def mutate_npy(data: bytes, rng: random.Random) -> bytes:
-    """Change the header of an array file."""
-    (length,) = struct.unpack_from("<H", data, 8)
-    header = ast.literal_eval(data[10 : 10 + length].decode())
-    key = rng.choice(list(header))
-    shapes = [(), (-1, 4), (2**31, 2**31), (60,), (1, 60, 70), ("a", 3)]
-    types = ["|O", "<f8", "<c16", "<U5", ">i2", "V9", "x", [("a", "<i4")]]
-    others: dict[str, list[Any]] = {"shape": shapes, "descr": types}
-    header[key] = rng.choice(others.get(key, [True, None, 3]))
-    text = repr(header).encode()
-    return data[:8] + struct.pack("<H", len(text)) + text + data[10 + length :]
-
-
-def mutate_torch(data: bytes, rng: random.Random) -> bytes:
-    """Change a value of a checkpoint."""
-    import torch
-
-    state = torch.load(io.BytesIO(data), weights_only=True)
-    part = state
-    for _ in range(8):
-        key = rng.choice(list(part) if isinstance(part, dict) else list(range(len(part))))
-        inner = part[key]
-        if not (isinstance(inner, dict | list) and len(inner)) or rng.random() < 0.15:
-            break
-        part = inner
-    if isinstance(inner, torch.Tensor) and rng.random() < 0.7:
-        inner = inner.detach().clone()
-        others: list[Any] = [inner.reshape(-1)[:1], inner.double() * float("nan"), inner.int()]
-        part[key] = rng.choice([*others, inner * 1e30, inner.expand(3, *inner.shape)])
-    elif rng.random() < 0.15 and isinstance(part, dict):
-        del part[key]
-    else:
-        part[key] = rng.choice([v for v in VALUES if v != "caf\udce9"])
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def either(structured: Mutation, share: float = 0.6) -> Mutation:
-    """Return a mutation that is structured or of bytes."""
-
-    def mutate(data: bytes, rng: random.Random) -> bytes:
-        return (structured if rng.random() < share else mutate_bytes)(data, rng)
-
-    return mutate
-
-
-# ------------------------------------------------------------------ corpus
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of input: a file of the corpus, how it's mutated, and the commands that read it.
-
-    Words of commands are relative to the case's folder, which is the working directory; all
-    output goes to `out`.
-    """
-
-    file: str
-    mutate: Mutation
-    commands: Sequence[str]
-
-
-GROUPS = "--batch_size 1 --val_fraction 0.5 --data data --groups"
-TRAIN = "train.py --config_file tiny.yaml --engine torchvision --device cpu --output_dir out"
-BATCH = f"{TRAIN} --show_batch out/batch.png"
-PREDICT = "inference.py --checkpoint run --device cpu --score_threshold 0 --output out/r.json"
-ANNOTATE = "annotation.py --jobs 1 --output out/annotations.json --data"
-COCO = [
-    f"{ANNOTATE} data --coco coco.json",
-    f"{BATCH} --data data --annotations coco.json",
-    "evaluate.py results.json --data data --truth coco.json --resamples 9 --csv out/a.csv",
-    "report.py --data data --annotations coco.json --output out/report.html",
-    "export.py coco.json --data data --output out",
-    "check_submission.py results.json --data data --annotations coco.json",
-]
-RESULTS = [
-    "evaluate.py {} --data data --truth coco.json --resamples 9 --json out/a.json",
-    "report.py {} --data data --truth coco.json --resamples 9 --output out/report.html",
-    "export.py {} --data data --annotations coco.json --output out",
-    "check_submission.py {} --data data",
-]
-
-
-def of(commands: Sequence[str], file: str) -> list[str]:
-    """Return the commands for a file."""
-    return [command.format(file) for command in commands]
-
-
-def images(file: str) -> list[str]:
-    """Return the commands that read an image."""
-    return [f"{PREDICT} --images {file}", f"{PREDICT} --images {file} --tile 512 --overlap 64"]
-
-
-KINDS = {
-    "image.tif": Kind(
-        "data/train/a/image.tif",
-        either(mutate_tiff),
-        [f"{ANNOTATE} data", f"{BATCH} --data data"],
-    ),
-    "class.tif": Kind("data/train/a/class1.tif", either(mutate_tiff), [f"{ANNOTATE} data"]),
-    "truth.tif": Kind(
-        "data/test_masks/t/class1.tif",
-        either(mutate_tiff),
-        ["evaluate.py results.json --data data --resamples 9 --csv out/a.csv"],
-    ),
-    **{
-        name: Kind(f"images/{name}", mutation, images(f"images/{name}"))
-        for name, mutation in {
-            "rgba.png": either(mutate_png),
-            "grey16.png": either(mutate_png),
-            "image.jpg": mutate_bytes,
-            "image.bmp": mutate_bytes,
-            "tiled.tif": either(mutate_tiff),
-            "jpeg.tif": either(mutate_tiff),
-            "pyramid.tif": either(mutate_tiff),
-            "planar16.tif": either(mutate_tiff),
-            "strips.tif": either(mutate_tiff),
-            "jpeg2000.tif": either(mutate_tiff),
-            "slide.svs": either(mutate_tiff),
-        }.items()
-    },
-    "geojson": Kind("geo/train/a/a.geojson", either(mutate_json, 0.8), [f"{ANNOTATE} geo"]),
-    "geojson.gz": Kind("gz/train/a/a.geojson.gz", either(mutate_gzip), [f"{ANNOTATE} gz"]),
-    "imagescope": Kind("xml/train/a/a.xml", either(mutate_text), [f"{ANNOTATE} xml"]),
-    "label.png": Kind("png/train/a/label.png", either(mutate_png), [f"{ANNOTATE} png"]),
-    "label.npy": Kind("npy/train/a/label.npy", either(mutate_npy), [f"{ANNOTATE} npy"]),
-    "classes.csv": Kind("npy/train/a/classes.csv", mutate_text, [f"{ANNOTATE} npy"]),
-    "coco": Kind("coco.json", either(mutate_json, 0.85), COCO),
-    "test list": Kind(
-        "data/test_image_name_to_ids.json",
-        either(mutate_json, 0.85),
-        [f"{ANNOTATE} data", f"{PREDICT} --data data",
-         "check_submission.py results.json --data data",
-         "evaluate.py results.json --data data --resamples 0"],
-    ),
-    "results": Kind("results.json", either(mutate_json, 0.85), of(RESULTS, "results.json")),
-    "zip": Kind("results.zip", either(mutate_zip), of(RESULTS, "results.zip")),
-    "sidecar list": Kind(
-        "own/r-list.json", either(mutate_json, 0.85),
-        ["evaluate.py own/r.json --data data --truth coco.json --resamples 0",
-         "export.py own/r.json --data data --output out",
-         "report.py own/r.json --data data --output out/report.html"],
-    ),
-    "groups.csv": Kind(
-        "groups.csv", mutate_text, [f"{BATCH} {GROUPS} groups.csv"]
-    ),
-    "groups.json": Kind(
-        "groups.json",
-        either(mutate_json),
-        [f"{BATCH} {GROUPS} groups.json"],
-    ),
-    "config": Kind("tiny.yaml", either(mutate_text, 0.9), [f"{BATCH} --data data"]),
-    "run config": Kind(
-        "run/config.yaml", either(mutate_text, 0.9), [f"{PREDICT} --images images/image.jpg"]
-    ),
-    "run record": Kind(
-        "run/run.json", either(mutate_json, 0.85),
-        [f"{PREDICT} --images images/image.jpg", f"{PREDICT} --dataset val --data data",
-         "export.py run --data data --output out", "train.py --resume run --device cpu"],
-    ),
-    "metrics": Kind(
-        "run/metrics.json", mutate_text, ["report.py run --data data --output out/report.html"]
-    ),
-    "weights": Kind(
-        "run/model_final.pth", either(mutate_torch),
-        [f"{PREDICT} --images images/image.jpg --weight_name model_final.pth",
-         f"{TRAIN} --data data --weights run/model_final.pth SOLVER.MAX_ITER 1"],
-    ),
-    "checkpoint": Kind(
-        "run/last.pth", either(mutate_torch), ["train.py --resume run --device cpu"]
-    ),
-    "best": Kind(
-        "run/model_best.pth", either(mutate_torch),
-        [f"{PREDICT} --images images/image.jpg", "train.py --resume run --device cpu --epochs 3"],
-    ),
-    "safetensors": Kind(
-        "weights.safetensors", mutate_bytes,
-        [f"{TRAIN} --data data --weights weights.safetensors SOLVER.MAX_ITER 1"],
-    ),
-}  # fmt: skip
-# train.py --resume writes into the run that it resumes.
-OUTPUTS = ("out", "run")
-
-
-def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
-    """Write valid files of every kind; `config` is of a tiny network, `run` a run of it."""
-    import numpy as np
-    import PIL.Image
-    import tifffile
-    import torch
-    from safetensors.torch import save_file
-
-    import annotation
-    import export
-    import inference
-    import train
-    from cellseg import runs
-    from cellseg.files import read_json
-    from cellseg.read.synthetic import write_dataset
-    from cellseg.read.tiff import read_labels
-    from cellseg.read.window import read_image
-
-    data = folder / "data"
-    write_dataset(data, n_train=3, n_test=1, sizes=[(60, 70)], cells_per_megapixel=3000, scale=0.6)
-    for number, image in enumerate(sorted((data / "train").iterdir())):
-        image.rename(data / "train" / "abc"[number])
-    entries = json.loads((data / "test_image_name_to_ids.json").read_text())
-    name = Path(entries[0]["file_name"]).stem
-    (data / "test_release" / f"{name}.tif").rename(data / "test_release" / "t.tif")
-    (data / "test_masks" / name).rename(data / "test_masks" / "t")
-    entries[0]["file_name"] = "t.tif"
-    (data / "test_image_name_to_ids.json").write_text(json.dumps(entries))
-    annotation.main(["--data", str(data)])
-    shutil.copy(config, folder / "tiny.yaml")
-
-    pixels = read_image(data / "train" / "a" / "image.tif")
-    labels = read_labels(data / "train" / "a" / "class1.tif").astype(np.uint16)
-    (folder / "images").mkdir()
-    at = folder / "images"
-    alpha = np.full((*pixels.shape[:2], 1), 255, np.uint8)
-    PIL.Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(at / "rgba.png")
-    PIL.Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(at / "grey16.png")
-    PIL.Image.fromarray(pixels).save(at / "image.jpg", exif=PIL.Image.Exif())
-    PIL.Image.fromarray(pixels).save(at / "image.bmp")
-    tifffile.imwrite(at / "tiled.tif", pixels, tile=(32, 32), compression="zlib", predictor=True)
-    tifffile.imwrite(at / "jpeg.tif", pixels, tile=(32, 32), compression="jpeg")
-    tifffile.imwrite(at / "jpeg2000.tif", pixels, tile=(32, 32), compression="jpeg2000")
-    tifffile.imwrite(at / "strips.tif", pixels, rowsperstrip=7, compression="lzw")
-    tifffile.imwrite(
-        at / "planar16.tif", np.moveaxis(pixels.astype(np.uint16) * 257, 2, 0),
-        planarconfig="separate", photometric="rgb", byteorder=">",
-    )  # fmt: skip
-    with tifffile.TiffWriter(at / "pyramid.tif") as tiff:
-        tiff.write(pixels, tile=(32, 32), subifds=1, compression="deflate")
-        tiff.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1, compression="deflate")
-
-    tifffile.imwrite(
-        at / "slide.svs", pixels, tile=(32, 32), compression="jpeg",
-        description="Aperio Image Library v11\r\n70x60 |AppMag = 20|MPP = 0.5",
-    )  # fmt: skip
-
-    coco = data / "train__annot.json"
-    export.main([str(coco), "--data", str(data), "--output", str(folder / "e")])
-    outlines = next((folder / "e" / "geojson").rglob("a.geojson")).read_bytes()
-    shutil.rmtree(folder / "e")
-    vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in ((3, 3), (20, 4), (9, 22)))
-    region = f'<Region Id="1" Type="0"><Vertices>{vertices}</Vertices></Region>'
-    xml = f'<Annotation Id="1" Name="class1"><Regions>{region}</Regions></Annotation>'
-    rows = [(n, f"class{1 + n % 4}") for n in np.unique(labels)[1:].tolist()]
-    table = "label,class\n" + "".join(f"{label},{name}\n" for label, name in rows)
-    png, npy = io.BytesIO(), io.BytesIO()
-    PIL.Image.fromarray(labels).save(png, "PNG")
-    np.save(npy, labels)
-    for name, files in {
-        "geo": {"a.geojson": outlines},
-        "gz": {"a.geojson.gz": gzip.compress(outlines)},
-        "xml": {"a.xml": f"<Annotations>{xml}</Annotations>".encode()},
-        "png": {"label.png": png.getvalue(), "classes.csv": table.encode()},
-        "npy": {"label.npy": npy.getvalue(), "classes.csv": table.encode()},
-    }.items():
-        image = folder / name / "train" / "a"
-        image.mkdir(parents=True)
-        shutil.copy(data / "train" / "a" / "image.tif", image)
-        for file, content in files.items():
-            (image / file).write_bytes(content)
-
-    if run is None:
-        argv = f"--config_file {config} --data {data} --output_dir {folder / 'runs'} --device cpu"
-        argv += " --engine torchvision --val_fraction 0.4 TEST.EVAL_PERIOD 2"
-        train.main(argv.split())
-        run = runs.find_newest_run(folder / "runs")
-    shutil.copytree(run, folder / "run")
-    # So that the run is found in the case's folder, wherever that is.
-    for file in ("config.yaml", "run.json"):
-        text = (folder / "run" / file).read_text()
-        (folder / "run" / file).write_text(text.replace(f"{folder}/", ""))
-    shutil.rmtree(folder / "runs", ignore_errors=True)
-    argv = f"--checkpoint {folder / 'run'} --device cpu --score_threshold 0 --data {data}"
-    inference.main([*argv.split(), "--output", str(folder / "run")])
-    own = [str(data / "train" / name / "image.tif") for name in "abc"]
-    inference.main([*argv.split(), "--images", *own, "--output", str(folder / "own" / "r.json")])
-    (folder / "own" / "r-list.json").write_text(
-        (folder / "own" / "r-list.json").read_text().replace(f"{folder}/", "")
-    )
-    coco_value = read_json(coco, "", "")
-    first, second, *_ = coco_value["annotations"]
-    first["segmentation"] = [[3, 3, 20, 4, 9, 22]]
-    second["segmentation"] = [[3, 3, 9, 4, 9, 8], [30, 3, 40, 9, 31, 30]]
-    (folder / "coco.json").write_text(json.dumps(coco_value))
-    results = read_json(folder / "run" / "test-results.json", "", "")
-    (folder / "results.json").write_text(json.dumps(results))
-    with zipfile.ZipFile(folder / "results.zip", "w") as archive:
-        archive.write(folder / "results.json", "test-results.json")
-    names = ["a", "b", "c"]
-    (folder / "groups.json").write_text(json.dumps({name: f"patient {name}" for name in names}))
-    (folder / "groups.csv").write_text("image,group\na,1\nb,1\nc,2\n")
-    weights = torch.load(folder / "run" / "model_final.pth", weights_only=True)["model"]
-    weights = {key: value.contiguous() for key, value in weights.items()}
-    save_file(weights, folder / "weights.safetensors")
+Run = Callable[[Sequence[str], Path], object]
+"""Runs a command in a folder."""
 
 
 # ------------------------------------------------------------------ cases
@@ -557,22 +66,36 @@ class Case:
     def __str__(self) -> str:
         return f"{self.kind}-{self.seed}-{self.number}"
 
-    def write(self, corpus: Path, folder: Path) -> list[str]:
-        """Write the corpus with the mutated file into a new folder; return the command."""
+    def write(self, corpus: Path, folder: Path, run: Run) -> list[str]:
+        """Write the corpus with the mutated file into a new folder; return the command.
+
+        `run` runs the prediction that makes the file, if one does.
+        """
         rng = random.Random(str(self))
         kind = KINDS[self.kind]
-        content = (corpus / kind.file).read_bytes()
+        shutil.copytree(corpus, folder, copy_function=_link_or_copy)
+        (folder / "out").mkdir()
+        if kind.before:
+            run(kind.before.split(), folder)
+        content = (folder / kind.file).read_bytes()
         if self.number >= 0:
             try:
                 content = kind.mutate(content, rng)
             except Exception:  # noqa: BLE001 (what can't be mutated again)
                 content = mutate_bytes(content, rng)
         command = rng.choice(kind.commands)
-        shutil.copytree(corpus, folder, copy_function=_link_or_copy)
         (folder / kind.file).unlink()
         (folder / kind.file).write_bytes(content)
-        (folder / "out").mkdir()
-        return command.split()
+        return command.format(sha=hashlib.sha256(content).hexdigest()).split()
+
+
+@contextlib.contextmanager
+def kept_tiles() -> Iterator[None]:
+    """Keep the tile stores of predictions in the block."""
+    from cellseg.predict.tile_store import TileStore
+
+    with mock.patch.object(TileStore, "remove"):
+        yield
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -629,10 +152,10 @@ class Outcome:
 def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
     """Run a case in a forked process, in a new folder within `folder`."""
     place = folder / "case"
-    argv = case.write(corpus, place)
+    output = folder.with_name(folder.name + ".txt")
+    argv = case.write(corpus, place, lambda argv, place: _run_before(argv, place, output))
     before = snapshot(folder, ()) | {"": (0, 0)}
     kept = {name: state for name, state in before.items() if not _is_output(name)}
-    output = folder.with_name(folder.name + ".txt")
     began = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -661,6 +184,15 @@ def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
 
 def _is_output(name: str) -> bool:
     return Path(name).parts[:2] in [("case", output) for output in OUTPUTS]
+
+
+def _run_before(argv: Sequence[str], place: Path, output: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        with kept_tiles():
+            _run_command(argv, place, output)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit(output.read_text())
 
 
 def _run_command(argv: Sequence[str], place: Path, output: Path) -> None:

@@ -16,6 +16,9 @@ IMAGE_GB = 2.0
 """Memory to decode one image, or one of its tiles or strips: 20,000 x 20,000 pixels of a label
 map of 32 bits, 25,000 x 25,000 of an RGB image."""
 
+SLIDE_SIDE, SLIDE_PIXELS = 1_000_000, 2e11
+"""Height or width, and pixels, of a slide that OpenSlide reads: 11 x 11 cm at 0.25 micrometres."""
+
 OUTLINE_LENGTH = 20_000_000
 """Pixels along all outlines of a file, plus `LENGTH_PER_POINT` for each of their points: 200,000
 cells of 100 pixels, or any number of cells that are drawn finely."""
@@ -60,6 +63,15 @@ _VARIABLE = "CELLSEG_MAX_IMAGE_GB"
 def allow_image_gb(gigabytes: float) -> None:
     """Set the memory that one image may need, in this process and those that it starts."""
     os.environ[_VARIABLE] = str(gigabytes)
+
+
+def check_slide_size(path: Path, height: int, width: int) -> None:
+    """Raise InputError if a slide states a size that no glass has."""
+    if max(height, width) > SLIDE_SIDE or height * width > SLIDE_PIXELS:
+        raise InputError(
+            f"{path}: {height} x {width} pixels (height x width), expected at most "
+            f"{SLIDE_SIDE:,} each and {SLIDE_PIXELS:.0e} in all; it is damaged: copy it again"
+        )
 
 
 def check_image_memory(path: Path, height: int, width: int, bytes_per_pixel: float) -> None:

@@ -7,39 +7,51 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bench import fuzz
+from bench.fuzz_corpus import KINDS, OUTPUTS, PREDICT, build_corpus
 from cellseg.errors import InputError
 from cellseg.text import is_printable
 from tests.read.refusal import refusal
 
-CASES = 3  # of each kind
+CASES = 2  # of each kind
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("fuzz") / "corpus"
     folder.mkdir()
-    fuzz.build_corpus(folder, tiny)
+    build_corpus(folder, tiny)
     return folder
 
 
 def run(case: fuzz.Case, corpus: Path, place: Path) -> tuple[int, str]:
     """Run a case in this process; return exit code and message."""
-    name, *argv = case.write(corpus, place)
-    main = importlib.import_module(name.removesuffix(".py")).main
+    argv = case.write(corpus, place, run_before)
+    try:
+        return run_in(place, argv), ""
+    except InputError as error:
+        return 2, str(error)
+
+
+def run_in(place: Path, argv: Sequence[str]) -> int:
+    """Run a command in this process, in a folder; return its exit code."""
+    main = importlib.import_module(argv[0].removesuffix(".py")).main
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        try:
-            return main(argv), ""
-        except InputError as error:
-            return 2, str(error)
+        return main(argv[1:])
 
 
-@pytest.mark.parametrize("kind", fuzz.KINDS)
+def run_before(argv: Sequence[str], place: Path) -> None:
+    with fuzz.kept_tiles():
+        run_in(place, argv)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files(corpus, tmp_path, kind, capfd):
     untouched = fuzz.snapshot(corpus, ())
     for number in range(-1, CASES):
@@ -51,7 +63,7 @@ def test_damaged_files(corpus, tmp_path, kind, capfd):
         # What the command printed, and its error as `run_command` prints it.
         text = output.out + output.err + (f"{kind}.py: error: {message}" if code else "")
         assert not fuzz.problem(0, text), str(case)
-        changed = fuzz.snapshot(place).keys() - {fuzz.KINDS[kind].file}
+        changed = fuzz.snapshot(place).keys() - {KINDS[kind].file}
         assert changed == untouched_in(untouched, kind), str(case)
         shutil.rmtree(place)
     assert fuzz.snapshot(corpus, ()) == untouched
@@ -59,8 +71,8 @@ def test_damaged_files(corpus, tmp_path, kind, capfd):
 
 def untouched_in(corpus: dict[str, tuple[int, int]], kind: str) -> set[str]:
     """Return the files of the corpus that a case leaves as they are."""
-    outputs = {name for name in corpus if Path(name).parts[0] in fuzz.OUTPUTS}
-    return corpus.keys() - outputs - {fuzz.KINDS[kind].file}
+    outputs = {name for name in corpus if Path(name).parts[0] in OUTPUTS}
+    return corpus.keys() - outputs - {KINDS[kind].file}
 
 
 @pytest.mark.parametrize("options", ["INPUT.FORMAT x", "MODEL.BACKBONE.NAME x", "TEST.SCALES ()"])
@@ -68,15 +80,16 @@ def test_impossible_keys_of_a_prediction(corpus, tmp_path, monkeypatch, options)
     import inference
 
     monkeypatch.chdir(corpus)
-    argv = [*fuzz.PREDICT.split()[1:-1], str(tmp_path / "r.json"), "--images", "images/image.jpg"]
+    words = [*PREDICT.split()[1:-1], tmp_path / "r.json", "--images", "images/image.jpg"]
+    argv = list(map(str, words))
     assert options.split()[0] in refusal(inference.main, [*argv, *options.split()])
 
 
 def test_cases_are_reproducible(corpus, tmp_path):
     for kind in ("image.tif", "rgba.png", "coco", "zip", "geojson.gz", "imagescope", "label.npy"):
-        file, written = fuzz.KINDS[kind].file, []
+        file, written = KINDS[kind].file, []
         for place in (tmp_path / "a", tmp_path / "b"):
-            command = fuzz.Case(kind, 3, 7).write(corpus, place)
+            command = fuzz.Case(kind, 3, 7).write(corpus, place, run_before)
             written.append((command, (place / file).read_bytes()))
             shutil.rmtree(place)
         assert written[0] == written[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,7 +107,9 @@ def _read(path: Path) -> Any:
     else:
         _check_sums(path)
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of damaged and old files
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, LookupError, EOFError):
             # torch's message ends in the advice to run the code.
             raise ValueError("truncated, or a pickle that can run code") from None

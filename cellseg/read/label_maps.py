@@ -93,7 +93,8 @@ def _read(path: Path) -> NDArray[Any]:
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
         # Mapped, so that a false size in the header takes no memory.
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):
+            labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # noqa: BLE001 (damaged files can cause any error)
         raise InputError(
             f"{path}: damaged, or not an array of numbers; save the label map with numpy.save as "

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.limits import check_slide_size
 from cellseg.read.resolution import slide_resolution
 from cellseg.read.tiff import MRXS, decode_errors
 from cellseg.read.windowed import WindowedImage, check_level
@@ -30,7 +31,8 @@ def slide_id(path: Path) -> object:
     """Return what the files of one slide have in common: a DICOM series, else the file."""
     if path.suffix.lower() == DICOM and (library := _openslide()) is not None:
         with contextlib.suppress(library.OpenSlideError, OSError), library.OpenSlide(path) as slide:
-            return path.parent.resolve(), slide.properties["dicom.SeriesInstanceUID"]
+            if series := slide.properties.get("dicom.SeriesInstanceUID"):
+                return path.parent.resolve(), series
     return path.resolve()
 
 
@@ -64,6 +66,7 @@ class SlideImage(WindowedImage):
                     ("x", "y", "width", "height"), (0, 0, *sizes[0]), strict=True
                 )
             )
+            check_slide_size(path, height, width)
             if (width, height) != sizes[0]:
                 sizes = [(max(1, int(width / s)), max(1, int(height / s))) for s in scales]
             levels = [(height, width) for width, height in sizes]

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 from cellseg.limits import check_image_memory
+from cellseg.read.coded_size import JPEG_MAGIC, JXL, JXR, PNG_MAGIC, WEBP, coded_size
 from cellseg.read.resolution import Resolution, picture_resolution
 
 try:
@@ -46,13 +48,13 @@ SUFFIXES = (
     *(".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
 )
 
-# tifffile logs problems and continues. Those that matter are checked here.
+# tifffile logs problems, Pillow warns of them, and both go on. What matters is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_MAGIC = b"\x89PNG"
-_JPEG_MAGIC = b"\xff\xd8"
-_PICTURES = {_PNG_MAGIC: "PNG", _JPEG_MAGIC: "JPEG", b"BM": "BMP"}
+_PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour
+_PICTURES = {PNG_MAGIC: "PNG", JPEG_MAGIC: "JPEG", b"BM": "BMP"}
 
 MRXS = ".mrxs"  # a JPEG beside a folder with the slide
 
@@ -73,11 +75,11 @@ def read_picture(path: Path) -> NDArray[Any]:
     JPEGs are oriented by EXIF. Raises InputError if the file can't be read or is damaged.
     """
     magic = _magic(path)
-    if magic == _PNG_MAGIC:
+    if magic == PNG_MAGIC:
         # Pillow would cut 16-bit colour to the high byte.
         with decode_errors(path):
             return np.asarray(imagecodecs.png_decode(pixel_chunks(path.read_bytes())))
-    if magic == _JPEG_MAGIC:
+    if magic == JPEG_MAGIC:
         _check_jpeg(path)
     with _pillow(path, magic) as picture, decode_errors(path):
         PIL.ImageOps.exif_transpose(picture, in_place=True)
@@ -91,7 +93,7 @@ def _check_jpeg(path: Path) -> None:
     """
     if simplejpeg is None:
         return
-    with _pillow(path, _JPEG_MAGIC) as picture:  # checks the memory
+    with _pillow(path, JPEG_MAGIC) as picture:  # checks the memory
         colours = {"L": "GRAY", "CMYK": "CMYK"}.get(picture.mode, "RGB")
     try:
         simplejpeg.decode_jpeg(path.read_bytes(), colours)
@@ -106,7 +108,7 @@ def _check_jpeg(path: Path) -> None:
 def picture_header(path: Path) -> PictureHeader:
     """Read the header of a PNG, JPEG or BMP. Raises InputError if it can't be read."""
     magic = _magic(path)
-    if magic == _PNG_MAGIC:
+    if magic == PNG_MAGIC:
         # Pillow reads more than the header, and rejects files that `read_picture` reads.
         with decode_errors(path), open(path, "rb") as file:
             header = file.read(26)
@@ -125,7 +127,7 @@ def picture_header(path: Path) -> PictureHeader:
     with _pillow(path, magic) as picture, decode_errors(path):
         width, height = picture.size
         # EXIF orientations 5 to 8 swap height and width; 8 is the largest.
-        sideways = magic == _JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
+        sideways = magic == JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
         size = (width, height) if sideways else (height, width)
         return PictureHeader(size, False, picture_resolution(picture.info))
 
@@ -181,9 +183,11 @@ def pixel_bytes(page: tifffile.TiffPage) -> float:
 def pixel_chunks(data: bytes) -> bytes:
     """Return a PNG with only what defines its colours, as libpng prints warnings about the rest.
 
-    Raises ValueError if the palette is broken, or if there is more data than pixels.
+    Raises ValueError if header or palette are broken, or if there is more data than pixels.
     """
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, bits, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
+    if bits not in _PNG_BITS.get(colour, ()) or methods not in ([0, 0, 0], [0, 0, 1]):
+        raise ValueError("its header is broken")
     names = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour == 3 else (b"IHDR", b"IDAT", b"IEND")
     compressed: list[bytes] = []
     kept, at = [data[:8]], 8
@@ -200,7 +204,7 @@ def pixel_chunks(data: bytes) -> bytes:
     channels = {0: 1, 2: 3, 3: 1, 4: 2}.get(colour, 4)
     row = 1 + math.ceil(width * channels * bits / 8)
     # Interlaced, some pixels are in rows of their own.
-    n_bytes = height * row if not data[28] else 2 * height * (row + 8)
+    n_bytes = height * row if not methods[2] else 2 * height * (row + 8)
     inflate, total = zlib.decompressobj(), 0
     for piece in compressed:
         while piece and total <= n_bytes:
@@ -209,7 +213,7 @@ def pixel_chunks(data: bytes) -> bytes:
             except zlib.error as error:
                 raise ValueError(f"damaged pixels, {error}") from None
             piece = inflate.unconsumed_tail
-    if total > n_bytes:
+    if total > n_bytes or inflate.unused_data:
         raise ValueError(f"more data than {width} x {height} pixels")
     return b"".join(kept)
 
@@ -247,9 +251,9 @@ def to_rgb(
     return np.invert(rgb, out=rgb) if white_is_zero else rgb
 
 
-# Image codecs, such as all types of JPEG, can change values, except PNG (34933); so can
-# LERC (34887).
-_LOSSY = (tifffile.TIFF.IMAGE_COMPRESSIONS - {34933}) | {34887}
+_LERC = 34887
+# Image codecs, such as all types of JPEG, can change values, except PNG (34933); so can LERC.
+_LOSSY = (tifffile.TIFF.IMAGE_COMPRESSIONS - {34933}) | {_LERC}
 
 
 def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -486,7 +490,9 @@ def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
     if page.jpegheader is not None:
         return
     high, wide = segment_size(page)
-    height, width = _coded_size(data)
+    height, width = coded_size(data)
+    if not height and page.compression in (*JXL, *WEBP, *JXR):
+        raise ValueError("a piece of its pixels without a size")
     if height > high + 64 or width > wide + 64:  # blocks can exceed it
         raise ValueError(f"a piece of {height} x {width} pixels, expected {high} x {wide}")
     if page.compression not in _WITH_END_MARKER:
@@ -495,26 +501,13 @@ def check_segment(page: tifffile.TiffPage, data: bytes | None) -> None:
         raise ValueError("a piece of its pixels ends in zeros")
 
 
-def _coded_size(data: bytes) -> tuple[int, int]:
-    """Return height and width in the header of a JPEG, JPEG 2000 or PNG, else 0, 0."""
-    if data.startswith(_PNG_MAGIC) and len(data) >= 24:
-        width, height = struct.unpack_from(">II", data, 16)
-        return height, width
-    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0 and len(data) >= at + 24:
-        width, height, left, top = struct.unpack_from(">IIII", data, at + 8)
-        return height - top, width - left
-    at = 2
-    while data.startswith(_JPEG_MAGIC) and at + 9 <= len(data) and data[at] == 0xFF:
-        marker, length = struct.unpack_from(">BH", data, at + 1)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
-        at += 2 + length if marker != 0xFF else 1
-    return 0, 0
-
-
 def check_image(path: Path, page: tifffile.TiffPage) -> None:
-    """Raise InputError if the pixels are not 8- or 16-bit grey or RGB."""
+    """Raise InputError if the pixels are not 8- or 16-bit grey or RGB, or compressed with LERC.
+
+    LERC is for maps of heights, and takes as much memory as a small piece asks for.
+    """
+    if page.compression == _LERC:
+        raise InputError(f"{path}: compressed with LERC, expected a codec of images; save it again")
     photometric, samples = page.photometric, page.samplesperpixel
     grey = photometric in (0, 1) and samples in (1, 2)
     # Grey with three channels is RGB with a wrong tag. JPEG and similar decoders convert YCbCr

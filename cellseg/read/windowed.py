@@ -83,7 +83,7 @@ class WindowedImage(abc.ABC):
         Raises
         ------
         InputError
-            If the stored pixels are damaged.
+            If the stored pixels are damaged, or too many for the memory of an image.
         ValueError
             If the window is empty or not within the image.
         """
@@ -91,14 +91,14 @@ class WindowedImage(abc.ABC):
         height, width = self.size
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(f"{window=} is empty or not within {height} x {width} pixels")
+        check_image_memory(self.path, y1 - y0, x1 - x0, 3)
         rgb = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         self._fill(rgb, x0, y0)
         return rgb
 
     def read_all(self) -> NDArray[np.uint8]:
-        """Read the whole level. Raises InputError if `read` does or it is too large."""
+        """Read the whole level. Raises InputError if `read` does."""
         height, width = self.size
-        check_image_memory(self.path, height, width, 3)
         return self.read((0, 0, width, height))
 
     @abc.abstractmethod

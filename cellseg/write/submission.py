@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -78,13 +79,22 @@ def check_results_output(results: Path, with_zip: bool) -> None:
 
 
 def write_zip(results: Path) -> Path:
-    """Write a results file into a zip next to it, under the name that the server expects."""
+    """Write a results file into a zip next to it, under the name that the server expects.
+
+    Without the file's time, so that equal results give equal zips.
+    """
     path = results.with_suffix(".zip")
+    member = zipfile.ZipInfo(RESULTS_FILE)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    member.external_attr = 0o644 << 16
+    member.file_size = results.stat().st_size  # so that more than 4 GB fit
     with (
         write_atomic(path, "wb") as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(file, "w") as archive,
+        results.open("rb") as source,
+        archive.open(member, "w") as target,
     ):
-        archive.write(results, RESULTS_FILE)
+        shutil.copyfileobj(source, target, 1 << 20)
     return path
 
 

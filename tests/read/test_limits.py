@@ -8,19 +8,25 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
 import tifffile
 
 import annotation
+from bench.scanners import write_dicom
 from cellseg import limits
 from cellseg.read.coco import load_coco
+from cellseg.read.coded_size import coded_size
 from cellseg.read.fill import fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
+from cellseg.read.label_maps import count_labels
 from cellseg.read.outlines import fill_outlines
 from cellseg.read.results import iter_results
 from cellseg.read.tiff import read_labels
@@ -88,6 +94,73 @@ def test_a_huge_tile_in_a_small_image(tmp_path):
         assert "65500 x 65500" in refusal(image.read, (0, 0, 9, 9))
 
 
+ENCODERS: dict[str, Callable[..., Any]] = {
+    "webp": imagecodecs.webp_encode,
+    "jpegxl": imagecodecs.jpegxl_encode,
+    "jpegxr": imagecodecs.jpegxr_encode,
+    "jpeg2000": imagecodecs.jpeg2k_encode,
+    "png": imagecodecs.png_encode,
+}
+
+
+@pytest.mark.parametrize("codec", ENCODERS)
+def test_a_tile_of_another_size(tmp_path, codec):
+    """Decoders allocate what the header of a tile asks for."""
+    path, pixels = (
+        tmp_path / "a.tif",
+        np.random.default_rng(1).integers(0, 9, (300, 200, 3), np.uint8),
+    )
+    form = {"shape": (64, 64, 3), "dtype": np.uint8, "tile": (64, 64), "photometric": "rgb"}
+    tifffile.imwrite(path, iter([ENCODERS[codec](pixels)]), compression=codec, **form)
+    assert "300 x 200" in refusal(read_image, path)
+    tifffile.imwrite(
+        path, iter([ENCODERS[codec](pixels[:64, :64].copy())]), compression=codec, **form
+    )
+    assert read_image(path).shape == (64, 64, 3)
+    tifffile.imwrite(path, iter([b"RIFF" + bytes(9)]), compression=codec, **form)
+    assert str(path) in refusal(read_image, path)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"usecontainer": True}])
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 70), (16, 300), (64, 128)])
+def test_coded_sizes(size, options):
+    pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), np.uint8)
+    made: list[Any] = [imagecodecs.jpeg8_encode(pixels)]
+    if "usecontainer" not in options:
+        made.append(imagecodecs.webp_encode(pixels, **options))
+        made.append(imagecodecs.webp_encode(np.dstack([pixels, pixels[:, :, :1]]), **options))
+    made.append(imagecodecs.jpegxl_encode(pixels, **options))
+    if not options:
+        made += [encode(pixels) for encode in ENCODERS.values()]
+    assert {coded_size(data) for data in made} == {size}
+    for data in made:
+        for length in range(0, min(64, len(data))):
+            coded_size(data[:length])  # raises no error
+
+
+def test_a_codec_of_height_maps(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression="lerc", photometric="rgb")
+    assert "LERC" in refusal(read_image, path)
+
+
+def test_a_slide_that_states_an_impossible_size(tmp_path):
+    path = tmp_path / "slide.dcm"
+    write_dicom(path, np.zeros((70, 90, 3), np.uint8), "1.2.3", 0.25)
+    data = path.read_bytes()
+    width = struct.pack("<HH2sHI", 0x48, 6, b"UL", 4, 90)
+    for claimed in (10**9, 10**6):
+        path.write_bytes(data.replace(width, width[:-4] + struct.pack("<I", claimed)))
+        if claimed == 10**9:
+            assert f"{path}: " in refusal(open_image, path)
+            continue
+        with open_image(path) as image:
+            assert image.size == (70, claimed)
+            image.size = (10**6, claimed)
+            assert "--max_image_gb" in refusal(image.read_all)
+
+
 def test_slides_are_read_window_by_window(tmp_path):
     path, side = tmp_path / "slide.tif", 30_000
     tile = zlib.compress(bytes([200]) * (3 * 1024 * 1024))
@@ -121,6 +194,17 @@ def test_libraries_print_nothing(tmp_path, capfd):
     assert str(path) in refusal(read_image, path)
     path.write_bytes(png(4, chunk(b"gAMA", b"\0\0"))[:-30])
     assert str(path) in refusal(read_image, path)
+    path.write_bytes(png(4).replace(zlib.compress(bytes(20)), zlib.compress(bytes(20)) + bytes(99)))
+    assert str(path) in refusal(read_image, path)
+    data = bytearray(png(4))
+    data[28] = 7  # its way of interlacing
+    path.write_bytes(data)
+    assert str(path) in refusal(read_image, path)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<u2", "fortran_order": False, "shape": (2**31, 2**31)}
+        )
+    assert str(path) in refusal(count_labels, path)
     assert capfd.readouterr() == ("", "")
 
 

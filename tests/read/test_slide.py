@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import tifffile
 
+from bench.scanners import write_dicom, write_mrxs, write_ndpi, write_scn
 from cellseg.read import slide as slide_module
 from cellseg.read.images import list_image_files
 from cellseg.read.slide import SlideImage
@@ -22,41 +23,11 @@ SLIDES = Path(
     os.environ.get("CELLSEG_SLIDES", Path(__file__).resolve().parents[3] / "shared/data/slides")
 )
 RGB = np.random.default_rng(6).integers(0, 256, (190, 250, 3), np.uint8)
-CORNER = 1000, 2000  # x and y of the scanned area on the glass
-
-SCN = """\
-<?xml version="1.0"?>
-<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0">
-<collection name="c" uuid="urn:uuid:1" sizeX="{glass_x}" sizeY="{glass_y}"><image name="main"
-uuid="urn:uuid:2"><creationDate>2020-01-01T00:00:00Z</creationDate>
-<device model="Leica SCN400" version="1"/><pixels sizeX="{width}" sizeY="{height}">
-<dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/>
-<dimension sizeX="{half_width}" sizeY="{half_height}" r="1" ifd="1"/></pixels>
-<view sizeX="{size_x}" sizeY="{size_y}" offsetX="{x}" offsetY="{y}" spacingZ="200"/>
-<scanSettings><objectiveSettings><objective>40</objective></objectiveSettings>
-<illuminationSettings><numericalAperture>0.65</numericalAperture>
-<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>
-</collection></scn>
-"""
-
-
-def write_scn(path, pixels=RGB, nanometres=250, **options):
-    """Write a slide of Leica's scanner: an area of the glass, in two levels."""
-    (height, width), half = pixels.shape[:2], pixels[::2, ::2]
-    (x, y), n = CORNER, nanometres
-    xml = SCN.format(
-        width=width, height=height, half_width=half.shape[1], half_height=half.shape[0],
-        size_x=width * n, size_y=height * n, x=x * n, y=y * n, glass_x=4000 * n, glass_y=6000 * n,
-    )  # fmt: skip
-    options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"} | options
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        tiff.write(pixels, description=xml, metadata=None, **options)
-        tiff.write(half, subfiletype=1, metadata=None, **options)
 
 
 @pytest.fixture
 def scn(tmp_path):
-    write_scn(tmp_path / "slide.scn")
+    write_scn(tmp_path / "slide.scn", RGB)
     return tmp_path / "slide.scn"
 
 
@@ -88,15 +59,15 @@ def test_levels(scn):
 def test_the_resolution_is_read(tmp_path, scn):
     with open_image(scn) as image:  # from its magnification, 40
         assert image.mpp == 0.25
-    tags = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-    write_scn(tmp_path / "other.scn", **tags)
+    tags: dict[str, Any] = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    write_scn(tmp_path / "other.scn", RGB, **tags)
     with open_image(tmp_path / "other.scn", 1) as image:
         assert image.mpp == pytest.approx(1.0)
 
 
 def test_a_window_beside_the_pixels_has_the_background(tmp_path):
     """Where a slide has no pixels, OpenSlide's are transparent."""
-    write_scn(tmp_path / "slide.scn")
+    write_scn(tmp_path / "slide.scn", RGB)
     image = SlideImage(tmp_path / "slide.scn", 0)
     image.size = (300, 300)
     with image:
@@ -153,48 +124,6 @@ def test_both_readers_agree_on_a_real_slide():
         assert np.array_equal(ours.read_all(), theirs.read_all())
 
 
-def dicom_element(group, number, kind, value):
-    if isinstance(value, str):
-        value = value.encode()
-        value += (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
-    elif isinstance(value, int):
-        value = struct.pack({"US": "<H", "UL": "<I"}[kind], value)
-    length = struct.pack("<2xI" if kind in ("OB", "SQ") else "<H", len(value))
-    return struct.pack("<HH", group, number) + kind.encode() + length + value
-
-
-def dicom_item(data):
-    return struct.pack("<HHI", 0xFFFE, 0xE000, len(data)) + data
-
-
-def write_dicom(path, pixels, instance, micrometres, tile=64):
-    """Write a level of a slide, uncompressed."""
-    height, width = pixels.shape[:2]
-    down, across = -(-height // tile), -(-width // tile)
-    padded = np.zeros((down * tile, across * tile, 3), np.uint8)
-    padded[:height, :width] = pixels
-    frames = padded.reshape(down, tile, across, tile, 3).swapaxes(1, 2).tobytes()
-    kind = "1.2.840.10008.5.1.4.1.1.77.1.6"  # whole slide microscopy
-    meta = [(2, 1, "OB", b"\0\1"), (2, 2, "UI", kind), (2, 3, "UI", instance)]
-    meta += [(2, 0x10, "UI", "1.2.840.10008.1.2.1"), (2, 0x12, "UI", "1.2.3")]
-    spacing = dicom_element(0x28, 0x30, "DS", "\\".join([f"{micrometres / 1000:g}"] * 2))
-    measures = dicom_element(0x28, 0x9110, "SQ", dicom_item(spacing))
-    tags = [
-        (8, 8, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"), (8, 0x16, "UI", kind),
-        (8, 0x18, "UI", instance), (8, 0x60, "CS", "SM"), (0x20, 0xD, "UI", "1.2.9"),
-        (0x20, 0xE, "UI", "1.2.3.4"), (0x20, 0x13, "IS", "1"), (0x20, 0x9311, "CS", "TILED_FULL"),
-        (0x28, 2, "US", 3), (0x28, 4, "CS", "RGB"), (0x28, 6, "US", 0),
-        (0x28, 8, "IS", str(down * across)), (0x28, 0x10, "US", tile), (0x28, 0x11, "US", tile),
-        (0x28, 0x100, "US", 8), (0x28, 0x101, "US", 8), (0x28, 0x102, "US", 7),
-        (0x28, 0x103, "US", 0), (0x48, 6, "UL", width), (0x48, 7, "UL", height),
-        (0x48, 0x303, "UL", 1), (0x5200, 0x9229, "SQ", dicom_item(measures)),
-        (0x7FE0, 0x10, "OB", frames + bytes(len(frames) % 2)),
-    ]  # fmt: skip
-    head, data = (b"".join(dicom_element(*tag) for tag in each) for each in (meta, tags))
-    length = dicom_element(2, 0, "UL", len(head))
-    path.write_bytes(bytes(128) + b"DICM" + length + head + data)
-
-
 def test_a_dicom_series_is_one_slide(tmp_path):
     for n, pixels in enumerate([RGB, RGB[::2, ::2]]):
         write_dicom(tmp_path / f"{n}.dcm", pixels, f"1.2.5.{n + 1}", 0.25 * (n + 1))
@@ -207,6 +136,20 @@ def test_a_dicom_series_is_one_slide(tmp_path):
             assert image.mpp == pytest.approx(0.25)
             assert np.array_equal(image.read_all(), RGB)
     assert "not a TIFF" in refusal(open_image, tmp_path / "other.dcm")
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_ndpi, "s.ndpi"), (write_mrxs, "s.mrxs")])
+def test_slides_of_jpegs(tmp_path, write, name):
+    """NDPI, which is a TIFF too, and MRXS, whose pixels are in a folder beside it."""
+    smooth = np.kron(RGB[:24, :32], np.ones((8, 8, 1), np.uint8))
+    write(tmp_path / name, smooth, micrometres=0.5)
+    with open_image(tmp_path / name) as image:
+        assert isinstance(image, SlideImage)
+        assert image.levels[0] == (192, 256)
+        assert image.mpp == pytest.approx(0.5)
+        assert np.abs(image.read_all().astype(int) - smooth).max() <= 2
+        window = image.read((70, 5, 200, 80)).astype(int)
+        assert np.abs(window - smooth[5:80, 70:200]).max() <= 2
 
 
 def test_mrxs_without_its_folder(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
 
@@ -108,6 +109,9 @@ def test_the_zip_has_the_name_that_the_server_expects(tmp_path):
         assert opened.read("test-results.json") == b"[]"
         assert opened.testzip() is None
     assert check_submission(archive, IMAGES, [1]) == (0, [3, 8])
+    before = archive.read_bytes()
+    os.utime(path, (10**9, 10**9))
+    assert write_zip(path).read_bytes() == before  # equal results, equal zips
     with zipfile.ZipFile(archive, "a") as opened:  # as macOS would
         opened.writestr("__MACOSX/._test-results.json", b"")
     assert check_submission(archive, IMAGES, [1]) == (0, [3, 8])
