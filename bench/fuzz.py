@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import hashlib
 import io
 import os
 import random
 import re
-import resource
-import select
 import shutil
 import signal
 import sys
@@ -38,6 +35,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import forks
 from bench.fuzz_corpus import KINDS, OUTPUTS, build_corpus
 from bench.mutations import mutate_bytes
 from bench.tiny import write_tiny
@@ -157,15 +155,11 @@ def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
     before = snapshot(folder, ()) | {"": (0, 0)}
     kept = {name: state for name, state in before.items() if not _is_output(name)}
     began = time.monotonic()
-    pid = os.fork()
-    if not pid:
-        _run_command(argv, place, output)
-    descriptor = os.pidfd_open(pid)
-    ready, _, _ = select.select([descriptor], [], [], PATIENCE * SECONDS)
+    pid = forks.start(argv, place, output, 2 * GIGABYTES)  # for the machine's sake
+    ready = forks.has_ended(pid, PATIENCE * SECONDS)
     if not ready:
-        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    os.close(descriptor)
     seconds = usage.ru_utime + usage.ru_stime if ready else time.monotonic() - began
     code = os.waitstatus_to_exitcode(status) if ready else None
     text = output.read_text("utf-8", "surrogateescape")
@@ -187,58 +181,10 @@ def _is_output(name: str) -> bool:
 
 
 def _run_before(argv: Sequence[str], place: Path, output: Path) -> None:
-    pid = os.fork()
-    if not pid:
-        with kept_tiles():
-            _run_command(argv, place, output)
+    with kept_tiles():
+        pid = forks.start(argv, place, output)
     if os.waitpid(pid, 0)[1]:
         raise SystemExit(output.read_text())
-
-
-def _run_command(argv: Sequence[str], place: Path, output: Path) -> None:
-    """Run a command in this process, a forked one, and exit."""
-    try:
-        os.chdir(place)
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limit = used + int(2 * GIGABYTES * 1e9)  # for the machine's sake
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        import importlib
-
-        import utils
-
-        main = importlib.import_module(argv[0].removesuffix(".py")).main
-        sys.argv = list(argv)
-        utils.run_command(main)
-    except SystemExit as stop:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(stop.code if isinstance(stop.code, int) else 1)
-    except BaseException:  # noqa: BLE001 the exit code tells
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
-
-
-def load_libraries() -> None:
-    """Import everything that the commands do, so that forked processes have it."""
-    import annotation  # noqa: F401
-    import check_submission  # noqa: F401
-    import evaluate  # noqa: F401
-    import export  # noqa: F401
-    import inference  # noqa: F401
-    import report  # noqa: F401
-    import train  # noqa: F401
-    import trainer  # noqa: F401
-    from cellseg.learn import cross_validation, session  # noqa: F401
-    from cellseg.look import batch  # noqa: F401
-    from cellseg.network import torchvision  # noqa: F401
-    from cellseg.predict import job  # noqa: F401
-    from cellseg.score import summary  # noqa: F401
 
 
 SETTINGS = """\
@@ -282,9 +228,7 @@ def main() -> None:
     add("--keep", type=Path, default=Path("fuzz-failures"), help="folder for failing files")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    load_libraries()
-    gc.collect()
-    gc.freeze()  # pages that forked processes share
+    forks.load_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         corpus = prepare(Path(scratch))
         sys.exit(run_cases(args, corpus, Path(scratch)))

@@ -2,10 +2,11 @@
 
     python bench/kills.py [--kills 100] [--moments 50] [--commands train inference] [--seed 0]
 
-Kills (SIGKILL): annotation, train, inference and export are started again and again, and killed at
-a random moment of their usual duration. After each kill every file is complete or absent; whatever
-is finished in the end is equal, byte for byte or tensor for tensor, to that of a run that was never
-killed. A training is resumed, a prediction continued.
+Kills (SIGKILL): annotation, train, inference and export are started again and again, in processes
+that have loaded the libraries, and killed at a random moment of their usual duration. After each
+kill every file is complete or absent; whatever is finished in the end is equal, byte for byte or
+tensor for tensor, to that of a run that was never killed. A training is resumed, a prediction
+continued.
 
 Signals: SIGINT and SIGTERM at `--moments` from 0 to 2 s after the start of each command. Each ends
 in one line and exit code 130, or the command had already finished. Before Python has started the
@@ -32,10 +33,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is loaded
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import forks
 from bench.tiny import write_tiny
 from cellseg.read.synthetic import write_dataset
 
@@ -43,12 +46,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 SETTINGS = """\
 INPUT: {MIN_SIZE_TRAIN: [64], ZOOM: 1.0}
-TEST: {TILE: 40, OVERLAP: 12, EVAL_PERIOD: 5}
-SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 20, EPOCHS: 0.0, WARMUP_ITERS: 1, EMA: 0.9,
+TEST: {TILE: 40, OVERLAP: 12, EVAL_PERIOD: 4}
+SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 8, EPOCHS: 0.0, WARMUP_ITERS: 1, EMA: 0.9,
   CHECKPOINT_PERIOD: 2}
 """
-
-THREADS = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def run(words: list[Any], **keywords: Any) -> subprocess.Popen[str]:
     script, *arguments = map(str, words)
     return subprocess.Popen(
         [sys.executable, str(PROJECT / script), *arguments],
-        env=os.environ | THREADS, text=True, start_new_session=True,
+        text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen, **keywords,
     )  # fmt: skip
 
@@ -75,14 +76,17 @@ def listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def complete(words: list[Any]) -> float:
+def begin(words: list[Any], root: Path) -> int:
+    """Start a command in a forked process; return its id."""
+    return forks.start(list(map(str, words)), root, root / "output.txt")
+
+
+def complete(words: list[Any], root: Path) -> float:
     """Run a command to its end; return its seconds."""
-    start = time.monotonic()
-    process = run(words)
-    out, err = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{words}: exit code {process.returncode}\n{out}\n{err}")
-    return time.monotonic() - start
+    started = time.monotonic()
+    if os.waitpid(begin(words, root), 0)[1]:
+        raise SystemExit(f"{words}: failed\n{(root / 'output.txt').read_text()}")
+    return time.monotonic() - started
 
 
 def file_contents(folder: Path) -> dict[str, Any]:
@@ -123,19 +127,19 @@ def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
     data, config = root / "data", root / "tiny.yaml"
     write_dataset(
         data,
-        n_train=6,
-        n_test=6,
-        sizes=[(160, 170), (172, 150)],
+        n_train=4,
+        n_test=4,
+        sizes=[(90, 100), (112, 80)],
         cells_per_megapixel=3000,
         scale=0.6,
     )
     write_tiny(config, SETTINGS)
-    complete(["annotation.py", "--data", data])
-    complete(train_words(config, data, root / "trained"))
+    complete(["annotation.py", "--data", data], root)
+    complete(train_words(config, data, root / "trained"), root)
     (trained,) = (root / "trained").glob("*/*")
     predict = ["inference.py", "--checkpoint", trained, "--data", data, "--device", "cpu"]
     predict += ["--score_threshold", 0]
-    complete([*predict, "--output", root / "results"])
+    complete([*predict, "--output", root / "results"], root)
     results = root / "results" / "test-results.json"
     score = [results, "--data", data]
     killed = {
@@ -157,7 +161,7 @@ def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
         "export": Command(
             lambda folder: ["export.py", *score, "--score_threshold", 0, "--output", folder],
             file_contents,
-            lambda folder: len(list((folder / "overlay").glob("*.png"))) == 6,
+            lambda folder: len(list((folder / "overlay").glob("*.png"))) == 4,
         ),
     }
     out = root / "signals"
@@ -173,46 +177,43 @@ def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
 def kill(name: str, command: Command, root: Path, n_kills: int, rng: random.Random) -> str:
     """Kill a command `n_kills` times; return the row of the table."""
     expected_in = root / f"{name} expected"
-    duration = complete(command.words(expected_in))
+    duration = complete(command.words(expected_in), root)
     expected = command.contents(expected_in)
     folder = root / f"{name} killed"
     counts: Counter[str] = Counter()
     while counts["kills"] < n_kills:
         folder.mkdir(exist_ok=True)
-        process = run(command.words(folder))
-        try:
-            out, err = process.communicate(timeout=rng.uniform(0, duration))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            counts["kills"] += 1
-            if name != "train":  # whose files change until the end
-                contents = command.contents(folder)
-                counts["damaged files"] += sum(
-                    value != expected.get(path) for path, value in contents.items()
-                )
-            else:
-                command.contents(folder)  # raises an error for a damaged file
-        else:
-            counts["failed"] += process.returncode != 0
-            if process.returncode:
-                print(f"{name}: exit code {process.returncode}\n{out}\n{err}", file=sys.stderr)
-            counts["ended before"] += 1
-        if "Traceback" in err:
-            counts["tracebacks"] += 1
-            print(err, file=sys.stderr)
+        pid = begin(command.words(folder), root)
+        if not forks.has_ended(pid, rng.uniform(0, duration)):
+            os.killpg(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        counts["kills" if code == -signal.SIGKILL else "ended before"] += 1
+        contents = command.contents(folder)  # raises an error for a damaged file
+        if name != "train":  # whose files change until the end
+            counts["damaged files"] += sum(
+                value != expected.get(path) for path, value in contents.items()
+            )
+        output = (root / "output.txt").read_text()
+        if code not in (0, -signal.SIGKILL) or "Traceback" in output:
+            counts["failed"] += 1
+            print(f"{name}: {output}", file=sys.stderr)
         if command.finished(folder):
-            check_result(name, command, folder, expected, counts)
-    check_result(name, command, folder, expected, counts)
-    columns = ("kills", "ended before", "compared", "equal", "damaged files", "tracebacks")
+            check_result(name, command, folder, expected, counts, root)
+    check_result(name, command, folder, expected, counts, root)
+    columns = ("kills", "ended before", "compared", "equal", "damaged files", "failed")
     return f"| {name} | " + " | ".join(str(counts[column]) for column in columns) + " |"
 
 
 def check_result(
-    name: str, command: Command, folder: Path, expected: dict[str, Any], counts: Counter[str]
+    name: str,
+    command: Command,
+    folder: Path,
+    expected: dict[str, Any],
+    counts: Counter[str],
+    root: Path,
 ) -> None:
     """Run a command to its end, compare what it wrote, and remove it."""
-    complete(command.words(folder))
+    complete(command.words(folder), root)
     counts["compared"] += 1
     is_same = same(command.contents(folder), expected)
     counts["equal"] += is_same
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments (0)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    forks.load_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         killed, commands = prepare(root)
@@ -278,9 +280,7 @@ def main() -> None:
                 signals.append(send_signals(name, words, args.moments))
                 print(signals[-1], flush=True)
     if rows:
-        print(
-            "\n| command | kills | ended before | compared | equal | damaged files | tracebacks |"
-        )
+        print("\n| command | kills | ended before | compared | equal | damaged files | failed |")
         print("|---|---|---|---|---|---|---|", *rows, sep="\n")
     if signals:
         print("\n| command | one line, exit code 130 | finished | too early | other |")
