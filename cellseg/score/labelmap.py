@@ -112,7 +112,8 @@ def compare_label_maps(
     gt_areas = np.zeros(n_gt, np.int64)
     areas = np.zeros(n_detections + 1, np.int64)  # the first is the background
     inside = {k: np.zeros_like(areas) for k in crowds}
-    pairs, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    empty: NDArray[np.int64] = np.zeros(0, np.int64)
+    pairs, sizes = [empty], [empty]
     for gt_runs, mask_runs in _bands(eval_image.gt_runs, eval_image.mask_runs):
         gt_positions, gt_owner, _ = _paint_label_map(gt_runs, gt_order)
         _, owner, label_map = _paint_label_map(mask_runs, order)
@@ -132,21 +133,20 @@ def compare_label_maps(
     intersection = np.zeros(len(pair), np.int64)
     np.add.at(intersection, owner_of_run, np.concatenate(sizes))
 
-    areas = areas[1:]
-    gt_indices, detection_indices = np.flatnonzero(gt_areas), np.flatnonzero(areas)
+    gt_indices, detection_indices = np.flatnonzero(gt_areas), np.flatnonzero(areas[1:])
     gt, detection = np.divmod(pair, n_detections + 1)
     gt = np.searchsorted(gt_indices, gt)
     detection = np.searchsorted(detection_indices, detection - 1)
     in_crowd = np.zeros(n_detections, bool)
     for k, pixels in inside.items():
-        in_crowd |= (eval_image.classes == k) & (2 * pixels[1:] > areas)
+        in_crowd |= (eval_image.classes == k) & (2 * pixels[1:] > areas[1:])
     return Comparison(
         gt_indices,
         detection_indices,
         eval_image.gt_classes[gt_indices],
         eval_image.classes[detection_indices],
         gt_areas[gt_indices],
-        areas[detection_indices],
+        areas[1:][detection_indices],
         in_crowd[detection_indices],
         np.stack([gt, detection], axis=1),
         intersection,

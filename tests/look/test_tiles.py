@@ -74,17 +74,17 @@ def test_cells_are_in_every_tile_that_they_reach_into(tmp_path):
     labels[44, 69] = 2
     labels[10:20, 40:60] = 3
     _, runs = rle.label_map_to_runs(labels)
-    empty = rle.MaskRuns(size, *[np.zeros(0, np.int64)] * 2, np.zeros(2, np.int64))
+    none = np.zeros(0, np.int64)
+    empty = rle.MaskRuns(size, none, none, np.zeros(2, np.int64))
     runs = rle.concatenate(size, [runs, empty])
-    none = rle.concatenate(size, [])
     with TileFolder(tmp_path / "page.html") as folder:
-        numbers = write_cells(folder, "3", [runs, none])
+        numbers = write_cells(folder, "3", [runs, rle.concatenate(size, [])])
         content = read(tmp_path / folder.finish())
     traced = [
         [[tuple(point) for point in ring.tolist()] for polygon in cell for ring in polygon]
         for cell in trace(runs)
     ]
-    expected = {}
+    expected: dict[int, list[int]] = {}
     for cell, number in ((n, number) for n in range(3) for number in range(12)):
         row, column = divmod(number, 4)
         part = labels[row * 20 : row * 20 + 20, column * 20 : column * 20 + 20]
