@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="micrometres per pixel at full resolution (as the files say, else as in training)")
     images.add_argument("--level", type=utils.non_negative_int, metavar="N",
         help="pyramid level for --images (the one that suits the run's micrometres per pixel)")
+    images.add_argument("--regions", type=Path, metavar="FILE",
+        help="predict inside these outlines of the image only (GeoJSON, full-resolution pixels)")
+    images.add_argument("--all_tiles", action="store_true",
+        help="predict tiles without tissue too (of more than a few tiles, only those with some)")
     results = parser.add_argument_group("results").add_argument
     results("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
     results("--zip", action="store_true",
@@ -165,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg import runs
     from cellseg.device import choose_device
     from cellseg.predict.job import PredictionJob, choose_results
+    from cellseg.predict.part import describe_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.write.sidecars import check_sidecars
     from cellseg.write.submission import check_results_output
@@ -194,13 +200,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"training: many are cut; use --tile {4 * math.ceil(longest)} or more"
         )
     name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
+    if args.regions and len(images) > 1:
+        raise InputError(
+            f"--regions {args.regions}: outlines of one image, but {len(images)} are predicted; "
+            "pass one image with --images"
+        )
+    images = [replace(image, regions=args.regions or image.regions) for image in images]
     images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
     print(resolution)
     results = choose_results(args.output or folders[0], name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
     check_sidecars(results)
     with connect(args, weights, cfgs) as (predictor, predict):
-        job = PredictionJob.begin(predictor, weights, images, results)
+        job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
+        for line in describe_parts(list(job.parts.values())):
+            print(line)
         process.advise("run the same command again to continue")
         job.run(predict)
     job.collect_failures()
@@ -246,13 +260,19 @@ def write(
     from cellseg.read.names import image_name
     from cellseg.write.sidecars import write_sidecars
     from cellseg.write.submission import check_submission, write_submission, write_zip
+    from cellseg.write.summary import CellCounts, summarise, summary_lines
 
     results = job.results
     category_ids = [category["id"] for category in categories]
+    counts = CellCounts([category["name"] for category in categories])
     with write_submission(results, category_ids) as writer:
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
+            counts.add(image.id, cells)
     listed = [list_entry(image) for image in job.usable]
+    if args.images:
+        numbers = summarise(job, counts)
+        listed = [entry | more for entry, more in zip(listed, numbers, strict=True)]
     ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations, args.data)
     to_submit = not (args.images or ground_truth)
     fits = to_submit and list(categories) == data_categories(args.data)
@@ -266,6 +286,8 @@ def write(
         f"{plural(count, 'cell')} in {plural(len(listed), 'image')}{without}: "
         f"{display_path(results)}"
     )
+    for line in summary_lines(listed) if args.images else ():
+        print(line)
     if not count:
         warn(
             f"no cells found in any image{', so the zip is not valid' if archive else ''}; lower "

@@ -6,6 +6,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Trainer(DefaultTrainer):
                 add_picture(f"held out/{sample.name}", picture)
 
         return validate(
-            Predictor([model], [cfg]).predict,
+            partial(Predictor([model], [cfg]).predict, all_tiles=True),
             lambda eval_images: mask_ap(eval_images, len(names), (100,))[100],
             data,
             data.validation,

@@ -133,7 +133,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     count, _ = check_submission(job.results, [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
     assert count == int(side / STEP) ** 2, "cells were lost or added"
-    pipe.send((len(job.plans[0]), count, kept, steps))
+    pipe.send((len(job.parts[0].plan), count, kept, steps))
 
 
 def main() -> None:

@@ -29,6 +29,8 @@ class ImageRecord:
         Pyramid level in the file, 0 for full resolution.
     mpp
         Micrometres per pixel of the level, None if unknown.
+    regions
+        File of the regions to predict (`cellseg.read.regions`), None for the whole image.
     """
 
     id: int
@@ -37,6 +39,7 @@ class ImageRecord:
     size: tuple[int, int] | None
     level: int = 0
     mpp: float | None = None
+    regions: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

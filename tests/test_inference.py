@@ -34,6 +34,7 @@ from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import TileStore
 from cellseg.read.coco import load_coco
 from cellseg.read.window import read_image
+from cellseg.rle import crop_mask, decode
 from tests.processes import is_gone
 
 HERE = Path(__file__).resolve().parents[1]
@@ -290,13 +291,48 @@ def test_images_and_folders(predict, tmp_path, capsys):
     words = ["--images", folder, deep, folder / "grey.png", "--score_threshold", 0]
     assert predict(*words, data=tmp_path / "nowhere") == 0
     assert "in 3 images" in capsys.readouterr().out
-    assert results(tmp_path / "out" / "images-results-list.json") == [
-        {"file_name": str(path), "id": n, "height": height, "width": width}
-        for n, (path, height, width) in enumerate(
-            [(folder / "grey.png", 40, 30), (folder / "pixel.png", 1, 1), (deep, 30, 40)], 1
-        )
-    ]
+    listed = results(tmp_path / "out" / "images-results-list.json")
+    expected = [(folder / "grey.png", 40, 30), (folder / "pixel.png", 1, 1), (deep, 30, 40)]
+    for n, (entry, (path, height, width)) in enumerate(zip(listed, expected, strict=True), 1):
+        assert (entry["file_name"], entry["id"]) == (str(path), n)
+        assert (entry["height"], entry["width"]) == (height, width)
+        # Even and bright: no tissue; its resolution is unknown.
+        assert entry["tissue_px2"] == 0
+        assert entry["seconds"] > 0
+        assert not {"tissue_mm2", "cells_per_mm2"} & entry.keys()
     assert not list((tmp_path / "out").glob("*.zip"))
+
+
+def test_regions_and_the_numbers_of_a_slide(predict, slide, tmp_path, capsys):
+    """Cells in a rectangle only; their number per mm² is in the list and in a line."""
+    regions = tmp_path / "regions.geojson"
+    ring = [[0, 0], [48, 0], [48, 64], [0, 64], [0, 0]]
+    regions.write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    words = ["--images", slide, "--mpp", 0.5, "--tile", 40, "--overlap", 12, "INPUT.ZOOM", "1.0"]
+    assert "regions.geojson: feature 1" in refusal(predict, "--regions", regions, *words)
+    feature = {"type": "Feature", "geometry": json.loads(regions.read_text()), "properties": {}}
+    regions.write_text(json.dumps(feature))
+    assert predict("--regions", regions, "--all-tiles", *words) == 0
+    out = capsys.readouterr().out
+    assert "regions: 1 outline" in out
+    entries = results(tmp_path / "out" / "images-results.json")
+    assert len(entries) > 5
+    for entry in entries:
+        box, mask = crop_mask(decode([entry["segmentation"]]), 0)
+        assert box[0] + mask.nonzero()[1].mean() + 0.5 < 48
+    (listed,) = results(tmp_path / "out" / "images-results-list.json")
+    assert listed["tissue_mm2"] == pytest.approx(listed["tissue_px2"] * 0.5**2 / 1e6, rel=1e-3)
+    assert listed["tissue_px2"] <= 48 * 64
+    assert sum(listed["cells"].values()) == sum(entry["score"] >= 0.5 for entry in entries)
+    for name, count in listed["cells"].items():
+        assert listed["cells_per_mm2"][name] == pytest.approx(
+            count / listed["tissue_mm2"], rel=1e-3
+        )
+    assert "slide.tif: " in out
+    assert "mm² of tissue" in out
+    message = refusal(predict, "--regions", regions, "--images", slide, HERE / "docs" / "demo.png")
+    assert "--regions" in message
+    assert "2 are predicted" in message
 
 
 def test_relative_images_are_exported_from_another_folder(predict, cells, tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +18,9 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
 from cellseg.network.limits import warn_of_limits
+from cellseg.predict.part import ImagePart
 from cellseg.predict.predictor import Predictor, TileJob, note_limits
 from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
-from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 from cellseg.read.images import read_size
 
@@ -61,22 +64,25 @@ class PredictionJob:
         All requested images, usable or not.
     results
         Results file, written after `merge`.
-    plans
-        Tiles of each image of known size, by its index in `images`.
+    parts
+        What is predicted of each image of known size, by its index in `images`.
     unusable
         Error of each image that can't be used, by its index.
     store
         Predicted tiles.
     failures
         Errors of tiles that could not be predicted, by key.
+    clock
+        Time that the images take.
     """
 
     images: Sequence[ImageRecord]
     results: Path
-    plans: dict[int, TilePlan]
+    parts: dict[int, ImagePart]
     unusable: dict[int, str]
     store: TileStore
     failures: dict[TileKey, str] = field(default_factory=dict)
+    clock: ImageClock = field(default_factory=lambda: ImageClock())
 
     @classmethod
     def begin(
@@ -85,23 +91,31 @@ class PredictionJob:
         weights: Sequence[Path],
         images: Sequence[ImageRecord],
         results: Path,
+        all_tiles: bool = False,
     ) -> PredictionJob:
         """Plan the tiles of images, and open the store next to the results.
 
-        Raises InputError as `TileStore` and `plan_tiles` do.
+        With `all_tiles`, tiles without tissue are predicted too. Raises InputError as `TileStore` and `plan_tiles` do.
         """
-        plans: dict[int, TilePlan] = {}
+        parts: dict[int, ImagePart] = {}
         unusable: dict[int, str] = {}
         for number, image in enumerate(images):
             try:
                 size = read_size(image)
             except InputError as error:
                 unusable[number] = str(error)
-            else:
-                plans[number] = predictor.plan(size, image.mpp)
+                continue
+            plan = predictor.plan(size, image.mpp)
+            try:
+                parts[number] = predictor.choose_part(
+                    image.path, image.level, image.mpp, plan, image.regions, all_tiles
+                )
+            except InputError as error:
+                unusable[number] = str(error)
+        plans = [part.plan for part in parts.values()]
         folder = results.with_name(results.stem + ".parts")
-        store = TileStore(folder, fingerprint(weights, predictor.cfgs, images))
-        return cls(images, results, plans, unusable, store)
+        store = TileStore(folder, fingerprint(weights, predictor.cfgs, images, plans))
+        return cls(images, results, parts, unusable, store)
 
     @property
     def usable(self) -> list[ImageRecord]:
@@ -113,8 +127,8 @@ class PredictionJob:
         done = self.store.done()
         return [
             ((n, index), TileJob(image.path, image.level, plan.size, tile, image.mpp))
-            for n, plan in self.plans.items()
-            for image in [self.images[n]]
+            for n, part in self.parts.items()
+            for image, plan in [(self.images[n], part.plan)]
             for index, tile in enumerate(plan)
             if (n, index) not in done
         ]
@@ -123,6 +137,7 @@ class PredictionJob:
         """Predict the pending tiles into the store."""
         pending = self.pending()
         self.report_resumed(len(pending))
+        self.clock.start()
         with (
             contextlib.closing(predict([pending])) as results,
             tqdm(total=len(pending), desc="predicting", unit="tile", disable=None) as bar,
@@ -138,7 +153,7 @@ class PredictionJob:
                 f"{self.store.folder}: {plural(n_damaged, 'damaged line')} of predicted tiles; "
                 "these tiles are predicted again"
             )
-        if n_done := sum(map(len, self.plans.values())) - n_pending:
+        if n_done := sum(len(part.plan) for part in self.parts.values()) - n_pending:
             print(f"resuming: {plural(n_done, 'tile')} already predicted")
 
     def add(self, key: TileKey, result: Predictions | Exception) -> None:
@@ -149,6 +164,11 @@ class PredictionJob:
             raise result
         else:
             self.store.append(key, result)
+            self.clock.lap(key[0], math.prod(self.parts[key[0]].plan[key[1]].size))
+
+    def seconds(self, number: int) -> float | None:
+        """Return the time that all tiles of an image take, None if none was predicted now."""
+        return self.clock.seconds(number, self.parts[number].plan.area)
 
     def collect_failures(self) -> None:
         """Add the images with failed tiles to the unusable ones.
@@ -173,8 +193,9 @@ class PredictionJob:
             if number not in self.unusable:
                 keys = limited.setdefault(self.images[number].file_name, [])
                 predictions = note_limits(keys, (result for _, result in tiles))
-                for part in predictor.merge(self.plans[number], predictions):
-                    yield self.images[number], part
+                part = self.parts[number]
+                for cells in predictor.merge(part.plan, predictions):
+                    yield self.images[number], part.keep(cells)
         warn_of_limits(limited)
 
     def close(self) -> None:
@@ -201,6 +222,31 @@ class PredictionJob:
             f"{n} of {plural(total, 'image')} skipped, see above; run the same command to retry "
             "them (all images, if a file changed)"
         )
+
+
+class ImageClock:
+    """Measures the time of each of several images, whose tiles are done one after the other."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds: defaultdict[int, float] = defaultdict(float)
+        self._pixels: Counter[int] = Counter()
+
+    def start(self) -> None:
+        """Don't count the time until now."""
+        self._last = time.monotonic()
+
+    def lap(self, number: int, pixels: int) -> None:
+        """Add the time since the last lap to an image, of which a tile is done."""
+        now = time.monotonic()
+        self._seconds[number] += now - self._last
+        self._pixels[number] += pixels
+        self._last = now
+
+    def seconds(self, number: int, pixels: int) -> float | None:
+        """Return the time of so many pixels of an image at its speed, None if unknown."""
+        done = self._pixels[number]
+        return self._seconds[number] * pixels / done if done else None
 
 
 def choose_results(output: Path, name: str) -> Path:

@@ -38,6 +38,7 @@ from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.predict.merge import merge_tiles
+from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
 from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
 from cellseg.predict.views import magnification, plan_views
@@ -163,6 +164,8 @@ class Predictor:
         level: int = 0,
         score_threshold: float = 0.0,
         mpp: float | None = None,
+        regions: str | os.PathLike[str] | None = None,
+        all_tiles: bool = False,
     ) -> Predictions:
         """Detect the cells of an image.
 
@@ -178,6 +181,10 @@ class Predictor:
         mpp
             Micrometres per pixel of the level (default: as the file says, else the run's). An
             image of another resolution than the run's is scaled to it.
+        regions
+            GeoJSON file of the regions to predict, in pixels of full resolution.
+        all_tiles
+            Predict tiles without tissue too, which a large image is spared by default.
 
         Returns
         -------
@@ -186,7 +193,7 @@ class Predictor:
         Raises
         ------
         InputError
-            If the file can't be read, the threshold or `mpp` is out of range, or memory is too
+            If a file can't be read, the threshold or `mpp` is out of range, or memory is too
             small.
         ValueError
             If an array has another shape or type.
@@ -199,13 +206,14 @@ class Predictor:
             image = Path(image)
         with _open(image, level) as opened:
             size, mpp = opened.size, mpp or opened.mpp
-        plan = self.plan(size, mpp)
-        jobs = [TileJob(image, level, size, tile, mpp) for tile in plan]
+        plan, drawn = self.plan(size, mpp), None if regions is None else Path(regions)
+        part = self.choose_part(image, level, mpp, plan, drawn, all_tiles)
+        jobs = [TileJob(image, level, size, tile, mpp) for tile in part.plan]
         limits: list[tuple[str, ...]] = []
         with contextlib.closing(self.predict_tiles(jobs)) as results:
             tiles = note_limits(limits, map(require_predictions, results))
             kept = (cells[cells.scores >= score_threshold] for cells in tiles)
-            cells = join_predictions(size, self.merge(plan, kept))
+            cells = join_predictions(size, map(part.keep, self.merge(part.plan, kept)))
         limited_by = tuple(sorted({*itertools.chain(*limits)}))
         return replace(cells, class_names=self.class_names, limited_by=limited_by)
 
@@ -219,15 +227,30 @@ class Predictor:
         scale = max(cfg.INPUT.ZOOM * f for cfg, f in zip(self.cfgs, factors, strict=True))
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
-        cells = (cfg.DATA.LONGEST_CELL / f for cfg, f in zip(self.cfgs, factors, strict=True))
-        longest_cell = max(cells)
-        tile, overlap = choose_tile_size(longest_cell, scale or 1.0)
+        tile, overlap = choose_tile_size(self._longest_cell(mpp), scale or 1.0)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:
             # Bounds the number of small tiles; cells longer than the overlap are joined.
             overlap = min(overlap, tile // 2)
         return plan_tiles(size, tile, overlap)
+
+    def _longest_cell(self, mpp: float | None) -> float:
+        """Return the length of the longest expected cells, in pixels of an image of `mpp`."""
+        return max(float(c.DATA.LONGEST_CELL) / magnification(c, mpp) for c in self.cfgs)
+
+    def choose_part(
+        self,
+        image: Path | NDArray[Any],
+        level: int,
+        mpp: float | None,
+        plan: TilePlan,
+        regions: Path | None = None,
+        all_tiles: bool = False,
+    ) -> ImagePart:
+        """Choose which tiles of an image's plan to predict; see `cellseg.predict.part`."""
+        margin = max(choose_tile_size(self._longest_cell(mpp))[1], self.cfg.TEST.OVERLAP)
+        return choose_part(image, level, mpp, plan, margin, regions, all_tiles)
 
     def merge(
         self, plan: TilePlan, tile_predictions: Iterable[Predictions]

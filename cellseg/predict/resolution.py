@@ -63,7 +63,7 @@ def set_resolution(
             if any(map(_uses_resolution, cfgs))
             else "the run resizes all images to one size"
         )
-        warn(f"--mpp {mpp:g} changes nothing: {why}")
+        warn(f"--mpp {mpp:g} changes no scale: {why}")
     for note, names in notes.items():
         warn(f"{note}: {listed(names)}")
     return records, f"resolution: {_run_text(cfgs)}" + _kinds_text(kinds, cfgs)

@@ -30,6 +30,7 @@ from cellseg.config import flatten
 from cellseg.errors import InputError
 from cellseg.files import lock_file, read_json, write_json
 from cellseg.images import ImageRecord
+from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
@@ -190,9 +191,12 @@ def remove_lock(folder: Path) -> None:
 
 
 def fingerprint(
-    weights: Sequence[Path], cfgs: Sequence[CfgNode], images: Sequence[ImageRecord]
+    weights: Sequence[Path],
+    cfgs: Sequence[CfgNode],
+    images: Sequence[ImageRecord],
+    plans: Sequence[TilePlan] = (),
 ) -> dict[str, Any]:
-    """Return everything that the predictions depend on: weights, configs and images."""
+    """Return everything that the predictions depend on: weights, configs, images and tiles."""
     configs = [flatten(cfg) for cfg in cfgs]
     for keys in configs:
         for key in ("TEST.BATCH", "OUTPUT_DIR"):
@@ -206,6 +210,8 @@ def fingerprint(
         "images": [
             [file_state(image.path), image.level, image.size, image.mpp] for image in images
         ],
+        # Without parts, they follow from the rest.
+        "parts": [plan.parts for plan in plans if plan.parts is not None],
     }
 
 

@@ -200,7 +200,7 @@ def test_a_stated_resolution_that_changes_nothing(tmp_path, caplog, key):
     assert not caplog.records
     set_resolution([record(path)], [cfg_of(**{key: 0.0})], mpp=0.5)
     (message,) = caplog.messages
-    assert message.startswith("--mpp 0.5 changes nothing: the run")
+    assert message.startswith("--mpp 0.5 changes no scale: the run")
 
 
 def test_one_line_for_many_images(tmp_path):

@@ -9,6 +9,7 @@ import skimage.measure
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cellseg.coarse import CoarseMask
 from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
@@ -442,6 +443,24 @@ def test_tiles_of_the_ground_truth_merge_to_it(size, tile, overlap, n, largest, 
     classes = rng.integers(0, 3, len(truth))
     plan = plan_tiles(size, tile, max(1, min(int(overlap * tile), tile - 1)))
     assert merged(plan, oracle(plan, truth, classes, rng))[0] == cells_of(truth, classes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 8), st.floats(0, 1))
+def test_a_part_of_the_tiles_has_no_seams(seed, step, density):
+    """Cells that touch the part are those of all tiles."""
+    rng = np.random.default_rng(seed)
+    size, largest = (70, 90), 12
+    truth = random_cells(size, 12, largest, rng)
+    classes = rng.integers(0, 3, len(truth))
+    wanted = rng.random(len(truth)) < density
+    pixels = np.zeros((70 // step + 1, 90 // step + 1), bool)
+    for left, top, right, bottom in boxes_xyxy(truth)[wanted].tolist():
+        pixels[(top + bottom) // 2 // step, (left + right) // 2 // step] = True
+    plan = plan_tiles(size, 30, 14).restricted_to(CoarseMask(size, (step, step), pixels), largest)
+    found = set(merged(plan, oracle(plan, truth, classes, rng))[0])
+    kept = concatenate(size, [single(truth, n) for n in np.flatnonzero(wanted)])
+    assert found >= set(cells_of(kept, classes[wanted]))
 
 
 @pytest.mark.parametrize(

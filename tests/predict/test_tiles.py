@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cellseg.coarse import CoarseMask
 from cellseg.errors import InputError
 from cellseg.predict.tiles import EDGE_MARGIN, choose_tile_size, plan_tiles
 
@@ -135,25 +136,85 @@ def test_less_than_half_of_a_disc(vertical, radius, fraction):
         assert tile.shows_less_than_half(np.array([box])).tolist() == [expected]
 
 
+def part_of(size, seed):
+    """Return a coarse mask with a few random pixels, or none."""
+    rng = np.random.default_rng(seed)
+    step = rng.uniform(1, 9)
+    pixels = rng.random([int(np.ceil(side / step)) for side in size]) < rng.choice([0, 0.02, 0.2])
+    return CoarseMask(size, (step, step), pixels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIDES, SIDES, TILES, st.integers(0, 99))
+def test_a_part_of_the_tiles_has_what_is_near_the_part(height, width, numbers, seed):
+    plan = plan_tiles((height, width), *numbers)
+    mask = part_of((height, width), seed)
+    part = plan.restricted_to(mask, numbers[1])
+    assert part.parts is not None
+    assert len(part) == len(list(part)) == len(part.parts)
+    assert (len(part) == 0) == (not mask.pixels.any())
+    assert part.area <= plan.area
+    for (index, window), other in itertools.combinations(part.parts, 2):
+        if index == other[0]:  # pieces of a tile don't overlap
+            low, high = np.maximum(window[:2], other[1][:2]), np.minimum(window[2:], other[1][2:])
+            assert (low >= high).any()
+    for index, window in part.parts:
+        whole = plan[index].window
+        assert whole[0] <= window[0] < window[2] <= whole[2]
+        assert whole[1] <= window[1] < window[3] <= whole[3]
+    boxes = random_boxes(height, width, np.random.default_rng(seed))
+    small = (boxes[:, 2:] - boxes[:, :2] <= numbers[1]).all(1)
+    touches = np.array([bool(mask.boxes(tuple(box), 0)) for box in boxes.tolist()])
+    kept = part.some_tile_contains(boxes)
+    assert (kept <= plan.some_tile_contains(boxes)).all()
+    assert (
+        kept[small & touches].tolist() == plan.some_tile_contains(boxes)[small & touches].tolist()
+    )
+
+
+def test_trimmed_tiles_by_hand():
+    """Of two tiles of 64 px, the first has a spot of 8 px; the other lies 24 px away from it."""
+    plan = plan_tiles((64, 112), tile=64, overlap=16)
+    pixels = np.zeros((8, 14), bool)
+    pixels[2, 2] = True  # 16 to 24
+    (tile,) = plan.restricted_to(CoarseMask((64, 112), (8, 8), pixels), margin=16)
+    assert tile.window == (0, 0, 40, 40)
+    assert tile.inner_edges == (False, False, True, True)
+    pixels[6, 0] = True  # 48 to 56, whose margin ends at 32
+    tiles = [tile.window for tile in plan.restricted_to(CoarseMask((64, 112), (8, 8), pixels), 4)]
+    assert tiles == [(0, 40, 16, 64), (8, 8, 32, 32)]
+
+
 @settings(max_examples=100, deadline=None)
 @given(SIDES, SIDES, TILES, st.data())
 def test_is_in_later_tiles_equals_a_loop(height, width, numbers, data):
     plan = plan_tiles((height, width), *numbers)
     seed = data.draw(st.integers(0, 99))
     boxes = random_boxes(height, width, np.random.default_rng(seed))
+    if part := plan.restricted_to(part_of((height, width), seed), numbers[1]):
+        assert not part.is_in_later_tiles(len(part) - 1, boxes).any()
+        index = data.draw(st.integers(0, len(part) - 1))
+        assert (part.is_in_later_tiles(index, boxes) >= is_in(part, index + 1, boxes)).all()
     index = data.draw(st.integers(0, len(plan) - 1))
-    expected = np.zeros(len(boxes), bool)
-    for later in range(index + 1, len(plan)):
+    assert plan.is_in_later_tiles(index, boxes).tolist() == is_in(plan, index + 1, boxes).tolist()
+
+
+def is_in(plan, first, boxes):
+    """Return which boxes share a pixel with a tile from index `first` on."""
+    inside = np.zeros(len(boxes), bool)
+    for later in range(first, len(plan)):
         left, top, right, bottom = plan[later].window
         low, high = np.maximum(boxes[:, :2], (left, top)), np.minimum(boxes[:, 2:], (right, bottom))
-        expected |= (low < high).all(1)
-    assert plan.is_in_later_tiles(index, boxes).tolist() == expected.tolist()
+        inside |= (low < high).all(1)
+    return inside
 
 
 @settings(max_examples=100, deadline=None)
 @given(SIDES, SIDES, TILES, st.integers(0, 99))
 def test_some_tile_contains_equals_a_loop(height, width, numbers, seed):
     plan = plan_tiles((height, width), *numbers)
+    if seed % 2:
+        plan = plan.restricted_to(part_of((height, width), seed), numbers[1])
     boxes = random_boxes(height, width, np.random.default_rng(seed))
     expected = np.zeros(len(boxes), bool)
     for tile in plan:

@@ -1,0 +1,219 @@
+"""Find the tissue of an image, so that empty background need not be predicted.
+
+What counts is that no cell is left out: a pixel is background only if it has the colour of the
+glass, or was not scanned. Everything else is tissue, also ink and dust. An image without bright,
+colourless, even areas (a dark background, or tissue all over) has no background.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cellseg.coarse import CoarseMask
+from cellseg.read.window import WindowedImage, from_array, open_image
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+_STEP_UM = 2.0
+_STEP = 8
+"""Side of a pixel of the mask, in micrometres and, if their size is unknown, in pixels. Several in
+a cell, so that it differs from the background, and few enough in a tile to cost nothing."""
+
+_MAX_PIXELS = 40_000_000
+"""Of a mask: above, its pixels are larger."""
+
+_ROWS = 512  # read at once, whole segments of most files
+
+_BRIGHT = 140
+"""Of 255: least green value of a background."""
+
+_COLOURLESS = 32
+"""Most difference between the channels of a background, which may be a little yellow or pink."""
+
+_MIN_BACKGROUND = 0.01
+"""Least part of the image that a background has."""
+
+_WEAK, _STRONG = 5, 10
+"""Of 255, and twice that for noisy images: how much darker or more coloured than the background
+tissue is, several pixels of it and a single one."""
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The tissue of an image.
+
+    Attributes
+    ----------
+    mask
+        Where tissue, or something else than background, is.
+    background
+        Red, green and blue of the background, 0 to 255; None if there is none, so that all of
+        the image is tissue.
+    """
+
+    mask: CoarseMask
+    background: tuple[int, int, int] | None
+
+
+def find_tissue(image: Path | NDArray[Any], level: int = 0, mpp: float | None = None) -> Tissue:
+    """Find the tissue of an image, on a small level of its pyramid if it has one.
+
+    Parameters
+    ----------
+    image
+        File, or array as for `cellseg.read.window.from_array`.
+    level
+        Level of the file whose pixels the mask refers to.
+    mpp
+        Micrometres per pixel of that level, None if unknown.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read.
+    """
+    if isinstance(image, np.ndarray):
+        with from_array(image) as opened:
+            return _find(opened, opened.size, mpp)
+    with open_image(image, level) as opened:
+        size = opened.size
+        step = choose_step(size, mpp)
+        scales = [_scale(size, each) for each in opened.levels]
+        small = max(n for n, scale in enumerate(scales) if n <= level or scale <= step)
+        if small <= level:
+            return _find(opened, size, mpp)
+    with open_image(image, small) as opened:
+        return _find(opened, size, mpp)
+
+
+def _scale(size: tuple[int, int], level: tuple[int, int]) -> float:
+    """Return how many pixels of an image a pixel of a coarser level has on its longer side."""
+    return 0.99 * max(size[0] / level[0], size[1] / level[1])  # levels are rounded
+
+
+def choose_step(size: tuple[int, int], mpp: float | None) -> int:
+    """Return the side of a mask's pixels in pixels of an image of that size, a power of two."""
+    step = 2 ** round(math.log2(_STEP_UM / mpp)) if mpp else _STEP
+    step = max(1, step)
+    while math.prod(size) > _MAX_PIXELS * step**2:
+        step *= 2
+    return int(step)
+
+
+def _find(opened: WindowedImage, size: tuple[int, int], mpp: float | None) -> Tissue:
+    """Find the tissue of an image of that size on one of its levels."""
+    scales = size[0] / opened.size[0], size[1] / opened.size[1]
+    step = choose_step(size, mpp)
+    factor = max(1, 2 ** round(math.log2(step / max(scales))))
+    mask, background = tissue_mask(_read_reduced(opened, factor))
+    return Tissue(CoarseMask(size, (factor * scales[0], factor * scales[1]), mask), background)
+
+
+def _read_reduced(opened: WindowedImage, factor: int) -> Image:
+    """Read an image reduced by a whole factor, by the mean of the pixels."""
+    height, width = opened.size
+    rows = max(_ROWS, factor) // factor * factor
+    reduced = np.empty((math.ceil(height / factor), math.ceil(width / factor), 3), np.uint8)
+    starts = range(0, height, rows)
+    for top in tqdm(starts, "finding tissue", leave=False, disable=len(starts) < 8 or None):
+        block = opened.read((0, top, width, min(top + rows, height)))
+        part = reduced[top // factor : (top + rows) // factor]
+        below, right = -block.shape[0] % factor, -width % factor
+        block = cv2.copyMakeBorder(block, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        part[:] = cv2.resize(block, part.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return reduced
+
+
+def tissue_mask(rgb: Image) -> tuple[Mask, tuple[int, int, int] | None]:
+    """Return where a small image has something else than background, and the background's colour.
+
+    Without a background, that is everywhere.
+
+    Parameters
+    ----------
+    rgb
+        `(h, w, 3)` uint8.
+
+    Returns
+    -------
+    `(h, w)` bool, and the colour or None.
+    """
+    lightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
+    window = np.ones((3, 3), np.uint8)
+    spread = (cv2.dilate(rgb, window) - cv2.erode(rgb, window)).max(axis=2)
+    bright = (rgb[:, :, 1] >= _BRIGHT) & (lightest - darkest <= _COLOURLESS)
+    # Not scanned: filled with black or white.
+    filled = spread <= 1
+    black, white = filled & (lightest <= 8), filled & (darkest >= 253)
+
+    background, noise = _find_background(rgb, bright & ~white, spread, int((~black).sum()))
+    if background is None:
+        if white.sum() < _MIN_BACKGROUND * white.size:
+            return np.ones(rgb.shape[:2], bool), None
+        background = np.array([255, 255, 255])
+    weak = np.clip(4 * noise, _WEAK, 2 * _WEAK)
+    strong = np.clip(8 * noise, _STRONG, 2 * _STRONG)
+    mask = _hysteresis(_difference(rgb, background), float(weak), float(strong))
+    mask &= ~white & ~(cv2.dilate(black.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
+    # Gaps within a cell's distance belong to the tissue.
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, window) > 0
+    red, green, blue = background.tolist()
+    return closed, (red, green, blue)
+
+
+def _find_background(
+    rgb: Image, candidates: Mask, spread: NDArray[np.uint8], n_scanned: int
+) -> tuple[NDArray[np.int64] | None, float]:
+    """Return the brightest frequent colour of even areas, and its noise.
+
+    `spread` is the range of the values around each pixel. The noise is a standard deviation.
+    """
+    values = spread[candidates]
+    if not len(values):
+        return None, 0.0
+    most_spread = 4 + 2 * float(np.percentile(values, 10))
+    even = candidates & (spread <= min(16.0, most_spread))
+    counts = np.bincount(rgb[:, :, 1][even], minlength=256)
+    near = np.convolve(counts, np.ones(7, np.int64), "same")
+    frequent = np.flatnonzero(near >= _MIN_BACKGROUND * n_scanned)
+    if not len(frequent):
+        return None, 0.0
+    brightest = int(frequent[-1])
+    first = max(0, brightest - 8)
+    peak = first + int(near[first : brightest + 1].argmax())
+    green = rgb[:, :, 1].astype(np.int16)
+    colours = rgb[even & (np.abs(green - peak) <= 6)]
+    background = np.median(colours, axis=0).round().astype(np.int64)
+    noise = 1.4826 * float(np.median(np.abs(colours - background), axis=0).max())
+    return background, noise
+
+
+def _difference(rgb: Image, background: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return how much darker, or of how different a colour, than the background each pixel is."""
+    lack = background.astype(np.int16) - rgb
+    darker = lack.max(axis=2)
+    mean = (lack.sum(axis=2, dtype=np.int16) + 1) // 3
+    coloured = np.abs(lack - mean[:, :, None]).max(axis=2)
+    difference: NDArray[np.int16] = np.maximum(darker, coloured)
+    return difference.clip(0, 255).astype(np.uint8)
+
+
+def _hysteresis(difference: NDArray[np.uint8], weak: float, strong: float) -> Mask:
+    """Return the pixels above `strong`, and connected ones above `weak` if several."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (difference > weak).astype(np.uint8), connectivity=8
+    )
+    keep = stats[:, cv2.CC_STAT_AREA] >= 3
+    keep[np.unique(labels[difference > strong])] = True
+    keep[0] = False
+    mask: Mask = keep[labels]
+    return mask

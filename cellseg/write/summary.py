@@ -1,0 +1,111 @@
+"""What was predicted on an image, in numbers: tissue, cells and their density, and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.messages import plural
+from cellseg.predict.job import PredictionJob
+from cellseg.predictions import Predictions
+from cellseg.score.composition import composition
+
+MIN_SCORE = 0.5
+"""Of the cells that are counted, as in `export.py`; results have more, of lower scores, for AP."""
+
+MAX_LINES = 5
+"""Images that have a line each; more have one together."""
+
+
+class CellCounts:
+    """Numbers of cells of each class by image, of a score of `MIN_SCORE` or more."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = list(class_names)
+        self._by_image: dict[int, NDArray[np.int64]] = {}
+
+    def add(self, image_id: int, cells: Predictions) -> None:
+        """Add cells of an image."""
+        classes = cells.classes[cells.scores >= MIN_SCORE]
+        counts = np.bincount(classes, minlength=len(self.class_names))
+        self._by_image[image_id] = self.of(image_id) + counts
+
+    def of(self, image_id: int) -> NDArray[np.int64]:
+        """Return the numbers of cells of an image, `(K,)` int64."""
+        return self._by_image.get(image_id, np.zeros(len(self.class_names), np.int64))
+
+
+def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
+    """Return the numbers of each usable image of a job, as they stand in the list of images.
+
+    Returns
+    -------
+    Each has `tissue_px2`, `cells` by class, `seconds`, and where the resolution is known
+    `tissue_mm2`, and where there is some tissue, `cells_per_mm2` by class and `seconds_per_mm2`.
+    """
+    usable = [(n, image) for n, image in enumerate(job.images) if n not in job.unusable]
+    names = counts.class_names
+    by_class = [counts.of(image.id) for _, image in usable]
+    classes = [np.repeat(np.arange(len(names)), count) for count in by_class]
+    areas = [job.parts[n].tissue_area() for n, _ in usable]
+    found = composition(classes, len(names), areas, [image.mpp for _, image in usable])
+    images = []
+    for i, (n, _) in enumerate(usable):
+        mm2, took = found.area_mm2[i], job.seconds(n)
+        numbers: dict[str, Any] = {
+            "tissue_px2": round(areas[i]),
+            "cells": dict(zip(names, by_class[i].tolist(), strict=True)),
+        }
+        if took is not None:
+            numbers["seconds"] = _rounded(took)
+        if mm2 >= 0:  # not NaN
+            numbers["tissue_mm2"] = _rounded(mm2)
+        if mm2 > 0:
+            densities = map(_rounded, found.density_per_mm2.by_image[i])
+            numbers["cells_per_mm2"] = dict(zip(names, densities, strict=False))
+            if took is not None:
+                numbers["seconds_per_mm2"] = _rounded(took / mm2)
+        images.append(numbers)
+    return images
+
+
+def summary_lines(images: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each of a few entries of the list of images, or one for all."""
+    if len(images) <= MAX_LINES:
+        return [_line(Path(image["file_name"]).name, image) for image in images]
+    together: dict[str, Any] = {
+        key: sum(numbers[key] for numbers in images)
+        for key in ("tissue_px2", "tissue_mm2", "seconds")
+        if all(key in numbers for numbers in images)
+    }
+    classes = images[0]["cells"]
+    together["cells"] = {name: sum(image["cells"][name] for image in images) for name in classes}
+    if mm2 := together.get("tissue_mm2"):
+        together["cells_per_mm2"] = {name: n / mm2 for name, n in together["cells"].items()}
+        if "seconds" in together:
+            together["seconds_per_mm2"] = together["seconds"] / mm2
+    return [_line(plural(len(images), "image"), together)]
+
+
+def _line(name: str, numbers: dict[str, Any]) -> str:
+    known = "tissue_mm2" in numbers
+    area = f"{numbers['tissue_mm2']:.4g} mm²" if known else f"{numbers['tissue_px2']} px²"
+    total = plural(sum(numbers["cells"].values()), "cell")
+    line = f"{name}: {area} of tissue, {total} of score {MIN_SCORE} or more"
+    if densities := numbers.get("cells_per_mm2"):
+        classes = ", ".join(f"{class_} {each:.0f}" for class_, each in densities.items())
+        line += f"; per mm²: {classes}, in all {sum(densities.values()):.0f}"
+    else:
+        line += ": " + ", ".join(f"{class_} {n}" for class_, n in numbers["cells"].items())
+    if "seconds_per_mm2" in numbers:
+        line += f"; {numbers['seconds_per_mm2']:.3g} s per mm²"
+    return line
+
+
+def _rounded(value: float) -> float:
+    """Return a number with four digits."""
+    return float(f"{value:.4g}")
