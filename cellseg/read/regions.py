@@ -94,6 +94,9 @@ def read_regions(
         contain no pixel.
     """
     outlines = read_geojson(path)
+    for outline in outlines:
+        if outline.error:
+            raise InputError(outline.error)
     regions = [outline for outline in outlines if outline.polygons and outline.kind != "detection"]
     if not regions:
         found = f"only {plural(len(outlines), *_OTHERS)}"

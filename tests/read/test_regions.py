@@ -86,7 +86,7 @@ def test_polygons_as_shapely(tmp_path_factory, corners, step):
     assert (regions.contain(np.stack([x, y], 1)) == expected).all()
     # Each pixel in it is in the coarse mask, and each pixel of that has one.
     coarse = regions.coarse((step, step))
-    cells = np.stack([y, x], 1)[expected].astype(int) // step
+    cells = np.stack([y, x], 1)[expected].astype(int) / step
     assert {tuple(c) for c in cells.astype(int)} == {*zip(*coarse.pixels.nonzero(), strict=True)}
 
 
