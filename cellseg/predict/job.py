@@ -95,7 +95,8 @@ class PredictionJob:
     ) -> PredictionJob:
         """Plan the tiles of images, and open the store next to the results.
 
-        With `all_tiles`, tiles without tissue are predicted too. Raises InputError as `TileStore` and `plan_tiles` do.
+        With `all_tiles`, tiles without tissue are predicted too. Raises InputError as `TileStore`
+        and `plan_tiles` do.
         """
         parts: dict[int, ImagePart] = {}
         unusable: dict[int, str] = {}
