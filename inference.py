@@ -224,27 +224,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def connect(
-    args: argparse.Namespace, weights: Sequence[Path], cfgs: Sequence[CfgNode]
-) -> Iterator[tuple[Predictor, PredictTiles]]:
-    """Return what plans and merges tiles, and what predicts them: this process or workers."""
-    from cellseg.predict.job import predict_here
-    from cellseg.predict.predictor import Predictor
+def predict_slides(
+    args: argparse.Namespace,
+    output: Path,
+    weights: Sequence[Path],
+    cfgs: Sequence[CfgNode],
+    categories: Sequence[dict[str, Any]],
+) -> None:
+    """Predict the slides of a table, each into a folder of its own in `output`."""
+    from cellseg.predict.cohort import Cohort
+    from cellseg.predict.job import PredictionJob
+    from cellseg.predict.resolution import set_resolution
+    from cellseg.predict.tile_store import fingerprint
+    from cellseg.predict.workers import connect
+    from cellseg.read.slide_table import read_slide_table
+    from cellseg.write.sidecars import check_sidecars
+    from cellseg.write.submission import check_results_output
 
-    if not args.scheduler and args.workers == 1:
-        predictor = Predictor.load(weights, cfgs)
-        yield predictor, predict_here(predictor)
-        return
-    from cellseg.predict import workers
+    printed = set()
+    slides = read_slide_table(args.images[0])
+    with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
 
-    load = workers.loader(weights, cfgs)
-    with (
-        workers.cluster_workers(args.scheduler, load)
-        if args.scheduler
-        else workers.local_workers(args.workers, args.device, load)
-    ) as started:
-        yield Predictor([], cfgs), started.predict
+        def begin(slide: Slide, results: Path) -> PredictionJob:
+            check_results_output(results, with_zip=False)
+            check_sidecars(results)
+            images, resolution = set_resolution([slide.image], cfgs, args.mpp, args.level)
+            if resolution not in printed:
+                printed.add(resolution)
+                tqdm.write(resolution)
+            return PredictionJob.begin(predictor, weights, images, results)
+
+        def write(job: PredictionJob) -> Outcome:
+            listed, count = write_results(args, job, predictor, categories)
+            return outcome_of(listed[0], count)
+
+        made_from = [fingerprint(weights, cfgs, []), categories, args.mpp, args.level]
+        cohort = Cohort(slides, output, made_from, begin, write)
+        cohort.run(predict, in_background=args.workers > 1 or bool(args.scheduler))
 
 
 def write(

@@ -199,15 +199,19 @@ class PredictionJob:
                     yield self.images[number], part.keep(cells)
         warn_of_limits(limited)
 
+    def release(self) -> None:
+        """Remove the store, unless it has tiles and images are missing."""
+        if self.unusable and self.store.done():
+            self.store.close()
+        else:
+            self.store.remove()
+
     def close(self) -> None:
         """Remove the store, or report the images that are not in the results.
 
         Raises InputError if there are any; predicted tiles are kept then.
         """
-        if self.unusable and self.store.done():
-            self.store.close()
-        else:
-            self.store.remove()
+        self.release()
         if not self.unusable:
             return
         reasons = [self.unusable[number] for number in sorted(self.unusable)]

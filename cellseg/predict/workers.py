@@ -33,7 +33,7 @@ from cellseg.device import ANY_DEVICE, choose_device
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.messages import collect_warnings, plural, warn
-from cellseg.predict.job import PendingTile
+from cellseg.predict.job import PendingTile, PredictTiles, predict_here
 from cellseg.predict.predictor import Predictor, TileJob
 from cellseg.predict.tile_store import file_state
 from cellseg.predictions import Predictions
@@ -149,6 +149,28 @@ class Workers:
 
     def _where(self, host: str) -> str:
         return f" (on {host})" if self._remote else ""
+
+
+@contextlib.contextmanager
+def connect(
+    weights: Sequence[Path], cfgs: Sequence[CfgNode], n: int = 1, scheduler: str | None = None
+) -> Iterator[tuple[Predictor, PredictTiles]]:
+    """Return what plans and merges tiles, and what predicts them: this process, or workers.
+
+    `n` is the number of workers on this machine. Raises InputError as `Predictor.load`,
+    `local_workers` and `cluster_workers` do.
+    """
+    if n == 1 and not scheduler:
+        predictor = Predictor.load(weights, cfgs)
+        yield predictor, predict_here(predictor)
+        return
+    load = loader(weights, cfgs)
+    with (
+        cluster_workers(scheduler, load)
+        if scheduler
+        else local_workers(n, cfgs[0].MODEL.DEVICE, load)
+    ) as workers:
+        yield Predictor([], cfgs), workers.predict
 
 
 @contextlib.contextmanager

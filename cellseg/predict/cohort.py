@@ -1,0 +1,270 @@
+"""Predict many slides, each into a folder of its own, with a list of what was done.
+
+A folder gets the results and then a marker, `done.json`, which says what they were made from; a
+slide with such a marker is left out the next time. `manifest.csv` lists all slides in their order.
+A slide that fails costs no other. With workers, several slides are under way, and one that is
+predicted is merged and written while the next are predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cellseg.errors import InputError
+from cellseg.files import display_path, read_json, write_atomic, write_json
+from cellseg.messages import plural, warn
+from cellseg.predict.job import PredictionJob, PredictTiles
+from cellseg.predict.predictor import TileJob
+from cellseg.predict.tile_store import TileKey, file_state, lock_folder, remove_lock
+from cellseg.predictions import Predictions
+from cellseg.read.slide_table import Slide
+from cellseg.text import printable
+
+MANIFEST = "manifest.csv"
+MARKER = "done.json"
+RESULTS = "images-results.json"
+_TRACE = "error.txt"
+
+_COLUMNS = ("path", "folder", "cells", "mm2", "seconds", "error")
+_MANIFEST_SECONDS = 5.0  # between writes, as it has a line for each slide
+_MOST_UNWRITTEN = 4  # slides that are predicted but not yet written, which need memory and disk
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a slide: number of cells, area in mm² if known."""
+
+    cells: int
+    mm2: float | None
+
+
+@dataclass
+class _Open:
+    """A slide that is being predicted."""
+
+    slide: Slide
+    folder: Path
+    job: PredictionJob
+    made_from: str
+    n_left: int
+    began: float = field(default_factory=time.monotonic)
+
+
+class Cohort:
+    """Slides to predict, each into a folder in `output`.
+
+    Parameters
+    ----------
+    slides
+        The slides.
+    output
+        Folder of their folders and of the manifest. It is locked.
+    made_from
+        Everything but the slide's files that its results depend on, as JSON can hold it.
+    begin
+        Opens a slide: plans its tiles, for a results file.
+    write
+        Writes the results of a job whose tiles are predicted.
+
+    Raises
+    ------
+    InputError
+        If the folder can't be created or another command uses it.
+    """
+
+    def __init__(
+        self,
+        slides: Sequence[Slide],
+        output: Path,
+        made_from: Any,
+        begin: Callable[[Slide, Path], PredictionJob],
+        write: Callable[[PredictionJob], Outcome],
+    ) -> None:
+        self._slides, self._output = slides, output
+        self._made_from, self._begin, self._write = made_from, begin, write
+        self._rows: dict[str, dict[str, Any]] = {}  # by the slide's name
+        self._written = -_MANIFEST_SECONDS
+        self._lock = threading.RLock()  # of these two
+        self._unlock = lock_folder(output)
+
+    def run(self, predict: PredictTiles, in_background: bool = False) -> None:
+        """Predict the slides that are not done, and write their results and the manifest.
+
+        `in_background` merges and writes in another thread, for workers in other processes.
+
+        Raises InputError at the end if slides failed.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._release)
+            todo = self._choose()
+            pool = stack.enter_context(ThreadPoolExecutor(1)) if in_background else None
+            bar = stack.enter_context(tqdm(desc="predicting", unit="tile", total=0, disable=None))
+            results = stack.enter_context(contextlib.closing(predict(self._groups(todo, bar))))
+            unwritten: list[Future[None]] = []
+            for (opened, key), result in results:
+                bar.update()
+                self._add(opened, key, result)
+                if opened.n_left:
+                    continue
+                if not pool:
+                    self._finish(opened)
+                    continue
+                unwritten = [future for future in unwritten if not future.done()]
+                unwritten.append(pool.submit(self._finish, opened))
+                if len(unwritten) > _MOST_UNWRITTEN:
+                    unwritten.pop(0).result()
+        manifest = display_path(self._output / MANIFEST)
+        failed = sum(bool(row["error"]) for row in self._rows.values())
+        if failed:
+            raise InputError(
+                f"{failed} of {plural(len(self._slides), 'slide')} failed, see {manifest}; run the "
+                "same command again to retry them"
+            )
+        print(f"{plural(len(self._slides), 'slide')} done: {manifest}")
+
+    def _release(self) -> None:
+        self._write_manifest()
+        remove_lock(self._output)
+        self._unlock()
+
+    def _choose(self) -> list[tuple[Slide, str]]:
+        """Return the slides that are not done, and what their results depend on."""
+        todo = []
+        for slide in self._slides:
+            folder, made_from = self._output / slide.name, self._fingerprint(slide)
+            marker = _read_marker(folder)
+            if slide.problem:
+                self._fail(slide, slide.problem)
+            elif marker.get("made_from") == made_from:
+                self._note(slide, **marker["outcome"])
+            else:
+                todo.append((slide, made_from))
+        if n_done := sum(not row["error"] for row in self._rows.values()):
+            print(f"{plural(n_done, 'slide')} already done")
+        return todo
+
+    def _groups(
+        self, todo: Sequence[tuple[Slide, str]], bar: tqdm[Any]
+    ) -> Iterator[list[tuple[tuple[_Open, TileKey], TileJob]]]:
+        """Open slides, and yield the pending tiles of each."""
+        for number, (slide, made_from) in enumerate(todo, 1):
+            bar.set_description(f"slide {number} of {len(todo)}")
+            folder, pending = self._output / slide.name, []
+            with self._guard(slide):
+                job = self._begin(slide, folder / RESULTS)
+                if job.unusable:
+                    job.release()
+                    raise InputError(job.unusable[0])
+                pending = job.pending()
+                job.report_resumed(len(pending))
+                bar.total += len(pending)
+                opened = _Open(slide, folder, job, made_from, len(pending))
+                if not pending:
+                    self._finish(opened)
+            if pending:
+                yield [((opened, key), tile) for key, tile in pending]
+
+    def _add(self, opened: _Open, key: TileKey, result: Predictions | Exception) -> None:
+        """Store the result of a tile; an error that is a bug is only this slide's."""
+        opened.n_left -= 1
+        try:
+            opened.job.add(key, result)
+        except Exception as error:  # noqa: BLE001
+            opened.job.add(key, self._report(opened.folder, error))
+
+    def _finish(self, opened: _Open) -> None:
+        """Merge the tiles of a slide, and write its results, the marker and the manifest."""
+        slide, folder, job = opened.slide, opened.folder, opened.job
+        with self._guard(slide):
+            job.collect_failures()
+            if job.unusable:
+                job.release()
+                raise InputError(job.unusable[0])
+            outcome = self._write(job)
+            job.release()
+            seconds = round(time.monotonic() - opened.began, 1)
+            row = {"cells": outcome.cells, "mm2": outcome.mm2, "seconds": seconds}
+            marker = {"made_from": opened.made_from, "outcome": row}
+            write_json(folder / MARKER, marker, indent=1)
+            (folder / _TRACE).unlink(missing_ok=True)
+            area = f", {outcome.mm2:.4g} mm²" if outcome.mm2 else ""
+            tqdm.write(
+                f"{slide.image.path.name}: {plural(outcome.cells, 'cell')}{area}, {seconds:.0f} s: "
+                f"{display_path(folder)}"
+            )
+            self._note(slide, **row)
+
+    @contextlib.contextmanager
+    def _guard(self, slide: Slide) -> Iterator[None]:
+        """Report an error in the block as that of a slide."""
+        try:
+            yield
+        except InputError as error:
+            self._fail(slide, str(error))
+        except Exception as error:  # noqa: BLE001
+            self._fail(slide, str(self._report(self._output / slide.name, error)))
+
+    def _report(self, folder: Path, error: Exception) -> InputError:
+        """Return the error for the user; write the traceback of a bug into the slide's folder."""
+        if isinstance(error, OSError):
+            return InputError(f"{error.filename or folder}: {error.strerror or error}")
+        with write_atomic(folder / _TRACE) as file:
+            file.write("".join(traceback.format_exception(error)))
+        return InputError(
+            f"{folder / _TRACE}: {type(error).__name__}, which is a bug; please report it"
+        )
+
+    def _fail(self, slide: Slide, reason: str) -> None:
+        warn(f"failed: {reason}")
+        self._note(slide, error=reason)
+
+    def _note(self, slide: Slide, **values: Any) -> None:
+        with self._lock:
+            self._rows[slide.name] = {"error": "", **values}
+            if time.monotonic() > self._written + _MANIFEST_SECONDS:
+                self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        """Write the manifest; slides that are not done have empty fields."""
+        with self._lock, write_atomic(self._output / MANIFEST) as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            for slide in self._slides:
+                path, folder = slide.image.path, self._output / slide.name
+                names = {"path": printable(str(path)), "folder": printable(str(folder))}
+                writer.writerow(names | self._rows.get(slide.name, {}))
+            self._written = time.monotonic()
+
+    def _fingerprint(self, slide: Slide) -> str:
+        """Return a hash of all that the results depend on, without opening the slide."""
+        image = slide.image
+        files = [file_state(path) for path in (image.path, image.regions) if path]
+        text = json.dumps([self._made_from, files, image.level, image.mpp])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """Return the marker of a slide that is done, else an empty one."""
+    with contextlib.suppress(InputError):
+        marker = read_json(folder / MARKER, "marker", "predict again")
+        if (
+            isinstance(marker, dict)
+            and isinstance(outcome := marker.get("outcome"), dict)
+            and outcome.keys() == {"cells", "mm2", "seconds"}
+            and (folder / RESULTS).is_file()
+        ):
+            return marker
+    return {}

@@ -1,0 +1,116 @@
+"""Tables of slides: CSV files with a path, and where needed micrometres per pixel and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellseg.errors import InputError
+from cellseg.images import ImageRecord
+from cellseg.messages import listed, plural, warn
+from cellseg.read.csv_table import read_rows
+from cellseg.read.names import absolute_path, name_outputs_uniquely
+from cellseg.read.resolution import MPP_RANGE, is_plausible
+from cellseg.read.slide import slide_id
+
+SUFFIXES = (".csv", ".tsv")
+_COLUMNS = ("path", "mpp", "regions")
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A slide in a table.
+
+    Attributes
+    ----------
+    image
+        The image, with the id 1.
+    name
+        Name of the folder for its results, unique in the table; it may have `/` in it.
+    problem
+        Why the row can't be used, or an empty text.
+    """
+
+    image: ImageRecord
+    name: str
+    problem: str = ""
+
+
+def is_slide_table(paths: Sequence[Path]) -> bool:
+    """Return whether a table of slides is among paths. Raises InputError if others are too."""
+    tables = [path for path in paths if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if tables and len(paths) > 1:
+        raise InputError(f"--images {tables[0]}: a table of slides; give no other path with it")
+    return bool(tables)
+
+
+def read_slide_table(path: Path) -> list[Slide]:
+    """Read a table of slides. Relative paths in it are relative to its folder.
+
+    A row that can't be used has a `problem`. Warns of unknown columns and of repeated rows.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, has no column `path` or no rows.
+    """
+    where = "--images "
+    rows = read_rows(path, ("path",), where)
+    if not rows:
+        raise InputError(f"{where}{path}: no slides in it; add a line with the path of each")
+    if unknown := [title for title in rows[0][1] if title and title not in _COLUMNS]:
+        warn(f"{path}: unknown columns {listed(unknown)} ignored; known are {', '.join(_COLUMNS)}")
+    first: dict[object, tuple[int, Mapping[str, str]]] = {}
+    kept: list[tuple[ImageRecord, str]] = []
+    repeated: list[int] = []
+    for line, row in rows:
+        file = path.parent / row["path"]
+        image, problem = _read_row(f"{path}: line {line}: ", path.parent, row)
+        key = slide_id(file) if file.exists() else row["path"]
+        if row["path"] and key in first:
+            earlier, other = first[key]
+            if all(row.get(name) == other.get(name) for name in _COLUMNS[1:]):
+                repeated.append(line)
+                continue
+            problem = (
+                f"{path}: line {line}: {row['path']} is in line {earlier} too, with other values; "
+                "remove one of them"
+            )
+        first.setdefault(key, (line, row))
+        kept.append((image, problem))
+    if repeated:
+        warn(
+            f"{path}: {plural(len(repeated), 'line')} repeated earlier ones and "
+            f"{'is' if len(repeated) == 1 else 'are'} ignored: line {listed(repeated)}"
+        )
+    names = name_outputs_uniquely(path, [image.file_name for image, _ in kept])
+    return [
+        Slide(image, name, problem) for (image, problem), name in zip(kept, names, strict=True)
+    ]
+
+
+def _read_row(where: str, folder: Path, row: Mapping[str, str]) -> tuple[ImageRecord, str]:
+    """Return the image of a row, and what is wrong with it."""
+    file = absolute_path(folder / row["path"])
+    problem, mpp = "", None
+    if text := row.get("mpp"):
+        try:
+            mpp = float(text.replace(",", "."))
+        except ValueError:
+            pass
+        if not is_plausible(mpp):
+            problem = f"{where}mpp {text!r} is not {MPP_RANGE}; correct it, or leave it empty"
+    if not row["path"]:
+        problem = f"{where}no path; add it, or remove the line"
+    elif not file.exists():
+        problem = f"{where}{file}: no such file; correct the path"
+    elif file.is_dir():
+        problem = f"{where}{file}: is a folder, expected an image; write the paths of its images"
+    regions = row.get("regions")
+    return (
+        ImageRecord(
+            1, str(file), file, None, mpp=mpp, regions=folder / regions if regions else None
+        ),
+        problem,
+    )
