@@ -8,9 +8,8 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from cellseg.images import ImageRecord
-    from cellseg.predict.job import PredictionJob, PredictTiles
+    from cellseg.predict.job import PredictionJob
     from cellseg.predict.predictor import Predictor
 
 
@@ -73,7 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     images.add_argument("--annotations", type=Path, metavar="FILE",
         help="the run's annotation file for train and val, where it is now (the run's own path)")
     images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
-        help="images or folders of images to predict instead")
+        help="images, folders of images, or a CSV table of slides, to predict instead")
     images.add_argument("--mpp", type=utils.micrometres, metavar="MICROMETRES",
         help="micrometres per pixel at full resolution (as the files say, else as in training)")
     images.add_argument("--level", type=utils.non_negative_int, metavar="N",
@@ -172,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.job import PredictionJob, choose_results
     from cellseg.predict.part import describe_parts
     from cellseg.predict.resolution import set_resolution
+    from cellseg.predict.workers import connect
+    from cellseg.read.slide_table import is_slide_table
     from cellseg.write.sidecars import check_sidecars
     from cellseg.write.submission import check_results_output
 
@@ -199,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"tiles of {cfgs[0].TEST.TILE} px are small for cells of up to {longest:.0f} px, as in "
             f"training: many are cut; use --tile {4 * math.ceil(longest)} or more"
         )
+    if is_slide_table(args.images or ()):
+        predict_slides(args, choose_folder(args, folders[0]), weights, cfgs, categories)
+        return 0
     name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
     if args.regions and len(images) > 1:
         raise InputError(
@@ -211,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = choose_results(args.output or folders[0], name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
     check_sidecars(results)
-    with connect(args, weights, cfgs) as (predictor, predict):
+    with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
         job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
         for line in describe_parts(list(job.parts.values())):
             print(line)
@@ -224,6 +228,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def choose_folder(args: argparse.Namespace, run: Path) -> Path:
+    """Return the folder for the slides of a table: --output, or one of its name in the run's."""
+    output: Path = args.output or run / args.images[0].stem
+    if output.suffix.lower() == ".json" or (output.exists() and not output.is_dir()):
+        raise InputError(f"--output {output}: a folder is expected for a table of slides")
+    if args.zip or args.regions:
+        raise InputError(
+            f"--images {args.images[0]}: a table of slides; it is no submission, so leave --zip "
+            "out, and its column regions names the outlines of each slide"
+        )
+    return output
+
+
 def predict_slides(
     args: argparse.Namespace,
     output: Path,
@@ -232,33 +249,39 @@ def predict_slides(
     categories: Sequence[dict[str, Any]],
 ) -> None:
     """Predict the slides of a table, each into a folder of its own in `output`."""
-    from cellseg.predict.cohort import Cohort
+    from tqdm import tqdm
+
+    from cellseg.predict.cohort import Cohort, Outcome
     from cellseg.predict.job import PredictionJob
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.tile_store import fingerprint
     from cellseg.predict.workers import connect
     from cellseg.read.slide_table import read_slide_table
+    from cellseg.write.results import write_results
     from cellseg.write.sidecars import check_sidecars
-    from cellseg.write.submission import check_results_output
+    from cellseg.write.submission import check_results_output, check_submission
+    from cellseg.write.summary import summary_lines
 
-    printed = set()
+    def begin(image: ImageRecord, results: Path) -> PredictionJob:
+        check_results_output(results, with_zip=False)
+        check_sidecars(results)
+        images, resolution = set_resolution([image], cfgs, args.mpp, args.level)
+        if resolution not in printed:
+            printed.add(resolution)
+            tqdm.write(resolution)
+        return PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
+
+    def write(job: PredictionJob) -> Outcome:
+        (listed,), _ = write_results(job, predictor, categories, own=True)
+        check_submission(job.results, [listed], [category["id"] for category in categories])
+        (line,) = summary_lines([listed])
+        return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)
+
+    printed: set[str] = set()
     slides = read_slide_table(args.images[0])
+    made_from = [fingerprint(weights, cfgs, []), categories, args.mpp, args.level, args.all_tiles]
+    process.advise("run the same command again to continue")
     with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
-
-        def begin(slide: Slide, results: Path) -> PredictionJob:
-            check_results_output(results, with_zip=False)
-            check_sidecars(results)
-            images, resolution = set_resolution([slide.image], cfgs, args.mpp, args.level)
-            if resolution not in printed:
-                printed.add(resolution)
-                tqdm.write(resolution)
-            return PredictionJob.begin(predictor, weights, images, results)
-
-        def write(job: PredictionJob) -> Outcome:
-            listed, count = write_results(args, job, predictor, categories)
-            return outcome_of(listed[0], count)
-
-        made_from = [fingerprint(weights, cfgs, []), categories, args.mpp, args.level]
         cohort = Cohort(slides, output, made_from, begin, write)
         cohort.run(predict, in_background=args.workers > 1 or bool(args.scheduler))
 
@@ -272,24 +295,16 @@ def write(
     """Merge the tiles into the results, zip them for a submission, and check them."""
     from cellseg import runs
     from cellseg.read.coco import data_categories
-    from cellseg.read.images import list_entry
     from cellseg.read.names import image_name
-    from cellseg.write.sidecars import write_sidecars
-    from cellseg.write.submission import check_submission, write_submission, write_zip
-    from cellseg.write.summary import CellCounts, summarise, summary_lines
+    from cellseg.write.results import write_results
+    from cellseg.write.submission import check_submission, write_zip
+    from cellseg.write.summary import summary_lines
 
     results = job.results
     category_ids = [category["id"] for category in categories]
-    counts = CellCounts([category["name"] for category in categories])
-    with write_submission(results, category_ids) as writer:
-        for image, cells in job.merge(predictor):
-            writer.add(image.id, cells)
-            counts.add(image.id, cells)
-    listed = [list_entry(image) for image in job.usable]
-    if args.images:
-        numbers = summarise(job, counts)
-        listed = [entry | more for entry, more in zip(listed, numbers, strict=True)]
-    ground_truth = write_sidecars(results, listed, bool(args.images), args.annotations, args.data)
+    listed, ground_truth = write_results(
+        job, predictor, categories, bool(args.images), args.annotations, args.data
+    )
     to_submit = not (args.images or ground_truth)
     fits = to_submit and list(categories) == data_categories(args.data)
     archive = write_zip(results) if fits or args.zip else None

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import display_path, read_json, write_atomic, write_json
+from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
 from cellseg.predict.job import PredictionJob, PredictTiles
 from cellseg.predict.predictor import TileJob
@@ -45,10 +46,11 @@ _MOST_UNWRITTEN = 4  # slides that are predicted but not yet written, which need
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a slide: number of cells, area in mm² if known."""
+    """Result of a slide: number of cells, tissue in mm² if known, a line about both."""
 
     cells: int
     mm2: float | None
+    line: str
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Cohort:
     made_from
         Everything but the slide's files that its results depend on, as JSON can hold it.
     begin
-        Opens a slide: plans its tiles, for a results file.
+        Opens an image: plans its tiles, for a results file.
     write
         Writes the results of a job whose tiles are predicted.
 
@@ -90,7 +92,7 @@ class Cohort:
         slides: Sequence[Slide],
         output: Path,
         made_from: Any,
-        begin: Callable[[Slide, Path], PredictionJob],
+        begin: Callable[[ImageRecord, Path], PredictionJob],
         write: Callable[[PredictionJob], Outcome],
     ) -> None:
         self._slides, self._output = slides, output
@@ -164,7 +166,7 @@ class Cohort:
             bar.set_description(f"slide {number} of {len(todo)}")
             folder, pending = self._output / slide.name, []
             with self._guard(slide):
-                job = self._begin(slide, folder / RESULTS)
+                job = self._begin(slide.image, folder / RESULTS)
                 if job.unusable:
                     job.release()
                     raise InputError(job.unusable[0])
@@ -200,11 +202,7 @@ class Cohort:
             marker = {"made_from": opened.made_from, "outcome": row}
             write_json(folder / MARKER, marker, indent=1)
             (folder / _TRACE).unlink(missing_ok=True)
-            area = f", {outcome.mm2:.4g} mm²" if outcome.mm2 else ""
-            tqdm.write(
-                f"{slide.image.path.name}: {plural(outcome.cells, 'cell')}{area}, {seconds:.0f} s: "
-                f"{display_path(folder)}"
-            )
+            tqdm.write(f"{outcome.line}; {seconds:.3g} s: {display_path(folder)}")
             self._note(slide, **row)
 
     @contextlib.contextmanager

@@ -209,6 +209,12 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
         SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
+        # All at once, before times are taken. Errors are those of the first tiles.
+        loading = [
+            client.submit(_load_ahead, pickle.dumps(load), workers=[address], pure=False)
+            for address in client.scheduler_info()["workers"]
+        ]
+        client.gather(loading, errors="skip")
         yield Workers(client, load)
 
 
@@ -293,6 +299,11 @@ def _predict_block(load: bytes, versions: dict[str, str], jobs: Sequence[TileJob
             return _BlockResult(host, problem=str(error))
         tiles = [*predictor.predict_tiles(jobs)]
     return _BlockResult(host, tiles, messages)
+
+
+def _load_ahead(load: bytes) -> None:
+    with contextlib.suppress(InputError), _one_at_a_time, collect_warnings():
+        _load(load)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,42 @@ from pathlib import Path
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 
+_LONGEST_LINE = 1 << 16  # characters
 
-def read_columns(path: Path, columns: Sequence[str], where: str = "") -> list[tuple[str, ...]]:
-    """Return the values in some columns of a CSV file, row by row, as `read_rows` does.
 
-    Raises InputError also if a value is missing.
+def has_columns(path: Path, columns: Sequence[str]) -> bool:
+    """Return whether a file is CSV with some columns, as `read_columns` reads them."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
+        check_ordinary(path)
+        with path.open(encoding="utf-8-sig") as file:
+            return _find_separator([file.readline(_LONGEST_LINE)], columns) is not None
+    return False
+
+
+def _find_separator(lines: Sequence[str], columns: Sequence[str]) -> str | None:
+    """Return the separator with which the first of some lines has the columns, None if none."""
+    for separator in ",;\t":
+        header = next(csv.reader(lines, delimiter=separator), [])
+        if set(columns) <= set(_titles(header)):
+            return separator
+    return None
+
+
+def _titles(header: Sequence[str]) -> list[str]:
+    return [title.strip().casefold() for title in header]
+
+
+def read_columns(
+    path: Path, columns: Sequence[str], where: str = "", may_be_empty: bool = False
+) -> list[tuple[str, ...]]:
+    """Return the values in some columns of a CSV file, row by row, as `read_rows` reads them.
+
+    Raises InputError also if a value is missing, unless they may be empty.
     """
     values = []
     for line, row in read_rows(path, columns, where):
         cells = tuple(row[column] for column in columns)
-        if "" in cells:
+        if "" in cells and not may_be_empty:
             missing = columns[cells.index("")]
             raise InputError(f"{where}{path}: no {missing} in line {line}; add it")
         values.append(cells)
@@ -37,7 +64,7 @@ def read_rows(
     Raises InputError if the file can't be read, or one of `columns` is missing.
     """
     name = ",".join(columns)
-    expected = f"expected a CSV file with the column{'s' * (len(columns) > 1)} {name}"
+    expected = f"expected a CSV file with the column{'s' if len(columns) > 1 else ''} {name}"
     check_ordinary(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -47,16 +74,14 @@ def read_rows(
         raise InputError(f"{where}{path}: not UTF-8 text; save it as CSV in UTF-8") from None
     except OSError as error:
         raise InputError(f"{where}{path}: can't be read ({error.strerror}); {expected}") from None
-    for separator in ",;\t":
-        try:
-            header, *rows = list(csv.reader(lines, delimiter=separator)) or [[]]
-        except csv.Error as error:
-            raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
-        titles = [title.strip().casefold() for title in header]
-        if set(columns) <= set(titles):
-            break
-    else:
-        raise InputError(f"{where}{path}: no columns {name} in line 1; {expected}")
+    try:
+        separator = _find_separator(lines[:1], columns)
+        if separator is None:
+            raise InputError(f"{where}{path}: no columns {name} in line 1; {expected}")
+        header, *rows = csv.reader(lines, delimiter=separator)
+    except csv.Error as error:
+        raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
+    titles = _titles(header)
     places = {title: titles.index(title) for title in titles}  # the first of two equal ones
     return [
         (line, {t: row[i].strip() if i < len(row) else "" for t, i in places.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,44 +62,43 @@ def read_slide_table(path: Path) -> list[Slide]:
         raise InputError(f"{where}{path}: no slides in it; add a line with the path of each")
     if unknown := [title for title in rows[0][1] if title and title not in _COLUMNS]:
         warn(f"{path}: unknown columns {listed(unknown)} ignored; known are {', '.join(_COLUMNS)}")
-    first: dict[object, tuple[int, Mapping[str, str]]] = {}
-    kept: list[tuple[ImageRecord, str]] = []
+    slides: dict[object, tuple[int, Mapping[str, str], ImageRecord, str]] = {}
     repeated: list[int] = []
     for line, row in rows:
-        file = path.parent / row["path"]
-        image, problem = _read_row(f"{path}: line {line}: ", path.parent, row)
-        key = slide_id(file) if file.exists() else row["path"]
-        if row["path"] and key in first:
-            earlier, other = first[key]
-            if all(row.get(name) == other.get(name) for name in _COLUMNS[1:]):
-                repeated.append(line)
-                continue
-            problem = (
-                f"{path}: line {line}: {row['path']} is in line {earlier} too, with other values; "
+        image, problem = _read_row(f"{path}: line {line}: ", line, path.parent, row)
+        key = image.path if problem else slide_id(image.path)
+        if key not in slides:
+            slides[key] = line, row, image, problem
+            continue
+        first, other, image, problem = slides[key]
+        if all(row.get(name) == other.get(name) for name in _COLUMNS[1:]):
+            repeated.append(line)
+        else:
+            problem = f"{path}: line {line}: {row['path']} has other values in line {first}; " + (
                 "remove one of them"
             )
-        first.setdefault(key, (line, row))
-        kept.append((image, problem))
+            slides[key] = first, other, image, problem
     if repeated:
         warn(
-            f"{path}: {plural(len(repeated), 'line')} repeated earlier ones and "
-            f"{'is' if len(repeated) == 1 else 'are'} ignored: line {listed(repeated)}"
+            f"{path}: {plural(len(repeated), 'line')} with a slide of an earlier line ignored: "
+            f"line {listed(repeated)}"
         )
-    names = name_outputs_uniquely(path, [image.file_name for image, _ in kept])
+    names = name_outputs_uniquely(path, [image.file_name for _, _, image, _ in slides.values()])
     return [
-        Slide(image, name, problem) for (image, problem), name in zip(kept, names, strict=True)
+        Slide(image, name, problem)
+        for (_, _, image, problem), name in zip(slides.values(), names, strict=True)
     ]
 
 
-def _read_row(where: str, folder: Path, row: Mapping[str, str]) -> tuple[ImageRecord, str]:
+def _read_row(
+    where: str, line: int, folder: Path, row: Mapping[str, str]
+) -> tuple[ImageRecord, str]:
     """Return the image of a row, and what is wrong with it."""
-    file = absolute_path(folder / row["path"])
+    file = absolute_path(folder / row["path"]) if row["path"] else Path(f"line {line}")
     problem, mpp = "", None
     if text := row.get("mpp"):
-        try:
+        with contextlib.suppress(ValueError):
             mpp = float(text.replace(",", "."))
-        except ValueError:
-            pass
         if not is_plausible(mpp):
             problem = f"{where}mpp {text!r} is not {MPP_RANGE}; correct it, or leave it empty"
     if not row["path"]:
