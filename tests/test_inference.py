@@ -605,6 +605,46 @@ def test_killed_and_resumed(run, slide, undisturbed, tmp_path, monkeypatch, caps
         assert written == undisturbed
 
 
+@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+def test_a_table_of_slides(run, slide, tmp_path, capsys):
+    """One in a list of bad ones; its folder is like the results of other images."""
+    shutil.copy(slide, tmp_path / "good.tif")
+    (tmp_path / "cut.tif").write_bytes(slide.read_bytes()[:900])
+    (tmp_path / "far.geojson").write_text(
+        '{"type": "Polygon", "coordinates": [[[900, 900], [950, 900], [950, 950], [900, 900]]]}'
+    )
+    shutil.copy(slide, tmp_path / "region.tif")
+    table = tmp_path / "slides.csv"
+    table.write_text(
+        "path,mpp,regions\ngood.tif,,\ncut.tif,,\nnone.tif,,\nregion.tif,,far.geojson\n"
+    )
+    out = tmp_path / "out"
+    argv = argv_of(run, table, out)
+    with pytest.raises(InputError, match=rf"^3 of 4 slides failed, see {out / 'manifest.csv'}"):
+        inference.main(argv)
+    err = capsys.readouterr().err
+    for name in ("cut.tif", "none.tif", "far.geojson"):
+        assert sum(line.startswith("warning: failed: ") for line in err.splitlines()) == 3
+        assert f"{tmp_path / name}: " in err
+    single = tmp_path / "single"
+    assert inference.main(argv_of(run, tmp_path / "good.tif", single)) == 0
+    results_file = "images-results.json"
+    assert (out / "good" / results_file).read_bytes() == (single / results_file).read_bytes()
+    assert export.main([str(out / "good")]) == 0
+    table.write_text("path\ngood.tif\n")
+    capsys.readouterr()
+    assert inference.main(argv) == 0
+    assert "1 slide already done" in capsys.readouterr().out
+    for words in (["--zip"], ["--regions", "x.geojson"]):
+        with pytest.raises(InputError, match=r"slides\.csv: a table of slides"):
+            inference.main(argv_of(run, table, out, *words))
+    with pytest.raises(InputError, match=r"--output .*x\.json: a folder"):
+        inference.main(argv_of(run, table, tmp_path / "x.json"))
+    with pytest.raises(InputError, match=r"^1 of 1 slide failed"):
+        inference.main(argv_of(run, table, out, "--level", 7))
+    assert "level 7" in (out / "manifest.csv").read_text()
+
+
 # The first worker that predicts is killed, or also the client when it has stored a tile. Each
 # process runs this script.
 DYING = """\
