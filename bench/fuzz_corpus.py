@@ -52,6 +52,7 @@ TRAIN = "train.py --config_file tiny.yaml --engine torchvision --device cpu --ou
 BATCH = f"{TRAIN} --show_batch out/batch.png"
 PREDICT = "inference.py --checkpoint run --device cpu --score_threshold 0 --output out/r.json"
 ANNOTATE = "annotation.py --jobs 1 --output out/annotations.json --data"
+TAKE_BACK = f"{ANNOTATE} fixed --corrected fix"
 COCO = [
     f"{ANNOTATE} data --coco coco.json",
     f"{BATCH} --data data --annotations coco.json",
@@ -129,6 +130,12 @@ KINDS = {
     },
     "geojson": Kind("geo/train/a/a.geojson", either(mutate_json, 0.8), [f"{ANNOTATE} geo"]),
     "geojson.gz": Kind("gz/train/a/a.geojson.gz", either(mutate_gzip), [f"{ANNOTATE} gz"]),
+    "corrected geojson": Kind("fix/a.geojson", either(mutate_json, 0.8), [TAKE_BACK]),
+    "windows to correct": Kind("fix/index.json", either(mutate_json, 0.8), [TAKE_BACK]),
+    "corrected windows": Kind(
+        "fixed/corrected/annotations.json", either(mutate_json, 0.8),
+        [f"{ANNOTATE} fixed", TAKE_BACK],
+    ),
     "imagescope": Kind("xml/train/a/a.xml", either(mutate_text), [f"{ANNOTATE} xml"]),
     "label.png": Kind("png/train/a/label.png", either(mutate_png), [f"{ANNOTATE} png"]),
     "label.npy": Kind("npy/train/a/label.npy", either(mutate_npy), [f"{ANNOTATE} npy"]),
@@ -212,8 +219,8 @@ if HAS_DETECTRON2:
             "MODEL.TRUSTED_SHA256 {sha}"
         ],
     )
-# train.py --resume writes into the run that it resumes.
-OUTPUTS = ("out", "run")
+# train.py --resume writes into the run that it resumes, annotation.py --corrected into its data.
+OUTPUTS = ("out", "run", "fixed")
 
 
 def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
@@ -325,6 +332,14 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     inference.main([*argv.split(), "--output", str(folder / "run")])
     own = [str(data / "train" / name / "image.tif") for name in "abc"]
     inference.main([*argv.split(), "--images", *own, "--output", str(folder / "own" / "r.json")])
+    fix = folder / "fix"
+    argv = f"{folder / 'own' / 'r.json'} --data {data} --to_correct {fix} --score_threshold 0"
+    export.main(argv.split())
+    for path in fix.glob("*.geojson"):  # as another program writes it
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=0))
+    (folder / "fixed").mkdir()
+    annotation.main(["--data", str(folder / "fixed"), "--corrected", str(fix)])
+    (folder / "fixed" / "train__annot.json").unlink()
     (folder / "own" / "r-list.json").write_text(
         (folder / "own" / "r-list.json").read_text().replace(f"{folder}/", "")
     )
