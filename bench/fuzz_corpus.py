@@ -333,8 +333,8 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     own = [str(data / "train" / name / "image.tif") for name in "abc"]
     inference.main([*argv.split(), "--images", *own, "--output", str(folder / "own" / "r.json")])
     fix = folder / "fix"
-    argv = f"{folder / 'own' / 'r.json'} --data {data} --to_correct {fix} --score_threshold 0"
-    export.main(argv.split())
+    words = f"{folder / 'own' / 'r.json'} --data {data} --to_correct {fix} --score_threshold 0"
+    export.main(words.split())
     for path in fix.glob("*.geojson"):  # as another program writes it
         path.write_text(json.dumps(json.loads(path.read_text()), indent=0))
     (folder / "fixed").mkdir()
