@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -194,8 +195,11 @@ def to_json(value: Any, **options: Any) -> str:
 
 def check_ordinary(path: str | os.PathLike[str]) -> None:
     """Raise InputError for a device or a pipe, which may have no end; other paths pass."""
-    path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # reading it gives the error
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
 
 

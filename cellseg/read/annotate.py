@@ -166,12 +166,10 @@ def _with_warnings(
     )
     n_pixels = pixels.shape[0] * pixels.shape[1]
     warnings[DARK_TEXT] += is_dark(count_bright(pixels), n_pixels)
-    warnings[f"cells of at most {SMALL} pixels"] += sum(
-        int((areas(mask_runs) <= SMALL).sum()) for mask_runs in cells.values()
-    )
     for number, mask_runs in cells.items():
-        large = 2 * areas(mask_runs) > mask_runs.size[0] * mask_runs.size[1]
-        warnings["cells that cover over half of the image"] += int(large.sum())
+        sizes = areas(mask_runs)
+        warnings[f"cells of at most {SMALL} pixels"] += int((sizes <= SMALL).sum())
+        warnings["cells that cover over half of the image"] += int((2 * sizes > n_pixels).sum())
         reused = int(scattered(mask_runs).sum())
         if reused >= 10 and 2 * reused > len(mask_runs):
             raise InputError(

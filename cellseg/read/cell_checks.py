@@ -40,6 +40,8 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     sides = boxes[:, 2:] - boxes[:, :2]
     length = sides.max(axis=1)
     is_sparse = 2 * sizes < sides.prod(axis=1)
+    if not is_sparse.any():
+        return is_sparse
     median = 0 if is_sparse.all() else np.median(sizes[~is_sparse])
     far: NDArray[np.bool_] = is_sparse & (length > _FAR * np.sqrt(median))
     sparse = np.flatnonzero(far)

@@ -159,6 +159,12 @@ def _check_background(path: Path, values: NDArray[Any], mask_runs: MaskRuns, rem
         return
     sizes = areas(mask_runs)
     index = int(sizes.argmax())
+    first, last = (
+        mask_runs.starts[mask_runs.offsets[index]],
+        mask_runs.ends[mask_runs.offsets[index + 1] - 1],
+    )
+    if first >= height or last <= (width - 1) * height:  # the usual case, at no cost
+        return
     largest = select_masks(mask_runs, np.array([index]))
     if boxes_xyxy(largest)[0].tolist() != [0, 0, width, height]:
         return

@@ -270,7 +270,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
         If the file can't be read, is damaged, or doesn't have one value per pixel.
     """
     path = Path(path)
-    if not is_tiff(path):
+    if file_kind(path) != "TIFF":
         raise InputError(f"{path}: not a TIFF; save the label map as a TIFF, one value per pixel")
     with decode_errors(path), tifffile.TiffFile(path) as tiff:
         page, *others = main_pages(path, tiff)
@@ -293,17 +293,15 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
     return labels.view(np.uint8) if labels.dtype == bool else labels
 
 
-def is_tiff(path: Path) -> bool:
-    """Return whether a file is a TIFF, by content. Raises InputError if it can't be read."""
-    return _magic(path) in _TIFF_MAGIC
-
-
-def is_picture(path: Path) -> bool:
-    """Return whether a file is a PNG, JPEG or BMP, by content, and not a slide.
+def file_kind(path: Path) -> str:
+    """Return what a file is by content: "TIFF", "picture" (PNG, JPEG, BMP), or "" if else.
 
     Raises InputError if it can't be read.
     """
-    return _magic(path) in _PICTURES and path.suffix.lower() != MRXS  # has a JPEG in front
+    magic = _magic(path)
+    if magic in _TIFF_MAGIC:
+        return "TIFF"
+    return "picture" if magic in _PICTURES and path.suffix.lower() != MRXS else ""  # JPEG in front
 
 
 def _magic(path: Path) -> bytes:

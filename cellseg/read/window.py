@@ -34,8 +34,7 @@ from cellseg.read.tiff import (
     check_image,
     check_segment,
     decode_errors,
-    is_picture,
-    is_tiff,
+    file_kind,
     main_pages,
     picture_header,
     pixel_bytes,
@@ -126,10 +125,11 @@ def open_image(
         size, or is neither 8- nor 16-bit grey or RGB.
     """
     path = Path(path)
-    if is_picture(path):
+    kind = file_kind(path)
+    if kind == "picture":
         check_level(path, level, 1)
         return _PictureImage(path)
-    if not is_tiff(path):
+    if kind != "TIFF":
         return SlideImage(path, level)
     with contextlib.ExitStack() as files, decode_errors(path):
         tiff = files.enter_context(tifffile.TiffFile(path))
@@ -224,7 +224,7 @@ class _TiffImage(WindowedImage):
         """Return values from all over the image, `(H, W, C)` arrays as stored."""
 
     def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        stored = np.concatenate(planes, axis=2)
+        stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits)
 
 
