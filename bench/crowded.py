@@ -1,12 +1,17 @@
 """Crowded images: the cells found at the defaults, by density, cell size and tile size.
 
     python bench/crowded.py [--engine NAME] [--folder DIR] [--side PIXELS] [KEY VALUE ...]
+    python bench/crowded.py --checkpoint RUN --data DIR
 
-Trains `lite_fpn` on images of discs of 10 to 40 px, loose to tightly packed, unless DIR has such
-a run. Then counts the discs found in images of three diameters and five densities: with a score
-of 0.5 or more and a mask IoU of 0.5 or more, one detection per disc. Each image is predicted
-whole (the default) and in tiles of 128 and of 256 px. Config keys at the end apply to the
+The first trains `lite_fpn` on images of discs of 10 to 40 px, loose to tightly packed, unless DIR
+has such a run. Then it counts the discs found in images of three diameters and five densities: with
+a score of 0.5 or more and a mask IoU of 0.5 or more, one detection per disc. Each image is
+predicted whole (the default) and in tiles of 128 and of 256 px. Config keys at the end apply to the
 prediction: those of a fixed list, `MODEL.RPN.PRE_NMS_TOPK_TEST 1000`, show what it loses.
+
+The second compares the defaults with the fixed numbers of earlier versions, 1000 proposals and 800
+detections, on the test images of a data folder with `test_masks/`: AP50 and CPU seconds, each image
+by both in turn.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +36,12 @@ import train
 from cellseg import runs
 from cellseg.device import ENGINES
 from cellseg.predict.predictor import Predictor
+from cellseg.predictions import Predictions
+from cellseg.read.ground_truth import read_ground_truth
+from cellseg.read.images import read_test_list
+from cellseg.read.results import pair_predictions
+from cellseg.read.window import read_image
+from cellseg.score.ap import mask_ap
 
 DIAMETERS = (12, 20, 32)
 FILLED = (0.1, 0.3, 0.5, 0.75, 1.0)  # fraction of the places of a hexagonal lattice
@@ -136,6 +148,45 @@ def table(run: Path, weights: str | None, side: int, options: Sequence[str]) -> 
             yield f"{diameter:8d}  {filled:6.2f}  {labels.max():5d}  " + "  ".join(cells)
 
 
+FIXED = [
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "1000", "MODEL.RPN.POST_NMS_TOPK_TEST", "1000"),
+    *("TEST.DETECTIONS_PER_IMAGE", "800"),
+]
+BY_AREA = [word if index % 2 == 0 else "0" for index, word in enumerate(FIXED)]
+
+
+def compare(run: Path, data: Path, options: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the table of fixed numbers and of those by area."""
+    predictors = [Predictor.from_run(run, options=[*keys, *options]) for keys in (FIXED, BY_AREA)]
+    ground_truth = read_ground_truth(data / "test_masks", data)
+    annotated = {image["id"] for image in ground_truth["images"]}
+    images = [image for image in read_test_list(data) if image.id in annotated]
+    found: list[dict[int, Predictions]] = [{}, {}]
+    seconds = [0.0, 0.0]
+    for predictor in predictors:
+        predictor.predict(read_image(images[0].path))  # warms up
+    for number, image in enumerate(images):
+        pixels = read_image(image.path)
+        for n in (0, 1) if number % 2 else (1, 0):
+            began = time.process_time()
+            found[n][image.id] = predictors[n].predict(pixels)
+            seconds[n] += time.process_time() - began
+    n_classes = len(ground_truth["categories"])
+    n_cells = Counter(cell["image_id"] for cell in ground_truth["annotations"])
+    fullest = [image_id for image_id, _ in n_cells.most_common(5)]
+    yield f"five fullest images: {sum(n_cells[image_id] for image_id in fullest)} cells"
+    for name, by_id, cpu in zip(("fixed", "by area"), found, seconds, strict=True):
+        ap = mask_ap(pair_predictions(ground_truth, by_id), n_classes)
+        n_fullest = sum(int((by_id[image_id].scores >= 0.3).sum()) for image_id in fullest)
+        n_limited = sum(bool(cells.limited_by) for cells in by_id.values())
+        yield (
+            f"{name:8}  AP50 {ap[100].ap50:.4f} at 100, {ap[None].ap50:.4f} without a cap; "
+            f"{sum(map(len, by_id.values()))} detections, {n_fullest} of score 0.3 and more in the "
+            f"five fullest; {n_limited} images limited; "
+            f"{cpu:.1f} CPU s, {cpu / seconds[0]:.2f} x"
+        )
+
+
 def main() -> None:
     """Train if needed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,10 +194,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/crowded"), help="of the run")
     parser.add_argument("--side", type=int, default=600, help="of the images in pixels (600)")
     parser.add_argument("--weights", help="weights file in the run (the final ones)")
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="compare fixed numbers")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="test images for --checkpoint")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
-    run = train_run(args.folder, args.engine)
-    for line in table(run, args.weights, args.side, args.options):
+    if args.checkpoint:
+        lines = compare(args.checkpoint, args.data, args.options)
+    else:
+        run = train_run(args.folder, args.engine)
+        lines = table(run, args.weights, args.side, args.options)
+    for line in lines:
         print(line, flush=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -80,7 +80,9 @@ def annotate_image(
         warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
     file_name = f"{TRAIN}/{image.name}/{image.path.name}"
     warnings.update(opened.notes)
-    return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp)
+    joint = image.outlines or image.label_map or image.path
+    sources = {number: image.class_files.get(number, joint) for number in cells}
+    return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp, sources)
 
 
 def read_outlines(path: Path, convention: str | None = None) -> list[Outline]:
@@ -158,8 +160,12 @@ def _with_warnings(
     cells: dict[int, MaskRuns],
     warnings: Counter[str],
     mpp: float | None,
+    sources: Mapping[int, Path] | None = None,
 ) -> AnnotatedImage:
-    """Build the result, with the warnings that apply to every source."""
+    """Build the result, with the warnings that apply to every source.
+
+    `sources` are the files of the cells of each class, for messages.
+    """
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     warnings["images turned by their EXIF orientation, as their masks must be"] += (
         is_jpeg and orientation(path) > 1
@@ -173,9 +179,9 @@ def _with_warnings(
         reused = int(scattered(mask_runs).sum())
         if reused >= 10 and 2 * reused > len(mask_runs):
             raise InputError(
-                f"{path}: {reused} of {len(mask_runs)} cells of class {number} have pieces far "
-                "apart, expected one label per cell (were more than 255 cells saved with 8 bits?); "
-                "save them again"
+                f"{(sources or {}).get(number, path)}: {reused} of {len(mask_runs)} cells of class "
+                f"{number} have pieces far apart, expected one label per cell (were more than 255 "
+                "cells saved with 8 bits?); save them again"
             )
         warnings["cells with pieces far apart (one label for several?)"] += reused
     warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))

@@ -39,7 +39,7 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     sizes, boxes = areas(mask_runs), boxes_xyxy(mask_runs)
     sides = boxes[:, 2:] - boxes[:, :2]
     length = sides.max(axis=1)
-    is_sparse = 2 * sizes < sides.prod(axis=1)
+    is_sparse: NDArray[np.bool_] = 2 * sizes < sides.prod(axis=1)
     if not is_sparse.any():
         return is_sparse
     median = 0 if is_sparse.all() else np.median(sizes[~is_sparse])

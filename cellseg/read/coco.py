@@ -410,7 +410,11 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
             )
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
-    if isinstance(mask, list) and mask and all(map(is_degenerate, mask)):
+    if mask is None or mask == []:
+        raise InputError(
+            f"{where}: no segmentation, only a box?; export the cells with their masks or polygons"
+        )
+    if isinstance(mask, list) and all(map(is_degenerate, mask)):
         raise EmptyMaskError(f"{where}: polygon of fewer than 3 points or without area; remove it")
     raise InputError(
         f"{where}: segmentation {show(mask)} is neither an RLE with size and counts nor a list "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
+from cellseg.text import show
 
 _LONGEST_LINE = 1 << 16  # characters
 
@@ -77,7 +78,8 @@ def read_rows(
     try:
         separator = _find_separator(lines[:1], columns)
         if separator is None:
-            raise InputError(f"{where}{path}: no columns {name} in line 1; {expected}")
+            found = show(lines[0]) if lines else "nothing"
+            raise InputError(f"{where}{path}: no columns {name} in line 1, {found}; {expected}")
         header, *rows = csv.reader(lines, delimiter=separator)
     except csv.Error as error:
         raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter, defaultdict
@@ -30,7 +31,7 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.convention import settle_polygons
-from cellseg.read.names import is_outside
+from cellseg.read.names import is_outside, path_parts
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
 from cellseg.rle import decode
@@ -118,12 +119,29 @@ def read_coco_images(
     _mark_single_cells(coco, warnings)
     _warn_of_groups(path, coco)
     names = [image["file_name"] for image in coco["images"]]
+    _check_folder(path, data, names)
     images = []
     for image in annotated_cells(coco, data, names):
         warnings[image.id]["crowd regions (iscrowd), ignored"] = image.n_crowds
         values = {each.name: getattr(image, each.name) for each in fields(image)}
         images.append(CocoImage(**values, warnings=+warnings[image.id]))
     return class_names(coco), sorted(images, key=lambda image: image.file_name), skipped
+
+
+def _check_folder(path: Path, data: Path, file_names: Sequence[str]) -> None:
+    """Raise InputError if no image is in the data folder, with the place of one that is found."""
+    names = [name for name in file_names if not is_outside(name)]
+    # Path.exists raises an error for long names.
+    if not names or any(os.path.exists(data / name) for name in names):  # noqa: PTH110
+        return
+    last = path_parts(names[0])[-1:]
+    others = data.rglob(glob.escape(last[0])) if last and data.is_dir() else iter(())
+    found = next(others, None)
+    place = f"; {found} has that name: choose --data so that file_name is relative to it"
+    raise InputError(
+        f"{path}: no image is found in {data}, such as {names[0]}"
+        + (place if found else "; put them there, or choose their folder with --data")
+    )
 
 
 def _kind(error: InputError) -> str:

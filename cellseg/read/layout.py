@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.messages import plural, warn
+from cellseg.messages import listed, plural, warn
 from cellseg.read.csv_table import has_columns
 from cellseg.read.tiff import MRXS, SUFFIXES
 from cellseg.text import is_printable
@@ -52,6 +52,8 @@ _CONVERT = {
     "a label map as label.tif",
     rf"(.*[-_ ])?(labels?|labelled|masks?)\.({'|'.join(_LOSSY_ENDINGS)})": f"{_LOSSY}; save the "
     "original one as label.tif or label.png",
+    "masks?|labels?|instances?": "a folder with a mask per cell is not read; number the cells in "
+    "one label map, label.tif",
     r".*\.mat": "MATLAB files are not read; save the instance map as label.tif, and the types of "
     "its cells as classes.csv",
 }
@@ -109,10 +111,21 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
     train = Path(data) / TRAIN
     list_entries(Path(data), "check the name, or set the data folder with --data")
     hint = "put the training images there, or set the data folder with --data"
-    folders = [path for path in list_entries(train, f"{hint}; {_LAYOUT}") if path.is_dir()]
+    entries = list_entries(train, f"{hint}; {_LAYOUT}")
+    folders = [path for path in entries if path.is_dir()]
     if not folders:
-        raise InputError(f"{train}: no training images; {_LAYOUT}")
+        files = f" in folders, but {listed([path.name for path in entries])}" if entries else ""
+        raise InputError(f"{train}: no training images{files}; {_LAYOUT}")
+    by_kind = [path.name for path in folders if _matches(_FOLDER_OF_ONE_KIND, path.name)]
+    if len(by_kind) == len(folders) > 1:
+        raise InputError(
+            f"{train}: {listed(by_kind)} hold the files of all images, expected a folder for each "
+            f"image; {_LAYOUT}, or label.tif"
+        )
     return folders
+
+
+_FOLDER_OF_ONE_KIND = "images?|imgs?|inputs?|masks?|labels?|annotations?|instances?|types?"
 
 
 _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"

@@ -226,9 +226,9 @@ BAD = {
     "iscrowd 2": (annotation_with("iscrowd", 2), "annotation 2: iscrowd 2 is not 0 or 1"),
 }
 SEGMENTATIONS = {
-    "none": (None, "segmentation null is neither an RLE"),
+    "none": (None, "no segmentation"),
     "a text": (";1", 'segmentation ";1" is neither an RLE'),
-    "no polygon": ([], "segmentation [] is neither an RLE"),
+    "no polygon": ([], "no segmentation"),
     "a flat polygon": ([0, 0, 1, 0, 1, 1], "segmentation [0, 0, 1, 0, 1, 1] is neither an RLE"),
     "two corners": ([[0, 0, 1, 1]], "annotation 2: polygon of fewer than 3 points"),
     "half a corner": ([[0, 0, 1, 0, 1, 1, 0]], "is neither an RLE"),

@@ -258,6 +258,16 @@ def test_by_products_of_systems_and_archives_are_passed_over(tmp_path):
     assert list_loose_files(tmp_path) == []
 
 
+def test_folders_of_another_layout(tmp_path):
+    fill(tmp_path / "train" / "images", "a.tif", "b.tif")
+    assert list_train_folders(tmp_path) == [tmp_path / "train" / "images"]
+    fill(tmp_path / "train" / "Masks", "a.tif", "b.tif")
+    line = refusal(list_train_folders, tmp_path)
+    assert "Masks, images hold the files of all images" in line
+    fill(tmp_path / "flat" / "train", "a.tif", "a_masks.tif")
+    assert "a.tif, a_masks.tif" in refusal(list_train_folders, tmp_path / "flat")
+
+
 def test_files_beside_the_folders(tmp_path):
     fill(tmp_path / "train" / "x", "image.tif")
     fill(tmp_path / "train", "y.tif", "Thumbs.db")
