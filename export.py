@@ -19,7 +19,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
 from cellseg.look.formats import DEFAULT_FORMATS, FORMATS, FORMATS_HELP, write_format
-from cellseg.look.overlay import class_colour
+from cellseg.look.overlay import WINDOW, class_colour
 from cellseg.messages import plural
 from cellseg.read.cells import (
     is_annotations,
@@ -102,6 +102,10 @@ def get_parser() -> utils.CommandParser:
         "--measurements", action="store_true", help="write the table's columns into GeoJSON too"
     )
     parser.add_argument("--gzip", action="store_true", help="write .geojson.gz, which QuPath opens")
+    parser.add_argument(
+        "--max_side", type=utils.non_negative_int, default=WINDOW, metavar="PX",
+        help=f"longest side of overlays; larger images are reduced, 0: full size ({WINDOW})",
+    )  # fmt: skip
     parser.add_argument(
         "--score_threshold", type=utils.fraction, metavar="S",
         help="minimum score of predicted cells, 0 to 1 (default: 0.5)",
@@ -196,8 +200,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = [*tables, *dict.fromkeys(map(summary_path, tables))]
         print(f"table: {counts}: {', '.join(map(display_path, written))}")
     for name in dict.fromkeys(args.format or ([] if tables else DEFAULT_FORMATS)):
+        some = images
+        if name == "overlay" and not args.format:
+            some = [image for image in images if max(image.size) <= WINDOW]
+            if n_large := len(images) - len(some):
+                large = plural(n_large, "image")
+                print(f"overlay: {large} of more than {WINDOW} pixels a side left out (--format)")
+            if not some:
+                continue
         with progress(name) as bar:
-            place, n_hidden = write_format(name, images, names, output, bar.update, *geojson)
+            place, n_hidden = write_format(
+                name, some, names, output, bar.update, *geojson, max_side=args.max_side
+            )
         note = f", {n_hidden} of them hidden under others" if n_hidden else ""
         print(f"{name}: {counts}{note}: {display_path(place)}")
     return 0

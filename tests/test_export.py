@@ -23,6 +23,7 @@ from cellseg.look import overlay
 from cellseg.look.formats import FORMATS
 from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
+from cellseg.read.window import read_image
 from cellseg.rle import crop_runs, encode, label_map_to_runs
 from tests.read.refusal import refusal as refusal_of
 from tests.score.scoring_cases import rle
@@ -225,6 +226,21 @@ def test_geojson_and_labels_need_no_pixels(data, run):
     assert export.main([str(results), "--data", str(data), "--format", "geojson", "labels"]) == 0
 
 
+def test_overlays_of_large_images_are_reduced_and_only_if_asked_for(data, run, monkeypatch, capsys):
+    monkeypatch.setattr(overlay, "WINDOW", 4)
+    monkeypatch.setattr(export, "WINDOW", 4)
+    results = run([entry(LEFT, score=0.6)])
+    assert export.main([str(results), "--data", str(data)]) == 0
+    assert "overlay: 2 images of more than 4 pixels a side left out" in capsys.readouterr().out
+    folder = results.parent / "export" / "overlay"
+    assert not folder.exists()
+    argv = [str(results), "--data", str(data), "--format", "overlay", "--max_side", "3"]
+    assert export.main(argv) == 0
+    assert export.main(argv) == 0  # its own pictures are replaced
+    assert sorted(path.name for path in folder.iterdir()) == ["one.jpg", "two.jpg"]
+    assert read_image(folder / "one.jpg").shape[1] == 240  # of the legend
+
+
 def test_overlays_of_large_images_are_windows(data, run, monkeypatch):
     monkeypatch.setattr(overlay, "WINDOW", 4)
     drawn: dict[str, tuple] = {}
@@ -233,7 +249,7 @@ def test_overlays_of_large_images_are_windows(data, run, monkeypatch):
         overlay, "write_png", lambda path, picture: drawn.setdefault(path.name, picture)
     )
     results = run([entry(LEFT, score=0.6), entry(MIDDLE, 2, 0.9), entry(RIGHT, 3, 0.7)])
-    export.main([str(results), "--data", str(data), "--format", "overlay"])
+    export.main([str(results), "--data", str(data), "--format", "overlay", "--max_side", "0"])
     assert list(drawn) == ["x00000_y00000.png", "x00004_y00000.png"]
     run([])
     pixels, masks, classes, _, scores = drawn["x00004_y00000.png"]

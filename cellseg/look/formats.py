@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
-from cellseg.look.overlay import class_colour, write_overlay
+from cellseg.look.overlay import WINDOW, class_colour, write_overlay
 from cellseg.write.coco import write_coco
 from cellseg.write.geojson import export_geojson
 from cellseg.write.label_studio import write_label_studio
@@ -24,8 +24,10 @@ FORMATS_HELP = """\
   labels   <output>/labels/<image>/class<K>.tif: label maps (int32, zlib), as annotation.py
            and evaluate.py read them. Where cells of one class overlap, pixels go to the cell
            with the higher score, at equal scores to the earlier one
-  overlay  <output>/overlay/<image>.png: outlines drawn on the image; for images of more than
-           4096 pixels a side, <image>/x<left>_y<top>.png for each window of 4096 x 4096
+  overlay  <output>/overlay/<image>.png: outlines drawn on the image. Images of more than 4096
+           pixels a side are left out unless --format names overlay, and then reduced to
+           --max_side, <image>.jpg; with --max_side 0, <image>/x<left>_y<top>.png for each
+           window of 4096 x 4096 at full size
   coco     <output>/coco.json: polygons, for CVAT, Roboflow and others
   label-studio, label-studio-brush
            <output>/<format>.json: predictions for Label Studio, as polygons or brush masks
@@ -41,6 +43,7 @@ def write_format(
     object_type: str | None = None,
     with_measurements: bool = False,
     use_gzip: bool = False,
+    max_side: int = WINDOW,
 ) -> tuple[Path, int]:
     """Write the cells of all images in one format.
 
@@ -59,6 +62,8 @@ def write_format(
     object_type, with_measurements, use_gzip
         For GeoJSON: "annotation" or "detection", by default detections of results; the table's
         columns; `.geojson.gz`.
+    max_side
+        For overlays: the longest side in pixels, 0 for full size.
 
     Returns
     -------
@@ -92,7 +97,7 @@ def write_format(
             cells = image.masks, image.classes, image.scores
             n_hidden += write_labels(folder / image.name, image.size, *cells)
         else:
-            write_overlay(image, names, folder)
+            write_overlay(image, names, folder, max_side)
         progress(len(image.masks))
     warn_of_unreadable(unreadable)
     return folder, n_hidden

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cellseg.images import ImageCells
+from cellseg.outline import trace
+from cellseg.png import write_jpeg
 from cellseg.png import write_png as write_png
-from cellseg.read.window import open_image_of_size
+from cellseg.read.window import WindowedImage, open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
 # Colours of Okabe & Ito, distinct for people with any colour vision
@@ -39,6 +41,7 @@ _MAX_ZOOM = 8
 _TEXT = 16  # px, font size
 _LINE = 24  # px, line height
 _MARGIN = 8
+_BLOCK = 4096  # masks that are traced at a time
 _MIN_WIDTH = 240  # px, room for the legend of the smallest image
 
 
@@ -179,11 +182,15 @@ def draw_comparison(
     return np.vstack([both, _legend(entries, both.shape[1])])
 
 
-def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None:
+def write_overlay(
+    image: ImageCells, names: Sequence[str], folder: Path, max_side: int = WINDOW
+) -> None:
     """Draw an image with its cells and write the picture as `<folder>/<image>.png`.
 
-    An image of more than `WINDOW` pixels a side gets a picture for each window,
-    `<folder>/<image>/x<left>_y<top>.png`. `names` are the K class names.
+    An image of more than `max_side` pixels a side is reduced, and written as
+    `<folder>/<image>.jpg`. With `max_side` 0, a large one gets a picture in full resolution for
+    each window of `WINDOW` pixels a side, `<folder>/<image>/x<left>_y<top>.png`. `names` are the
+    K class names.
 
     Raises InputError if the image can't be read or has another size than its cells, or a
     picture can't be written.
@@ -192,6 +199,10 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
     height, width = image.size
     whole = max(image.size) <= WINDOW
     with open_image_of_size(image.path, image.size, image.level) as pixels:
+        if 0 < max_side < max(image.size):
+            picture = draw_reduced(pixels, image.masks, image.classes, names, max_side)
+            write_jpeg(folder / f"{image.name}.jpg", picture)
+            return
         for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
             window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
             here = np.flatnonzero(
@@ -207,6 +218,45 @@ def write_overlay(image: ImageCells, names: Sequence[str], folder: Path) -> None
             )
             name = f"{image.name}.png" if whole else f"{image.name}/x{left:05}_y{top:05}.png"
             write_png(folder / name, picture)
+
+
+def draw_reduced(
+    image: WindowedImage,
+    masks: Sequence[RLE],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+    max_side: int,
+) -> NDArray[np.uint8]:
+    """Draw an image of any size, reduced by a whole number to `max_side` px, above a legend.
+
+    The outlines are reduced too, and drawn 1 px wide. The image is read window by window. The
+    other parameters, the result and the errors are those of `draw_overlay`.
+    """
+    entries = [f"{name}  {n}" for name, n in zip(names, _count(classes, names), strict=True)]
+    factor = -(-max(image.size) // max_side)
+    height, width = image.size
+    small = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    step = max(1, WINDOW // factor) * factor
+    for top, left in itertools.product(range(0, height, step), range(0, width, step)):
+        part = image.read((left, top, min(left + step, width), min(top + step, height)))
+        below, right = -part.shape[0] % factor, -part.shape[1] % factor
+        part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        size = part.shape[1] // factor, part.shape[0] // factor
+        x, y = left // factor, top // factor
+        place = small[y : y + size[1], x : x + size[0]]
+        place[:] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+    for first in range(0, len(masks), _BLOCK):
+        mask_runs = decode(masks[first : first + _BLOCK], image.size)
+        for cell, polygons in enumerate(trace(mask_runs), first):
+            # In 16ths of a pixel, whose middle is 0 for OpenCV.
+            rings = [
+                ((ring / factor - 0.5) * 16).round().astype(np.int32)
+                for polygon in polygons
+                for ring in polygon
+            ]
+            cv2.polylines(small, rings, True, class_colour(int(classes[cell])), 1, cv2.LINE_AA, 4)
+    width = max(small.shape[1], _MIN_WIDTH)
+    return np.vstack([_widen(small, width), _legend(entries, width)])
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:

@@ -18,8 +18,10 @@ from cellseg.look.overlay import (
     draw_comparison,
     draw_outlines,
     draw_overlay,
+    draw_reduced,
     write_png,
 )
+from cellseg.read.window import from_array
 
 NAMES = ["epithelial", "lymphocyte", "neutrophil", "macrophage"]
 GREY = 100
@@ -72,6 +74,23 @@ def test_outline_at_the_edge_of_the_image():
     inner = np.zeros((4, 5), bool)
     inner[1:3, 1:4] = True
     assert np.array_equal(where(whole, GREY), inner)
+
+
+def test_a_reduced_picture_is_that_of_the_means_with_outlines_on_their_place(monkeypatch):
+    """Read in windows; odd sides; the outline of a rectangle from pixel 10 to 30, 20 to 42."""
+    monkeypatch.setattr("cellseg.look.overlay.WINDOW", 24)
+    rng = np.random.default_rng(0)
+    image = rng.integers(90, 110, (61, 83, 3), np.uint8)
+    masks = [box_rle(61, 83, 10, 20, 30, 42)]
+    drawn = draw_reduced(from_array(image), masks, np.array([1]), NAMES, 42)[:31, :42]
+    even = np.pad(image, ((0, 1), (0, 1), (0, 0)), mode="edge").astype(float)
+    means = even.reshape(31, 2, 42, 2, 3).mean(axis=(1, 3))
+    differs = np.abs(drawn - means).max(axis=2) > 1
+    ys, xs = np.nonzero(differs)
+    # Reduced, it has its edges at 5 and 15, 10 and 21: between two pixels each, and smoothed.
+    assert np.abs(np.subtract((ys.min(), ys.max(), xs.min(), xs.max()), (4, 15, 9, 21))).max() <= 1
+    assert not differs[7:13, 12:19].any()
+    assert differs[5:15, 9:11].any(axis=1).all()
 
 
 def test_outline_of_one_pixel():
