@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from cellseg.look.overlay import class_colour
@@ -43,7 +44,8 @@ _STYLE = {
     "legend.fontsize": 9,
 }
 _SIZE = (5.2, 3.4)
-# Lines that differ without their colours.
+# Colours of what is no class, and lines that differ without their colours.
+_OTHERS = (_INK, "#8c6bb1", "#c05a9a", "#808080", "#a0705a", "#5b7f95")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 
 
@@ -73,9 +75,15 @@ def _colour(index: int) -> Any:
     red, green, blue = class_colour(index)
     if (red, green, blue) == (0, 0, 0):  # black on a dark page
         return _INK
-    if (red, green, blue) == (240, 228, 66):  # a yellow line is lost on white paper
-        red, green, blue = 190, 160, 0
     return red / 255, green / 255, blue / 255
+
+
+def _of_class(index: int) -> dict[str, Any]:
+    """Return the colour of a class, with a dark edge if it is lost on white paper."""
+    red, green, blue = class_colour(index)
+    is_pale = 0.3 * red + 0.6 * green + 0.1 * blue > 180
+    edge = [withStroke(linewidth=2.8, foreground="#6f6a3c")] if is_pale else None
+    return {"color": _colour(index), "path_effects": edge}
 
 
 def _legend(axes: Any, **keywords: Any) -> None:
@@ -89,6 +97,14 @@ def _plain_numbers(axis: Any) -> None:
     """Label a logarithmic axis with 100, not with a power of 10, which needs math text."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers within bounds, 1, 2 and 5 times powers of 10; of many only these."""
+    powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 1))) + 1)
+    steps = (1, 2, 5) if high < 200 * max(low, 1) else (1,)
+    ticks = [float(step * 10**power) for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high] or [max(low, 1)]
 
 
 def _label(name: str) -> str:
@@ -119,7 +135,7 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
         with _drawing(title) as (axes, svg):
             for n, (name, points) in enumerate(sorted(lines.items(), key=lambda x: -x[1][-1][1])):
                 axes.plot(
-                    *zip(*points, strict=True), color=_colour(n), ls=_DASHES[n % 4],
+                    *zip(*points, strict=True), color=_OTHERS[n % 6], ls=_DASHES[n % 4],
                     marker="o" if len(points) < 25 else None, ms=3, label=_label(name),
                 )  # fmt: skip
             axes.set(xlabel="iteration", ylabel=ylabel)
@@ -169,7 +185,7 @@ def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
                 if len(scores) > 1:
                     label = f"{names[r]}: {label}"
                 dashes = _DASHES[r if len(scores) > 1 else k % 4]
-                axes.plot(RECALLS, curve, color=_colour(k), ls=dashes, label=_label(label))
+                axes.plot(RECALLS, curve, ls=dashes, label=_label(label), **_of_class(k))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         _legend(axes)
     return svg[0]
@@ -187,9 +203,9 @@ def metric_bars(scores: Scores) -> str:
                 np.array([b[m][r] if m in b else np.nan for m in metrics])
                 for b in (scores.low, scores.high)
             )
-            colour = _colour(r) if r < len(scores.classes) else "#808080"
+            style = _of_class(r) if r < len(scores.classes) else {"color": "#808080"}
             label = _label(scores.rows[r])
-            axes.bar(x, np.nan_to_num(value), 0.7 / n_rows, color=colour, label=label)
+            axes.bar(x, np.nan_to_num(value), 0.7 / n_rows, label=label, **style)
             known = ~np.isnan(low) & ~np.isnan(value)
             error = np.clip([value - low, high - value], 0, None)[:, known]
             axes.errorbar(x[known], value[known], error, fmt="none", ecolor=_INK, elinewidth=1)
@@ -206,11 +222,11 @@ def f1_by_iou(scores: Scores) -> str:
         for r, row in enumerate(scores.rows):
             if np.isnan(scores.by_threshold.f1[:, r]).all():
                 continue
-            colour = _colour(r) if r < len(scores.classes) else _INK
+            style = _of_class(r) if r < len(scores.classes) else {"color": _INK}
             width = 2.2 if row == ANY else 1.4
             axes.plot(
-                scores.thresholds, scores.by_threshold.f1[:, r], color=colour, lw=width,
-                ls=_DASHES[r % 4], label=_label(row),
+                scores.thresholds, scores.by_threshold.f1[:, r], lw=width,
+                ls=_DASHES[r % 4], label=_label(row), **style,
             )  # fmt: skip
         axes.set(xlabel="IoU threshold", ylabel="F1", ylim=(0, 1))
         _legend(axes)
@@ -221,7 +237,7 @@ def ap_by_size(scores: Scores) -> str:
     """Draw the AP50 by ground-truth area, with a quarter of the cells in each bar."""
     with _drawing("ap-by-size") as (axes, svg):
         x = np.arange(len(scores.sizes))
-        axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color=_colour(2))
+        axes.bar(x, [np.nan_to_num(b.ap.ap50) for b in scores.sizes], color="#808080")
         labels = [f"{b.low}–{b.high} px\n{b.n_gt} cells" for b in scores.sizes]
         axes.set_xticks(x, labels, fontsize=8)
         axes.set(ylabel="AP50", ylim=(0, 1))
@@ -237,13 +253,14 @@ def counts(scores: Scores) -> str:
         for k, name in enumerate(scores.classes):
             axes.plot(
                 scores.gt_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
-                color=_colour(k), alpha=0.7, ms=5, mec="none", label=_label(name),
+                alpha=0.7, ms=5, mec="none", label=_label(name), **_of_class(k),
             )  # fmt: skip
-        axes.set(xlabel="ground-truth cells", ylabel="detections")
+        axes.set(xlabel="ground-truth cells (log from 10)", ylabel="detections (log from 10)")
         axes.set_xscale("symlog", linthresh=10)
         axes.set_yscale("symlog", linthresh=10)
-        _plain_numbers(axes.xaxis)
-        _plain_numbers(axes.yaxis)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0, 5, *_log_ticks(10, largest)])
+            _plain_numbers(axis)
         axes.set(xlim=(-0.5, largest * 1.3), ylim=(-0.5, largest * 1.3))
         _legend(axes)
     return svg[0]
@@ -260,7 +277,7 @@ def differences(difference: Difference) -> str:
                 np.nan_to_num(b[name][row], nan=value) for b in (difference.low, difference.high)
             )
             axes.plot([low, high], [y, y], color=_INK, lw=1.2)
-            axes.plot(value, y, "o", color=_colour(0 if value >= 0 else 3), ms=5)
+            axes.plot(value, y, "o" if value >= 0 else "s", color=_INK, ms=5)
         axes.axvline(0, color=_INK, lw=0.8)
         axes.set_yticks(range(len(known)), list(reversed(known)))
         axes.set(xlabel="B − A: better on the right")
@@ -275,8 +292,9 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
             bins = np.logspace(low, max(high, low + 0.1), 36)
             _steps(axes, areas, classes, names, bins)
             axes.set_xscale("log")
+            axes.xaxis.set_ticks(_log_ticks(float(areas.min()), float(areas.max())))
             _plain_numbers(axes.xaxis)
-        axes.set(xlabel="area (pixels)", ylabel="cells")
+        axes.set(xlabel="area (pixels, log)", ylabel="cells")
     return svg[0]
 
 
@@ -295,8 +313,8 @@ def _steps(
         some = values[classes == k]
         if len(some):
             axes.hist(
-                some, bins, histtype="step", color=_colour(k), ls=_DASHES[k % 4], lw=1.6,
-                label=_label(f"{name} ({len(some)})"),
+                some, bins, histtype="step", ls=_DASHES[k % 4], lw=1.6,
+                label=_label(f"{name} ({len(some)})"), **_of_class(k),
             )  # fmt: skip
     _legend(axes)
 
@@ -304,6 +322,6 @@ def _steps(
 def cells_per_image(n_cells: NDArray[Any]) -> str:
     """Draw a histogram of the number of cells in each image, `(I,)`."""
     with _drawing("per-image") as (axes, svg):
-        axes.hist(n_cells, bins=min(40, int(max(n_cells, default=0)) + 1), color=_colour(2))
+        axes.hist(n_cells, bins=min(40, int(max(n_cells, default=0)) + 1), color="#808080")
         axes.set(xlabel="cells in the image", ylabel="images")
     return svg[0]

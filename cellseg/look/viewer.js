@@ -10,7 +10,7 @@ let timer = 0, resting = null; // what the view shows, if nothing has changed fo
 let layer = null; // many outlines, drawn when the view rested last
 const MAX_OUTLINES = 5000, MAX_TILES = 64; // in view; beyond, the density is drawn
 const MAX_DIRECT = 400; // more outlines are drawn in parts, once the view rests
-const SQUARE = 20; // screen px, smallest sides of the squares of the density map
+const SQUARE = 10; // screen px, smallest sides of the squares of the density map
 
 // A layer is recognized without its colour, by its line or pattern.
 const LAYERS = [
@@ -97,7 +97,7 @@ function draw() {
   const isFar = found.n > MAX_OUTLINES || tiles.length > MAX_TILES;
   drawn = { gt: [], detection: [] };
   byId("density").hidden = !isFar;
-  if (isFar) drawDensity(image);
+  if (isFar) drawDensity(image, box, found.n);
   else missing += collectCells(image, block, box, tiles);
   const isLayered = drawn.gt.length + drawn.detection.length > MAX_DIRECT;
   const content = [image.at, state.result, state.threshold, [...state.classes].sort(), Object.values(state.layers)].join();
@@ -261,14 +261,20 @@ function strokeTwice(path, width) {
 
 /** Return the side whose density is shown: the detections, unless their layer is off; or null. */
 const densitySide = () => (state.layers.P ? "detection" : state.layers.T ? "gt" : null);
-const densityStep = () => 2 ** Math.max(4, Math.ceil(Math.log2(SQUARE / view.scale)));
+
+/** Return the sides of the squares in pixels of the image: with two cells or more in the mean square. */
+function densityStep(box, n) {
+  let step = 2 ** Math.max(4, Math.ceil(Math.log2(SQUARE / view.scale)));
+  while (step * view.scale < 60 && n < (2 * (box[2] - box[0]) * (box[3] - box[1])) / step ** 2) step *= 2;
+  return step;
+}
 
 /** Draw the cells of the shown classes per square: the more, the stronger their mixed colour. */
-function drawDensity(image) {
+function drawDensity(image, box, n) {
   const side = densitySide();
   byId("density").textContent = "";
   if (!side) return;
-  const grid = densityGrid(image, side, densityStep());
+  const grid = densityGrid(image, side, densityStep(box, n));
   const key = grid.key + [...state.classes].sort();
   if (grid.drawn !== key) {
     const { columns, rows, counts, step } = grid;
@@ -293,7 +299,7 @@ function drawDensity(image) {
     grid.drawn = key;
   }
   byId("density").textContent = grid.about;
-  context.imageSmoothingEnabled = true;
+  context.imageSmoothingEnabled = false;
   context.drawImage(grid.map, 0, 0, grid.columns * grid.step, grid.rows * grid.step);
 }
 
@@ -421,7 +427,7 @@ function cellsAt(x, y) {
 function densityAt(x, y) {
   const image = current(), side = densitySide();
   if (!side) return "";
-  const { step, columns, rows, counts } = densityGrid(image, side, densityStep());
+  const { step, columns, rows, counts } = grids.get(side);
   const column = Math.floor((x - view.x) / view.scale / step), row = Math.floor((y - view.y) / view.scale / step);
   if (column < 0 || row < 0 || column >= columns || row >= rows) return "";
   const square = areaOf(image, [0, 0, step, step]);
