@@ -203,8 +203,11 @@ def bench_slide(folder: Path, side: int, with_truth: bool) -> None:
         argv += ["--truth", str(folder / "truth.json")]
     began = time.perf_counter()
     subprocess.run(argv, check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    print(f"written in {time.perf_counter() - began:.1f} s, {peak:.2f} GB at most")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"written in {time.perf_counter() - began:.1f} s, of the CPU "
+        f"{used.ru_utime + used.ru_stime:.1f} s; {used.ru_maxrss / 1e6:.2f} GB at most"
+    )
     with open_page(folder / "report.html") as driver:
         driver.set_script_timeout(60)
         print(f"first view after {wait_until_ready(driver):.0f} ms", end=", ")

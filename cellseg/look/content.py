@@ -79,6 +79,12 @@ def results_content(paths: Sequence[Path], data: Path, threshold: float) -> Repo
     or classes.
     """
     names, first = read_predicted_cells(paths[0], data)
+    for image in first:
+        if not image.path.is_file():
+            raise InputError(
+                f"{image.path}: image of {paths[0]} not found; run this in the folder that "
+                "inference.py was run in, or pass the data folder with --data"
+            )
     results = [first]
     for path in paths[1:]:
         other_names, cells = read_predicted_cells(path, data)
