@@ -2,8 +2,8 @@
 
     python bench/table.py [--side 20000] [--cells 200000]
 
-The image is uncompressed, 1.2 GB of disk. The baseline (scikit-image, one cell at a time in its crop
-for shapes and stains, without neighbours) is timed on some of the cells and scaled up.
+The image is uncompressed, 1.2 GB of disk. The baseline (scikit-image, one cell after the other for
+shapes and stains, without neighbours) is timed on some of the cells and scaled up.
 """
 
 from __future__ import annotations

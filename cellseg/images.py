@@ -31,6 +31,8 @@ class ImageRecord:
         Micrometres per pixel of the level, None if unknown.
     regions
         File of the regions to predict (`cellseg.read.regions`), None for the whole image.
+    tissue_px
+        Area of the tissue that was searched for cells, in pixels of the level, None if unknown.
     """
 
     id: int
@@ -40,6 +42,7 @@ class ImageRecord:
     level: int = 0
     mpp: float | None = None
     regions: Path | None = None
+    tissue_px: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

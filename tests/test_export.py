@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -301,6 +302,82 @@ def test_type_in_qupath_and_gzip(data, run, kind):
     path = results.parent / "export" / "geojson" / "one.geojson.gz"
     (feature,) = json.loads(gzip.decompress(path.read_bytes()))["features"]
     assert feature["properties"]["objectType"] == kind[:-1]
+
+
+def table_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_alone_and_with_formats(data, run, tmp_path, capsys):
+    results = run([entry(LEFT), entry(RIGHT, 3, 0.6), entry(MIDDLE, 2, 0.4)])
+    path = tmp_path / "made" / "cells.csv"
+    flags = ["--data", str(data), "--table", str(path)]
+    assert export.main([str(results), *flags]) == 0
+    assert all_files(path.parent) == ["cells-summary.csv", "cells.csv"]
+    assert not (results.parent / "export").exists()
+    rows = table_of(path)
+    assert [(row["image"], row["class"], row["score"]) for row in rows] == [
+        ("one", "class1", "0.9"), ("one", "class3", "0.6"),
+    ]  # fmt: skip
+    assert [row["area_px"] for row in rows] == ["8", "12"]
+    out = capsys.readouterr().out
+    assert "table: 2 images, 2 cells: " in out
+    assert "resolution unknown" in out
+    more = ["--format", "geojson", "coco", "--measurements", "--mpp", "0.5"]
+    assert export.main([str(results), *flags, *more]) == 0
+    output = results.parent / "export"
+    assert all_files(output) == ["coco.json", "geojson/one.geojson", "geojson/two.geojson"]
+    for feature, row in zip(
+        features_of(output / "geojson" / "one.geojson"), table_of(path), strict=True
+    ):
+        assert feature["id"] == row["id"]
+        for name, value in feature["properties"]["measurements"].items():
+            assert value == float(row[name])
+        assert feature["properties"]["measurements"]["area_um2"] == float(row["area_px"]) / 4
+    assert len(json.loads((output / "coco.json").read_text())["annotations"]) == 2
+
+
+def test_folder_names_that_are_not_utf_8_in_tables(run, tmp_path):
+    listed = [{"file_name": "/caf\udce9/x.png", "id": 1, "height": 4, "width": 6}]
+    results = run([entry(LEFT, image=1)])
+    (results.parent / "test-results-list.json").write_text(json.dumps(listed))
+    path = tmp_path / "cells.csv"
+    formats = ["coco", "label-studio", "label-studio-brush"]
+    assert export.main([str(results), "--table", str(path), "--format", *formats]) == 0
+    assert [row["image"] for row in table_of(path)] == ["x"]
+
+
+def test_micrometres_of_a_pyramid_level_in_the_table(tmp_path, run):
+    pyramid = tmp_path / "a.tif"
+    with tifffile.TiffWriter(pyramid) as tiff:
+        how = {"photometric": "rgb", "tile": (16, 16)}
+        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 µm
+        tiff.write(np.zeros((8, 12, 3), np.uint8), subifds=1, **how, **resolution)
+        tiff.write(np.zeros((4, 6, 3), np.uint8), subfiletype=1, **how)
+    results = run([entry(LEFT, image=1)])
+    listed = [{"file_name": str(pyramid), "id": 1, "height": 4, "width": 6, "level": 1}]
+    path = tmp_path / "cells.csv"
+    for of_list, flags, um2 in ((None, [], 8), (2.0, [], 32), (2.0, ["--mpp", "0.25"], 2)):
+        more = {"mpp": of_list} if of_list else {}
+        sidecar = results.parent / "test-results-list.json"
+        sidecar.write_text(json.dumps([listed[0] | more]))
+        assert export.main([str(results), "--table", str(path), *flags]) == 0
+        (row,) = table_of(path)
+        assert (row["area_px"], float(row["area_um2"])) == ("8", um2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--table", "cells.xlsx"], "cells.xlsx"),
+        (["--h5ad", "cells.csv"], "cells.csv"),
+        (["--table", "no/such\0/a.csv"], "a.csv"),
+    ],
+)
+def test_tables_that_cannot_be_written(data, run, flags, named):
+    if "\0" not in flags[1]:
+        assert named in refusal(run([entry(LEFT)]), "--data", data, *flags)
 
 
 def test_output(data, run, tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def read_predicted_cells(
             size=eval_image.size,
             level=of_id[eval_image.id][0].level,
             mpp=of_id[eval_image.id][0].mpp,
+            tissue_px=of_id[eval_image.id][0].tissue_px,
             name=of_id[eval_image.id][1],
             masks=eval_image.masks,
             classes=eval_image.classes,

@@ -117,6 +117,8 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
             and type(entry.get("level", 0)) is int
             and entry.get("level", 0) >= 0
             and is_plausible(entry.get("mpp", 1))
+            and type(entry.get("tissue_px2", 0)) in (int, float)
+            and entry.get("tissue_px2", 0) >= 0
             for entry in entries
         )
         or len({entry["id"] for entry in entries}) < len(entries)
@@ -131,6 +133,7 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
             (entry["height"], entry["width"]),
             entry.get("level", 0),
             entry.get("mpp"),
+            tissue_px=entry.get("tissue_px2"),
         )
         for entry in entries
     ]

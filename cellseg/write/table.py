@@ -102,7 +102,7 @@ def write_tables(
         found = composition(
             [image.classes for image in images],
             len(names),
-            [float(image.size[0]) * image.size[1] for image in images],
+            [_searched_area(image) for image in images],
             [image.mpp for image in images],
             areas,
         )
@@ -110,6 +110,12 @@ def write_tables(
             _write_summary(summary_path(path), found, [image.name for image in images], names)
     warn_of_unreadable(unreadable)
     return found
+
+
+def _searched_area(image: ImageCells) -> float:
+    """Return the area of an image's tissue in pixels, or of all of it if that is unknown."""
+    whole = float(image.size[0]) * image.size[1]
+    return whole if image.tissue_px is None else image.tissue_px
 
 
 @contextlib.contextmanager

@@ -215,6 +215,15 @@ def test_the_summary_next_to_the_table(tmp_path):
     assert rows["all", "x"]["share_low"] == "0"
 
 
+def test_densities_are_those_of_the_tissue_that_was_searched(tmp_path):
+    image = image_of(tmp_path, [(0, 0, 4, 4)], [0], tissue_px=1200.0)
+    path = tmp_path / "cells.csv"
+    write_tables([image], NAMES, [path])
+    row = rows_of(summary_path(path))[-1]
+    assert float(row["area_mm2"]) == pytest.approx(0.0003)
+    assert float(row["density_per_mm2"]) == pytest.approx(1 / 0.0003, rel=1e-4)
+
+
 def test_measurements_are_numbers(tmp_path):
     image = image_of(tmp_path, [(0, 0, 4, 4)], [0], mpp=None)
     (numbers,) = measurements(measure_cells(image, NAMES))
