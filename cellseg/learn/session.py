@@ -270,7 +270,10 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
     if first:
         if session.cfg.DATA.CONTINUES and not session.data.validation:
             former = display_path(session.cfg.DATA.CONTINUES)
-            print(f"AP50 before and after: not known, as {former} has no validation images")
+            print(
+                f"AP50 before and after: not known, as {former} has no validation images "
+                "(train a first run with --val_fraction)"
+            )
         runs.check_run_folder(run)
         for name in (runs.CONFIG, runs.RECORD, runs.FINAL):
             if not (run / name).is_file():

@@ -7,6 +7,7 @@ what it wrote: a COCO file, whose images have, beside COCO's keys, a `source` (`
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ from cellseg.read.corrected_store import (
 )
 from cellseg.read.fill import fill_polygons, outline_lengths
 from cellseg.read.geojson import read_geojson
+from cellseg.read.layout import TEST
 from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
@@ -140,6 +142,11 @@ def take_back(
             "them, and export the objects over the .geojson files there, also where nothing was "
             "wrong"
         )
+    counts["held out"] = sum(window.source.held_out for window in corrected)
+    tests = {os.path.realpath(data / name) for name in TEST}
+    counts["test"] = sum(
+        os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
+    )
     _print_changes(names, changes, counts, len(corrected))
     store(data, corrected, names)
     return list(names)
@@ -467,12 +474,16 @@ def _print_changes(
         )
     if counts["outside"]:
         print(f"{plural(counts['outside'], 'cell')} outside the regions, not used")
+    if counts["held out"]:
+        n = plural(counts["held out"], "window")
+        print(f"{n} of validation images of the run, where they stay: nothing is learned from them")
     if counts["ignored"]:
         n = plural(counts["ignored"], "cell")
         print(f"{n} of ignored classes: neither cells nor background is learned there")
     for what, text in (
         ("missing", "windows without a .geojson file, not used"),
         ("without cells", "windows without a cell in what was looked through, used as background"),
+        ("test", "windows of test images, whose scores will be too good after training on them"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),
     ):

@@ -73,6 +73,32 @@ def test_patience(tmp_path, patience, scores, ends):
     assert best["iteration"] == 1 + scores.index(max(scores))
 
 
+@pytest.mark.parametrize("ends", ["as planned", "early", "resumed"])
+def test_what_a_training_changed(tmp_path, capsys, ends):
+    """A score before the first step, which a resumed run does not compute again."""
+    after = {"as planned": [0.1, 0.4], "early": [0.3, 0.2], "resumed": [0.3]}[ends]
+    run = TrainerStub(1 if ends == "resumed" else 2 if ends == "as planned" else 6)
+    words = {"patience": 1} if ends == "early" else {}
+    keywords = {"score_before": lambda: scores_of(0.25, math.nan), **words}
+    hook = validation(tmp_path, run, after, **keywords)
+    go([hook], run)
+    if ends == "resumed":
+        state = json.loads(json.dumps(hook.state_dict()))
+        run = TrainerStub(2, start_iter=1)
+        keywords["score_before"] = None
+        hook = validation(tmp_path, run, [0.2], **keywords)
+        hook.load_state_dict(state)
+        capsys.readouterr()
+        go([hook], run)
+    lines = [text for text in capsys.readouterr().out.splitlines() if " before, " in text]
+    expected = {
+        "as planned": "0.250 before, 0.400 after",
+        "early": "0.250 before, 0.200 after (best 0.300)",
+        "resumed": "0.250 before, 0.200 after (best 0.300)",
+    }
+    assert [text.partition(": ")[2] for text in lines] == [expected[ends]]
+
+
 def test_a_resumed_run_continues_to_count(tmp_path):
     first = validation(tmp_path, TrainerStub(2), [0.3, 0.2], patience=2)
     go([first], first.trainer)

@@ -208,7 +208,7 @@ def test_the_most_uncertain_windows_are_written(data, folder):
 def test_a_correction_becomes_a_training_image(data, folder, capsys):
     correct(folder)
     assert take_back(data, folder) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert table(out) == {  # written, moved, renamed from, to, added, deleted, now
         "alpha": [4, 1, 1, 0, 0, 0, 3],
         "beta": [2, 0, 0, 1, 1, 1, 3],
@@ -216,6 +216,7 @@ def test_a_correction_becomes_a_training_image(data, folder, capsys):
     }
     assert "2 unchanged" in out
     assert "whole" in out
+    assert "test images" in err  # which should not be scored any more
     found = cells_of(data, "corrected/new.png")
     assert boxes(found["alpha"]) == [(4, 4, 10, 10), (14, 4, 22, 10), (50, 20, 56, 26)]
     assert boxes(found["beta"]) == [(14, 20, 20, 26), (24, 4, 30, 10), (35, 20, 41, 26)]
