@@ -185,6 +185,7 @@ def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> N
     """Add corrected windows to those of a data folder.
 
     They replace former corrections of the same windows, and the parts of others that they overlap.
+    A window of a corrected window is one of the image that this was of.
 
     Raises
     ------
@@ -192,6 +193,9 @@ def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> N
         If a file can't be written, or the former ones are damaged or have other classes.
     """
     former = load_store(data, names)
+    stored = {os.path.realpath(data / STORE / f"{window.name}.png"): window for window in former}
+    moved = (_of_source(w, stored.get(os.path.realpath(w.source.path))) for w in corrected)
+    corrected = [window for window in moved if window]
     new = {window.source.window for window in corrected}
     kept = []
     for window in former:
@@ -217,6 +221,20 @@ def unused_name(name: str, used: set[str]) -> str:
     free = next(n for n in itertools.chain([name], numbered) if n.casefold() not in used)
     used.add(free.casefold())
     return free
+
+
+def _of_source(window: Corrected, stored: Corrected | None) -> Corrected | None:
+    """Return a window of a stored window as one of that one's source, None if it is all white."""
+    if stored is None:
+        return window
+    place, left, top = window.source, *_place(window)
+    height, width = window.size
+    region = window.region & stored.region[top : top + height, left : left + width]
+    x, y = _place(stored)
+    source = replace(
+        stored.source, x=x + place.x, y=y + place.y, width=place.width, height=place.height
+    )
+    return crop(replace(window, source=source, region=region))
 
 
 def write_store(data: Path, windows: Sequence[Corrected], names: Sequence[str]) -> None:

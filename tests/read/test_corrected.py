@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from pycocotools.coco import COCO
 
 import annotation
 import export
-from cellseg.read.corrected_store import Cell, Corrected, Source, load_store, store
+from cellseg.read.corrected_store import Cell, Corrected, Source, crop, load_store, store
 from cellseg.read.layout import TEST_LIST
 from cellseg.rle import crop_mask, decode
 from tests.read.refusal import refusal
@@ -522,6 +523,24 @@ def test_a_window_replaces_what_it_overlaps(tmp_path):
     assert {w.mpp for w in (a, b, c)} == {0.5}
     store(tmp_path, [window_of("d", -0, size=(40, 60))], NAMES)
     assert [w.name for w in load_store(tmp_path, NAMES)] == ["a", "b", "c"]
+
+
+def test_a_window_of_a_corrected_window(tmp_path):
+    """As after a prediction of the training images."""
+    first = window_of("a", 100, [(4, 4), (20, 4), (50, 30)])
+    first.region[:, :2] = False
+    store(tmp_path, [crop(first)], NAMES)
+    again = window_of("a", 0, [(20, 14)], size=(40, 58))
+    path = tmp_path / "corrected" / "a.png"
+    again = replace(again, source=replace(again.source, file_name="a.png", path=str(path)))
+    again.region[:, 40:] = False
+    store(tmp_path, [crop(again)], NAMES)
+    old, new = load_store(tmp_path, NAMES)
+    assert {w.source.path for w in (old, new)} == {"/slide.svs"}
+    assert boxes([full_mask(cell.mask) for cell in new.cells]) == [(20, 14, 26, 20)]
+    assert (new.source.x + new.corner[0], new.size) == (102, (40, 40))
+    assert boxes([full_mask(cell.mask) for cell in old.cells]) == [(8, 30, 14, 36)]
+    assert (old.source.x + old.corner[0], old.size) == (142, (40, 18))
 
 
 def test_names_of_different_slides_stay_apart(tmp_path):
