@@ -508,6 +508,12 @@ def window_of(name, x, cells=(), source="slide.svs", size=(40, 60)):
     return Corrected(name, from_, pixels, np.ones(size, bool), encoded, 0.5)
 
 
+def cropped(window):
+    found = crop(window)
+    assert found is not None
+    return found
+
+
 def test_a_window_replaces_what_it_overlaps(tmp_path):
     store(tmp_path, [window_of("a", 0, [(4, 4), (37, 4), (50, 4)])], NAMES)
     store(tmp_path, [window_of("b", 40), window_of("c", 40, [(50, 4)], "other.svs")], NAMES)
@@ -529,12 +535,12 @@ def test_a_window_of_a_corrected_window(tmp_path):
     """As after a prediction of the training images."""
     first = window_of("a", 100, [(4, 4), (20, 4), (50, 30)])
     first.region[:, :2] = False
-    store(tmp_path, [crop(first)], NAMES)
+    store(tmp_path, [cropped(first)], NAMES)
     again = window_of("a", 0, [(20, 14)], size=(40, 58))
     path = tmp_path / "corrected" / "a.png"
     again = replace(again, source=replace(again.source, file_name="a.png", path=str(path)))
     again.region[:, 40:] = False
-    store(tmp_path, [crop(again)], NAMES)
+    store(tmp_path, [cropped(again)], NAMES)
     old, new = load_store(tmp_path, NAMES)
     assert {w.source.path for w in (old, new)} == {"/slide.svs"}
     assert boxes([full_mask(cell.mask) for cell in new.cells]) == [(20, 14, 26, 20)]
