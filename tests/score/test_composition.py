@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellseg.score.composition import composition, composition_rows
+from cellseg.score.tables import composition_as_text
 
 
 def of_counts(counts, mpp=(1.0, 1.0), area_px=(1e6, 1e6)):
@@ -103,3 +104,22 @@ def test_rows_of_a_table():
     assert by_name["all", "all"]["area_px"] == 2e6
     assert by_name["all", "all"]["area_mm2"] == 1
     assert type(by_name["a", "x"]["count"]) is int
+
+
+def test_tables_of_text():
+    found = of_counts([[3, 1], [0, 4]], area_px=[1e6, 2e6])
+    text = composition_as_text(found, ["a", "b"], ["x", "y"])
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("x "))
+    assert row[1:4] == ["3", "[0,", "6]"]
+    assert "3 mm²" in text
+    assert sum(line.startswith(("a ", "b ")) for line in text.splitlines()) == 2
+    found = of_counts([[3, 1], [0, 4]], mpp=[1.0, None])
+    assert "1 of them" in composition_as_text(found, ["a", "b"], ["x", "y"])
+    found = of_counts([[3, 1]] * 2, mpp=[None, None])
+    text = composition_as_text(found, ["a", "b"], ["x", "y"])
+    assert "resolution unknown" in text
+    assert "mm²" not in text.splitlines()[1]
+    many = composition([np.array([0])] * 30, 1, [1e6] * 30, [0.5] * 30)
+    text = composition_as_text(many, [f"i{n}" for n in range(30)], ["x"])
+    assert "i19 " in text
+    assert "i20 " not in text
