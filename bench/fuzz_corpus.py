@@ -83,6 +83,10 @@ def images(file: str) -> list[str]:
 STORED = (
     f"{PREDICT} --images images/slide.scn images/image.jpg --tile 100 --overlap 30 INPUT.ZOOM 1.0"
 )
+REGIONS = (
+    f"{PREDICT} --images images/slide.scn --regions regions.geojson --tile 40 --overlap 12 "
+    "INPUT.ZOOM 1.0"
+)
 
 KINDS = {
     "image.tif": Kind(
@@ -128,6 +132,7 @@ KINDS = {
             "Data0000.dat": mutate_bytes,
         }.items()
     },
+    "regions": Kind("regions.geojson", either(mutate_json, 0.8), [REGIONS]),
     "geojson": Kind("geo/train/a/a.geojson", either(mutate_json, 0.8), [f"{ANNOTATE} geo"]),
     "geojson.gz": Kind("gz/train/a/a.geojson.gz", either(mutate_gzip), [f"{ANNOTATE} gz"]),
     "corrected geojson": Kind("fix/a.geojson", either(mutate_json, 0.8), [TAKE_BACK]),
@@ -291,6 +296,16 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     scanners.write_scn(at / "slide.scn", slide)
     scanners.write_dicom(at / "slide.dcm", slide, "1.2.5.1", 0.25)
     scanners.write_mrxs(at / "slide.mrxs", slide)
+
+    square, hole, far = (
+        [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+        for x, y, side in ((10, 20, 60), (30, 40, 9), (90, 90, 70))
+    )
+    geometry = {"type": "MultiPolygon", "coordinates": [[square, hole], [far]]}
+    properties = {"objectType": "annotation", "classification": {"name": "Tumour"}}
+    feature = {"type": "Feature", "geometry": geometry, "properties": properties}
+    features = {"type": "FeatureCollection", "features": [feature]}
+    (folder / "regions.geojson").write_text(json.dumps(features))
 
     coco = data / "train__annot.json"
     export.main([str(coco), "--data", str(data), "--output", str(folder / "e")])

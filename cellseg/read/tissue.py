@@ -36,8 +36,9 @@ _ROWS = 512  # read at once, whole segments of most files
 _BRIGHT = 140
 """Of 255: least green value of a background."""
 
-_COLOURLESS = 32
-"""Most difference between the channels of a background, which may be a little yellow or pink."""
+_COLOURLESS, _PINK = 32, 12
+"""Most difference between the channels of a background, which may be yellow, and how much darker
+its green may be than both others: more is pale tissue."""
 
 _MIN_BACKGROUND = 0.01
 """Least part of the image that a background has."""
@@ -150,24 +151,27 @@ def tissue_mask(rgb: Image) -> tuple[Mask, tuple[int, int, int] | None]:
     lightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
     window = np.ones((3, 3), np.uint8)
     spread = (cv2.dilate(rgb, window) - cv2.erode(rgb, window)).max(axis=2)
-    bright = (rgb[:, :, 1] >= _BRIGHT) & (lightest - darkest <= _COLOURLESS)
+    red, green, blue = cv2.split(rgb)
+    bright = (green >= _BRIGHT) & (lightest - darkest <= _COLOURLESS)
+    bright &= cv2.subtract(cv2.min(red, blue), green) <= _PINK
     # Not scanned: filled with black or white.
     filled = spread <= 1
     black, white = filled & (lightest <= 8), filled & (darkest >= 253)
 
-    background, noise = _find_background(rgb, bright & ~white, spread, int((~black).sum()))
+    n_scanned = int((~black).sum())
+    background, noise = _find_background(rgb, bright & ~white, spread, n_scanned)
+    if background is None:  # perhaps as white as what was not scanned
+        background, noise = _find_background(rgb, bright, spread, n_scanned)
     if background is None:
-        if white.sum() < _MIN_BACKGROUND * white.size:
-            return np.ones(rgb.shape[:2], bool), None
-        background = np.array([255, 255, 255])
+        return np.ones(rgb.shape[:2], bool), None
     weak = np.clip(4 * noise, _WEAK, 2 * _WEAK)
     strong = np.clip(8 * noise, _STRONG, 2 * _STRONG)
     mask = _hysteresis(_difference(rgb, background), float(weak), float(strong))
     mask &= ~white & ~(cv2.dilate(black.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
     # Gaps within a cell's distance belong to the tissue.
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, window) > 0
-    red, green, blue = background.tolist()
-    return closed, (red, green, blue)
+    colour = int(background[0]), int(background[1]), int(background[2])
+    return closed, colour
 
 
 def _find_background(

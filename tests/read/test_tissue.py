@@ -56,7 +56,9 @@ def test_no_tissue(background, noise):
     assert tissue.background is not None
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (30, 30, 34), (220, 150, 190), (120, 120, 120)])
+@pytest.mark.parametrize(
+    "colour", [(0, 0, 0), (30, 30, 34), (220, 150, 190), (240, 215, 232), (120, 120, 120)]
+)
 def test_without_a_bright_background_all_is_tissue(colour):
     rng = np.random.default_rng(0)
     image = canvas((640, 640), colour, (100, 100, 140, 140), colour=(90, 200, 90))
