@@ -188,9 +188,9 @@ def main() -> None:
     """Run the benchmark and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--images", type=int, default=12, help="on a canvas (12)")
+    parser.add_argument("--images", type=int, default=6, help="on a canvas (6)")
     parser.add_argument("--run", type=Path, metavar="RUN", help="measure its time too")
-    parser.add_argument("--side", type=int, default=6000, help="of the canvas, in pixels (6000)")
+    parser.add_argument("--side", type=int, default=3600, help="of the canvas, in pixels (3600)")
     args = parser.parse_args()
     pieces = list(read_pieces(args.data, args.images))
     row = f"{'variant':32}{'cells':>7}{'kept':>9}{'tiles':>12}{'area':>8}{'tissue':>8}{'CPU s':>7}"
