@@ -126,14 +126,16 @@ def count_found(
     return len(cells), len(found)
 
 
-def table(run: Path, weights: str | None, side: int, options: Sequence[str]) -> Iterator[str]:
+def table(
+    run: Path, weights: str | None, side: int, tiles: Sequence[int], options: Sequence[str]
+) -> Iterator[str]:
     """Yield the lines of the table."""
     rng = np.random.default_rng(1)
     predictors = {
         tile: Predictor.from_run(run, weights, options=["TEST.TILE", str(tile), *options])
-        for tile in TILES
+        for tile in tiles
     }
-    names = ["whole"] + [f"tiles of {tile}" for tile in TILES[1:]]
+    names = [f"tiles of {tile}" if tile else "whole" for tile in tiles]
     yield "diameter  filled  discs  " + "  ".join(f"{name:>20}" for name in names)
     yield " " * 25 + "  ".join(["  found   all  CPU s"] * len(names))
     for diameter in DIAMETERS:
@@ -193,6 +195,9 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="torchvision", help="(torchvision)")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/crowded"), help="of the run")
     parser.add_argument("--side", type=int, default=600, help="of the images in pixels (600)")
+    parser.add_argument(
+        "--tiles", type=int, nargs="+", default=TILES, help="0: default (0 256 128)"
+    )
     parser.add_argument("--weights", help="weights file in the run (the final ones)")
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="compare fixed numbers")
     parser.add_argument("--data", type=Path, metavar="DIR", help="test images for --checkpoint")
@@ -202,7 +207,7 @@ def main() -> None:
         lines = compare(args.checkpoint, args.data, args.options)
     else:
         run = train_run(args.folder, args.engine)
-        lines = table(run, args.weights, args.side, args.options)
+        lines = table(run, args.weights, args.side, args.tiles, args.options)
     for line in lines:
         print(line, flush=True)
 

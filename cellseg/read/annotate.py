@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,17 @@ def annotate_image(
     return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp, sources)
 
 
+def annotate_without_pixels(
+    path: Path, class_files: dict[int, Path], size: tuple[int, int]
+) -> AnnotatedImage:
+    """Read the label maps of an image of a known `size` whose file, `path`, is elsewhere now.
+
+    Raises InputError as `read_class_files`.
+    """
+    cells, warnings = read_class_files(class_files, path, size)
+    return _with_cell_warnings(path.name, path, size, cells, warnings, None, class_files)
+
+
 def read_outlines(path: Path, convention: str | None = None) -> list[Outline]:
     """Read a file of outlines, by its ending. Raises InputError if it can't be read.
 
@@ -162,16 +174,30 @@ def _with_warnings(
     mpp: float | None,
     sources: Mapping[int, Path] | None = None,
 ) -> AnnotatedImage:
-    """Build the result, with the warnings that apply to every source.
-
-    `sources` are the files of the cells of each class, for messages.
-    """
+    """Build the result, with the warnings that apply to every source, as `_with_cell_warnings`."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     warnings["images turned by their EXIF orientation, as their masks must be"] += (
         is_jpeg and orientation(path) > 1
     )
-    n_pixels = pixels.shape[0] * pixels.shape[1]
-    warnings[DARK_TEXT] += is_dark(count_bright(pixels), n_pixels)
+    size = pixels.shape[0], pixels.shape[1]
+    warnings[DARK_TEXT] += is_dark(count_bright(pixels), math.prod(size))
+    return _with_cell_warnings(file_name, path, size, cells, warnings, mpp, sources)
+
+
+def _with_cell_warnings(
+    file_name: str,
+    path: Path,
+    size: tuple[int, int],
+    cells: dict[int, MaskRuns],
+    warnings: Counter[str],
+    mpp: float | None,
+    sources: Mapping[int, Path] | None = None,
+) -> AnnotatedImage:
+    """Build the result, with the warnings of cells.
+
+    `sources` are the files of the cells of each class, for messages.
+    """
+    n_pixels = math.prod(size)
     for number, mask_runs in cells.items():
         sizes = areas(mask_runs)
         warnings[f"cells of at most {SMALL} pixels"] += int((sizes <= SMALL).sum())
@@ -186,7 +212,7 @@ def _with_warnings(
         warnings["cells with pieces far apart (one label for several?)"] += reused
     warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
     warnings["images without cells"] += not any(map(len, cells.values()))
-    return AnnotatedImage(file_name, (pixels.shape[0], pixels.shape[1]), cells, +warnings, mpp)
+    return AnnotatedImage(file_name, size, cells, +warnings, mpp)
 
 
 def annotate_images(

@@ -15,7 +15,7 @@ from cellseg.files import display_path
 from cellseg.images import ImageRecord
 from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
-from cellseg.read.annotate import annotate_image, warn_of_images
+from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.coco import (
     COCO,
     build_coco,
@@ -105,10 +105,13 @@ def _read_folder(
             )
         image = images[each.name][0]
         if any(path.stem.lower() == "image" for path in each.iterdir()):
-            source = read_train_folder(each, len(names))
+            cells = annotate_image(read_train_folder(each, len(names)), names)
         else:
-            source = TrainImage(each.name, image.path, _class_files(each, len(names)), ())
-        cells = annotate_image(source, names)
+            files = _class_files(each, len(names))
+            if image.size and not image.path.exists():
+                cells = annotate_without_pixels(image.path, files, image.size)
+            else:
+                cells = annotate_image(TrainImage(each.name, image.path, files, ()), names)
         if cells.size != image.size:
             expected = " x ".join(map(str, image.size or ()))
             raise InputError(

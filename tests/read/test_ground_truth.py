@@ -227,6 +227,8 @@ def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
         f"{far}/c/image.tif",
     ]
     assert "own.json: 3 images matched" in capsys.readouterr().out
+    (far / "b.png").unlink()  # where it was predicted, not here
+    assert read_results_with_ground_truth([path], folder, tmp_path)[0] == truth
     (folder / "d").mkdir()
     read_results_with_ground_truth([path], folder, tmp_path)
     assert f"{folder}: 1 image not in {listing}, so not scored: d" in capsys.readouterr().err
