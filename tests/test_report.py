@@ -166,6 +166,10 @@ def test_results_with_a_list_of_other_images(make, data, monkeypatch):
     write(results, [{**RESULTS[0], "image_id": 2}])
     _, index = make(results, "--truth", data / "test_masks", "--resamples", 0)
     assert [image["results"][0]["scores"] for image in index["images"]] == [[], [0.9]]
+    # Its paths are from the folder in which it was written.
+    monkeypatch.chdir(data)
+    with pytest.raises(InputError, match=r"a\.tif: image of .*images-results\.json not found"):
+        make(results)
 
 
 def test_two_results_on_other_validation_images(make, data):

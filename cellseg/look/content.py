@@ -82,8 +82,8 @@ def results_content(paths: Sequence[Path], data: Path, threshold: float) -> Repo
     for image in first:
         if not image.path.is_file():
             raise InputError(
-                f"{image.path}: image of {paths[0]} not found; run this in the folder that "
-                "inference.py was run in, or pass the data folder with --data"
+                f"{image.path}: image of {paths[0]} not found; put it there, or run this in the "
+                "folder that inference.py was run in"
             )
     results = [first]
     for path in paths[1:]:

@@ -127,7 +127,7 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
     plots = []
     for title, ylabel, lines in (
         ("Training loss", "loss", losses),
-        ("Validation during training", "AP", validation),
+        ("Validation during training", "AP, 0 to 1", validation),
         ("Learning rate", "learning rate", rate),
     ):
         if not lines:
@@ -139,6 +139,8 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
                     marker="o" if len(points) < 25 else None, ms=3, label=_label(name),
                 )  # fmt: skip
             axes.set(xlabel="iteration", ylabel=ylabel)
+            if lines is validation:
+                axes.set_ylim(0, 1)
             if len(lines) > 1:
                 _legend(axes, ncols=2)
         plots.append((title, svg[0]))

@@ -284,6 +284,36 @@ def test_all_can_be_reached_and_touched(show, scored, width):
     assert top >= bottom - 1
 
 
+def test_fingers_draw_a_rectangle_and_pinch(show, scored):
+    driver = show(scored, (390, 844))
+    act(driver, "document.getElementById('viewer').scrollIntoView();")
+    left, top, width, height = stage(driver)
+
+    def touch(kind, *places):
+        points = [{"x": left + x * width, "y": top + y * height} for x, y in places]
+        event = {"type": f"touch{kind}", "touchPoints": points}
+        driver.execute_cdp_cmd("Input.dispatchTouchEvent", event)
+
+    act(driver, "document.getElementById('measure').click()")
+    touch("Start", (0.2, 0.4))
+    for x in (0.4, 0.6, 0.8):
+        touch("Move", (x, 0.6))
+    touch("End")
+    act(driver, "")
+    x0, x1, y0, y1 = numbers(r"x (\d+) to (\d+), y (\d+) to (\d+)", text(driver, "in-region"))
+    inside = [1 for _, x, y in kept(scored) if x0 <= x < x1 and y0 <= y < y1]
+    assert int(rows(driver, "in-region")[-1][1]) == len(inside) > 0
+    act(driver, "document.getElementById('measure').click()")
+    before = text(driver, "scale")
+    touch("Start", (0.4, 0.5), (0.6, 0.5))
+    for d in (0.15, 0.25, 0.35):
+        touch("Move", (0.5 - d, 0.5), (0.5 + d, 0.5))
+    touch("End")
+    act(driver, "")
+    assert text(driver, "scale") != before
+    assert driver.find_element("id", "overview").is_displayed()
+
+
 def test_names_are_text(show, scored):
     driver = show(scored)
     assert driver.execute_script("return document.querySelectorAll('b b, td b').length") == 0
