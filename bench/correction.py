@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from scipy.stats import spearmanr
 
 import annotation
 import export
@@ -33,14 +34,17 @@ from cellseg.files import write_json
 from cellseg.learn.cross_validation import estimate
 from cellseg.look.overlay import class_colour
 from cellseg.read.annotate import annotate_image
+from cellseg.read.cells import read_predicted_cells
 from cellseg.read.coco import annotations_by_image, class_names
 from cellseg.read.corrected import INDEX, load_index, match_cells
 from cellseg.read.corrected_store import Cell
 from cellseg.read.layout import read_train_folder
 from cellseg.rle import concatenate, crop_runs, encode, select_masks
+from cellseg.write.correction import Window, rank_windows
 from cellseg.write.geojson import cell_features, write_geojson
 
 RECIPE = "lite_fpn"
+SCORE = 0.5  # minimum of the cells that are written
 ARMS = ("uncertain", "random", "none")
 
 
@@ -69,14 +73,9 @@ def correct(folder: Path, truth: Path, windows: Collection[str] | None = None) -
         if windows is not None and name not in windows:
             continue
         source = image["source"]
-        true = annotate_image(read_train_folder(truth / Path(source["path"]).stem, len(names)))
         left, top = source["x"], source["y"]
         box = left, top, left + image["width"], top + image["height"]
-        masks = crop_runs(concatenate(true.size, list(true.cells.values())), box)
-        classes = [number - 1 for number, runs_ in true.cells.items() for _ in range(len(runs_))]
-        some = np.flatnonzero(np.diff(masks.offsets) > 0)
-        rles = encode(select_masks(masks, some))
-        now = [Cell("", classes[n], rle) for n, rle in zip(some.tolist(), rles, strict=True)]
+        now = true_cells(truth, Path(source["path"]).stem, len(names), box)
         entries = of_image[image["id"]]
         written = [Cell(a["cell"], a["category_id"] - 1, a["segmentation"]) for a in entries]
         kept = {b: written[a].id for a, b in match_cells(written, now)[0]}
@@ -95,6 +94,45 @@ def correct(folder: Path, truth: Path, windows: Collection[str] | None = None) -
     return n_cells
 
 
+def count_errors(window: Window, truth: Path, n_classes: int) -> int:
+    """Return how many corrections a whole image needs: false, missed and misclassified cells."""
+    image = window.image
+    assert image.scores is not None
+    true = true_cells(truth, image.path.stem, n_classes)
+    kept = np.flatnonzero(image.scores >= SCORE)
+    written = [Cell(str(n), int(image.classes[n]), image.masks[n]) for n in kept]
+    pairs, _ = match_cells(written, true)
+    n_renamed = sum(written[a].class_ != true[b].class_ for a, b in pairs)
+    return len(written) + len(true) - 2 * len(pairs) + n_renamed
+
+
+def true_cells(
+    truth: Path, name: str, n_classes: int, box: tuple[int, int, int, int] | None = None
+) -> list[Cell]:
+    """Return the true cells of an image, or of a window of it, XYXY."""
+    image = annotate_image(read_train_folder(truth / name, n_classes))
+    masks = concatenate(image.size, list(image.cells.values()))
+    classes = [number - 1 for number, of_class in image.cells.items() for _ in range(len(of_class))]
+    masks = crop_runs(masks, box) if box else masks
+    some = np.flatnonzero(np.diff(masks.offsets) > 0)
+    rles = encode(select_masks(masks, some))
+    return [Cell("", classes[n], rle) for n, rle in zip(some.tolist(), rles, strict=True)]
+
+
+def rank_errors(results: Path, data: Path, truth: Path, count: int) -> str:
+    """Return how well the order of the windows fits the number of corrections that they need."""
+    names, images = read_predicted_cells(results, data)
+    windows = rank_windows(images)
+    errors = np.array([count_errors(window, truth, len(names)) for window in windows])
+    area = np.array([np.prod(window.image.size) / 1e6 for window in windows])
+    rank = spearmanr([window.uncertainty for window in windows], errors / area)[0]
+    chosen, all_ = errors[:count].sum() / area[:count].sum(), errors.sum() / area.sum()
+    return (
+        f"corrections per megapixel: {chosen:.0f} in the {count} most uncertain windows, "
+        f"{all_:.0f} in all {len(windows)}; rank correlation {rank:.2f}"
+    )
+
+
 def link_data(data: Path, folder: Path, images: Sequence[str]) -> Path:
     """Create a data folder with some of the training images, and all test images."""
     (folder / "train").mkdir(parents=True)
@@ -107,9 +145,14 @@ def link_data(data: Path, folder: Path, images: Sequence[str]) -> Path:
 
 
 def run_seed(
-    data: Path, folder: Path, seed: int, iterations: Sequence[int], count: int, arms: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Return AP50 and number of corrected cells, before and for each arm."""
+    data: Path,
+    folder: Path,
+    seed: int,
+    iterations: Sequence[int],
+    count: int,
+    arms: Sequence[str],
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Return AP50 and number of corrected cells, before and for each arm; and `rank_errors`."""
     names = sorted(path.name for path in (data / "train").iterdir())
     random.Random(seed).shuffle(names)
     known, others = names[: len(names) // 3], names[len(names) // 3 :]
@@ -139,6 +182,7 @@ def run_seed(
     argv = ["--checkpoint", str(run), "--images", str(pool), "--output", str(folder / "predicted")]
     inference.main([*argv, "--data", str(first), "--device", "cpu"])
     results = str(folder / "predicted" / "images-results.json")
+    errors = rank_errors(Path(results), first, data / "train", count)
     for arm in arms:
         where = link_data(data, folder / arm, known)
         n_cells = 0
@@ -157,7 +201,7 @@ def run_seed(
             annotation.main(["--data", str(where), "--corrected", str(fix)])
         seeded = ["--weights", str(run), "--seed", str(seed)]
         add(arm, trained(where, *seeded, n=iterations[1]), n_cells)
-    return scores
+    return scores, errors
 
 
 def main() -> None:
@@ -175,12 +219,14 @@ def main() -> None:
     for seed in args.seeds:
         folder = args.output / str(seed)
         with printed_as_errors():
-            table[seed] = run_seed(args.data, folder, seed, args.iterations, args.count, args.arms)
+            table[seed], errors = run_seed(
+                args.data, folder, seed, args.iterations, args.count, args.arms
+            )
         write_json(args.output / "table.json", table, indent=1)
         text = ", ".join(
             f"{name} {s['AP50']:.3f} ({s['cells']} cells)" for name, s in table[seed].items()
         )
-        print(f"seed {seed}: {text}", flush=True)
+        print(f"seed {seed}: {errors}; AP50 {text}", flush=True)
     for name in args.arms:
         for other in ("before", *args.arms):
             if other != name:
