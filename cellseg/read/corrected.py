@@ -54,6 +54,7 @@ INDEX = "index.json"
 """In an exported folder: what was written."""
 
 _SAME_OUTLINE = 0.95  # IoU of an outline that a program without ids only wrote in another way
+_MANY = 5  # deleted cells in a window, if most of its cells
 _REGION = 4  # times the area of the largest cell: a region, if nothing else tells
 _REMEDY = "expected the folder that export.py --to_correct wrote"
 
@@ -108,13 +109,14 @@ def take_back(
     unknown: Counter[str] = Counter()
     changes: dict[str, Change] = {}
     counts: Counter[str] = Counter()
+    unusual: dict[str, list[str]] = {"empty": [], "deleted": []}
     for given in folders:
         folder, coco_file = (given.parent, given) if given.is_file() else (given, None)
         index = load_index(folder / INDEX)
         if names is None:
             names = class_names(index)
         files = _coco_outlines(coco_file, index, names) if coco_file else _find_files(folder, index)
-        reader = _Reader(folder, index, names, changes, counts, unknown)
+        reader = _Reader(folder, index, names, changes, counts, unknown, unusual)
         for image in index["images"]:
             file = files.get(image["file_name"])
             try:
@@ -148,6 +150,12 @@ def take_back(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
     _print_changes(names, changes, counts, len(corrected))
+    for what, text in (
+        ("empty", "windows without a cell in what was looked through, used as background"),
+        ("deleted", "windows of which most cells were deleted (export all objects, not selected)"),
+    ):
+        if unusual[what]:
+            warn(f"{text}: {len(unusual[what])}: {listed(unusual[what])}")
     store(data, corrected, names)
     return list(names)
 
@@ -251,6 +259,7 @@ class _Reader:
     changes: dict[str, Change]
     counts: Counter[str]
     unknown: Counter[str]
+    unusual: dict[str, list[str]]
 
     def read(self, image: dict[str, Any], file: _File | None) -> Corrected | None:
         """Read a window; None if it was not looked through.
@@ -286,8 +295,12 @@ class _Reader:
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
         self.counts["outside"] += len(cells) - len(now)
-        self._compare([cell for cell, b in zip(written, before, strict=True) if b], now)
-        self.counts["without cells"] += not now
+        looked_at = [cell for cell, inside in zip(written, before, strict=True) if inside]
+        n_deleted = self._compare(looked_at, now)
+        if not now:
+            self.unusual["empty"].append(image["file_name"])
+        if n_deleted >= _MANY and 2 * n_deleted > len(looked_at):
+            self.unusual["deleted"].append(f"{image['file_name']} ({n_deleted})")
         source = replace(read_source(self.folder / INDEX, image), height=size[0], width=size[1])
         others = [cell.mask for cell, inside in zip(cells, kept, strict=True) if not inside]
         visible = (region & ~hidden & ~union(others, size)) | union([c.mask for c in now], size)
@@ -373,8 +386,11 @@ class _Reader:
         ]
         return cells, region, union([encoded[n] for n in ignored], size)
 
-    def _compare(self, written: list[Cell], now: list[Cell]) -> None:
-        """Count the changes from the written cells to those that are there now."""
+    def _compare(self, written: list[Cell], now: list[Cell]) -> int:
+        """Count the changes from the written cells to those that are there now.
+
+        Returns the number of deleted cells.
+        """
         pairs, by_overlap = match_cells(written, now)
         self.counts["by overlap"] += by_overlap
 
@@ -395,6 +411,7 @@ class _Reader:
                 change(before.class_).renamed_from += 1
                 change(after.class_).renamed_to += 1
             change(after.class_).moved += iou_matrix([before.mask], [after.mask])[0, 0] < least
+        return len(written) - len(pairs)
 
 
 def _is_same(written: Sequence[Cell], now: Sequence[Cell]) -> bool:
@@ -482,7 +499,6 @@ def _print_changes(
         print(f"{n} of ignored classes: neither cells nor background is learned there")
     for what, text in (
         ("missing", "windows without a .geojson file, not used"),
-        ("without cells", "windows without a cell in what was looked through, used as background"),
         ("test", "windows of test images, whose scores will be too good after training on them"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),

@@ -56,6 +56,7 @@ Bools = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 _WHITE = 255
+_LEAST = 64 * 64  # pixels that are left of a window without cells
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def crop(window: Corrected) -> Corrected | None:
 def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> None:
     """Add corrected windows to those of a data folder.
 
-    They replace former corrections of the same windows, and the parts of others that they overlap.
+    They replace former corrections where they overlap, the later ones also the earlier ones.
     A window of a corrected window is one of the image that this was of.
 
     Raises
@@ -192,25 +193,18 @@ def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> N
     InputError
         If a file can't be written, or the former ones are damaged or have other classes.
     """
-    former = load_store(data, names)
-    stored = {os.path.realpath(data / STORE / f"{window.name}.png"): window for window in former}
-    moved = (_of_source(w, stored.get(os.path.realpath(w.source.path))) for w in corrected)
-    corrected = [window for window in moved if window]
-    new = {window.source.window for window in corrected}
-    kept = []
-    for window in former:
-        if window.source.window not in new:
-            rest: Corrected | None = window
-            for other in corrected:
-                rest = rest and _without(rest, other)
-            if rest:
-                kept.append(rest)
-    name_of = {window.source.window: window.name for window in former}
-    used = {window.name.casefold() for window in former}
-    windows = kept
+    windows = load_store(data, names)
+    stored = {os.path.realpath(data / STORE / f"{window.name}.png"): window for window in windows}
+    used = {window.name.casefold() for window in windows}
     for window in corrected:
-        name = name_of.get(window.source.window) or unused_name(window.name, used)
-        windows.append(replace(window, name=name))
+        new = _of_source(window, stored.get(os.path.realpath(window.source.path)))
+        if new is None:
+            continue
+        rests = [(old, _without(old, new)) for old in windows]
+        key = new.source.window
+        free = [old.name for old, rest in rests if not rest and old.source.window == key]
+        windows = [rest for _, rest in rests if rest]
+        windows.append(replace(new, name=free[0] if free else unused_name(new.name, used)))
     windows.sort(key=lambda window: window.name)
     write_store(data, windows, names)
 
@@ -329,7 +323,10 @@ def _annotated(window: Corrected) -> AnnotatedImage:
 
 
 def _without(window: Corrected, other: Corrected) -> Corrected | None:
-    """Return a window without the region of another of the same image; None if nothing is left."""
+    """Return a window without the region of another of the same image.
+
+    None if nothing is left, or only a little background.
+    """
     one, two = window.source, other.source
     if (one.path, one.level) != (two.path, two.level):
         return window
@@ -344,7 +341,8 @@ def _without(window: Corrected, other: Corrected) -> Corrected | None:
     region[rows, columns] &= ~other.region[
         rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
     ]
-    return crop(replace(window, region=region))
+    rest = crop(replace(window, region=region))
+    return rest if rest and (rest.cells or rest.region.sum() >= _LEAST) else None
 
 
 def join(
@@ -481,8 +479,8 @@ def iou_matrix(first: Sequence[RLE], second: Sequence[RLE]) -> NDArray[np.float6
 
 def mostly_inside(masks: Sequence[RLE], region: Bools) -> Bools:
     """Return whether more than half of each mask is in a region."""
-    if not masks:
-        return np.zeros(0, bool)
+    if not masks or not region.any():
+        return np.zeros(len(masks), bool)
     # With a crowd: the intersection over the area of the mask.
     share = pycocotools.mask.iou(list(masks), [region_rle(region)], [1])
     return np.asarray(share[:, 0] > 0.5)

@@ -304,6 +304,20 @@ def test_a_second_correction_replaces_the_first(data, results, folder, tmp_path)
     assert boxes(cells_of(data, "corrected/new.png")["beta"]) == [(0, 0, 6, 6)]
 
 
+def test_what_was_not_looked_through_again_stays(data, results, folder, tmp_path):
+    correct(folder)
+    assert take_back(data, folder) == 0
+    second = to_correct(data, results, tmp_path / "again", "--count", 1)
+    save(second, [drawn((42, 18, 60, 40)), drawn((50, 30, 56, 36), "beta")])
+    for _ in range(2):
+        assert take_back(data, second) == 0
+        assert {p.name for p in (data / "corrected").glob("*.png")} == {"new-2.png", "new.png"}
+        assert boxes(cells_of(data, "corrected/new-2.png")["beta"]) == [(8, 12, 14, 18)]
+        found = cells_of(data, "corrected/new.png")
+        assert boxes(found["alpha"]) == [(4, 4, 10, 10), (14, 4, 22, 10)]
+        assert boxes(found["beta"]) == [(14, 20, 20, 26), (24, 4, 30, 10), (35, 20, 41, 26)]
+
+
 def test_lost_ids_are_matched_by_overlap(data, folder, capsys):
     features = correct(folder)
     for feature in features:
@@ -321,6 +335,14 @@ def test_negatives(data, folder, capsys):
     assert take_back(data, folder) == 0
     assert ": 2" in next(e for e in capsys.readouterr().err.splitlines() if "without a cell" in e)
     assert cells_of(data, "corrected/empty.png") == cells_of(data, "corrected/sure.png") == {}
+
+
+def test_a_file_of_selected_objects_only(data, folder, capsys):
+    save(folder, load(folder)["features"][:1])
+    assert take_back(data, folder) == 0
+    assert "new.png (5)" in next(
+        line for line in capsys.readouterr().err.splitlines() if "deleted" in line
+    )
 
 
 def test_all_that_must_be_fixed_is_said_at_once(data, folder):
@@ -527,8 +549,12 @@ def test_a_window_replaces_what_it_overlaps(tmp_path):
     assert len(b.cells) == 0
     assert len(c.cells) == 1
     assert {w.mpp for w in (a, b, c)} == {0.5}
-    store(tmp_path, [window_of("d", -0, size=(40, 60))], NAMES)
-    assert [w.name for w in load_store(tmp_path, NAMES)] == ["a", "b", "c"]
+    # The last one of several counts.
+    store(tmp_path, [window_of("d", 0, [(9, 9)]), window_of("e", 0)], NAMES)
+    a, c = load_store(tmp_path, NAMES)  # of b, only a little background was left
+    assert (a.name, c.name) == ("a", "c")
+    assert a.size == (40, 60)
+    assert not a.cells
 
 
 def test_a_window_of_a_corrected_window(tmp_path):
