@@ -149,7 +149,8 @@ class Outcome:
 
 def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
     """Run a case in a forked process, in a new folder within `folder`."""
-    place = folder / "case"
+    place = folder / "in" / "case"  # so that ../../x is in the folder too
+    place.parent.mkdir()
     output = folder.with_name(folder.name + ".txt")
     argv = case.write(corpus, place, lambda argv, place: _run_before(argv, place, output))
     before = snapshot(folder, ()) | {"": (0, 0)}
@@ -177,7 +178,7 @@ def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
 
 
 def _is_output(name: str) -> bool:
-    return Path(name).parts[:2] in [("case", output) for output in OUTPUTS]
+    return Path(name).parts[:3] in [("in", "case", output) for output in OUTPUTS]
 
 
 def _run_before(argv: Sequence[str], place: Path, output: Path) -> None:
@@ -261,7 +262,7 @@ def run_cases(args: argparse.Namespace, corpus: Path, scratch: Path) -> int:
             print(f"{case}: {outcome.problem}", flush=True)
             kept = args.keep / str(case).replace(" ", "_")
             kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "case" / KINDS[case.kind].file, kept)
+            shutil.copy(folder / "in" / "case" / KINDS[case.kind].file, kept)
             (kept / "output.txt").write_text(outcome.output, "utf-8", "backslashreplace")
         if args.case:
             print(outcome.output)

@@ -54,6 +54,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour
+_PNG_METHODS = ([0, 0, 0], [0, 0, 1])  # the only ones; the last is the interlacing
 _PICTURES = {PNG_MAGIC: "PNG", JPEG_MAGIC: "JPEG", b"BM": "BMP"}
 
 MRXS = ".mrxs"  # a JPEG beside a folder with the slide
@@ -186,7 +187,8 @@ def pixel_chunks(data: bytes) -> bytes:
     Raises ValueError if header or palette are broken, or if there is more data than pixels.
     """
     width, height, bits, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
-    if bits not in _PNG_BITS.get(colour, ()) or methods not in ([0, 0, 0], [0, 0, 1]):
+    has_size = all(0 < side <= 1_000_000 for side in (width, height))  # libpng's limit
+    if not has_size or bits not in _PNG_BITS.get(colour, ()) or methods not in _PNG_METHODS:
         raise ValueError("its header is broken")
     names = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour == 3 else (b"IHDR", b"IDAT", b"IEND")
     compressed: list[bytes] = []
