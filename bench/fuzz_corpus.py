@@ -65,6 +65,8 @@ RESULTS = [
     "evaluate.py {} --data data --truth coco.json --resamples 9 --json out/a.json",
     "report.py {} --data data --truth coco.json --resamples 9 --output out/report.html",
     "export.py {} --data data --annotations coco.json --output out",
+    "export.py {} --data data --annotations coco.json --output out --table out/a.csv --format coco",
+    "export.py {} --data data --annotations coco.json --to_correct out/windows",
     "check_submission.py {} --data data",
 ]
 

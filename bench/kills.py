@@ -224,6 +224,11 @@ def check_result(
         shutil.move(folder, f"{folder} {counts['compared']}")
 
 
+def is_raised(err: str) -> bool:
+    """Return whether Python raised KeyboardInterrupt, before it ran the script's first line."""
+    return "KeyboardInterrupt" in err and "cellseg" not in err
+
+
 def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2.0) -> str:
     """Send signals at moments from 0 to `seconds`; return the row of the table."""
     counts: Counter[str] = Counter()
@@ -241,9 +246,7 @@ def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2
                 counts["one line"] += 1
             elif process.returncode == 0:
                 counts["finished"] += 1
-            elif (
-                waited < 0.15 and not out and (process.returncode == -number or "Traceback" in err)
-            ):
+            elif waited < 0.15 and not out and (process.returncode == -number or is_raised(err)):
                 counts["too early"] += 1
             else:
                 counts["other"] += 1
