@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -224,9 +225,11 @@ def check_result(
         shutil.move(folder, f"{folder} {counts['compared']}")
 
 
-def is_raised(err: str) -> bool:
-    """Return whether Python raised KeyboardInterrupt, before it ran the script's first line."""
-    return "KeyboardInterrupt" in err and "cellseg" not in err
+def is_prepared(pid: int) -> bool:
+    """Return whether a process has begun to handle signals, as Python itself leaves SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = (int(mask, 16) for mask in re.findall(r"Sig(?:Cgt|Ign):\s*(\w+)", status))
+    return any(mask >> (signal.SIGTERM - 1) & 1 for mask in masks)
 
 
 def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2.0) -> str:
@@ -238,6 +241,7 @@ def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2
             start = time.monotonic()
             time.sleep(seconds * moment / max(1, n_moments - 1))
             waited = time.monotonic() - start
+            ready = process.poll() is not None or is_prepared(process.pid)
             if process.poll() is None:
                 os.killpg(process.pid, number)
             out, err = process.communicate()
@@ -246,7 +250,7 @@ def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2
                 counts["one line"] += 1
             elif process.returncode == 0:
                 counts["finished"] += 1
-            elif waited < 0.15 and not out and (process.returncode == -number or is_raised(err)):
+            elif not ready and (process.returncode == -number or "KeyboardInterrupt" in err):
                 counts["too early"] += 1
             else:
                 counts["other"] += 1

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg import process
 from cellseg.errors import InputError
-from cellseg.files import display_path, read_json, safe_name, write_json
+from cellseg.files import display_path, lock_file, read_json, safe_name, write_json
 from cellseg.text import is_printable
 
 CONFIG = "config.yaml"  # all settings of the run
@@ -22,6 +24,7 @@ LAST = "last.pth"  # weights, optimizer, schedule and iteration, for --resume
 FINAL = "model_final.pth"  # weights of the last iteration; only finished runs have it
 BEST = "model_best.pth"  # weights with the best score on the validation images
 SUMMARY = "cross-validation.json"  # in the parent folder of all folds, once they are finished
+_LOCK = "in-use-by"  # while it is trained
 METRICS = "metrics.json"  # a line of JSON for each point of the curves
 # Key beside scores in metrics and checkpoints: the score of a perfect network, 1.0. Runs of earlier
 # versions lack it; their scores are percentages.
@@ -74,6 +77,34 @@ def check_run_folder(run: Path) -> None:
             f"{run}: the run folder was removed or moved while the run was trained; restore it and "
             "resume with --resume, or train again"
         )
+
+
+@contextlib.contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Lock the folder of a run that is trained in the block.
+
+    Raises InputError if another command trains it.
+    """
+    path = run / _LOCK
+    try:
+        lock = lock_file(path, f"process {os.getpid()} on {platform.node()}")
+    except BlockingIOError as error:
+        raise InputError(
+            f"{run}: another training of it is running ({error}); wait until it has ended"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{run}: can't be written ({error.strerror}); check its permissions"
+        ) from None
+    process.unfinished.add(str(path))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone
+            path.unlink()
+        process.unfinished.discard(str(path))
+        if lock is not None:
+            os.close(lock)
 
 
 def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cellseg import runs
 from cellseg.errors import InputError
+from cellseg.runs import locked_run
 
 
 def make(root, name, *files, recipe="model", finished_at=None):
@@ -218,3 +222,20 @@ def test_processes_of_a_run_and_of_one_of_an_earlier_version(tmp_path, change, e
     record = {"annotations": {}, "categories": [{"id": 1, "name": "a"}], "held_out": []}
     (tmp_path / runs.RECORD).write_text(json.dumps(record | change))
     assert runs.recorded_processes(tmp_path) == expected
+
+
+def test_one_command_at_a_time_trains_a_run(tmp_path):
+    hold = "import sys; from pathlib import Path; from cellseg.runs import locked_run\n"
+    hold += "with locked_run(Path(sys.argv[1])): print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)],
+        cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(InputError, match=f"{tmp_path}: .* {other.pid} "), locked_run(tmp_path):
+            pass
+        other.communicate("\n")
+    with locked_run(tmp_path):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

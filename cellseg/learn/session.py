@@ -226,11 +226,21 @@ def resume(run: Path, cfg: CfgNode, launch: Launch, data: TrainingData | None = 
 
 
 def train_in_processes(session: Session, launch: Launch) -> int:
-    """Train a run in all processes of a launch. Return the exit code."""
-    cfg = session.cfg
-    if launch.machine_rank == 0:
+    """Train a run in all processes of a launch. Return the exit code.
+
+    Raises InputError if another command trains it.
+    """
+    if launch.machine_rank:
+        return _train_in_processes(session, launch)
+    run = Path(session.cfg.OUTPUT_DIR)
+    with runs.locked_run(run):
         for name in (runs.LAST, runs.BEST, runs.FINAL):
-            remove_unfinished(Path(cfg.OUTPUT_DIR) / name)
+            remove_unfinished(run / name)
+        return _train_in_processes(session, launch)
+
+
+def _train_in_processes(session: Session, launch: Launch) -> int:
+    cfg = session.cfg
     cfg.freeze()
     n_processes = session.processes * launch.machines
     print_training(session, n_processes)
