@@ -244,7 +244,7 @@ def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2
             ready = process.poll() is not None or is_prepared(process.pid)
             if process.poll() is None:
                 os.killpg(process.pid, number)
-            out, err = process.communicate()
+            _, err = process.communicate()
             lines = err.splitlines()
             if process.returncode == 130 and len(lines) == 1:
                 counts["one line"] += 1
