@@ -170,7 +170,7 @@ KINDS = {
          "report.py annotated/r.json --data data --output out/report.html"],
     ),
     "tile store": Kind(
-        "out/r.parts/0000-0.jsonl", either(mutate_lines), [STORED], before=STORED
+        "out/r.parts/tiles.jsonl", either(mutate_lines), [STORED], before=STORED
     ),
     "tile store's origin": Kind(
         "out/r.parts/made-from.json", either(mutate_json), [STORED], before=STORED
