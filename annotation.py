@@ -87,8 +87,9 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--corrected", nargs="+", type=Path, metavar="DIR",
-        help="add what was corrected in folders of export.py --to_correct to the data folder, and "
-        "say what was changed; or a COCO file in such a folder, from CVAT: see docs/correct.md",
+        help="add what was corrected in the folders of windows that export.py wrote to the data "
+        "folder, and say what was changed; or a COCO file in such a folder, from CVAT: see "
+        "docs/correct.md",
     )  # fmt: skip
     parser.add_argument(
         "--mpp", type=utils.micrometres, metavar="MICROMETRES",
