@@ -448,6 +448,27 @@ def test_a_window_of_a_training_image_replaces_that_part(data, tmp_path, capsys)
     assert boxes(found["alpha"]) == [(33, 10, 36, 16), (50, 30, 56, 36)]
 
 
+def test_the_coco_file_comes_back(data, folder, capsys):
+    """Its polygons give the masks that were written."""
+    content = json.loads((folder / "coco.json").read_text())
+    path = folder / "instances_default.json"
+    path.write_text(json.dumps(content))
+    assert "3 windows" in refusal(take_back, data, path)  # nothing was changed
+    first = content["annotations"][0]
+    first["category_id"] = 2
+    content["annotations"][1]["category_id"] = 7
+    path.write_text(json.dumps(content | {"categories": [*content["categories"], GAMMA]}))
+    assert "--class_names alpha beta gamma" in refusal(take_back, data, path)
+    content["annotations"][1]["category_id"] = 1
+    path.write_text(json.dumps(content))
+    assert take_back(data, path) == 0
+    assert table(capsys.readouterr().out)["all"] == [6, 0, 1, 1, 0, 0, 6]
+    assert (4, 4, 10, 10) in boxes(cells_of(data, "corrected/new.png")["beta"])
+
+
+GAMMA = {"id": 7, "name": "gamma"}
+
+
 @pytest.fixture
 def large(tmp_path):
     """A training image of 1500 x 40 px with a cell of 20 x 10 px at x = 740, and its results."""
