@@ -22,7 +22,7 @@ EDGE_MARGIN = 3
 # Network pixels: smaller tiles cost more calls than they save memory, and cut more cells.
 _MIN_TILE = 1536
 
-_EIGHTHS = 8  # lengths that a side of a trimmed tile can have
+_UNITS = 16  # lengths that a side of a trimmed tile can have
 
 
 @dataclass(frozen=True)
@@ -251,14 +251,14 @@ def _area(window: Window) -> int:
 
 
 def _round_up(tile: Window, box: Window) -> Window:
-    """Return a window of a tile that contains a box in it, with sides of whole eighths.
+    """Return a window of a tile that contains a box in it, with sides of whole sixteenths.
 
     So a network's inputs have few shapes.
     """
     starts, ends = [], []
     for axis in (0, 1):
         first, last = tile[axis], tile[axis + 2]
-        unit = math.ceil((last - first) / _EIGHTHS)
+        unit = math.ceil((last - first) / _UNITS)
         length = min(last - first, math.ceil((box[axis + 2] - box[axis]) / unit) * unit)
         starts.append(min(box[axis], last - length))
         ends.append(starts[axis] + length)
