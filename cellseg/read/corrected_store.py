@@ -194,6 +194,7 @@ def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> N
         If a file can't be written, or the former ones are damaged or have other classes.
     """
     windows = load_store(data, names)
+    former = {window.name for window in windows}
     stored = {os.path.realpath(data / STORE / f"{window.name}.png"): window for window in windows}
     used = {window.name.casefold() for window in windows}
     for window in corrected:
@@ -207,6 +208,8 @@ def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> N
         windows.append(replace(new, name=free[0] if free else unused_name(new.name, used)))
     windows.sort(key=lambda window: window.name)
     write_store(data, windows, names)
+    for name in former - {window.name for window in windows}:
+        (data / STORE / f"{name}.png").unlink(missing_ok=True)  # others cover it completely
 
 
 def unused_name(name: str, used: set[str]) -> str:
@@ -243,9 +246,6 @@ def write_store(data: Path, windows: Sequence[Corrected], names: Sequence[str]) 
         image["region"] = region_rle(window.region)
         write_png(data / image["file_name"], window.pixels)
     write_json(path, coco)
-    for image in sorted(path.parent.glob("*.png")):
-        if image.stem not in {window.name for window in windows}:
-            image.unlink()  # of a window that others cover completely
 
 
 _STORE_DESCRIPTION = "Corrected windows (annotation.py --corrected)"

@@ -571,11 +571,17 @@ def test_a_window_replaces_what_it_overlaps(tmp_path):
     assert len(c.cells) == 1
     assert {w.mpp for w in (a, b, c)} == {0.5}
     # The last one of several counts.
+    (tmp_path / "corrected" / "mine.png").write_bytes(b"a picture of the user")
     store(tmp_path, [window_of("d", 0, [(9, 9)]), window_of("e", 0)], NAMES)
     a, c = load_store(tmp_path, NAMES)  # of b, only a little background was left
     assert (a.name, c.name) == ("a", "c")
     assert a.size == (40, 60)
     assert not a.cells
+    assert {p.name for p in (tmp_path / "corrected").glob("*.png")} == {
+        "a.png",
+        "c.png",
+        "mine.png",
+    }
 
 
 def test_a_window_of_a_corrected_window(tmp_path):
