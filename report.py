@@ -15,7 +15,8 @@ import utils
 from cellseg.errors import InputError
 from cellseg.files import check_own, display_path
 from cellseg.look import content
-from cellseg.look.report import OWN, ReportContent, write_report
+from cellseg.look.parts import ReportContent
+from cellseg.look.report import OWN, write_report
 from cellseg.messages import plural
 from cellseg.read.cells import is_annotations
 from cellseg.read.ground_truth import find_default_ground_truth

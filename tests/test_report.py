@@ -96,7 +96,7 @@ def test_a_zip_or_file_a_ground_truth_file_and_flags(make, data):
 
 def test_the_seed_draws_other_intervals(make, data):
     first, _ = make(data.parent / "run", "--resamples", 5)
-    others = [make(data.parent / "run", "--resamples", 5, "--seed", seed)[0] for seed in (1, 2, 3)]
+    others = (make(data.parent / "run", "--resamples", 5, "--seed", seed)[0] for seed in (1, 2, 3))
     assert any(other != first for other in others)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import EvalImage, ImageCells
-from cellseg.look.report import ReportContent
+from cellseg.look.parts import ReportContent
 from cellseg.read.cells import read_predicted_cells
 from cellseg.read.coco import COCO, class_names
 from cellseg.read.ground_truth import read_ground_truth
