@@ -40,8 +40,8 @@ from bench.fuzz_corpus import KINDS, OUTPUTS, build_corpus
 from bench.mutations import mutate_bytes
 from bench.tiny import write_tiny
 
-SECONDS, GIGABYTES = 20, 3.0  # allowed for a case, on an idle machine
-PATIENCE = 6  # times as long on a busy one
+SECONDS, GIGABYTES = 20, 3.0  # of a core, allowed for a case
+PATIENCE = 6  # times as long on a busy machine, before it is asked whether the case goes on
 
 Run = Callable[[Sequence[str], Path], object]
 """Runs a command in a folder."""
@@ -116,7 +116,7 @@ def snapshot(folder: Path, leave_out: Sequence[str] = OUTPUTS) -> dict[str, tupl
 def problem(code: int | None, output: str) -> str:
     """Return what is wrong with a command's exit code and output, or ""."""
     if code is None:
-        return f"over {PATIENCE * SECONDS} s"
+        return f"over {SECONDS} s, or stopped"
     if "Traceback (most recent" in output or code == 1:
         found = re.findall(r"^(\w[\w.]*(?:Error|Exception|Warning)\b.*)$", output, re.MULTILINE)
         return "traceback: " + (found[-1] if found else "?")[:100]
@@ -157,7 +157,7 @@ def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
     kept = {name: state for name, state in before.items() if not _is_output(name)}
     began = time.monotonic()
     pid = forks.start(argv, place, output, 2 * GIGABYTES)  # for the machine's sake
-    ready = forks.has_ended(pid, PATIENCE * SECONDS)
+    ready = _ends(pid)
     if not ready:
         os.killpg(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
@@ -175,6 +175,17 @@ def run_case(case: Case, corpus: Path, folder: Path) -> Outcome:
     if not found and gigabytes > GIGABYTES:
         found = f"{gigabytes:.1f} GB"
     return Outcome(found, code, seconds, gigabytes, text)
+
+
+def _ends(pid: int) -> bool:
+    """Wait for a process; return False if it takes too much of a core, or nothing of one."""
+    used = -1.0
+    while not forks.has_ended(pid, PATIENCE * SECONDS):
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        before, used = used, sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")
+        if used > SECONDS or used - before < 0.1:
+            return False
+    return True
 
 
 def _is_output(name: str) -> bool:
