@@ -188,6 +188,9 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
 
     config = {
         "distributed.scheduler.allowed-failures": _ATTEMPTS - 1,
+        "distributed.scheduler.worker-ttl": None,  # a busy machine is slow, not dead
+        "distributed.comm.timeouts.connect": "300s",
+        "distributed.comm.timeouts.tcp": "300s",
         "distributed.nanny.pre-spawn-environ": {},  # it would change this process
         "distributed.worker.multiprocessing-method": "spawn",
         "distributed.worker.daemon": True,  # so that it ends with this process
