@@ -186,7 +186,7 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
     dask, distributed = _import_dask()
     from distributed.deploy.spec import SpecCluster
 
-    config = {
+    config: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": _ATTEMPTS - 1,
         "distributed.scheduler.worker-ttl": None,  # a busy machine is slow, not dead
         "distributed.comm.timeouts.connect": "300s",
