@@ -15,7 +15,7 @@ from cellseg.rle import label_map_to_runs
 from cellseg.write.label_studio import brush_rle, write_label_studio
 from tests.read.refusal import refusal
 from tests.score.scoring_cases import decode
-from tests.write.test_coco import image_of
+from tests.write.test_coco_polygons import image_of
 
 
 def unpack(rle):
