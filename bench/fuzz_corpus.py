@@ -89,6 +89,7 @@ REGIONS = (
     f"{PREDICT} --images images/slide.scn --regions regions.geojson --tile 40 --overlap 12 "
     "INPUT.ZOOM 1.0"
 )
+SLIDES = f"{PREDICT.removesuffix('/r.json')} --images slides.csv"
 
 KINDS = {
     "image.tif": Kind(
@@ -135,6 +136,7 @@ KINDS = {
         }.items()
     },
     "regions": Kind("regions.geojson", either(mutate_json, 0.8), [REGIONS]),
+    "slides.csv": Kind("slides.csv", mutate_text, [SLIDES]),
     "geojson": Kind("geo/train/a/a.geojson", either(mutate_json, 0.8), [f"{ANNOTATE} geo"]),
     "geojson.gz": Kind("gz/train/a/a.geojson.gz", either(mutate_gzip), [f"{ANNOTATE} gz"]),
     "corrected geojson": Kind("fix/a.geojson", either(mutate_json, 0.8), [TAKE_BACK]),
@@ -308,6 +310,8 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     feature = {"type": "Feature", "geometry": geometry, "properties": properties}
     features = {"type": "FeatureCollection", "features": [feature]}
     (folder / "regions.geojson").write_text(json.dumps(features))
+    table = "path,mpp,regions\nimages/slide.scn,0.25,regions.geojson\nimages/image.jpg,,\n"
+    (folder / "slides.csv").write_text(table)
 
     coco = data / "train__annot.json"
     export.main([str(coco), "--data", str(data), "--output", str(folder / "e")])

@@ -200,6 +200,9 @@ def test_libraries_print_nothing(tmp_path, capfd):
     data[28] = 7  # its way of interlacing
     path.write_bytes(data)
     assert str(path) in refusal(read_image, path)
+    for side in (0, 1_000_001):
+        path.write_bytes(png(side))
+        assert str(path) in refusal(count_labels, path)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<u2", "fortran_order": False, "shape": (2**31, 2**31)}

@@ -13,7 +13,7 @@ from cellseg.read.slide_table import is_slide_table, read_slide_table
 @pytest.fixture
 def read(tmp_path):
     """Function that writes a table beside some files and reads it."""
-    for name in ("a.svs", "b.svs", "other/a.svs"):
+    for name in ("a.svs", "b.svs", "other/a.svs", "a.geojson"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -54,6 +54,17 @@ def test_a_row_with_a_wrong_mpp(read, mpp):
     assert f"slides.csv: line 2: mpp {mpp!r} is not " in bad.problem
     assert "0.02 to 5" in bad.problem
     assert (good.problem, good.image.mpp) == ("", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [("path", "c.svs"), ("path", "x" * 300), ("regions", "x" * 300), ("regions", "a\0b")],
+)
+def test_a_row_with_a_file_that_is_not_there(read, name, column):
+    row = {"path": "a.svs", "regions": "", column: name}
+    bad, good = read(f"path,regions\n{row['path']},{row['regions']}\nb.svs,a.geojson\n")
+    assert f"{name}: no such file" in bad.problem
+    assert good.problem == ""
 
 
 def test_decimal_commas(read):
