@@ -5,6 +5,7 @@ A start of Python with PyTorch takes seconds; a fork does not.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -51,10 +52,11 @@ def start(argv: Sequence[str], place: Path, output: Path, gigabytes: float = 0.0
         Memory that it can have more than this process, 0 for any.
     """
     pid = os.fork()
+    with contextlib.suppress(OSError):  # both do it, whichever comes first
+        os.setpgid(pid, pid)
     if pid:
         return pid
     try:
-        os.setsid()
         os.chdir(place)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
