@@ -45,6 +45,12 @@ class ImageRecord:
     tissue_px: float | None = None
 
 
+def searched_area(image: ImageCells | EvalImage) -> float:
+    """Return the area of an image's tissue in pixels, or of all of it if that is unknown."""
+    whole = float(image.size[0]) * image.size[1]
+    return whole if image.tissue_px is None else image.tissue_px
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageCells(ImageRecord):
     """An image and its N cells, annotated or detected.

@@ -166,6 +166,18 @@ def test_results_with_a_list_of_other_images(make, data, monkeypatch):
     write(results, [{**RESULTS[0], "image_id": 2}])
     _, index = make(results, "--truth", data / "test_masks", "--resamples", 0)
     assert [image["results"][0]["scores"] for image in index["images"]] == [[], [0.9]]
+    # The list's names and resolution are used, and its area of the tissue.
+    listed[1] |= {"mpp": 2.0, "tissue_px2": 250}
+    write(data.parent / "images-results-list.json", listed)
+    for flags in ([], ["--truth", data / "test_masks", "--resamples", 0]):
+        html, index = make(results, *flags)
+        assert [(image["name"], image["mpp"]) for image in index["images"]] == [
+            ("a", None),
+            ("b", 2.0),
+        ]
+        assert "of the tissue" in html
+        assert "0.5 or more, all images, 0.001 mm²" in html  # 250 px of 4 µm²
+        assert "<td>1,000.0</td>" in html  # one detection in 0.001 mm²
     # Its paths are from the folder in which it was written.
     monkeypatch.chdir(data)
     with pytest.raises(InputError, match=r"a\.tif: image of .*images-results\.json not found"):

@@ -14,10 +14,12 @@ from cellseg.files import display_path
 from cellseg.images import EvalImage, ImageCells
 from cellseg.look.parts import ReportContent
 from cellseg.read.cells import read_predicted_cells
-from cellseg.read.coco import COCO, class_names
+from cellseg.read.coco import COCO, class_names, image_records
 from cellseg.read.ground_truth import read_ground_truth
+from cellseg.read.images import read_image_list
 from cellseg.read.layout import TEST
-from cellseg.read.results import pair_by_image
+from cellseg.read.names import name_outputs_uniquely, pair_by_name
+from cellseg.read.results import pair_by_image, sidecar_path
 from cellseg.rle import decode
 from cellseg.score.summary import Scores
 from cellseg.text import printable
@@ -66,7 +68,13 @@ def scores_content(
         **_heading(paths, ground_truth_path),
         threshold=threshold,
         classes=class_names(ground_truth),
-        images=_with_paths(data, [one.eval_images for one in scores]),
+        images=_with_paths(
+            data,
+            [
+                _as_listed(path, ground_truth_path, ground_truth, one.eval_images)
+                for path, one in zip(paths, scores, strict=True)
+            ],
+        ),
         has_ground_truth=True,
         scores=scores,
     )
@@ -127,22 +135,47 @@ def _short(path: Path) -> str:
     return printable("/".join(path.resolve().parts[-2:]))
 
 
+def _as_listed(
+    path: Path, ground_truth_path: Path, ground_truth: COCO, images: Sequence[EvalImage]
+) -> Sequence[EvalImage]:
+    """Return scored images with what `inference.py` listed of a user's own images, if they are."""
+    list_path = sidecar_path(path, "list")
+    if not list_path.is_file():
+        return images
+    listed = read_image_list(list_path, "predict again with inference.py")
+    names = name_outputs_uniquely(list_path, [record.file_name for record in listed])
+    ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), ground_truth_path)
+    of_id = {
+        ids[record.id]: {
+            "name": name,
+            "path": record.path,
+            "level": record.level,
+            "tissue_px": record.tissue_px,
+        }
+        | ({"mpp": record.mpp} if record.mpp else {})
+        for record, name in zip(listed, names, strict=True)
+        if record.id in ids
+    }
+    return [replace(one, **of_id.get(one.id, {})) for one in images]
+
+
 def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list[EvalImage]]:
     """Group the images of one or two results by image, with the path of each."""
     return [
-        [replace(one, path=_find_image(data, one.file_name)) for one in image]
+        [replace(one, path=_find_image(data, one)) for one in image]
         for image in zip(*results, strict=True)
     ]
 
 
-def _find_image(data: Path, name: str) -> Path:
+def _find_image(data: Path, image: EvalImage) -> Path:
     """Return the path of an annotated image: in the data folder, its test folder or as listed.
 
     The lists of `inference.py --images` have paths from the working folder.
     """
-    for folder in (data, *(data / test for test in TEST), Path()):
-        if (folder / name).is_file():
-            return folder / name
+    name = image.file_name
+    for path in (data / name, *(data / test / name for test in TEST), image.path):
+        if path.is_file():
+            return path
     raise InputError(
         f"{data / name}: image of the annotations not found; pass the folder that contains it "
         "with --data"
@@ -159,6 +192,7 @@ def _eval_image(cells: ImageCells) -> EvalImage:
         size=cells.size,
         level=cells.level,
         mpp=cells.mpp,
+        tissue_px=cells.tissue_px,
         name=cells.name,
         gt_masks=[],
         gt_runs=decode([], cells.size),

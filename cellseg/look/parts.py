@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
-from cellseg.images import EvalImage
+from cellseg.images import EvalImage, searched_area
 from cellseg.look import plots
 from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.score.composition import composition, composition_rows
@@ -75,7 +74,7 @@ def compositions(
             (one[0].gt_classes, rle.areas(one[0].gt_runs), m[0].gt_state == 1)
             for one, m in zip(content.images, matches, strict=True)
         ]
-        sides.append(("Ground truth", cells))
+        sides.append(("Ground truth", 0, cells))
     for r in range(len(content.results)):
         of = f" of {'AB'[r]}" if len(content.results) > 1 else ""
         cells = [
@@ -86,7 +85,8 @@ def compositions(
             )
             for one, m in zip(content.images, matches, strict=True)
         ]
-        sides.append((f"Detections{of} with a score of {content.threshold:g} or more", cells))
+        title = f"Detections{of} with a score of {content.threshold:g} or more"
+        sides.append((title, r, cells))
     # Without resolution, cells per megapixel: as if a pixel had a side of 1 µm.
     is_known = any(mpp)
     names = [image[0].name for image in content.images]
@@ -98,7 +98,7 @@ def compositions(
                 composition(
                     [classes[some] for classes, _, some in cells],
                     len(content.classes),
-                    [math.prod(image[0].size) for image in content.images],
+                    [searched_area(image[r]) for image in content.images],
                     mpp if is_known else [1.0] * len(mpp),
                     [areas[some] for _, areas, some in cells],
                 ),
@@ -108,8 +108,18 @@ def compositions(
             "is_known": is_known,
             "n_totals": len(content.classes) + 1,
         }
-        for title, cells in sides
+        for title, r, cells in sides
     ]
+
+
+def n_hidden(content: ReportContent, matches: Sequence[Sequence[MatchedDetections]]) -> int:
+    """Return the number of detections that `compositions` leaves out, as others hide them."""
+    return sum(
+        int(np.sum((m.state == 0) & (one.scores >= content.threshold)))
+        for image, of_image in zip(content.images, matches, strict=True)
+        for one, m in zip(image, of_image, strict=True)
+        if content.results
+    )
 
 
 def first_image(content: ReportContent, index: Sequence[dict[str, Any]]) -> int:

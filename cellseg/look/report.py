@@ -182,6 +182,8 @@ def _render(
         ],
         cards=parts.cards(content),
         compositions=parts.compositions(content, matches, mpp),
+        is_tissue=any(one.tissue_px is not None for image in images for one in image),
+        n_hidden=parts.n_hidden(content, matches),
         groups=[(title, some) for title, some in groups if some],
         pictures=pictures,
         figures=parts.figures(content),

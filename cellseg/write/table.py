@@ -14,7 +14,7 @@ import numpy as np
 
 from cellseg.errors import InputError
 from cellseg.files import check_own, write_atomic
-from cellseg.images import ImageCells
+from cellseg.images import ImageCells, searched_area
 from cellseg.score.composition import Composition, composition, composition_rows
 from cellseg.write.measured import column_types, measure_cells, warn_of_unreadable
 
@@ -102,7 +102,7 @@ def write_tables(
         found = composition(
             [image.classes for image in images],
             len(names),
-            [_searched_area(image) for image in images],
+            [searched_area(image) for image in images],
             [image.mpp for image in images],
             areas,
         )
@@ -110,12 +110,6 @@ def write_tables(
             _write_summary(summary_path(path), found, [image.name for image in images], names)
     warn_of_unreadable(unreadable)
     return found
-
-
-def _searched_area(image: ImageCells) -> float:
-    """Return the area of an image's tissue in pixels, or of all of it if that is unknown."""
-    whole = float(image.size[0]) * image.size[1]
-    return whole if image.tissue_px is None else image.tissue_px
 
 
 @contextlib.contextmanager
