@@ -49,13 +49,14 @@ function fillWorst() {
   const image = current();
   if (!image || !byId("worst").closest("details").open) return;
   const cells = cellsToCheck();
+  const hasReasons = isScored || !page.results.length;
   const rows = cells.slice(0, MOST_ROWS).map(({ side, cell }) => {
     const { classes: of, scores, iou, area: px, x, y } = sideOf(image, side).cells;
     const [, reason] = (side === "gt" ? describeGt(cell) : describeDetection(cell)).split("\n");
-    return [`${x[cell]}, ${y[cell]}`, classes[of[cell]], scores ? number(scores[cell]) : "–", px[cell], reason || "detection"];
+    return [`${x[cell]}, ${y[cell]}`, classes[of[cell]], scores ? number(scores[cell]) : "–", px[cell], ...(hasReasons ? [reason || ""] : [])];
   });
   const more = cells.length > rows.length ? `, the first ${rows.length} of ${cells.length}` : "";
-  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, ["x, y (px)", "class", "score", "area (px)", ""], rows);
+  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, ["x, y (px)", "class", "score", "area (px)", ...(hasReasons ? [""] : [])], rows);
   [...byId("worst").tBodies[0].rows].forEach((row, at) => {
     const cell = row.cells[0];
     cell.replaceChildren(make("button", { textContent: cell.textContent, onclick: () => { select(cells[at].side, cells[at].cell); toViewer(); } }));
@@ -253,6 +254,21 @@ function showResult(result) {
   relabel();
 }
 
+function readSlider() {
+  state.threshold = slider.valueAsNumber;
+  byId("score-shown").textContent = number(state.threshold);
+  tip.hidden = true;
+}
+
+/** Lower the minimum score, if necessary, so that a detection is shown. */
+function reveal(score) {
+  if (score >= state.threshold) return;
+  slider.value = Math.floor(100 * score) / 100;
+  readSlider();
+  sort();
+  relabel();
+}
+
 function measure(isOn) {
   state.isMeasuring = isOn;
   press(byId("measure"), isOn);
@@ -270,6 +286,11 @@ const toViewer = () => {
   byId("viewer").scrollIntoView({ block: "nearest" });
   canvas.focus({ preventScroll: true });
 };
+
+function help() {
+  byId("help").showModal();
+  byId("help").scrollTop = 0; // it is at the button that has the focus
+}
 
 function step(by) {
   const order = ordered();
@@ -310,9 +331,7 @@ if (slider) {
   byId("score-shown").textContent = number(state.threshold);
   let isWaiting = false;
   slider.oninput = () => {
-    state.threshold = slider.valueAsNumber;
-    byId("score-shown").textContent = number(state.threshold);
-    tip.hidden = true;
+    readSlider();
     if (isWaiting) return;
     isWaiting = true;
     requestAnimationFrame(() => {
@@ -331,11 +350,12 @@ images.forEach((image) => {
 const buttons = { previous: () => step(-1), next: () => step(1), in: () => zoom(1.5), out: () => zoom(1 / 1.5), fit, measure: () => measure(!state.isMeasuring) };
 for (const [id, act] of Object.entries(buttons)) byId(id).onclick = () => current() && act();
 byId("worst").closest("details").ontoggle = fillWorst;
-byId("help-open").onclick = () => byId("help").showModal();
+byId("help-open").onclick = help;
 for (const button of document.querySelectorAll(".examples button")) {
   button.onclick = () => {
     const { image, result, cell } = button.dataset;
     if (result >= 0 && page.results.length > 1) showResult(Number(result));
+    if (result >= 0) reveal(images[image].results[result].scores[cell]);
     open(Number(image), { side: result < 0 ? "gt" : "detection", cell: Number(cell) });
     toViewer();
   };
@@ -371,7 +391,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "." || key === ",") act = () => current() && stepCell(key === "." ? 1 : -1);
   else if (key === "Escape") act = clearRegion;
   else if (key.toUpperCase() === "A") act = () => measure(!state.isMeasuring);
-  else if (key === "?") act = () => byId("help").showModal();
+  else if (key === "?") act = help;
   else if (/^[1-9]$/.test(key) && Number(key) <= classes.length) act = () => toggleClass(Number(key) - 1);
   else if (key.toUpperCase() in state.layers) act = () => toggleLayer(key.toUpperCase());
   else if (key.toUpperCase() === "R" && page.results.length > 1) act = () => showResult(1 - state.result);

@@ -306,7 +306,7 @@ function drawDensity(image, box, n) {
 /** Draw the whole image small, with a frame around what is in view, unless all of it is. */
 function drawOverview(image, { picture }, box) {
   const [height, width] = image.size;
-  overview.hidden = box[2] - box[0] >= width && box[3] - box[1] >= height;
+  overview.hidden = box[2] - box[0] > width - 0.5 && box[3] - box[1] > height - 0.5;
   if (overview.hidden) return;
   const side = Math.min(170, stage.clientWidth / 3.5), factor = side / Math.max(width, height);
   const size = { width: Math.max(1, Math.round(width * factor)), height: Math.max(1, Math.round(height * factor)) };

@@ -411,6 +411,11 @@ def test_results_without_ground_truth(show, folder):
     ]  # fmt: skip
     press(driver, ".")
     assert "detection: class" in text(driver, "status")
+    # A single cell lowers the minimum score to its own.
+    slide(driver, 0.99)
+    act(driver, "document.querySelector('.examples button').click()")
+    score = float(text(driver, "status").split("score ")[1].split(",")[0])
+    assert float(text(driver, "score-shown")) == score < 0.99
     two = write(folder, folder / "results.json", "--compare", folder / "better.json")
     driver = show(two)
     assert rows(driver, "table")[-1] == ["any class", "8"]
