@@ -145,7 +145,7 @@ def _as_listed(
     listed = read_image_list(list_path, "predict again with inference.py")
     names = name_outputs_uniquely(list_path, [record.file_name for record in listed])
     ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), ground_truth_path)
-    of_id = {
+    of_id: dict[int, dict[str, Any]] = {
         ids[record.id]: {
             "name": name,
             "path": record.path,
