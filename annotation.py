@@ -120,13 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = args.output or args.data / utils.ANNOTATIONS
     if args.coco and args.class_names:
         parser.error("argument --class_names: the COCO file defines the classes; leave it out")
+    utils.check_outputs({"--output": output}, [args.coco] if args.coco else [])
+    check_own(output, OWN_START, "annotations")
     if args.corrected:
         args.class_names = take_back(args.corrected, args.data, args.class_names, args.skip_bad)
     names = args.class_names or list(CLASS_NAMES)
     check_class_names("--class_names", names)
-
-    utils.check_outputs({"--output": output}, [args.coco] if args.coco else [])
-    check_own(output, OWN_START, "annotations")
     skipped = []
     if (args.data / TEST_LIST).exists():
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from cellseg.read.classes import advise_class_names, class_numbers, is_ignored
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
+    EmptyMaskError,
     annotations_by_image,
     check_coco,
     class_names,
@@ -115,7 +116,11 @@ def take_back(
         index = load_index(folder / INDEX)
         if names is None:
             names = class_names(index)
-        files = _coco_outlines(coco_file, index, names) if coco_file else _find_files(folder, index)
+        files = (
+            _coco_outlines(coco_file, index, names, unknown)
+            if coco_file
+            else _find_files(folder, index)
+        )
         reader = _Reader(folder, index, names, changes, counts, unknown, unusual)
         for image in index["images"]:
             file = files.get(image["file_name"])
@@ -127,22 +132,21 @@ def take_back(
             if window:
                 corrected.append(window)
     assert names is not None
-    if unknown:
-        problems.append(advise_class_names(names, unknown))
+    advice = f"; {advise_class_names(names, unknown)}" if unknown else ""
     if problems and not (skip_bad and corrected):
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
             f"--corrected {folders[0]}: nothing was stored, as {plural(len(problems), 'thing')} "
-            f"must be fixed first: {'; '.join(problems[:20])}{more}"
+            f"must be fixed first: {'; '.join(problems[:20])}{more}{advice}"
         )
     for problem in problems:
-        warn(f"skipped: {problem}")
+        warn(f"skipped: {problem}{advice}")
     if not corrected:
         raise InputError(
             f"--corrected {folders[0]}: none of "
             f"{plural(counts['unchanged'] + counts['missing'], 'window')} was changed; correct "
             "them, and export the objects over the .geojson files there, also where nothing was "
-            "wrong"
+            "wrong; or name the COCO file of CVAT"
         )
     counts["held out"] = sum(window.source.held_out for window in corrected)
     tests = {os.path.realpath(data / name) for name in TEST}
@@ -177,6 +181,7 @@ class _File(NamedTuple):
 
     path: Path
     coco: list[Cell] | None = None
+    problem: str = ""
 
 
 def _find_files(folder: Path, index: COCO) -> dict[str, _File]:
@@ -214,39 +219,57 @@ def _find_files(folder: Path, index: COCO) -> dict[str, _File]:
     return files
 
 
-def _coco_outlines(path: Path, index: COCO, names: Sequence[str]) -> dict[str, _File]:
-    """Return the cells of each window from a COCO file of another program."""
-    empty: list[tuple[int, InputError]] = []
-    coco = check_coco(path, read_json(path, "corrected cells", COCO_REMEDY), empty)
-    if empty:
-        warn(f"{path}: cells without a usable mask, ignored: {len(empty)}")
+def _coco_outlines(
+    path: Path, index: COCO, names: Sequence[str], unknown: Counter[str]
+) -> dict[str, _File]:
+    """Return the cells of each window from a COCO file of another program.
+
+    Counts cells of `unknown` classes.
+    """
+    unusable: list[tuple[int, InputError]] = []
+    coco = check_coco(path, read_json(path, "corrected cells", COCO_REMEDY), unusable)
+    broken = {id_: error for id_, error in unusable if not isinstance(error, EmptyMaskError)}
+    if n_empty := sum(isinstance(error, EmptyMaskError) for _, error in unusable):
+        warn(f"{path}: cells without a pixel, ignored: {n_empty}")
     numbers = class_numbers(names)
-    by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
-    of_image = annotations_by_image(coco)
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
+    numbered = {id_: numbers.get(name.strip().casefold(), 0) for id_, name in theirs.items()}
+    by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
+    if foreign := sorted(by_name.keys() - {image["file_name"] for image in index["images"]}):
+        what = plural(len(foreign), "image")
+        warn(f"{path}: {what} of no window in {INDEX}, ignored: {listed(foreign)}")
+    of_image = annotations_by_image(coco)
     files = {}
     for image in index["images"]:
         other = by_name.get(image["file_name"])
         if other is None:
             continue
+        problem, cells = "", []
+        classes = Counter(a["category_id"] for a in of_image[other["id"]])
+        bad = {theirs[k]: n for k, n in classes.items() if not numbered[k]}
+        unknown.update(bad)
         if (other["height"], other["width"]) != (image["height"], image["width"]):
-            raise InputError(
+            problem = (
                 f"{path}: {other['file_name']} has {other['height']} x {other['width']} pixels "
                 f"(height x width), expected {image['height']} x {image['width']}; export the "
                 "windows that export.py wrote"
             )
-        used = {a["category_id"] for a in of_image[other["id"]]}
-        if bad := sorted(theirs[n] for n in used if theirs[n].strip().casefold() not in numbers):
-            raise InputError(
-                f"{path}: unknown classes: {', '.join(bad)}, expected {', '.join(names)}; rename "
-                f"the labels, or use {advise_class_names(names, bad)}"
-            )
-        cells = [
-            Cell("", numbers[theirs[a["category_id"]].strip().casefold()] - 1, a["segmentation"])
-            for a in of_image[other["id"]]
-        ]
-        files[image["file_name"]] = _File(path, cells)
+        elif other["id"] in broken:
+            problem = str(broken[other["id"]])
+        elif bad:
+            problem = f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
+        else:
+            cells = [
+                Cell("", numbered[a["category_id"]] - 1, a["segmentation"])
+                for a in of_image[other["id"]]
+            ]
+        files[image["file_name"]] = _File(path, cells, problem)
     return files
+
+
+def _unknown_classes(counts: Mapping[str, int], names: Sequence[str]) -> str:
+    found = ", ".join(f"{name!r} ({n})" for name, n in sorted(counts.items()))
+    return f"unknown classes: {found}, expected one of {', '.join(names)}"
 
 
 @dataclass(frozen=True)
@@ -270,6 +293,8 @@ class _Reader:
         if file is None:
             self.counts["missing"] += 1
             return None
+        if file.problem:
+            raise InputError(file.problem)
         written = self._written(image)
         if file.coco is None:
             unchanged = file_hash(file.path) == image.get("sha256")
@@ -324,8 +349,10 @@ class _Reader:
     ) -> tuple[list[Cell], Bools, Bools]:
         """Return the cells of a GeoJSON file, the region looked through, and ignored cells."""
         outlines = read_geojson(path)
-        if n_points := sum(not outline.polygons for outline in outlines):
-            self.counts["points"] += n_points
+        broken = [outline.error for outline in outlines if outline.error]
+        problems = [error.removeprefix(f"{path}: ") for error in broken]
+        outlines = [outline for outline in outlines if not outline.error]
+        self.counts["points"] += sum(not outline.polygons for outline in outlines)
         outlines = [outline for outline in outlines if outline.polygons]
         rings = [ring for outline in outlines for polygon in outline.polygons for ring in polygon]
         length = float(outline_lengths(rings, size).sum())
@@ -334,16 +361,19 @@ class _Reader:
         numbers = class_numbers(self.names)
         class_text = [(outline.class_name or "").strip() for outline in outlines]
         is_cell = np.array([text.casefold() in numbers for text in class_text], bool)
+        # Cells of a single class need no name, and may look like a region then.
+        unsure = [
+            not text and outline.id not in known
+            for outline, text in zip(outlines, class_text, strict=True)
+        ]
+        sure = np.flatnonzero(is_cell & ~np.array(unsure, bool))
+        compared = sure if len(sure) else np.flatnonzero(is_cell)
         area = areas(masks)
         is_region = np.array(
             [
-                _is_region_name(text)
-                or (
-                    not text
-                    and outline.id not in known
-                    and _is_region(masks, n, np.flatnonzero(is_cell))
-                )
-                for n, (outline, text) in enumerate(zip(outlines, class_text, strict=True))
+                (_is_region_name(text) and text.casefold() not in numbers)
+                or (unsure[n] and _is_region(masks, n, compared[compared != n]))
+                for n, text in enumerate(class_text)
             ],
             bool,
         )
@@ -358,15 +388,13 @@ class _Reader:
             else:
                 no_class.append(outline.where)
         self.unknown.update(others)
-        problems = []
         if no_class:
             problems.append(
                 f"{plural(len(no_class), 'cell')} without a class ({listed(no_class)}): set it, or "
                 "the class Region* if it is what you looked through"
             )
         if others:
-            found = ", ".join(f"{name!r} ({n})" for name, n in sorted(others.items()))
-            problems.append(f"unknown classes: {found}, expected one of {', '.join(self.names)}")
+            problems.append(_unknown_classes(others, self.names))
         encoded = encode(masks)
         region = union([encoded[n] for n in np.flatnonzero(is_region)], size)
         if not is_region.any():
@@ -375,10 +403,15 @@ class _Reader:
         elif not region.any():
             problems.append("the region that was looked through is outside the window: move it")
         if problems:
-            raise InputError(f"{path}: {'; '.join(problems)}")
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise InputError(f"{path}: {'; '.join(problems[:5])}{more}")
         is_cell &= ~is_region
         self.counts["empty"] += int((is_cell & (area == 0)).sum())
-        ignored = [n for n, text in enumerate(class_text) if is_ignored(text) and not is_region[n]]
+        ignored = [
+            n
+            for n, text in enumerate(class_text)
+            if is_ignored(text) and not is_region[n] and not is_cell[n]
+        ]
         self.counts["ignored"] += len(ignored)
         cells = [
             Cell(outlines[n].id or "", numbers[class_text[n].casefold()] - 1, encoded[n])
@@ -498,7 +531,7 @@ def _print_changes(
         n = plural(counts["ignored"], "cell")
         print(f"{n} of ignored classes: neither cells nor background is learned there")
     for what, text in (
-        ("missing", "windows without a .geojson file, not used"),
+        ("missing", "windows without a .geojson file, or not in the COCO file, not used"),
         ("test", "windows of test images, whose scores will be too good after training on them"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),

@@ -363,13 +363,18 @@ def join(
         return list(images)
     joined = list(images)
     by_path = {os.path.realpath(data / image.file_name): n for n, image in enumerate(images)}
-    by_name = {image.file_name: n for n, image in enumerate(images)}
+    by_name: dict[str, list[int]] = {}
+    for number, (_, name) in enumerate(_names(images)):
+        by_name.setdefault(name, []).append(number)
     own, held_out = [], []
     n_replaced = 0
     for window in windows:
         source = window.source
-        n = by_path.get(os.path.realpath(source.path), by_name.get(source.file_name))
-        if n is not None and _is_part(window, images[n], data):
+        same = by_path.get(os.path.realpath(source.path))
+        # Of that name, if it was moved.
+        candidates = by_name.get(image_name(source.file_name), []) if same is None else [same]
+        n = next((n for n in candidates if _is_part(window, images[n], data)), None)
+        if n is not None:
             joined[n] = replace_part(joined[n], window)
             n_replaced += 1
         elif source.held_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from dataclasses import replace
 
@@ -448,6 +449,79 @@ def test_a_window_of_a_training_image_replaces_that_part(data, tmp_path, capsys)
     assert boxes(found["alpha"]) == [(33, 10, 36, 16), (50, 30, 56, 36)]
 
 
+def test_a_moved_image_is_still_the_training_image(data, tmp_path):
+    """Or the same pixels would be learned from twice, and with former cells."""
+    results = tmp_path / "own" / "images-results.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps([result(1, 4, 4, 2, 0.8)]))
+    moved = tmp_path / "elsewhere" / "old"
+    shutil.copytree(data / "train" / "old", moved)
+    image = str(moved / "image.tif")
+    entry = {"file_name": image, "id": 1, "height": SIZE[0], "width": SIZE[1]}
+    (results.parent / "images-results-list.json").write_text(json.dumps([entry]))
+    folder = to_correct(data, results, tmp_path / "own fix")
+    save(folder, [drawn((8, 8, 14, 14), "beta")], "old")
+    assert take_back(data, folder) == 0
+    coco = json.loads((data / "train__annot.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["train/old/image.tif"]
+    assert boxes(cells_of(data, "train/old/image.tif")["beta"]) == [(8, 8, 14, 14)]
+
+
+def test_a_region_of_a_single_class(data, results, tmp_path, capsys):
+    """Whose cells need no name: what is large and new is no cell."""
+    results.write_text(json.dumps([result(7, 4, 4, 1, 0.9), result(7, 14, 4, 1, 0.9)]))
+    argv = [results, "--data", data, "--to_correct", tmp_path / "fix", "--class_names", "nucleus"]
+    assert export.main([str(word) for word in argv]) == 0
+    kept = load(tmp_path / "fix")["features"][:1]
+    save(tmp_path / "fix", [*kept, drawn((14, 20, 22, 28)), drawn((0, 0, 40, 40))])
+    shutil.rmtree(data / "train")
+    assert take_back(data, tmp_path / "fix") == 0
+    found = cells_of(data, "corrected/new.png")
+    assert boxes(found["nucleus"]) == [(4, 4, 10, 10), (14, 20, 22, 28)]
+    assert "without a region" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Region", "Tumor*"])
+def test_classes_with_the_names_of_regions_and_ignored_cells(data, folder, name, capsys):
+    save(folder, [drawn((14, 20, 22, 28), name)])
+    assert take_back(data, folder, "--class_names", *NAMES, name) == 0
+    assert boxes(cells_of(data, "corrected/new.png")[name]) == [(14, 20, 22, 28)]
+    assert "ignored" not in capsys.readouterr().out
+
+
+def test_a_broken_outline_is_not_left_out_in_silence(data, folder, capsys):
+    features = load(folder)["features"]
+    features[0]["geometry"]["coordinates"][0][1] = [None, 3]
+    save(folder, features)
+    assert "feature 1" in refusal(take_back, data, folder)
+    save(folder, load(folder, "sure")["features"], "sure")
+    assert take_back(data, folder, "--skip_bad") == 0
+    assert "new.geojson: feature 1" in capsys.readouterr().err
+
+
+def test_problems_of_a_coco_file_are_those_of_its_windows(data, folder, capsys):
+    coco = json.loads((folder / "coco.json").read_text())
+    coco["categories"].append({"id": 9, "name": "gamma"})
+    of_image = {i["file_name"]: i["id"] for i in coco["images"]}
+    new = [a for a in coco["annotations"] if a["image_id"] == of_image["new.png"]]
+    sure = [a for a in coco["annotations"] if a["image_id"] == of_image["sure.png"]]
+    new[0]["category_id"] = 9
+    coco["annotations"].remove(sure[0])
+    coco["images"].append({"id": 99, "file_name": "foreign.png", "height": 9, "width": 9})
+    path = folder / "instances_default.json"
+    path.write_text(json.dumps(coco))
+    error = refusal(take_back, data, path)
+    assert "gamma" in error
+    assert take_back(data, path, "--skip_bad") == 0
+    captured = capsys.readouterr()
+    assert "foreign.png" in captured.err
+    assert table(captured.out)["all"][5] == 1
+    new[0]["category_id"] = 1
+    new[0]["segmentation"] = [[1, 2, None, 4, 5, 6]]
+    path.write_text(json.dumps(coco))
+    assert "neither an RLE" in refusal(take_back, data, path)
+
+
 def test_the_coco_file_comes_back(data, folder, capsys):
     """Its polygons give the masks that were written."""
     content = json.loads((folder / "coco.json").read_text())
@@ -632,6 +706,11 @@ def test_a_window_that_was_corrected_is_not_overwritten(data, results, folder):
     correct(folder)
     error = refusal(to_correct, data, results, folder)
     assert "new.geojson" in error
+    for name in ("sub/new.png.geojson", "instances_default.json"):
+        again = to_correct(data, results, folder.parent / f"fix {name[:3]}")
+        (again / name).parent.mkdir(exist_ok=True)
+        (again / name).write_text("{}")
+        assert name in refusal(to_correct, data, results, again)
     other = folder.parent / "mine"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
