@@ -20,27 +20,50 @@ from cellseg.write.measured import column_types, measure_cells, warn_of_unreadab
 
 _ROWS = 1 << 16  # of a row group
 
-_SUMMARY = "image,class,area_px,"
-# Beginning of the files that may be replaced.
-_OWN = {".csv": rb'"image","id","class",', ".parquet": b"PAR1", ".h5ad": rb"\x89HDF"}
+_SUMMARY = b"image,class,area_px,"  # the beginning of one
+_IDENTITY = ("image", "id", "class")  # first columns
 
 Sink = Callable[[Any], object]  # takes a pyarrow.Table
 
 
 def check_tables(table: Path | None, h5ad: Path | None) -> None:
     """Raise InputError if a table can't be written: its ending, a package, somebody else's file."""
-    for flag, path, endings, package in (
-        ("--table", table, (".csv", ".parquet"), "pyarrow"),
-        ("--h5ad", h5ad, (".h5ad",), "pyarrow"),
-        ("--h5ad", h5ad, (".h5ad",), "anndata"),
-    ):
-        if path is None:
-            continue
+    tables = [(flag, path) for flag, path in (("--table", table), ("--h5ad", h5ad)) if path]
+    for flag, path in tables:
+        endings = (".csv", ".parquet") if flag == "--table" else (".h5ad",)
         if path.suffix.lower() not in endings:
-            raise InputError(f"{flag} {path}: ends in neither {' nor '.join(endings)}")
-        _need(package, flag)
-        check_own(path, _OWN[path.suffix.lower()], "a table of cells", flag)
-        check_own(summary_path(path), _SUMMARY.encode(), "a summary of cells", flag)
+            raise InputError(f"{flag} {path}: expected a name that ends in {' or '.join(endings)}")
+        for package in ("pyarrow", "anndata")[: 1 + (flag == "--h5ad")]:
+            _need(package, flag)
+        _check_own_table(path, flag)
+        check_own(summary_path(path), _SUMMARY, "a summary of cells", flag)
+    for flag, path in tables:
+        if path.resolve() in [summary_path(other).resolve() for _, other in tables]:
+            raise InputError(f"{flag} {path}: is also the summary of a table; choose another name")
+
+
+def _check_own_table(path: Path, flag: str) -> None:
+    """Raise InputError if a file exists that isn't a table of cells."""
+    columns: Sequence[str] = ()
+    ending = path.suffix.lower()
+    if ending == ".csv":
+        check_own(path, ",".join(f'"{name}"' for name in _IDENTITY).encode(), _WHAT, flag)
+    elif path.is_file() and path.stat().st_size:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # another format
+            if ending == ".parquet":
+                import pyarrow.parquet
+
+                columns = pyarrow.parquet.read_schema(path).names
+            else:
+                import h5py
+
+                with h5py.File(path) as store:
+                    columns = [*_IDENTITY] if "spatial_um" in store["obsm"] else []
+        if tuple(columns[:3]) != _IDENTITY:
+            check_own(path, b"(?!)", _WHAT, flag)
+
+
+_WHAT = "a table of cells"
 
 
 def summary_path(table: Path) -> Path:

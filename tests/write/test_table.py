@@ -272,3 +272,26 @@ def test_other_endings_and_somebody_elses_files(tmp_path):
     mine.unlink()
     summary_path(mine).write_text("my,own\n")
     assert "cells-summary.csv: exists" in refusal(check_tables, mine, None)
+
+
+def test_tables_and_summaries_have_names_of_their_own(tmp_path):
+    table = tmp_path / "a-summary.csv"
+    assert "a-summary.csv: is also" in refusal(check_tables, table, tmp_path / "a.h5ad")
+    check_tables(tmp_path / "a.csv", tmp_path / "a.h5ad")  # with the same summary
+
+
+def test_only_tables_of_cells_are_replaced(tmp_path):
+    pytest.importorskip("anndata")
+    import h5py
+
+    paths = tmp_path / "a.parquet", tmp_path / "a.h5ad"
+    write_tables([image_of(tmp_path, [(1, 1, 4, 4)], [0])], NAMES, paths)
+    check_tables(*paths)
+    pyarrow.parquet.write_table(pyarrow.table({"mine": [1]}), paths[0])
+    assert "a.parquet: exists" in refusal(check_tables, *paths)
+    paths[0].write_text("mine")
+    assert "a.parquet: exists" in refusal(check_tables, *paths)
+    paths[0].unlink()
+    with h5py.File(paths[1], "w") as file:
+        file["mine"] = 1
+    assert "a.h5ad: exists" in refusal(check_tables, *paths)
