@@ -14,7 +14,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 import utils
-from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
@@ -30,7 +29,7 @@ from cellseg.read.cells import (
 )
 from cellseg.read.results import find_newest_results
 from cellseg.score.tables import composition_as_text
-from cellseg.write.correction import rank_windows, write_windows
+from cellseg.write.correction import write_most_uncertain
 from cellseg.write.table import check_tables, summary_path, write_tables
 
 DESCRIPTION = f"""\
@@ -138,33 +137,6 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
     return names, images
 
 
-def write_to_correct(
-    args: argparse.Namespace, source: Path, names: Sequence[str], images: Sequence[ImageCells]
-) -> int:
-    """Write the windows that are worth correcting most. Return the exit code."""
-    if any(image.scores is None for image in images):
-        raise InputError(
-            f"--to_correct: {source} are annotations, which have no scores; give results of "
-            "inference.py"
-        )
-    run = source if source.is_dir() else source.parent
-    held_out = runs.read_record(run)["held_out"] if (run / runs.RECORD).is_file() else []
-    ranked = rank_windows(images)
-    chosen = ranked[: args.count or 10]
-    threshold = 0.5 if args.score_threshold is None else args.score_threshold
-    colours = [class_colour(k) for k in range(len(names))]
-    n_cells = write_windows(args.to_correct, chosen, names, colours, threshold, held_out)
-    for window in chosen:
-        left, top, right, bottom = window.box
-        print(
-            f"{window.uncertainty:8.1f} cells in doubt per megapixel: {window.image.name}, "
-            f"{right - left} x {bottom - top} px at {left}, {top}"
-        )
-    counts = f"{plural(len(chosen), 'window')} of {len(ranked)}, {plural(n_cells, 'cell')}"
-    print(f"to correct: {counts}: {display_path(args.to_correct)}, see README.txt there")
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
@@ -183,7 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_tables(args.table, args.h5ad)
     names, images = read_cells(args, source)
     if args.to_correct:
-        return write_to_correct(args, source, names, images)
+        threshold = 0.5 if args.score_threshold is None else args.score_threshold
+        colours = [class_colour(k) for k in range(len(names))]
+        count = args.count or 10
+        write_most_uncertain(args.to_correct, source, images, names, colours, threshold, count)
+        return 0
     output = args.output or (source if source.is_dir() else source.parent) / "export"
     n_cells = sum(len(image.masks) for image in images)
     counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"

@@ -24,7 +24,7 @@ from cellseg.read.corrected_store import Source, unused_name
 from cellseg.read.names import absolute_path, image_name
 from cellseg.read.window import open_image_of_size
 from cellseg.rle import MaskRuns, crop_runs, decode, encode, select_masks
-from cellseg.runs import file_hash
+from cellseg.runs import RECORD, file_hash, read_record
 from cellseg.write.coco import write_coco
 from cellseg.write.geojson import Colour, cell_features, write_geojson
 
@@ -78,6 +78,40 @@ def _edges(side: int) -> list[int]:
     """Return the edges of the windows along a side."""
     n = -(-side // LONGEST)
     return [round(i * side / n) for i in range(n + 1)]
+
+
+def write_most_uncertain(
+    folder: Path,
+    source: Path,
+    images: Sequence[ImageCells],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    threshold: float,
+    count: int,
+) -> None:
+    """Write the `count` most uncertain windows of results with `write_windows`, and print them.
+
+    `source` is the results file, or a run folder with one. Raises InputError as `write_windows`
+    does, or if `images` have no scores.
+    """
+    if any(image.scores is None for image in images):
+        raise InputError(
+            f"--to_correct: {source} are annotations, which have no scores; give results of "
+            "inference.py"
+        )
+    run = source if source.is_dir() else source.parent
+    held_out = read_record(run)["held_out"] if (run / RECORD).is_file() else []
+    ranked = rank_windows(images)
+    chosen = ranked[:count]
+    n_cells = write_windows(folder, chosen, names, colours, threshold, held_out)
+    for window in chosen:
+        left, top, right, bottom = window.box
+        print(
+            f"{window.uncertainty:8.1f} cells in doubt per megapixel: {window.image.name}, "
+            f"{right - left} x {bottom - top} px at {left}, {top}"
+        )
+    counts = f"{plural(len(chosen), 'window')} of {len(ranked)}, {plural(n_cells, 'cell')}"
+    print(f"to correct: {counts}: {display_path(folder)}, see README.txt there")
 
 
 def write_windows(
@@ -194,16 +228,22 @@ def _prepare(folder: Path) -> None:
     if index.is_file():
         images = load_index(index)["images"]
         files = [folder / Path(image["file_name"]).with_suffix(".geojson") for image in images]
+        ours = {note, index, folder / COCO_FILE, *files, *(f.with_suffix(".png") for f in files)}
         changed = [
             file.name
             for file, image in zip(files, images, strict=True)
             if file.is_file() and file_hash(file) != image.get("sha256")
         ]
+        changed += [
+            str(path.relative_to(folder))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path not in ours and not path.name.startswith(".")
+        ]
         if changed:
             raise InputError(
-                f"--to_correct {display_path(folder)}: has {plural(len(changed), 'window')} that "
-                f"were corrected ({listed(changed)}); take them back with annotation.py "
-                "--corrected, then choose another folder"
+                f"--to_correct {display_path(folder)}: has {plural(len(changed), 'file')} that "
+                f"this command did not write, as of corrections ({listed(changed)}); take these "
+                "back with annotation.py --corrected, then choose another folder"
             )
         index.unlink()
         for file in files:
