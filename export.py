@@ -43,7 +43,8 @@ of the classes are printed, and written into FILE-summary.csv.
 
 EXAMPLES = """\
 python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay
-python export.py --to_correct correct/ --count 5
+python export.py predicted/ --table cells.csv
+python export.py predicted/images-results.json --to_correct fix/ --count 5
 """
 
 

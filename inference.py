@@ -33,8 +33,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; flags left out are None and mean the value in the run's config."""
     parser = utils.CommandParser(
         "Predict the test images with the newest finished run, and write test-results.json and\n"
-        "the zip to submit into the run's folder. The results are then checked.",
-        "python inference.py --checkpoint tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000",
+        "the zip to submit into the run's folder. The results are then checked. --images predicts\n"
+        "your own images and slides instead: docs/tissue.md and docs/slides.md.",
+        "python inference.py --checkpoint tensorboard/mask_rcnn_R_50_DC5_3x/20250401-120000\n"
+        "python inference.py --images slides/ more/cells.png --output predicted/\n"
+        "python inference.py --images slides.csv --output cohort/ --workers 4",
     )
     # fmt: off
     network = parser.add_argument_group("network").add_argument

@@ -34,7 +34,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "and config to tensorboard/<model>/<time>/. Flags that are left out have the recipe's\n"
         f"value; the defaults below are those of {DEFAULT_RECIPE}.",
         f"python train.py --model {DEFAULT_RECIPE} --epochs 225 --batch_size 14 --lr 0.001 "
-        "--optimizer Adagrad --scheduler WarmupCosineLR",
+        "--optimizer Adagrad --scheduler WarmupCosineLR\n"
+        "python train.py -m lite_fpn --val_fraction 0.15\n"
+        "python train.py --resume\n"
+        "python train.py --weights tensorboard/lite_fpn/20250401-120000 --epochs 20",
     )
     # fmt: off
     add = parser.add_argument_group("what to train").add_argument
@@ -44,9 +47,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--engine", default="auto", metavar="NAME",
         help="detectron2, torchvision or auto: Detectron2 where available (auto)")
     add("--weights", metavar="WHICH",
-        help="initial weights: imagenet (the default), coco, none, a path, a URL or a run; without "
-        "--model and --config_file, the run goes on: its config, classes, scale, data and "
-        "validation images are kept, and AP50 before and after is printed")
+        help="initial weights: imagenet (the default), coco, none, timm://NAME, a path, a URL or "
+        "a run; without --model and --config_file, the run goes on: its config, classes, scale, "
+        "data and validation images are kept, and AP50 before and after is printed")
     add("--resume", nargs="?", const="newest", metavar="RUN",
         help="resume a stopped run: the newest one or the given folder")
     data = parser.add_argument_group("data")
