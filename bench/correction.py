@@ -48,19 +48,19 @@ SCORE = 0.5  # minimum of the cells that are written
 ARMS = ("uncertain", "random", "none")
 
 
-def correct(folder: Path, truth: Path, windows: Collection[str] | None = None) -> int:
+def correct(folder: Path, ground_truth: Path, windows: Collection[str] | None = None) -> int:
     """Correct exported windows as a person who sees everything would; return the cells there.
 
-    Each written cell that overlaps a true one gets its outline and class, and keeps its id; the
-    others are deleted, and what was missed is added.
+    Each written cell that overlaps one of the ground truth gets its outline and class, and keeps
+    its id; the others are deleted, and what was not detected is added.
 
     Parameters
     ----------
     folder
         A folder of `export.py --to_correct`.
-    truth
-        Folder of the true masks, `<image>/class<K>.tif` beside the image; the name of an image file
-        is `<image>`.
+    ground_truth
+        Folder of the ground-truth masks, `<image>/class<K>.tif` beside the image; the name of an
+        image file is `<image>`.
     windows
         Names of the windows to correct; None for all.
     """
@@ -75,7 +75,7 @@ def correct(folder: Path, truth: Path, windows: Collection[str] | None = None) -
         source = image["source"]
         left, top = source["x"], source["y"]
         box = left, top, left + image["width"], top + image["height"]
-        now = true_cells(truth, Path(source["path"]).stem, len(names), box)
+        now = gt_cells(ground_truth, Path(source["path"]).stem, len(names), box)
         entries = of_image[image["id"]]
         written = [Cell(a["cell"], a["category_id"] - 1, a["segmentation"]) for a in entries]
         kept = {b: written[a].id for a, b in match_cells(written, now)[0]}
@@ -94,23 +94,23 @@ def correct(folder: Path, truth: Path, windows: Collection[str] | None = None) -
     return n_cells
 
 
-def count_errors(window: Window, truth: Path, n_classes: int) -> int:
+def count_errors(window: Window, ground_truth: Path, n_classes: int) -> int:
     """Return how many corrections a whole image needs: false, missed and misclassified cells."""
     image = window.image
     assert image.scores is not None
-    true = true_cells(truth, image.path.stem, n_classes)
+    expected = gt_cells(ground_truth, image.path.stem, n_classes)
     kept = np.flatnonzero(image.scores >= SCORE)
     written = [Cell(str(n), int(image.classes[n]), image.masks[n]) for n in kept]
-    pairs, _ = match_cells(written, true)
-    n_renamed = sum(written[a].class_ != true[b].class_ for a, b in pairs)
-    return len(written) + len(true) - 2 * len(pairs) + n_renamed
+    pairs, _ = match_cells(written, expected)
+    n_renamed = sum(written[a].class_ != expected[b].class_ for a, b in pairs)
+    return len(written) + len(expected) - 2 * len(pairs) + n_renamed
 
 
-def true_cells(
-    truth: Path, name: str, n_classes: int, box: tuple[int, int, int, int] | None = None
+def gt_cells(
+    ground_truth: Path, name: str, n_classes: int, box: tuple[int, int, int, int] | None = None
 ) -> list[Cell]:
-    """Return the true cells of an image, or of a window of it, XYXY."""
-    image = annotate_image(read_train_folder(truth / name, n_classes))
+    """Return the ground-truth cells of an image, or of a window of it, XYXY."""
+    image = annotate_image(read_train_folder(ground_truth / name, n_classes))
     masks = concatenate(image.size, list(image.cells.values()))
     classes = [number - 1 for number, of_class in image.cells.items() for _ in range(len(of_class))]
     masks = crop_runs(masks, box) if box else masks
@@ -119,11 +119,11 @@ def true_cells(
     return [Cell("", classes[n], rle) for n, rle in zip(some.tolist(), rles, strict=True)]
 
 
-def rank_errors(results: Path, data: Path, truth: Path, count: int) -> str:
+def rank_errors(results: Path, data: Path, ground_truth: Path, count: int) -> str:
     """Return how well the order of the windows fits the number of corrections that they need."""
     names, images = read_predicted_cells(results, data)
     windows = rank_windows(images)
-    errors = np.array([count_errors(window, truth, len(names)) for window in windows])
+    errors = np.array([count_errors(window, ground_truth, len(names)) for window in windows])
     area = np.array([np.prod(window.image.size) / 1e6 for window in windows])
     rank = spearmanr([window.uncertainty for window in windows], errors / area)[0]
     chosen, all_ = errors[:count].sum() / area[:count].sum(), errors.sum() / area.sum()

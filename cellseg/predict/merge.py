@@ -37,6 +37,7 @@ from cellseg.rle import (
     decode,
     encode,
     join_runs,
+    place_runs,
     ranges,
     select_masks,
 )
@@ -148,7 +149,7 @@ class _Pieces:
         boxes = predictions.boxes + np.array([left, top] * 2, np.float32)
         mask_runs = decode(predictions.masks, predictions.size)
         return cls(
-            _translate_masks(mask_runs, left, top, size),
+            place_runs(mask_runs, size, (left, top)),
             boxes,
             predictions.scores,
             predictions.classes,
@@ -420,13 +421,6 @@ def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
     count = np.zeros(len(masks), np.int64)
     np.add.at(count, mask, np.maximum(rows, 0))
     return count
-
-
-def _translate_masks(mask_runs: MaskRuns, left: int, top: int, size: tuple[int, int]) -> MaskRuns:
-    """Move the masks of a tile to their place in an image of that size."""
-    mask, column, start, end = cut_at_columns(mask_runs)
-    base = (column + left) * size[0] + top
-    return join_runs(size, len(mask_runs), mask, base + start, base + end)
 
 
 def _union_masks(mask_runs: MaskRuns, group: Ints, n: int) -> MaskRuns:

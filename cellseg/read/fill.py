@@ -62,6 +62,12 @@ def outline_lengths(rings: Sequence[Floats], size: tuple[int, int]) -> Floats:
     return lengths
 
 
+def outline_box(polygons: Sequence[Polygon]) -> Floats:
+    """Return the box of the outer rings of polygons, XYXY; integers are pixel centres."""
+    points = np.concatenate([polygon[0] for polygon in polygons])
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
 def _edges(rings: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:
     """Return all points of rings, the point before each in its ring, and the ring's index."""
     lengths = np.array([len(ring) for ring in rings], np.int64)

@@ -15,7 +15,7 @@ from cellseg.errors import InputError
 from cellseg.limits import check_outline_length
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
-from cellseg.read.fill import Polygon, fill_polygons, outline_lengths
+from cellseg.read.fill import Polygon, fill_polygons, outline_box, outline_lengths
 from cellseg.rle import MaskRuns, areas, select_masks
 from cellseg.text import show
 
@@ -157,7 +157,7 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
     has no class itself, or is an annotation and they are detections.
     """
     is_region = np.zeros(len(outlines), bool)
-    boxes = np.array([_box(outline.polygons) for outline in outlines]).reshape(-1, 4)
+    boxes = np.array([outline_box(outline.polygons) for outline in outlines]).reshape(-1, 4)
     extents = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     has_class = np.array([bool((o.class_name or "").strip()) for o in outlines])
@@ -192,7 +192,7 @@ def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int]:
     for outline in outlines:
         is_far = False
         if len(outline.polygons) > 2:
-            left, top, right, bottom = _box(outline.polygons)
+            left, top, right, bottom = outline_box(outline.polygons)
             pieces = [ring_area(polygon[0]) for polygon in outline.polygons]
             is_far = sorted(pieces)[-3] > SMALL
             is_far &= 2 * sum(pieces) < (right - left) * (bottom - top)
@@ -215,13 +215,7 @@ def ring_area(ring: NDArray[np.float64]) -> float:
 _REGION = 4  # times the area of the box of each cell in it
 
 
-def _box(polygons: list[Polygon]) -> NDArray[np.float64]:
-    """Return the box of a cell's outer rings, XYXY."""
-    points = np.concatenate([polygon[0] for polygon in polygons])
-    return np.concatenate([points.min(axis=0), points.max(axis=0)])
-
-
 def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:
     """Return whether a cell's box and the image share more than an edge."""
-    left, top, right, bottom = _box(polygons) + 0.5
+    left, top, right, bottom = outline_box(polygons) + 0.5
     return bool(left < size[1] and top < size[0] and right > 0 and bottom > 0)

@@ -13,7 +13,7 @@ from cellseg.coarse import CoarseMask
 from cellseg.errors import InputError
 from cellseg.limits import check_outline_length
 from cellseg.messages import plural, warn
-from cellseg.read.fill import Polygon, fill_polygons, outline_lengths
+from cellseg.read.fill import fill_polygons, outline_box, outline_lengths
 from cellseg.read.geojson import read_geojson
 from cellseg.rle import MaskRuns, areas, cut_at_columns
 
@@ -108,7 +108,7 @@ def read_regions(
         ignored = plural(len(outlines) - len(regions), *_OTHERS)
         warn(f"{path}: {ignored} ignored besides {plural(len(regions), 'region')}")
     height, width = full_size or size
-    boxes = np.array([_box(outline.polygons) for outline in regions])
+    boxes = np.array([outline_box(outline.polygons) for outline in regions]) + 0.5
     outside = (boxes[:, :2] >= (width, height)).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
@@ -134,9 +134,3 @@ def read_regions(
             f"{path}: its {plural(len(regions), 'region')} contain no pixel; {_REMEDY}"
         )
     return read
-
-
-def _box(polygons: list[Polygon]) -> NDArray[np.float64]:
-    """Return the box of a region, XYXY from the corner of the first pixel."""
-    points = np.concatenate([polygon[0] for polygon in polygons]) + 0.5
-    return np.concatenate([points.min(axis=0), points.max(axis=0)])
