@@ -297,6 +297,10 @@ def test_a_folder_with_results_of_own_images(data, score):
     (data / "out" / "val-results.json").write_text("[]")
     with pytest.raises(InputError, match=r"out: holds images-results\.json and val-results\.json"):
         score(results="out")
+    (data / "cohort").mkdir()
+    (data / "cohort" / "manifest.csv").touch()
+    with pytest.raises(InputError, match=r"cohort: holds many slides.* manifest\.csv"):
+        score(results="cohort")
 
 
 def test_errors_name_the_results_file(data):

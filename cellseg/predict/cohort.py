@@ -31,10 +31,10 @@ from cellseg.predict.job import PredictionJob, PredictTiles
 from cellseg.predict.predictor import TileJob
 from cellseg.predict.tile_store import TileKey, file_state, lock_folder, remove_lock
 from cellseg.predictions import Predictions
+from cellseg.read.results import MANIFEST
 from cellseg.read.slide_table import Slide
 from cellseg.text import printable
 
-MANIFEST = "manifest.csv"
 MARKER = "done.json"
 RESULTS = "images-results.json"
 _TRACE = "error.txt"
@@ -195,11 +195,13 @@ class Cohort:
             if job.unusable:
                 job.release()
                 raise InputError(job.unusable[0])
+            (folder / MARKER).unlink(missing_ok=True)  # that of the results to be replaced
             outcome = self._write(job)
             job.release()
             seconds = round(time.monotonic() - opened.began, 1)
             row = {"cells": outcome.cells, "mm2": outcome.mm2, "seconds": seconds}
-            marker = {"made_from": opened.made_from, "outcome": row}
+            size = (folder / RESULTS).stat().st_size
+            marker = {"made_from": opened.made_from, "outcome": row, "bytes": size}
             write_json(folder / MARKER, marker, indent=1)
             (folder / _TRACE).unlink(missing_ok=True)
             tqdm.write(f"{outcome.line}; {seconds:.3g} s: {display_path(folder)}")
@@ -255,14 +257,14 @@ class Cohort:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """Return the marker of a slide that is done, else an empty one."""
-    with contextlib.suppress(InputError):
+    """Return the marker of a slide that is done and has its results, else an empty one."""
+    with contextlib.suppress(InputError, OSError):
         marker = read_json(folder / MARKER, "marker", "predict again")
         if (
             isinstance(marker, dict)
             and isinstance(outcome := marker.get("outcome"), dict)
             and outcome.keys() == {"cells", "mm2", "seconds"}
-            and (folder / RESULTS).is_file()
+            and (folder / RESULTS).stat().st_size == marker.get("bytes")
         ):
             return marker
     return {}

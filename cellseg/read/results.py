@@ -29,6 +29,7 @@ from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.text import json_type, show
 
 RESULTS_FILE = "test-results.json"
+MANIFEST = "manifest.csv"  # of many slides, in the folder of theirs
 REMEDY = "run inference.py, or choose another results file"
 
 # RuntimeError: encrypted; its subclass NotImplementedError: unusual compression.
@@ -76,6 +77,11 @@ def results_file(path: Path) -> Path:
         return path / RESULTS_FILE if path.is_dir() else path
     others = [path / f"{name}-results.json" for name in ("images", "val", "train")]
     found = [other for other in others if other.is_file()]
+    if not found and (path / MANIFEST).is_file():
+        raise InputError(
+            f"{path}: holds many slides, expected the results of one; choose one of the folders "
+            f"that its {MANIFEST} lists"
+        )
     if len(found) > 1:
         names = " and ".join(other.name for other in found)
         raise InputError(f"{path}: holds {names}; choose one of these files")

@@ -129,9 +129,23 @@ def test_started_again_it_does_what_is_missing_or_changed(lab, capsys):
     (lab.folder / "out" / "c" / RESULTS).unlink()
     (lab.folder / "out" / "d" / MARKER).write_text("{}")
     assert lab.run() == ["b"] * 3 + ["c"] * 3 + ["d"] * 3
+    (lab.folder / "out" / "a" / RESULTS).write_text("[]")  # of another command
+    assert lab.run() == ["a"] * 3
     lab.made_from = "another run"
     assert len(lab.run()) == 12
     assert [row["error"] for row in lab.manifest()] == [""] * 4
+
+
+def test_a_marker_is_never_that_of_other_results(lab, monkeypatch):
+    """Stopped after the results of changed flags were written, then again with the former ones."""
+    lab.run()
+    lab.made_from = "another run"
+    monkeypatch.setattr("cellseg.predict.cohort.write_json", lambda *_, **__: sys.exit(1))
+    with pytest.raises(SystemExit):
+        lab.run()
+    monkeypatch.undo()
+    lab.made_from = "run"
+    assert lab.run() == ["a"] * 3
 
 
 def test_a_stopped_prediction_goes_on_with_its_tiles(lab):
@@ -150,7 +164,7 @@ def test_a_stopped_prediction_goes_on_with_its_tiles(lab):
 def client():
     """Two workers in this process."""
     with Client(
-        processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None,
+        processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0",
         set_as_default=False,
     ) as client:  # fmt: skip
         yield client
