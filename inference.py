@@ -109,6 +109,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "--num_machines, --machine_rank, --dist_url: several machines are a Dask cluster now; "
             "pass the address of its scheduler with --scheduler (docs/slides.md)"
         )
+    if args.scheduler == "":  # as of an unset variable
+        parser.error("--scheduler: is empty; pass the address that `dask scheduler` prints")
     if args.scheduler and args.workers > 1:
         parser.error("--scheduler and --workers: the cluster has its own workers; give one")
     return args
@@ -172,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg import runs
     from cellseg.device import choose_device
     from cellseg.predict.job import PredictionJob, choose_results
-    from cellseg.predict.part import describe_parts
+    from cellseg.predict.part import describe_parts, warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
     from cellseg.read.slide_table import is_slide_table
@@ -222,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
         for line in describe_parts(list(job.parts.values())):
             print(line)
+        warn_of_empty_parts(job.parts.values())
         process.advise("run the same command again to continue")
         job.run(predict)
     job.collect_failures()
@@ -256,6 +259,7 @@ def predict_slides(
 
     from cellseg.predict.cohort import Cohort, Outcome
     from cellseg.predict.job import PredictionJob
+    from cellseg.predict.part import warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.tile_store import fingerprint
     from cellseg.predict.workers import connect
@@ -272,7 +276,9 @@ def predict_slides(
         if resolution not in printed:
             printed.add(resolution)
             tqdm.write(resolution)
-        return PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
+        job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
+        warn_of_empty_parts(job.parts.values())
+        return job
 
     def write(job: PredictionJob) -> Outcome:
         (listed,), _ = write_results(job, predictor, categories, own=True)

@@ -440,6 +440,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
         (["--num_machines", 2], "--scheduler"),
         (["--dist_url", "auto"], "--scheduler"),
         (["--scheduler", "tcp://h:1", "--workers", 2], "--scheduler and --workers: "),
+        (["--scheduler", ""], "--scheduler: is empty"),
         (["--scheduler", "localhost"], "--scheduler localhost: "),
         (["--scheduler", "ucx://h:1"], "--scheduler ucx://h:1: "),
         (["--overlap", 0], "--overlap: '0'"),

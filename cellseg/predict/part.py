@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,23 +150,14 @@ def choose_part(
 
 
 def describe_parts(parts: Sequence[ImagePart]) -> list[str]:
-    """Return lines that say which part of images is predicted, none if that is all of them.
-
-    Warns of images without tissue, which have no cells.
-    """
+    """Return lines that say which part of images is predicted, none if that is all of them."""
     lines = []
     if drawn := [(part, part.regions) for part in parts if part.regions]:
         count = sum(regions.count for _, regions in drawn)
         inside = sum(regions.area for _, regions in drawn)
         whole = sum(math.prod(part.plan.size) for part, _ in drawn)
         lines.append(f"regions: {plural(count, 'outline')}, {inside / whole:.2g} of the image")
-    searched = [part for part in parts if part.tissue]
-    if empty := [part for part in searched if not len(part.plan)]:
-        warn(
-            f"no tissue in {plural(len(empty), 'image')} or its regions, so no cells: "
-            f"{listed([part.name for part in empty])}; --all_tiles predicts everything"
-        )
-    if searched:
+    if searched := [part for part in parts if part.tissue]:
         kept, whole = (sum(getattr(p.plan, a) for p in searched) for a in ("area", "grid_area"))
         n_skipped, n = (sum(getattr(p.plan, a) for p in searched) for a in ("n_skipped", "n_grid"))
         lines.append(
@@ -176,3 +167,12 @@ def describe_parts(parts: Sequence[ImagePart]) -> list[str]:
             else f"tissue: in all of {plural(n, 'tile')}, or no bright background; none is skipped"
         )
     return lines
+
+
+def warn_of_empty_parts(parts: Iterable[ImagePart]) -> None:
+    """Warn of images without tissue, which have no cells."""
+    if empty := [part for part in parts if part.tissue and not len(part.plan)]:
+        warn(
+            f"no tissue in {plural(len(empty), 'image')} or its regions, so no cells: "
+            f"{listed([part.name for part in empty])}; --all_tiles predicts everything"
+        )

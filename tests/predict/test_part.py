@@ -16,7 +16,7 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
 from cellseg.predict.job import ImageClock, PredictionJob
-from cellseg.predict.part import centroids, describe_parts
+from cellseg.predict.part import centroids, describe_parts, warn_of_empty_parts
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import fingerprint
 
@@ -140,7 +140,7 @@ def test_no_tissue(caplog):
     assert len(predict.predict(image)) == 0
     part = predict.choose_part(image, 0, None, predict.plan(SIZE))
     assert part.tissue_area() == len(part.plan) == 0
-    describe_parts([part])
+    warn_of_empty_parts([part])
     assert "no tissue" in caplog.text
     assert "--all_tiles" in caplog.text
 
