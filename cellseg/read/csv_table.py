@@ -62,7 +62,8 @@ def read_rows(
     a comma, a semicolon or a tab. Values have no spaces around them, missing ones are empty, and
     blank lines are left out. `where` precedes the path in messages.
 
-    Raises InputError if the file can't be read, or one of `columns` is missing.
+    Raises InputError if the file can't be read, one of `columns` is missing, or a line has more
+    values than the first, as of an unquoted `0,25`.
     """
     name = ",".join(columns)
     expected = f"expected a CSV file with the column{'s' if len(columns) > 1 else ''} {name}"
@@ -85,6 +86,12 @@ def read_rows(
         raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
     titles = _titles(header)
     places = {title: titles.index(title) for title in titles}  # the first of two equal ones
+    for line, row in enumerate(rows, 2):
+        if any(map(str.strip, row[len(titles) :])):
+            raise InputError(
+                f"{where}{path}: line {line} has {len(row)} values, but line 1 {len(titles)} "
+                f"columns; put double quotes around values with {show(separator)} in them"
+            )
     return [
         (line, {t: row[i].strip() if i < len(row) else "" for t, i in places.items()})
         for line, row in enumerate(rows, 2)

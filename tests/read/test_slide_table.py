@@ -105,6 +105,7 @@ def test_unknown_columns_are_warned_of(read, caplog):
         ("a.svs\nb.svs\n", "no columns path"),
         ("path\n\n", "no slides"),
         (b"path\n\xff\xfe.svs\n", "not UTF-8"),
+        ("path,mpp,\na.svs,1,,\na.svs,1,5,x\n", "line 3 has 4 values"),
     ],
 )
 def test_a_table_that_can_not_be_used(read, text, expected):
