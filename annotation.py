@@ -29,7 +29,7 @@ from cellseg.read.classes import UnknownClassError, advise_class_names
 from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
 from cellseg.read.convention import CONVENTIONS
 from cellseg.read.corrected import take_back
-from cellseg.read.corrected_store import has_store, join
+from cellseg.read.corrected_store import has_store, is_corrected, join
 from cellseg.read.foreign_coco import read_coco_images
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import (
@@ -93,8 +93,8 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--mpp", type=utils.micrometres, metavar="MICROMETRES",
-        help="micrometres per pixel of all images (default: as their files or the COCO file say, "
-        "else unknown)",
+        help="micrometres per pixel of all images, except corrected windows that have theirs "
+        "(default: as the files or the COCO file say, else unknown)",
     )  # fmt: skip
     parser.add_argument(
         "--outlines", choices=CONVENTIONS,
@@ -170,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"usable; the first: {bad_images[0]}"
         )
     if args.mpp:
-        images = [replace(image, mpp=args.mpp) for image in images]
+        # Windows may be of another level than the images.
+        images = [
+            image if image.mpp and is_corrected(image.file_name) else replace(image, mpp=args.mpp)
+            for image in images
+        ]
     write_json(output, build_coco(images, names))
     print(summarise(images, names))
     if sizes := [image.mpp for image in images if image.mpp]:

@@ -303,12 +303,6 @@ class _Reader:
         if unchanged:
             self.counts["unchanged"] += 1
             return None
-        if file.coco is None:
-            ids = {cell.id for cell in written}
-            cells, region, hidden = self._outlines(file.path, size, ids)
-        else:
-            cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
-            self.counts["whole"] += 1
         path = self.folder / image["file_name"]
         pixels = read_image(path)
         if pixels.shape[:2] != size:
@@ -316,6 +310,12 @@ class _Reader:
                 f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), expected "
                 f"{size[0]} x {size[1]} as written; restore it"
             )
+        if file.coco is None:
+            ids = {cell.id for cell in written}
+            cells, region, hidden = self._outlines(file.path, size, ids)
+        else:
+            cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
+            self.counts["whole"] += 1
         kept = mostly_inside([cell.mask for cell in cells], region)
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
@@ -399,12 +399,12 @@ class _Reader:
         region = union([encoded[n] for n in np.flatnonzero(is_region)], size)
         if not is_region.any():
             region[:] = True
-            self.counts["whole"] += 1
         elif not region.any():
             problems.append("the region that was looked through is outside the window: move it")
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise InputError(f"{path}: {'; '.join(problems[:5])}{more}")
+        self.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
         self.counts["empty"] += int((is_cell & (area == 0)).sum())
         ignored = [

@@ -271,7 +271,12 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
     if not path.is_file():
         return []
     remedy = f"restore it, or remove {display_path(path.parent)} and take the windows back again"
-    coco = load_coco(path)
+    try:
+        coco = load_coco(path)
+        sources = [read_source(path, image) for image in coco["images"]]
+        pixels_of = [read_image(data / image["file_name"]) for image in coco["images"]]
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
     numbers = {name.strip().casefold(): n for n, name in enumerate(names)}
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
     of_image = annotations_by_image(coco)
@@ -282,9 +287,8 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
             f"{advise_class_names(names, bad)}"
         )
     windows = []
-    for image in coco["images"]:
+    for image, source, pixels in zip(coco["images"], sources, pixels_of, strict=True):
         size = image["height"], image["width"]
-        source = read_source(path, image)
         try:
             region = union([image["region"]], size)
             left, top = image["corner"]
@@ -293,7 +297,6 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
             valid = False
         if not valid:
             raise InputError(f"{path}: image {image['id']} has no valid region; {remedy}")
-        pixels = read_image(data / image["file_name"])
         if pixels.shape[:2] != size:
             raise InputError(
                 f"{data / image['file_name']}: {pixels.shape[0]} x {pixels.shape[1]} pixels "

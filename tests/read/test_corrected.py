@@ -699,6 +699,16 @@ def test_damaged_corrections(tmp_path, damage):
     path.write_text("{" if damage == "not JSON" else json.dumps(content))
     error = refusal(load_store, tmp_path, names)
     assert "a.png" in error if damage in ("image", "size") else "annotations.json" in error
+    assert damage == "class" or "take the windows back again" in error
+
+
+def test_the_resolution_of_a_window_is_its_own(data):
+    """It may be of another level than the images."""
+    store(data, [window_of("a", 0, [(4, 4)])], NAMES)
+    argv = ["--data", str(data), "--mpp", "0.25", "--class_names", *NAMES]
+    assert annotation.main(argv) == 0
+    coco = json.loads((data / "train__annot.json").read_text())
+    assert [image["mpp"] for image in coco["images"]] == [0.25, 0.5]
 
 
 def test_a_window_that_was_corrected_is_not_overwritten(data, results, folder):
