@@ -18,7 +18,7 @@ from cellseg.read.coco import COCO, class_names, image_records
 from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.images import read_image_list
 from cellseg.read.layout import TEST
-from cellseg.read.names import name_outputs_uniquely, pair_by_name
+from cellseg.read.names import name_outputs_uniquely, pair_by_name, short_name
 from cellseg.read.results import pair_by_image, sidecar_path
 from cellseg.rle import decode
 from cellseg.score.summary import Scores
@@ -160,9 +160,9 @@ def _as_listed(
 
 
 def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list[EvalImage]]:
-    """Group the images of one or two results by image, with the path of each."""
+    """Group the images of one or two results by image, with the path and a short name of each."""
     return [
-        [replace(one, path=_find_image(data, one)) for one in image]
+        [replace(one, name=short_name(one.name), path=_find_image(data, one)) for one in image]
         for image in zip(*results, strict=True)
     ]
 

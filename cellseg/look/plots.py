@@ -189,7 +189,10 @@ def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
                 dashes = _DASHES[r if len(scores) > 1 else k % 4]
                 axes.plot(RECALLS, curve, ls=dashes, label=_label(label), **_of_class(k))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        _legend(axes)
+        if len(axes.lines) > 4:
+            axes.figure.legend(loc="outside upper center", ncols=2)  # not over so many curves
+        else:
+            _legend(axes)
     return svg[0]
 
 
@@ -326,4 +329,5 @@ def cells_per_image(n_cells: NDArray[Any]) -> str:
     with _drawing("per-image") as (axes, svg):
         axes.hist(n_cells, bins=min(40, int(max(n_cells, default=0)) + 1), color="#808080")
         axes.set(xlabel="cells in the image", ylabel="images")
+        axes.yaxis.get_major_locator().set_params(integer=True)
     return svg[0]

@@ -50,13 +50,14 @@ function fillWorst() {
   if (!image || !byId("worst").closest("details").open) return;
   const cells = cellsToCheck();
   const hasReasons = isScored || !page.results.length;
+  byId("worst").classList.toggle("reasons", hasReasons);
   const rows = cells.slice(0, MOST_ROWS).map(({ side, cell }) => {
     const { classes: of, scores, iou, area: px, x, y } = sideOf(image, side).cells;
     const [, reason] = (side === "gt" ? describeGt(cell) : describeDetection(cell)).split("\n");
-    return [`${x[cell]}, ${y[cell]}`, classes[of[cell]], scores ? number(scores[cell]) : "–", px[cell], ...(hasReasons ? [reason || ""] : [])];
+    return [`${x[cell]}, ${y[cell]}`, classes[of[cell]], ...(page.results.length ? [scores ? number(scores[cell]) : "–"] : []), px[cell], ...(hasReasons ? [reason || ""] : [])];
   });
   const more = cells.length > rows.length ? `, the first ${rows.length} of ${cells.length}` : "";
-  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, ["x, y (px)", "class", "score", "area (px)", ...(hasReasons ? [""] : [])], rows);
+  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, ["x, y (px)", "class", ...(page.results.length ? ["score"] : []), "area (px)", ...(hasReasons ? [""] : [])], rows);
   [...byId("worst").tBodies[0].rows].forEach((row, at) => {
     const cell = row.cells[0];
     cell.replaceChildren(make("button", { textContent: cell.textContent, onclick: () => { select(cells[at].side, cells[at].cell); toViewer(); } }));

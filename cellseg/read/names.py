@@ -95,7 +95,8 @@ def image_name(file_name: str) -> str:
 def short_name(file_name: str) -> str:
     """Return an image's folder in `train/`, else its file name."""
     path = PurePosixPath(file_name)
-    return path.parent.name if path.parts[:1] == ("train",) else file_name
+    is_in_folder = path.parts[:1] == ("train",) and len(path.parts) > 2
+    return path.parent.name if is_in_folder else file_name
 
 
 def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellseg.read.names import name_images
+from cellseg.read.names import name_images, short_name
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,8 @@ def test_names(file_names, names):
 @given(st.lists(st.text("ab/.", min_size=1), unique=True))
 def test_names_are_unique(file_names):
     assert len(set(name_images(file_names))) == len(file_names)
+
+
+def test_short_names():
+    names = ["train/a/image.tif", "train/a.png", "a.tif", "corrected/a.png"]
+    assert list(map(short_name, names)) == ["a", "train/a.png", "a.tif", "corrected/a.png"]
