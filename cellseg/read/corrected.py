@@ -310,12 +310,18 @@ class _Reader:
                 f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), expected "
                 f"{size[0]} x {size[1]} as written; restore it"
             )
+        ids = {cell.id for cell in written}
         if file.coco is None:
-            ids = {cell.id for cell in written}
             cells, region, hidden = self._outlines(file.path, size, ids)
         else:
             cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
             self.counts["whole"] += 1
+        # A file that was dragged into QuPath twice gives each cell twice.
+        once: dict[tuple[int, str], Cell] = {}
+        for cell in sorted(cells, key=lambda cell: cell.id not in ids):
+            once.setdefault((cell.class_, str(cell.mask["counts"])), cell)
+        self.counts["twice"] += len(cells) - len(once)
+        cells = list(once.values())
         kept = mostly_inside([cell.mask for cell in cells], region)
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
@@ -533,6 +539,7 @@ def _print_changes(
     for what, text in (
         ("missing", "windows without a .geojson file, or not in the COCO file, not used"),
         ("test", "windows of test images, whose scores will be too good after training on them"),
+        ("twice", "cells with the class and outline of another, ignored"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),
     ):

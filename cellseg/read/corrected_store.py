@@ -369,7 +369,7 @@ def join(
     by_name: dict[str, list[int]] = {}
     for number, (_, name) in enumerate(_names(images)):
         by_name.setdefault(name, []).append(number)
-    own, held_out = [], []
+    own, held_out, levels = [], [], []
     n_replaced = 0
     for window in windows:
         source = window.source
@@ -382,6 +382,8 @@ def join(
             n_replaced += 1
         elif source.held_out:
             held_out.append(window.name)
+        elif same is not None and source.level:
+            levels.append(window.name)
         else:
             own.append(_annotated(window))
     if n_replaced:
@@ -392,6 +394,11 @@ def join(
         warn(
             f"corrected windows of validation images that are not in {display_path(data)}, not "
             f"used: {len(held_out)}: {listed(held_out)}"
+        )
+    if levels:  # the same tissue twice, and perhaps in the validation set
+        warn(
+            f"corrected windows of a pyramid level of a training image, not used: {len(levels)}: "
+            f"{listed(levels)}; correct its full resolution (inference.py --level 0)"
         )
     stems = {name.casefold(): image for image, name in _names(images)}
     for image, name in _names(own):

@@ -467,6 +467,28 @@ def test_a_moved_image_is_still_the_training_image(data, tmp_path):
     assert boxes(cells_of(data, "train/old/image.tif")["beta"]) == [(8, 8, 14, 14)]
 
 
+def test_cells_that_were_imported_twice_count_once(data, folder, capsys):
+    features = load(folder)["features"]
+    for n, feature in enumerate(features):
+        features[n] = {**feature, "id": str(uuid.uuid4())}
+    save(folder, features + load(folder)["features"])
+    assert take_back(data, folder) == 0
+    captured = capsys.readouterr()
+    assert table(captured.out)["all"] == [6, 0, 0, 0, 0, 0, 6]
+    assert "of another, ignored: 6" in captured.err
+
+
+def test_a_level_of_a_training_image_is_not_another_image(data, capsys):
+    """It may be in the validation set."""
+    window = window_of("a", 0, [(4, 4)])
+    path = str(data / "train" / "old" / "image.tif")
+    store(data, [replace(window, source=replace(window.source, path=path, level=1))], NAMES)
+    assert annotation.main(["--data", str(data), "--class_names", *NAMES]) == 0
+    assert "level of a training image, not used: 1: a" in capsys.readouterr().err
+    coco = json.loads((data / "train__annot.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["train/old/image.tif"]
+
+
 def test_a_region_of_a_single_class(data, results, tmp_path, capsys):
     """Whose cells need no name: what is large and new is no cell."""
     results.write_text(json.dumps([result(7, 4, 4, 1, 0.9), result(7, 14, 4, 1, 0.9)]))
