@@ -13,6 +13,10 @@ import io
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = 130  # exit code of a command that was stopped
 
@@ -27,14 +31,18 @@ def prepare() -> None:
 
     Ctrl-C and SIGTERM end it at any moment (see `stop`), unless they are ignored (`nohup`). A
     reader that goes away (`| head -1`) or a terminal that is closed ends the output, not the work.
-    Exits if the working folder was deleted, which libraries fail at.
+    A process that another has started ends with it. Exits if the working folder was deleted, which
+    libraries fail at.
     """
     if _state["pid"] == os.getpid():
         return
     _state["pid"] = os.getpid()
     started_by = sys.modules.get("multiprocessing.process")
     if started_by and ("__mp_main__" in sys.modules or started_by.parent_process()):
+        import threading
+
         _state["parent"] = os.getppid()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
@@ -77,12 +85,26 @@ def stop(number: int, _frame: object = None) -> None:
         except (OSError, ValueError, RuntimeError):  # closed, or in use
             pass
         say(stopped_message())
+    _end()
+
+
+def _end() -> NoReturn:
+    """Remove the temporary files, and end this process at once."""
     for path in unfinished:
         try:
             os.unlink(path)
         except OSError:
             pass
     os._exit(STOPPED)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has, which may be killed at any moment."""
+    import time
+
+    while os.getppid() == _state["parent"]:
+        time.sleep(0.5)
+    _end()
 
 
 def advise(text: str) -> None:

@@ -226,3 +226,24 @@ def test_a_deleted_working_folder(tmp_path, command):
     assert done.returncode == 2
     assert done.stderr.startswith(f"{command}: error: the working folder ")
     assert done.stderr.count("\n") == 1
+
+
+ORPHAN = """
+import multiprocessing, os, time
+def wait():
+    os.write(1, b"waiting\\n")
+    time.sleep(60)
+def main(argv):
+    multiprocessing.get_context("spawn").Process(target=wait).start()
+    time.sleep(60)
+if __name__ == "__main__":
+    import utils
+    utils.run_command(main)
+"""
+
+
+def test_a_started_process_ends_with_a_killed_one(tmp_path):
+    process = start(tmp_path, ORPHAN)
+    assert process.stdout.readline() == "waiting\n"
+    process.kill()
+    assert ended(process, 30)[0] == -signal.SIGKILL  # at the end of the pipes, which both have
