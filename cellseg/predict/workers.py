@@ -114,7 +114,8 @@ class Workers:
             replace(job, image=job.image.absolute()) if isinstance(job.image, Path) else job
             for _, job in block
         ]
-        return self._client.submit(_predict_block, self._load, _versions(), jobs, pure=False)
+        call = pickle.dumps(_Call((self._load, _versions(), jobs)))
+        return self._client.submit(pickle.loads, call, pure=False)
 
     def _results(
         self, future: Future, block: Sequence[PendingTile]
@@ -142,7 +143,8 @@ class Workers:
         if isinstance(error, ModuleNotFoundError):
             raise InputError(
                 f"--scheduler {self._client.scheduler.address}: a worker lacks a package "
-                f"({error}); start the workers in the same environment as this command"
+                f"({error}); start the workers in the same environment as this command, with "
+                f"PYTHONPATH={Path(__file__).parents[2]} unless cellseg is installed there"
             )
         for key, job in block:
             yield key, _ended_error(job) if type(error).__name__ == "KilledWorker" else error
@@ -281,6 +283,20 @@ class _BlockResult:
 
 
 _one_at_a_time = threading.Lock()  # also where a worker has several threads
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Call of `_predict_block`, which happens when it is unpickled.
+
+    A worker that lacks this package fails in that task, with an error for the client. If Dask
+    unpickled the function before, the worker would end, and others after it.
+    """
+
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., _BlockResult], tuple[Any, ...]]:
+        return _predict_block, self.arguments
 
 
 def _predict_block(load: bytes, versions: dict[str, str], jobs: Sequence[TileJob]) -> _BlockResult:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -129,6 +131,21 @@ def test_other_versions_on_the_workers(client, monkeypatch):
 
 def version_by_thread():
     return {"torch": "1" if threading.current_thread() is threading.main_thread() else "2"}
+
+
+def test_workers_that_lack_a_package(client, monkeypatch):
+    """Without this one, a worker fails in its task, not before it, which would end the worker."""
+    sent, submit = [], client.submit
+    monkeypatch.setattr(client, "submit", lambda *a, **k: sent.append(a) or submit(*a, **k))
+    load = functools.partial(importlib.import_module, "nowhere")
+    with pytest.raises(InputError, match=r"lacks a package .*'nowhere'.*; start the workers"):
+        [*Workers(client, load).predict([tiles_of("a", 1)])]
+    task = "import pickle, sys; f, *a = pickle.load(sys.stdin.buffer); print('begun'); f(*a)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", task], input=pickle.dumps(sent[0]), capture_output=True
+    )
+    assert done.stdout.strip() == b"begun"
+    assert done.stderr.strip().endswith(b"No module named 'cellseg'")
 
 
 def test_the_workers_keep_the_networks(client):
