@@ -27,6 +27,17 @@ class Check:
     needed: bool = True
 
 
+_OPTIONAL = {
+    "simplejpeg": "without it most damaged JPEGs are not noticed: run make setup",
+    "timm": "lite_fpn, small_fpn and ConvNeXt V2 need it: run make setup",
+    "distributed": "--workers and --scheduler need it: run make setup",
+    "jinja2": "report.py needs it: run make setup",
+    "matplotlib": "report.py needs it: run make setup",
+    "pyarrow": "tables of cells need it: run make setup",
+    "anndata": "export.py --h5ad needs it: pip install anndata",
+}
+
+
 def run_checks() -> Iterator[Check]:
     """Check Python, the packages, the compiled operators, CUDA and the compiler."""
     yield Check(
@@ -38,9 +49,9 @@ def run_checks() -> Iterator[Check]:
     for package, version in versions.items():
         if package not in ("python", "detectron2"):
             yield Check(f"{package} {version}", version != "missing", "run make setup")
-    jpeg = importlib.util.find_spec("simplejpeg") is not None
-    remedy = "without it most damaged JPEGs are not noticed: run make setup"
-    yield Check(f"simplejpeg{'' if jpeg else ' missing'}", jpeg, remedy, needed=False)
+    for package, use in _OPTIONAL.items():
+        ok = importlib.util.find_spec(package) is not None
+        yield Check(f"{package}{'' if ok else ' missing'}", ok, use, needed=False)
     yield _torchvision()
     yield Check(
         f"detectron2 {versions['detectron2']}: "

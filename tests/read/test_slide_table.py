@@ -95,7 +95,7 @@ def test_a_slide_in_several_rows(read, caplog):
 def test_unknown_columns_are_warned_of(read, caplog):
     assert len(read("stain,path,note\nHE,a.svs,\n")) == 1
     (warning,) = caplog.messages
-    assert "slides.csv: unknown columns stain, note" in warning
+    assert "slides.csv: 2 unknown columns ignored, stain, note;" in warning
 
 
 @pytest.mark.parametrize(
