@@ -62,8 +62,8 @@ def read_slide_table(path: Path) -> list[Slide]:
         raise InputError(f"{where}{path}: no slides in it; add a line with the path of each")
     if unknown := [title for title in rows[0][1] if title and title not in _COLUMNS]:
         warn(
-            f"{path}: {plural(len(unknown), 'unknown column')} ignored, {listed(unknown)}; known are "
-            f"{', '.join(_COLUMNS)}"
+            f"{path}: {plural(len(unknown), 'unknown column')} ignored, {listed(unknown)}; known "
+            f"are {', '.join(_COLUMNS)}"
         )
     slides: dict[object, tuple[int, Mapping[str, str], ImageRecord, str]] = {}
     repeated: list[int] = []
