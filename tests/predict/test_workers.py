@@ -133,13 +133,23 @@ def version_by_thread():
     return {"torch": "1" if threading.current_thread() is threading.main_thread() else "2"}
 
 
+def load_from_nowhere() -> Predictor:
+    importlib.import_module("nowhere")
+    return FakePredictor()
+
+
 def test_workers_that_lack_a_package(client, monkeypatch):
     """Without this one, a worker fails in its task, not before it, which would end the worker."""
-    sent, submit = [], client.submit
-    monkeypatch.setattr(client, "submit", lambda *a, **k: sent.append(a) or submit(*a, **k))
-    load = functools.partial(importlib.import_module, "nowhere")
+    sent = []
+    submit = client.submit
+
+    def note(*arguments, **keywords):
+        sent.append(arguments)
+        return submit(*arguments, **keywords)
+
+    monkeypatch.setattr(client, "submit", note)
     with pytest.raises(InputError, match=r"lacks a package .*'nowhere'.*; start the workers"):
-        [*Workers(client, load).predict([tiles_of("a", 1)])]
+        [*Workers(client, load_from_nowhere).predict([tiles_of("a", 1)])]
     task = "import pickle, sys; f, *a = pickle.load(sys.stdin.buffer); print('begun'); f(*a)"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", task], input=pickle.dumps(sent[0]), capture_output=True
