@@ -143,43 +143,15 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     return cfg
 
 
-def list_images(
-    args: argparse.Namespace, folders: Sequence[Path], own_data: str
-) -> tuple[str, list[ImageRecord]]:
-    """Return the name of the results file, and the images to predict.
+def find_networks(
+    args: argparse.Namespace,
+) -> tuple[Path, list[dict[str, Any]], list[Path], list[CfgNode]]:
+    """Return the first run's folder, the classes, and weights and config of each network.
 
-    Sets the data folder and the annotations that were left out; `own_data` is the runs' folder.
+    Sets the device that was left out.
     """
     from cellseg import runs
-    from cellseg.read import images
-    from cellseg.read.results import RESULTS_FILE
-
-    if args.images:
-        return "images-results.json", images.list_image_files(args.images)
-    if args.dataset == "test":
-        args.data = args.data or utils.DATA
-        return RESULTS_FILE, images.read_test_list(args.data)
-    validation = runs.common_validation(folders) if args.dataset == "val" else None
-    args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
-    args.annotations = runs.find_annotations(folders, args.annotations)
-    args.data = args.data or Path(own_data)
-    listed = images.list_annotated_images(args.data, args.annotations, validation)
-    return f"{args.dataset}-results.json", listed
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, write and check the results. Return the exit code."""
-    args = parse(argv)
-    utils.quiet_libraries()
-    from cellseg import runs
     from cellseg.device import choose_device
-    from cellseg.predict.job import PredictionJob, choose_results
-    from cellseg.predict.part import describe_parts, warn_of_empty_parts
-    from cellseg.predict.resolution import set_resolution
-    from cellseg.predict.workers import connect
-    from cellseg.read.slide_table import is_slide_table
-    from cellseg.write.sidecars import check_sidecars
-    from cellseg.write.submission import check_results_output
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
@@ -205,10 +177,64 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"tiles of {cfgs[0].TEST.TILE} px are small for cells of up to {longest:.0f} px, as in "
             f"training: many are cut; use --tile {4 * math.ceil(longest)} or more"
         )
+    return folders[0], categories, weights, cfgs
+
+
+def list_images(
+    args: argparse.Namespace, weights: Sequence[Path], own_data: str
+) -> tuple[str, list[ImageRecord]]:
+    """Return the name of the results file, and the images to predict.
+
+    Sets the data folder and the annotations that were left out; `own_data` is the runs' folder of
+    data.
+    """
+    from cellseg import runs
+    from cellseg.read import images
+    from cellseg.read.results import RESULTS_FILE
+
+    if args.images:
+        return "images-results.json", images.list_image_files(args.images)
+    if args.dataset == "test":
+        args.data = args.data or utils.DATA
+        return RESULTS_FILE, images.read_test_list(args.data)
+    folders = [path.parent for path in weights]
+    validation = runs.common_validation(folders) if args.dataset == "val" else None
+    args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
+    args.annotations = runs.find_annotations(folders, args.annotations)
+    args.data = args.data or Path(own_data)
+    listed = images.list_annotated_images(args.data, args.annotations, validation)
+    return f"{args.dataset}-results.json", listed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict, write and check the results. Return the exit code."""
+    args = parse(argv)
+    utils.quiet_libraries()
+    from cellseg.predict.job import PredictionJob, choose_results
+    from cellseg.predict.part import describe_parts, warn_of_empty_parts
+    from cellseg.predict.resolution import set_resolution
+    from cellseg.predict.workers import connect
+    from cellseg.read.slide_table import is_slide_table
+    from cellseg.write.sidecars import check_sidecars
+    from cellseg.write.slides import predict_table
+    from cellseg.write.submission import check_results_output
+
+    run, categories, weights, cfgs = find_networks(args)
     if is_slide_table(args.images or ()):
-        predict_slides(args, choose_folder(args, folders[0]), weights, cfgs, categories)
+        table = args.images[0]
+        if args.zip or args.regions:
+            raise InputError(
+                f"--images {table}: a table of slides; it is no submission, so leave --zip out, "
+                "and its column regions names the outlines of each slide"
+            )
+        process.advise("run the same command again to continue")
+        predict_table(
+            table, args.output or run / table.stem, weights, cfgs, categories,
+            mpp=args.mpp, level=args.level, all_tiles=args.all_tiles, workers=args.workers,
+            scheduler=args.scheduler,
+        )  # fmt: skip
         return 0
-    name, images = list_images(args, folders, cfgs[0].DATA.ROOT)
+    name, images = list_images(args, weights, cfgs[0].DATA.ROOT)
     if args.regions and len(images) > 1:
         raise InputError(
             f"--regions {args.regions}: outlines of one image, but {len(images)} are predicted; "
@@ -217,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = [replace(image, regions=args.regions or image.regions) for image in images]
     images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
     print(resolution)
-    results = choose_results(args.output or folders[0], name)
+    results = choose_results(args.output or run, name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
     check_sidecars(results)
     with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
@@ -232,67 +258,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(args, job, predictor, categories)
     job.close()
     return 0
-
-
-def choose_folder(args: argparse.Namespace, run: Path) -> Path:
-    """Return the folder for the slides of a table: --output, or one of its name in the run's."""
-    output: Path = args.output or run / args.images[0].stem
-    if output.suffix.lower() == ".json" or (output.exists() and not output.is_dir()):
-        raise InputError(f"--output {output}: a folder is expected for a table of slides")
-    if args.zip or args.regions:
-        raise InputError(
-            f"--images {args.images[0]}: a table of slides; it is no submission, so leave --zip "
-            "out, and its column regions names the outlines of each slide"
-        )
-    return output
-
-
-def predict_slides(
-    args: argparse.Namespace,
-    output: Path,
-    weights: Sequence[Path],
-    cfgs: Sequence[CfgNode],
-    categories: Sequence[dict[str, Any]],
-) -> None:
-    """Predict the slides of a table, each into a folder of its own in `output`."""
-    from tqdm import tqdm
-
-    from cellseg.predict.cohort import Cohort, Outcome
-    from cellseg.predict.job import PredictionJob
-    from cellseg.predict.part import warn_of_empty_parts
-    from cellseg.predict.resolution import set_resolution
-    from cellseg.predict.tile_store import fingerprint
-    from cellseg.predict.workers import connect
-    from cellseg.read.slide_table import read_slide_table
-    from cellseg.write.results import write_results
-    from cellseg.write.sidecars import check_sidecars
-    from cellseg.write.submission import check_results_output, check_submission
-    from cellseg.write.summary import summary_lines
-
-    def begin(image: ImageRecord, results: Path) -> PredictionJob:
-        check_results_output(results, with_zip=False)
-        check_sidecars(results)
-        images, resolution = set_resolution([image], cfgs, args.mpp, args.level)
-        if resolution not in printed:
-            printed.add(resolution)
-            tqdm.write(resolution)
-        job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
-        warn_of_empty_parts(job.parts.values())
-        return job
-
-    def write(job: PredictionJob) -> Outcome:
-        (listed,), _ = write_results(job, predictor, categories, own=True)
-        check_submission(job.results, [listed], [category["id"] for category in categories])
-        (line,) = summary_lines([listed])
-        return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)
-
-    printed: set[str] = set()
-    slides = read_slide_table(args.images[0])
-    made_from = [fingerprint(weights, cfgs, []), categories, args.mpp, args.level, args.all_tiles]
-    process.advise("run the same command again to continue")
-    with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
-        cohort = Cohort(slides, output, made_from, begin, write)
-        cohort.run(predict, in_background=args.workers > 1 or bool(args.scheduler))
 
 
 def write(

@@ -1,0 +1,87 @@
+"""Predict the slides of a table, and write the results of each into a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from cellseg.errors import InputError
+from cellseg.images import ImageRecord
+from cellseg.predict.cohort import Cohort, Outcome
+from cellseg.predict.job import PredictionJob
+from cellseg.predict.part import warn_of_empty_parts
+from cellseg.predict.resolution import set_resolution
+from cellseg.predict.tile_store import fingerprint
+from cellseg.predict.workers import connect
+from cellseg.read.slide_table import read_slide_table
+from cellseg.write.results import write_results
+from cellseg.write.sidecars import check_sidecars
+from cellseg.write.submission import check_results_output, check_submission
+from cellseg.write.summary import summary_lines
+
+
+def predict_table(
+    table: Path,
+    output: Path,
+    weights: Sequence[Path],
+    cfgs: Sequence[CfgNode],
+    categories: Sequence[dict[str, Any]],
+    *,
+    mpp: float | None = None,
+    level: int | None = None,
+    all_tiles: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> None:
+    """Predict the slides of a table that are not done, each into a folder in `output`.
+
+    Parameters
+    ----------
+    table
+        As for `cellseg.read.slide_table.read_slide_table`.
+    output
+        Folder of the slides' folders and of the manifest: see `cellseg.predict.cohort`.
+    weights, cfgs
+        Weights file and config of each network.
+    categories
+        Classes of the runs, as in a COCO file.
+    mpp, level, all_tiles
+        As for `set_resolution` and `PredictionJob.begin`.
+    workers, scheduler
+        As for `cellseg.predict.workers.connect`.
+
+    Raises
+    ------
+    InputError
+        If the table, the folder or the workers can't be used; at the end, if slides failed.
+    """
+    if output.suffix.lower() == ".json" or (output.exists() and not output.is_dir()):
+        raise InputError(f"--output {output}: a folder is expected for a table of slides")
+    printed: set[str] = set()
+
+    def begin(image: ImageRecord, results: Path) -> PredictionJob:
+        check_results_output(results, with_zip=False)
+        check_sidecars(results)
+        images, resolution = set_resolution([image], cfgs, mpp, level)
+        if resolution not in printed:
+            printed.add(resolution)
+            tqdm.write(resolution)
+        job = PredictionJob.begin(predictor, weights, images, results, all_tiles)
+        warn_of_empty_parts(job.parts.values())
+        return job
+
+    def write(job: PredictionJob) -> Outcome:
+        (listed,), _ = write_results(job, predictor, categories, own=True)
+        check_submission(job.results, [listed], [category["id"] for category in categories])
+        (line,) = summary_lines([listed])
+        return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)
+
+    slides = read_slide_table(table)
+    made_from = [fingerprint(weights, cfgs, []), categories, mpp, level, all_tiles]
+    with connect(weights, cfgs, workers, scheduler) as (predictor, predict):
+        cohort = Cohort(slides, output, made_from, begin, write)
+        cohort.run(predict, in_background=workers > 1 or bool(scheduler))
