@@ -195,10 +195,13 @@ def _find_background(
     first = max(0, brightest - 8)
     peak = first + int(near[first : brightest + 1].argmax())
     green = rgb[:, :, 1].astype(np.int16)
-    colours = rgb[even & (np.abs(green - peak) <= 6)]
-    background = np.median(colours, axis=0).round().astype(np.int64)
-    noise = 1.4826 * float(np.median(np.abs(colours - background), axis=0).max())
-    return background, noise
+    near_peak = even & (np.abs(green - peak) <= 6)
+    medians, deviations = [], []
+    for channel in cv2.split(rgb):  # one at a time, as there are many pixels
+        levels = channel[near_peak].astype(np.int16)
+        medians.append(round(float(np.median(levels))))
+        deviations.append(float(np.median(np.abs(levels - np.int16(medians[-1])))))
+    return np.array(medians, np.int64), 1.4826 * max(deviations)
 
 
 def _difference(rgb: Image, background: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -206,7 +209,8 @@ def _difference(rgb: Image, background: NDArray[np.int64]) -> NDArray[np.uint8]:
     lack = background.astype(np.int16) - rgb
     darker = lack.max(axis=2)
     mean = (lack.sum(axis=2, dtype=np.int16) + 1) // 3
-    coloured = np.abs(lack - mean[:, :, None]).max(axis=2)
+    lack -= mean[:, :, None]
+    coloured = np.abs(lack, out=lack).max(axis=2)
     difference: NDArray[np.int16] = np.maximum(darker, coloured)
     return difference.clip(0, 255).astype(np.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -143,6 +144,19 @@ def test_only_a_small_level_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(WindowedImage, "read", note)
     find_tissue(path)
     assert set(opened) == {(250, 250)}
+
+
+def test_memory_of_a_large_mask():
+    """The mask of a slide of 100,000 x 100,000 pixels has 40 million pixels."""
+    image = canvas((1000, 1000), (240, 240, 240))
+    image ^= np.random.default_rng(0).integers(0, 2, image.shape, np.uint8)
+    tracemalloc.start()
+    try:
+        tissue_mask(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * image.shape[0] * image.shape[1]
 
 
 @pytest.mark.skipif(not TISSUE, reason="needs annotated tissue: CELLSEG_TISSUE=DIR")
