@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -43,31 +43,40 @@ SEGMENT = 512  # px: side of the TIFF's tiles
 SCALE = 1.33
 CATEGORIES = (1, 2, 3, 4)
 
+Exists = Callable[[torch.Tensor], torch.Tensor]
+"""Returns which discs there are, `(N,)` bool, by their column and row, `(N, 2)`."""
+
 
 class FakeNetwork(torch.nn.Module):
-    """Returns the known cells of one tile after the other."""
+    """Returns the known cells of one tile after the other; parameters are those of `discs`."""
 
-    def __init__(self, plan: TilePlan) -> None:
+    def __init__(self, plan: TilePlan, step: float = STEP, exists: Exists | None = None) -> None:
         super().__init__()
         self.tiles = iter(plan)
-        self.per_side = int(plan.size[0] / STEP)
+        self.grid = int(plan.size[0] / step), step, exists
 
     def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:  # noqa: ARG002
         """Return the cells of the next tiles."""
-        return [discs(next(self.tiles), self.per_side) for _ in images]
+        return [discs(next(self.tiles), *self.grid) for _ in images]
 
 
-def discs(tile: Tile, per_side: int) -> Detections:
-    """Return the discs of a tile, from a deterministic jittered grid."""
+def discs(tile: Tile, per_side: int, step: float, exists: Exists | None = None) -> Detections:
+    """Return the discs of a tile, from a deterministic jittered grid.
+
+    `per_side` and `step` are the number of columns and rows and their distance in pixels;
+    `exists` says which discs there are, all by default.
+    """
     left, top, right, bottom = tile.window
-    columns = torch.arange(max(0, int(left / STEP) - 1), min(per_side, int(right / STEP) + 2))
-    rows = torch.arange(max(0, int(top / STEP) - 1), min(per_side, int(bottom / STEP) + 2))
+    columns = torch.arange(max(0, int(left / step) - 1), min(per_side, int(right / step) + 2))
+    rows = torch.arange(max(0, int(top / step) - 1), min(per_side, int(bottom / step) + 2))
     grid = torch.cartesian_prod(columns, rows).double()
+    if exists is not None:
+        grid = grid[exists(grid)]
     # Pseudo-random by index: fractional parts of multiples of irrational numbers.
-    low, high = RADII
+    low, high = (radius * step / STEP for radius in RADII)
     radius = low + (high - low) * (grid @ torch.tensor([0.618034, 0.754878]).double() % 1)
     moves = torch.tensor([[0.569840, 0.732051], [0.414214, 0.236068]]).double()
-    centre = (grid + 0.5) * STEP + (STEP / 2 - radius[:, None]) * (2 * (grid @ moves % 1) - 1)
+    centre = (grid + 0.5) * step + (step / 2 - radius[:, None]) * (2 * (grid @ moves % 1) - 1)
     edge = torch.tensor([left, top, right, bottom])
     boxes = torch.cat([centre - radius[:, None], centre + radius[:, None]], 1)
     boxes = boxes.clamp(edge[:2].repeat(2), edge[2:].repeat(2))
@@ -113,6 +122,7 @@ def laps() -> Iterator[tuple[float, float]]:
 
 def measure(folder: Path, side: int, pipe: Connection) -> None:
     """Send the number of tiles and cells, the bytes stored, and the laps of the steps."""
+    torch.set_num_threads(1)  # the fake network counts on the order of the tiles
     cfg = default_config("torchvision")
     cfg.INPUT.ZOOM = SCALE
     cfg.DATA.LONGEST_CELL = 65.0  # 99 % of NYCU HW3's cells are shorter
@@ -120,7 +130,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     predictor = Predictor([], [cfg])
     image = ImageRecord(1, "slide.tif", folder / "slide.tif", None)
     predictor = Predictor([FakeNetwork(predictor.plan(read_size(image)))], [cfg])
-    job = PredictionJob.begin(predictor, [], [image], folder / "results.json")
+    job = PredictionJob.begin(predictor, [], [image], folder / "results.json", all_tiles=True)
     lap = laps()
     steps = [next(lap)]
     job.run(predict_here(predictor))
