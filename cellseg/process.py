@@ -23,6 +23,7 @@ STOPPED = 130  # exit code of a command that was stopped
 unfinished: set[str] = set()
 """Temporary files, which are removed when the process is stopped."""
 
+_PARENT = "CELLSEG_PARENT"  # environment variable: the process that has started this one
 _state = {"advice": "", "pid": 0, "parent": 0}
 
 
@@ -38,10 +39,13 @@ def prepare() -> None:
         return
     _state["pid"] = os.getpid()
     started_by = sys.modules.get("multiprocessing.process")
+    # Not getppid(), as that process may have ended before this one comes here.
+    parent = int(os.environ.get(_PARENT) or os.getppid())
+    os.environ[_PARENT] = str(os.getpid())
     if started_by and ("__mp_main__" in sys.modules or started_by.parent_process()):
         import threading
 
-        _state["parent"] = os.getppid()
+        _state["parent"] = parent
         threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def default_signals():
+    """Listen to Ctrl-C, which a job in the background of a script would ignore."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def is_gone(group):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import is_gone
+from tests.processes import SIGNALS, default_signals, is_gone
 
 HERE = Path(__file__).resolve().parents[1]
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 # The beginning of each command.
 PREPARE = """\
@@ -23,12 +22,6 @@ if __name__ in ("__main__", "__mp_main__"):
 
     process.prepare()
 """
-
-
-def default_signals():
-    """Listen to Ctrl-C, which a job in the background of a script would ignore."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def start(folder, code, *arguments, **keywords):

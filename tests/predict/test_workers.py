@@ -25,7 +25,7 @@ from cellseg.predict.predictor import Predictor, TileJob
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predict.workers import Workers, local_workers
 from cellseg.predictions import Predictions
-from tests.processes import is_gone
+from tests.processes import default_signals, is_gone
 
 HERE = Path(__file__).resolve().parents[2]
 PLAN = plan_tiles((100, 90), 20, 4)
@@ -239,6 +239,7 @@ def test_stopping_is_one_line_and_no_worker_is_left(tmp_path, number, to_all, wh
     process = subprocess.Popen(
         [sys.executable, script], env=os.environ | {"PYTHONPATH": str(HERE)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=default_signals,
     )  # fmt: skip
     assert process.stdout is not None
     while process.stdout.readline() != f"{when}\n":
