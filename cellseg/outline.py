@@ -7,15 +7,28 @@ polygon is exactly its number of pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, cut_at_columns
+from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
 
 # A ring is a (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
 Ring = NDArray[np.int64]
 Polygon = list[Ring]
 Ints = NDArray[np.int64]
+
+_BLOCK = 2048  # masks that are traced at once
+
+
+def trace_masks(masks: Sequence[RLE], size: tuple[int, int]) -> Iterator[list[Polygon]]:
+    """Yield the outline of each mask of an image of `size` (H, W) as `trace`, block by block.
+
+    Raises ValueError if a mask isn't an RLE of this size.
+    """
+    for begin in range(0, len(masks), _BLOCK):
+        yield from trace(decode(masks[begin : begin + _BLOCK], size))
 
 
 def trace(mask_runs: MaskRuns) -> list[list[Polygon]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cellseg.images import ImageCells
-from cellseg.outline import trace
+from cellseg.outline import trace_masks
 from cellseg.png import write_jpeg
 from cellseg.png import write_png as write_png
 from cellseg.read.window import WindowedImage, open_image_of_size
@@ -41,7 +41,6 @@ _MAX_ZOOM = 8
 _TEXT = 16  # px, font size
 _LINE = 24  # px, line height
 _MARGIN = 8
-_BLOCK = 4096  # masks that are traced at a time
 _MIN_WIDTH = 240  # px, room for the legend of the smallest image
 
 
@@ -245,16 +244,14 @@ def draw_reduced(
         x, y = left // factor, top // factor
         place = small[y : y + size[1], x : x + size[0]]
         place[:] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-    for first in range(0, len(masks), _BLOCK):
-        mask_runs = decode(masks[first : first + _BLOCK], image.size)
-        for cell, polygons in enumerate(trace(mask_runs), first):
-            # In 16ths of a pixel, whose middle is 0 for OpenCV.
-            rings = [
-                ((ring / factor - 0.5) * 16).round().astype(np.int32)
-                for polygon in polygons
-                for ring in polygon
-            ]
-            cv2.polylines(small, rings, True, class_colour(int(classes[cell])), 1, cv2.LINE_AA, 4)
+    for cell, polygons in enumerate(trace_masks(masks, image.size)):
+        # In 16ths of a pixel, whose middle is 0 for OpenCV.
+        rings = [
+            ((ring / factor - 0.5) * 16).round().astype(np.int32)
+            for polygon in polygons
+            for ring in polygon
+        ]
+        cv2.polylines(small, rings, True, class_colour(int(classes[cell])), 1, cv2.LINE_AA, 4)
     width = max(small.shape[1], _MIN_WIDTH)
     return np.vstack([_widen(small, width), _legend(entries, width)])
 

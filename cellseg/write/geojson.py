@@ -22,16 +22,14 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
-from cellseg.outline import trace
+from cellseg.outline import trace_masks
 from cellseg.read.cells import scale_to_full_resolution
-from cellseg.rle import RLE, decode
+from cellseg.rle import RLE
 from cellseg.write.ids import cell_ids
 from cellseg.write.measured import measure_cells, measurements
 
 Feature = dict[str, Any]
 Colour = tuple[int, int, int]
-
-_BLOCK = 2048  # cells traced at once
 
 
 def cell_features(
@@ -86,36 +84,34 @@ def cell_features(
         {"name": name, "color": list(colour)} for name, colour in zip(names, colours, strict=True)
     ]
     ids = cell_ids(image, masks) if ids is None else ids
-    for begin in range(0, len(masks), _BLOCK):
-        outlines = trace(decode(masks[begin : begin + _BLOCK], size))
-        for index, polygons in enumerate(outlines, start=begin):
-            if not polygons:
-                continue
-            properties: dict[str, Any] = {
-                "objectType": object_type,
-                "classification": classifications[classes[index]],
-            }
-            measured = {} if scores is None else {"score": round(float(scores[index]), 6)}
-            if measurements is not None:
-                more = measurements[index].items()
-                measured |= {name: value for name, value in more if value is not None}
-            if measured:
-                properties["measurements"] = measured
-            coordinates = [
-                [(ring if scale == (1, 1) else ring * scale).tolist() for ring in polygon]
-                for polygon in polygons
-            ]
-            geometry = (
-                {"type": "Polygon", "coordinates": coordinates[0]}
-                if len(coordinates) == 1
-                else {"type": "MultiPolygon", "coordinates": coordinates}
-            )
-            yield {
-                "type": "Feature",
-                "id": ids[index],
-                "geometry": geometry,
-                "properties": properties,
-            }
+    for index, polygons in enumerate(trace_masks(masks, size)):
+        if not polygons:
+            continue
+        properties: dict[str, Any] = {
+            "objectType": object_type,
+            "classification": classifications[classes[index]],
+        }
+        measured = {} if scores is None else {"score": round(float(scores[index]), 6)}
+        if measurements is not None:
+            more = measurements[index].items()
+            measured |= {name: value for name, value in more if value is not None}
+        if measured:
+            properties["measurements"] = measured
+        coordinates = [
+            [(ring if scale == (1, 1) else ring * scale).tolist() for ring in polygon]
+            for polygon in polygons
+        ]
+        geometry = (
+            {"type": "Polygon", "coordinates": coordinates[0]}
+            if len(coordinates) == 1
+            else {"type": "MultiPolygon", "coordinates": coordinates}
+        )
+        yield {
+            "type": "Feature",
+            "id": ids[index],
+            "geometry": geometry,
+            "properties": properties,
+        }
 
 
 def export_geojson(

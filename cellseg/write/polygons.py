@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.outline import Ring, trace
-from cellseg.rle import RLE, decode
-
-_BLOCK = 2048  # cells traced at once
+from cellseg.outline import Ring, trace_masks
+from cellseg.rle import RLE
 
 
 def traced_rings(masks: Sequence[RLE], size: tuple[int, int]) -> Iterator[list[Ring]]:
@@ -20,9 +18,8 @@ def traced_rings(masks: Sequence[RLE], size: tuple[int, int]) -> Iterator[list[R
     outer ring by a line there and back, so that the ring's area is the piece's number of pixels,
     and pycocotools fills it to exactly these.
     """
-    for begin in range(0, len(masks), _BLOCK):
-        for polygons in trace(decode(masks[begin : begin + _BLOCK], size)):
-            yield [join_holes(polygon) for polygon in polygons]
+    for polygons in trace_masks(masks, size):
+        yield [join_holes(polygon) for polygon in polygons]
 
 
 def join_holes(polygon: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-import cellseg.write.geojson
+import cellseg.outline
 from cellseg.rle import encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.ids import cell_ids
@@ -99,7 +99,7 @@ def test_a_mask_with_no_pixel_gives_no_feature():
 def test_blocks_do_not_matter(monkeypatch):
     labels = np.arange(1, 24).reshape(1, 23)
     whole = features_of(labels)
-    monkeypatch.setattr(cellseg.write.geojson, "_BLOCK", 5)
+    monkeypatch.setattr(cellseg.outline, "_BLOCK", 5)
     assert features_of(labels) == whole
 
 
