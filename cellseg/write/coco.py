@@ -16,6 +16,7 @@ import numpy as np
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
 from cellseg.read.cells import scale_to_full_resolution
+from cellseg.read.outlines import ring_area
 from cellseg.write.polygons import traced_rings
 
 _START = '{"info":{"description":"Cells as polygons (export.py)"},\n'
@@ -106,10 +107,9 @@ def _annotations(image: ImageCells, n_before: int) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def _area(ring: Any) -> Any:
-    x, y = ring.T
-    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
-    return int(area) if area.is_integer() else round(float(area), 3)
+def _area(ring: Any) -> float:
+    area = ring_area(ring)
+    return int(area) if area.is_integer() else round(area, 3)
 
 
 def _compact(value: Any) -> str:
