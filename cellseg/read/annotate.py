@@ -19,7 +19,7 @@ from cellseg.messages import listed, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
 from cellseg.read.classes import UnknownClassError
-from cellseg.read.coco import MAX_SIDE, AnnotatedImage
+from cellseg.read.coco import MAX_SIDE, AnnotatedImage, split_by_class
 from cellseg.read.convention import CENTRES, EDGES, move_outlines
 from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
@@ -153,12 +153,7 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
             f"{_size_text(image.size)} as in the COCO file"
             f"{turn_note(image.path, size, image.size)}; annotate that image"
         )
-    cells = {
-        number + 1: decode(
-            [image.masks[n] for n in np.flatnonzero(image.classes == number)], image.size
-        )
-        for number in np.unique(image.classes).tolist()
-    }
+    cells = split_by_class(decode(image.masks, image.size), image.classes)
     warnings = Counter(image.warnings)
     warnings.update(opened.notes)
     mpp = image.mpp or opened.mpp

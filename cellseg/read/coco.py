@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
+from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
@@ -26,7 +27,16 @@ from cellseg.limits import check_outline_length
 from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, check_image_name
 from cellseg.read.resolution import MPP_RANGE, is_plausible
-from cellseg.rle import MaskRuns, areas, boxes_xyxy, concatenate, decode, encode, xyxy_to_xywh
+from cellseg.rle import (
+    MaskRuns,
+    areas,
+    boxes_xyxy,
+    concatenate,
+    decode,
+    encode,
+    select_masks,
+    xyxy_to_xywh,
+)
 from cellseg.text import json_type, show
 
 COCO = dict[str, Any]
@@ -60,6 +70,14 @@ class AnnotatedImage:
     cells: dict[int, MaskRuns]
     warnings: Counter[str]
     mpp: float | None = None
+
+
+def split_by_class(mask_runs: MaskRuns, classes: NDArray[np.int64]) -> dict[int, MaskRuns]:
+    """Return `AnnotatedImage.cells` of N masks with the classes `(N,)`, 0…K−1."""
+    return {
+        class_ + 1: select_masks(mask_runs, np.flatnonzero(classes == class_))
+        for class_ in np.unique(classes).tolist()
+    }
 
 
 _DESCRIPTION = "Cells by class, one annotation a cell (annotation.py)"

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,6 @@ from cellseg.read.coco import (
     annotations_by_image,
     check_coco,
     class_names,
-    contiguous_classes,
     load_coco,
 )
 from cellseg.read.corrected_store import (
@@ -295,7 +295,7 @@ class _Reader:
             return None
         if file.problem:
             raise InputError(file.problem)
-        written = self._written(image)
+        written = self._written[image["id"]]
         if file.coco is None:
             unchanged = file_hash(file.path) == image.get("sha256")
         else:
@@ -339,16 +339,18 @@ class _Reader:
             Corrected(Path(image["file_name"]).stem, source, pixels, visible, now, image.get("mpp"))
         )
 
-    def _written(self, image: dict[str, Any]) -> list[Cell]:
-        class_of = contiguous_classes(self.index)
-        ours = [name.strip().casefold() for name in self.names]
-        theirs = class_names(self.index)
-        cells = []
-        for a in annotations_by_image(self.index)[image["id"]]:
-            name = theirs[class_of[a["category_id"]]].strip().casefold()
-            number = ours.index(name) if name in ours else -1
-            cells.append(Cell(a["cell"], number, a["segmentation"]))
-        return cells
+    @cached_property
+    def _written(self) -> dict[int, list[Cell]]:
+        """The cells that were written, by the id of the window."""
+        ours = {name.strip().casefold(): n for n, name in enumerate(self.names)}
+        theirs = {c["id"]: c["name"].strip().casefold() for c in self.index["categories"]}
+        return {
+            id_: [
+                Cell(a["cell"], ours.get(theirs[a["category_id"]], -1), a["segmentation"])
+                for a in annotations
+            ]
+            for id_, annotations in annotations_by_image(self.index).items()
+        }
 
     def _outlines(
         self, path: Path, size: tuple[int, int], known: set[str]

@@ -26,7 +26,13 @@ from cellseg.files import check_own, display_path, write_json
 from cellseg.messages import listed, warn
 from cellseg.png import write_png
 from cellseg.read.classes import advise_class_names
-from cellseg.read.coco import AnnotatedImage, annotations_by_image, build_coco, load_coco
+from cellseg.read.coco import (
+    AnnotatedImage,
+    annotations_by_image,
+    build_coco,
+    load_coco,
+    split_by_class,
+)
 from cellseg.read.fill import subtract
 from cellseg.read.names import image_name, is_outside, path_parts
 from cellseg.read.window import open_image, read_image
@@ -318,10 +324,7 @@ def _annotated(window: Corrected) -> AnnotatedImage:
     size = window.size
     masks = decode([cell.mask for cell in window.cells], size)
     classes = np.array([cell.class_ for cell in window.cells], np.int64)
-    cells = {
-        n + 1: select_masks(masks, np.flatnonzero(classes == n))
-        for n in np.unique(classes).tolist()
-    }
+    cells = split_by_class(masks, classes)
     return AnnotatedImage(f"{STORE}/{window.name}.png", size, cells, Counter(), window.mpp)
 
 
@@ -367,8 +370,8 @@ def join(
     joined = list(images)
     by_path = {os.path.realpath(data / image.file_name): n for n, image in enumerate(images)}
     by_name: dict[str, list[int]] = {}
-    for number, (_, name) in enumerate(_names(images)):
-        by_name.setdefault(name, []).append(number)
+    for number, image in enumerate(images):
+        by_name.setdefault(image_name(image.file_name), []).append(number)
     own, held_out, levels = [], [], []
     n_replaced = 0
     for window in windows:
@@ -400,17 +403,13 @@ def join(
             f"corrected windows of a pyramid level of a training image, not used: {len(levels)}: "
             f"{listed(levels)}; correct its full resolution (inference.py --level 0)"
         )
-    stems = {name.casefold(): image for image, name in _names(images)}
-    for image, name in _names(own):
-        if other := stems.get(name.casefold()):
+    stems = {image_name(image.file_name).casefold(): image for image in images}
+    for image in own:
+        if other := stems.get(image_name(image.file_name).casefold()):
             raise InputError(
                 f"{data / image.file_name}: has the name of {other.file_name}; rename that image"
             )
     return [*joined, *own]
-
-
-def _names(images: Sequence[AnnotatedImage]) -> list[tuple[AnnotatedImage, str]]:
-    return [(image, image_name(image.file_name)) for image in images]
 
 
 def _is_part(window: Corrected, image: AnnotatedImage, data: Path) -> bool:
@@ -439,10 +438,10 @@ def replace_part(image: AnnotatedImage, window: Corrected) -> AnnotatedImage:
     size, source = image.size, window.source
     corner = _place(window)
     new = _annotated(window)
-    region = place_runs(decode([region_rle(window.region)], window.size), size, corner)
-    whole = region_rle(np.ones((source.height, source.width), bool))
+    region = place_runs(_region_runs(window.region), size, corner)
+    whole = _region_runs(np.ones((source.height, source.width), bool))
     box = (source.x, source.y, source.x + source.width, source.y + source.height)
-    exported = place_runs(decode([whole], (source.height, source.width)), size, box[:2])
+    exported = place_runs(whole, size, box[:2])
     corrected = {number: place_runs(masks, size, corner) for number, masks in new.cells.items()}
     flat = concatenate(size, list(corrected.values()))
     of_flat = encode(flat)
@@ -512,4 +511,8 @@ def union(masks: Sequence[RLE], size: tuple[int, int]) -> Bools:
 
 def region_rle(region: Bools) -> RLE:
     """Return the RLE of a region, `(H, W)` bool with at least one pixel."""
-    return encode(label_map_to_runs(region)[1])[0]
+    return encode(_region_runs(region))[0]
+
+
+def _region_runs(region: Bools) -> MaskRuns:
+    return label_map_to_runs(region)[1]

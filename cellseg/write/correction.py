@@ -18,7 +18,7 @@ from cellseg.images import ImageCells
 from cellseg.messages import listed, plural
 from cellseg.png import write_png
 from cellseg.read.cells import read_annotated_cells
-from cellseg.read.coco import AnnotatedImage, build_coco
+from cellseg.read.coco import AnnotatedImage, build_coco, split_by_class
 from cellseg.read.corrected import INDEX, load_index
 from cellseg.read.corrected_store import Source, unused_name
 from cellseg.read.names import absolute_path, image_name
@@ -167,10 +167,7 @@ def write_windows(
         geojson = folder / f"{name}.geojson"
         write_png(folder / f"{name}.png", pixels)
         write_geojson(geojson, features)
-        cells = {
-            number + 1: select_masks(masks, np.flatnonzero(classes == number))
-            for number in np.unique(classes).tolist()
-        }
+        cells = split_by_class(masks, classes)
         annotated.append(AnnotatedImage(f"{name}.png", masks.size, cells, Counter(), image.mpp))
         ids += [feature["id"] for feature in features]
         source = Source(
