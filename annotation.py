@@ -122,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("argument --class_names: the COCO file defines the classes; leave it out")
     utils.check_outputs({"--output": output}, [args.coco] if args.coco else [])
     check_own(output, OWN_START, "annotations")
+    check_class_names("--class_names", args.class_names or CLASS_NAMES)
     if args.corrected:
         args.class_names = take_back(args.corrected, args.data, args.class_names, args.skip_bad)
     names = args.class_names or list(CLASS_NAMES)
-    check_class_names("--class_names", names)
     skipped = []
     if (args.data / TEST_LIST).exists():
         try:

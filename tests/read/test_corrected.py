@@ -17,9 +17,8 @@ import annotation
 import export
 from cellseg.read.corrected_store import Cell, Corrected, Source, crop, load_store, store
 from cellseg.read.layout import TEST_LIST
-from cellseg.rle import crop_mask, decode
 from tests.read.refusal import refusal
-from tests.score.scoring_cases import rle
+from tests.score.scoring_cases import decode, rle
 
 SIZE = 40, 60
 SQUARES = {  # left, top, class 1…, score; 6 x 6 px
@@ -163,15 +162,8 @@ def cells_of(data, file_name):
     for a in coco.imgToAnns[image["id"]]:
         assert a["iscrowd"] == 0
         name = coco.cats[a["category_id"]]["name"]
-        found.setdefault(name, []).append(full_mask(a["segmentation"]))
+        found.setdefault(name, []).append(decode(a["segmentation"]))
     return found
-
-
-def full_mask(mask):
-    (left, top, right, bottom), crop = crop_mask(decode([mask]), 0)
-    full = np.zeros(mask["size"], bool)
-    full[top:bottom, left:right] = crop
-    return full
 
 
 def boxes(masks):
@@ -511,6 +503,13 @@ def test_classes_with_the_names_of_regions_and_ignored_cells(data, folder, name,
     assert "ignored" not in capsys.readouterr().out
 
 
+def test_class_names_that_can_not_be_used(data, folder):
+    correct(folder)
+    error = refusal(take_back, data, folder, "--class_names", *NAMES, "Alpha")
+    assert "'alpha' and 'Alpha'" in error
+    assert not (data / "corrected").exists()
+
+
 def test_a_broken_outline_is_not_left_out_in_silence(data, folder, capsys):
     features = load(folder)["features"]
     features[0]["geometry"]["coordinates"][0][1] = [None, 3]
@@ -660,7 +659,7 @@ def test_a_window_replaces_what_it_overlaps(tmp_path):
     assert [w.name for w in (a, b, c)] == ["a", "b", "c"]
     # a ends where b begins; the cell that reaches 3 of its 6 columns into b is in neither.
     assert a.size == (40, 40)
-    assert boxes([full_mask(cell.mask) for cell in a.cells]) == [(4, 4, 10, 10)]
+    assert boxes([decode(cell.mask) for cell in a.cells]) == [(4, 4, 10, 10)]
     assert (a.pixels[4:10, 37:] == 255).all()
     assert (a.pixels[~((a.pixels == 255).all(axis=2))] == 100).all()
     assert len(b.cells) == 0
@@ -692,9 +691,9 @@ def test_a_window_of_a_corrected_window(tmp_path):
     store(tmp_path, [cropped(again)], NAMES)
     old, new = load_store(tmp_path, NAMES)
     assert {w.source.path for w in (old, new)} == {"/slide.svs"}
-    assert boxes([full_mask(cell.mask) for cell in new.cells]) == [(20, 14, 26, 20)]
+    assert boxes([decode(cell.mask) for cell in new.cells]) == [(20, 14, 26, 20)]
     assert (new.source.x + new.corner[0], new.size) == (102, (40, 40))
-    assert boxes([full_mask(cell.mask) for cell in old.cells]) == [(8, 30, 14, 36)]
+    assert boxes([decode(cell.mask) for cell in old.cells]) == [(8, 30, 14, 36)]
     assert (old.source.x + old.corner[0], old.size) == (142, (40, 18))
 
 
