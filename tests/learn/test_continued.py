@@ -14,6 +14,7 @@ import train
 from cellseg import config, runs
 from cellseg.learn.samples import load_training_data, split_data
 from cellseg.read.corrected_store import Cell, Corrected, Source, store
+from cellseg.read.window import read_image
 from cellseg.rle import encode, label_map_to_runs
 from tests.read.refusal import refusal
 
@@ -148,8 +149,6 @@ def test_a_corrected_validation_image_stays_in_validation(cells, tmp_path):
     shutil.copytree(cells, data)
     (held_out,) = split_data(load(data), 0.2).validation
     image = data / held_out.file_name
-    from cellseg.read.window import read_image
-
     pixels = read_image(image)
     correction(data, held_out.file_name, image, pixels)
     assert annotation.main(["--data", str(data)]) == 0
