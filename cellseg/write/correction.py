@@ -63,14 +63,12 @@ def rank_windows(images: Sequence[ImageCells]) -> list[Window]:
         assert image.scores is not None
         doubt = image.scores * (1 - image.scores)
         centres = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
-        rows, columns = (_edges(side) for side in image.size)
-        for (top, bottom), (left, right) in itertools.product(
-            itertools.pairwise(rows), itertools.pairwise(columns)
-        ):
-            inside = (centres >= (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
+        edges = [_edges(side) for side in image.size]
+        doubts, *_ = np.histogram2d(centres[:, 1], centres[:, 0], edges, weights=doubt)
+        boxes = itertools.product(*map(itertools.pairwise, edges))
+        for ((top, bottom), (left, right)), total in zip(boxes, doubts.flat, strict=True):
             area = max((right - left) * (bottom - top), _LEAST_AREA)
-            uncertainty = float(doubt[inside].sum()) / area * 1e6
-            windows.append(Window(image, (left, top, right, bottom), uncertainty))
+            windows.append(Window(image, (left, top, right, bottom), float(total) / area * 1e6))
     return sorted(windows, key=lambda window: -window.uncertainty)
 
 
