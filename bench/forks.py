@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import multiprocessing
 import os
 import resource
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def load_libraries() -> None:
@@ -35,6 +37,22 @@ def load_libraries() -> None:
 
     gc.collect()
     gc.freeze()  # pages that forked processes share
+
+
+def call(function: Callable[..., object], *arguments: Any, **keywords: Any) -> None:
+    """Call a function in a forked process, of which this one gets no threads and no locks.
+
+    Threads can't be forked. The lock of tqdm, once this process has it, is one for all that are
+    forked, and is never free again if one of them is killed while it holds it. Raises SystemExit if
+    the call fails.
+    """
+    process = multiprocessing.get_context("fork").Process(
+        target=function, args=arguments, kwargs=keywords
+    )
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{function.__name__} failed")
 
 
 def start(argv: Sequence[str], place: Path, output: Path, gigabytes: float = 0.0) -> int:

@@ -27,7 +27,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,25 +205,13 @@ SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 2, EPOCHS: 0.0, WARMUP_IT
 
 
 def prepare(folder: Path) -> Path:
-    """Build the corpus in a forked process, as threads of a training can't be forked."""
+    """Build the corpus in a forked process."""
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     config = folder / "tiny.yaml"
     write_tiny(config, SETTINGS)
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                build_corpus(corpus, config)
-            code = 0
-        except BaseException:  # noqa: BLE001 the parent only sees the code
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit("the corpus can't be built")
+    with contextlib.redirect_stdout(io.StringIO()):
+        forks.call(build_corpus, corpus, config)
     return corpus
 
 

@@ -126,7 +126,8 @@ def train_words(config: Path, data: Path, folder: Path) -> list[Any]:
 def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
     """Make data, a run and results; return the commands to kill, and all for signals."""
     data, config = root / "data", root / "tiny.yaml"
-    write_dataset(
+    forks.call(
+        write_dataset,
         data,
         n_train=4,
         n_test=4,
@@ -175,6 +176,11 @@ def prepare(root: Path) -> tuple[dict[str, Command], dict[str, list[Any]]]:
     return killed, commands
 
 
+def show_progress(name: str, done: int, of: int) -> None:
+    """Print how far a command is; not with tqdm, whose lock the forked processes would share."""
+    print(f"\r{name}: {done} of {of}", end="\n" * (done == of), file=sys.stderr, flush=True)
+
+
 def kill(name: str, command: Command, root: Path, n_kills: int, rng: random.Random) -> str:
     """Kill a command `n_kills` times; return the row of the table."""
     expected_in = root / f"{name} expected"
@@ -189,6 +195,7 @@ def kill(name: str, command: Command, root: Path, n_kills: int, rng: random.Rand
             os.killpg(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         counts["kills" if code == -signal.SIGKILL else "ended before"] += 1
+        show_progress(f"kills of {name}", counts["kills"], n_kills)
         contents = command.contents(folder)  # raises an error for a damaged file
         if name != "train":  # whose files change until the end
             counts["damaged files"] += sum(
@@ -237,6 +244,7 @@ def send_signals(name: str, words: list[Any], n_moments: int, seconds: float = 2
     counts: Counter[str] = Counter()
     for number in (signal.SIGINT, signal.SIGTERM):
         for moment in range(n_moments):
+            show_progress(f"{number.name} to {name}", moment + 1, n_moments)
             process = run(words)
             start = time.monotonic()
             time.sleep(seconds * moment / max(1, n_moments - 1))
