@@ -36,14 +36,19 @@ MEGAPIXELS = 42.9  # of all images, and the sides of the largest, as in NYCU HW3
 LARGEST = (1577, 1987)
 
 
+def ragged_disk(rng: np.random.Generator, smallest: float, largest: float) -> np.ndarray:
+    """Return the corners of a disk about 0, `(24, 2)`, with a mean radius between the two."""
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    radius = rng.uniform(smallest, largest) * rng.uniform(0.85, 1.15, 24)
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
 def disks(rng: np.random.Generator, size: tuple[int, int], n_cells: int) -> np.ndarray:
     """Return a label map of ragged disks that overlap little."""
     labels = np.zeros(size, np.int32)
     for n in range(1, n_cells + 1):
-        angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        radius = rng.uniform(6, 16) * rng.uniform(0.85, 1.15, 24)
-        centre = rng.uniform(0, size[::-1])
-        points = centre + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        disk = ragged_disk(rng, 6, 16)
+        points = rng.uniform(0, size[::-1]) + disk
         cv2.fillPoly(labels, [points.round().astype(np.int32)], n)
     return labels
 
@@ -182,13 +187,8 @@ def disks_in_rows(rng: np.random.Generator, side: int, step: int) -> np.ndarray:
     labels = np.zeros((side, side), np.int32)
     places = itertools.product(range(step, side - step, step), repeat=2)
     for n, (y, x) in enumerate(places, 1):
-        angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        radius = rng.uniform(7, 13) * rng.uniform(0.85, 1.15, 24)
-        points = (
-            (x, y)
-            + rng.uniform(-2, 2, 2)
-            + np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-        )
+        disk = ragged_disk(rng, 7, 13)
+        points = (x, y) + rng.uniform(-2, 2, 2) + disk
         cv2.fillPoly(labels, [points.round().astype(np.int32)], n)
     return labels
 

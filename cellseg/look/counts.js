@@ -33,6 +33,7 @@ function make(tag, properties = {}, ...children) {
 const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
 const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
 const sum = (values) => values.reduce((a, b) => a + b, 0);
+const shownClasses = () => [...state.classes].sort((a, b) => a - b);
 const ofShown = (values) => sum([...state.classes].map((k) => values[k]));
 
 // ---- Matching ---------------------------------------------------------------------

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import rle
+from cellseg.coarse import Window
 from cellseg.images import EvalImage
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace
 from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
-
-Window = tuple[int, int, int, int]  # XYXY in pixels
 
 _THUMB = 112  # px, longer side
 _EXAMPLE = 112  # px, both sides
@@ -176,8 +175,12 @@ def _cell_data(
     return {name: each.tolist() for name, each in values.items()}
 
 
-def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list[tuple[int, str]]]:
+def unusual_cells(
+    eval_images: Sequence[EvalImage], matches: Sequence[MatchedDetections], n_classes: int
+) -> list[list[tuple[int, str]]]:
     """Return the ground-truth cells to check, as `(cell, reason)` for each image.
+
+    `matches` are those of `match_detections` for each image.
 
     A cell is unusual with several pieces or holes, above ten times the median area of its
     class or below a tenth, or hidden under others. Crowd regions are not cells.
@@ -193,8 +196,10 @@ def unusual_cells(eval_images: Sequence[EvalImage], n_classes: int) -> list[list
         for k in range(n_classes)
     ]
     result = []
-    for eval_image, area, gt_classes in zip(eval_images, areas, classes, strict=True):
-        is_hidden = match_detections(eval_image).gt_state == 0
+    for eval_image, matched, area, gt_classes in zip(
+        eval_images, matches, areas, classes, strict=True
+    ):
+        is_hidden = matched.gt_state == 0
         unusual = []
         for cell, polygons in enumerate(_trace_in_blocks(eval_image.gt_runs)):
             if eval_image.crowd[cell]:

@@ -86,8 +86,7 @@ function showRegions(image, box, found) {
     ];
     const about = `${title}: ${um(x1 - x0)} × ${um(y1 - y0)}${id === "in-view" ? "" : `, x ${x0} to ${x1}, y ${y0} to ${y1} px`}`;
     const cells = (value, total) => [value, number(value / size, value / size < 10 ? 2 : 0), total ? `${number((100 * value) / total, 1)} %` : "–"];
-    const shown = [...state.classes].sort((a, b) => a - b);
-    const rows = shown.map((k) => [classes[k], ...sides.flatMap(([, values]) => cells(values[k], ofShown(values)))]);
+    const rows = shownClasses().map((k) => [classes[k], ...sides.flatMap(([, values]) => cells(values[k], ofShown(values)))]);
     rows.push(["shown classes", ...sides.flatMap(([, values]) => cells(ofShown(values), ofShown(values)))]);
     fillTable(byId(id), about, ["class", ...sides.flatMap(([name]) => [name, `per ${unit}`, "share"])], rows);
   }

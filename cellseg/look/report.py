@@ -63,7 +63,9 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> Writte
     ]
     index = [gallery.image_data(*pair) for pair in zip(images, matches, strict=True)]
     if not content.results:
-        unusual = gallery.unusual_cells([image[0] for image in images], len(content.classes))
+        first = [image[0] for image in images]
+        matched = [of_image[0] for of_image in matches]
+        unusual = gallery.unusual_cells(first, matched, len(content.classes))
         for entry, cells in zip(index, unusual, strict=True):
             entry["unusual"] = cells
     groups = parts.examples(content, matches)

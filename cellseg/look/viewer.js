@@ -100,7 +100,7 @@ function draw() {
   if (isFar) drawDensity(image, box, found.n);
   else missing += collectCells(image, block, box, tiles);
   const isLayered = drawn.gt.length + drawn.detection.length > MAX_DIRECT;
-  const content = [image.at, state.result, state.threshold, [...state.classes].sort(), Object.values(state.layers)].join();
+  const content = [image.at, state.result, state.threshold, shownClasses(), Object.values(state.layers)].join();
   if (!isLayered) drawCells(context, image, drawn.gt, drawn.detection);
   else if (layer?.image === image) {
     const [x0, y0, x1, y1] = layer.box; // where it was drawn, in pixels of the image
@@ -275,7 +275,7 @@ function drawDensity(image, box, n) {
   byId("density").textContent = "";
   if (!side) return;
   const grid = densityGrid(image, side, densityStep(box, n));
-  const key = grid.key + [...state.classes].sort();
+  const key = grid.key + shownClasses();
   if (grid.drawn !== key) {
     const { columns, rows, counts, step } = grid;
     grid.map = make("canvas", { width: columns, height: rows });
@@ -431,7 +431,7 @@ function densityAt(x, y) {
   const column = Math.floor((x - view.x) / view.scale / step), row = Math.floor((y - view.y) / view.scale / step);
   if (column < 0 || row < 0 || column >= columns || row >= rows) return "";
   const square = areaOf(image, [0, 0, step, step]);
-  return [...state.classes].sort().map((k) => [k, counts[k][row * columns + column]]).filter(([, n]) => n)
+  return shownClasses().map((k) => [k, counts[k][row * columns + column]]).filter(([, n]) => n)
     .map(([k, n]) => `${classes[k]}: ${n}, ${Math.round(n / square).toLocaleString("en")} per ${areaUnit(image)}`).join("\n");
 }
 
