@@ -372,12 +372,10 @@ def test_micrometres_of_a_pyramid_level_in_the_table(tmp_path, run):
     [
         (["--table", "cells.xlsx"], "cells.xlsx"),
         (["--h5ad", "cells.csv"], "cells.csv"),
-        (["--table", "no/such\0/a.csv"], "a.csv"),
     ],
 )
 def test_tables_that_cannot_be_written(data, run, flags, named):
-    if "\0" not in flags[1]:
-        assert named in refusal(run([entry(LEFT)]), "--data", data, *flags)
+    assert named in refusal(run([entry(LEFT)]), "--data", data, *flags)
 
 
 def test_output(data, run, tmp_path, monkeypatch):

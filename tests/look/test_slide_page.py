@@ -235,17 +235,17 @@ def test_rows_and_the_overview_move_the_view(show, scored):
     press(driver, "0")
     for _ in range(3):
         press(driver, "+")
-    _, _, width, height = stage(driver)
+    for _ in range(8):
+        press(driver, "ArrowUp", shiftKey=True)  # the image moves down by 60 px
+    left, top, width, height = stage(driver)
     scale = min(width / SIZE[1], height / SIZE[0]) * 1.5**3
-    for x in (300, 450, 580):
-        left, top, *_ = stage(driver)
-        at = {
-            "type": "mouseMoved", "x": left + width / 2 + (x - 450) * scale,
-            "y": top + height / 2 + (122 - 300) * scale,
-        }  # fmt: skip
-        if 0 < at["y"] - top < height and 0 < at["x"] - left < width:
-            driver.execute_cdp_cmd("Input.dispatchMouseEvent", at)
-            assert text(driver, "tip").count("ground truth: 細胞, 2000 px, 500.0 µm²") == 1
+    for x in (350, 450, 550):
+        at_x, at_y = width / 2 + (x - 450) * scale, height / 2 + (122 - 300) * scale + 8 * 60
+        assert 0 < at_x < width
+        assert 0 < at_y < height
+        event = {"type": "mouseMoved", "x": left + at_x, "y": top + at_y}
+        driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+        assert text(driver, "tip").count("ground truth: 細胞, 2000 px, 500.0 µm²") == 1
 
 
 @pytest.mark.parametrize("width", [390, 1400])
