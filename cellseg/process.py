@@ -39,9 +39,13 @@ def prepare() -> None:
         return
     _state["pid"] = os.getpid()
     started_by = sys.modules.get("multiprocessing.process")
-    # Not getppid(), as that process may have ended before this one comes here.
-    parent = int(os.environ.get(_PARENT) or os.getppid())
-    os.environ[_PARENT] = str(os.getpid())
+    # Not getppid(), as that process may have ended before this one comes here. A forked one has
+    # noted itself.
+    noted = int(os.environ.get(_PARENT) or os.getpid())
+    parent = os.getppid() if noted == os.getpid() else noted
+    _note_process()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_note_process)
     if started_by and ("__mp_main__" in sys.modules or started_by.parent_process()):
         import threading
 
@@ -63,6 +67,11 @@ def prepare() -> None:
     except FileNotFoundError:
         say(f"{command_name()}: error: the working folder was deleted; change to another (cd)")
         sys.exit(2)
+
+
+def _note_process() -> None:
+    """Say to the processes that this one starts which one it is."""
+    os.environ[_PARENT] = str(os.getpid())
 
 
 def command_name() -> str:

@@ -235,6 +235,30 @@ if __name__ == "__main__":
 """
 
 
+FORKED = """
+import multiprocessing, sys
+def work():
+    print("working", flush=True)
+def start(method, target, *arguments):
+    started = multiprocessing.get_context(method).Process(target=target, args=arguments)
+    started.start()
+    started.join()
+    print(started.exitcode, flush=True)
+def main(prepared):
+    if prepared:
+        process.prepare()
+    start("spawn", work)
+if __name__ == "__main__":
+    start("fork", main, len(sys.argv) > 1)
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("prepared",)])
+def test_a_process_that_a_forked_one_has_started_works(tmp_path, arguments):
+    process = start(tmp_path, FORKED, *arguments)
+    assert process.communicate(timeout=60) == ("working\n0\n0\n", "")
+
+
 def test_a_started_process_ends_with_a_killed_one(tmp_path):
     process = start(tmp_path, ORPHAN)
     assert process.stdout.readline() == "waiting\n"
