@@ -190,10 +190,10 @@ def list_images(
     """
     from cellseg import runs
     from cellseg.read import images
-    from cellseg.read.results import RESULTS_FILE
+    from cellseg.read.results import OWN_RESULTS_FILE, RESULTS_FILE
 
     if args.images:
-        return "images-results.json", images.list_image_files(args.images)
+        return OWN_RESULTS_FILE, images.list_image_files(args.images)
     if args.dataset == "test":
         args.data = args.data or utils.DATA
         return RESULTS_FILE, images.read_test_list(args.data)

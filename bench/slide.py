@@ -111,11 +111,11 @@ def write_slide(path: Path, side: int) -> None:
     )  # fmt: skip
 
 
-def laps() -> Iterator[tuple[float, float]]:
+def laps(clock: Callable[[], float] = time.perf_counter) -> Iterator[tuple[float, float]]:
     """Yield the seconds since the last lap, and the peak MB so far."""
-    began = time.perf_counter()
+    began = clock()
     while True:
-        now = time.perf_counter()
+        now = clock()
         yield now - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         began = now
 

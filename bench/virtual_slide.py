@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from bench.export import measure as run_command
-from bench.slide import SCALE, FakeNetwork
+from bench.slide import SCALE, FakeNetwork, laps
 from cellseg.config import default_config
 from cellseg.images import ImageRecord
 from cellseg.predict.job import PredictionJob, predict_here
@@ -99,15 +98,6 @@ class TimedJob(PredictionJob):
             yield batch
 
 
-def laps() -> Iterator[tuple[float, float]]:
-    """Yield the CPU seconds since the last lap, and the peak MB so far."""
-    began = time.process_time()
-    while True:
-        now = time.process_time()
-        yield now - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        began = now
-
-
 def measure(folder: Path, side: int, n_cells: int, pipe: Connection) -> None:
     """Send the numbers of tiles and cells, the bytes written, and the laps of the steps."""
     torch.set_num_threads(1)  # the fake network counts on the order of the tiles
@@ -125,7 +115,7 @@ def measure(folder: Path, side: int, n_cells: int, pipe: Connection) -> None:
     path = folder / "slide"
     image = ImageRecord(1, str(path), path, (side, side))
     predictor = Predictor([], [cfg])
-    lap = laps()
+    lap = laps(time.process_time)
     start = next(lap)[1]
     job = TimedJob.begin(predictor, [], [image], folder / "images-results.json")
     steps = [next(lap)]

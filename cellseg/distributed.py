@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import logging
@@ -9,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -99,14 +100,16 @@ def launch(
     values = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_processes))}
     if torch.device(device).type == "cpu":
         values["CUDA_VISIBLE_DEVICES"] = ""  # else Detectron2 connects them by NCCL
-    former = os.environ.copy()
-    os.environ.update(values)
     signals = _ForwardSignals()
     # It warns of each process that it ends; one message is enough.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         # From a thread without signals, which the processes inherit until they are prepared.
-        with signals, ThreadPoolExecutor(1, initializer=_block_signals) as pool:
+        with (
+            environment(values),
+            signals,
+            ThreadPoolExecutor(1, initializer=_block_signals) as pool,
+        ):
             pool.submit(
                 engine.launch, _run_in_process, n_processes, n_machines, machine_rank, dist_url,
                 args=(work, args, n_warnings),
@@ -127,6 +130,16 @@ def launch(
         raise _process_ended_error(str(error)) from None
     finally:
         HANDLER.count += sum(n_warnings)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within a block."""
+    former = os.environ.copy()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
         for key in values:
             del os.environ[key]
         os.environ.update(former)

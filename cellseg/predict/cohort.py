@@ -31,12 +31,11 @@ from cellseg.predict.job import PredictionJob, PredictTiles
 from cellseg.predict.predictor import TileJob
 from cellseg.predict.tile_store import TileKey, file_state, lock_folder, remove_lock
 from cellseg.predictions import Predictions
-from cellseg.read.results import MANIFEST
+from cellseg.read.results import MANIFEST, OWN_RESULTS_FILE
 from cellseg.read.slide_table import Slide
 from cellseg.text import printable
 
 MARKER = "done.json"
-RESULTS = "images-results.json"
 _TRACE = "error.txt"
 
 _COLUMNS = ("path", "folder", "cells", "mm2", "seconds", "error")
@@ -166,7 +165,7 @@ class Cohort:
             bar.set_description(f"slide {number} of {len(todo)}")
             folder, pending = self._output / slide.name, []
             with self._guard(slide):
-                job = self._begin(slide.image, folder / RESULTS)
+                job = self._begin(slide.image, folder / OWN_RESULTS_FILE)
                 if job.unusable:
                     job.release()
                     raise InputError(job.unusable[0])
@@ -200,7 +199,7 @@ class Cohort:
             job.release()
             seconds = round(time.monotonic() - opened.began, 1)
             row = {"cells": outcome.cells, "mm2": outcome.mm2, "seconds": seconds}
-            size = (folder / RESULTS).stat().st_size
+            size = (folder / OWN_RESULTS_FILE).stat().st_size
             marker = {"made_from": opened.made_from, "outcome": row, "bytes": size}
             write_json(folder / MARKER, marker, indent=1)
             (folder / _TRACE).unlink(missing_ok=True)
@@ -264,7 +263,7 @@ def _read_marker(folder: Path) -> dict[str, Any]:
             isinstance(marker, dict)
             and isinstance(outcome := marker.get("outcome"), dict)
             and outcome.keys() == {"cells", "mm2", "seconds"}
-            and (folder / RESULTS).stat().st_size == marker.get("bytes")
+            and (folder / OWN_RESULTS_FILE).stat().st_size == marker.get("bytes")
         ):
             return marker
     return {}

@@ -127,10 +127,9 @@ class PredictionJob:
         """Return the tiles that are not in the store, image by image."""
         done = self.store.done()
         return [
-            ((n, index), TileJob(image.path, image.level, plan.size, tile, image.mpp))
+            ((n, index), TileJob(part.image, part.level, part.plan.size, tile, part.mpp))
             for n, part in self.parts.items()
-            for image, plan in [(self.images[n], part.plan)]
-            for index, tile in enumerate(plan)
+            for index, tile in enumerate(part.plan)
             if (n, index) not in done
         ]
 

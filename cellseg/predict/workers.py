@@ -30,6 +30,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cellseg.device import ANY_DEVICE, choose_device
+from cellseg.distributed import environment
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.messages import collect_warnings, plural, warn
@@ -183,7 +184,7 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
     """
     environments = _environments(n, device)
     # If this process is stopped, the one that tracks semaphores would warn of theirs.
-    with _environment({"PYTHONWARNINGS": "ignore"}):
+    with environment({"PYTHONWARNINGS": "ignore"}):
         resource_tracker.ensure_running()
     dask, distributed = _import_dask()
     from distributed.deploy.spec import SpecCluster
@@ -365,18 +366,6 @@ def _environments(n: int, device: str) -> list[dict[str, str]]:
             "instead of --device"
         )
     return [quiet | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:n]]
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables within a block."""
-    former = os.environ.copy()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(former)
 
 
 def _import_dask() -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ def coded_size(data: bytes) -> tuple[int, int]:
             return _webp(data)
         if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
             return _jpeg_xl(data)
-        if data.startswith(b"II\xbc") or data.startswith(b"WMPHOTO\0"):
+        if data.startswith((b"II\xbc", b"WMPHOTO\0")):
             return _jpeg_xr(data)
         if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000
             width, height, left, top = struct.unpack_from(">IIII", data, at + 8)

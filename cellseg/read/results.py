@@ -29,6 +29,7 @@ from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.text import json_type, show
 
 RESULTS_FILE = "test-results.json"
+OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
 MANIFEST = "manifest.csv"  # of many slides, in the folder of theirs
 REMEDY = "run inference.py, or choose another results file"
 

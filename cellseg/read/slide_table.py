@@ -77,8 +77,9 @@ def read_slide_table(path: Path) -> list[Slide]:
         if all(row.get(name) == other.get(name) for name in _COLUMNS[1:]):
             repeated.append(line)
         else:
-            problem = f"{path}: line {line}: {row['path']} has other values in line {first}; " + (
-                "remove one of them"
+            problem = (
+                f"{path}: line {line}: {row['path']} has other values in line {first}; remove one "
+                "of them"
             )
             slides[key] = first, other, image, problem
     if repeated:

@@ -11,17 +11,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from distributed import Client
 from PIL import Image
 
 from cellseg import config
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.cohort import MARKER, RESULTS, Cohort, Outcome
+from cellseg.predict.cohort import MARKER, Cohort, Outcome
 from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.workers import Workers
 from cellseg.predictions import Predictions
+from cellseg.read.results import OWN_RESULTS_FILE
 from cellseg.read.slide_table import Slide
 from cellseg.write.submission import write_submission
 
@@ -112,7 +112,7 @@ def test_a_folder_for_each_slide_and_a_manifest(lab, capsys):
         assert (row["path"], row["folder"]) == (str(lab.folder / f"{name}.png"), str(folder))
         assert (row["cells"], row["mm2"], row["error"]) == ("3", "0.5", "")
         assert float(row["seconds"]) >= 0
-        assert sorted(path.name for path in folder.iterdir()) == [MARKER, RESULTS]
+        assert sorted(path.name for path in folder.iterdir()) == [MARKER, OWN_RESULTS_FILE]
     assert "3 slides done: " in capsys.readouterr().out
     assert sorted(p.name for p in (lab.folder / "out").iterdir()) == ["a", "b", "c", "manifest.csv"]
 
@@ -126,10 +126,10 @@ def test_started_again_it_does_what_is_missing_or_changed(lab, capsys):
     lab.names.append("d")
     assert lab.run() == ["d"] * 3
     os.utime(lab.folder / "b.png", (1, 1))
-    (lab.folder / "out" / "c" / RESULTS).unlink()
+    (lab.folder / "out" / "c" / OWN_RESULTS_FILE).unlink()
     (lab.folder / "out" / "d" / MARKER).write_text("{}")
     assert lab.run() == ["b"] * 3 + ["c"] * 3 + ["d"] * 3
-    (lab.folder / "out" / "a" / RESULTS).write_text("[]")  # of another command
+    (lab.folder / "out" / "a" / OWN_RESULTS_FILE).write_text("[]")  # of another command
     assert lab.run() == ["a"] * 3
     lab.made_from = "another run"
     assert len(lab.run()) == 12
@@ -160,23 +160,13 @@ def test_a_stopped_prediction_goes_on_with_its_tiles(lab):
     assert [row["cells"] for row in lab.manifest()] == ["3"] * 3
 
 
-@pytest.fixture
-def client():
-    """Two workers in this process."""
-    with Client(
-        processes=False, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0",
-        set_as_default=False,
-    ) as client:  # fmt: skip
-        yield client
-
-
 FAILING = {
     "unusable": "line 2: mpp",
     "level": "no level 3",
     "torn": "torn.png: torn",
     "cut": "cut.png: ",
     "broken": "error.txt: KeyError",
-    "full": f"{RESULTS}: No space left",
+    "full": f"{OWN_RESULTS_FILE}: No space left",
 }
 
 
@@ -211,11 +201,12 @@ def test_slides_that_fail_cost_no_other(lab, workers, request, caplog):
 def test_workers_give_what_one_process_gives(lab, client):
     lab.names = [f"slide {n}" for n in range(12)]
     lab.run()
-    expected = {name: (lab.folder / "out" / name / RESULTS).read_bytes() for name in lab.names}
+    out = lab.folder / "out"
+    expected = {name: (out / name / OWN_RESULTS_FILE).read_bytes() for name in lab.names}
     lab.made_from = "again"
     lab.run(Workers(client, FakePredictor).predict, in_background=True)
     for name, content in expected.items():
-        assert (lab.folder / "out" / name / RESULTS).read_bytes() == content
+        assert (out / name / OWN_RESULTS_FILE).read_bytes() == content
 
 
 def test_a_problem_of_all_slides_ends_the_command(lab):

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distributed import Client
 
 from cellseg import config
 from cellseg.errors import InputError
@@ -46,7 +45,7 @@ class FakePredictor(Predictor):
             if job.image.name == "torn":
                 yield InputError(f"{job.image}: torn")
                 continue
-            warn(f"{job.image.name} is odd")
+            warn(f"{job.image.name} is unusual")
             box = np.array([job.tile.window], np.float32)
             score, class_ = np.ones(1, np.float32), np.zeros(1, np.int64)
             yield Predictions(job.tile.size, box, score, class_, [{"size": [1, 1], "counts": "1"}])
@@ -73,21 +72,11 @@ def check(results, groups):
         assert result.boxes.tolist() == [list(expected.pop(key).tile.window)]
 
 
-@pytest.fixture(scope="module")
-def client():
-    """Two workers with two threads each in this process."""
-    with Client(
-        processes=False, n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0",
-        set_as_default=False,
-    ) as client:  # fmt: skip
-        yield client
-
-
 def test_every_tile_is_predicted_once(client, caplog):
     groups = [tiles_of("a"), [], tiles_of("b", 1), tiles_of("c", 3)]
     check([*Workers(client, FakePredictor).predict(groups)], groups)
     # Of many tiles of an image, each warning once.
-    assert sorted(caplog.messages) == ["a is odd", "b is odd", "c is odd"]
+    assert sorted(caplog.messages) == ["a is unusual", "b is unusual", "c is unusual"]
     assert [*Workers(client, FakePredictor).predict([])] == []
 
 
