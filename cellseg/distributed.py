@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -110,10 +111,13 @@ def launch(
             signals,
             ThreadPoolExecutor(1, initializer=_block_signals) as pool,
         ):
-            pool.submit(
+            launched = pool.submit(
                 engine.launch, _run_in_process, n_processes, n_machines, machine_rank, dist_url,
                 args=(work, args, n_warnings),
-            ).result()  # fmt: skip
+            )  # fmt: skip
+            while not wait([launched], timeout=0.2).done:
+                signals.pass_on()
+            launched.result()
     except ProcessRaisedException as error:
         if signals.received:
             raise KeyboardInterrupt from None
@@ -154,13 +158,21 @@ class _ForwardSignals:
 
     def __init__(self) -> None:
         self.received = False
+        self._told: set[int | None] = set()
         self._former: dict[int, Any] = {}
+
+    def pass_on(self) -> None:
+        """Pass a signal that was received on to processes that have started since."""
+        if self.received:
+            for process in multiprocessing.active_children():
+                if process.pid not in self._told:
+                    self._told.add(process.pid)
+                    process.terminate()
 
     def _forward(self, *_: object) -> None:
         self.received = True
         self._restore()
-        for process in multiprocessing.active_children():
-            process.terminate()
+        self.pass_on()
 
     def _restore(self) -> None:
         while self._former:
@@ -176,6 +188,7 @@ class _ForwardSignals:
 
 def _block_signals() -> None:
     if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # started later, it would unblock them
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

@@ -19,8 +19,8 @@ map of 32 bits, 25,000 x 25,000 of an RGB image."""
 SLIDE_SIDE, SLIDE_PIXELS = 1_000_000, 2e11
 """Height or width, and pixels, of a slide that OpenSlide reads: 11 x 11 cm at 0.25 micrometres."""
 
-OUTLINE_LENGTH = 20_000_000
-"""Pixels along all outlines of a file, plus `LENGTH_PER_POINT` for each of their points: 200,000
+OUTLINE_LENGTH = 10_000_000
+"""Pixels along all outlines of a file, plus `LENGTH_PER_POINT` for each of their points: 100,000
 cells of 100 pixels, or any number of cells that are drawn finely."""
 
 LENGTH_PER_POINT = 100

@@ -13,6 +13,7 @@ import pytest
 
 import train
 from cellseg import runs
+from tests.processes import default_signals, is_gone
 from tests.training import load, same
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,26 @@ if moment == "save":
 else:
     AveragedModel.update_parameters = average
 train.main()
+"""
+
+# Gets a signal when it is about to start its processes, or when they load the libraries.
+STOP_EARLY = """\
+import multiprocessing, os, signal, sys, threading, time, train, utils
+from detectron2 import engine
+moment, launch = sys.argv.pop(1), engine.launch
+def interrupt():
+    while not multiprocessing.active_children():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(0, signal.SIGINT)
+def stopped(*args, **keywords):
+    if moment == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        threading.Thread(target=interrupt, daemon=True).start()
+    launch(*args, **keywords)
+engine.launch = stopped
+utils.run_command(train.main)
 """
 
 
@@ -107,6 +128,25 @@ def test_ctrl_c_in_a_terminal(tiny, cells, tmp_path, workers):
     assert f"stopped after iteration {stopped} of 100000" in out
     # The path is relative to the working directory.
     assert out.rstrip().endswith(f"python train.py --resume {run.relative_to(tmp_path)}")
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_stopped_while_processes_are_started(tiny, cells, tmp_path, moment):
+    pytest.importorskip("detectron2")
+    argv = words(tiny, cells, tmp_path, "--processes", 2, "SOLVER.MAX_ITER", "100000")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOP_EARLY, moment, *argv], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=default_signals,
+    )  # fmt: skip
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.count("interrupted") == 1
+    assert "Traceback" not in err
+    assert is_gone(process.pid)
 
 
 def test_exit_code_and_line_of_bad_input(tmp_path):
