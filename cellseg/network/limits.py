@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from cellseg.messages import listed, plural, warn
 
@@ -151,6 +151,83 @@ def select_proposals(
     if limited:
         limited_by.append(POST_NMS)
     return Proposals(all_boxes[order[:n]], all_logits[:n], tuple(dict.fromkeys(limited_by)))
+
+
+class BoxDetections(NamedTuple):
+    """The N detections of one image without masks, best first.
+
+    Attributes
+    ----------
+    boxes
+        `(N, 4)` XYXY in network pixels, inside the image.
+    scores
+        `(N,)`, 0 to 1.
+    classes
+        `(N,)` int64, 0…K−1.
+    limited_by
+        Config keys of the limits that left out boxes that are probably cells.
+    """
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    classes: torch.Tensor
+    limited_by: tuple[str, ...]
+
+
+def select_detections(
+    boxes: torch.Tensor,
+    probs: torch.Tensor,
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    limits: Limits,
+    *,
+    threshold: float,
+    iou: float,
+    objectness_weight: float = 0.0,
+    min_size: float = 0.0,
+) -> BoxDetections:
+    """Select the detections of one image: scores above a threshold, NMS per class, the best.
+
+    The score is p^(1 − w) · o^w, the weighted geometric mean of the class probability p and the
+    objectness o, as in CenterNet2 (Zhou et al. 2021, arXiv:2103.07461). With the weight w = 0 it
+    is exactly the class probability; with 1, each proposal is detected in all classes.
+
+    Parameters
+    ----------
+    boxes
+        `(P, K, 4)`, refined for each class, or `(P, 1, 4)` for all classes; XYXY in network
+        pixels. They are clipped to the image. Rows that are not finite are dropped.
+    probs
+        `(P, K)` class probabilities, without the background's.
+    logits
+        `(P,)` objectness before the sigmoid.
+    size
+        Height and width of the image in network pixels.
+    limits
+        The limits for the image.
+    threshold
+        Scores must be above this.
+    iou
+        Of boxes of one class with a higher IoU, only the best is kept.
+    objectness_weight
+        The weight w, 0 to 1.
+    min_size
+        Sides must be longer than this. Smaller boxes are dropped before NMS and the limit, so
+        that they take no other's place.
+    """
+    finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)
+    boxes, scores = boxes[finite], probs[finite]
+    if objectness_weight:
+        objectness = logits[finite, None].float().sigmoid()
+        scores = scores ** (1 - objectness_weight) * objectness**objectness_weight
+    boxes = clip_boxes_to_image(boxes, size).expand(-1, scores.shape[1], 4)
+    large = (boxes[..., 2:] - boxes[..., :2] > min_size).all(-1)
+    usable = (scores > threshold) & large  # NaN is never above
+    boxes, scores, classes = boxes[usable], scores[usable], usable.nonzero()[:, 1]
+    best = batched_nms(boxes.float(), scores.float(), classes, iou)
+    n, key = count_detections(scores[best], limits)
+    best = best[:n]
+    return BoxDetections(boxes[best], scores[best], classes[best], key)
 
 
 def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[str, ...]]:
