@@ -139,6 +139,8 @@ OWN: dict[str, Any] = {
         "TRUSTED_SHA256": "",
         # Compute the anchor sizes from the training cells. Setting only SIZES turns this off.
         "ANCHOR_GENERATOR": {"FROM_DATA": False},
+        # Weight w of the objectness in the score: class probability^(1 - w) * objectness^w.
+        "ROI_HEADS": {"OBJECTNESS_WEIGHT": 0.0},
         # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
         "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
     },
@@ -299,6 +301,7 @@ PREDICTION_RANGES: dict[str, Allowed] = {
     "INPUT.MAX_SIZE_TEST": Range(1, 100_000),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
+    "MODEL.ROI_HEADS.OBJECTNESS_WEIGHT": _FRACTION,
     "DATA.CELLS_PER_MEGAPIXEL": Range(0, 1e6),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": _LIMIT,
     "MODEL.RPN.POST_NMS_TOPK_TEST": _LIMIT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
-    FastRCNNOutputLayers,
-    ROIHeads,
+    Res5ROIHeads,
     StandardROIHeads,
 )
 from detectron2.structures import Boxes, Instances
@@ -28,11 +28,12 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.network.engines import Detections
 from cellseg.network.limits import (
+    BoxDetections,
     Limits,
     Proposals,
     box_chunks,
-    count_detections,
     mask_chunks,
+    select_detections,
     select_proposals,
 )
 from cellseg.network.pooling import RoIAlign
@@ -61,12 +62,13 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
     )
 
 
+# The refined boxes of the proposals of each image, and their class probabilities.
+_Classified = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
 @ROI_HEADS_REGISTRY.register()
 class CellHeads(StandardROIHeads):  # type: ignore[misc]
-    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all.
-
-    In prediction, the box head computes the proposals in parts, which bounds the memory.
-    """
+    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all."""
 
     max_masks = 0
 
@@ -76,26 +78,66 @@ class CellHeads(StandardROIHeads):  # type: ignore[misc]
             instances = [proposals[: self.max_masks] for proposals in instances]
         return super()._forward_mask(features, instances)
 
-    def _forward_box(
+    def classify(
         self, features: dict[str, torch.Tensor], proposals: Sequence[Instances]
-    ) -> Any:
-        if self.training:
-            return super()._forward_box(features, proposals)
+    ) -> _Classified:
+        """Return the refined boxes and the class probabilities of the proposals of each image.
+
+        Boxes are `(P, K, 4)` XYXY in network pixels, or `(P, 1, 4)` for all classes, and
+        probabilities `(P, K)`, without the background's.
+        """
         maps = [features[name] for name in self.box_in_features]
-        parts = []
-        for chunk in box_chunks(proposals):
-            pooled = self.box_pooler(maps, [instances.proposal_boxes for instances in chunk])
-            parts.append(self.box_predictor(self.box_head(pooled)))
-        predictions = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-        return self.box_predictor.inference(predictions, proposals)[0]
+        pooled = self.box_pooler(maps, [instances.proposal_boxes for instances in proposals])
+        predictions = self.box_predictor(self.box_head(pooled))
+        return _decode(self.box_predictor, predictions, proposals)
 
 
 @ROI_HEADS_REGISTRY.register()
 class CellCascadeHeads(CascadeROIHeads, CellHeads):  # type: ignore[misc]
-    """The same as a cascade."""
+    """The same as a cascade: the boxes of the last head, and the mean probabilities of all."""
+
+    def classify(
+        self, features: dict[str, torch.Tensor], proposals: Sequence[Instances]
+    ) -> _Classified:
+        """Return boxes and class probabilities as `CellHeads.classify` does."""
+        maps = [features[name] for name in self.box_in_features]
+        sizes = [instances.image_size for instances in proposals]
+        stages: list[_Classified] = []
+        for stage, predictor in enumerate(self.box_predictor):
+            if stages:
+                boxes = [box[:, 0] for box in stages[-1][0]]
+                proposals = self._create_proposals_from_boxes(boxes, sizes)
+            predictions = self._run_stage(maps, proposals, stage)
+            stages.append(_decode(predictor, predictions, proposals))
+        by_image = zip(*(probs for _, probs in stages), strict=True)
+        return stages[-1][0], [torch.stack(probs).mean(0) for probs in by_image]
 
 
-_HEADS = {"StandardROIHeads": "CellHeads", "CascadeROIHeads": "CellCascadeHeads"}
+@ROI_HEADS_REGISTRY.register()
+class CellRes5Heads(Res5ROIHeads):  # type: ignore[misc]
+    """Heads that share the last stage of a ResNet."""
+
+    def classify(
+        self, features: dict[str, torch.Tensor], proposals: Sequence[Instances]
+    ) -> _Classified:
+        """Return boxes and class probabilities as `CellHeads.classify` does."""
+        maps = [features[name] for name in self.in_features]
+        boxes = [instances.proposal_boxes for instances in proposals]
+        pooled = self._shared_roi_transform(maps, boxes)
+        return _decode(self.box_predictor, self.box_predictor(pooled.mean((2, 3))), proposals)
+
+
+_HEADS = {
+    "StandardROIHeads": "CellHeads",
+    "CascadeROIHeads": "CellCascadeHeads",
+    "Res5ROIHeads": "CellRes5Heads",
+}
+
+
+def _decode(predictor: Any, predictions: Any, proposals: Sequence[Instances]) -> _Classified:
+    boxes = predictor.predict_boxes(predictions, proposals)
+    probs = predictor.predict_probs(predictions, proposals)
+    return [box.unflatten(1, (-1, 4)) for box in boxes], [prob[:, :-1] for prob in probs]
 
 
 class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
@@ -103,6 +145,8 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
 
     Weights have the same names as in Detectron2.
     """
+
+    select: partial[BoxDetections]  # `select_detections` with the values of the config
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the training losses of some samples."""
@@ -116,32 +160,49 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         batch = self.preprocess_image([{"image": image} for image in images])
         features = self.backbone(batch.tensor)
         proposals = _propose(self.proposal_generator, features, batch.image_sizes, limits)
-        cells = _classify(self.roi_heads, features, batch.image_sizes, proposals)
-        limited_by = []
-        for number, instances in enumerate(cells):
-            n, key = count_detections(instances.scores, limits)
-            cells[number] = instances[:n]
-            limited_by.append(proposals[number].limited_by + key)
+        selected = self._detect_boxes(features, batch.image_sizes, proposals, limits)
+        instances = [
+            Instances(size, pred_boxes=Boxes(cells.boxes), pred_classes=cells.classes)
+            for size, cells in zip(batch.image_sizes, selected, strict=True)
+        ]
         parts = [
             self.roi_heads.forward_with_given_boxes(features, chunk)
-            for chunk in mask_chunks(cells, self.device)
+            for chunk in mask_chunks(instances, self.device)
         ]
-        detections = []
-        for number, keys in enumerate(limited_by):
-            instances = Instances.cat([part[number] for part in parts])
-            boxes = instances.pred_boxes
-            boxes.clip(instances.image_size)
-            instances = instances[boxes.nonempty()]
-            detections.append(
-                Detections(
-                    instances.pred_boxes.tensor,
-                    instances.scores,
-                    instances.pred_classes,
-                    instances.pred_masks[:, 0],
-                    limited_by=keys,
-                )
+        return [
+            Detections(
+                cells.boxes,
+                cells.scores,
+                cells.classes,
+                torch.cat([instances.pred_masks[:, 0] for instances in masked]),
+                limited_by=of_image.limited_by + cells.limited_by,
             )
-        return detections
+            for cells, of_image, masked in zip(
+                selected, proposals, zip(*parts, strict=True), strict=True
+            )
+        ]
+
+    def _detect_boxes(
+        self,
+        features: dict[str, torch.Tensor],
+        sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[Proposals],
+        limits: Limits,
+    ) -> list[BoxDetections]:
+        """Classify the proposals of each image, in parts to bound the memory, and select."""
+        rois = [
+            Instances(size, proposal_boxes=Boxes(of_image.boxes))
+            for size, of_image in zip(sizes, proposals, strict=True)
+        ]
+        parts = [self.roi_heads.classify(features, chunk) for chunk in box_chunks(rois)]
+        boxes, probs = (
+            [torch.cat(of_image) for of_image in zip(*lists, strict=True)]
+            for lists in zip(*parts, strict=True)
+        )
+        return [
+            self.select(box, prob, of_image.logits, size, limits)
+            for box, prob, of_image, size in zip(boxes, probs, proposals, sizes, strict=True)
+        ]
 
     def adapt_weights(self, data: dict[str, Any]) -> dict[str, Any]:
         """Convert the content of a weights file to this network's names.
@@ -188,25 +249,6 @@ def _propose(
     return proposals
 
 
-def _classify(
-    heads: ROIHeads,
-    features: dict[str, torch.Tensor],
-    sizes: Sequence[tuple[int, int]],
-    proposals: Sequence[Proposals],
-) -> list[Instances]:
-    """Return all detections of each image without masks, best first."""
-    rois = [
-        Instances(size, proposal_boxes=Boxes(of_image.boxes), objectness_logits=of_image.logits)
-        for size, of_image in zip(sizes, proposals, strict=True)
-    ]
-    if isinstance(heads, StandardROIHeads):
-        return list(heads._forward_box(features, rois))
-    detected, _ = heads(None, features, rois)
-    for instances in detected:
-        instances.remove("pred_masks")
-    return list(detected)
-
-
 def _instances(sample: dict[str, Any]) -> Instances:
     instances = Instances(tuple(sample["image"].shape[1:]))
     instances.gt_boxes = Boxes(sample["boxes"])
@@ -232,11 +274,16 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     with_own_heads.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
     network: CellRCNN = CellRCNN(with_own_heads).to(cfg.MODEL.DEVICE)
     network.roi_heads.max_masks = cfg.MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE
+    keys = cfg.MODEL.ROI_HEADS
+    network.select = partial(
+        select_detections,
+        threshold=keys.SCORE_THRESH_TEST,
+        iou=keys.NMS_THRESH_TEST,
+        objectness_weight=keys.OBJECTNESS_WEIGHT,
+    )
     for module in network.modules():
         if isinstance(module, ROIPooler):
             module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))
-        elif isinstance(module, FastRCNNOutputLayers):
-            module.test_topk_per_image = -1  # limited in `detect`
     return network
 
 

@@ -37,8 +37,8 @@ from cellseg.network.limits import (
     Limits,
     Proposals,
     box_chunks,
-    count_detections,
     mask_chunks,
+    select_detections,
     select_proposals,
 )
 from cellseg.network.pooling import RoIAlign
@@ -72,6 +72,9 @@ _IMAGENET = {
     (101, 1, 64, 64, 256): ResNet101_Weights.IMAGENET1K_V1,
     (101, 32, 8, 64, 256): ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
 }
+
+# Detections have longer sides, in network pixels, as in torchvision.
+_MIN_SIZE = 0.01
 
 # Such as `resnet50-0676ba61.pth`.
 _CLASSIFIER_FILES = {
@@ -167,9 +170,12 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     ----------
     max_masks
         Maximum number of cells per image that train the mask head; 0 for all.
+    objectness_weight
+        Weight of the objectness in the scores, 0 to 1.
     """
 
     max_masks = 0
+    objectness_weight = 0.0
 
     def losses(
         self,
@@ -211,12 +217,31 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         rois = [of_image.boxes for of_image in proposals]
         parts = [self._classify(features, chunk) for chunk in box_chunks(rois)]
         logits, regression = (torch.cat(part) for part in zip(*parts, strict=True))
-        detected = self.postprocess_detections(logits, regression, rois, sizes)
-        counts = [count_detections(scores, limits) for scores in detected[1]]
-        boxes, scores, labels = (
-            [values[:n] for values, (n, _) in zip(part, counts, strict=True)] for part in detected
-        )
-        classes = [label - 1 for label in labels]
+        probs = logits.softmax(1)[:, 1:]
+        refined = self.box_coder.decode_single(regression, torch.cat(rois)).unflatten(1, (-1, 4))
+        refined = refined[:, 1:]  # without the background's
+        counts = [len(roi) for roi in rois]
+        selected = [
+            select_detections(
+                box,
+                prob,
+                of_image.logits,
+                size,
+                limits,
+                threshold=self.score_thresh,
+                iou=self.nms_thresh,
+                objectness_weight=self.objectness_weight,
+                min_size=_MIN_SIZE,
+            )
+            for box, prob, of_image, size in zip(
+                torch.split(refined, counts),
+                torch.split(probs, counts),
+                proposals,
+                sizes,
+                strict=True,
+            )
+        ]
+        boxes, classes = [cells.boxes for cells in selected], [cells.classes for cells in selected]
         grids = [
             self._predict_mask_logits(features, chunk, torch.cat(chunk_classes)).sigmoid()
             for chunk, chunk_classes in zip(
@@ -225,10 +250,14 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         ]
         masks = torch.split(torch.cat(grids), [len(box) for box in boxes])
         return [
-            Detections(*cells, limited_by=of_image.limited_by + key)
-            for *cells, of_image, (_, key) in zip(
-                boxes, scores, classes, masks, proposals, counts, strict=True
+            Detections(
+                cells.boxes,
+                cells.scores,
+                cells.classes,
+                mask,
+                limited_by=of_image.limited_by + cells.limited_by,
             )
+            for cells, mask, of_image in zip(selected, masks, proposals, strict=True)
         ]
 
     def _classify(
@@ -440,6 +469,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         ),
     )
     heads.max_masks = mask.BATCH_SIZE_PER_IMAGE
+    heads.objectness_weight = keys.OBJECTNESS_WEIGHT
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),

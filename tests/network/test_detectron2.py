@@ -1,14 +1,63 @@
-"""Differences of this project's network from Detectron2's."""
+"""This project's network against Detectron2's: the same detections, and the differences."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
-from cellseg.config import load_config
+from cellseg.config import load_config, merge_options
 from cellseg.network import build_network
+from cellseg.network.limits import choose_limits
+from tests.network.network_cases import picture
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [
+    pytest.mark.detectron2,
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # Detectron2's
+]
+
+BOX, MASK = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")
+RES5 = "MODEL.ROI_HEADS.NAME Res5ROIHeads MODEL.RESNETS.RES5_DILATION 1 MODEL.RESNETS.OUT_FEATURES "
+RES5 += "['res4'] MODEL.RPN.IN_FEATURES ['res4'] MODEL.ROI_HEADS.IN_FEATURES ['res4']"
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("dilated_c5", ""),
+        ("dilated_c5", f"{BOX} True {MASK} True"),
+        ("dilated_c5", RES5),
+        ("cascade_fpn", "MODEL.FPN.OUT_CHANNELS 16"),
+        ("cascade_fpn", f"MODEL.FPN.OUT_CHANNELS 16 {MASK} True"),
+    ],
+)
+@pytest.mark.parametrize("threshold", ["0.0", "1.0"])
+def test_detections_are_detectron2s(tiny, tmp_path, monkeypatch, base, options, threshold):
+    """With the same fixed limits, also if proposals are classified in parts."""
+    from detectron2.modeling import GeneralizedRCNN
+
+    path = tmp_path / "config.yaml"
+    path.write_text(tiny.read_text().replace("dilated_c5", base))
+    cfg = load_config(path, "detectron2")
+    options += f" MODEL.DEVICE cpu MODEL.ROI_HEADS.SCORE_THRESH_TEST {threshold}"
+    merge_options(cfg, [*options.split(), "TEST.DETECTIONS_PER_IMAGE", "12"])
+    torch.manual_seed(0)
+    network: Any = build_network(cfg).eval()
+    images = [picture(64, 96), picture(50, 60, seed=1)]
+    monkeypatch.setattr("cellseg.network.limits._BOXES", 7)
+    with torch.no_grad():
+        theirs = GeneralizedRCNN.inference(
+            network, [{"image": image} for image in images], do_postprocess=False
+        )
+    for cells, expected in zip(
+        network.detect(images, choose_limits(cfg, 64 * 96)), theirs, strict=True
+    ):
+        assert len(cells) == len(expected) == (12 if threshold == "0.0" else 0)
+        torch.testing.assert_close(cells.boxes, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(cells.scores, expected.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(cells.classes, expected.pred_classes)
+        torch.testing.assert_close(cells.masks, expected.pred_masks[:, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["box_pooler", "mask_pooler"])

@@ -102,14 +102,24 @@ def translated(state):
 NORMED = ("MODEL.FPN.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN")
 
 
-@pytest.fixture(params=[(base, ()) for base in BASES] + [("fpn", NORMED)], ids=str)
+WEIGHTED = ("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.4)
+
+
+@pytest.fixture(
+    params=[
+        *((base, ()) for base in BASES),
+        ("fpn", NORMED),
+        ("dilated_c5", WEIGHTED),
+    ],
+    ids=str,
+)
 def both(request, load):
     """Two networks with the same random weights, Detectron2's and torchvision's."""
     from cellseg.network import detectron2
 
-    base, norms = request.param
+    base, more = request.param
     options = [
-        *norms,
+        *more,
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6),  # all, so that no anchors are drawn
         *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**4),
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[13.7, 32]]),
