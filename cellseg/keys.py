@@ -44,6 +44,7 @@ SHARED_KEYS: dict[str, Any] = {
         "ROI_MASK_HEAD": {
             "NAME": "MaskRCNNConvUpsampleHead", "POOLER_RESOLUTION": 14, "POOLER_SAMPLING_RATIO": 0,
             "POOLER_TYPE": "ROIAlignV2", "NUM_CONV": 0, "CONV_DIM": 256, "NORM": "",
+            "CLS_AGNOSTIC_MASK": False,
         },
     },
     "INPUT": {

@@ -59,7 +59,6 @@ _SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "ROI_HEADS.NAME": ("StandardROIHeads",),
     "ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "ROI_BOX_HEAD.NUM_CONV": (0,),
-    "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
     "ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "ROI_MASK_HEAD.NORM": ("", *NORMS),
@@ -186,6 +185,8 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         """Return the losses on a random sample of the proposals."""
         proposals, matches, labels, deltas = self.select_training_samples(proposals, targets)
         logits, regression = self._classify(features, proposals)
+        if regression.shape[1] == 4:  # one box for all classes
+            regression = regression.repeat(1, logits.shape[1])
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
 
         is_cell = [_draw(label > 0, self.max_masks) for label in labels]
@@ -219,7 +220,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         logits, regression = (torch.cat(part) for part in zip(*parts, strict=True))
         probs = logits.softmax(1)[:, 1:]
         refined = self.box_coder.decode_single(regression, torch.cat(rois)).unflatten(1, (-1, 4))
-        refined = refined[:, 1:]  # without the background's
+        refined = refined[:, -probs.shape[1] :]  # without the background's
         counts = [len(roi) for roi in rois]
         selected = [
             select_detections(
@@ -263,7 +264,10 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     def _classify(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `(N, K + 1)` logits, background first, and `(N, 4 (K + 1))` box regressions."""
+        """Return `(N, K + 1)` logits, background first, and `(N, 4 (K + 1))` box regressions.
+
+        Class-agnostic box regressions are `(N, 4)`.
+        """
         pooled = self.box_head(self.box_roi_pool(features, boxes))
         logits, regression = self.box_predictor(pooled)
         return logits.float(), regression.float()
@@ -274,6 +278,8 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         """Return the `(N, M, M)` mask logits of boxes for their classes in 0…K−1."""
         pooled = self.mask_head(self.mask_roi_pool(features, boxes))
         logits: torch.Tensor = self.mask_predictor(pooled)
+        if logits.shape[1] == 1:  # for all classes
+            return logits[:, 0].float()
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
 
 
@@ -448,10 +454,13 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     strides, channels = _input_features(cfg.MODEL, "ROI_HEADS", backbone)
     (threshold,) = keys.IOU_THRESHOLDS
     box_head, width = _build_box_head(channels * box.POOLER_RESOLUTION**2, box)
+    box_predictor = FastRCNNPredictor(width, keys.NUM_CLASSES + 1)
+    if box.CLS_AGNOSTIC_BBOX_REG:
+        box_predictor.bbox_pred = nn.Linear(width, 4)
     heads = CellHeads(
         _RoIPool(strides, box),
         box_head,
-        FastRCNNPredictor(width, keys.NUM_CLASSES + 1),
+        box_predictor,
         fg_iou_thresh=threshold,
         bg_iou_thresh=threshold,
         batch_size_per_image=keys.BATCH_SIZE_PER_IMAGE,
@@ -465,7 +474,9 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
             channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1, norm_layer=NORMS.get(mask.NORM)
         ),
         mask_predictor=MaskRCNNPredictor(
-            mask.CONV_DIM if mask.NUM_CONV else channels, mask.CONV_DIM, keys.NUM_CLASSES
+            mask.CONV_DIM if mask.NUM_CONV else channels,
+            mask.CONV_DIM,
+            1 if mask.CLS_AGNOSTIC_MASK else keys.NUM_CLASSES,
         ),
     )
     heads.max_masks = mask.BATCH_SIZE_PER_IMAGE

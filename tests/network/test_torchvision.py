@@ -85,14 +85,17 @@ _NAMES: list[tuple[str, Any]] = [
 
 
 def translated(state):
-    """Convert Detectron2's weights to torchvision's names, with a box for the background."""
+    """Convert Detectron2's weights to torchvision's names.
+
+    With a box for the background, unless one is for all classes.
+    """
     mine = {}
     for name, value in state.items():
         for pattern, new in _NAMES:
             name = re.sub(pattern, new, name)
         if "cls_score" in name:
             value = torch.cat([value[-1:], value[:-1]])
-        elif "bbox_pred" in name and "box_predictor" in name:
+        elif "bbox_pred" in name and "box_predictor" in name and len(value) > 4:
             value = torch.cat([torch.zeros_like(value[:4]), value])
         mine[name] = value
     return mine
@@ -102,6 +105,10 @@ def translated(state):
 NORMED = ("MODEL.FPN.NORM", "BN", "MODEL.ROI_MASK_HEAD.NORM", "BN")
 
 
+AGNOSTIC = (
+    *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
+)
 WEIGHTED = ("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.4)
 
 
@@ -109,7 +116,9 @@ WEIGHTED = ("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.4)
     params=[
         *((base, ()) for base in BASES),
         ("fpn", NORMED),
-        ("dilated_c5", WEIGHTED),
+        ("fpn", AGNOSTIC),
+        ("dilated_c5", AGNOSTIC[:2]),
+        ("dilated_c5", (*AGNOSTIC[2:], *WEIGHTED)),
     ],
     ids=str,
 )
