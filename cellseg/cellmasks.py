@@ -180,6 +180,40 @@ class CellMasks:
         total = functional.pad(self._pixels.cumsum(0), (1, 0))
         return total[self._starts + width * height] - total[self._starts]
 
+    def owners(self, stride: int) -> torch.Tensor:
+        """Return which mask has each of a grid of pixels, -1 for none.
+
+        Of several masks at a pixel, that with the smallest box is taken.
+
+        Parameters
+        ----------
+        stride
+            Step S of the grid. Its first pixel is (S // 2, S // 2).
+
+        Returns
+        -------
+        `(ceil((height - S // 2) / S), ceil((width - S // 2) / S))` int64.
+        """
+        first = stride // 2
+        height, width = (-(-(side - first) // stride) for side in self.size)
+        # The part of the grid in each box: left, top, right, bottom, the last two exclusive.
+        grid = (self._tight - first + stride - 1).div(stride, rounding_mode="floor")
+        columns, rows = (grid[:, 2:] - grid[:, :2]).T
+        counts = columns * rows
+        cell = torch.arange(len(self), device=self.device).repeat_interleave(counts)
+        place = torch.arange(len(cell), device=self.device) - (counts.cumsum(0) - counts)[cell]
+        row = grid[cell, 1] + place.div(columns[cell], rounding_mode="floor")
+        column = grid[cell, 0] + place % columns[cell]
+        left, top, right, _ = self._tight[cell].T
+        pixel = (row * stride + first - top) * (right - left) + column * stride + first - left
+        inside = self._pixels[self._starts[cell] + pixel]
+        by_area = (self._tight[:, 2:] - self._tight[:, :2]).prod(1).argsort(descending=True)
+        rank = by_area.argsort()  # of the smallest box: the highest
+        ranks = torch.full((height * width,), -1, device=self.device)
+        at = (row * width + column)[inside]
+        ranks.scatter_reduce_(0, at, rank[cell[inside]], "amax")
+        return functional.pad(by_area, (0, 1), value=-1)[ranks].view(height, width)
+
     def crop(self, index: int) -> torch.Tensor:
         """Return one mask within its tight box, `(bottom - top, right - left)` bool."""
         left, top, right, bottom = self._tight[index].tolist()

@@ -144,6 +144,9 @@ OWN: dict[str, Any] = {
         "ROI_HEADS": {"OBJECTNESS_WEIGHT": 0.0},
         # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
         "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
+        # Weight of the losses of a head that learns the class of each pixel, and its position in
+        # its cell, from the finest features of the heads; in training only. 0 for no such head.
+        "AUXILIARY_HEAD": {"LOSS_WEIGHT": 0.0},
     },
     "SOLVER": {
         # SGD, Adam, AdamW or Adagrad.
@@ -323,6 +326,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
     "INPUT.WINDOW": _POSITIVE,
     "MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE": _NOT_NEGATIVE,
+    "MODEL.AUXILIARY_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
     "INPUT.ZOOM_JITTER": _NOT_NEGATIVE,
     "INPUT.MIN_SIZE_TRAIN": Numbers(Range(0, whole=True), 1),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),

@@ -244,3 +244,37 @@ def test_targets_on_a_gpu(crop_of_tissue):
     assert targets.device.type == "cuda"
     assert (targets.cpu() != masks.crop_and_resize(boxes, 28)).float().mean() <= 0.002
     assert torch.equal(to_full(on_gpu[torch.tensor([2, 1], device="cuda")]), to_full(masks)[[2, 1]])
+
+
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    stride=st.integers(1, 8),
+    n=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=60)
+def test_owners(size, stride, n, seed):
+    """Each pixel of the grid belongs to the mask there with the smallest box."""
+    rng = np.random.default_rng(seed)
+    full = torch.zeros((n, *size), dtype=torch.bool)
+    for mask in full:
+        (top, bottom), (left, right) = (sorted(rng.integers(0, side + 1, 2)) for side in size)
+        mask[top:bottom, left:right] = torch.from_numpy(
+            rng.random((bottom - top, right - left)) < 0.7
+        )
+    masks = from_bitmasks(full)
+    sides = masks.boxes[:, 2:] - masks.boxes[:, :2]
+    box_areas = sides.prod(1).tolist()
+    found = masks.owners(stride)
+    grid = full[:, stride // 2 :: stride, stride // 2 :: stride]
+    assert found.shape == grid.shape[1:]
+    for row, column in np.ndindex(*found.shape):
+        there = [box_areas[k] for k in range(n) if grid[k, row, column]]
+        owner = int(found[row, column])
+        assert (owner >= 0) == bool(there)
+        if there:
+            assert grid[owner, row, column]
+            assert box_areas[owner] == min(there)
+    # Indexing copies no pixels.
+    order = torch.from_numpy(rng.permutation(n))
+    assert torch.equal(masks[order].owners(stride) >= 0, found >= 0)

@@ -26,6 +26,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
+from cellseg.network.auxiliary import AuxiliaryHead
 from cellseg.network.engines import Detections
 from cellseg.network.limits import (
     BoxDetections,
@@ -144,14 +145,29 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     """Detectron2's `GeneralizedRCNN` for samples of `CellMapper`, with `Detections` as output.
 
     Weights have the same names as in Detectron2.
+
+    Attributes
+    ----------
+    auxiliary
+        Head that is used in training only (`MODEL.AUXILIARY_HEAD`), or None.
+    select
+        `select_detections` with the values of the config.
     """
 
-    select: partial[BoxDetections]  # `select_detections` with the values of the config
+    auxiliary: AuxiliaryHead | None
+    select: partial[BoxDetections]
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the training losses of some samples."""
-        inputs = [{"image": s["image"], "instances": _instances(s)} for s in samples]
-        losses: dict[str, torch.Tensor] = super().forward(inputs)
+        cells = [_instances(sample).to(self.device) for sample in samples]
+        images = self.preprocess_image([{"image": sample["image"]} for sample in samples])
+        features = self.backbone(images.tensor)
+        proposals, of_proposals = self.proposal_generator(images, features, cells)
+        _, of_heads = self.roi_heads(images, features, proposals, cells)
+        losses: dict[str, torch.Tensor] = {**of_heads, **of_proposals}
+        if self.auxiliary:
+            finest = features[self.roi_heads.in_features[0]]
+            losses |= self.auxiliary.losses(finest, samples)
         return losses
 
     @torch.no_grad()
@@ -272,7 +288,13 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     with_own_heads = cfg.clone()
     with_own_heads.defrost()
     with_own_heads.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
-    network: CellRCNN = CellRCNN(with_own_heads).to(cfg.MODEL.DEVICE)
+    network: CellRCNN = CellRCNN(with_own_heads)
+    network.auxiliary = None
+    if weight := cfg.MODEL.AUXILIARY_HEAD.LOSS_WEIGHT:
+        finest = network.backbone.output_shape()[network.roi_heads.in_features[0]]
+        n_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        network.auxiliary = AuxiliaryHead(finest.channels, finest.stride, n_classes, weight)
+    network.to(cfg.MODEL.DEVICE)
     network.roi_heads.max_masks = cfg.MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE
     keys = cfg.MODEL.ROI_HEADS
     network.select = partial(

@@ -32,6 +32,7 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
+from cellseg.network.auxiliary import AuxiliaryHead
 from cellseg.network.engines import ZOO, Detections
 from cellseg.network.limits import (
     Limits,
@@ -97,6 +98,7 @@ class CellRCNN(nn.Module):
         self.roi_heads = _build_heads(cfg, self.backbone)
         self.rpn_features = tuple(model.RPN.IN_FEATURES)
         self.roi_features = tuple(model.ROI_HEADS.IN_FEATURES)
+        self.auxiliary = _build_auxiliary_head(model, self.backbone)
         for name, values in {"mean": model.PIXEL_MEAN, "std": model.PIXEL_STD}.items():
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -117,6 +119,7 @@ class CellRCNN(nn.Module):
             "loss_rpn_cls": losses["loss_objectness"],
             "loss_rpn_loc": losses["loss_rpn_box_reg"],
             **self.roi_heads.losses(for_heads, proposals, targets),
+            **(self.auxiliary.losses(for_heads[0], samples) if self.auxiliary else {}),
         }
 
     @torch.no_grad()
@@ -490,6 +493,13 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     return heads
+
+
+def _build_auxiliary_head(model: CfgNode, backbone: Backbone) -> AuxiliaryHead | None:
+    if not (weight := model.AUXILIARY_HEAD.LOSS_WEIGHT):
+        return None
+    strides, channels = _input_features(model, "ROI_HEADS", backbone)
+    return AuxiliaryHead(channels, strides[0], model.ROI_HEADS.NUM_CLASSES, weight)
 
 
 def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:

@@ -1,0 +1,95 @@
+"""A head that is used in training only: it has each pixel of the finest features say what it is.
+
+The other heads learn from some boxes, and from their pooled features. This one learns from all
+pixels: the class, as the semantic branch of Hybrid Task Cascade (Chen et al., CVPR 2019,
+arXiv:1901.07518), and the position within the cell, horizontal and vertical, as HoVer-Net (Graham
+et al., Medical Image Analysis 58, 2019, arXiv:1812.06499), which separates cells that touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cellseg.cellmasks import CellMasks
+
+_CHANNELS = 64
+_IGNORED = -100  # class of pixels outside of an image: padding of its batch
+_LEAST_HALF = 4.0  # of a box, in network pixels: positions in the smallest cells say little
+_BETA = 0.2  # below, the loss of positions is quadratic
+
+
+class AuxiliaryHead(nn.Module):
+    """Two convolutions, for K + 1 classes (background last) and two positions.
+
+    Parameters
+    ----------
+    channels
+        Channels of the features.
+    stride
+        Stride of the features in network pixels.
+    n_classes
+        K.
+    weight
+        Weight of the losses.
+    """
+
+    def __init__(self, channels: int, stride: int, n_classes: int, weight: float) -> None:
+        super().__init__()
+        self.stride, self.n_classes, self.weight = stride, n_classes, weight
+        self.conv = nn.Conv2d(channels, _CHANNELS, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(_CHANNELS)
+        self.predictor = nn.Conv2d(_CHANNELS, n_classes + 3, 1)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.01)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `(N, K + 1, h, w)` logits and `(N, 2, h, w)` positions, both float32."""
+        output = self.predictor(functional.relu(self.norm(self.conv(features)))).float()
+        return output[:, : self.n_classes + 1], output[:, self.n_classes + 1 :]
+
+    def losses(
+        self, features: torch.Tensor, samples: Sequence[dict[str, Any]]
+    ) -> dict[str, torch.Tensor]:
+        """Return the cross entropy of the classes, and the smooth L1 loss of the positions.
+
+        `features` are `(N, C, h, w)`, for samples of `cellseg.learn.mapper.CellMapper`.
+        """
+        logits, positions = self(features)
+        shape = features.shape[-2:]
+        targets = [self._targets(sample, shape, features.device) for sample in samples]
+        classes, true_positions = (torch.stack(part) for part in zip(*targets, strict=True))
+        is_cell = (classes >= 0) & (classes < self.n_classes)
+        error = functional.smooth_l1_loss(positions, true_positions, reduction="none", beta=_BETA)
+        n_positions = (2 * is_cell.sum()).clamp(min=1)
+        return {
+            "loss_pixel_cls": self.weight * functional.cross_entropy(logits, classes),
+            "loss_pixel_position": self.weight * (error * is_cell[:, None]).sum() / n_positions,
+        }
+
+    def _targets(
+        self, sample: dict[str, Any], shape: Sequence[int], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the `(h, w)` classes of a sample and the `(2, h, w)` positions, x and y.
+
+        A position is 0 at the centre of the cell's box, −1 at its left or top side, and 1 at the
+        other.
+        """
+        masks: CellMasks = sample["masks"].to(device)
+        owner = masks.owners(self.stride)
+        (height, width), (h, w) = owner.shape, shape
+        classes = torch.full((h, w), _IGNORED, dtype=torch.int64, device=device)
+        classes[:height, :width] = self.n_classes
+        positions = torch.zeros((2, h, w), device=device)
+        row, column = (owner >= 0).nonzero(as_tuple=True)
+        which = owner[row, column]
+        classes[row, column] = sample["classes"].to(device)[which]
+        low, high = masks.boxes[which].view(-1, 2, 2).unbind(1)
+        at = torch.stack([column, row], 1) * self.stride + self.stride / 2
+        half = ((high - low) / 2).clamp(min=_LEAST_HALF)
+        positions[:, row, column] = ((at - (low + high) / 2) / half).T
+        return classes, positions
