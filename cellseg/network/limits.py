@@ -24,7 +24,7 @@ PRE_NMS = "MODEL.RPN.PRE_NMS_TOPK_TEST"
 POST_NMS = "MODEL.RPN.POST_NMS_TOPK_TEST"
 DETECTIONS = "TEST.DETECTIONS_PER_IMAGE"
 
-# Objectness and score of boxes that are probably cells. The objectness is high even for
+# Objectness and class probability of boxes that are probably cells. The objectness is high even for
 # background, since the RPN is trained on about as many cells as background.
 PROBABLE_PROPOSAL, PROBABLE_DETECTION = 0.2, 0.1
 
@@ -225,14 +225,21 @@ def select_detections(
     usable = (scores > threshold) & large  # NaN is never above
     boxes, scores, classes = boxes[usable], scores[usable], usable.nonzero()[:, 1]
     best = batched_nms(boxes.float(), scores.float(), classes, iou)
-    n, key = count_detections(scores[best], limits)
+    # The score of a box with this class probability and an objectness of 1.
+    probable = PROBABLE_DETECTION ** (1 - objectness_weight)
+    n, key = count_detections(scores[best], limits, probable)
     best = best[:n]
     return BoxDetections(boxes[best], scores[best], classes[best], key)
 
 
-def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[str, ...]]:
-    """Return how many of `(N,)` detections are kept, and the key of the limit if it was reached."""
-    n, limited = limits.detections.count(scores, PROBABLE_DETECTION)
+def count_detections(
+    scores: torch.Tensor, limits: Limits, probable: float = PROBABLE_DETECTION
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many of `(N,)` detections are kept, and the key of the limit if it was reached.
+
+    `probable` is the score from which on they are probably cells.
+    """
+    n, limited = limits.detections.count(scores, probable)
     return n, (DETECTIONS,) if limited else ()
 
 
