@@ -66,11 +66,14 @@ class Limits:
         Proposals of all feature maps after it.
     detections
         Detections.
+    probable
+        Score of detections that are probably cells.
     """
 
     pre_nms: Limit
     post_nms: Limit
     detections: Limit
+    probable: float = PROBABLE_DETECTION
 
 
 def choose_limits(cfg: CfgNode, area: float) -> Limits:
@@ -88,6 +91,8 @@ def choose_limits(cfg: CfgNode, area: float) -> Limits:
         limit(rpn.PRE_NMS_TOPK_TEST, _LEAST_PRE_NMS // len(rpn.IN_FEATURES), _PRE_NMS_PER_CELL),
         limit(rpn.POST_NMS_TOPK_TEST, _LEAST_POST_NMS, _POST_NMS_PER_CELL),
         limit(cfg.TEST.DETECTIONS_PER_IMAGE, _LEAST_DETECTIONS, _DETECTIONS_PER_CELL),
+        # With an objectness of 1.
+        PROBABLE_DETECTION ** (1 - cfg.MODEL.ROI_HEADS.OBJECTNESS_WEIGHT),
     )
 
 
@@ -225,21 +230,14 @@ def select_detections(
     usable = (scores > threshold) & large  # NaN is never above
     boxes, scores, classes = boxes[usable], scores[usable], usable.nonzero()[:, 1]
     best = batched_nms(boxes.float(), scores.float(), classes, iou)
-    # The score of a box with this class probability and an objectness of 1.
-    probable = PROBABLE_DETECTION ** (1 - objectness_weight)
-    n, key = count_detections(scores[best], limits, probable)
+    n, key = count_detections(scores[best], limits)
     best = best[:n]
     return BoxDetections(boxes[best], scores[best], classes[best], key)
 
 
-def count_detections(
-    scores: torch.Tensor, limits: Limits, probable: float = PROBABLE_DETECTION
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many of `(N,)` detections are kept, and the key of the limit if it was reached.
-
-    `probable` is the score from which on they are probably cells.
-    """
-    n, limited = limits.detections.count(scores, probable)
+def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[str, ...]]:
+    """Return how many of `(N,)` detections are kept, and the key of the limit if it was reached."""
+    n, limited = limits.detections.count(scores, limits.probable)
     return n, (DETECTIONS,) if limited else ()
 
 
