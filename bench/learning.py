@@ -26,6 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 import annotation
 import evaluate
 import inference
@@ -59,6 +61,20 @@ INGREDIENTS: dict[str, list[str]] = {
     "scale 1": ["INPUT.ZOOM", "1"],
     "scale 2": ["INPUT.ZOOM", "2"],
     "no scale jitter": ["INPUT.ZOOM_JITTER", "0"],
+    "scale jitter 0.25": ["INPUT.ZOOM_JITTER", "0.25"],
+    "no head for the pixels": ["MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", "0"],
+    "boxes and masks for each class": [
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"),
+        *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False"),
+    ],
+    "box head of 256 units": ["MODEL.ROI_BOX_HEAD.FC_DIM", "256"],
+    "score without objectness": [
+        *("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
+    ],
+    "GIoU loss (Detectron2)": [
+        *("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"),
+        *("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "5.0"),
+    ],
     "windows of 160 px": ["INPUT.WINDOW", "160"],
     "windows of 256 px": ["INPUT.WINDOW", "256"],
     "no sampling by class": ["INPUT.CROP_ON_CLASS", "0"],
@@ -196,8 +212,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, metavar="N", help="instead of the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ingredients", action="store_true")
+    n_processes = min(2, torch.get_num_threads())  # a batch is 8 windows
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes, as --num_gpus of train.py (1)"
+        "--processes", type=int, default=n_processes, help=f"as for train.py ({n_processes})"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="for every row")
@@ -220,7 +237,7 @@ def main() -> None:
                 continue
             if name == "baseline" and seed != args.seeds[0]:
                 continue
-            seeded = [*flags, "--seed", str(seed), "--num_gpus", str(args.processes)]
+            seeded = [*flags, "--seed", str(seed), "--processes", str(args.processes)]
             pace = 60 * args.minutes / args.iterations if args.iterations else paces.get(name)
             began = cpu_seconds()
             with printed_as_errors():
