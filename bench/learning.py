@@ -69,7 +69,7 @@ INGREDIENTS: dict[str, list[str]] = {
     ],
     "box head of 256 units": ["MODEL.ROI_BOX_HEAD.FC_DIM", "256"],
     "score without objectness": [
-        *("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
+        *("MODEL.ROI_HEADS.OBJECTNESS_POWER", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
     ],
     "GIoU loss (Detectron2)": [
         *("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"),

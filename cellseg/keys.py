@@ -140,8 +140,8 @@ OWN: dict[str, Any] = {
         "TRUSTED_SHA256": "",
         # Compute the anchor sizes from the training cells. Setting only SIZES turns this off.
         "ANCHOR_GENERATOR": {"FROM_DATA": False},
-        # Weight w of the objectness in the score: class probability^(1 - w) * objectness^w.
-        "ROI_HEADS": {"OBJECTNESS_WEIGHT": 0.0},
+        # Power c of the objectness in the score: class probability * objectness^c.
+        "ROI_HEADS": {"OBJECTNESS_POWER": 0.0},
         # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
         "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
         # Weight of the losses of a head that learns the class of each pixel, and its position in
@@ -305,7 +305,7 @@ PREDICTION_RANGES: dict[str, Allowed] = {
     "INPUT.MAX_SIZE_TEST": Range(1, 100_000),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
-    "MODEL.ROI_HEADS.OBJECTNESS_WEIGHT": _FRACTION,
+    "MODEL.ROI_HEADS.OBJECTNESS_POWER": Range(0, 10),
     "DATA.CELLS_PER_MEGAPIXEL": Range(0, 1e6),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": _LIMIT,
     "MODEL.RPN.POST_NMS_TOPK_TEST": _LIMIT,

@@ -301,7 +301,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
         select_detections,
         threshold=keys.SCORE_THRESH_TEST,
         iou=keys.NMS_THRESH_TEST,
-        objectness_weight=keys.OBJECTNESS_WEIGHT,
+        objectness_power=keys.OBJECTNESS_POWER,
     )
     for module in network.modules():
         if isinstance(module, ROIPooler):

@@ -24,7 +24,7 @@ PRE_NMS = "MODEL.RPN.PRE_NMS_TOPK_TEST"
 POST_NMS = "MODEL.RPN.POST_NMS_TOPK_TEST"
 DETECTIONS = "TEST.DETECTIONS_PER_IMAGE"
 
-# Objectness and class probability of boxes that are probably cells. The objectness is high even for
+# Objectness and score of boxes that are probably cells. The objectness is high even for
 # background, since the RPN is trained on about as many cells as background.
 PROBABLE_PROPOSAL, PROBABLE_DETECTION = 0.2, 0.1
 
@@ -66,14 +66,11 @@ class Limits:
         Proposals of all feature maps after it.
     detections
         Detections.
-    probable
-        Score of detections that are probably cells.
     """
 
     pre_nms: Limit
     post_nms: Limit
     detections: Limit
-    probable: float = PROBABLE_DETECTION
 
 
 def choose_limits(cfg: CfgNode, area: float) -> Limits:
@@ -91,8 +88,6 @@ def choose_limits(cfg: CfgNode, area: float) -> Limits:
         limit(rpn.PRE_NMS_TOPK_TEST, _LEAST_PRE_NMS // len(rpn.IN_FEATURES), _PRE_NMS_PER_CELL),
         limit(rpn.POST_NMS_TOPK_TEST, _LEAST_POST_NMS, _POST_NMS_PER_CELL),
         limit(cfg.TEST.DETECTIONS_PER_IMAGE, _LEAST_DETECTIONS, _DETECTIONS_PER_CELL),
-        # With an objectness of 1.
-        PROBABLE_DETECTION ** (1 - cfg.MODEL.ROI_HEADS.OBJECTNESS_WEIGHT),
     )
 
 
@@ -188,14 +183,14 @@ def select_detections(
     *,
     threshold: float,
     iou: float,
-    objectness_weight: float = 0.0,
+    objectness_power: float = 0.0,
     min_size: float = 0.0,
 ) -> BoxDetections:
     """Select the detections of one image: scores above a threshold, NMS per class, the best.
 
-    The score is p^(1 − w) · o^w, the weighted geometric mean of the class probability p and the
-    objectness o, as in CenterNet2 (Zhou et al. 2021, arXiv:2103.07461). With the weight w = 0 it
-    is exactly the class probability; with 1, each proposal is detected in all classes.
+    The score is p · o^c, of the class probability p and the objectness o: with the power c = 1 the
+    probability of a cell of the class if they are independent, and the order of CenterNet2's scores
+    (Zhou et al. 2021, arXiv:2103.07461), their square root; with c = 0 the class probability.
 
     Parameters
     ----------
@@ -214,17 +209,17 @@ def select_detections(
         Scores must be above this.
     iou
         Of boxes of one class with a higher IoU, only the best is kept.
-    objectness_weight
-        The weight w, 0 to 1.
+    objectness_power
+        The power c, 0 or more.
     min_size
         Sides must be longer than this. Smaller boxes are dropped before NMS and the limit, so
         that they take no other's place.
     """
     finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)
     boxes, scores = boxes[finite], probs[finite]
-    if objectness_weight:
+    if objectness_power:
         objectness = logits[finite, None].float().sigmoid()
-        scores = scores ** (1 - objectness_weight) * objectness**objectness_weight
+        scores = scores * objectness**objectness_power
     boxes = clip_boxes_to_image(boxes, size).expand(-1, scores.shape[1], 4)
     large = (boxes[..., 2:] - boxes[..., :2] > min_size).all(-1)
     usable = (scores > threshold) & large  # NaN is never above
@@ -237,7 +232,7 @@ def select_detections(
 
 def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[str, ...]]:
     """Return how many of `(N,)` detections are kept, and the key of the limit if it was reached."""
-    n, limited = limits.detections.count(scores, limits.probable)
+    n, limited = limits.detections.count(scores, PROBABLE_DETECTION)
     return n, (DETECTIONS,) if limited else ()
 
 

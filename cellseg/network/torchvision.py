@@ -172,12 +172,12 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     ----------
     max_masks
         Maximum number of cells per image that train the mask head; 0 for all.
-    objectness_weight
-        Weight of the objectness in the scores, 0 to 1.
+    objectness_power
+        Power of the objectness in the scores; 0 leaves it out.
     """
 
     max_masks = 0
-    objectness_weight = 0.0
+    objectness_power = 0.0
 
     def losses(
         self,
@@ -234,7 +234,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 limits,
                 threshold=self.score_thresh,
                 iou=self.nms_thresh,
-                objectness_weight=self.objectness_weight,
+                objectness_power=self.objectness_power,
                 min_size=_MIN_SIZE,
             )
             for box, prob, of_image, size in zip(
@@ -483,7 +483,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         ),
     )
     heads.max_masks = mask.BATCH_SIZE_PER_IMAGE
-    heads.objectness_weight = keys.OBJECTNESS_WEIGHT
+    heads.objectness_power = keys.OBJECTNESS_POWER
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),

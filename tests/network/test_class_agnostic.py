@@ -25,7 +25,7 @@ AGNOSTIC = {
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": "True",
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": "True",
 }
-WEIGHT = "MODEL.ROI_HEADS.OBJECTNESS_WEIGHT"
+POWER = "MODEL.ROI_HEADS.OBJECTNESS_POWER"
 NO_NMS = {"MODEL.ROI_HEADS.NMS_THRESH_TEST": "1.0"}
 DIRECTION = torch.tensor([1.0, 7.0, 31.0, 101.0])  # gives boxes an order
 
@@ -113,19 +113,19 @@ def test_classes_share_boxes_and_masks(build):
         assert not torch.equal(cells.scores, first.scores)
 
 
-def test_the_scores_are_means_of_probability_and_objectness(build):
+def test_the_scores_are_products_of_probability_and_objectness(build):
     scores = {}
-    for weight in (0.0, 0.5, 1.0):
-        cells = detect_all(build(**NO_NMS, **{WEIGHT: weight}))
-        scores[weight] = cells.scores[torch.argsort(cells.boxes @ DIRECTION)]
+    for power in (0.0, 0.5, 1.0):
+        cells = detect_all(build(**NO_NMS, **{POWER: power}))
+        scores[power] = cells.scores[torch.argsort(cells.boxes @ DIRECTION)]
     assert len(scores[0.0]) > 40
     torch.testing.assert_close(scores[0.5], (scores[0.0] * scores[1.0]).sqrt())
-    assert not torch.equal(scores[0.0], scores[1.0])
+    assert (scores[1.0] < scores[0.0]).all()
 
 
 def test_a_run_with_such_heads(tiny, cells, tmp_path, engine):
-    """It is trained, initialises class-specific heads, and predicts; a bad weight is one line."""
-    keys = [word for item in AGNOSTIC.items() for word in item] + [WEIGHT, "0.5"]
+    """It is trained, initialises class-specific heads, and predicts; a bad power is one line."""
+    keys = [word for item in AGNOSTIC.items() for word in item] + [POWER, "0.5"]
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
     argv = [str(word) for word in [*words, "--engine", engine, *keys, "SOLVER.MAX_ITER", 2]]
     assert train.main(argv) == 0
@@ -133,7 +133,7 @@ def test_a_run_with_such_heads(tiny, cells, tmp_path, engine):
     cfg = config.load_config(run / runs.CONFIG)
     assert cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG
     assert cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK
-    assert cfg.MODEL.ROI_HEADS.OBJECTNESS_WEIGHT == 0.5
+    assert cfg.MODEL.ROI_HEADS.OBJECTNESS_POWER == 0.5
     # Its weights fit class-specific heads but for their last layers.
     final = run / runs.FINAL
     argv = [*map(str, words), "--engine", engine, "--weights", str(final), "SOLVER.MAX_ITER", "1"]
@@ -145,14 +145,14 @@ def test_a_run_with_such_heads(tiny, cells, tmp_path, engine):
     words = ["--checkpoint", run, "--data", cells, "--device", "cpu"]
     argv = [str(word) for word in words]
     assert inference.main([*argv, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]) == 0
-    words = [sys.executable, INFERENCE, *argv, WEIGHT, "1.5"]
+    words = [sys.executable, INFERENCE, *argv, POWER, "11"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    message = f"inference.py: error: {WEIGHT} 1.5: a number from 0 to 1 is expected"
+    message = f"inference.py: error: {POWER} 11.0: a number from 0 to 10 is expected"
     assert done.stderr.splitlines() == [message]
 
 
-def test_runs_that_lack_the_key_have_no_weight(engine):
+def test_runs_that_lack_the_key_have_none(engine):
     path = SAVED / engine / runs.CONFIG
     assert "OBJECTNESS" not in path.read_text()
-    assert config.load_config(path).MODEL.ROI_HEADS.OBJECTNESS_WEIGHT == 0
+    assert config.load_config(path).MODEL.ROI_HEADS.OBJECTNESS_POWER == 0

@@ -15,7 +15,7 @@ from cellseg.network.limits import DETECTIONS, Limit, Limits, select_detections
 
 MANY = Limit(10**6, 10**6)
 SIZE = (9, 12)
-WEIGHTS = (0.0, 0.3, 0.5, 1.0)
+POWERS = (0.0, 0.3, 1.0, 2.0)
 
 
 def limits(n=10**6):
@@ -32,7 +32,7 @@ def iou_of(one, other):
     return overlap / (sum(areas) - overlap)
 
 
-def by_hand(proposals, n, weight, threshold, iou, min_size):
+def by_hand(proposals, n, power, threshold, iou, min_size):
     """Return the score, class and box of each detection, and whether probable cells are lost."""
     candidates = []
     for own_boxes, row, logit in zip(*(part.tolist() for part in proposals), strict=True):
@@ -42,7 +42,7 @@ def by_hand(proposals, n, weight, threshold, iou, min_size):
             x0, y0, x1, y1 = own_boxes[k if len(own_boxes) > 1 else 0]
             x0, x1 = (min(max(x, 0), SIZE[1]) for x in (x0, x1))
             y0, y1 = (min(max(y, 0), SIZE[0]) for y in (y0, y1))
-            score = prob ** (1 - weight) * (1 / (1 + math.exp(-logit))) ** weight
+            score = prob * (1 / (1 + math.exp(-logit))) ** power
             if score > threshold and x1 - x0 > min_size and y1 - y0 > min_size:
                 candidates.append((score, k, [x0, y0, x1, y1]))
     kept: list[tuple[float, int, list[float]]] = []
@@ -78,15 +78,15 @@ def classified(draw):
     st.integers(0, 10),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([0.0, 0.25, 0.5, 1.0]),
-    st.sampled_from(WEIGHTS),
+    st.sampled_from(POWERS),
     st.sampled_from([0.0, 1.0]),
 )
-def test_detections_by_hand(proposals, n, threshold, iou, weight, min_size):
+def test_detections_by_hand(proposals, n, threshold, iou, power, min_size):
     boxes, probs, logits = proposals
     before = [tensor.clone() for tensor in proposals]
     options = {"threshold": threshold, "iou": iou, "min_size": min_size}
-    cells = select(boxes, probs, logits, limits=limits(n), objectness_weight=weight, **options)
-    expected, limited = by_hand(proposals, n, weight, **options)
+    cells = select(boxes, probs, logits, limits=limits(n), objectness_power=power, **options)
+    expected, limited = by_hand(proposals, n, power, **options)
     assert cells.classes.tolist() == [k for _, k, _ in expected]
     assert cells.boxes.tolist() == [box for _, _, box in expected]
     assert cells.scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
@@ -95,26 +95,24 @@ def test_detections_by_hand(proposals, n, threshold, iou, weight, min_size):
         assert torch.equal(tensor.nan_to_num(7), unchanged.nan_to_num(7))
 
 
-@given(classified(), st.sampled_from(WEIGHTS))
-def test_one_box_for_all_classes_is_that_of_each(proposals, weight):
+@given(classified(), st.sampled_from(POWERS))
+def test_one_box_for_all_classes_is_that_of_each(proposals, power):
     boxes, probs, logits = proposals
     one, each = (
-        select(some, probs, logits, objectness_weight=weight)
+        select(some, probs, logits, objectness_power=power)
         for some in (boxes[:, :1], boxes[:, :1].repeat(1, probs.shape[1], 1))
     )
     assert all(map(torch.equal, one[:3], each[:3]))
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("n_boxes", [1, 4])
 @pytest.mark.parametrize("n", [0, 5])
-def test_none(n, n_boxes, weight):
+def test_none(n, n_boxes, power):
     """No proposals, or none above the threshold: 0.9 is not."""
     boxes = torch.tensor([1.0, 1, 5, 5]).expand(n, n_boxes, 4)
     logits = torch.full((n,), math.log(9))
-    cells = select(
-        boxes, torch.full((n, 4), 0.9), logits, threshold=0.901, objectness_weight=weight
-    )
+    cells = select(boxes, torch.full((n, 4), 0.9), logits, threshold=0.901, objectness_power=power)
     assert cells.boxes.shape == (0, 4)
     assert cells.scores.shape == cells.classes.shape == (0,)
     assert cells.classes.dtype == torch.int64
@@ -122,13 +120,13 @@ def test_none(n, n_boxes, weight):
 
 
 @pytest.mark.parametrize(
-    ("weight", "expected"),
-    [(0.0, 0.36), (0.5, 0.48), (1.0, 0.64), (0.25, math.sqrt(0.36 * 0.48))],
+    ("power", "expected"),
+    [(0.0, 0.36), (0.5, 0.36 * 0.8), (1.0, 0.36 * 0.64), (2.0, 0.36 * 0.4096)],
 )
-def test_the_score_is_a_geometric_mean(weight, expected):
+def test_the_score_is_a_product(power, expected):
     boxes, probs = torch.tensor([[[1.0, 1, 5, 5]]]), torch.tensor([[0.36]])
     logits = torch.tensor([math.log(0.64 / 0.36)])
-    scores = select(boxes, probs, logits, objectness_weight=weight).scores
+    scores = select(boxes, probs, logits, objectness_power=power).scores
     assert scores.tolist() == pytest.approx([expected], rel=1e-5)
 
 
@@ -143,19 +141,19 @@ def random_proposals(n, k, seed):
     return torch.cat([corner, corner + side], 2), probs, logits
 
 
-def test_objectness_alone_sorts():
-    """Boxes that do not overlap, of all classes, by objectness; whatever the probabilities."""
-    _, probs, logits = random_proposals(6, 4, seed=0)
+def test_objectness_sorts_equal_classes():
+    """Boxes that do not overlap, of classes that are equally probable."""
+    _, _, logits = random_proposals(6, 4, seed=0)
     corner = torch.arange(6.0).view(6, 1, 1) + torch.zeros(2)
     boxes = torch.cat([corner, corner + 1], 2)
-    cells = select(boxes, probs[:, :4], logits, objectness_weight=1.0)
+    cells = select(boxes, torch.full((6, 4), 0.25), logits, objectness_power=1.0)
     order = logits.argsort(descending=True)
     assert torch.equal(cells.boxes, boxes[order, 0].repeat_interleave(4, 0))
-    assert torch.equal(cells.scores, logits[order].sigmoid().repeat_interleave(4))
+    assert torch.equal(cells.scores, logits[order].sigmoid().repeat_interleave(4) / 4)
     assert cells.classes.tolist() == list(range(4)) * 6
 
 
-def test_without_weight_the_objectness_has_no_effect():
+def test_without_power_the_objectness_has_no_effect():
     boxes, probs, logits = random_proposals(30, 4, seed=0)
     with_nan = select(boxes, probs[:, :4], torch.full_like(logits, math.nan))
     assert len(with_nan.scores) > 0

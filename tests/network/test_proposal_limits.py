@@ -53,16 +53,6 @@ def test_limits_follow_area_and_density(cfg):
         assert large.least == small.least  # boxes that are hardly cells cost no more time
 
 
-def test_objectness_in_the_score_makes_no_more_cells_probable(cfg):
-    """The score of a class probability p and an objectness of 1 is p^(1 - w)."""
-    scores = torch.tensor([0.36, 0.25, 0.09, 0.01]) ** 0.5  # the last two are hardly cells
-    cfg.merge_from_list([DETECTIONS, 1])
-    assert count_detections(scores[2:], choose_limits(cfg, 1))[1] == (DETECTIONS,)
-    cfg.merge_from_list(["MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.5])
-    assert count_detections(scores[2:], choose_limits(cfg, 1))[1] == ()
-    assert count_detections(scores, choose_limits(cfg, 1))[1] == (DETECTIONS,)
-
-
 def test_a_small_image_has_at_least_the_former_limits(cfg):
     assert choose_limits(cfg, 100) == Limits(Limit(1200, 1200), Limit(1000, 1000), Limit(800, 800))
 

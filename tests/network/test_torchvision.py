@@ -109,7 +109,7 @@ AGNOSTIC = (
     *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
 )
-WEIGHTED = ("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.4)
+POWERED = ("MODEL.ROI_HEADS.OBJECTNESS_POWER", 0.4)
 
 
 @pytest.fixture(
@@ -118,7 +118,7 @@ WEIGHTED = ("MODEL.ROI_HEADS.OBJECTNESS_WEIGHT", 0.4)
         ("fpn", NORMED),
         ("fpn", AGNOSTIC),
         ("dilated_c5", AGNOSTIC[:2]),
-        ("dilated_c5", (*AGNOSTIC[2:], *WEIGHTED)),
+        ("dilated_c5", (*AGNOSTIC[2:], *POWERED)),
     ],
     ids=str,
 )
@@ -191,12 +191,14 @@ def test_parameters_are_detectron2s_and_a_background_box(recipe):
         for name, build in {"detectron2": build_model, "torchvision": build_network}.items():
             cfg = config.load_recipe(recipe, name)
             cfg.MODEL.DEVICE = "meta"
+            cfg.MODEL.AUXILIARY_HEAD.LOSS_WEIGHT = 0.0  # which Detectron2 has not
             network = build(cfg)
             counts[name] = [
                 sum(p.numel() for p in network.parameters() if p.requires_grad or frozen)
                 for frozen in (False, True)
             ]
-    background = 4 * (cfg.MODEL.ROI_BOX_HEAD.FC_DIM + 1)
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    background = 0 if keys.CLS_AGNOSTIC_BBOX_REG else 4 * (keys.FC_DIM + 1)
     assert counts["torchvision"] == [n + background for n in counts["detectron2"]]
 
 
