@@ -21,9 +21,9 @@ from tests.learn.cell_cases import image_of
 from tests.read.refusal import refusal
 
 MODELS = {  # millions of parameters, frozen ones included
-    "demo": 4,
+    "demo": 5,
     "small_fpn": 6,
-    "lite_fpn": 4,
+    "lite_fpn": 5,
     "mask_rcnn_R_50_DC5_3x": 172,
     "mask_rcnn_R_101_DC5_3x": 191,
     "mask_rcnn_R_50_FPN_3x": 44,
