@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def event_storage(engine):
 def test_in_training_only(tiny, tmp_path, engine):
     path = tmp_path / "fpn.yaml"
     path.write_text(tiny.read_text().replace("dilated_c5", "fpn"))
-    networks = []
+    networks: list[Any] = []
     for weight in (0.0, 1.0):
         cfg = config.load_config(path, engine)
         options = ["MODEL.DEVICE", "cpu", "MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", str(weight)]
