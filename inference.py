@@ -89,7 +89,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     results("--zip", action="store_true",
             help="write a zip in any case (only of the test list with the data folder's classes)")
     results("--score_threshold", type=utils.fraction, metavar="S",
-            help="minimum score, 0 to 1 (0.01: AP counts low scores too)")
+            help="minimum score, 0 to 1 (0.01 or the recipe's: AP counts low scores too)")
     results("--max_detections", type=utils.positive_int, metavar="N",
             help="maximum detections per image, or per tile (room for all cells of the area)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
@@ -171,6 +171,13 @@ def find_networks(
             )
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
+    powers = {cfg.MODEL.ROI_HEADS.OBJECTNESS_POWER for cfg in cfgs}
+    if len(powers) > 1:
+        warn(
+            "the runs' scores have different scales (MODEL.ROI_HEADS.OBJECTNESS_POWER "
+            f"{' and '.join(f'{power:g}' for power in sorted(powers))}), which their mean favours; "
+            "end the command with MODEL.ROI_HEADS.OBJECTNESS_POWER 0 to fuse class probabilities"
+        )
     longest = max(cfg.DATA.LONGEST_CELL for cfg in cfgs)
     if 0 < cfgs[0].TEST.TILE < 2 * longest:
         warn(

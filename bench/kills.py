@@ -4,9 +4,9 @@
 
 Kills (SIGKILL): annotation, train, inference and export are started again and again, in processes
 that have loaded the libraries, and killed at a random moment of their usual duration. After each
-kill every file is complete or absent. Each second time the command is then run to its end, and what
-it wrote is equal, byte for byte or tensor for tensor, to that of a run that was never killed. A
-training is resumed, a prediction continued.
+kill every file is complete or absent. If it had finished, and else after half of the kills, the
+command is run to its end, and what it wrote is equal, byte for byte or tensor for tensor, to that
+of a run that was never killed. A training is resumed, a prediction continued.
 
 Signals: SIGINT and SIGTERM at `--moments` from 0 to 2 s after the start of each command. Each ends
 in one line and exit code 130, or the command had already finished. Before Python has started the

@@ -33,6 +33,7 @@ import evaluate
 import inference
 import train
 from cellseg import runs
+from cellseg.device import detectron2_problem
 from cellseg.files import read_json, write_json
 
 # A ResNet-50-DC5 of quarter width.
@@ -62,7 +63,7 @@ INGREDIENTS: dict[str, list[str]] = {
     "scale 2": ["INPUT.ZOOM", "2"],
     "no scale jitter": ["INPUT.ZOOM_JITTER", "0"],
     "scale jitter 0.25": ["INPUT.ZOOM_JITTER", "0.25"],
-    "no head for the pixels": ["MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", "0"],
+    "no auxiliary head": ["MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", "0"],
     "boxes and masks for each class": [
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "False"),
         *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False"),
@@ -212,9 +213,10 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, metavar="N", help="instead of the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ingredients", action="store_true")
-    n_processes = min(2, torch.get_num_threads())  # a batch is 8 windows
+    # A batch is 8 windows.
+    n_processes = 1 if detectron2_problem() else min(2, torch.get_num_threads())
     parser.add_argument(
-        "--processes", type=int, default=n_processes, help=f"as for train.py ({n_processes})"
+        "--processes", type=int, default=n_processes, help=f"of each training ({n_processes})"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the rows")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="for every row")

@@ -145,7 +145,7 @@ OWN: dict[str, Any] = {
         # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
         "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
         # Weight of the losses of a head that learns the class of each pixel, and its position in
-        # its cell, from the finest features of the heads; in training only. 0 for no such head.
+        # its cell, from the first features of the RoI heads; in training only. 0 for no such head.
         "AUXILIARY_HEAD": {"LOSS_WEIGHT": 0.0},
     },
     "SOLVER": {

@@ -275,6 +275,7 @@ def test_owners(size, stride, n, seed):
         if there:
             assert grid[owner, row, column]
             assert box_areas[owner] == min(there)
-    # Indexing copies no pixels.
-    order = torch.from_numpy(rng.permutation(n))
-    assert torch.equal(masks[order].owners(stride) >= 0, found >= 0)
+    if len(set(box_areas)) == n:  # indexing copies no pixels
+        order = torch.from_numpy(rng.permutation(n))
+        permuted = masks[order].owners(stride)
+        assert torch.equal(torch.cat([order, torch.tensor([-1])])[permuted], found)

@@ -122,7 +122,8 @@ def test_a_step_of_each_optimizer(configured, optimizer):
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
 def test_steps_in_mixed_precision(configured, monkeypatch, type_):
     monkeypatch.setattr(step_module, "autocast_dtype", lambda *_: type_)
-    trainer = Trainer(*configured("SOLVER.WARMUP_ITERS", 0))
+    auxiliary = ("MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", 1.0)
+    trainer = Trainer(*configured("SOLVER.WARMUP_ITERS", 0, *auxiliary))
     network = trainer.step.network
     assert trainer.step.scaler.is_enabled() == (type_ is torch.float16)
     if type_ is torch.float16:  # a scale at which no gradient overflows

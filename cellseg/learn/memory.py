@@ -135,7 +135,10 @@ def _count_kept(cfg: CfgNode, network: Any, size: tuple[int, int, int]) -> tuple
         features = network.backbone(images)
         rpn, boxes, masks = _heads(network)
         outputs: list[Any] = [features, rpn([features[f] for f in model.RPN.IN_FEATURES])]
-        channels = features[model.ROI_HEADS.IN_FEATURES[0]].shape[1]
+        finest = features[model.ROI_HEADS.IN_FEATURES[0]]
+        if network.auxiliary:
+            outputs.append(network.auxiliary(finest))
+        channels = finest.shape[1]
         for heads, count, part in (
             (boxes, n_boxes, model.ROI_BOX_HEAD),
             ([masks], n_cells, model.ROI_MASK_HEAD),

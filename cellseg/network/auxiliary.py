@@ -1,4 +1,4 @@
-"""A head that is used in training only: it has each pixel of the finest features say what it is.
+"""A head that is used in training only: it says of each pixel of the features what it is.
 
 The other heads learn from some boxes, and from their pooled features. This one learns from all
 pixels: the class, as the semantic branch of Hybrid Task Cascade (Chen et al., CVPR 2019,
@@ -65,10 +65,13 @@ class AuxiliaryHead(nn.Module):
         classes, true_positions = (torch.stack(part) for part in zip(*targets, strict=True))
         is_cell = (classes >= 0) & (classes < self.n_classes)
         error = functional.smooth_l1_loss(positions, true_positions, reduction="none", beta=_BETA)
-        n_positions = (2 * is_cell.sum()).clamp(min=1)
+        # Means, or 0 without pixels: a tiny image has none on the grid.
+        loss_cls = functional.cross_entropy(logits, classes, reduction="sum")
+        loss_cls = loss_cls / (classes != _IGNORED).sum().clamp(min=1)
+        loss_position = (error * is_cell[:, None]).sum() / (2 * is_cell.sum()).clamp(min=1)
         return {
-            "loss_pixel_cls": self.weight * functional.cross_entropy(logits, classes),
-            "loss_pixel_position": self.weight * (error * is_cell[:, None]).sum() / n_positions,
+            "loss_auxiliary_cls": self.weight * loss_cls,
+            "loss_auxiliary_position": self.weight * loss_position,
         }
 
     def _targets(
@@ -77,7 +80,7 @@ class AuxiliaryHead(nn.Module):
         """Return the `(h, w)` classes of a sample and the `(2, h, w)` positions, x and y.
 
         A position is 0 at the centre of the cell's box, −1 at its left or top side, and 1 at the
-        other.
+        other; nearer to 0 in boxes smaller than 8 network pixels.
         """
         masks: CellMasks = sample["masks"].to(device)
         owner = masks.owners(self.stride)

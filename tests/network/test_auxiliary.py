@@ -33,7 +33,7 @@ class Constant(AuxiliaryHead):
 def losses(samples, logits, positions, **options):
     n, _, h, w = logits.shape
     found = Constant(logits, positions, **options).losses(torch.zeros(n, 8, h, w), samples)
-    return found["loss_pixel_cls"], found["loss_pixel_position"]
+    return found["loss_auxiliary_cls"], found["loss_auxiliary_position"]
 
 
 def square(cells, height=20, width=24):
@@ -85,6 +85,8 @@ def test_padding_is_ignored():
     logits[1, :, 3:] = logits[1, :, :, 4:] = 0  # a sample of 12 x 16 px in a batch of 20 x 24
     empty = [square([]), square([], 12, 16)]
     assert losses(empty, logits, torch.ones(2, 2, 5, 6)) == (0, 0)
+    tiny = [square([], 2, 2)]  # no pixel on the grid
+    assert losses(tiny, logits[:1], torch.ones(1, 2, 5, 6)) == (0, 0)
 
 
 def event_storage(engine):
@@ -106,6 +108,7 @@ def test_in_training_only(tiny, tmp_path, engine):
     for weight in (0.0, 1.0):
         cfg = config.load_config(path, engine)
         options = ["MODEL.DEVICE", "cpu", "MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", str(weight)]
+        options += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0"]
         config.merge_options(cfg, options)
         networks.append(build_network(cfg))
     without, with_head = networks
@@ -117,13 +120,15 @@ def test_in_training_only(tiny, tmp_path, engine):
     found, expected = (
         network.eval().detect([picture()], LIMITS)[0] for network in (with_head, without)
     )
+    assert len(found) > 0
+    assert torch.equal(found.scores, expected.scores)
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.masks, expected.masks)
     with event_storage(engine):
         results = with_head.train()([sample(), sample(48, 80, ())])
         former = without.train()([sample()])
-    assert results.keys() - former.keys() == {"loss_pixel_cls", "loss_pixel_position"}
-    (results["loss_pixel_cls"] + results["loss_pixel_position"]).backward()
+    assert results.keys() - former.keys() == {"loss_auxiliary_cls", "loss_auxiliary_position"}
+    (results["loss_auxiliary_cls"] + results["loss_auxiliary_position"]).backward()
     for name in ("auxiliary.conv.weight", "backbone"):
         gradients = [p.grad for n, p in with_head.named_parameters() if n.startswith(name)]
         assert any(g is not None and g.abs().sum() > 0 for g in gradients)

@@ -295,3 +295,5 @@ def test_limits_are_above_real_files():
     """A label map and outlines of the largest images in the benchmarks."""
     limits.check_image_memory(Path("a.tif"), 20_000, 20_000, 4 + 1)
     limits.check_outline_length("a.geojson", 200_000 * 100, 200_000 * 4)
+    limits.check_outline_length("a.geojson", 9e6, 4)  # one outline of a slide
+    assert refusal(lambda path: limits.check_outline_length(path, 15e6, 4), "a.geojson")
