@@ -130,9 +130,9 @@ def test_ctrl_c_in_a_terminal(tiny, cells, tmp_path, workers):
     assert out.rstrip().endswith(f"python train.py --resume {run.relative_to(tmp_path)}")
 
 
+@pytest.mark.detectron2
 @pytest.mark.parametrize("moment", ["before", "while"])
 def test_stopped_while_processes_are_started(tiny, cells, tmp_path, moment):
-    pytest.importorskip("detectron2")
     argv = words(tiny, cells, tmp_path, "--processes", 2, "SOLVER.MAX_ITER", "100000")
     process = subprocess.Popen(
         [sys.executable, "-c", STOP_EARLY, moment, *argv], cwd=PROJECT, text=True,

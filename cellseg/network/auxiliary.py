@@ -9,7 +9,6 @@ et al., Medical Image Analysis 58, 2019, arXiv:1812.06499), which separates cell
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -53,21 +52,29 @@ class AuxiliaryHead(nn.Module):
         return output[:, : self.n_classes + 1], output[:, self.n_classes + 1 :]
 
     def losses(
-        self, features: torch.Tensor, samples: Sequence[dict[str, Any]]
+        self,
+        features: torch.Tensor,
+        masks: Sequence[CellMasks],
+        classes: Sequence[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Return the cross entropy of the classes, and the smooth L1 loss of the positions.
 
-        `features` are `(N, C, h, w)`, for samples of `cellseg.learn.mapper.CellMapper`.
+        Parameters
+        ----------
+        features
+            `(N, C, h, w)` of N images.
+        masks, classes
+            Cells of each image, and their `(n,)` int64 classes, on the features' device.
         """
         logits, positions = self(features)
         shape = features.shape[-2:]
-        targets = [self._targets(sample, shape, features.device) for sample in samples]
-        classes, true_positions = (torch.stack(part) for part in zip(*targets, strict=True))
-        is_cell = (classes >= 0) & (classes < self.n_classes)
+        targets = [self._targets(*cells, shape) for cells in zip(masks, classes, strict=True)]
+        true_classes, true_positions = (torch.stack(part) for part in zip(*targets, strict=True))
+        is_cell = (true_classes >= 0) & (true_classes < self.n_classes)
         error = functional.smooth_l1_loss(positions, true_positions, reduction="none", beta=_BETA)
         # Means, or 0 without pixels: a tiny image has none on the grid.
-        loss_cls = functional.cross_entropy(logits, classes, reduction="sum")
-        loss_cls = loss_cls / (classes != _IGNORED).sum().clamp(min=1)
+        loss_cls = functional.cross_entropy(logits, true_classes, reduction="sum")
+        loss_cls = loss_cls / (true_classes != _IGNORED).sum().clamp(min=1)
         loss_position = (error * is_cell[:, None]).sum() / (2 * is_cell.sum()).clamp(min=1)
         return {
             "loss_auxiliary_cls": self.weight * loss_cls,
@@ -75,22 +82,21 @@ class AuxiliaryHead(nn.Module):
         }
 
     def _targets(
-        self, sample: dict[str, Any], shape: Sequence[int], device: torch.device
+        self, masks: CellMasks, cell_classes: torch.Tensor, shape: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the `(h, w)` classes of a sample and the `(2, h, w)` positions, x and y.
+        """Return the `(h, w)` classes of an image and the `(2, h, w)` positions, x and y.
 
         A position is 0 at the centre of the cell's box, −1 at its left or top side, and 1 at the
         other; nearer to 0 in boxes smaller than 8 network pixels.
         """
-        masks: CellMasks = sample["masks"].to(device)
-        owner = masks.owners(self.stride)
+        owner, device = masks.owners(self.stride), masks.device
         (height, width), (h, w) = owner.shape, shape
         classes = torch.full((h, w), _IGNORED, dtype=torch.int64, device=device)
         classes[:height, :width] = self.n_classes
         positions = torch.zeros((2, h, w), device=device)
         row, column = (owner >= 0).nonzero(as_tuple=True)
         which = owner[row, column]
-        classes[row, column] = sample["classes"].to(device)[which]
+        classes[row, column] = cell_classes[which]
         low, high = masks.boxes[which].view(-1, 2, 2).unbind(1)
         at = torch.stack([column, row], 1) * self.stride + self.stride / 2
         half = ((high - low) / 2).clamp(min=_LEAST_HALF)

@@ -167,7 +167,8 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         losses: dict[str, torch.Tensor] = {**of_heads, **of_proposals}
         if self.auxiliary:
             finest = features[self.roi_heads.in_features[0]]
-            losses |= self.auxiliary.losses(finest, samples)
+            masks, classes = zip(*((cell.gt_masks, cell.gt_classes) for cell in cells), strict=True)
+            losses |= self.auxiliary.losses(finest, masks, classes)
         return losses
 
     @torch.no_grad()

@@ -119,8 +119,16 @@ class CellRCNN(nn.Module):
             "loss_rpn_cls": losses["loss_objectness"],
             "loss_rpn_loc": losses["loss_rpn_box_reg"],
             **self.roi_heads.losses(for_heads, proposals, targets),
-            **(self.auxiliary.losses(for_heads[0], samples) if self.auxiliary else {}),
+            **self._auxiliary_losses(for_heads[0], targets),
         }
+
+    def _auxiliary_losses(
+        self, features: torch.Tensor, targets: Sequence[dict[str, Any]]
+    ) -> dict[str, torch.Tensor]:
+        if not self.auxiliary:
+            return {}
+        masks = [target["masks"] for target in targets]
+        return self.auxiliary.losses(features, masks, [of["labels"] - 1 for of in targets])
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:

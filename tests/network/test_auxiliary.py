@@ -32,7 +32,8 @@ class Constant(AuxiliaryHead):
 
 def losses(samples, logits, positions, **options):
     n, _, h, w = logits.shape
-    found = Constant(logits, positions, **options).losses(torch.zeros(n, 8, h, w), samples)
+    cells = [sample["masks"] for sample in samples], [sample["classes"] for sample in samples]
+    found = Constant(logits, positions, **options).losses(torch.zeros(n, 8, h, w), *cells)
     return found["loss_auxiliary_cls"], found["loss_auxiliary_position"]
 
 
