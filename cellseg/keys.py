@@ -143,7 +143,8 @@ OWN: dict[str, Any] = {
         # Power c of the objectness in the score: class probability * objectness^c.
         "ROI_HEADS": {"OBJECTNESS_POWER": 0.0},
         # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
-        "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0},
+        # Factor by which boxes are enlarged for it, so that a cell whose box is too small is whole.
+        "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0, "BOX_SCALE": 1.0},
         # Weight of the losses of a head that learns the class of each pixel, and its position in
         # its cell, from the first features of the RoI heads; in training only. 0 for no such head.
         "AUXILIARY_HEAD": {"LOSS_WEIGHT": 0.0},
@@ -326,6 +327,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
     "INPUT.WINDOW": _POSITIVE,
     "MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE": _NOT_NEGATIVE,
+    "MODEL.ROI_MASK_HEAD.BOX_SCALE": Range(1, 4),
     "MODEL.AUXILIARY_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
     "INPUT.ZOOM_JITTER": _NOT_NEGATIVE,
     "INPUT.MIN_SIZE_TRAIN": Numbers(Range(0, whole=True), 1),

@@ -270,6 +270,7 @@ def test_bad_options(options, expected):
         ("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "-1 0", "1 to"),
         ("MODEL.ROI_HEADS.POSITIVE_FRACTION", "nan", "from 0 to 1 "),
         ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "() ('x',)", "numbers .a positive number"),
+        ("MODEL.ROI_MASK_HEAD.BOX_SCALE", "0.9 4.1 nan", "from 1 to 4 "),
         ("MODEL.ROI_MASK_HEAD.CONV_DIM", "0 1000000000", "1 to 100000 "),
     ],
 )

@@ -27,7 +27,7 @@ from fvcore.common.config import CfgNode
 
 from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
-from cellseg.network.engines import Detections
+from cellseg.network.engines import Detections, enlarge_boxes
 from cellseg.network.limits import (
     BoxDetections,
     Limits,
@@ -69,14 +69,26 @@ _Classified = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 @ROI_HEADS_REGISTRY.register()
 class CellHeads(StandardROIHeads):  # type: ignore[misc]
-    """Heads whose mask head is trained on at most `max_masks` cells per image; 0 for all."""
+    """Heads whose mask head is trained on some of the cells, in enlarged boxes.
+
+    Attributes
+    ----------
+    max_masks
+        Maximum number of cells per image that train the mask head; 0 for all.
+    mask_scale
+        Factor by which boxes are enlarged for the mask head.
+    """
 
     max_masks = 0
+    mask_scale = 1.0
 
     def _forward_mask(self, features: Any, instances: Sequence[Instances]) -> Any:
-        if self.training and self.max_masks:
+        if self.training:
             # Sampled proposals are in random order, those of cells first.
-            instances = [proposals[: self.max_masks] for proposals in instances]
+            instances = [proposals[: self.max_masks or None] for proposals in instances]
+            for proposals in instances:  # copies
+                boxes = proposals.proposal_boxes.tensor
+                proposals.proposal_boxes = Boxes(enlarge_boxes(boxes, self.mask_scale))
         return super()._forward_mask(features, instances)
 
     def classify(
@@ -150,11 +162,14 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     ----------
     auxiliary
         Head that is used in training only (`MODEL.AUXILIARY_HEAD`), or None.
+    mask_scale
+        Factor by which boxes are enlarged for the mask head.
     select
         `select_detections` with the values of the config.
     """
 
     auxiliary: AuxiliaryHead | None
+    mask_scale: float
     select: partial[BoxDetections]
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -178,8 +193,13 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         features = self.backbone(batch.tensor)
         proposals = _propose(self.proposal_generator, features, batch.image_sizes, limits)
         selected = self._detect_boxes(features, batch.image_sizes, proposals, limits)
+        scale = self.mask_scale
         instances = [
-            Instances(size, pred_boxes=Boxes(cells.boxes), pred_classes=cells.classes)
+            Instances(
+                size,
+                pred_boxes=Boxes(enlarge_boxes(cells.boxes, scale)),
+                pred_classes=cells.classes,
+            )
             for size, cells in zip(batch.image_sizes, selected, strict=True)
         ]
         parts = [
@@ -193,6 +213,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
                 cells.classes,
                 torch.cat([instances.pred_masks[:, 0] for instances in masked]),
                 limited_by=of_image.limited_by + cells.limited_by,
+                mask_scale=scale,
             )
             for cells, of_image, masked in zip(
                 selected, proposals, zip(*parts, strict=True), strict=True
@@ -275,7 +296,16 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise InputError if timm lacks the network. Detectron2 checks other keys when it builds."""
+    """Raise InputError if timm lacks the network, or if the heads can't enlarge boxes.
+
+    Detectron2 checks other keys when it builds.
+    """
+    scale, heads = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE, cfg.MODEL.ROI_HEADS.NAME
+    if scale != 1 and heads == "Res5ROIHeads":
+        raise InputError(
+            f"MODEL.ROI_MASK_HEAD.BOX_SCALE {scale}: {heads} pool once for boxes and masks; 1 is "
+            "expected"
+        )
     if cfg.MODEL.BACKBONE.NAME == TIMM_FPN:
         check_name(cfg.MODEL.TIMM.NAME)
 
@@ -296,7 +326,9 @@ def build_network(cfg: CfgNode) -> CellRCNN:
         n_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         network.auxiliary = AuxiliaryHead(finest.channels, finest.stride, n_classes, weight)
     network.to(cfg.MODEL.DEVICE)
-    network.roi_heads.max_masks = cfg.MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE
+    masks = cfg.MODEL.ROI_MASK_HEAD
+    network.roi_heads.max_masks = masks.BATCH_SIZE_PER_IMAGE
+    network.mask_scale = network.roi_heads.mask_scale = masks.BOX_SCALE
     keys = cfg.MODEL.ROI_HEADS
     network.select = partial(
         select_detections,

@@ -41,9 +41,12 @@ class Detections:
     classes
         `(N,)` int64, 0…K−1.
     masks
-        `(N, M, M)` float32: probability of the cell on a grid over the box.
+        `(N, M, M)` float32: probability of the cell on a grid over the box, or over the enlarged
+        box (`mask_boxes`).
     limited_by
         Config keys of the limits that left out boxes that are probably cells.
+    mask_scale
+        Factor by which the boxes are enlarged, about their centres, for the masks.
     """
 
     boxes: torch.Tensor
@@ -51,6 +54,7 @@ class Detections:
     classes: torch.Tensor
     masks: torch.Tensor
     limited_by: tuple[str, ...] = field(default=(), kw_only=True)
+    mask_scale: float = field(default=1.0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -62,7 +66,22 @@ class Detections:
             self.classes[index],
             self.masks[index],
             limited_by=self.limited_by,
+            mask_scale=self.mask_scale,
         )
+
+    @property
+    def mask_boxes(self) -> torch.Tensor:
+        """The boxes of the grids of the masks, `(N, 4)`; they may reach out of the image."""
+        return enlarge_boxes(self.boxes, self.mask_scale)
+
+
+def enlarge_boxes(boxes: torch.Tensor, factor: float) -> torch.Tensor:
+    """Enlarge `(N, 4)` XYXY boxes about their centres. A factor of 1 keeps them bit for bit."""
+    if factor == 1:
+        return boxes
+    low, high = boxes[:, :2], boxes[:, 2:]
+    margin = (high - low) * ((factor - 1) / 2)
+    return torch.cat([low - margin, high + margin], 1)
 
 
 def get_engine(name: str) -> ModuleType:

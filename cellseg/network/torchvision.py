@@ -33,7 +33,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
-from cellseg.network.engines import ZOO, Detections
+from cellseg.network.engines import ZOO, Detections, enlarge_boxes
 from cellseg.network.limits import (
     Limits,
     Proposals,
@@ -180,11 +180,14 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     ----------
     max_masks
         Maximum number of cells per image that train the mask head; 0 for all.
+    mask_scale
+        Factor by which boxes are enlarged for the mask head.
     objectness_power
         Power of the objectness in the scores; 0 leaves it out.
     """
 
     max_masks = 0
+    mask_scale = 1.0
     objectness_power = 0.0
 
     def losses(
@@ -201,7 +204,10 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         loss_cls, loss_box_reg = fastrcnn_loss(logits, regression, labels, deltas)
 
         is_cell = [_draw(label > 0, self.max_masks) for label in labels]
-        boxes = [proposal[cell] for proposal, cell in zip(proposals, is_cell, strict=True)]
+        boxes = [
+            enlarge_boxes(proposal[cell], self.mask_scale)
+            for proposal, cell in zip(proposals, is_cell, strict=True)
+        ]
         classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, is_cell, strict=True)])
         grids = self._predict_mask_logits(features, boxes, classes)
         gt_grids = torch.cat(
@@ -253,7 +259,8 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 strict=True,
             )
         ]
-        boxes, classes = [cells.boxes for cells in selected], [cells.classes for cells in selected]
+        boxes = [enlarge_boxes(cells.boxes, self.mask_scale) for cells in selected]
+        classes = [cells.classes for cells in selected]
         grids = [
             self._predict_mask_logits(features, chunk, torch.cat(chunk_classes)).sigmoid()
             for chunk, chunk_classes in zip(
@@ -268,6 +275,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 cells.classes,
                 mask,
                 limited_by=of_image.limited_by + cells.limited_by,
+                mask_scale=self.mask_scale,
             )
             for cells, mask, of_image in zip(selected, masks, proposals, strict=True)
         ]
@@ -490,7 +498,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
             1 if mask.CLS_AGNOSTIC_MASK else keys.NUM_CLASSES,
         ),
     )
-    heads.max_masks = mask.BATCH_SIZE_PER_IMAGE
+    heads.max_masks, heads.mask_scale = mask.BATCH_SIZE_PER_IMAGE, mask.BOX_SCALE
     heads.objectness_power = keys.OBJECTNESS_POWER
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (

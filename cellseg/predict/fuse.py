@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cellseg.network import Detections
+from cellseg.network import Detections, enlarge_boxes
 
 # Boxes, and pairs of masks, compared at a time: bounds memory, and fits the processor's cache.
 _ROWS = 128
@@ -27,7 +27,7 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
     detection of its class whose mask has the highest IoU. Of these members
 
     - the box is the mean, weighted by score;
-    - the mask is the weighted mean, each resampled to the fused box, 0 outside its own box;
+    - the mask is the weighted mean, each resampled to the fused box, 0 outside its own grid;
     - the score is the sum divided by the number of views, so a cell detected in few views
       scores low: the rule of weighted boxes fusion, mean score x min(T, N) / N for T members
       in N views, since here T is at most N.
@@ -63,11 +63,18 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
 def _stack(views: Sequence[Detections]) -> tuple[Detections, torch.Tensor]:
     """Return the N detections of all views, best first, and `(N,)` int64, the view of each."""
     side = max(view.masks.shape[1] for view in views)
+    scale = max(view.mask_scale for view in views)
     stacked = Detections(
         torch.cat([view.boxes for view in views]),
         torch.cat([view.scores for view in views]),
         torch.cat([view.classes for view in views]),
-        torch.cat([_resample(view.masks, view.boxes, view.boxes, side) for view in views]),
+        torch.cat(
+            [
+                _resample(view.masks, view.mask_boxes, enlarge_boxes(view.boxes, scale), side)
+                for view in views
+            ]
+        ),
+        mask_scale=scale,
     )
     origin = torch.cat([torch.full((len(view),), n) for n, view in enumerate(views)])
     order = _best_first(stacked)
@@ -110,14 +117,14 @@ def _box_areas(boxes: torch.Tensor) -> torch.Tensor:
 
 def _mask_areas(detections: Detections) -> torch.Tensor:
     """Return the `(N,)` areas of masks, as sampled on their grids."""
-    return _box_areas(detections.boxes) * (detections.masks >= 0.5).float().mean((1, 2))
+    return _box_areas(detections.mask_boxes) * (detections.masks >= 0.5).float().mean((1, 2))
 
 
 def _shared_mask_area(first: Detections, second: Detections) -> torch.Tensor:
     """Return the `(P,)` intersection areas of pairs of masks, counted on the first's grid."""
-    sampled = _resample(second.masks, second.boxes, first.boxes, first.masks.shape[1])
+    sampled = _resample(second.masks, second.mask_boxes, first.mask_boxes, first.masks.shape[1])
     both = (first.masks >= 0.5) & (sampled >= 0.5)
-    return _box_areas(first.boxes) * both.float().mean((1, 2))
+    return _box_areas(first.mask_boxes) * both.float().mean((1, 2))
 
 
 def _candidates(
@@ -139,8 +146,8 @@ def _candidates(
         `(P,)` int64 each, `first < second`.
     """
     # Sorted by left edge, so that boxes too far to the right are skipped.
-    order = detections.boxes[:, 0].argsort()
-    boxes, min_shared = detections.boxes[order], 0.9 * min_shared[order]
+    order = detections.mask_boxes[:, 0].argsort()
+    boxes, min_shared = detections.mask_boxes[order], 0.9 * min_shared[order]
     left = boxes[:, 0].contiguous()
     pairs = [torch.zeros((0, 2), dtype=torch.int64)]
     for begin in range(0, len(boxes), _ROWS):
@@ -207,7 +214,8 @@ def _average(detections: Detections, cluster: torch.Tensor, n_views: int) -> Det
     weights = scores.clamp(min=torch.finfo(torch.float32).tiny)
     weights /= _sum(weights, cluster, n_clusters)[cluster]
     boxes = _sum(weights[:, None] * detections.boxes, cluster, n_clusters).float()
-    grids = _resample(detections.masks, detections.boxes, boxes[cluster], detections.masks.shape[1])
+    targets = enlarge_boxes(boxes, detections.mask_scale)[cluster]
+    grids = _resample(detections.masks, detections.mask_boxes, targets, detections.masks.shape[1])
     classes = detections.classes.new_zeros(n_clusters)
     classes[cluster] = detections.classes
     return Detections(
@@ -215,6 +223,7 @@ def _average(detections: Detections, cluster: torch.Tensor, n_views: int) -> Det
         (_sum(scores, cluster, n_clusters) / n_views).float(),
         classes,
         _sum(weights[:, None, None] * grids, cluster, n_clusters).float(),
+        mask_scale=detections.mask_scale,
     )
 
 

@@ -472,6 +472,7 @@ def _to_tile_pixels(detections: Detections, view: View) -> Detections:
         detections.classes.cpu(),
         view.invert_grids(detections.masks.float().cpu()),
         limited_by=detections.limited_by,
+        mask_scale=detections.mask_scale,
     )
 
 
@@ -496,7 +497,7 @@ def _encode_detections(
         boxes=detections.boxes.numpy(),
         scores=detections.scores.numpy(),
         classes=detections.classes.numpy(),
-        masks=encode_masks(detections.masks, detections.boxes, size),
+        masks=encode_masks(detections.masks, detections.mask_boxes, size),
         limited_by=tuple(sorted({*detections.limited_by, *key})),
     )
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cellseg.config import load_config, merge_options
+from cellseg.errors import InputError
 from cellseg.network import build_network
 from cellseg.network.limits import choose_limits
 from tests.network.network_cases import picture
@@ -77,3 +78,10 @@ def test_boxes_are_not_rounded(tiny, head, mixed):
         means = pool([features], [Boxes(boxes)]).mean((1, 2, 3))
     expected = torch.tensor([3.0, 1.5]) / 16
     assert torch.allclose(means.float(), expected, atol=0.004 if mixed else 1e-5)
+
+
+def test_heads_that_pool_once_can_not_enlarge_boxes(tiny):
+    cfg = load_config(tiny, "detectron2")
+    merge_options(cfg, [*RES5.split(), "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.25"])
+    with pytest.raises(InputError, match=r"BOX_SCALE 1\.25: .*Res5ROIHeads"):
+        build_network(cfg)

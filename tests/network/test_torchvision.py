@@ -109,6 +109,7 @@ AGNOSTIC = (
     *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
 )
+SCALED = ("MODEL.ROI_MASK_HEAD.BOX_SCALE", 1.5)
 POWERED = ("MODEL.ROI_HEADS.OBJECTNESS_POWER", 0.4)
 
 
@@ -117,6 +118,7 @@ POWERED = ("MODEL.ROI_HEADS.OBJECTNESS_POWER", 0.4)
         *((base, ()) for base in BASES),
         ("fpn", NORMED),
         ("fpn", AGNOSTIC),
+        ("fpn", SCALED),
         ("dilated_c5", AGNOSTIC[:2]),
         ("dilated_c5", (*AGNOSTIC[2:], *POWERED)),
     ],
@@ -162,6 +164,7 @@ def test_same_weights_have_the_same_detections(both):
             torch.testing.assert_close(result.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-5)
             assert torch.equal(result.classes, expected.classes)
+            assert result.mask_scale == expected.mask_scale
             torch.testing.assert_close(result.masks, expected.masks, rtol=1e-4, atol=1e-4)
 
 

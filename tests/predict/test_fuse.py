@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pycocotools.mask
@@ -12,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cellseg.network import Detections
+from cellseg.network import Detections, enlarge_boxes
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import encode_masks
 from cellseg.view import View
@@ -331,7 +332,7 @@ VIEWS = [
 ]
 
 
-def detect(view, side=28):
+def detect(view, side=28, mask_scale=1.0):
     """Draw the cells in pixels of a view; return them in pixels of the image."""
     scale = view.size[0] / SIZE[0]
     centre, radius = CELLS[:, :2], CELLS[:, 2:]
@@ -345,7 +346,7 @@ def detect(view, side=28):
         boxes = boxes[:, [1, 0, 3, 2]]
     masks = torch.empty((len(CELLS), side, side))
     step = (torch.arange(side) + 0.5) / side
-    for n, (left, top, right, bottom) in enumerate(boxes):
+    for n, (left, top, right, bottom) in enumerate(enlarge_boxes(boxes, mask_scale)):
         y, x = torch.meshgrid(
             top + step * (bottom - top), left + step * (right - left), indexing="ij"
         )
@@ -358,20 +359,46 @@ def detect(view, side=28):
         masks[n] = torch.sigmoid(8 * (0.93 - (u**2 + v**2).sqrt())) * ~((u > 0) & (v > 0))
     classes = torch.tensor([0, 1, 0, 2])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    return Detections(view.invert_boxes(boxes), scores, classes, view.invert_grids(masks))
+    boxes, masks = view.invert_boxes(boxes), view.invert_grids(masks)
+    return Detections(boxes, scores, classes, masks, mask_scale=mask_scale)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(VIEWS), min_size=1, max_size=24, unique=True))
-def test_an_equivariant_network_detects_the_same_cells(views):
-    single = detect(VIEWS[0])
-    fused = fuse([detect(view) for view in views])
+@given(
+    st.lists(st.sampled_from(VIEWS), min_size=1, max_size=24, unique=True),
+    st.sampled_from([1.0, 1.5]),
+)
+def test_an_equivariant_network_detects_the_same_cells(views, scale):
+    single = detect(VIEWS[0], mask_scale=scale)
+    fused = fuse([detect(view, mask_scale=scale) for view in views])
     assert torch.equal(fused.classes, single.classes)
     torch.testing.assert_close(fused.scores, single.scores)
     torch.testing.assert_close(fused.boxes, single.boxes)
-    masks = encode_masks(single.masks, single.boxes, SIZE)
-    assert encode_masks(fused.masks, fused.boxes, SIZE) == masks
+    masks = encode_masks(single.masks, single.mask_boxes, SIZE)
+    assert encode_masks(fused.masks, fused.mask_boxes, SIZE) == masks
     assert len({mask["counts"] for mask in masks}) == 4
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.5), (1.5, 1.0), (2.0, 1.25)])
+def test_networks_with_masks_in_larger_boxes_and_in_others(scales):
+    """The boxes are the same, and the masks differ by the coarseness of their grids only."""
+    one, other = (detect(VIEWS[0], mask_scale=scale) for scale in scales)
+    fused = fuse([one, other])
+    assert torch.equal(fused.boxes, one.boxes)
+    assert torch.equal(fused.scores, one.scores)
+    masks = encode_masks(fused.masks, fused.mask_boxes, SIZE)
+    expected = encode_masks(one.masks, one.mask_boxes, SIZE)
+    assert pycocotools.mask.iou(masks, expected, [False] * 4).diagonal().min() > 0.95
+
+
+def test_masks_that_reach_out_of_separate_boxes_match():
+    """Two boxes side by side, each with the same cell in the part of its grid that both share."""
+    grid = torch.zeros((28, 28))
+    grid[:, 14:] = 1  # of a box of 0 to 10 enlarged to -10 to 20: from 5 to 20
+    cells = [([0.0, 0, 10, 10], 0.5, 0, grid), ([15.0, 0, 25, 10], 0.5, 0, grid.flip(1))]
+    views = [replace(detections(cell), mask_scale=3.0) for cell in cells]
+    assert len(fuse(views)) == 1  # 5 to 20 in both
+    assert len(fuse([replace(view, mask_scale=1.0) for view in views])) == 2
 
 
 def test_a_missing_inversion_changes_the_masks():

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
 import cv2
@@ -19,7 +19,7 @@ from scipy.ndimage import find_objects
 
 from cellseg import config, runs
 from cellseg.errors import InputError
-from cellseg.network import Detections, build_network
+from cellseg.network import Detections, build_network, enlarge_boxes
 from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
@@ -262,8 +262,8 @@ def oracle(network=None, **options):
     return Predictor([network or Oracle()], [oracle_cfg(**options)])
 
 
-def check_all_detected(cells, drawing, iou=0.85, score=own_score):
-    """Check that each drawn cell is detected once, with its class, score and mask."""
+def check_all_detected(cells, drawing, iou=0.85, score=own_score, box_tolerance=3):
+    """Check that each drawn cell is detected once, with its class, score, mask and box."""
     areas = np.bincount(drawing.labels.ravel(), minlength=len(INKS) + 1)
     drawn = find_objects(drawing.labels)
     left = set(np.flatnonzero(areas[1:]).tolist())
@@ -282,7 +282,7 @@ def check_all_detected(cells, drawing, iou=0.85, score=own_score):
         assert cells.classes[n] == ink % 4
         assert cells.scores[n] == pytest.approx(score(ink), abs=1e-6)
         y, x = drawn[ink]
-        assert np.abs(box - [x.start, y.start, x.stop, y.stop]).max() <= 3
+        assert np.abs(box - [x.start, y.start, x.stop, y.stop]).max() <= box_tolerance
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.7, 1.0, 2.0)])
@@ -295,6 +295,24 @@ def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
     n_tiles = len(predictor.plan((200, 310)))
     assert n_tiles == (8 if tiles else 1)
     assert len(predictor.networks[0].shapes) == n_tiles * symmetries * len(scales)
+
+
+class Narrow(Oracle):
+    """Detects boxes whose sides are 0.8 of the cells', and masks of the whole cells."""
+
+    def detect(self, images, limits):
+        return [
+            replace(cells, boxes=enlarge_boxes(cells.boxes, 0.8), mask_scale=1.25)
+            for cells in super().detect(images, limits)
+        ]
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+@pytest.mark.parametrize("tiles", [{}, {"TEST__TILE": 150}], ids=["whole", "tiles"])
+def test_masks_reach_out_of_boxes_that_are_too_small(symmetries, tiles):
+    drawing = draw((200, 310))
+    predictor = oracle(Narrow(), TEST__SYMMETRIES=symmetries, **tiles)
+    check_all_detected(predictor.predict(drawing.image), drawing, box_tolerance=8)
 
 
 class Crowd(Oracle):
