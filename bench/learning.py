@@ -6,8 +6,8 @@ DIR has `train/` and test images with masks in `test_masks/`. This project's net
 ImageNet weights that are part of the set-up, the baseline's from random ones. Some iterations are
 timed first, so that the schedule fits the minutes (later seeds reuse the time of the first); then
 each recipe is trained and scored on the test images, the baseline with the first seed only, since
-it detects hardly a cell. `--ingredients` changes one ingredient at a time of this project's recipe
-instead.
+it detects hardly a cell. This project's networks are scored a second time with the average of
+flipped views. `--ingredients` changes one ingredient at a time of this project's recipe instead.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ DATALOADER: {{NUM_WORKERS: 0}}
 SOLVER: {{IMS_PER_BATCH: 4, WARMUP_ITERS: 20}}
 """
 OURS = "lite_fpn"
+
+# Flags of the prediction -> what they add to a row's name, for this project's rows.
+PREDICTIONS = {(): "", ("--tta", "flips"): ", --tta flips"}
 
 # Name -> keys that remove the ingredient, or add one.
 INGREDIENTS: dict[str, list[str]] = {
@@ -184,6 +187,15 @@ def score(
     return metrics, seconds
 
 
+def summarise(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return the values of a row: AP50 of the classes, their means, and measures of any class."""
+    ap50 = metrics["AP50@100"]
+    scores = {label: value["value"] for label, value in ap50["classes"].items()}
+    scores["mean of classes"] = ap50["mean of classes"]["value"]
+    scores["mean, no cap"] = metrics["AP50@all"]["mean of classes"]["value"]
+    return scores | {label: metrics[label]["any class"]["value"] for label in OTHERS}
+
+
 def cpu_seconds() -> float:
     """Return the CPU time of this process and its ended children."""
     times = os.times()
@@ -212,7 +224,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="per training (20)")
     parser.add_argument("--iterations", type=int, metavar="N", help="instead of the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--ingredients", action="store_true")
+    parser.add_argument("--ingredients", action="store_true", help="without flips")
     # A batch is 8 windows.
     n_processes = 1 if detectron2_problem() else min(2, torch.get_num_threads())
     parser.add_argument(
@@ -247,17 +259,18 @@ def main() -> None:
                     seeded, [*keys, *args.set], args.data, args.output, args.minutes, pace=pace
                 )
                 cpu = cpu_seconds() - began
-                metrics, _ = score(run, args.data)
-            ap50 = metrics["AP50@100"]
-            scores = {label: value["value"] for label, value in ap50["classes"].items()}
-            scores["mean of classes"] = ap50["mean of classes"]["value"]
-            scores["mean, no cap"] = metrics["AP50@all"]["mean of classes"]["value"]
-            scores |= {label: metrics[label]["any class"]["value"] for label in OTHERS}
-            table.setdefault(name, []).append(scores | {"minutes": minutes, "CPU seconds": cpu})
+                predictions = PREDICTIONS if name == "this project" else {(): ""}
+                scored = {
+                    name + added: score(run, args.data, words)[0]
+                    for words, added in predictions.items()
+                }
+            for row, metrics in scored.items():
+                scores = summarise(metrics)
+                table.setdefault(row, []).append(scores | {"minutes": minutes, "CPU seconds": cpu})
+                rounded = ", ".join(f"{label} {value:.3f}" for label, value in scores.items())
+                took = f"{minutes:.1f} minutes, {cpu:.0f} CPU seconds of training"
+                print(f"{row}, seed {seed}: {rounded}; {took}", flush=True)
             write_json(args.output / "table.json", table, indent=1)
-            rounded = ", ".join(f"{label} {value:.3f}" for label, value in scores.items())
-            took = f"{minutes:.1f} minutes, {cpu:.0f} CPU seconds"
-            print(f"{name}, seed {seed}: {rounded}; {took}", flush=True)
     others = "".join(f"{label:>7}" for label in OTHERS)
     print(f"\n{'AP50 at 100 detections':38}{'mean':>7}{'minus the first':>18}{others}  seeds")
     first = next(iter(table.values()))

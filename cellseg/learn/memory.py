@@ -129,6 +129,8 @@ def _count_kept(cfg: CfgNode, network: Any, size: tuple[int, int, int]) -> tuple
     model = cfg.MODEL
     n_boxes = n * model.ROI_HEADS.BATCH_SIZE_PER_IMAGE
     n_cells = round(n_boxes * model.ROI_HEADS.POSITIVE_FRACTION)
+    if most := model.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE:
+        n_cells = min(n_cells, n * most)
     side = -(-height // 32) * 32, -(-width // 32) * 32
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         images = torch.empty((n, 3, *side), device="meta")
