@@ -86,6 +86,8 @@ INGREDIENTS: dict[str, list[str]] = {
     "anchors of three ratios": ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5,1.0,2.0]]"],
     "anchors that fit count from IoU 0.7": ["MODEL.RPN.IOU_THRESHOLDS", "[0.3,0.7]"],
     "a quarter of the boxes cells": ["MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25"],
+    "masks in the boxes": ["MODEL.ROI_MASK_HEAD.BOX_SCALE", "1"],
+    "masks of 28 x 28": ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "14"],
     "all cells train the mask head": ["MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE", "0"],
     "no turns": ["INPUT.QUARTER_TURNS", "False"],
     "stain jitter 0.15": ["INPUT.STAIN_JITTER", "0.15"],

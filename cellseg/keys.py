@@ -142,9 +142,13 @@ OWN: dict[str, Any] = {
         "ANCHOR_GENERATOR": {"FROM_DATA": False},
         # Power c of the objectness in the score: class probability * objectness^c.
         "ROI_HEADS": {"OBJECTNESS_POWER": 0.0},
-        # Maximum number of cells per image that train the mask head, drawn at random; 0 for all.
-        # Factor by which boxes are enlarged for it, so that a cell whose box is too small is whole.
-        "ROI_MASK_HEAD": {"BATCH_SIZE_PER_IMAGE": 0, "BOX_SCALE": 1.0},
+        "ROI_MASK_HEAD": {
+            # Maximum number of cells per image that train the head, drawn at random; 0 for all.
+            "BATCH_SIZE_PER_IMAGE": 0,
+            # Factor by which boxes are enlarged for the head, in training and prediction, so that
+            # cells whose boxes are too small are whole.
+            "BOX_SCALE": 1.0,
+        },
         # Weight of the losses of a head that learns the class of each pixel, and its position in
         # its cell, from the first features of the RoI heads; in training only. 0 for no such head.
         "AUXILIARY_HEAD": {"LOSS_WEIGHT": 0.0},
@@ -307,6 +311,7 @@ PREDICTION_RANGES: dict[str, Allowed] = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.OBJECTNESS_POWER": Range(0, 10),
+    "MODEL.ROI_MASK_HEAD.BOX_SCALE": Range(1, 4),
     "DATA.CELLS_PER_MEGAPIXEL": Range(0, 1e6),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": _LIMIT,
     "MODEL.RPN.POST_NMS_TOPK_TEST": _LIMIT,
@@ -327,7 +332,6 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "DATALOADER.REPEAT_THRESHOLD": _NOT_NEGATIVE,
     "INPUT.WINDOW": _POSITIVE,
     "MODEL.ROI_MASK_HEAD.BATCH_SIZE_PER_IMAGE": _NOT_NEGATIVE,
-    "MODEL.ROI_MASK_HEAD.BOX_SCALE": Range(1, 4),
     "MODEL.AUXILIARY_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
     "INPUT.ZOOM_JITTER": _NOT_NEGATIVE,
     "INPUT.MIN_SIZE_TRAIN": Numbers(Range(0, whole=True), 1),

@@ -45,8 +45,8 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
 
     Returns
     -------
-    Fused detections, best score first, equal scores by class, then box; masks have the
-    largest M. Raises ValueError without views.
+    Fused detections, best score first, equal scores by class, then box; masks have the finest grid,
+    in boxes enlarged by the largest factor. Raises ValueError without views.
     """
     if not views:
         raise ValueError("no views, expected one or more")
@@ -62,8 +62,9 @@ def fuse(views: Sequence[Detections], *, iou: float = 0.5) -> Detections:
 
 def _stack(views: Sequence[Detections]) -> tuple[Detections, torch.Tensor]:
     """Return the N detections of all views, best first, and `(N,)` int64, the view of each."""
-    side = max(view.masks.shape[1] for view in views)
     scale = max(view.mask_scale for view in views)
+    # The finest grid, enlarged likewise.
+    side = max(round(view.masks.shape[1] * scale / view.mask_scale) for view in views)
     stacked = Detections(
         torch.cat([view.boxes for view in views]),
         torch.cat([view.scores for view in views]),

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from cellseg.rle import RLE, encode, join_runs
+from cellseg.rle import RLE, MaskRuns, encode, join_runs
 
 # Pixels sampled at once, padding of smaller masks included: bounds memory.
 _CHUNK = 1 << 17
@@ -23,10 +23,17 @@ _CHUNK = 1 << 17
 def encode_masks(
     masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> list[RLE]:
-    """Encode the masks of one image.
+    """Encode the masks of one image: `encode(sample_masks(...))`."""
+    return encode(sample_masks(masks, boxes, size, threshold))
 
-    Equal, bit for bit, to `detectron2.layers.mask_ops.paste_masks_in_image` on the CPU
-    followed by `pycocotools.mask.encode` of each mask.
+
+def sample_masks(
+    masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> MaskRuns:
+    """Sample the masks of one image at its pixels.
+
+    Once encoded, they equal, bit for bit, `detectron2.layers.mask_ops.paste_masks_in_image` on the
+    CPU followed by `pycocotools.mask.encode` of each mask.
 
     Parameters
     ----------
@@ -49,7 +56,7 @@ def encode_masks(
     # (owner, start, end) of each run, sorted by mask.
     joined = np.concatenate([np.zeros((3, 0), np.int64), *pieces], axis=1)
     owner, starts, ends = joined[:, np.argsort(joined[0], kind="stable")]
-    return encode(join_runs(size, len(masks), owner, starts, ends))
+    return join_runs(size, len(masks), owner, starts, ends)
 
 
 def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ from cellseg.network import Detections, build_network
 from cellseg.network.limits import Limits, choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict.fuse import fuse
-from cellseg.predict.masks import encode_masks
+from cellseg.predict.masks import sample_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
@@ -45,6 +45,7 @@ from cellseg.predict.views import magnification, plan_views
 from cellseg.predictions import Predictions
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import WindowedImage, from_array, open_image
+from cellseg.rle import areas, boxes_xyxy, encode
 from cellseg.view import View, to_tensor
 
 T = TypeVar("T")
@@ -484,7 +485,10 @@ def _limits(job: TileJob, cfg: CfgNode) -> Limits:
 def _encode_detections(
     detections: Detections, size: tuple[int, int], min_score: float, limits: Limits
 ) -> Predictions:
-    """Encode the best detections of a tile of that size, with `min_score` or more."""
+    """Encode the best detections of a tile of that size, with `min_score` or more.
+
+    Their boxes are the network's, or the tight boxes of masks that may reach out of these.
+    """
     height, width = size
     boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
     detections = replace(detections, boxes=boxes)
@@ -492,12 +496,17 @@ def _encode_detections(
     order = torch.argsort(detections.scores, descending=True, stable=True)
     n, key = count_detections(detections.scores, limits)
     detections = detections[order[:n]]
+    mask_runs = sample_masks(detections.masks, detections.mask_boxes, size)
+    network_boxes = detections.boxes.numpy()
+    if detections.mask_scale != 1:  # masks may reach out of the boxes
+        has_pixels = areas(mask_runs)[:, None] > 0
+        network_boxes = np.where(has_pixels, boxes_xyxy(mask_runs), network_boxes)
     return Predictions(
         size=size,
-        boxes=detections.boxes.numpy(),
+        boxes=network_boxes.astype(np.float32),
         scores=detections.scores.numpy(),
         classes=detections.classes.numpy(),
-        masks=encode_masks(detections.masks, detections.mask_boxes, size),
+        masks=encode(mask_runs),
         limited_by=tuple(sorted({*detections.limited_by, *key})),
     )
 

@@ -388,7 +388,7 @@ def test_networks_with_masks_in_larger_boxes_and_in_others(scales):
     assert torch.equal(fused.scores, one.scores)
     masks = encode_masks(fused.masks, fused.mask_boxes, SIZE)
     expected = encode_masks(one.masks, one.mask_boxes, SIZE)
-    assert pycocotools.mask.iou(masks, expected, [False] * 4).diagonal().min() > 0.95
+    assert pycocotools.mask.iou(masks, expected, [False] * 4).diagonal().min() > 0.97
 
 
 def test_masks_that_reach_out_of_separate_boxes_match():

@@ -262,7 +262,7 @@ def oracle(network=None, **options):
     return Predictor([network or Oracle()], [oracle_cfg(**options)])
 
 
-def check_all_detected(cells, drawing, iou=0.85, score=own_score, box_tolerance=3):
+def check_all_detected(cells, drawing, iou=0.85, score=own_score):
     """Check that each drawn cell is detected once, with its class, score, mask and box."""
     areas = np.bincount(drawing.labels.ravel(), minlength=len(INKS) + 1)
     drawn = find_objects(drawing.labels)
@@ -282,7 +282,7 @@ def check_all_detected(cells, drawing, iou=0.85, score=own_score, box_tolerance=
         assert cells.classes[n] == ink % 4
         assert cells.scores[n] == pytest.approx(score(ink), abs=1e-6)
         y, x = drawn[ink]
-        assert np.abs(box - [x.start, y.start, x.stop, y.stop]).max() <= box_tolerance
+        assert np.abs(box - [x.start, y.start, x.stop, y.stop]).max() <= 3
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.7, 1.0, 2.0)])
@@ -309,10 +309,37 @@ class Narrow(Oracle):
 
 @pytest.mark.parametrize("symmetries", [1, 8])
 @pytest.mark.parametrize("tiles", [{}, {"TEST__TILE": 150}], ids=["whole", "tiles"])
-def test_masks_reach_out_of_boxes_that_are_too_small(symmetries, tiles):
+def test_masks_and_boxes_are_whole_if_the_networks_boxes_are_too_small(symmetries, tiles):
     drawing = draw((200, 310))
     predictor = oracle(Narrow(), TEST__SYMMETRIES=symmetries, **tiles)
-    check_all_detected(predictor.predict(drawing.image), drawing, box_tolerance=8)
+    check_all_detected(predictor.predict(drawing.image), drawing)
+
+
+@pytest.mark.parametrize("cell", [(110, 80, 200, 106), (10, 80, 214, 104)], ids=["cut", "long"])
+def test_pieces_of_cells_join_if_the_networks_boxes_are_too_small(cell):
+    """One cell is cut by a tile and whole in the next; one is longer than the overlap."""
+    image = np.full((160, 260, 3), 255, np.uint8)
+    left, top, right, bottom = cell
+    image[top:bottom, left:right] = 255 - INKS[0]
+    predictor = oracle(Narrow(), TEST__TILE=160, TEST__OVERLAP=60)
+    found = predictor.predict(image)
+    assert len(found) == 1
+    np.testing.assert_allclose(found.boxes[0], cell, atol=2)
+    area = pycocotools.mask.area(found.masks[0])
+    assert area == pytest.approx((right - left) * (bottom - top), rel=0.06)
+
+
+def test_a_mask_beside_its_box_has_a_box_of_its_own():
+    class Beside(Oracle):
+        def detect(self, images, limits):  # noqa: ARG002
+            grid = torch.zeros((1, 20, 20))
+            grid[:, :, 0] = 1  # of a box of 40 px enlarged to 80: 4 px wide, 16 px to the left
+            box = torch.tensor([[60.0, 40.0, 100.0, 80.0]])
+            cells = Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid, mask_scale=2.0)
+            return [cells] * len(images)
+
+    found = oracle(Beside()).predict(np.full((120, 160, 3), 255, np.uint8))
+    np.testing.assert_allclose(found.boxes, [[40, 20, 44, 100]], atol=1)
 
 
 class Crowd(Oracle):
