@@ -226,7 +226,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="per training (20)")
     parser.add_argument("--iterations", type=int, metavar="N", help="instead of the minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--ingredients", action="store_true", help="without flips")
+    parser.add_argument(
+        "--ingredients", action="store_true", help="change one at a time; not with flips"
+    )
     # A batch is 8 windows.
     n_processes = 1 if detectron2_problem() else min(2, torch.get_num_threads())
     parser.add_argument(

@@ -162,14 +162,11 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     ----------
     auxiliary
         Head that is used in training only (`MODEL.AUXILIARY_HEAD`), or None.
-    mask_scale
-        Factor by which boxes are enlarged for the mask head.
     select
         `select_detections` with the values of the config.
     """
 
     auxiliary: AuxiliaryHead | None
-    mask_scale: float
     select: partial[BoxDetections]
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -193,7 +190,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         features = self.backbone(batch.tensor)
         proposals = _propose(self.proposal_generator, features, batch.image_sizes, limits)
         selected = self._detect_boxes(features, batch.image_sizes, proposals, limits)
-        scale = self.mask_scale
+        scale = self.roi_heads.mask_scale
         instances = [
             Instances(
                 size,
@@ -328,7 +325,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     network.to(cfg.MODEL.DEVICE)
     masks = cfg.MODEL.ROI_MASK_HEAD
     network.roi_heads.max_masks = masks.BATCH_SIZE_PER_IMAGE
-    network.mask_scale = network.roi_heads.mask_scale = masks.BOX_SCALE
+    network.roi_heads.mask_scale = masks.BOX_SCALE
     keys = cfg.MODEL.ROI_HEADS
     network.select = partial(
         select_detections,

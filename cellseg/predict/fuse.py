@@ -147,8 +147,9 @@ def _candidates(
         `(P,)` int64 each, `first < second`.
     """
     # Sorted by left edge, so that boxes too far to the right are skipped.
-    order = detections.mask_boxes[:, 0].argsort()
-    boxes, min_shared = detections.mask_boxes[order], 0.9 * min_shared[order]
+    boxes = detections.mask_boxes
+    order = boxes[:, 0].argsort()
+    boxes, min_shared = boxes[order], 0.9 * min_shared[order]
     left = boxes[:, 0].contiguous()
     pairs = [torch.zeros((0, 2), dtype=torch.int64)]
     for begin in range(0, len(boxes), _ROWS):
