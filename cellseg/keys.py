@@ -189,6 +189,8 @@ OWN: dict[str, Any] = {
         "MASK_IOU": 0.5,
         # … per class, or in all classes.
         "ACROSS_CLASSES": False,
+        # Of a mask in several pieces, keep only the largest: others are mostly parts of neighbours.
+        "LARGEST_PIECE": False,
         # Stop training after this number of scores without a new best; 0 for never.
         "PATIENCE": 0,
     },

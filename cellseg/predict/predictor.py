@@ -35,6 +35,7 @@ from cellseg.messages import warn
 from cellseg.network import Detections, build_network
 from cellseg.network.limits import Limits, choose_limits, count_detections
 from cellseg.network.weights import load_weights
+from cellseg.pieces import largest_pieces
 from cellseg.predict.fuse import fuse
 from cellseg.predict.masks import sample_masks
 from cellseg.predict.merge import merge_tiles
@@ -382,11 +383,10 @@ class Predictor:
         """Fuse the detections of the views of each tile, and encode the masks."""
         # Threshold and limits apply again: fused scores of cells in few views are lower, and
         # several views have more cells than one.
-        min_score = self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         return [
             views
             if isinstance(views, InputError)
-            else _encode_detections(fuse(views), job.tile.size, min_score, _limits(job, self.cfg))
+            else _encode_detections(fuse(views), job.tile.size, self.cfg, _limits(job, self.cfg))
             for job, views in zip(group, detections, strict=True)
         ]
 
@@ -483,12 +483,14 @@ def _limits(job: TileJob, cfg: CfgNode) -> Limits:
 
 
 def _encode_detections(
-    detections: Detections, size: tuple[int, int], min_score: float, limits: Limits
+    detections: Detections, size: tuple[int, int], cfg: CfgNode, limits: Limits
 ) -> Predictions:
-    """Encode the best detections of a tile of that size, with `min_score` or more.
+    """Encode the best detections of a tile of that size, with the minimum score or more.
 
-    Their boxes are the network's, or the tight boxes of masks that may reach out of these.
+    Their boxes are the network's, or tight boxes of the masks where these reach out of the
+    network's or are parts of what it predicted.
     """
+    min_score, largest_piece = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.LARGEST_PIECE
     height, width = size
     boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
     detections = replace(detections, boxes=boxes)
@@ -497,13 +499,15 @@ def _encode_detections(
     n, key = count_detections(detections.scores, limits)
     detections = detections[order[:n]]
     mask_runs = sample_masks(detections.masks, detections.mask_boxes, size)
-    network_boxes = detections.boxes.numpy()
-    if detections.mask_scale != 1:  # masks may reach out of the boxes
+    if largest_piece:
+        mask_runs = largest_pieces(mask_runs)
+    final_boxes = detections.boxes.numpy()
+    if largest_piece or detections.mask_scale != 1:
         has_pixels = areas(mask_runs)[:, None] > 0
-        network_boxes = np.where(has_pixels, boxes_xyxy(mask_runs), network_boxes)
+        final_boxes = np.where(has_pixels, boxes_xyxy(mask_runs), final_boxes)
     return Predictions(
         size=size,
-        boxes=network_boxes.astype(np.float32),
+        boxes=final_boxes.astype(np.float32),
         scores=detections.scores.numpy(),
         classes=detections.classes.numpy(),
         masks=encode(mask_runs),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
+from cellseg.pieces import label_runs
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, cut_at_columns, select_masks
 
 SMALL = 10
@@ -48,7 +48,7 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     if not len(sparse):
         return far
     mask, column, top, bottom = cut_at_columns(select_masks(mask_runs, sparse))
-    n_pieces, piece = _label_runs(mask_runs.size, mask, column, top, bottom)
+    n_pieces, piece = label_runs(mask_runs.size, mask, column, top, bottom)
     piece_area = np.bincount(piece, bottom - top, minlength=n_pieces)
     owner: NDArray[np.int64] = np.zeros(n_pieces, np.int64)
     owner[piece] = mask
@@ -60,30 +60,3 @@ def scattered(mask_runs: MaskRuns) -> NDArray[np.bool_]:
     several = np.bincount(owner, minlength=len(sparse)) >= 2
     far[sparse] = several & (length[sparse] > _FAR * diameter)
     return far
-
-
-def _label_runs(
-    size: tuple[int, int],
-    mask: NDArray[np.int64],
-    column: NDArray[np.int64],
-    top: NDArray[np.int64],
-    bottom: NDArray[np.int64],
-) -> tuple[int, NDArray[np.int64]]:
-    """Return the number of connected pieces of masks, and the piece of each run.
-
-    The runs are those of `cut_at_columns`; they are connected if they touch, also at corners.
-    """
-    height, width = size
-    # Rising keys: by mask, column, row.
-    base = (mask * (width + 1) + column) * (height + 1)
-    following = base + height + 1
-    first = np.searchsorted(base + bottom, following + top)
-    last = np.searchsorted(base + top, following + bottom, side="right")
-    n_touching = np.maximum(last - first, 0)
-    offsets = np.append(0, np.cumsum(n_touching))
-    touching = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n_touching)
-    graph = scipy.sparse.csr_array(
-        (np.ones(len(touching), bool), touching, offsets), shape=(len(mask), len(mask))
-    )
-    n_pieces, piece = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    return int(n_pieces), piece

@@ -342,6 +342,21 @@ def test_a_mask_beside_its_box_has_a_box_of_its_own():
     np.testing.assert_allclose(found.boxes, [[40, 20, 44, 100]], atol=1)
 
 
+@pytest.mark.parametrize("largest", [False, True])
+def test_a_mask_in_two_pieces(largest):
+    class Two(Oracle):
+        def detect(self, images, limits):  # noqa: ARG002
+            grid = torch.zeros((1, 20, 20))
+            grid[:, :, :12] = grid[:, 15:, 15:] = 1
+            box = torch.tensor([[60.0, 40.0, 100.0, 80.0]])
+            return [Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid)] * len(images)
+
+    predictor = oracle(Two(), TEST__LARGEST_PIECE=largest)
+    found = predictor.predict(np.full((120, 160, 3), 255, np.uint8))
+    assert pycocotools.mask.area(found.masks[0]) == 24 * 40 + (0 if largest else 100)
+    assert found.boxes.tolist() == [[60, 40, 84 if largest else 100, 80]]
+
+
 class Crowd(Oracle):
     """Detects a cell in every 5 x 5 pixels of the original, as far as the limits allow."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cellseg.read import cell_checks
+from cellseg.pieces import label_runs
 from cellseg.read.annotate import annotate_image
 from cellseg.read.classes import MONUSAC
 from cellseg.read.layout import CLASS_NAMES, read_train_folder
@@ -338,7 +338,7 @@ def test_cells_in_pieces_nearby_are_one_cell(tmp_path):
 def test_pieces_of_runs_are_those_of_scipy(labels):
     values, mask_runs = label_map_to_runs(labels)
     if len(values):
-        n_pieces, piece = cell_checks._label_runs(labels.shape, *cut_at_columns(mask_runs))
+        n_pieces, piece = label_runs(labels.shape, *cut_at_columns(mask_runs))
         expected = [scipy.ndimage.label(labels == v, np.ones((3, 3)))[1] for v in values]
         mask = cut_at_columns(mask_runs)[0]
         assert [len(set(piece[mask == n])) for n in range(len(values))] == expected

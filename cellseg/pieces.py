@@ -1,0 +1,52 @@
+"""Connected pieces of masks. Pixels are connected if they touch, also at corners."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse.csgraph
+from numpy.typing import NDArray
+
+from cellseg.rle import MaskRuns, cut_at_columns, join_runs
+
+
+def largest_pieces(mask_runs: MaskRuns) -> MaskRuns:
+    """Return the largest connected piece of each mask; of equal ones, that with the first pixel."""
+    mask, column, top, bottom = cut_at_columns(mask_runs)
+    n_pieces, piece = label_runs(mask_runs.size, mask, column, top, bottom)
+    area = np.bincount(piece, bottom - top, minlength=n_pieces)
+    largest_first = np.lexsort((-area[piece], mask))
+    _, at = np.unique(mask[largest_first], return_index=True)
+    is_kept = np.zeros(n_pieces, bool)
+    is_kept[piece[largest_first[at]]] = True
+    keep = is_kept[piece]
+    start = column[keep] * mask_runs.size[0]
+    return join_runs(
+        mask_runs.size, len(mask_runs), mask[keep], start + top[keep], start + bottom[keep]
+    )
+
+
+def label_runs(
+    size: tuple[int, int],
+    mask: NDArray[np.int64],
+    column: NDArray[np.int64],
+    top: NDArray[np.int64],
+    bottom: NDArray[np.int64],
+) -> tuple[int, NDArray[np.int64]]:
+    """Return the number of connected pieces of masks, and the piece of each run.
+
+    The runs are those of `cut_at_columns`; they are connected if they touch, also at corners.
+    """
+    height, width = size
+    # Rising keys: by mask, column, row.
+    base = (mask * (width + 1) + column) * (height + 1)
+    following = base + height + 1
+    first = np.searchsorted(base + bottom, following + top)
+    last = np.searchsorted(base + top, following + bottom, side="right")
+    n_touching = np.maximum(last - first, 0)
+    offsets = np.append(0, np.cumsum(n_touching))
+    touching = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n_touching)
+    graph = scipy.sparse.csr_array(
+        (np.ones(len(touching), bool), touching, offsets), shape=(len(mask), len(mask))
+    )
+    n_pieces, piece = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return int(n_pieces), piece
