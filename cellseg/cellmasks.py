@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from torchvision.ops import roi_align
+
+from cellseg.compiler import without_compiler
+
+with without_compiler():
+    from torchvision.ops import roi_align
 
 # Pixels per call of ROIAlign: limits the memory, and the padding of small cells to the size
 # of large ones.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def detectron2_problem() -> str:
     """Return the reason why Detectron2 can't be used here, or "" if it can."""
     try:
         importlib.import_module("torch")  # loads libraries of the compiled operators
-        importlib.import_module("detectron2.engine")
-        importlib.import_module("detectron2._C")
+        with without_compiler():
+            importlib.import_module("detectron2.engine")
+            importlib.import_module("detectron2._C")
     except Exception as error:  # noqa: BLE001 a broken build may raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""

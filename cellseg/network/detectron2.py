@@ -10,24 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.layers import ROIAlign, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import (
-    ROI_HEADS_REGISTRY,
-    CascadeROIHeads,
-    Res5ROIHeads,
-    StandardROIHeads,
-)
-from detectron2.structures import Boxes, Instances
 from fvcore.common.config import CfgNode
 
+from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
-from cellseg.network.engines import Detections, enlarge_boxes
+from cellseg.network.engines import Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
     BoxDetections,
     Limits,
@@ -37,8 +25,26 @@ from cellseg.network.limits import (
     select_detections,
     select_proposals,
 )
-from cellseg.network.pooling import RoIAlign
+from cellseg.network.pooling import RoIAlign, precise
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
+
+with without_compiler():
+    from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+    from detectron2.layers import ROIAlign, ShapeSpec, wrappers
+    from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
+    from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+    from detectron2.modeling.poolers import ROIPooler
+    from detectron2.modeling.proposal_generator import RPN
+    from detectron2.modeling.roi_heads import (
+        ROI_HEADS_REGISTRY,
+        CascadeROIHeads,
+        Res5ROIHeads,
+        StandardROIHeads,
+    )
+    from detectron2.structures import Boxes, Instances
+
+# Detectron2's convolutions ask each time, by importing the compiler.
+wrappers.check_if_dynamo_compiling = torch.compiler.is_compiling
 
 
 class _BottomUp(TimmBackbone, Backbone):  # type: ignore[misc]
@@ -162,11 +168,14 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
     ----------
     auxiliary
         Head that is used in training only (`MODEL.AUXILIARY_HEAD`), or None.
+    one_mask_per_box
+        Whether the mask head predicts one mask for all classes.
     select
         `select_detections` with the values of the config.
     """
 
     auxiliary: AuxiliaryHead | None
+    one_mask_per_box: bool
     select: partial[BoxDetections]
 
     def forward(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -189,15 +198,19 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         batch = self.preprocess_image([{"image": image} for image in images])
         features = self.backbone(batch.tensor)
         proposals = _propose(self.proposal_generator, features, batch.image_sizes, limits)
+        features = {name: precise(features[name]) for name in self.roi_heads.in_features}
         selected = self._detect_boxes(features, batch.image_sizes, proposals, limits)
         scale = self.roi_heads.mask_scale
+        distinct = [
+            distinct_masks(cells.boxes, cells.classes, self.one_mask_per_box) for cells in selected
+        ]
         instances = [
             Instances(
                 size,
-                pred_boxes=Boxes(enlarge_boxes(cells.boxes, scale)),
-                pred_classes=cells.classes,
+                pred_boxes=Boxes(enlarge_boxes(cells.boxes[index], scale)),
+                pred_classes=cells.classes[index],
             )
-            for size, cells in zip(batch.image_sizes, selected, strict=True)
+            for size, cells, (index, _) in zip(batch.image_sizes, selected, distinct, strict=True)
         ]
         parts = [
             self.roi_heads.forward_with_given_boxes(features, chunk)
@@ -208,12 +221,12 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
                 cells.boxes,
                 cells.scores,
                 cells.classes,
-                torch.cat([instances.pred_masks[:, 0] for instances in masked]),
+                torch.cat([instances.pred_masks[:, 0] for instances in masked])[mask_of],
                 limited_by=of_image.limited_by + cells.limited_by,
                 mask_scale=scale,
             )
-            for cells, of_image, masked in zip(
-                selected, proposals, zip(*parts, strict=True), strict=True
+            for cells, of_image, (_, mask_of), masked in zip(
+                selected, proposals, distinct, zip(*parts, strict=True), strict=True
             )
         ]
 
@@ -326,6 +339,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     masks = cfg.MODEL.ROI_MASK_HEAD
     network.roi_heads.max_masks = masks.BATCH_SIZE_PER_IMAGE
     network.roi_heads.mask_scale = masks.BOX_SCALE
+    network.one_mask_per_box = masks.CLS_AGNOSTIC_MASK
     keys = cfg.MODEL.ROI_HEADS
     network.select = partial(
         select_detections,

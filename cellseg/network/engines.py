@@ -84,6 +84,29 @@ def enlarge_boxes(boxes: torch.Tensor, factor: float) -> torch.Tensor:
     return torch.cat([low - margin, high + margin], 1)
 
 
+def distinct_masks(
+    boxes: torch.Tensor, classes: torch.Tensor, class_agnostic: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the detections whose masks differ: those of a box are one mask for all classes, or K.
+
+    Parameters
+    ----------
+    boxes, classes
+        `(N, 4)` XYXY and `(N,)`.
+    class_agnostic
+        Whether the mask head predicts one mask for all classes.
+
+    Returns
+    -------
+    Index of a detection of each of the M masks, `(M,)`, and index of the mask of each detection,
+    `(N,)`.
+    """
+    keys = boxes if class_agnostic else torch.cat([boxes, classes[:, None].to(boxes.dtype)], 1)
+    masks, mask_of = torch.unique(keys, dim=0, return_inverse=True)
+    index = torch.arange(len(boxes), device=boxes.device)
+    return mask_of.new_empty(len(masks)).scatter(0, mask_of, index), mask_of
+
+
 def get_engine(name: str) -> ModuleType:
     """Return the module of an engine."""
     return importlib.import_module(f"cellseg.network.{name}")

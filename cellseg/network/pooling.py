@@ -7,6 +7,15 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 
+def precise(features: torch.Tensor) -> torch.Tensor:
+    """Convert features to the type that they are pooled in, float32 or float64.
+
+    `RoIAlign` converts whole feature maps each time, which is best done once for several parts of
+    the boxes.
+    """
+    return features if features.dtype == torch.float64 else features.float()
+
+
 class RoIAlign(torch.nn.Module):
     """torchvision's `RoIAlign`, in a third of its time on a CPU if bins have few samples.
 
@@ -58,8 +67,7 @@ class RoIAlign(torch.nn.Module):
             # (K, rows, columns, neighbours in y, neighbours in x)
             indices = y[:, :, None, :, None] * width + x[:, None, :, None, :]
             weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
-        precise = features if features.dtype == torch.float64 else features.float()
-        table = precise.permute(0, 2, 3, 1).reshape(n * height * width, channels)
+        table = precise(features).permute(0, 2, 3, 1).reshape(n * height * width, channels)
         pooled = functional.embedding_bag(
             indices.flatten(0, 2).flatten(1),
             table,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
 from cellseg.network.depthwise import replace_depthwise
 
@@ -106,7 +107,8 @@ def _match_in_order(
 
 def _timm(module: str = "timm") -> Any:
     try:
-        return importlib.import_module(module)
+        with without_compiler():
+            return importlib.import_module(module)
     except ImportError as error:
         raise InputError(
             f"MODEL.BACKBONE.NAME build_timm_fpn_backbone: needs timm, which can't be imported "

@@ -33,7 +33,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
-from cellseg.network.engines import ZOO, Detections, enlarge_boxes
+from cellseg.network.engines import ZOO, Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
     Limits,
     Proposals,
@@ -42,7 +42,7 @@ from cellseg.network.limits import (
     select_detections,
     select_proposals,
 )
-from cellseg.network.pooling import RoIAlign
+from cellseg.network.pooling import RoIAlign, precise
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -182,12 +182,15 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         Maximum number of cells per image that train the mask head; 0 for all.
     mask_scale
         Factor by which boxes are enlarged for the mask head.
+    one_mask_per_box
+        Whether the mask head predicts one mask for all classes.
     objectness_power
         Power of the objectness in the scores; 0 leaves it out.
     """
 
     max_masks = 0
     mask_scale = 1.0
+    one_mask_per_box = False
     objectness_power = 0.0
 
     def losses(
@@ -233,6 +236,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
     ) -> list[Detections]:
         """Classify proposals for images of some sizes. Return detections, highest score first."""
         rois = [of_image.boxes for of_image in proposals]
+        features = [precise(level) for level in features]
         parts = [self._classify(features, chunk) for chunk in box_chunks(rois)]
         logits, regression = (torch.cat(part) for part in zip(*parts, strict=True))
         probs = logits.softmax(1)[:, 1:]
@@ -259,8 +263,12 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 strict=True,
             )
         ]
-        boxes = [enlarge_boxes(cells.boxes, self.mask_scale) for cells in selected]
-        classes = [cells.classes for cells in selected]
+        distinct = [
+            distinct_masks(cells.boxes, cells.classes, self.one_mask_per_box) for cells in selected
+        ]
+        of_masks = [(cells, index) for cells, (index, _) in zip(selected, distinct, strict=True)]
+        boxes = [enlarge_boxes(cells.boxes[index], self.mask_scale) for cells, index in of_masks]
+        classes = [cells.classes[index] for cells, index in of_masks]
         grids = [
             self._predict_mask_logits(features, chunk, torch.cat(chunk_classes)).sigmoid()
             for chunk, chunk_classes in zip(
@@ -273,11 +281,13 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 cells.boxes,
                 cells.scores,
                 cells.classes,
-                mask,
+                mask[mask_of],
                 limited_by=of_image.limited_by + cells.limited_by,
                 mask_scale=self.mask_scale,
             )
-            for cells, mask, of_image in zip(selected, masks, proposals, strict=True)
+            for cells, mask, (_, mask_of), of_image in zip(
+                selected, masks, distinct, proposals, strict=True
+            )
         ]
 
     def _classify(
@@ -499,6 +509,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         ),
     )
     heads.max_masks, heads.mask_scale = mask.BATCH_SIZE_PER_IMAGE, mask.BOX_SCALE
+    heads.one_mask_per_box = mask.CLS_AGNOSTIC_MASK
     heads.objectness_power = keys.OBJECTNESS_POWER
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (

@@ -33,6 +33,7 @@ from cellseg.device import autocast_dtype, available_memory
 from cellseg.errors import InputError
 from cellseg.messages import warn
 from cellseg.network import Detections, build_network
+from cellseg.network.folding import fold_batch_norms
 from cellseg.network.limits import Limits, choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.pieces import largest_pieces
@@ -392,7 +393,7 @@ class Predictor:
 
 
 def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
-    """Build the network of a run's config and load its weights.
+    """Build the network of a run's config and load its weights, for prediction only.
 
     Raises
     ------
@@ -403,6 +404,7 @@ def load_network(cfg: CfgNode, weights: Path) -> torch.nn.Module:
     with config_errors("the run's config"):
         network = build_network(cfg)
     load_weights(network, weights)
+    fold_batch_norms(network)
     return network
 
 

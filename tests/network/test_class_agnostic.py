@@ -21,8 +21,9 @@ from tests.training import load
 INFERENCE = str(Path(inference.__file__))
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
+AGNOSTIC_BOX = "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
 AGNOSTIC = {
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": "True",
+    AGNOSTIC_BOX: "True",
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": "True",
 }
 POWER = "MODEL.ROI_HEADS.OBJECTNESS_POWER"
@@ -111,6 +112,22 @@ def test_classes_share_boxes_and_masks(build):
         torch.testing.assert_close(cells.boxes, first.boxes)
         torch.testing.assert_close(cells.masks, first.masks)
         assert not torch.equal(cells.scores, first.scores)
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_each_mask_is_predicted_once(build, agnostic):
+    """Class-agnostic masks of a box are one, those of four classes are four."""
+    network = build(**NO_NMS, **(AGNOSTIC if agnostic else {AGNOSTIC_BOX: "True"}))
+    predicted = []
+    head = network.roi_heads.mask_head
+    head.register_forward_pre_hook(lambda _, inputs: predicted.append(len(inputs[0])))
+    detections = detect_all(network)
+    n_boxes = len(torch.unique(detections.boxes, dim=0))
+    assert len(detections) == 4 * n_boxes > 40
+    assert sum(predicted) == (n_boxes if agnostic else len(detections))
+    of_box = (detections.boxes == detections.boxes[0]).all(1)
+    masks = {tuple(mask.flatten().tolist()) for mask in detections.masks[of_box]}
+    assert len(masks) == (1 if agnostic else 4)
 
 
 def test_the_scores_are_products_of_probability_and_objectness(build):

@@ -1,0 +1,85 @@
+"""Fold batch normalisation into convolutions, for prediction."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# Detectron2, torchvision and timm have each their own class of statistics that are not trained.
+_FROZEN = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+# Without effect in evaluation mode.
+_PASSED_OVER = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+_SIDE = 64  # of the image that is tried
+_TOLERANCE = 0.05  # of the largest feature: more than rounding, less than a wrong fold
+
+
+@torch.no_grad()
+def fold_batch_norms(network: nn.Module) -> None:
+    """Scale and shift the weights of convolutions instead of their outputs, in evaluation mode.
+
+    The network can't be trained afterwards. Its backbone is left as it is if it has batch norms
+    that don't normalise the convolution in front of them; this is tried out.
+    """
+    pairs = [pair for module in network.modules() for pair in _normalised(module)]
+    if not pairs:
+        return
+    network.eval()
+    backbone: nn.Module = network.backbone  # type: ignore[assignment]
+    original = copy.deepcopy(backbone)
+    parameter = next(backbone.parameters())
+    image = torch.rand(1, 3, _SIDE, _SIDE, dtype=parameter.dtype, device=parameter.device)
+    expected = original(image)
+    for conv, parent, name in pairs:
+        _fold(conv, parent, name)
+    folded = backbone(image)
+    if not all(_is_close(folded[name], value) for name, value in expected.items()):
+        network.backbone = original
+
+
+def _normalised(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module, str]]:
+    """Yield each convolution with a batch norm, and the parent and the name of the batch norm.
+
+    It is the `norm` of Detectron2's convolutions, and comes next in other modules.
+    """
+    if isinstance(module, nn.Conv2d) and _is_batch_norm(getattr(module, "norm", None)):
+        yield module, module, "norm"
+    children = [
+        (name, child)
+        for name, child in module.named_children()
+        if not isinstance(child, _PASSED_OVER)
+    ]
+    for (_, before), (name, norm) in itertools.pairwise(children):
+        while isinstance(before, nn.Sequential) and len(before):
+            before = before[-1]
+        if isinstance(before, nn.Conv2d) and _is_batch_norm(norm):
+            yield before, module, name
+
+
+def _is_batch_norm(module: object) -> bool:
+    is_batch_norm = isinstance(module, nn.BatchNorm2d) or type(module).__name__ in _FROZEN
+    return is_batch_norm and getattr(module, "running_mean", None) is not None
+
+
+def _fold(conv: nn.Conv2d, parent: nn.Module, name: str) -> None:
+    norm = getattr(parent, name)
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    # timm's batch norms apply the activation too.
+    setattr(parent, name, getattr(norm, "act", None) or nn.Identity())
+
+
+def _is_close(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((value - expected).abs().max() <= _TOLERANCE * expected.abs().max())
