@@ -1,4 +1,4 @@
-"""torch's compiler, whose import takes longer than that of torch and which is not used here."""
+"""torch's compiler: its import takes as long as torch's, and prediction does not use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def without_compiler() -> Iterator[None]:
     """Import torchvision, Detectron2 or timm without the compiler, which their imports ask for.
 
     torchvision imports a function from it; the others mark functions as not to be compiled. An
-    import of the compiler after the block works as usual. Without effect if it is imported already.
+    import of the compiler after the block works as usual, but functions marked in the block are not
+    known to it. Without effect if it is imported already.
     """
     if _COMPILER in sys.modules:
         yield

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from cellseg.rle import MaskRuns, cut_at_columns, join_runs
 
 
-def largest_pieces(mask_runs: MaskRuns) -> MaskRuns:
-    """Return the largest connected piece of each mask; of equal ones, that with the first pixel."""
+def largest_pieces(mask_runs: MaskRuns, which: NDArray[np.bool_] | None = None) -> MaskRuns:
+    """Return the largest connected piece of each mask; of equal ones, that with the first pixel.
+
+    With `which`, `(N,)`, other masks keep all pieces.
+    """
     mask, column, top, bottom = cut_at_columns(mask_runs)
     n_pieces, piece = label_runs(mask_runs.size, mask, column, top, bottom)
     area = np.bincount(piece, bottom - top, minlength=n_pieces)
@@ -19,6 +22,8 @@ def largest_pieces(mask_runs: MaskRuns) -> MaskRuns:
     is_kept = np.zeros(n_pieces, bool)
     is_kept[piece[largest_first[at]]] = True
     keep = is_kept[piece]
+    if which is not None:
+        keep |= ~which[mask]
     start = column[keep] * mask_runs.size[0]
     return join_runs(
         mask_runs.size, len(mask_runs), mask[keep], start + top[keep], start + bottom[keep]

@@ -489,8 +489,8 @@ def _encode_detections(
 ) -> Predictions:
     """Encode the best detections of a tile of that size, with the minimum score or more.
 
-    Their boxes are the network's, or tight boxes of the masks where these reach out of the
-    network's or are parts of what it predicted.
+    Their boxes are the network's; those of masks in enlarged boxes, or of which pieces are left
+    out, are the tight boxes of the masks.
     """
     min_score, largest_piece = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.LARGEST_PIECE
     height, width = size
@@ -501,12 +501,16 @@ def _encode_detections(
     n, key = count_detections(detections.scores, limits)
     detections = detections[order[:n]]
     mask_runs = sample_masks(detections.masks, detections.mask_boxes, size)
+    sampled = areas(mask_runs)
     if largest_piece:
-        mask_runs = largest_pieces(mask_runs)
+        # A cell at the tile's edge may be in one piece together with its part in the next tile.
+        tight = boxes_xyxy(mask_runs)
+        is_inside = np.all((tight[:, :2] > 0) & (tight[:, 2:] < [width, height]), axis=1)
+        mask_runs = largest_pieces(mask_runs, is_inside)
+    area = areas(mask_runs)
+    is_tight = (area > 0) & ((area < sampled) | (detections.mask_scale != 1))
     final_boxes = detections.boxes.numpy()
-    if largest_piece or detections.mask_scale != 1:
-        has_pixels = areas(mask_runs)[:, None] > 0
-        final_boxes = np.where(has_pixels, boxes_xyxy(mask_runs), final_boxes)
+    final_boxes = np.where(is_tight[:, None], boxes_xyxy(mask_runs), final_boxes)
     return Predictions(
         size=size,
         boxes=final_boxes.astype(np.float32),

@@ -29,7 +29,7 @@ OPTIONS = {
 
 
 class Network(nn.Module):
-    """A network as `fold_batch_norms` takes it: only its backbone is tried."""
+    """A network as `fold_batch_norms` takes it."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -135,3 +135,15 @@ def test_statistics_that_are_not_finite_stay():
     norm.running_var.fill_(float("nan"))
     fold_batch_norms(network)
     assert count_batch_norms(network) == 1
+
+
+def test_a_backbone_that_does_not_take_small_images_stays():
+    class Fixed(nn.Sequential):
+        def forward(self, x):
+            assert x.shape[-1] == 224
+            return super().forward(x)
+
+    network = Network(Features(Fixed(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))).eval()
+    fold_batch_norms(network)
+    assert count_batch_norms(network) == 1
+    assert network.backbone(torch.rand(1, 3, 224, 224))["res2"].shape == (1, 4, 222, 222)

@@ -357,6 +357,26 @@ def test_a_mask_in_two_pieces(largest):
     assert found.boxes.tolist() == [[60, 40, 84 if largest else 100, 80]]
 
 
+def test_a_mask_at_the_edge_of_a_tile_keeps_its_pieces():
+    """A U of 120 x 40 px over two tiles: only the second one has the pixels that join its arms."""
+
+    class Arms(Oracle):
+        def detect(self, images, limits):  # noqa: ARG002
+            is_left = bool((images[0][:, 60, 20] == 0).all())
+            grid = torch.ones((1, 80, 80))
+            grid[:, 20:60, : 80 if is_left else 60] = 0
+            left = 20.0 if is_left else 0.0
+            box = torch.tensor([[left, 40.0, left + 80, 80.0]])
+            return [Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid)] * len(images)
+
+    image = np.full((100, 160, 3), 255, np.uint8)
+    image[60, 20] = 0
+    options = {"TEST__TILE": 100, "TEST__OVERLAP": 40, "TEST__BATCH": 1, "INPUT__ZOOM": 1.0}
+    found = oracle(Arms(), TEST__LARGEST_PIECE=True, **options).predict(image)
+    assert len(found) == 1
+    assert pycocotools.mask.area(found.masks[0]) == 2 * 100 * 10 + 20 * 40
+
+
 class Crowd(Oracle):
     """Detects a cell in every 5 x 5 pixels of the original, as far as the limits allow."""
 
