@@ -17,16 +17,21 @@ def run(code: str) -> None:
 
 @pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
 def test_the_engines_leave_the_compiler_out(engine):
-    """It is there as soon as it is wanted, and torchvision finds it then."""
+    """Detectron2's convolutions and timm too. It is there when it is wanted, also for torchvision."""
     if engine == "detectron2" and detectron2_problem():
         pytest.skip("needs Detectron2")
+    first_use = {
+        "detectron2": "cellseg.network.detectron2.wrappers.Conv2d(1, 1, 1)(torch.ones(1, 1, 2, 2))",
+        "torchvision": "cellseg.network.torchvision.check_name('resnet10t')",
+    }
     run(f"""
         import sys
+        import torch
         import cellseg.network.{engine}
+        {first_use[engine]}
         assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
         roi_align = sys.modules["torchvision.ops.roi_align"]
         assert roi_align.is_compile_supported("cpu") in (True, False)
-        import torch
         assert torch.compiler.is_compiling() is False
         assert torch.compiler.disable(len) is not None
         assert sys.modules["torch._dynamo"].__file__ == torch._dynamo.__file__

@@ -25,6 +25,10 @@ def test_the_largest_piece_of_each_mask(labels):
         largest = pieces == np.bincount(pieces[pieces > 0]).argmax()
         _, expected = label_map_to_runs(largest.T.astype(np.uint8))
         assert encode(result)[n] == encode(expected)[0]
+    which = np.arange(len(values)) % 2 == 0
+    some = encode(largest_pieces(mask_runs, which))
+    assert some[::2] == encode(result)[::2]
+    assert some[1::2] == encode(mask_runs)[1::2]
 
 
 def test_masks_without_pixels_and_no_masks():
