@@ -17,7 +17,7 @@ def run(code: str) -> None:
 
 @pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
 def test_the_engines_leave_the_compiler_out(engine):
-    """Detectron2's convolutions and timm too. It is there when it is wanted, also for torchvision."""
+    """Detectron2's convolutions and timm too. It is there when wanted, also for torchvision."""
     if engine == "detectron2" and detectron2_problem():
         pytest.skip("needs Detectron2")
     first_use = {
