@@ -184,39 +184,49 @@ class CellMasks:
         total = functional.pad(self._pixels.cumsum(0), (1, 0))
         return total[self._starts + width * height] - total[self._starts]
 
-    def owners(self, stride: int) -> torch.Tensor:
-        """Return which mask has each of a grid of pixels, -1 for none.
+    @staticmethod
+    def owners(parts: Sequence[CellMasks], stride: int) -> torch.Tensor:
+        """Return which mask of an image has each of a grid of pixels, -1 for none.
 
         Of several masks at a pixel, that with the smallest box is taken.
 
         Parameters
         ----------
+        parts
+            The masks of each of N images of the same size, at least one.
         stride
             Step S of the grid. Its first pixel is (S // 2, S // 2).
 
         Returns
         -------
-        `(ceil((height - S // 2) / S), ceil((width - S // 2) / S))` int64.
+        `(N, ceil((height - S // 2) / S), ceil((width - S // 2) / S))` int64: indices into the
+        masks of all images together.
         """
-        first = stride // 2
-        height, width = (-(-(side - first) // stride) for side in self.size)
+        masks, first = CellMasks.cat(parts), stride // 2
+        height, width = (-(-(side - first) // stride) for side in masks.size)
         # The part of the grid in each box: left, top, right, bottom, the last two exclusive.
-        grid = (self._tight - first + stride - 1).div(stride, rounding_mode="floor")
+        grid = (masks._tight - first + stride - 1).div(stride, rounding_mode="floor")
         columns, rows = (grid[:, 2:] - grid[:, :2]).T
         counts = columns * rows
-        cell = torch.arange(len(self), device=self.device).repeat_interleave(counts)
-        place = torch.arange(len(cell), device=self.device) - (counts.cumsum(0) - counts)[cell]
+        cell = torch.arange(len(masks), device=masks.device).repeat_interleave(counts)
+        place = torch.arange(len(cell), device=masks.device) - (counts.cumsum(0) - counts)[cell]
         row = grid[cell, 1] + place.div(columns[cell], rounding_mode="floor")
         column = grid[cell, 0] + place % columns[cell]
-        left, top, right, _ = self._tight[cell].T
+        left, top, right, _ = masks._tight[cell].T
         pixel = (row * stride + first - top) * (right - left) + column * stride + first - left
-        inside = self._pixels[self._starts[cell] + pixel]
-        by_area = (self._tight[:, 2:] - self._tight[:, :2]).prod(1).argsort(descending=True)
+        inside = masks._pixels[masks._starts[cell] + pixel]
+        by_area = (masks._tight[:, 2:] - masks._tight[:, :2]).prod(1).argsort(descending=True)
         rank = by_area.argsort()  # of the smallest box: the highest
-        ranks = torch.full((height * width,), -1, device=self.device)
-        at = (row * width + column)[inside]
-        ranks.scatter_reduce_(0, at, rank[cell[inside]], "amax")
-        return functional.pad(by_area, (0, 1), value=-1)[ranks].view(height, width)
+        ranks = torch.full((len(parts) * height * width,), -1, device=masks.device)
+        at = (masks._images(parts)[cell] * height + row) * width + column
+        ranks.scatter_reduce_(0, at[inside], rank[cell[inside]], "amax")
+        return functional.pad(by_area, (0, 1), value=-1)[ranks].view(len(parts), height, width)
+
+    def _images(self, parts: Sequence[CellMasks]) -> torch.Tensor:
+        """Return the image of each mask, `(N,)` int64, if these are those of the parts."""
+        counts = torch.tensor([len(part) for part in parts])
+        images = torch.arange(len(parts)).repeat_interleave(counts, output_size=len(self))
+        return images.to(self.device)
 
     def crop(self, index: int) -> torch.Tensor:
         """Return one mask within its tight box, `(bottom - top, right - left)` bool."""

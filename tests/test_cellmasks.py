@@ -265,7 +265,7 @@ def test_owners(size, stride, n, seed):
     masks = from_bitmasks(full)
     sides = masks.boxes[:, 2:] - masks.boxes[:, :2]
     box_areas = sides.prod(1).tolist()
-    found = masks.owners(stride)
+    (found,) = CellMasks.owners([masks], stride)
     grid = full[:, stride // 2 :: stride, stride // 2 :: stride]
     assert found.shape == grid.shape[1:]
     for row, column in np.ndindex(*found.shape):
@@ -277,5 +277,9 @@ def test_owners(size, stride, n, seed):
             assert box_areas[owner] == min(there)
     if len(set(box_areas)) == n:  # indexing copies no pixels
         order = torch.from_numpy(rng.permutation(n))
-        permuted = masks[order].owners(stride)
+        (permuted,) = CellMasks.owners([masks[order]], stride)
         assert torch.equal(torch.cat([order, torch.tensor([-1])])[permuted], found)
+    of_batch = CellMasks.owners([masks, masks[:0], masks], stride)
+    assert torch.equal(of_batch[0], found)
+    assert (of_batch[1] == -1).all()
+    assert torch.equal(of_batch[2], torch.where(found < 0, found, found + n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class TrainingStep:
         self.model = create_ddp_model(network)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.ema = _build_ema(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
+        self.ema = _MovingAverage(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._autocast_dtype = autocast_dtype(self._device, cfg.SOLVER.AMP.ENABLED)
         # Only float16 needs loss scaling.
@@ -67,7 +67,8 @@ class TrainingStep:
             If a loss is not finite. The weights are not changed then.
         """
         torch.manual_seed(seed)
-        self.model.train()
+        if not self.model.training:  # a walk over all modules
+            self.model.train()
         self.optimizer.zero_grad()
         parts = _split(samples, self.cfg.SOLVER.ACCUMULATE)
         totals: dict[str, torch.Tensor] = {}
@@ -143,20 +144,41 @@ def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
     )
 
 
-def _build_ema(network: torch.nn.Module, decay: float) -> AveragedModel:
-    """Build an exponential moving average, whose decay rises from 0.18 to `decay`."""
+class _MovingAverage(AveragedModel):
+    """An exponential moving average, whose decay rises from 0.18 to `decay`.
 
-    def update(kept: Any, new: Any, count: Any) -> None:
-        n = float(count)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        if kept[0].is_floating_point():
-            torch._foreach_lerp_(kept, new, weight)
-        else:  # batch counts
-            torch._foreach_copy_(kept, new)
+    `AveragedModel` of the weights and buffers, with the same state. It takes each tensor by itself;
+    here, all of a type are updated at once.
+    """
 
-    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
-    average.eval()
-    return average
+    def __init__(self, network: torch.nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay = decay
+        self._pairs = [
+            (own.detach(), new.detach())
+            for own, new in zip(_tensors(self.module), _tensors(network), strict=True)
+        ]
+        self.eval()
+
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module) -> None:  # noqa: ARG002
+        """Update the average with the weights of `model`, the network that it was built of."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        for exact in (False, True):  # batch counts, and all else
+            pairs = [(a, b) for a, b in self._pairs if a.is_floating_point() == exact]
+            if not pairs:
+                continue
+            own, new = map(list, zip(*pairs, strict=True))
+            if exact and n:
+                torch._foreach_lerp_(own, new, weight)
+            else:
+                torch._foreach_copy_(own, new)
+        self.n_averaged += 1
+
+
+def _tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    return itertools.chain(network.parameters(), network.buffers())
 
 
 def _split(samples: Sequence[Any], parts: int) -> list[Sequence[Any]]:

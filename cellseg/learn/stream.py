@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
+from cellseg.learn.packed import PackedBatch
 
 _ORDER, _SAMPLE, _POOL = 0, 1, 2  # separate the random numbers by their use
 
@@ -207,11 +208,12 @@ def build_loader(
         stream,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=list,
+        collate_fn=PackedBatch,
         pin_memory=pin_memory,
         worker_init_fn=_init_worker,
     )
-    return iter(loader)
+    packed = iter(loader)  # starts the workers
+    return (batch.unpack() for batch in packed)
 
 
 def _init_worker(_number: int) -> None:

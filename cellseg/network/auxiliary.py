@@ -8,7 +8,9 @@ et al., Medical Image Analysis 58, 2019, arXiv:1812.06499), which separates cell
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from cellseg.cellmasks import CellMasks
 
 _CHANNELS = 64
 _IGNORED = -100  # class of pixels outside of an image: padding of its batch
+_OUTSIDE = -2  # "owner" of these pixels; -1 is the background's
 _LEAST_HALF = 4.0  # of a box, in network pixels: positions in the smallest cells say little
 _BETA = 0.2  # below, the loss of positions is quadratic
 
@@ -67,9 +70,7 @@ class AuxiliaryHead(nn.Module):
             Cells of each image, and their `(n,)` int64 classes, on the features' device.
         """
         logits, positions = self(features)
-        shape = features.shape[-2:]
-        targets = [self._targets(*cells, shape) for cells in zip(masks, classes, strict=True)]
-        true_classes, true_positions = (torch.stack(part) for part in zip(*targets, strict=True))
+        true_classes, true_positions = self._targets(masks, classes, features.shape[-2:])
         is_cell = (true_classes >= 0) & (true_classes < self.n_classes)
         error = functional.smooth_l1_loss(positions, true_positions, reduction="none", beta=_BETA)
         # Means, or 0 without pixels: a tiny image has none on the grid.
@@ -82,23 +83,28 @@ class AuxiliaryHead(nn.Module):
         }
 
     def _targets(
-        self, masks: CellMasks, cell_classes: torch.Tensor, shape: Sequence[int]
+        self, masks: Sequence[CellMasks], classes: Sequence[torch.Tensor], shape: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the `(h, w)` classes of an image and the `(2, h, w)` positions, x and y.
+        """Return the `(N, h, w)` classes of N images and the `(N, 2, h, w)` positions, x and y.
 
         A position is 0 at the centre of the cell's box, −1 at its left or top side, and 1 at the
         other; nearer to 0 in boxes smaller than 8 network pixels.
         """
-        owner, device = masks.owners(self.stride), masks.device
-        (height, width), (h, w) = owner.shape, shape
-        classes = torch.full((h, w), _IGNORED, dtype=torch.int64, device=device)
-        classes[:height, :width] = self.n_classes
-        positions = torch.zeros((2, h, w), device=device)
-        row, column = (owner >= 0).nonzero(as_tuple=True)
-        which = owner[row, column]
-        classes[row, column] = cell_classes[which]
-        low, high = masks.boxes[which].view(-1, 2, 2).unbind(1)
-        at = torch.stack([column, row], 1) * self.stride + self.stride / 2
+        (h, w), device = shape, masks[0].device
+        owner = torch.full((len(masks), h, w), _OUTSIDE, device=device)
+        first = cell = 0
+        for _, group in itertools.groupby(masks, attrgetter("size")):
+            parts = list(group)
+            owners = CellMasks.owners(parts, self.stride)
+            at = (slice(first, first + len(parts)), slice(owners.shape[1]), slice(owners.shape[2]))
+            owner[at] = torch.where(owners < 0, owners, owners + cell)
+            first, cell = first + len(parts), cell + sum(map(len, parts))
+        of_cells = torch.cat([*classes, torch.tensor([_IGNORED, self.n_classes], device=device)])
+        boxes = torch.cat([*(part.boxes for part in masks), torch.zeros((2, 4), device=device)])
+        low, high = boxes.view(-1, 2, 2).unbind(1)
         half = ((high - low) / 2).clamp(min=_LEAST_HALF)
-        positions[:, row, column] = ((at - (low + high) / 2) / half).T
-        return classes, positions
+        x, y = (torch.arange(n, device=device) * self.stride + self.stride / 2 for n in (w, h))
+        places = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)
+        positions = (places - ((low + high) / 2)[owner]) / half[owner]
+        positions = positions.where((owner >= 0)[..., None], 0)
+        return of_cells[owner], positions.permute(0, 3, 1, 2)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
@@ -25,6 +28,8 @@ from cellseg.network.limits import (
     select_detections,
     select_proposals,
 )
+from cellseg.network.mask_loss import mask_loss
+from cellseg.network.matching import draw_samples, match_boxes, top_proposals
 from cellseg.network.pooling import RoIAlign, precise
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
 
@@ -33,8 +38,9 @@ with without_compiler():
     from detectron2.layers import ROIAlign, ShapeSpec, wrappers
     from detectron2.modeling import BACKBONE_REGISTRY, Backbone, GeneralizedRCNN
     from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+    from detectron2.modeling.box_regression import _dense_box_regression_loss
     from detectron2.modeling.poolers import ROIPooler
-    from detectron2.modeling.proposal_generator import RPN
+    from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
     from detectron2.modeling.roi_heads import (
         ROI_HEADS_REGISTRY,
         CascadeROIHeads,
@@ -69,12 +75,159 @@ def build_timm_fpn_backbone(cfg: CfgNode, _input_shape: ShapeSpec) -> FPN:
     )
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The anchors of N images that train the RPN, `(N, S)` each.
+
+    Attributes
+    ----------
+    index
+        Index of the anchor.
+    valid
+        Whether it is one; others fill up the rows.
+    is_cell
+        Whether it is of a cell.
+    boxes
+        `(N, S, 4)`, of this cell.
+    """
+
+    index: torch.Tensor
+    valid: torch.Tensor
+    is_cell: torch.Tensor
+    boxes: torch.Tensor
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()  # type: ignore[misc]
+class CellRPN(RPN):  # type: ignore[misc]
+    """Detectron2's RPN, which in training takes all images of a batch at once."""
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: Sequence[Boxes], instances: Sequence[Instances]
+    ) -> tuple[_Drawn, None]:
+        """Draw the anchors that are trained."""
+        boxes = Boxes.cat(anchors).tensor
+        cells = [of.gt_boxes.tensor for of in instances]
+        _, low, high, _ = self.anchor_matcher.thresholds
+        cell, labels = match_boxes(boxes[None], cells, low, high, best_of_each=True)
+        index, valid = draw_samples(labels, self.batch_size_per_image, self.positive_fraction)
+        is_cell = valid & (labels.gather(1, index) == 1)
+        return _Drawn(index, valid, is_cell, _at_end(cells)[cell.gather(1, index)]), None
+
+    def losses(
+        self,
+        anchors: Sequence[Boxes],
+        logits: Sequence[torch.Tensor],
+        drawn: _Drawn,
+        deltas: Sequence[torch.Tensor],
+        _boxes: None,
+    ) -> dict[str, torch.Tensor]:
+        """Return Detectron2's losses of the drawn anchors."""
+        chosen = Boxes.cat(anchors).tensor[drawn.index]
+        predicted = torch.cat([*deltas], 1).gather(1, drawn.index[..., None].expand(-1, -1, 4))
+        loss_loc = _dense_box_regression_loss(
+            [chosen.flatten(0, 1)],
+            self.box2box_transform,
+            [predicted.flatten(0, 1)[None]],
+            [drawn.boxes.flatten(0, 1)],
+            drawn.is_cell.flatten()[None],
+            box_reg_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        loss_cls = functional.binary_cross_entropy_with_logits(
+            torch.cat([*logits], 1).gather(1, drawn.index).float(),
+            drawn.is_cell.float(),
+            drawn.valid.float(),
+            reduction="sum",
+        )
+        count = self.batch_size_per_image * len(drawn.index)
+        losses = {"loss_rpn_cls": loss_cls / count, "loss_rpn_loc": loss_loc / count}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: Sequence[Boxes],
+        logits: Sequence[torch.Tensor],
+        deltas: Sequence[torch.Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Return the proposals of each image that train the heads."""
+        proposals = top_proposals(
+            self._decode_proposals(anchors, deltas),
+            logits,
+            sizes,
+            iou=self.nms_thresh,
+            pre_nms=self.pre_nms_topk[True],
+            post_nms=self.post_nms_topk[True],
+            min_size=self.min_box_size,
+        )
+        return [
+            Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=of_boxes)
+            for size, (boxes, of_boxes) in zip(sizes, proposals, strict=True)
+        ]
+
+
+def _at_end(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate the boxes of all cells, and one more: there may be none."""
+    return torch.cat([*parts, parts[0].new_zeros((1, *parts[0].shape[1:]))])
+
+
 # The refined boxes of the proposals of each image, and their class probabilities.
 _Classified = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
+class _BatchSampling:
+    """`ROIHeads` that take all images of a batch at once to draw the proposals for training."""
+
+    proposal_append_gt: bool
+    proposal_matcher: Any
+    batch_size_per_image: int
+    positive_fraction: float
+    num_classes: int
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> list[Instances]:
+        """Draw the proposals that train the heads, those of cells first; see `ROIHeads`."""
+        cells = [of.gt_boxes.tensor for of in targets]
+        boxes = [of.proposal_boxes.tensor for of in proposals]
+        if self.proposal_append_gt:
+            boxes = [torch.cat(pair) for pair in zip(boxes, cells, strict=True)]
+        padded, device = pad_sequence(boxes, batch_first=True), boxes[0].device
+        thresholds = self.proposal_matcher.thresholds  # infinite at both ends
+        cell, labels = match_boxes(padded, cells, thresholds[1], thresholds[-2])
+        counts = torch.tensor([[len(box)] for box in boxes]).to(device)
+        labels[torch.arange(padded.shape[1], device=device) >= counts] = -1  # the padding
+        index, valid = draw_samples(labels, self.batch_size_per_image, self.positive_fraction)
+        is_cell = labels.gather(1, index) == 1
+        cell = cell.gather(1, index)
+        classes = _at_end([of.gt_classes for of in targets])[cell]
+        drawn = valid.flatten().nonzero()[:, 0]
+        n_drawn = valid.sum(1).tolist()
+        of_image = [
+            torch.split(value.flatten(0, 1)[drawn], n_drawn)
+            for value in (
+                padded.gather(1, index[..., None].expand(-1, -1, 4)),
+                classes.where(is_cell, self.num_classes),
+                _at_end(cells)[cell],
+                cell,
+            )
+        ]
+        samples, n_before = [], 0
+        for target, box, of_box, true_box, number in zip(targets, *of_image, strict=True):
+            sample = Instances(target.image_size, proposal_boxes=Boxes(box), gt_classes=of_box)
+            if len(target):
+                sample.gt_boxes = Boxes(true_box)
+                sample.gt_masks = target.gt_masks[number - n_before]
+            samples.append(sample)
+            n_before += len(target)
+        return samples
+
+
 @ROI_HEADS_REGISTRY.register()
-class CellHeads(StandardROIHeads):  # type: ignore[misc]
+class CellHeads(_BatchSampling, StandardROIHeads):  # type: ignore[misc]
     """Heads whose mask head is trained on some of the cells, in enlarged boxes.
 
     Attributes
@@ -89,13 +242,25 @@ class CellHeads(StandardROIHeads):  # type: ignore[misc]
     mask_scale = 1.0
 
     def _forward_mask(self, features: Any, instances: Sequence[Instances]) -> Any:
-        if self.training:
-            # Sampled proposals are in random order, those of cells first.
-            instances = [proposals[: self.max_masks or None] for proposals in instances]
-            for proposals in instances:  # copies
-                boxes = proposals.proposal_boxes.tensor
-                proposals.proposal_boxes = Boxes(enlarge_boxes(boxes, self.mask_scale))
-        return super()._forward_mask(features, instances)
+        if not self.training:
+            return super()._forward_mask(features, instances)
+        # Drawn proposals are in random order, those of cells first.
+        n_cells = torch.stack([(of.gt_classes < self.num_classes).sum() for of in instances])
+        if self.max_masks:
+            n_cells = n_cells.clamp(max=self.max_masks)
+        counts = n_cells.tolist()
+        cells = [of[:count] for of, count in zip(instances, counts, strict=True)]
+        boxes = torch.cat([of.proposal_boxes.tensor for of in cells])
+        of_image = torch.split(enlarge_boxes(boxes, self.mask_scale), counts)
+        maps = [features[name] for name in self.mask_in_features]
+        logits = self.mask_head.layers(self.mask_pooler(maps, [Boxes(box) for box in of_image]))
+        loss = mask_loss(
+            logits,
+            torch.cat([of.gt_classes for of in cells]),
+            [of.gt_masks for of in cells if len(of)],
+            [box for box in of_image if len(box)],
+        )
+        return {"loss_mask": self.mask_head.loss_weight * loss}
 
     def classify(
         self, features: dict[str, torch.Tensor], proposals: Sequence[Instances]
@@ -133,7 +298,7 @@ class CellCascadeHeads(CascadeROIHeads, CellHeads):  # type: ignore[misc]
 
 
 @ROI_HEADS_REGISTRY.register()
-class CellRes5Heads(Res5ROIHeads):  # type: ignore[misc]
+class CellRes5Heads(_BatchSampling, Res5ROIHeads):  # type: ignore[misc]
     """Heads that share the last stage of a ResNet."""
 
     def classify(
@@ -326,10 +491,11 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     name = cfg.MODEL.ROI_HEADS.NAME
-    with_own_heads = cfg.clone()
-    with_own_heads.defrost()
-    with_own_heads.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
-    network: CellRCNN = CellRCNN(with_own_heads)
+    with_own_parts = cfg.clone()
+    with_own_parts.defrost()
+    with_own_parts.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
+    with_own_parts.MODEL.PROPOSAL_GENERATOR.NAME = "CellRPN"
+    network: CellRCNN = CellRCNN(with_own_parts)
     network.auxiliary = None
     if weight := cfg.MODEL.AUXILIARY_HEAD.LOSS_WEIGHT:
         finest = network.backbone.output_shape()[network.roi_heads.in_features[0]]

@@ -42,6 +42,7 @@ from cellseg.network.limits import (
     select_detections,
     select_proposals,
 )
+from cellseg.network.mask_loss import mask_loss
 from cellseg.network.pooling import RoIAlign, precise
 from cellseg.network.resnet import BLOCKS, FPN, NORMS, Backbone
 from cellseg.network.timm_backbone import TIMM_FPN, TimmBackbone, check_name
@@ -212,19 +213,15 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
             for proposal, cell in zip(proposals, is_cell, strict=True)
         ]
         classes = torch.cat([label[cell] - 1 for label, cell in zip(labels, is_cell, strict=True)])
-        grids = self._predict_mask_logits(features, boxes, classes)
-        gt_grids = torch.cat(
-            [
-                target["masks"][match[cell]].crop_and_resize(box, grids.shape[-1])
-                for target, match, cell, box in zip(targets, matches, is_cell, boxes, strict=True)
-            ]
-        ).float()
-        # The mean, or 0 without cells.
-        loss_mask = functional.binary_cross_entropy_with_logits(grids, gt_grids, reduction="sum")
+        masks = [
+            target["masks"][match[cell]]
+            for target, match, cell in zip(targets, matches, is_cell, strict=True)
+        ]
+        grids = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes)))
         return {
             "loss_cls": loss_cls,
             "loss_box_reg": loss_box_reg,
-            "loss_mask": loss_mask / max(gt_grids.numel(), 1),
+            "loss_mask": mask_loss(grids, classes, masks, boxes),
         }
 
     def detect(

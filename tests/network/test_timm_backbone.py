@@ -195,9 +195,8 @@ def test_a_part_of_the_cells_trains_the_mask_head(load, most):
     network: Any = build_network(cfg)
     assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
     counts = []
-    network.roi_heads.mask_head.register_forward_pre_hook(
-        lambda _module, inputs: counts.append(len(inputs[0]))
-    )
+    first_layer = next(iter(network.roi_heads.mask_head.children()))
+    first_layer.register_forward_pre_hook(lambda _module, inputs: counts.append(len(inputs[0])))
     losses = network.train()([sample(), sample()])
     assert all(torch.isfinite(loss) for loss in losses.values())
     (count,) = counts
