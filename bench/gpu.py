@@ -56,6 +56,7 @@ from cellseg.learn.optimizer import build_optimizer
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.session import prepare
 from cellseg.network import build_network
+from cellseg.network.folding import fold_batch_norms
 from cellseg.predict.predictor import Predictor
 from cellseg.read.synthetic import write_dataset
 from cellseg.read.window import read_image
@@ -338,6 +339,7 @@ def predict_here(
     cfg = prediction_config(args, args.engine, keys)
     network = build_network(cfg)
     keep_small(network)
+    fold_batch_norms(network)  # as when weights are loaded
     predictor = Predictor([network], [cfg])
 
     def rate(part: Sequence[ImageRecord]) -> float:

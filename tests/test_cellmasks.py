@@ -16,14 +16,7 @@ from cellseg.cellmasks import CellMasks
 from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import label_map_to_runs
 from cellseg.view import View
-from tests.bitmasks import from_bitmasks
-
-
-def to_full(masks):
-    full = torch.zeros((len(masks), *masks.size), dtype=torch.bool)
-    for n, (left, top, right, bottom) in enumerate(masks.boxes.int().tolist()):
-        full[n, top:bottom, left:right] = masks.crop(n)
-    return full
+from tests.bitmasks import from_bitmasks, to_full
 
 
 def roi_align_full(full, boxes, mask_size):

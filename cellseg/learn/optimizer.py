@@ -49,7 +49,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
-    if all(p.device.type == "cpu" for p in seen):
+    on_cpu = all(p.device.type == "cpu" for p in seen)
+    on_gpu = all(p.device.type == "cuda" for p in seen)
+    if on_cpu or (on_gpu and solver.OPTIMIZER != "Adagrad"):  # torch has none for it
         # A quarter of AdamW's time. Requires moments with the memory layout of their parameter.
         options["fused"] = True
     by_group = [

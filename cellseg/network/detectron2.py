@@ -97,7 +97,7 @@ class _Drawn:
     boxes: torch.Tensor
 
 
-@PROPOSAL_GENERATOR_REGISTRY.register()  # type: ignore[misc]
+@PROPOSAL_GENERATOR_REGISTRY.register()
 class CellRPN(RPN):  # type: ignore[misc]
     """Detectron2's RPN, which in training takes all images of a batch at once."""
 

@@ -22,6 +22,7 @@ from types import ModuleType
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from cellseg.errors import InputError
 
@@ -132,6 +133,9 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     """
     check_network(cfg)
     network: torch.nn.Module = get_engine(cfg.ENGINE).build_network(cfg)
-    # The order of the convolution libraries, which would copy from the other one.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+    if not (depthwise and torch.device(cfg.MODEL.DEVICE).type == "cuda"):
+        # The order of the convolution libraries, which would copy from the other one. For depthwise
+        # convolutions in this order, cuDNN takes seconds to prepare for each new image size.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -20,8 +20,8 @@ from torchvision.ops import nms
 # cache, and its cells needn't be padded to the number of another image's.
 _OVERLAPS, _OVERLAPS_ON_CPU = 1 << 24, 1 << 18
 
-# Boxes in one non-maximum suppression on a GPU, whose memory grows with the square.
-_SUPPRESSED = 1 << 14
+# Boxes in one non-maximum suppression on a GPU, whose time and memory grow with the square.
+_SUPPRESSED = 1 << 12
 
 
 def match_boxes(
@@ -59,7 +59,9 @@ def match_boxes(
     found = []
     for begin in range(0, n_images, together):
         part = slice(begin, begin + together)
-        overlaps = _iou(boxes if len(boxes) == 1 else boxes[part], pad_sequence([*cells[part]], True))
+        overlaps = _iou(
+            boxes if len(boxes) == 1 else boxes[part], pad_sequence([*cells[part]], True)
+        )
         if not overlaps.shape[1]:  # no cell
             overlaps = overlaps.new_zeros((len(overlaps), 1, n_boxes))
         highest, nearest = overlaps.max(1)
@@ -178,22 +180,33 @@ def _suppress(
     levels: Sequence[slice],
     iou: float,
 ) -> torch.Tensor:
-    """Return which of the usable boxes `(N, P)` are kept by NMS in each image and level."""
-    n_images, n_boxes = scores.shape
+    """Return which of the usable boxes, `(N, P)`, NMS keeps in each image and level."""
+    if boxes.device.type != "cpu":
+        return _suppress_together(boxes, scores, usable, levels, iou)
     kept = torch.zeros_like(usable)
-    if boxes.device.type == "cpu":
-        for n, level in itertools.product(range(n_images), levels):
-            index = usable[n, level].nonzero()[:, 0]
-            best = nms(boxes[n, level][index], scores[n, level][index], iou)
-            kept[n, level][index[best]] = True
-        return kept
+    for n, level in itertools.product(range(len(boxes)), levels):
+        index = usable[n, level].nonzero()[:, 0]
+        best = nms(boxes[n, level][index], scores[n, level][index], iou)
+        kept[n, level][index[best]] = True
+    return kept
+
+
+def _suppress_together(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    usable: torch.Tensor,
+    levels: Sequence[slice],
+    iou: float,
+) -> torch.Tensor:
+    """Do as `_suppress`, with several images and levels in one NMS."""
+    n_images, n_boxes = scores.shape
     # Boxes of other images and levels are moved apart, and unusable ones made empty: they
     # suppress none. In float64, since float32 would round large coordinates.
-    number = torch.cat([torch.full((s.stop - s.start,), k) for k, s in enumerate(levels)])
-    number = (
-        number.to(boxes.device) + len(levels) * torch.arange(n_images).to(boxes.device)[:, None]
-    )
+    level = torch.cat([torch.full((s.stop - s.start,), k) for k, s in enumerate(levels)])
+    images = torch.arange(n_images, device=boxes.device)
+    number = level.to(boxes.device) + len(levels) * images[:, None]
     apart = boxes.double().where(usable[..., None], 0) + (number * (boxes.amax() + 1))[..., None]
+    kept = torch.zeros_like(usable)
     together = max(1, _SUPPRESSED // n_boxes)
     for begin in range(0, n_images, together):
         part = slice(begin, begin + together)

@@ -11,7 +11,8 @@ from cellseg.config import load_config, merge_options
 from cellseg.errors import InputError
 from cellseg.network import build_network
 from cellseg.network.limits import choose_limits
-from tests.network.network_cases import picture
+from tests.bitmasks import to_full
+from tests.network.network_cases import picture, sample
 
 pytestmark = [
     pytest.mark.detectron2,
@@ -85,3 +86,47 @@ def test_heads_that_pool_once_can_not_enlarge_boxes(tiny):
     merge_options(cfg, [*RES5.split(), "MODEL.ROI_MASK_HEAD.BOX_SCALE", "1.25"])
     with pytest.raises(InputError, match=r"BOX_SCALE 1\.25: .*Res5ROIHeads"):
         build_network(cfg)
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("dilated_c5", ""),
+        ("dilated_c5", f"{BOX} True {MASK} True"),
+        ("dilated_c5", RES5),
+        ("fpn", "MODEL.FPN.OUT_CHANNELS 16 MODEL.RPN.BBOX_REG_LOSS_TYPE giou"),
+        ("cascade_fpn", "MODEL.FPN.OUT_CHANNELS 16"),
+    ],
+)
+def test_losses_are_detectron2s(tiny, tmp_path, base, options):
+    """If all anchors and proposals are drawn, of images of two sizes, one of them without cells."""
+    from detectron2.modeling import GeneralizedRCNN
+    from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    path = tmp_path / "config.yaml"
+    path.write_text(tiny.read_text().replace("dilated_c5", base))
+    cfg = load_config(path, "detectron2")
+    all_of_them = "BATCH_SIZE_PER_IMAGE 100000 {}.POSITIVE_FRACTION 1.0"
+    for part in ("MODEL.RPN", "MODEL.ROI_HEADS"):
+        options += f" {part}.{all_of_them.format(part)}"
+    merge_options(cfg, f"MODEL.DEVICE cpu {options}".split())
+    torch.manual_seed(0)
+    network: Any = build_network(cfg).train()
+    theirs = GeneralizedRCNN(cfg).train()
+    theirs.load_state_dict(network.state_dict())
+    samples = [sample(), sample(50, 60, [(5, 4, 21, 30, 1)]), sample(cells=[])]
+    inputs = []
+    for each in samples:
+        instances = Instances(tuple(each["image"].shape[1:]))
+        instances.gt_boxes = Boxes(each["boxes"])
+        instances.gt_classes = each["classes"]
+        instances.gt_masks = BitMasks(to_full(each["masks"]))
+        inputs.append({"image": each["image"], "instances": instances})
+    with EventStorage():
+        expected = theirs(inputs)
+        losses = network(samples)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
+        assert loss.item() > 0
