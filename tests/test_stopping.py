@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # between the optimizer and the averaged weights.
 DIE = """\
 import io, os, signal, sys, torch, train
-from torch.optim.swa_utils import AveragedModel
+from cellseg.learn.step import MovingAverage
 moment, left = sys.argv.pop(1), [int(sys.argv.pop(1))]
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -35,13 +35,13 @@ def save(value, file, save=torch.save):
     file.write(whole.getvalue()[:50000])
     file.flush()
     die()
-def average(self, network, update=AveragedModel.update_parameters):
+def average(self, network, update=MovingAverage.update_parameters):
     left[0] -= 1
     update(self, network) if left[0] else die()
 if moment == "save":
     torch.save = save
 else:
-    AveragedModel.update_parameters = average
+    MovingAverage.update_parameters = average
 train.main()
 """
 

@@ -45,7 +45,7 @@ class TrainingStep:
         self.model = create_ddp_model(network)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.ema = _MovingAverage(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
+        self.ema = MovingAverage(network, cfg.SOLVER.EMA) if cfg.SOLVER.EMA else None
         self._device = torch.device(cfg.MODEL.DEVICE).type
         self._autocast_dtype = autocast_dtype(self._device, cfg.SOLVER.AMP.ENABLED)
         # Only float16 needs loss scaling.
@@ -144,7 +144,7 @@ def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
     )
 
 
-class _MovingAverage(AveragedModel):
+class MovingAverage(AveragedModel):
     """An exponential moving average, whose decay rises from 0.18 to `decay`.
 
     `AveragedModel` of the weights and buffers, with the same state. It takes each tensor by itself;
