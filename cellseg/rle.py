@@ -192,20 +192,19 @@ def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> 
     """Decode the counts of the masks with the indices from `first` on."""
     total = size[0] * size[1]
     n_chars = np.array([len(text) for text in texts], np.int64)
-    counts, n_counts = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars, first)
+    counts, n_pairs = _decompress(np.frombuffer(b"".join(texts), np.uint8), n_chars, first)
 
-    bounds = np.append(0, np.cumsum(n_counts))
+    bounds = np.append(0, np.cumsum(2 * n_pairs))
     # Each count is checked too, since the sum of huge ones may overflow to the right number.
-    outside = ((counts < 0) | (counts > total)).astype(np.int64)
+    outside = (counts < 0) | (counts > total)
     wrong = np.flatnonzero((_sum(counts, bounds) != total) | (_sum(outside, bounds) > 0))
     if len(wrong):
         raise ValueError(
             f"{first + wrong[0]}: the counts don't add up to {size[0]} x {size[1]} pixels"
         )
-    ends = np.cumsum(counts) - np.repeat(total * np.arange(len(texts)), n_counts)
-    owner = np.repeat(np.arange(len(texts)), n_counts)
-    odd = (np.arange(len(counts)) - bounds[:-1][owner]) % 2 == 1
-    return join_runs(size, len(texts), owner[odd], (ends - counts)[odd], ends[odd])
+    owner = np.repeat(np.arange(len(texts)), n_pairs)
+    ends = np.cumsum(counts).reshape(-1, 2) - total * owner[:, None]
+    return join_runs(size, len(texts), owner, ends[:, 0], ends[:, 1])
 
 
 def join_runs(
@@ -231,44 +230,56 @@ def join_runs(
 def _decompress(
     chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the counts of all masks from their joined text, and their number per mask."""
-    owner_of_char = np.repeat(np.arange(len(n_chars)), n_chars)
-    value = chars.astype(np.int64) - 48
+    """Return the counts of all masks from their joined text.
+
+    Returns
+    -------
+    counts
+        `(P, 2)` int64: pairs of a run of 0 and a run of 1, the last one of a mask perhaps 0.
+    n_pairs
+        `(N,)` int64: the number of pairs of each mask.
+    """
+    char_bounds = np.append(0, np.cumsum(n_chars))
+    value = chars - np.uint8(48)  # characters before "0" become large
     last = (value & 32) == 0
-    char_ends = np.cumsum(n_chars)
+    count_ends = np.flatnonzero(last) + 1
     # Texts that end within a count, contain an invalid character, or have a count of more than
     # the 12 characters of 60 bits.
-    digits = np.diff(np.append(-1, np.flatnonzero(last)))
-    bad = (value < 0) | (value > 63)
-    bad[char_ends[n_chars > 0] - 1] |= ~last[char_ends[n_chars > 0] - 1]
+    digits = np.diff(count_ends, prepend=0)
+    bad = value > 63
+    text_ends = char_bounds[1:][n_chars > 0] - 1
+    bad[text_ends] |= ~last[text_ends]
     if bad.any() or (digits > 12).any():
-        at = np.flatnonzero(bad)[0] if bad.any() else np.flatnonzero(last)[digits > 12][0]
-        raise ValueError(f"{first + owner_of_char[at]}: the counts are not a COCO RLE string")
-    if not len(chars):
-        return np.zeros(0, np.int64), np.zeros(len(n_chars), np.int64)
+        at = np.flatnonzero(bad)[0] if bad.any() else count_ends[digits > 12][0] - 1
+        index = np.searchsorted(char_bounds, at, side="right") - 1
+        raise ValueError(f"{first + index}: the counts are not a COCO RLE string")
 
-    count_ends = np.flatnonzero(last) + 1
+    five_bits = (value & 31).astype(np.int64)
+    sign = five_bits[count_ends - 1] >> 4
     count_starts = count_ends - digits
-    place = np.arange(len(chars)) - np.repeat(count_starts, digits)
-    delta = np.add.reduceat((value & 31) << (5 * place), count_starts)
-    negative = value[count_ends - 1] & 16 != 0
-    delta[negative] -= 1 << (5 * digits[negative])
+    delta = five_bits[count_starts] - (sign << (5 * digits))
+    for digit in range(1, digits.max(initial=0)):
+        longer = np.flatnonzero(digits > digit)
+        delta[longer] += five_bits[count_starts[longer] + digit] << (5 * digit)
 
-    owner = owner_of_char[count_starts]
-    n_counts = np.bincount(owner, minlength=len(n_chars))
-    starts = np.cumsum(n_counts) - n_counts
-    index = np.arange(len(delta)) - starts[owner]
-    # Undo the differences: cumulative sums over every second count, from the second and from
-    # the third count of each mask on. The first is no difference.
-    chain = 2 * owner + index % 2
-    order = np.argsort(chain + (index == 0) * -0.5, kind="stable")
-    chained, values = chain[order], delta[order]
-    head = np.append(True, chained[1:] != chained[:-1]) | (index[order] == 2)
-    sums = np.cumsum(values)
-    before = (sums - values)[head]
-    counts = np.empty_like(delta)
-    counts[order] = sums - np.repeat(before, np.diff(np.append(np.flatnonzero(head), len(values))))
-    return counts, n_counts
+    n_counts = _sum(last, char_bounds)
+    n_pairs = (n_counts + 1) // 2
+    pair_ends = np.cumsum(n_pairs)
+    # Masks with an odd number of counts leave a gap before the next mask.
+    n_gaps = 2 * pair_ends - np.cumsum(n_counts) - n_counts % 2
+    place = np.arange(len(delta)) + np.repeat(n_gaps, n_counts)
+    counts = np.zeros((n_pairs.sum(), 2), np.int64)
+    counts.reshape(-1)[place] = delta
+    # Undo the differences: cumulative sums of the columns of each mask, where a first count,
+    # which is no difference, stays out.
+    heads = (pair_ends - n_pairs)[n_counts > 0]
+    first_counts = counts[heads, 0]
+    counts[heads, 0] = 0
+    sums = np.cumsum(counts, axis=0)
+    sums -= np.repeat((sums - counts)[heads], n_pairs[n_counts > 0], axis=0)
+    sums[heads, 0] = first_counts
+    sums[pair_ends[n_counts % 2 == 1] - 1, 1] = 0  # gaps
+    return sums, n_pairs
 
 
 def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -380,7 +391,9 @@ def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
-def _sum(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sum(
+    values: NDArray[np.int64] | NDArray[np.bool_], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
     total: NDArray[np.int64] = np.append(0, np.cumsum(values))
     return total[offsets[1:]] - total[offsets[:-1]]
 
