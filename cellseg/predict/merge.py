@@ -99,6 +99,12 @@ def merge_tiles(
     for index, (tile, predictions) in enumerate(zip(plan, tile_predictions, strict=True)):
         if predictions.size != tile.size:
             raise ValueError(f"predictions of {predictions.size}, expected the tile's {tile.size}")
+        if tile.size == plan.size:  # the only tile: nothing is cut, or detected twice
+            masks, scores, classes = predictions.masks, predictions.scores, predictions.classes
+            kept = _nms(decode(masks, tile.size), scores, classes, iou, ios, across_classes)
+            if len(kept):
+                yield predictions[kept]
+            continue
         new = _Pieces.from_tile(tile, predictions, plan.size)
         new = new[_nms(new.mask_runs, new.scores, new.classes, iou, ios, across_classes)]
         new = new[~(tile.shows_less_than_half(new.boxes) & plan.some_tile_contains(new.boxes))]
@@ -264,8 +270,10 @@ def _resolve(
 
     pairs = np.unique(np.sort(group[relations.pairs], axis=1), axis=0)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pairs = pairs[_same_cell(cells.mask_runs, cells.classes, pairs, iou, ios, across_classes)]
-    order = _best_first(cells.mask_runs, cells.scores, cells.classes)
+    pairs = pairs[(cells.classes[pairs[:, 0]] == cells.classes[pairs[:, 1]]) | across_classes]
+    tight, area = boxes_xyxy(cells.mask_runs), areas(cells.mask_runs)
+    pairs = pairs[_same_cell(cells.mask_runs, tight, area, pairs, iou, ios)]
+    order = _best_first(tight, area, cells.scores, cells.classes)
     whole_first = order[np.argsort(cells.cut[order], kind="stable")]
     order = order[_suppress_in_order(whole_first, pairs)[order]]
     return Predictions(
@@ -308,27 +316,42 @@ def _nms(
     across_classes: bool,
 ) -> Ints:
     """Return the indices that greedy mask NMS keeps, best score first; empty masks are dropped."""
-    pairs = overlapping_boxes(boxes_xyxy(mask_runs))
-    pairs = pairs[_same_cell(mask_runs, classes, pairs, iou, ios, across_classes)]
-    order = _best_first(mask_runs, scores, classes)
-    keep = _suppress_in_order(order, pairs) & (areas(mask_runs) > 0)
+    boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
+    pairs = overlapping_boxes(boxes)
+    pairs = pairs[(classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes]
+    pairs = pairs[_same_cell(mask_runs, boxes, area, pairs, iou, ios)]
+    order = _best_first(boxes, area, scores, classes)
+    keep = _suppress_in_order(order, pairs) & (area > 0)
     return order[keep[order]]
 
 
 def _same_cell(
-    mask_runs: MaskRuns, classes: Ints, pairs: Ints, iou: float, ios: float, across_classes: bool
+    mask_runs: MaskRuns, boxes: Ints, area: Ints, pairs: Ints, iou: float, ios: float
 ) -> Bools:
-    """Return `(P,)` bool: which pairs of masks overlap enough to be the same cell."""
-    area = areas(mask_runs)[pairs]
-    shared = shared_pixels(mask_runs, pairs)
-    same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
-    same &= (classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes
+    """Return `(P,)` bool: which pairs of masks overlap enough to be the same cell.
+
+    `boxes` `(N, 4)` and `area` `(N,)` are those of the masks.
+    """
+
+    def enough(shared: Ints, area: Ints) -> Bools:
+        same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
+        return same
+
+    # Masks share no more pixels than their boxes: few pairs of neighbours need a look at the masks.
+    a, b = boxes[pairs].transpose(1, 0, 2)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    same = enough(np.maximum(sides, 0).prod(1), area[pairs])
+    pairs = pairs[same]
+    same[same] = enough(shared_pixels(mask_runs, pairs), area[pairs])
     return same
 
 
-def _best_first(mask_runs: MaskRuns, scores: NDArray[np.float32], classes: Ints) -> Ints:
-    """Return the order by score; ties by area, box and class, independent of the input order."""
-    order: Ints = np.lexsort((classes, *boxes_xyxy(mask_runs).T, -areas(mask_runs), -scores))
+def _best_first(boxes: Ints, area: Ints, scores: NDArray[np.float32], classes: Ints) -> Ints:
+    """Return the order by score; ties by area, box and class, independent of the input order.
+
+    `boxes` `(N, 4)` and `area` `(N,)` are those of the masks.
+    """
+    order: Ints = np.lexsort((classes, *boxes.T, -area, -scores))
     return order
 
 
@@ -338,7 +361,9 @@ def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
     rank[order] = np.arange(len(order))
     ranked = np.sort(rank[pairs], axis=1)
     keep = [True] * len(order)
-    for better, worse in ranked[np.argsort(ranked[:, 0])].tolist():
+    better_first = ranked[np.argsort(ranked[:, 0])]
+    # By columns: a list for each pair would keep the garbage collector busy.
+    for better, worse in zip(*better_first.T.tolist(), strict=True):
         if keep[better]:
             keep[worse] = False
     return np.array(keep, bool)[rank]

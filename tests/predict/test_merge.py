@@ -221,6 +221,39 @@ def test_suppression_is_greedy():
     assert stays(*shapes, scores=[0.8, 0.9, 0.7], ios=1.1) == [1]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 12), st.floats(0.1, 0.9), st.floats(0.1, 1.1), st.booleans(), st.integers(0, 99)
+)
+@example(12, 0.5, 0.8, False, 0)
+def test_suppression_is_that_of_the_full_masks(n, iou, ios, across_classes, seed):
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 12, (n, 2))
+    boxes = np.concatenate([low, low + rng.integers(1, 10, (n, 2))], axis=1)
+    masks = np.zeros((n, *SIZE), bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        # Whole, with holes, or empty.
+        density = rng.choice([0, 0.6, 1], p=[0.1, 0.3, 0.6])
+        mask[top:bottom, left:right] = rng.random((bottom - top, right - left)) < density
+    scores, classes = rng.permutation(n) / max(n, 1), rng.integers(0, 2, n)
+    kept: list[int] = []
+    for this in np.argsort(-scores):
+        rivals = [k for k in kept if across_classes or classes[k] == classes[this]]
+        shared = [(masks[k] & masks[this]).sum() for k in rivals]
+        same = [
+            both >= iou * (masks[k] | masks[this]).sum()
+            or both >= ios * min(masks[k].sum(), masks[this].sum())
+            for k, both in zip(rivals, shared, strict=True)
+            if both
+        ]
+        if masks[this].any() and not any(same):
+            kept.append(int(this))
+    before = detections(stack(masks, SIZE), scores, classes)
+    after = suppress(before, iou=iou, ios=ios, across_classes=across_classes)
+    assert after.masks == [before.masks[k] for k in kept]
+    assert after.scores.tolist() == before.scores[kept].tolist()
+
+
 def test_suppression_across_classes():
     cells = {"scores": [0.8, 0.9], "classes": [0, 1]}
     assert stays((0, 0, 10, 10), (0, 0, 10, 9), **cells) == [1, 0]
@@ -231,6 +264,13 @@ def test_neighbours_stay():
     c_shaped = [(0, 0, 10, 2), (0, 0, 2, 10), (0, 8, 10, 10)]
     in_its_box, beside_it = (3, 3, 9, 7), (10, 0, 20, 10)
     assert stays(c_shaped, in_its_box, beside_it, scores=[0.9, 0.8, 0.7]) == [0, 1, 2]
+
+
+def test_tiles_and_predictions_are_as_many():
+    found = detections(drawn(SIZE, (0, 0, 10, 10)), [0.5])
+    for n in (0, 2):
+        with pytest.raises(ValueError, match="argument"):
+            list(merge_tiles(plan_tiles(SIZE, max(SIZE), 1), [found] * n))
 
 
 def test_no_cells_and_empty_masks():
