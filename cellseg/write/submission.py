@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from cellseg.errors import InputError
 from cellseg.files import check_own, write_atomic
 from cellseg.predictions import Predictions
@@ -38,26 +40,26 @@ class SubmissionWriter:
         self.count = 0
 
     def add(self, image_id: int, predictions: Predictions) -> None:
-        """Write the detections of one image."""
-        boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2).tolist()
+        """Write the detections of one image. Raises ValueError if a number is not finite."""
+        boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2)
+        if not (np.isfinite(boxes).all() and np.isfinite(predictions.scores).all()):
+            raise ValueError("boxes or scores that are not finite, which JSON can't hold")
+        size = list(map(int, predictions.size))
         for box, score, class_, mask in zip(
-            boxes,
+            boxes.tolist(),
             # The shortest decimals that distinguish any two float32 scores.
             map(float, map(str, predictions.scores)),
             predictions.classes.tolist(),
             predictions.masks,
             strict=True,
         ):
-            entry = {
-                "image_id": image_id,
-                "category_id": self._category_ids[class_],
-                "segmentation": mask,
-                "score": score,
-                "bbox": box,
-            }
-            self._file.write(",\n" if self.count else "\n")
-            # json.dump is ten times slower.
-            self._file.write(json.dumps(entry, allow_nan=False))
+            # Numbers and lists of them are written as in Python; json.dumps takes twice as long.
+            self._file.write(
+                f"{',' if self.count else ''}\n"
+                f'{{"image_id": {image_id}, "category_id": {self._category_ids[class_]}, '
+                f'"segmentation": {{"size": {size}, "counts": {json.dumps(mask["counts"])}}}, '
+                f'"score": {score}, "bbox": {box}}}'
+            )
             self.count += 1
 
 
@@ -182,10 +184,10 @@ def check_submission(
 
 
 def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    for side in box:
         # JSON integers can exceed the range of floats.
-        and all(type(side) in (int, float) and abs(side) <= sys.float_info.max for side in box)
-        and min(box[2:]) >= 0
-    )
+        if type(side) not in (int, float) or not abs(side) <= sys.float_info.max:
+            return False
+    return bool(min(box[2:]) >= 0)

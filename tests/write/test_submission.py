@@ -58,6 +58,34 @@ def test_written_entries(tmp_path):
     assert check_submission(path, IMAGES, [5, 9]) == (2, [8])
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 1, width=32),
+            st.lists(st.floats(-(2**30), 2**30, width=32), min_size=4, max_size=4),
+            st.text(st.characters(min_codepoint=48, max_codepoint=111)),  # of RLEs, with "\\"
+        ),
+        max_size=5,
+    )
+)
+def test_text_is_that_of_json(tmp_path_factory, cells):
+    path = tmp_path_factory.getbasetemp() / "text.json"
+    found = Predictions(
+        size=(4, 6),
+        boxes=np.array([box for _, box, _ in cells], np.float32).reshape(-1, 4),
+        scores=np.array([score for score, _, _ in cells], np.float32),
+        classes=np.zeros(len(cells), np.int64),
+        masks=[{"size": [4, 6], "counts": counts} for _, _, counts in cells],
+    )
+    with write_submission(path, [5]) as writer:
+        writer.add(3, found)
+    text = path.read_text()
+    entries = json.loads(text)
+    assert text == "[\n" + ",\n".join(map(json.dumps, entries)) + "\n" * bool(entries) + "]\n"
+    assert [entry["segmentation"] for entry in entries] == found.masks
+    assert [list(entry) for entry in entries] == [list(ENTRY)] * len(entries)
+
+
 def test_no_detections(tmp_path):
     path = tmp_path / "a.json"
     with write_submission(path, [1]):
@@ -91,9 +119,11 @@ def test_scores_are_exact(tmp_path_factory, scores):
     assert np.array_equal(np.array(read, np.float32), found.scores)
 
 
-def test_nan_is_never_written(tmp_path):
+@pytest.mark.parametrize("where", ["scores", "boxes"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_only_finite_numbers_are_written(tmp_path, where, value):
     found = predictions()
-    found.scores[1] = np.nan
+    getattr(found, where).reshape(2, -1)[1, -1] = value
     with pytest.raises(ValueError, match="JSON"), write_submission(tmp_path / "a", [1, 2]) as w:
         w.add(3, found)
     assert not list(tmp_path.iterdir())
