@@ -131,6 +131,7 @@ def check(folder: Path, output: Path) -> None:
     cfg = load_config(folder / runs.CONFIG)
     merge_options(cfg, ["SOLVER.EMA", "0.9", "SOLVER.ACCUMULATE", "2", "OUTPUT_DIR", str(output)])
     merge_options(cfg, ["MODEL.DEVICE", NAME, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"])
+    merge_options(cfg, ["MODEL.AUXILIARY_HEAD.LOSS_WEIGHT", "1.0"])
     data = prepare(cfg).data
     batches = Trainer.build_train_loader(cfg, data)
     for start in (0, 1):
@@ -145,6 +146,7 @@ def check(folder: Path, output: Path) -> None:
         tensors = [*trainer.step.eval_network.parameters(), state["exp_avg"]]
         assert all(isinstance(tensor, OnGpu) for tensor in tensors)
     options = ["TEST.SYMMETRIES", "2", "TEST.BATCH", "2", "TEST.SCALES", "(0.8, 1.0)"]
+    options += ["TEST.BFLOAT16_ON_CPU", "False"]
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     predictions, expected = (
         Predictor.from_run(folder, device=device, options=options).predict(image)

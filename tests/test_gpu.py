@@ -233,12 +233,12 @@ def memory(n_bytes=None):
 
 
 def predict_and_measure(predictor, image):
-    """Return the bytes that a prediction takes, and the detections."""
+    """Return the bytes that a prediction needs, and the detections."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     detections = predictor.predict(image)
-    return torch.cuda.max_memory_reserved(), detections
+    return torch.cuda.max_memory_allocated(), detections
 
 
 ENLARGED = ["INPUT.MIN_SIZE_TEST", "1000", "INPUT.MAX_SIZE_TEST", "1500", "TEST.SYMMETRIES", "8"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_proposals(monkeypatch, seed, together):
     if together:
         monkeypatch.setattr(matching, "_suppress", matching._suppress_together)
         monkeypatch.setattr(matching, "_SUPPRESSED", 150)  # two images, then one
-    options = {"iou": 0.5, "pre_nms": 50, "post_nms": 20, "min_size": 4.0}
+    options: dict[str, Any] = {"iou": 0.5, "pre_nms": 50, "post_nms": 20, "min_size": 4.0}
     found = top_proposals(boxes, logits, sizes, **options)
     for (box, logit), (expected, scores) in zip(
         found, one_by_one(boxes, logits, sizes, **options), strict=True
@@ -135,7 +137,7 @@ def test_proposals(monkeypatch, seed, together):
 
 def test_few_or_no_proposals():
     box, logit = torch.tensor([[[1.0, 2.0, 9.0, 9.0]]]), torch.zeros(1, 1)
-    options = {"iou": 0.5, "pre_nms": 50, "post_nms": 20}
+    options: dict[str, Any] = {"iou": 0.5, "pre_nms": 50, "post_nms": 20}
     ((found, _),) = top_proposals([box], [logit], [(5, 30)], min_size=0.0, **options)
     assert found.tolist() == [[1, 2, 9, 5]]
     ((found, logits),) = top_proposals([box], [logit], [(5, 30)], min_size=3.0, **options)
@@ -146,6 +148,6 @@ def test_few_or_no_proposals():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_proposals_that_are_not_finite(bad):
     box = torch.tensor([[[1.0, 2.0, 9.0, bad]]])
-    options = {"iou": 0.5, "pre_nms": 50, "post_nms": 20, "min_size": 0.0}
+    options: dict[str, Any] = {"iou": 0.5, "pre_nms": 50, "post_nms": 20, "min_size": 0.0}
     with pytest.raises(FloatingPointError, match="diverged"):
         top_proposals([box], [torch.zeros(1, 1)], [(30, 30)], **options)
