@@ -165,11 +165,6 @@ class CellMasks:
         parts = (self._tight, self._starts, self._pixels)
         return CellMasks(self.size, *(part.to(*args, **kwargs) for part in parts))
 
-    def pin_memory(self) -> CellMasks:
-        """Copy to page-locked memory; `DataLoader` calls this for the parts of a batch."""
-        parts = (self._tight, self._starts, self._pixels)
-        return CellMasks(self.size, *(part.pin_memory() for part in parts))
-
     @property
     def boxes(self) -> torch.Tensor:
         """Tight boxes, `(N, 4)` float32 XYXY in pixels, right and bottom exclusive.
@@ -218,15 +213,11 @@ class CellMasks:
         by_area = (masks._tight[:, 2:] - masks._tight[:, :2]).prod(1).argsort(descending=True)
         rank = by_area.argsort()  # of the smallest box: the highest
         ranks = torch.full((len(parts) * height * width,), -1, device=masks.device)
-        at = (masks._images(parts)[cell] * height + row) * width + column
+        n_masks = torch.tensor([len(part) for part in parts])
+        image = torch.arange(len(parts)).repeat_interleave(n_masks, output_size=len(masks))
+        at = (image.to(masks.device)[cell] * height + row) * width + column
         ranks.scatter_reduce_(0, at[inside], rank[cell[inside]], "amax")
         return functional.pad(by_area, (0, 1), value=-1)[ranks].view(len(parts), height, width)
-
-    def _images(self, parts: Sequence[CellMasks]) -> torch.Tensor:
-        """Return the image of each mask, `(N,)` int64, if these are those of the parts."""
-        counts = torch.tensor([len(part) for part in parts])
-        images = torch.arange(len(parts)).repeat_interleave(counts, output_size=len(self))
-        return images.to(self.device)
 
     def crop(self, index: int) -> torch.Tensor:
         """Return one mask within its tight box, `(bottom - top, right - left)` bool."""

@@ -307,6 +307,10 @@ _UNUSED_KEYS = {
     "TEST.PRECISE_BN.ENABLED": "SOLVER.EMA also averages the statistics",
     "MODEL.LOAD_PROPOSALS": "proposals come only from the network",
     "MODEL.KEYPOINT_ON": "cells have no keypoints",
+    "MODEL.RPN.BOUNDARY_THRESH": "anchors that reach out of the image are trained too",
+    "MODEL.RPN.IOU_LABELS": "use MODEL.RPN.IOU_THRESHOLDS",
+    "MODEL.ROI_HEADS.IOU_LABELS": "use MODEL.ROI_HEADS.IOU_THRESHOLDS",
+    "VIS_PERIOD": "TensorBoard shows the first batch and held-out images",
     "DATALOADER.SAMPLER_TRAIN": "use DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
 }
 

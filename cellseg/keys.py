@@ -247,7 +247,7 @@ class Numbers:
         )
 
     def __str__(self) -> str:
-        counts = {(2, 2): "two ", (1, math.inf): "one or more "}
+        counts = {(1, 1): "one ", (2, 2): "two ", (1, math.inf): "one or more "}
         count = counts.get((self.shortest, self.longest), "")
         order = "rising " if self.rising else ""
         last = ", the lower one first" if self.ordered else ""
@@ -287,7 +287,7 @@ NETWORK_RANGES: dict[str, Allowed] = {
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _COUNT,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": _COUNT,
     "MODEL.ROI_HEADS.NUM_CLASSES": _CHANNELS,
-    "MODEL.ROI_HEADS.IOU_THRESHOLDS": Numbers(_FRACTION, 1),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": Numbers(_FRACTION, 1, 1),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _FRACTION,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": Numbers(_POSITIVE, 4, 4),

@@ -232,7 +232,7 @@ def test_masks_take_less_than_two_percent_of_full_masks():
 def test_targets_on_a_gpu(crop_of_tissue):
     masks = crop_of_tissue
     boxes = jittered(masks.boxes, masks.size, torch.Generator().manual_seed(0))
-    on_gpu = masks.pin_memory().to("cuda", non_blocking=True)
+    on_gpu = masks.to("cuda")
     targets = on_gpu.crop_and_resize(boxes.cuda(), 28)
     assert targets.device.type == "cuda"
     assert (targets.cpu() != masks.crop_and_resize(boxes, 28)).float().mean() <= 0.002

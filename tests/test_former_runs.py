@@ -63,5 +63,5 @@ def test_a_saved_run_resumes_and_predicts(saved, engine):
         for name in exact:
             assert now[name] == pytest.approx(old[name], rel=1e-3, abs=1e-6), name
         for name in near:
-            assert now[name] == pytest.approx(old[name], abs=0.3), name
+            assert old[name] / 3 < now[name] < 3 * old[name], name
     assert predict(run, data)

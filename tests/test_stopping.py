@@ -35,13 +35,13 @@ def save(value, file, save=torch.save):
     file.write(whole.getvalue()[:50000])
     file.flush()
     die()
-def average(self, network, update=MovingAverage.update_parameters):
+def average(self, update=MovingAverage.update):
     left[0] -= 1
-    update(self, network) if left[0] else die()
+    update(self) if left[0] else die()
 if moment == "save":
     torch.save = save
 else:
-    MovingAverage.update_parameters = average
+    MovingAverage.update = average
 train.main()
 """
 

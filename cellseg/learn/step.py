@@ -92,7 +92,7 @@ class TrainingStep:
         self.scaler.update()
         self.scheduler.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.network)
+            self.ema.update()
         return values
 
     @property
@@ -147,8 +147,8 @@ def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
 class MovingAverage(AveragedModel):
     """An exponential moving average, whose decay rises from 0.18 to `decay`.
 
-    `AveragedModel` of the weights and buffers, with the same state. It takes each tensor by itself;
-    here, all of a type are updated at once.
+    An `AveragedModel` of the weights and buffers, whose `update_parameters` would take each tensor
+    by itself; `update` takes all at once. The network keeps its tensors.
     """
 
     def __init__(self, network: torch.nn.Module, decay: float) -> None:
@@ -161,16 +161,16 @@ class MovingAverage(AveragedModel):
         self.eval()
 
     @torch.no_grad()
-    def update_parameters(self, model: torch.nn.Module) -> None:  # noqa: ARG002
-        """Update the average with the weights of `model`, the network that it was built of."""
+    def update(self) -> None:
+        """Update the average with the weights of the network."""
         n = int(self.n_averaged)
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
-        for exact in (False, True):  # batch counts, and all else
-            pairs = [(a, b) for a, b in self._pairs if a.is_floating_point() == exact]
+        for floating in (False, True):  # batch counts, and all else
+            pairs = [pair for pair in self._pairs if pair[0].is_floating_point() == floating]
             if not pairs:
                 continue
             own, new = map(list, zip(*pairs, strict=True))
-            if exact and n:
+            if floating and n:
                 torch._foreach_lerp_(own, new, weight)
             else:
                 torch._foreach_copy_(own, new)

@@ -112,7 +112,7 @@ class CellRPN(RPN):  # type: ignore[misc]
         cell, labels = match_boxes(boxes[None], cells, low, high, best_of_each=True)
         index, valid = draw_samples(labels, self.batch_size_per_image, self.positive_fraction)
         is_cell = valid & (labels.gather(1, index) == 1)
-        return _Drawn(index, valid, is_cell, _at_end(cells)[cell.gather(1, index)]), None
+        return _Drawn(index, valid, is_cell, _with_zero_row(cells)[cell.gather(1, index)]), None
 
     def losses(
         self,
@@ -158,8 +158,8 @@ class CellRPN(RPN):  # type: ignore[misc]
             logits,
             sizes,
             iou=self.nms_thresh,
-            pre_nms=self.pre_nms_topk[True],
-            post_nms=self.post_nms_topk[True],
+            pre_nms=self.pre_nms_topk[self.training],
+            post_nms=self.post_nms_topk[self.training],
             min_size=self.min_box_size,
         )
         return [
@@ -168,8 +168,8 @@ class CellRPN(RPN):  # type: ignore[misc]
         ]
 
 
-def _at_end(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate the boxes of all cells, and one more: there may be none."""
+def _with_zero_row(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate the values of all cells, and one row of zeros: there may be no cell."""
     return torch.cat([*parts, parts[0].new_zeros((1, *parts[0].shape[1:]))])
 
 
@@ -203,7 +203,7 @@ class _BatchSampling:
         index, valid = draw_samples(labels, self.batch_size_per_image, self.positive_fraction)
         is_cell = labels.gather(1, index) == 1
         cell = cell.gather(1, index)
-        classes = _at_end([of.gt_classes for of in targets])[cell]
+        classes = _with_zero_row([of.gt_classes for of in targets])[cell]
         drawn = valid.flatten().nonzero()[:, 0]
         n_drawn = valid.sum(1).tolist()
         of_image = [
@@ -211,7 +211,7 @@ class _BatchSampling:
             for value in (
                 padded.gather(1, index[..., None].expand(-1, -1, 4)),
                 classes.where(is_cell, self.num_classes),
-                _at_end(cells)[cell],
+                _with_zero_row(cells)[cell],
                 cell,
             )
         ]
@@ -471,10 +471,13 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise InputError if timm lacks the network, or if the heads can't enlarge boxes.
+    """Raise InputError for another proposal generator than the RPN, if timm lacks the network, or
+    if the heads can't enlarge boxes.
 
     Detectron2 checks other keys when it builds.
     """
+    if (generator := cfg.MODEL.PROPOSAL_GENERATOR.NAME) != "RPN":
+        raise InputError(f"MODEL.PROPOSAL_GENERATOR.NAME {generator}: RPN is expected")
     scale, heads = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE, cfg.MODEL.ROI_HEADS.NAME
     if scale != 1 and heads == "Res5ROIHeads":
         raise InputError(

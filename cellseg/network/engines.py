@@ -133,7 +133,8 @@ def build_network(cfg: CfgNode) -> torch.nn.Module:
     """
     check_network(cfg)
     network: torch.nn.Module = get_engine(cfg.ENGINE).build_network(cfg)
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+    convolutions = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    depthwise = any(conv.groups == conv.in_channels > 1 for conv in convolutions)
     if not (depthwise and torch.device(cfg.MODEL.DEVICE).type == "cuda"):
         # The order of the convolution libraries, which would copy from the other one. For depthwise
         # convolutions in this order, cuDNN takes seconds to prepare for each new image size.

@@ -43,7 +43,7 @@ def match_boxes(
         A box is background if its highest IoU is below `low`, and a cell from `high` on.
     best_of_each
         Whether the boxes with the highest IoU with a cell are cells in any case (Ren et al. 2015,
-        arXiv:1506.01497, 3.1.2 (i)).
+        arXiv:1506.01497, 3.1.2 (i)), unless it is 0. For Detectron2, all boxes are cells then.
 
     Returns
     -------
@@ -71,10 +71,10 @@ def match_boxes(
             labels = torch.where(((overlaps == best) & (best > 0)).any(1), 1, labels)
         found.append((nearest, labels))
     cell, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    first = list(itertools.accumulate(counts, initial=0))[:-1]
     # The padding has an IoU of 0, but may be taken.
     last = torch.tensor([[max(0, count - 1)] for count in counts]).to(cell.device)
-    return torch.minimum(cell, last) + torch.tensor(first).to(cell.device)[:, None], labels
+    first = torch.tensor([*itertools.accumulate(counts, initial=0)][:-1]).to(cell.device)
+    return torch.minimum(cell, last) + first[:, None], labels
 
 
 def _iou(boxes: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,8 @@ def top_proposals(
         level.gather(1, index[..., None].expand(-1, -1, 4))
         for level, (_, index) in zip(boxes, best, strict=True)
     ]
-    all_boxes, all_logits = torch.cat(chosen, 1).float(), torch.cat([top for top, _ in best], 1)
+    all_boxes = torch.cat(chosen, 1).float()
+    all_logits = torch.cat([level.values for level in best], 1).float()
     if not (all_boxes.isfinite().all() & all_logits.isfinite().all()):
         raise FloatingPointError("proposals are not finite: training has diverged")
     corners = torch.tensor([[width, height] * 2 for height, width in sizes], dtype=torch.float32)

@@ -44,7 +44,6 @@ class SubmissionWriter:
         boxes = xyxy_to_xywh(predictions.boxes.astype(float)).round(2)
         if not (np.isfinite(boxes).all() and np.isfinite(predictions.scores).all()):
             raise ValueError("boxes or scores that are not finite, which JSON can't hold")
-        size = list(map(int, predictions.size))
         for box, score, class_, mask in zip(
             boxes.tolist(),
             # The shortest decimals that distinguish any two float32 scores.
@@ -53,6 +52,7 @@ class SubmissionWriter:
             predictions.masks,
             strict=True,
         ):
+            size = [*map(int, mask["size"])]
             # Numbers and lists of them are written as in Python; json.dumps takes twice as long.
             self._file.write(
                 f"{',' if self.count else ''}\n"

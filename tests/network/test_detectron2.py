@@ -130,3 +130,10 @@ def test_losses_are_detectron2s(tiny, tmp_path, base, options):
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4), name
         assert loss.item() > 0
+
+
+def test_proposals_come_from_the_rpn(tiny):
+    cfg = load_config(tiny, "detectron2")
+    merge_options(cfg, ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"])
+    with pytest.raises(InputError, match="PrecomputedProposals: RPN is expected"):
+        build_network(cfg)
