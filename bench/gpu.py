@@ -81,7 +81,7 @@ TINY = shlex.split("""
     INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 100
 """)
 TINY_SIZES = [(60, 70), (72, 50), (33, 35), (64, 64)]
-# The recipe's batch suits a CPU, but leaves a GPU idle.
+# Of any recipe; small batches leave a GPU idle.
 LEARNING = ["SOLVER.IMS_PER_BATCH", "16"]
 PROFILED = 3  # steps or images
 NONE = "–"

@@ -229,7 +229,6 @@ def main() -> None:
     parser.add_argument(
         "--ingredients", action="store_true", help="change one at a time; not with flips"
     )
-    # A batch is 8 windows.
     n_processes = 1 if detectron2_problem() else min(2, torch.get_num_threads())
     parser.add_argument(
         "--processes", type=int, default=n_processes, help=f"of each training ({n_processes})"
