@@ -310,7 +310,7 @@ _UNUSED_KEYS = {
     "MODEL.RPN.BOUNDARY_THRESH": "anchors that reach out of the image are trained too",
     "MODEL.RPN.IOU_LABELS": "use MODEL.RPN.IOU_THRESHOLDS",
     "MODEL.ROI_HEADS.IOU_LABELS": "use MODEL.ROI_HEADS.IOU_THRESHOLDS",
-    "VIS_PERIOD": "TensorBoard shows the first batch and held-out images",
+    "VIS_PERIOD": "--show_batch draws a batch, and TensorBoard has held-out images",
     "DATALOADER.SAMPLER_TRAIN": "use DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
 }
 

@@ -154,6 +154,7 @@ class MovingAverage(AveragedModel):
     def __init__(self, network: torch.nn.Module, decay: float) -> None:
         super().__init__(network, use_buffers=True)
         self.decay = decay
+        # Found once: a walk over all modules takes longer than the update.
         self._pairs = [
             (own.detach(), new.detach())
             for own, new in zip(_tensors(self.module), _tensors(network), strict=True)
