@@ -516,18 +516,25 @@ def build_network(cfg: CfgNode) -> CellRCNN:
         iou=keys.NMS_THRESH_TEST,
         objectness_power=keys.OBJECTNESS_POWER,
     )
-    for module in network.modules():
-        if isinstance(module, ROIPooler):
-            module.level_poolers = torch.nn.ModuleList(map(_exact_pooler, module.level_poolers))
+    for module in [*network.modules()]:
+        for child, pooler in module.named_children():
+            if isinstance(pooler, ROIPooler) and isinstance(pooler.level_poolers[0], ROIAlign):
+                setattr(module, child, _Pooler.like(pooler))
     return network
 
 
-def _exact_pooler(pooler: torch.nn.Module) -> torch.nn.Module:
-    """Replace Detectron2's pooler, which in mixed precision rounds boxes by up to 4 pixels."""
-    if not isinstance(pooler, ROIAlign):
-        return pooler
-    options = (pooler.spatial_scale, pooler.sampling_ratio, pooler.aligned)
-    return RoIAlign(pooler.output_size, *options)
+class _Pooler(RoIAlign):
+    """`RoIAlign` for Detectron2's `Boxes`; its own rounds boxes in mixed precision."""
+
+    @classmethod
+    def like(cls, pooler: ROIPooler) -> _Pooler:
+        """Build the equivalent of a Detectron2 pooler."""
+        levels = pooler.level_poolers
+        strides = [round(1 / level.spatial_scale) for level in levels]
+        return cls(pooler.output_size, strides, levels[0].sampling_ratio, levels[0].aligned)
+
+    def forward(self, features: Sequence[torch.Tensor], boxes: Sequence[Boxes]) -> torch.Tensor:
+        return super().forward(features, [of_image.tensor for of_image in boxes])
 
 
 def initial_weights(cfg: CfgNode, wanted: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.nn import functional
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
@@ -29,7 +28,6 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops.poolers import LevelMapper
 
 from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
@@ -309,31 +307,6 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         return logits[torch.arange(len(classes), device=classes.device), classes].float()
 
 
-class _RoIPool(nn.Module):
-    """Pools the features of boxes, each from the level for its size: Detectron2's ROIAlignV2.
-
-    torchvision's `MultiScaleRoIAlign` is shifted by half a pixel, and infers the strides from the
-    first image, wrongly if it is small.
-    """
-
-    def __init__(self, strides: Sequence[int], part: CfgNode) -> None:
-        super().__init__()
-        options = (part.POOLER_RESOLUTION, part.POOLER_SAMPLING_RATIO)
-        self.poolers = nn.ModuleList(RoIAlign(options[0], 1 / s, options[1]) for s in strides)
-        self.levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
-
-    def forward(self, features: list[torch.Tensor], boxes: list[torch.Tensor]) -> torch.Tensor:
-        """Return `(N, C, resolution, resolution)` for the `(n, 4)` XYXY boxes of each image."""
-        rois = torch.cat([functional.pad(box, (1, 0), value=n) for n, box in enumerate(boxes)])
-        level = self.levels(boxes)
-        pooled = [
-            pooler(feature, rois[level == n])
-            for n, (feature, pooler) in enumerate(zip(features, self.poolers, strict=True))
-        ]
-        by_level = torch.argsort(level, stable=True)
-        return torch.cat(pooled)[torch.argsort(by_level)]
-
-
 class _Anchors(nn.Module):
     """Detectron2's anchors, at multiples of the stride and not rounded to whole pixels.
 
@@ -484,7 +457,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     if box.CLS_AGNOSTIC_BBOX_REG:
         box_predictor.bbox_pred = nn.Linear(width, 4)
     heads = CellHeads(
-        _RoIPool(strides, box),
+        RoIAlign(box.POOLER_RESOLUTION, strides, box.POOLER_SAMPLING_RATIO),
         box_head,
         box_predictor,
         fg_iou_thresh=threshold,
@@ -495,7 +468,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         score_thresh=keys.SCORE_THRESH_TEST,
         nms_thresh=keys.NMS_THRESH_TEST,
         detections_per_img=sys.maxsize,  # limited in `detect`
-        mask_roi_pool=_RoIPool(strides, mask),
+        mask_roi_pool=RoIAlign(mask.POOLER_RESOLUTION, strides, mask.POOLER_SAMPLING_RATIO),
         mask_head=MaskRCNNHeads(
             channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1, norm_layer=NORMS.get(mask.NORM)
         ),

@@ -6,16 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 from torchvision.ops import roi_align
 
 from cellseg.network.pooling import RoIAlign
 
 
 def boxes_in(generator, count, images, reach):
+    """Return `(n, 4)` for each image, `count` in all."""
     corner = torch.rand((count, 2), generator=generator) * 2 * reach - reach / 2
     size = torch.rand((count, 2), generator=generator) * reach * 1.5
-    number = torch.randint(0, images, (count, 1), generator=generator)
-    return torch.cat([number, corner, corner + size], 1)
+    number = torch.randint(0, images, (count,), generator=generator)
+    return [torch.cat([corner, corner + size], 1)[number == n] for n in range(images)]
+
+
+def with_index(boxes):
+    """Return the `(K, 5)` of torchvision."""
+    return torch.cat([functional.pad(of, (1, 0), value=n) for n, of in enumerate(boxes)])
 
 
 @settings(max_examples=60)
@@ -34,8 +41,8 @@ def test_values_and_gradients_are_torchvisions(seed, shape, bins, ratio, aligned
     # From far outside to far outside, at a stride of 4.
     boxes = boxes_in(generator, count, shape[0], 4.0 * max(shape[2:]))
     theirs, ours = (features.clone().requires_grad_() for _ in range(2))
-    expected = roi_align(theirs, boxes, bins, 0.25, ratio, aligned)
-    pooled = RoIAlign(bins, 0.25, ratio, aligned)(ours, boxes)
+    expected = roi_align(theirs, with_index(boxes), bins, 0.25, ratio, aligned)
+    pooled = RoIAlign(bins, [4], ratio, aligned)([ours], boxes)
     assert pooled.shape == expected.shape == (count, shape[1], *bins)
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
     weights = torch.randn(expected.shape, generator=generator)
@@ -44,12 +51,55 @@ def test_values_and_gradients_are_torchvisions(seed, shape, bins, ratio, aligned
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+STRIDES = [4, 8, 16]
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), ratio=st.integers(0, 2), counts=st.lists(st.integers(0, 6)))
+def test_each_box_is_pooled_from_the_level_for_its_size(seed, ratio, counts):
+    """Boxes up to 112 px from stride 4, up to 224 from 8, larger ones from 16."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn((len(counts), 2, 400 // s, 500 // s), generator=generator) for s in STRIDES]
+    boxes, expected = [torch.zeros((0, 4))], [torch.zeros((0, 2, 3, 3))]
+    for image, count in enumerate(counts):
+        side = torch.tensor([20.0, 111, 112, 223, 224, 700])[torch.randperm(6)[:count]]
+        corner = torch.randint(0, 300, (count, 2), generator=generator).float()
+        boxes.append(torch.cat([corner, corner + side[:, None] * torch.tensor([0.5, 2.0])], 1))
+        for box, level in zip(boxes[-1], (side >= 112).int() + (side >= 224).int(), strict=True):
+            rois = torch.cat([torch.tensor([float(image)]), box])[None]
+            scale = 1 / STRIDES[level]
+            expected.append(roi_align(maps[level], rois, 3, scale, ratio, True))
+    pooled = RoIAlign(3, STRIDES, ratio)(maps, boxes[1:] or boxes)
+    torch.testing.assert_close(pooled, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_are_pooled_from_the_level_of_their_size():
+    pool = RoIAlign(7, STRIDES, 0)
+    torch.manual_seed(0)
+    features = [torch.rand(2, 3, 256 // stride, 256 // stride) for stride in STRIDES]
+    # Lin et al., equation 1: level 4 at 224 pixels, one less for each halving.
+    boxes = [
+        torch.tensor([[0.0, 0, 230, 230], [5, 5, 25, 20]]),
+        torch.zeros(0, 4),
+        torch.tensor([[10.0, 20, 130, 140], [7, 7, 7, 7]]),
+    ]
+    features = [torch.cat([feature, feature[:1] * 2]) for feature in features]
+    pooled = pool(features, boxes)
+    sources = [(2, 0, 0), (0, 0, 1), (1, 2, 0), (0, 2, 1)]
+    for result, (level, image, box) in zip(pooled, sources, strict=True):
+        roi = torch.cat([torch.zeros(1), boxes[image][box]])[None]
+        feature = features[level][image : image + 1]
+        expected = roi_align(feature, roi, 7, 1 / 4 / 2**level, 0, aligned=True)[0]
+        torch.testing.assert_close(result, expected)
+    assert pool(features, [torch.zeros(0, 4)] * 3).shape == (0, 3, 7, 7)
+
+
 def test_bins_of_a_ramp_are_the_values_at_their_centres():
     """Features that rise by 1 to the right and by 100 downwards."""
     y, x = torch.meshgrid(torch.arange(8.0) + 0.5, torch.arange(10.0) + 0.5, indexing="ij")
     features = (x + 100 * y)[None, None]
-    box = torch.tensor([[0.0, 8, 4, 32, 28]])  # at stride 4: x from 2 to 8, y from 1 to 7
-    pooled = RoIAlign((2, 3), 0.25, 1)(features, box)
+    box = torch.tensor([[8.0, 4, 32, 28]])  # at stride 4: x from 2 to 8, y from 1 to 7
+    pooled = RoIAlign((2, 3), [4], 1)([features], [box])
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[253.0, 255, 257], [553, 555, 557]]))
 
 
@@ -58,24 +108,24 @@ def test_half_precision_features_are_summed_in_float32(dtype):
     """In bfloat16 a box at 301 would be at 302."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((2, 3, 90, 90), generator=generator).to(dtype)
-    boxes = torch.tensor([[0, 301.0, 303, 331, 329], [1, 5, 299, 23, 341]])
-    pooled = RoIAlign(7, 0.25, 1)(features, boxes)
+    boxes = [torch.tensor([[301.0, 303, 331, 329]]), torch.tensor([[5.0, 299, 23, 341]])]
+    pooled = RoIAlign(7, [4], 1)([features], boxes)
     assert pooled.dtype == dtype
-    expected = roi_align(features.float(), boxes, 7, 0.25, 1, True).to(dtype)
+    expected = roi_align(features.float(), with_index(boxes), 7, 0.25, 1, True).to(dtype)
     torch.testing.assert_close(pooled, expected)
 
 
 def test_gradients_are_those_of_finite_differences():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn((1, 2, 3, 4), generator=generator, dtype=torch.float64)
-    boxes = torch.tensor([[0, -1.3, 0.2, 3.1, 2.9]])
-    pool = RoIAlign(2, 1.0, 2)
-    assert torch.autograd.gradcheck(lambda f: pool(f, boxes), features.requires_grad_())
+    boxes = torch.tensor([[-1.3, 0.2, 3.1, 2.9]])
+    pool = RoIAlign(2, [1], 2)
+    assert torch.autograd.gradcheck(lambda f: pool([f], [boxes]), features.requires_grad_())
 
 
 def test_nan_boxes_give_nan():
     features = torch.ones((1, 2, 3, 4))
-    boxes = torch.tensor([[0, float("nan"), 0, 1, 1], [0, 0, 0, 1, 1]])
-    pooled = RoIAlign(2, 1.0, 1)(features, boxes)
+    boxes = torch.tensor([[float("nan"), 0, 1, 1], [0, 0, 1, 1]])
+    pooled = RoIAlign(2, [1], 1)([features], [boxes])
     assert pooled[0].isnan().all()
     assert (pooled[1] == 1).all()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet50, resnet101, resnext101_32x8d
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.ops import FrozenBatchNorm2d, box_iou, roi_align
+from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 import cellseg.network.torchvision as engine
 from cellseg import config
@@ -349,28 +349,6 @@ def test_anchors_by_hand():
     ]
     assert result.tolist() == expected
     assert anchors.counts == [1, 2]
-
-
-def test_boxes_are_pooled_from_the_level_of_their_size():
-    part = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision").MODEL.ROI_BOX_HEAD
-    pool = engine._RoIPool([4, 8, 16], part)
-    torch.manual_seed(0)
-    features = [torch.rand(2, 3, 256 // stride, 256 // stride) for stride in (4, 8, 16)]
-    # Lin et al., equation 1: level 4 at 224 pixels, one less for each halving.
-    boxes = [
-        torch.tensor([[0.0, 0, 230, 230], [5, 5, 25, 20]]),
-        torch.zeros(0, 4),
-        torch.tensor([[10.0, 20, 130, 140], [7, 7, 7, 7]]),
-    ]
-    features = [torch.cat([feature, feature[:1] * 2]) for feature in features]
-    pooled = pool(features, boxes)
-    sources = [(2, 0, 0), (0, 0, 1), (1, 2, 0), (0, 2, 1)]
-    for result, (level, image, box) in zip(pooled, sources, strict=True):
-        roi = torch.cat([torch.zeros(1), boxes[image][box]])[None]
-        feature = features[level][image : image + 1]
-        expected = roi_align(feature, roi, 7, 1 / 4 / 2**level, 0, aligned=True)[0]
-        torch.testing.assert_close(result, expected)
-    assert pool(features, [torch.zeros(0, 4)] * 3).shape == (0, 3, 7, 7)
 
 
 @pytest.mark.parametrize(
