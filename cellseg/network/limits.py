@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
-from torchvision.ops import batched_nms, clip_boxes_to_image, nms
+from torchvision.ops import clip_boxes_to_image
 
 from cellseg.messages import listed, plural, warn
+from cellseg.network.suppression import suppress
 
 # Config keys; 0 is computed from the area and the density.
 PRE_NMS = "MODEL.RPN.PRE_NMS_TOPK_TEST"
@@ -38,7 +39,7 @@ _PRE_NMS_PER_CELL, _POST_NMS_PER_CELL, _DETECTIONS_PER_CELL = 8, 4, 2
 
 # Boxes that go through a head at once: limits the memory. On a CPU, the features of a few masks
 # stay in its cache.
-_BOXES, _MASKS_ON_CPU = 1000, 50
+_BOXES, _MASKS_ON_CPU = 1000, 100
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def select_proposals(
         sides = best_boxes[:, 2:] - best_boxes[:, :2]
         usable = (sides > min_size).all(1) & torch.isfinite(best)  # NaN is never above
         best, best_boxes = best[usable], best_boxes[usable]
-        keep = nms(best_boxes.float(), best.float(), iou)
+        keep = suppress(best_boxes, best, iou)
         kept.append((best_boxes[keep], best[keep]))
     all_boxes, all_logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
     all_logits, order = all_logits.sort(descending=True, stable=True)
@@ -224,7 +225,7 @@ def select_detections(
     large = (boxes[..., 2:] - boxes[..., :2] > min_size).all(-1)
     usable = (scores > threshold) & large  # NaN is never above
     boxes, scores, classes = boxes[usable], scores[usable], usable.nonzero()[:, 1]
-    best = batched_nms(boxes.float(), scores.float(), classes, iou)
+    best = suppress(boxes, scores, iou, classes)
     n, key = count_detections(scores[best], limits)
     best = best[:n]
     return BoxDetections(boxes[best], scores[best], classes[best], key)

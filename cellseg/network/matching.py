@@ -16,6 +16,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
+from cellseg.network.suppression import suppress
+
 # Overlaps that are computed at once: limits the memory. On a CPU, those of an image stay in its
 # cache, and its cells needn't be padded to the number of another image's.
 _OVERLAPS, _OVERLAPS_ON_CPU = 1 << 24, 1 << 18
@@ -165,10 +167,9 @@ def top_proposals(
     corners = torch.tensor([[width, height] * 2 for height, width in sizes], dtype=torch.float32)
     all_boxes = torch.minimum(all_boxes.clamp(min=0), corners.to(all_boxes.device)[:, None])
     usable = (all_boxes[..., 2:] - all_boxes[..., :2] > min_size).all(-1)
-    ends = list(itertools.accumulate(part.shape[1] for part in chosen))
-    levels = [slice(end - part.shape[1], end) for end, part in zip(ends, chosen, strict=True)]
-    kept = _suppress(all_boxes, all_logits, usable, levels, iou)
-    order = all_logits.where(kept, -torch.inf).topk(min(post_nms, ends[-1]), 1)
+    level_of = torch.cat([torch.full((part.shape[1],), k) for k, part in enumerate(chosen)])
+    kept = _suppress(all_boxes, all_logits, usable, level_of.to(all_boxes.device), iou)
+    order = all_logits.where(kept, -torch.inf).topk(min(post_nms, len(level_of)), 1)
     counts = (order.values > -torch.inf).sum(1).tolist()
     best_boxes = all_boxes.gather(1, order.indices[..., None].expand(-1, -1, 4))
     return [(best_boxes[n, :count], order.values[n, :count]) for n, count in enumerate(counts)]
@@ -178,17 +179,17 @@ def _suppress(
     boxes: torch.Tensor,
     scores: torch.Tensor,
     usable: torch.Tensor,
-    levels: Sequence[slice],
+    level_of: torch.Tensor,
     iou: float,
 ) -> torch.Tensor:
     """Return which of the usable boxes, `(N, P)`, NMS keeps in each image and level."""
     if boxes.device.type != "cpu":
-        return _suppress_together(boxes, scores, usable, levels, iou)
+        return _suppress_together(boxes, scores, usable, level_of, iou)
     kept = torch.zeros_like(usable)
-    for n, level in itertools.product(range(len(boxes)), levels):
-        index = usable[n, level].nonzero()[:, 0]
-        best = nms(boxes[n, level][index], scores[n, level][index], iou)
-        kept[n, level][index[best]] = True
+    for n in range(len(boxes)):
+        index = usable[n].nonzero()[:, 0]
+        best = suppress(boxes[n, index], scores[n, index], iou, level_of[index])
+        kept[n, index[best]] = True
     return kept
 
 
@@ -196,16 +197,15 @@ def _suppress_together(
     boxes: torch.Tensor,
     scores: torch.Tensor,
     usable: torch.Tensor,
-    levels: Sequence[slice],
+    level_of: torch.Tensor,
     iou: float,
 ) -> torch.Tensor:
     """Do as `_suppress`, with several images and levels in one NMS."""
     n_images, n_boxes = scores.shape
     # Boxes of other images and levels are moved apart, and unusable ones made empty: they
     # suppress none. In float64, since float32 would round large coordinates.
-    level = torch.cat([torch.full((s.stop - s.start,), k) for k, s in enumerate(levels)])
     images = torch.arange(n_images, device=boxes.device)
-    number = level.to(boxes.device) + len(levels) * images[:, None]
+    number = level_of + (level_of[-1] + 1) * images[:, None]
     apart = boxes.double().where(usable[..., None], 0) + (number * (boxes.amax() + 1))[..., None]
     kept = torch.zeros_like(usable)
     together = max(1, _SUPPRESSED // n_boxes)
