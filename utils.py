@@ -79,8 +79,8 @@ class CommandParser(argparse.ArgumentParser):
                 words.insert(index, "--")
                 break
         args = self.parse_args(words)
-        if args.options[:1] == ["--"]:
-            del args.options[0]
+        # Not always the first: a word that is no such key, as SEED, may begin the pairs.
+        args.options = [word for word in args.options if word != "--"]
         return args
 
     def error(self, message: str) -> NoReturn:

@@ -107,6 +107,12 @@ def test_every_flag_reaches_the_config(tmp_path):
     assert configured("--annotations", "a.json").DATA.ANNOTATIONS == str(Path("a.json").absolute())
 
 
+@pytest.mark.parametrize("words", ["SEED 3 SOLVER.MAX_ITER 5", "SOLVER.MAX_ITER 5 SEED 3"])
+def test_keys_with_and_without_a_section_in_any_order(words):
+    cfg = configured("-m", "demo", *words.split())
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 5)
+
+
 def test_defaults_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert configured().DATA.ROOT == str(utils.PROJECT / "nycu-hw3-data")
