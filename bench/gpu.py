@@ -41,7 +41,7 @@ import inference
 import train
 import utils
 from bench.annotation import draw_data
-from bench.learning import OURS, score, train_for
+from bench.learning import CURVE, OURS, score, train_for
 from bench.mapper import detectron2_mapper, detectron2_record, write_rgb
 from bench.overhead import time_rest, write_images
 from bench.prediction import encode_each
@@ -367,7 +367,8 @@ def measure_learning(args: Namespace) -> Iterator[Row]:
         annotation.main(["--data", str(args.data), "--output", str(annotations)])
         run, took, _ = train_for(
             flags, keys, args.data, args.output, minutes_of("learning", args), args.device,
-            weights=args.weights or ("none" if args.tiny else None), pilot=PILOT,
+            weights=args.weights or ("none" if args.tiny else None),
+            pilot=(CURVE,) if args.tiny else PILOT,
         )  # fmt: skip
         for name, words in {"": [], ", four flips": ["--tta", "flips"]}.items():
             result[name], _ = score(run, args.data, words, args.device)
