@@ -105,6 +105,9 @@ class RoIAlign(torch.nn.Module):
     ) -> torch.Tensor:
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         options = (self.sampling_ratio, self.aligned)
+        if len(self.strides) == 1:
+            scale = 1 / self.strides[0]
+            return torch.as_tensor(roi_align(features[0], rois, self.output_size, scale, *options))
         order = torch.argsort(level, stable=True)
         counts = torch.bincount(level, minlength=len(self.strides)).tolist()
         by_level = torch.split(rois[order], counts)
