@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +28,9 @@ class RoIAlign(torch.nn.Module):
     `ROIPooler`. torchvision's `MultiScaleRoIAlign` is shifted by half a pixel, and infers the
     strides from the first image, wrongly if it is small.
 
-    On a CPU, if bins have few samples, it takes a third of the time of torchvision's `roi_align`,
-    and less with several levels: each sample is a weighted sum of its four neighbours, computed for
-    all channels at once, for the boxes of all images and levels.
+    On a CPU, if bins have few samples, it takes a third of the time of torchvision's `roi_align`
+    or less: each sample is a weighted sum of its four neighbours, computed for all channels at
+    once.
 
     Parameters
     ----------
@@ -75,17 +74,29 @@ class RoIAlign(torch.nn.Module):
 
         Returns
         -------
-        `(K, C, *output_size)`, of the boxes of the first image, the second, and so on.
+        `(K, C, *output_size)`, of the boxes of the first image, the second, and so on; in mixed
+        precision of its type, else of the features'.
         """
         all_boxes = torch.cat([*boxes])
+        device = all_boxes.device.type
         counts = torch.tensor([len(of_image) for of_image in boxes])
         image = torch.arange(len(boxes)).repeat_interleave(counts).to(all_boxes.device)
-        level = self._levels(all_boxes)
-        device = all_boxes.device.type
-        if self.sampling_ratio <= 0 or device != "cpu":
-            pooled = self._pool_level_by_level(features, all_boxes, image, level)
+        rois = torch.cat([image[:, None].to(all_boxes.dtype), all_boxes], 1)
+        if len(self.strides) == 1:
+            pooled = self._pool(features[0], rois, self.strides[0])
         else:
-            pooled = self._pool_at_once(features, all_boxes, image, level)
+            level = self._levels(all_boxes)
+            order = torch.argsort(level, stable=True)
+            sizes = torch.bincount(level, minlength=len(self.strides)).tolist()
+            parts = zip(features, torch.split(rois[order], sizes), self.strides, strict=True)
+            # In training, all levels get a gradient.
+            used = [part for part in parts if len(part[1]) or torch.is_grad_enabled()]
+            used = used or [(features[0], rois, self.strides[0])]
+            by_level = torch.cat([self._pool(*part) for part in used])
+            several = len(used) > 1
+            pooled = (
+                torch.empty_like(by_level).index_copy(0, order, by_level) if several else by_level
+            )
         mixed = torch.is_autocast_enabled(device)
         return pooled.to(torch.get_autocast_dtype(device) if mixed else features[0].dtype)
 
@@ -96,69 +107,38 @@ class RoIAlign(torch.nn.Module):
         level = torch.floor(_CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE + 1e-8)) - first
         return level.nan_to_num().clamp(0, len(self.strides) - 1).long()
 
-    def _pool_level_by_level(
-        self,
-        features: Sequence[torch.Tensor],
-        boxes: torch.Tensor,
-        image: torch.Tensor,
-        level: torch.Tensor,
-    ) -> torch.Tensor:
-        rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
-        options = (self.sampling_ratio, self.aligned)
-        if len(self.strides) == 1:
-            scale = 1 / self.strides[0]
-            return torch.as_tensor(roi_align(features[0], rois, self.output_size, scale, *options))
-        order = torch.argsort(level, stable=True)
-        counts = torch.bincount(level, minlength=len(self.strides)).tolist()
-        by_level = torch.split(rois[order], counts)
-        pooled = torch.cat(
-            [
-                roi_align(of_level, part, self.output_size, 1 / stride, *options)
-                for of_level, part, stride in zip(features, by_level, self.strides, strict=True)
-            ]
-        )
-        return torch.empty_like(pooled).index_copy(0, order, pooled)
-
-    def _pool_at_once(
-        self,
-        features: Sequence[torch.Tensor],
-        boxes: torch.Tensor,
-        image: torch.Tensor,
-        level: torch.Tensor,
-    ) -> torch.Tensor:
-        """Pool from a table of the features of all images and levels."""
-        channels = features[0].shape[1]
-        table = [precise(of_level).permute(0, 2, 3, 1).flatten(0, 2) for of_level in features]
-        starts = [0, *itertools.accumulate(map(len, table))][:-1]
-        with torch.no_grad():  # with the boxes last: few values would be slow
-            height, width = torch.tensor([of_level.shape[2:] for of_level in features])[level].T
-            stride = torch.tensor(self.strides, dtype=torch.float32)[level]
-            corners = boxes.float().T / stride - (0.5 if self.aligned else 0.0)
-            rows, columns = self.output_size
+    def _pool(self, features: torch.Tensor, rois: torch.Tensor, stride: int) -> torch.Tensor:
+        """Pool from one level; `rois` are `(K, 5)`, the index of the image and XYXY."""
+        if self.sampling_ratio <= 0 or rois.device.type != "cpu":
+            options = (1 / stride, self.sampling_ratio, self.aligned)
+            return torch.as_tensor(roi_align(features, rois, self.output_size, *options))
+        _, channels, height, width = features.shape
+        rows, columns = self.output_size
+        with torch.no_grad():  # with the boxes last: many small dimensions would be slow
+            corners = rois[:, 1:].T.float() / stride - (0.5 if self.aligned else 0.0)
             x, x_weight = self._neighbours(corners[0], corners[2], columns, width)
             y, y_weight = self._neighbours(corners[1], corners[3], rows, height)
-            y = y * width + torch.tensor(starts)[level] + image * height * width
+            y = (y + rois[:, 0].long() * height) * width
             # (rows, columns, neighbours in y, neighbours in x, K)
             indices = y[:, None, :, None] + x[None, :, None, :]
             weights = y_weight[:, None, :, None] * x_weight[None, :, None, :]
-        whole = table[0] if len(table) == 1 else torch.cat(table)
+        table = precise(features).permute(0, 2, 3, 1).flatten(0, 2)
         # The bags: the neighbours of each bin.
         indices, weights = (each.permute(4, 0, 1, 2, 3).flatten(3) for each in (indices, weights))
         pooled = functional.embedding_bag(
             indices.flatten(0, 2),
-            whole,
-            per_sample_weights=weights.flatten(0, 2).to(whole.dtype),
+            table,
+            per_sample_weights=weights.flatten(0, 2).to(table.dtype),
             mode="sum",
         )
-        return pooled.view(len(boxes), rows, columns, channels).permute(0, 3, 1, 2)
+        return pooled.view(len(rois), rows, columns, channels).permute(0, 3, 1, 2)
 
     def _neighbours(
-        self, low: torch.Tensor, high: torch.Tensor, bins: int, length: torch.Tensor
+        self, low: torch.Tensor, high: torch.Tensor, bins: int, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the indices of the features next to each sample along one axis, and their weights.
 
-        Both are `(bins, 2 * sampling_ratio, K)`. Ends of the boxes in features, and lengths of the
-        maps, are `(K,)`.
+        Both are `(bins, 2 * sampling_ratio, K)`. The ends of the boxes, in features, are `(K,)`.
         """
         size = high - low
         if not self.aligned:  # as in the first RoIAlign
@@ -166,11 +146,11 @@ class RoIAlign(torch.nn.Module):
         n = bins * self.sampling_ratio
         at = low + size * ((torch.arange(n, dtype=torch.float32)[:, None] + 0.5) / n)
         inside = (at >= -1) & (at <= length)
-        at = torch.minimum(at.clamp(min=0), length - 1)
+        at = at.clamp(0, length - 1)
         first = at.nan_to_num().floor()  # NaN boxes give NaN by their weights
         fraction = at - first
         first = first.long()
         weights = torch.stack([1 - fraction, fraction], 1) * (inside / self.sampling_ratio)[:, None]
-        indices = torch.stack([first, torch.minimum(first + 1, length - 1)], 1)
+        indices = torch.stack([first, (first + 1).clamp(max=length - 1)], 1)
         shape = (bins, 2 * self.sampling_ratio, len(low))
         return indices.view(shape), weights.view(shape)

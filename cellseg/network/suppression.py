@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import batched_nms, nms
 
-# Pairs that are compared: of N boxes a tenth of N², between these. With more, torchvision is faster
-# or needs less memory.
-_FEW_PAIRS, _MOST_PAIRS = 1000, 2_000_000
+# Pairs per box that are near enough along x, near enough, and found. With more, as of boxes that
+# mostly suppress each other, comparing all pairs is faster.
+_MOST = (50, 20, 5)
 
 
 def suppress(
@@ -44,8 +44,15 @@ def suppress(
         pairs = _overlapping(ranked, iou, of_group)
         if pairs is not None:
             return order[torch.from_numpy(_keep(len(ranked), *pairs))]
-    best = nms(boxes, scores, iou) if groups is None else batched_nms(boxes, scores, groups, iou)
-    return torch.as_tensor(best)
+    if groups is None:
+        return torch.as_tensor(nms(boxes, scores, iou))
+    if boxes.device.type != "cpu":
+        return torch.as_tensor(batched_nms(boxes, scores, groups, iou))
+    members = [(groups == group).nonzero()[:, 0] for group in torch.unique(groups)]
+    kept = torch.zeros(len(boxes), dtype=torch.bool)
+    for index in members:
+        kept[index[nms(boxes[index], scores[index], iou)]] = True
+    return order[kept[order]]
 
 
 def _overlapping(
@@ -55,26 +62,29 @@ def _overlapping(
 
     Or None if too many pairs would have to be compared.
     """
-    # Along each axis, the IoU is at most the shared length of the larger side. So the larger side
-    # is at most 1 / IoU times the smaller one, and the centres are at most (1 - IoU) times the
-    # larger side apart; a little more for rounding.
+    if iou < 1e-3:
+        return None
+    # Along each axis, lengths a, b and the IoU t of the sides, which is at least that of the boxes:
+    # b is at most a / t. So the centres are at most a (1 - t) / 2 t apart; more for rounding.
     size = boxes[:, 2:] - boxes[:, :2]
-    centre = boxes[:, :2] + size / 2
-    reach = size * ((1 - iou) / max(iou, 1e-3) + 1e-3) + 0.01
-    along = centre[:, 0].astype(np.float64)
+    centre = boxes[:, :2] + size.astype(np.float64) / 2
+    reach = size * ((1 - iou) / (2 * iou) + 1e-3) + 0.01
+    along = centre[:, 0]
     if groups is not None and len(boxes):
-        along += groups * (np.ptp(along) + reach[:, 0].max() + 1.0)
+        along = along + groups * (np.ptp(along) + reach[:, 0].max() + 1.0)
     by_place = np.argsort(along, kind="stable")
     ordered = along[by_place]
     ends = np.searchsorted(ordered, ordered + reach[by_place, 0], side="right")
     counts = ends - np.arange(1, len(boxes) + 1)
-    if counts.sum() > np.clip(len(boxes) ** 2 / 10, _FEW_PAIRS, _MOST_PAIRS):
+    most_along, most_near, most_found = (len(boxes) * most for most in _MOST)
+    if counts.sum() > most_along:
         return None
     left = np.repeat(np.arange(len(boxes)), counts)
     right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
-    near = (
-        np.abs(centre[by_place, 1][left] - centre[by_place, 1][right]) <= reach[by_place, 1][left]
-    )
+    y, reach_y = centre[by_place, 1], reach[by_place, 1]
+    near = np.flatnonzero(np.abs(y[left] - y[right]) <= reach_y[left])
+    if len(near) > most_near:
+        return None
     a, b = by_place[left[near]], by_place[right[near]]
     a, b = np.minimum(a, b), np.maximum(a, b)
     # In float32 and in this order, as torchvision does.
@@ -86,6 +96,8 @@ def _overlapping(
     with np.errstate(invalid="ignore"):  # boxes without area
         ratio = intersection / (area[a] + area[b] - intersection)
     found = ratio.astype(np.float64) > iou
+    if found.sum() > most_found:
+        return None
     a, b = a[found], b[found]
     order = np.argsort(a, kind="stable")
     return a[order], b[order]

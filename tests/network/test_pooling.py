@@ -62,36 +62,27 @@ def test_each_box_is_pooled_from_the_level_for_its_size(seed, ratio, counts):
     maps = [torch.randn((len(counts), 2, 400 // s, 500 // s), generator=generator) for s in STRIDES]
     boxes, expected = [torch.zeros((0, 4))], [torch.zeros((0, 2, 3, 3))]
     for image, count in enumerate(counts):
-        side = torch.tensor([20.0, 111, 112, 223, 224, 700])[torch.randperm(6)[:count]]
+        side = torch.tensor([20.0, 111, 112, 223, 224, 700])[
+            torch.randperm(6, generator=generator)[:count]
+        ]
         corner = torch.randint(0, 300, (count, 2), generator=generator).float()
         boxes.append(torch.cat([corner, corner + side[:, None] * torch.tensor([0.5, 2.0])], 1))
         for box, level in zip(boxes[-1], (side >= 112).int() + (side >= 224).int(), strict=True):
             rois = torch.cat([torch.tensor([float(image)]), box])[None]
             scale = 1 / STRIDES[level]
             expected.append(roi_align(maps[level], rois, 3, scale, ratio, True))
-    pooled = RoIAlign(3, STRIDES, ratio)(maps, boxes[1:] or boxes)
+    pool = RoIAlign(3, STRIDES, ratio)
+    pooled = pool(maps, boxes[1:] or boxes)
     torch.testing.assert_close(pooled, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # without the levels that have no boxes
+        assert pool(maps, boxes[1:] or boxes).equal(pooled)
 
 
-def test_boxes_are_pooled_from_the_level_of_their_size():
-    pool = RoIAlign(7, STRIDES, 0)
-    torch.manual_seed(0)
-    features = [torch.rand(2, 3, 256 // stride, 256 // stride) for stride in STRIDES]
-    # Lin et al., equation 1: level 4 at 224 pixels, one less for each halving.
-    boxes = [
-        torch.tensor([[0.0, 0, 230, 230], [5, 5, 25, 20]]),
-        torch.zeros(0, 4),
-        torch.tensor([[10.0, 20, 130, 140], [7, 7, 7, 7]]),
-    ]
-    features = [torch.cat([feature, feature[:1] * 2]) for feature in features]
-    pooled = pool(features, boxes)
-    sources = [(2, 0, 0), (0, 0, 1), (1, 2, 0), (0, 2, 1)]
-    for result, (level, image, box) in zip(pooled, sources, strict=True):
-        roi = torch.cat([torch.zeros(1), boxes[image][box]])[None]
-        feature = features[level][image : image + 1]
-        expected = roi_align(feature, roi, 7, 1 / 4 / 2**level, 0, aligned=True)[0]
-        torch.testing.assert_close(result, expected)
-    assert pool(features, [torch.zeros(0, 4)] * 3).shape == (0, 3, 7, 7)
+def test_all_levels_get_a_gradient_in_training():
+    maps = [torch.ones((1, 2, 64 // s, 64 // s), requires_grad=True) for s in STRIDES]
+    pooled = RoIAlign(3, STRIDES, 1)(maps, [torch.tensor([[1.0, 1, 20, 20]])])
+    gradients = torch.autograd.grad(pooled.sum(), maps)
+    assert [float(each.sum()) for each in gradients] == [pytest.approx(18), 0, 0]
 
 
 def test_bins_of_a_ramp_are_the_values_at_their_centres():

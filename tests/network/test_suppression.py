@@ -51,14 +51,33 @@ def test_keeps_the_boxes_that_comparing_all_pairs_keeps(
         assert nms(boxes, scores, iou).tolist() == kept.tolist()
 
 
-@pytest.mark.parametrize("area", [200, 4000], ids=["too many pairs", "few pairs"])
-@pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_many_boxes_are_suppressed_as_by_torchvision(area, iou):
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize(
+    ("area", "side"),
+    [(100, 60), (300, 5), (4000, 50), (0, 20)],
+    ids=["crowded", "small", "sparse", "equal"],
+)
+def test_many_boxes_are_suppressed_as_by_torchvision(area, side, iou):
     generator = torch.Generator().manual_seed(area)
     corner = torch.rand((3000, 2), generator=generator) * area
-    boxes = torch.cat([corner, corner + 5 + 50 * torch.rand((3000, 2), generator=generator)], 1)
+    boxes = torch.cat([corner, corner + side], 1)
+    boxes[7] = torch.tensor([-50.0, -50, 5000, 5000])  # much larger than the others
     scores = torch.rand(3000, generator=generator)
-    assert suppress(boxes, scores, iou).tolist() == nms(boxes, scores, iou).tolist()
+    assert suppress(boxes, scores, iou).equal(nms(boxes, scores, iou))
+
+
+def test_equal_boxes_of_two_groups_are_two():
+    boxes = torch.tensor([[-21.0, -21, -1, -1]]).repeat(100, 1)
+    scores = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    kept = suppress(boxes, scores, 0.5, torch.arange(100) % 2)
+    assert len(kept) == 2
+    assert set((kept % 2).tolist()) == {0, 1}
+    assert kept[0] == scores.argmax()
+
+
+def test_an_iou_of_almost_0():
+    boxes = torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 2000, 2000]])
+    assert suppress(boxes, torch.tensor([0.9, 0.8]), 0.0).tolist() == [0]
 
 
 @pytest.mark.parametrize("shared", range(1, 10))
