@@ -82,8 +82,10 @@ class RoIAlign(torch.nn.Module):
         counts = torch.tensor([len(of_image) for of_image in boxes])
         image = torch.arange(len(boxes)).repeat_interleave(counts).to(all_boxes.device)
         rois = torch.cat([image[:, None].to(all_boxes.dtype), all_boxes], 1)
+        weighted = self.sampling_ratio > 0 and device == "cpu"
+        pool = self._pool_weighted if weighted else self._pool
         if len(self.strides) == 1:
-            pooled = self._pool(features[0], rois, self.strides[0])
+            pooled = pool(features[0], rois, self.strides[0])
         else:
             level = self._levels(all_boxes)
             order = torch.argsort(level, stable=True)
@@ -92,13 +94,15 @@ class RoIAlign(torch.nn.Module):
             # In training, all levels get a gradient.
             used = [part for part in parts if len(part[1]) or torch.is_grad_enabled()]
             used = used or [(features[0], rois, self.strides[0])]
-            by_level = torch.cat([self._pool(*part) for part in used])
-            several = len(used) > 1
-            pooled = (
-                torch.empty_like(by_level).index_copy(0, order, by_level) if several else by_level
-            )
+            pooled = torch.cat([pool(*part) for part in used])
+            if len(used) > 1:
+                pooled = pooled.index_select(0, torch.argsort(order))
         mixed = torch.is_autocast_enabled(device)
-        return pooled.to(torch.get_autocast_dtype(device) if mixed else features[0].dtype)
+        pooled = pooled.to(torch.get_autocast_dtype(device) if mixed else features[0].dtype)
+        n, channels = len(rois), features[0].shape[1]
+        if weighted:
+            return pooled.view(n, *self.output_size, channels).permute(0, 3, 1, 2)
+        return pooled.view(n, channels, *self.output_size)
 
     def _levels(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return the index of the level of each box, `(K,)`."""
@@ -108,11 +112,20 @@ class RoIAlign(torch.nn.Module):
         return level.nan_to_num().clamp(0, len(self.strides) - 1).long()
 
     def _pool(self, features: torch.Tensor, rois: torch.Tensor, stride: int) -> torch.Tensor:
-        """Pool from one level; `rois` are `(K, 5)`, the index of the image and XYXY."""
-        if self.sampling_ratio <= 0 or rois.device.type != "cpu":
-            options = (1 / stride, self.sampling_ratio, self.aligned)
-            return torch.as_tensor(roi_align(features, rois, self.output_size, *options))
-        _, channels, height, width = features.shape
+        """Pool from one level; `rois` are `(K, 5)`, the index of the image and XYXY.
+
+        Returns
+        -------
+        `(K, channels * rows * columns)`.
+        """
+        options = (1 / stride, self.sampling_ratio, self.aligned)
+        return torch.as_tensor(roi_align(features, rois, self.output_size, *options)).flatten(1)
+
+    def _pool_weighted(
+        self, features: torch.Tensor, rois: torch.Tensor, stride: int
+    ) -> torch.Tensor:
+        """Pool as `_pool` does. Return `(K, rows * columns * channels)`."""
+        channels, height, width = features.shape[1:]
         rows, columns = self.output_size
         with torch.no_grad():  # with the boxes last: many small dimensions would be slow
             corners = rois[:, 1:].T.float() / stride - (0.5 if self.aligned else 0.0)
@@ -131,7 +144,7 @@ class RoIAlign(torch.nn.Module):
             per_sample_weights=weights.flatten(0, 2).to(table.dtype),
             mode="sum",
         )
-        return pooled.view(len(rois), rows, columns, channels).permute(0, 3, 1, 2)
+        return pooled.view(len(rois), rows * columns * channels)
 
     def _neighbours(
         self, low: torch.Tensor, high: torch.Tensor, bins: int, length: int
