@@ -524,7 +524,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
 
 
 class _Pooler(RoIAlign):
-    """`RoIAlign` for Detectron2's `Boxes`; its own rounds boxes in mixed precision."""
+    """`RoIAlign` for Detectron2's `Boxes`; `ROIPooler` rounds boxes in mixed precision."""
 
     @classmethod
     def like(cls, pooler: ROIPooler) -> _Pooler:

@@ -48,9 +48,9 @@ def suppress(
         return torch.as_tensor(nms(boxes, scores, iou))
     if boxes.device.type != "cpu":
         return torch.as_tensor(batched_nms(boxes, scores, groups, iou))
-    members = [(groups == group).nonzero()[:, 0] for group in torch.unique(groups)]
     kept = torch.zeros(len(boxes), dtype=torch.bool)
-    for index in members:
+    for group in torch.unique(groups):
+        index = (groups == group).nonzero()[:, 0]
         kept[index[nms(boxes[index], scores[index], iou)]] = True
     return order[kept[order]]
 

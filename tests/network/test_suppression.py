@@ -75,7 +75,7 @@ def test_equal_boxes_of_two_groups_are_two():
     assert kept[0] == scores.argmax()
 
 
-def test_an_iou_of_almost_0():
+def test_any_overlap_suppresses_at_an_iou_of_0():
     boxes = torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 2000, 2000]])
     assert suppress(boxes, torch.tensor([0.9, 0.8]), 0.0).tolist() == [0]
 
