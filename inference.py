@@ -48,8 +48,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     network("--engine", default="auto", metavar="NAME", help="detectron2, torchvision (the run's)")
     network("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
     tiles = parser.add_argument_group("tiles and views")
-    tiles.add_argument("--tta", nargs="*", choices=("flips", "turns", "scales"), metavar="VIEWS",
-        help="fuse several views of each tile: flips (the default, 4), turns (8), scales (times 3)")
+    tiles.add_argument("--tta", nargs="*", metavar="VIEWS",
+        choices=("mirror", "flips", "turns", "scales"),
+        help="fuse several views of each tile: mirror (2), flips (the default, 4), turns (8), "
+        "scales (times 3)")
     tiles.add_argument("--tile", type=utils.positive_int, metavar="PIXELS",
         help="tile size in pixels (a few times the largest cells; without INPUT.ZOOM no tiles)")
     tiles.add_argument("--overlap", type=utils.positive_int, metavar="PIXELS",
@@ -134,7 +136,8 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     }
     if args.tta is not None:
         views = args.tta or ["flips"]
-        flags["TEST.SYMMETRIES"] = 8 if "turns" in views else 4 if "flips" in views else 1
+        counts = {"mirror": 2, "flips": 4, "turns": 8}
+        flags["TEST.SYMMETRIES"] = max(counts.get(view, 1) for view in views)
         flags["TEST.SCALES"] = (0.8, 1.0, 1.25) if "scales" in views else (1.0,)
     given = [pair for pair in flags.items() if pair[1] is not None]
     cfg.merge_from_list([word for pair in given for word in pair])

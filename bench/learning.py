@@ -6,8 +6,9 @@ DIR has `train/` and test images with masks in `test_masks/`. This project's net
 ImageNet weights that are part of the set-up, the baseline's from random ones. Some iterations are
 timed first, so that the schedule fits the minutes (later seeds reuse the time of the first); then
 each recipe is trained and scored on the test images, the baseline with the first seed only, since
-it detects hardly a cell. This project's networks are scored a second time with the average of
-flipped views. `--ingredients` changes one ingredient at a time of this project's recipe instead.
+it detects hardly a cell. This project's networks are scored with the average of two and of four
+flipped views, too. `--ingredients` changes one ingredient at a time of this project's recipe
+instead.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ SOLVER: {{IMS_PER_BATCH: 4, WARMUP_ITERS: 20}}
 OURS = "lite_fpn"
 
 # Flags of the prediction -> what they add to a row's name, for this project's rows.
-PREDICTIONS = {(): "", ("--tta", "flips"): ", --tta flips"}
+PREDICTIONS = {
+    (): "",
+    ("--tta", "mirror"): ", --tta mirror",
+    ("--tta", "flips"): ", --tta flips",
+}
 
 # Name -> keys that remove the ingredient, or add one.
 INGREDIENTS: dict[str, list[str]] = {

@@ -29,6 +29,7 @@ ROWS: dict[str, tuple[list[str], list[str]]] = {
     "whole, 1000/1333": ([], DETECTRON2),
     "whole, fixed scale": ([], NO_TILES),
     "tiles": ([], []),
+    "tiles, mirror": (["--tta", "mirror"], []),
     "tiles, flips": (["--tta", "flips"], []),
     "tiles, scales": (["--tta", "scales"], []),
     "tiles, flips, turns": (["--tta", "flips", "turns"], []),

@@ -918,9 +918,12 @@ def test_runs_with_different_classes(run, slide, tmp_path):
     [
         ([], 1, (1.0,)),
         (["--tta"], 4, (1.0,)),
+        (["--tta", "mirror"], 2, (1.0,)),
         (["--tta", "flips"], 4, (1.0,)),
+        (["--tta", "flips", "mirror"], 4, (1.0,)),
         (["--tta", "turns"], 8, (1.0,)),
         (["--tta", "scales"], 1, (0.8, 1.0, 1.25)),
+        (["--tta", "scales", "mirror"], 2, (0.8, 1.0, 1.25)),
         (["--tta", "turns", "flips", "scales"], 8, (0.8, 1.0, 1.25)),
         (["--tta", "TEST.SYMMETRIES", "2"], 2, (1.0,)),
         (["--tta", "scales", "--", "TEST.SYMMETRIES", "2"], 2, (0.8, 1.0, 1.25)),
