@@ -33,10 +33,12 @@ PQ = DQ x SQ        panoptic quality, detection times segmentation quality, as i
 AJI, AJI+           aggregated Jaccard index, the mean over images
 F1, precision, recall, counts, and the confusion matrix of the classes
 
-All but AP use label maps, in which a pixel belongs to one cell: --score_threshold and
---overlap convert detections to a label map; where annotations overlap, the smaller cell gets
-the pixels. All cells of annotated images without results are false negatives. A class without
-ground-truth cells has no score: "–". Intervals bootstrap the images, at least two.
+All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
+class, become one with the sum of their scores, and one that lies mostly under better ones is
+left out; --score_threshold and --overlap then draw the label map. Where annotations overlap,
+the smaller cell gets the pixels. All cells of annotated images without results are false
+negatives. A class without ground-truth cells has no score: "–". Intervals bootstrap the images,
+at least two.
 """
 
 EXAMPLES = """\
@@ -62,7 +64,7 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--overlap", choices=OVERLAP_RULES, default="score",
-        help="not for AP: which detection gets the pixels where two overlap: higher score, smaller "
+        help="not for AP: which cell gets the pixels where two overlap: higher score, smaller "
         "or larger (default: score)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")

@@ -132,9 +132,14 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
         return names, images
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     images, n_below = select_by_score(images, threshold)
+    left_out = []
+    if n_repeated := sum(image.n_repeated for image in images):
+        left_out.append(f"{plural(n_repeated, 'detection')} of cells that have a better one")
     if n_below and args.score_threshold is None:
-        below = plural(n_below, "detection")
-        print(f"{below} with a score below {threshold} left out (--score_threshold)")
+        below = plural(n_below, "cell")
+        left_out.append(f"{below} with a score below {threshold} (--score_threshold)")
+    if left_out:
+        print(f"left out: {', '.join(left_out)}")
     return names, images
 
 

@@ -3,7 +3,7 @@
     from cellseg import Predictor
 
     predictor = Predictor.from_run("tensorboard/small_fpn/20250401-120000")
-    predictions = predictor.predict("image.tif", score_threshold=0.5)
+    cells = predictor.predict("image.tif").distinct(score_threshold=0.5)
 
 Data flow: `read`, `network`, `learn`, `predict`, `score`, `write`, `look`.
 """

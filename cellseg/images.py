@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import RLE, MaskRuns
+from cellseg.overlap import distinct_cells
+from cellseg.rle import RLE, MaskRuns, select_masks
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class ImageCells(ImageRecord):
         `(N,)` float64, or None for annotations.
     n_crowds
         Number of crowd regions (COCO's `iscrowd`) that are excluded.
+    n_repeated
+        Number of detections that `distinct_detections` left out.
     """
 
     size: tuple[int, int]
@@ -78,6 +81,7 @@ class ImageCells(ImageRecord):
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
     n_crowds: int = 0
+    n_repeated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +117,16 @@ class EvalImage(ImageRecord):
     classes: NDArray[np.int64]
     scores: NDArray[np.float64]
     entries: NDArray[np.int64]
+
+
+def distinct_detections(image: EvalImage) -> EvalImage:
+    """Return an image with each detected cell once, as `distinct_cells` does, best score first."""
+    index, scores = distinct_cells(image.mask_runs, image.classes, image.scores)
+    return replace(
+        image,
+        masks=[image.masks[n] for n in index],
+        mask_runs=select_masks(image.mask_runs, index),
+        classes=image.classes[index],
+        scores=scores,
+        entries=image.entries[index],
+    )

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.messages import plural
-from cellseg.rle import RLE
+from cellseg.overlap import distinct_cells
+from cellseg.rle import RLE, decode
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +62,18 @@ class Predictions:
             classes=self.classes[index],
             masks=[self.masks[n] for n in np.arange(len(self))[index]],
         )
+
+    def distinct(self, score_threshold: float = 0.0) -> Predictions:
+        """Return each cell once, of a score of `score_threshold` or more.
+
+        A cell can be detected in several classes, each with a score. Here it has its best class,
+        and as score the sum; see `cellseg.overlap.distinct_cells`.
+        """
+        index, scores = distinct_cells(
+            decode(self.masks, self.size), self.classes, self.scores.astype(np.float64)
+        )
+        cells = replace(self[index], scores=scores.astype(np.float32))
+        return cells[cells.scores >= score_threshold]
 
     def __repr__(self) -> str:
         """Return one line with the number of cells per class and the image size."""

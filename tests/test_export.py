@@ -249,7 +249,7 @@ def test_overlays_of_large_images_are_windows(data, run, monkeypatch):
     monkeypatch.setattr(
         overlay, "write_png", lambda path, picture: drawn.setdefault(path.name, picture)
     )
-    results = run([entry(LEFT, score=0.6), entry(MIDDLE, 2, 0.9), entry(RIGHT, 3, 0.7)])
+    results = run([entry(LEFT, score=0.6), entry(RIGHT, 3, 0.7)])
     export.main([str(results), "--data", str(data), "--format", "overlay", "--max_side", "0"])
     assert list(drawn) == ["x00000_y00000.png", "x00004_y00000.png"]
     run([])
@@ -259,7 +259,7 @@ def test_overlays_of_large_images_are_windows(data, run, monkeypatch):
     assert classes.tolist() == [2]
     assert scores == pytest.approx([0.7])
     pixels, masks, classes, _, scores = drawn["x00000_y00000.png"]
-    assert masks == [rle(mask[:, :4]) for mask in (LEFT, MIDDLE, RIGHT)]
+    assert masks == [rle(mask[:, :4]) for mask in (RIGHT, LEFT)]
 
 
 @given(
@@ -286,12 +286,28 @@ def test_cropped_masks_are_those_of_the_cropped_label_map(labels, draw):
     ("threshold", "n"), [(None, 2), ("0", 3), ("0.5", 2), ("0.6", 1), ("1", 0)]
 )
 def test_score_threshold(data, run, capsys, threshold, n):
-    results = run([entry(LEFT, score=0.49), entry(LEFT, score=0.5), entry(RIGHT, score=0.9)])
+    parts = [np.arange(6) // 2 == n + np.zeros((4, 1)) for n in range(3)]
+    scores = (0.49, 0.5, 0.9)
+    results = run([entry(part, score=s) for part, s in zip(parts, scores, strict=True)])
     more = [] if threshold is None else ["--score_threshold", threshold]
     export.main([str(results), "--data", str(data), "--format", "geojson", *more])
     assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == n
     # What the default leaves out is said.
-    assert ("1 detection" in capsys.readouterr().out) == (threshold is None)
+    assert ("left out: 1 cell" in capsys.readouterr().out) == (threshold is None)
+
+
+def test_each_cell_is_exported_once(data, run, capsys):
+    """The left one is detected in two classes; most of the last one lies under the others."""
+    hidden = np.array([[0, 1, 1, 1, 1, 0]] * 4)
+    left, right = [entry(LEFT, 2, 0.3), entry(LEFT, 1, 0.4)], entry(RIGHT, 3, 0.8)
+    results = run([*left, right, entry(hidden, 1, 0.6)])
+    export.main([str(results), "--data", str(data), "--format", "geojson"])
+    features = features_of(results.parent / "export" / "geojson" / "one.geojson")
+    found = [f["properties"]["classification"]["name"] for f in features]
+    assert found == ["class3", "class1"]
+    shown = [f["properties"]["measurements"] for f in features]
+    assert [pytest.approx(0.8), pytest.approx(0.7)] == [next(iter(each.values())) for each in shown]
+    assert "2 detections" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["annotations", "detections"])
@@ -429,17 +445,24 @@ def test_a_zip_and_a_run_folder(data, run):
     assert (results.parent / "export").is_dir()
 
 
-def test_hidden_cells_are_counted(data, run, capsys):
-    results = run([entry(LEFT, score=0.6), entry(np.ones((4, 6)), score=0.9)])
-    export.main([str(results), "--data", str(data), "--format", "labels"])
+def test_hidden_cells_are_counted(data, tmp_path, capsys):
+    """Annotations are exported as they are, the earlier one on top."""
+    masks = np.ones((4, 6)), LEFT
+    annotations = [{**entry(mask), "id": n, "area": 1} for n, mask in enumerate(masks, 1)]
+    images = [{"id": 7, "file_name": "one.tif", "height": 4, "width": 6}]
+    categories = [{"id": 1, "name": "a"}]
+    coco = {"images": images, "categories": categories, "annotations": annotations}
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco))
+    export.main([str(path), "--data", str(data), "--format", "labels"])
     assert "2 cells, 1 of them hidden" in capsys.readouterr().out
 
 
 def test_pixels_go_to_the_higher_score(data, run):
-    results = run([entry(LEFT, score=0.6), entry(MIDDLE, score=0.9)])
+    results = run([entry(LEFT + MIDDLE > 0, score=0.6), entry(RIGHT, score=0.9)])
     export.main([str(results), "--data", str(data), "--format", "labels"])
     labels = tifffile.imread(results.parent / "export/labels/one/class1.tif")
-    assert labels[0].tolist() == [1, 2, 2, 2, 0, 0]
+    assert labels[0].tolist() == [2, 2, 2, 1, 1, 1]
 
 
 def test_help_teaches(capsys):

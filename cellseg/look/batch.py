@@ -99,17 +99,16 @@ def draw_middle(
     left, top = max(0, (width - _WINDOW) // 2), max(0, (height - _WINDOW) // 2)
     box = (left, top, min(left + _WINDOW, width), min(top + _WINDOW, height))
     gt, gt_masks = _crop(sample.masks, (height, width), box)
-    likely = np.flatnonzero(predictions.scores >= 0.5)
-    inside, masks = _crop([predictions.masks[n] for n in likely], (height, width), box)
-    shown = likely[inside]
+    cells = predictions.distinct(0.5)
+    inside, masks = _crop(cells.masks, (height, width), box)
     return draw_comparison(
         image[box[1] : box[3], box[0] : box[2]],
         gt_masks,
         sample.classes[gt],
         masks,
-        predictions.classes[shown],
+        cells.classes[inside],
         names,
-        predictions.scores[shown],
+        cells.scores[inside],
     )
 
 

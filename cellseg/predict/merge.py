@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from cellseg.overlap import overlapping_boxes, shared_pixels
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -38,7 +39,6 @@ from cellseg.rle import (
     encode,
     join_runs,
     place_runs,
-    ranges,
     select_masks,
 )
 
@@ -53,8 +53,6 @@ _MIN_COVERED = 0.5
 # Below the thresholds of NMS, which two pieces may reach when they are joined; not zero, or
 # touching cells would form one chain through the whole tissue.
 _MIN_RELATED = 0.25
-
-_BLOCK = 1 << 14  # pairs of masks compared at a time
 
 
 def merge_tiles(
@@ -374,67 +372,6 @@ def _connected_groups(n: int, pairs: Ints) -> Ints:
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     labels: NDArray[np.int32] = connected_components(links, directed=False)[1]
     return labels.astype(np.int64)
-
-
-def overlapping_boxes(boxes: Ints) -> Ints:
-    """Return the pairs of boxes that share a pixel, at a cost that grows with the pairs.
-
-    Parameters
-    ----------
-    boxes
-        `(N, 4)` int64, XYXY in pixels, right and bottom exclusive. An empty box overlaps none.
-
-    Returns
-    -------
-    `(P, 2)` int64 indices of `boxes`, each pair once.
-    """
-    has_pixels = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    left, top, right, bottom = np.where(has_pixels, boxes.T, 0)
-    # Strips of the image about as high as a box; in each, boxes sorted by left edge.
-    strip = max(1, int((bottom - top).mean())) if len(boxes) else 1
-    first, n_strips = top // strip, -(-bottom // strip) - top // strip
-    box = np.repeat(np.arange(len(boxes)), n_strips)
-    row = ranges(first, n_strips)
-    order = np.lexsort((left[box], row))
-    box, row = box[order], row[order]
-    base = row * (int(right.max(initial=0)) + 1)
-    # Boxes whose left edge lies within this box.
-    n_after = np.searchsorted(base + left[box], base + right[box]) - np.arange(len(box)) - 1
-    this, other = np.repeat(box, n_after), box[ranges(np.arange(len(box)) + 1, n_after)]
-    overlap = np.maximum(top[this], top[other]) < np.minimum(bottom[this], bottom[other])
-    # Two boxes may share several strips: count the first.
-    overlap &= np.repeat(row, n_after) == np.maximum(first[this], first[other])
-    return np.stack([this[overlap], other[overlap]], axis=1)
-
-
-def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
-    """Return the `(P,)` int64 intersections in pixels of `(P, 2)` pairs of mask indices."""
-    # All masks in one line, each as long as the image. The pixels of b in a run of a are the
-    # pixels of the line up to the run's end minus those up to its start.
-    total = mask_runs.size[0] * mask_runs.size[1]
-    base = total * np.repeat(np.arange(len(mask_runs)), np.diff(mask_runs.offsets))
-    starts, ends = base + mask_runs.starts, base + mask_runs.ends
-    covered = np.append(0, np.cumsum(ends - starts))
-    ends = np.append(0, ends)
-
-    def pixels_before(position: Ints) -> Ints:
-        run = np.searchsorted(starts, position, side="right")
-        before: Ints = covered[run] - np.maximum(ends[run] - position, 0)
-        return before
-
-    n_runs = np.diff(mask_runs.offsets)
-    fewer = np.argmin(n_runs[pairs], axis=1)[:, None]
-    a = np.take_along_axis(pairs, fewer, 1)[:, 0]
-    b = np.take_along_axis(pairs, 1 - fewer, 1)[:, 0]
-    shared = np.zeros(len(pairs), np.int64)
-    for begin in range(0, len(pairs), _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        run = ranges(mask_runs.offsets[a[block]], n_runs[a[block]])
-        pair = np.repeat(np.arange(len(a[block])), n_runs[a[block]])
-        line = total * b[block][pair]
-        begins, stops = line + mask_runs.starts[run], line + mask_runs.ends[run]
-        np.add.at(shared[block], pair, pixels_before(stops) - pixels_before(begins))
-    return shared
 
 
 def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cellseg import runs
 from cellseg.errors import InputError
-from cellseg.images import ImageCells
+from cellseg.images import ImageCells, distinct_detections
 from cellseg.messages import plural
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_image_list, read_test_list
@@ -50,8 +50,9 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
 def read_predicted_cells(
     path: Path, data: Path, annotations: Path | None = None, names: list[str] | None = None
 ) -> tuple[list[str], list[ImageCells]]:
-    """Read results: the K class names, and the detections of each image.
+    """Read results: the K class names, and the cells of each image, each once.
 
+    A cell may have several detections, of which `distinct_detections` keeps one, best score first.
     Image ids refer to the list that `inference.py --images` wrote next to the results, else to
     the annotations, else to the data folder's test list.
 
@@ -108,23 +109,27 @@ def read_predicted_cells(
         "categories": categories,
         "annotations": [],
     }
-    cells = [
-        ImageCells(
-            id=eval_image.id,
-            file_name=eval_image.file_name,
-            path=of_id[eval_image.id][0].path,
-            size=eval_image.size,
-            level=of_id[eval_image.id][0].level,
-            mpp=of_id[eval_image.id][0].mpp,
-            tissue_px=of_id[eval_image.id][0].tissue_px,
-            name=of_id[eval_image.id][1],
-            masks=eval_image.masks,
-            classes=eval_image.classes,
-            boxes=boxes_xyxy(eval_image.mask_runs),
-            scores=eval_image.scores,
+    cells = []
+    for eval_image in pair_by_image(coco, results, path):
+        n_detections = len(eval_image.scores)
+        eval_image = distinct_detections(eval_image)
+        cells.append(
+            ImageCells(
+                id=eval_image.id,
+                file_name=eval_image.file_name,
+                path=of_id[eval_image.id][0].path,
+                size=eval_image.size,
+                level=of_id[eval_image.id][0].level,
+                mpp=of_id[eval_image.id][0].mpp,
+                tissue_px=of_id[eval_image.id][0].tissue_px,
+                name=of_id[eval_image.id][1],
+                masks=eval_image.masks,
+                classes=eval_image.classes,
+                boxes=boxes_xyxy(eval_image.mask_runs),
+                scores=eval_image.scores,
+                n_repeated=n_detections - len(eval_image.scores),
+            )
         )
-        for eval_image in pair_by_image(coco, results, path)
-    ]
     return class_names(coco), _check_clashes(source, cells)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import rle
-from cellseg.images import EvalImage
+from cellseg.images import EvalImage, distinct_detections
 from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
@@ -67,8 +67,10 @@ class Scores:
         K + 2: the classes, "mean of classes" (over those with ground truth) and "any class"
         (class-agnostic; not for AP).
     eval_images, comparisons, images
-        I each, in one order: the masks (for AP), the label maps (for all else) and their
-        matches.
+        I each, in one order: the cells of the detections, each once, and their label maps (for
+        all but AP) and matches.
+    n_detections
+        Number of all detections of each image (for AP).
     metrics
         `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each maximum of
         detections, "AP@all" for all; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled
@@ -102,6 +104,7 @@ class Scores:
     classes: list[str]
     rows: list[str]
     eval_images: list[EvalImage]
+    n_detections: list[int]
     comparisons: list[Comparison]
     images: list[ImageScore]
     metrics: Metrics
@@ -135,7 +138,7 @@ def score(
     seed: int = 0,
     progress: bool = False,
 ) -> Scores:
-    """Compute all metrics.
+    """Compute all metrics: AP of all detections, the others of the cells that they are of.
 
     Parameters
     ----------
@@ -160,10 +163,11 @@ def score(
     rankings = ap.rank_detections(eval_images, candidates)
     by_cap = {cap: [ap.limit_detections(r, cap) for r in rankings] for cap in max_detections}
 
-    comparisons = [
-        compare_label_maps(eval_image, score_threshold, overlap)
+    cells = [
+        distinct_detections(eval_image)
         for eval_image in tqdm(eval_images, desc="comparing", unit="image", **bar)
     ]
+    comparisons = [compare_label_maps(of_image, score_threshold, overlap) for of_image in cells]
     agnostic = [class_agnostic(comparison) for comparison in comparisons]
     match_counts = count_matches(comparisons, n_classes)
     agnostic_counts = count_matches(agnostic, 1)
@@ -201,7 +205,8 @@ def score(
     return Scores(
         classes=list(classes),
         rows=[*classes, MEAN, ANY],
-        eval_images=list(eval_images),
+        eval_images=cells,
+        n_detections=[len(eval_image.scores) for eval_image in eval_images],
         comparisons=comparisons,
         images=[_image_score(comparison) for comparison in comparisons],
         metrics={name: values[0] for name, values in metrics(unit_weights).items()},

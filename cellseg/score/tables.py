@@ -22,7 +22,7 @@ HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
 
 def as_text(scores: Scores) -> str:
     """Return all tables except that of single images."""
-    n_detections = [len(eval_image.scores) for eval_image in scores.eval_images]
+    n_detections = scores.n_detections
     n_empty = n_detections.count(0)
     without = f" ({plural(n_empty, 'image')} without detections)" if n_empty else ""
     parts = [
@@ -52,8 +52,8 @@ def as_text(scores: Scores) -> str:
     kept = {"score": "higher score", "smaller": "smaller area", "larger": "larger area"}
     parts.append(
         _table(
-            f"Label maps: detections with a score of {scores.score_threshold:g} or more; "
-            f"overlapping pixels go to the {kept[scores.overlap]}",
+            f"Label maps: each detected cell once, with a score of {scores.score_threshold:g} or "
+            f"more; overlapping pixels go to the {kept[scores.overlap]}",
             ["", *names, "GT cells", "detections", "error", "|error|/image"],
             rows,
         )

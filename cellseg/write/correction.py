@@ -53,8 +53,8 @@ def rank_windows(images: Sequence[ImageCells]) -> list[Window]:
     """Return the windows of all images, the most uncertain first.
 
     Images of more than 1024 px a side are cut into equal windows of 512 to 1024 px. The uncertainty
-    is the sum of s (1 - s) over all detections with their centre in the window, per million pixels,
-    at least 65,536. If a score s is the probability that the detection is right, that is the
+    is the sum of s (1 - s) over all detected cells with their centre in the window, per million
+    pixels, at least 65,536. If a score s is the probability that it is a cell, that is the
     variance of the number of cells: 0 for scores of 0 or 1, most for 0.5. (Settles 2009, Active
     learning literature survey, describes such uncertainty sampling.)
     """

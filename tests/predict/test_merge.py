@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cellseg.coarse import CoarseMask
-from cellseg.predict.merge import merge_tiles, overlapping_boxes, shared_pixels
+from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -138,46 +138,6 @@ def merge_by_hand(plan, *tiles, **options):
 def of_image(size, *shapes, classes=None):
     truth = drawn(size, *shapes)
     return cells_of(truth, np.zeros(len(truth)) if classes is None else classes)
-
-
-# --- overlaps -----------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 40), st.integers(1, 60), st.integers(0, 99))
-def test_overlapping_boxes_are_listed_once(n, extent, seed):
-    rng = np.random.default_rng(seed)
-    low = rng.integers(0, 50, (n, 2))
-    # Some are empty, in one or both directions; some are much larger than others.
-    boxes = np.concatenate([low, low + rng.integers(0, extent, (n, 2))], axis=1)
-    meets = (
-        np.maximum(boxes[:, None, :2], boxes[:, :2]) < np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    ).all(2)
-    expected = [(a, b) for a, b in zip(*np.nonzero(meets), strict=True) if a < b]
-    pairs = np.sort(overlapping_boxes(boxes), axis=1)
-    assert sorted(map(tuple, pairs.tolist())) == expected
-
-
-def test_no_boxes_overlap():
-    assert overlapping_boxes(np.zeros((0, 4), np.int64)).shape == (0, 2)
-    assert overlapping_boxes(np.zeros((3, 4), np.int64)).shape == (0, 2)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99))
-def test_shared_pixels_are_those_of_the_full_masks(n, height, width, density, seed):
-    masks = np.random.default_rng(seed).random((n, height, width)) < density
-    pairs = np.stack(np.divmod(np.arange(n * n), n), axis=1)
-    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
-    assert shared_pixels(stack(masks, (height, width)), pairs).tolist() == expected
-
-
-def test_shared_pixels_in_blocks(monkeypatch):
-    monkeypatch.setattr("cellseg.predict.merge._BLOCK", 3)
-    masks = np.random.default_rng(0).random((4, 5, 6)) < 0.5
-    pairs = np.stack(np.divmod(np.arange(16), 4), axis=1)
-    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
-    assert shared_pixels(stack(masks, (5, 6)), pairs).tolist() == expected
 
 
 # --- suppression within one image --------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_resample_scores_as_the_repeated_images(seed):
 def test_ap_is_that_of_mask_ap():
     truth, results = random_case(np.random.default_rng(3), n_images=6)
     scores = score(truth, results, n_resamples=0)
-    for cap, of_cap in mask_ap(scores.eval_images, 3).items():
+    for cap, of_cap in mask_ap(pair_by_image(truth, results), 3).items():
         name = "all" if cap is None else str(cap)
         np.testing.assert_array_equal(scores.metrics[f"AP@{name}"][:3], of_cap.class_ap)
         np.testing.assert_array_equal(scores.metrics[f"AP50@{name}"][3], of_cap.ap50)
@@ -158,9 +158,23 @@ def test_rows():
 def test_score_threshold_and_overlap_reach_the_label_maps():
     truth, results = case_by_hand()
     assert score(truth, results, score_threshold=0.4, n_resamples=0).counts.sum() == 5
-    results += [entry(9, 1, line(0, 3), 0.6)]
     assert score(truth, results, n_resamples=0).counts.sum() == 4
-    assert score(truth, results, n_resamples=0, overlap="smaller").counts.sum() == 5
+    # Of the cell's 8 pixels, the first detection has 6, or 4 if the smaller one gets the other 2.
+    results += [entry(9, 1, line(4, 8), 0.6)]
+    assert score(truth, results, n_resamples=0).match_counts.tp.sum() == 2
+    assert score(truth, results, n_resamples=0, overlap="smaller").match_counts.tp.sum() == 1
+
+
+def test_each_cell_is_counted_once_but_ap_has_all_detections():
+    """A cell is detected as 1 with 0.4, as 2 with 0.3, and another one lies mostly under it."""
+    truth = truth_of({1: (SIZE, [(1, line(0, 10), 0)])}, ["a", "b"])
+    cell = [entry(1, 1, line(0, 10), 0.4), entry(1, 2, line(0, 9), 0.3)]
+    scores = score(truth, [*cell, entry(1, 2, line(5, 12), 0.2)], n_resamples=0)
+    assert scores.n_detections == [3]
+    assert scores.eval_images[0].scores.tolist() == pytest.approx([0.7])
+    assert scores.counts.tolist() == [[1, 0]]
+    np.testing.assert_array_equal(scores.metrics["PQ"], [1, np.nan, 1, 1])
+    assert score(truth, cell, score_threshold=0.71, n_resamples=0).counts.sum() == 0
 
 
 def test_sizes_hold_all_cells_and_a_perfect_result_is_one_in_each():

@@ -1,0 +1,202 @@
+"""Overlapping masks, and the cells of detections: by hand, and against masks as arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellseg.overlap import distinct_cells, overlapping_boxes, shared_pixels
+from cellseg.predictions import Predictions
+from cellseg.rle import boxes_xyxy, decode, encode
+from tests.predict.test_merge import stack
+
+# --- pairs --------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 60), st.integers(0, 99))
+def test_overlapping_boxes_are_listed_once(n, extent, seed):
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 50, (n, 2))
+    # Some are empty, in one or both directions; some are much larger than others.
+    boxes = np.concatenate([low, low + rng.integers(0, extent, (n, 2))], axis=1)
+    meets = (
+        np.maximum(boxes[:, None, :2], boxes[:, :2]) < np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    ).all(2)
+    expected = [(a, b) for a, b in zip(*np.nonzero(meets), strict=True) if a < b]
+    pairs = np.sort(overlapping_boxes(boxes), axis=1)
+    assert sorted(map(tuple, pairs.tolist())) == expected
+
+
+def test_no_boxes_overlap():
+    assert overlapping_boxes(np.zeros((0, 4), np.int64)).shape == (0, 2)
+    assert overlapping_boxes(np.zeros((3, 4), np.int64)).shape == (0, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99))
+def test_shared_pixels_are_those_of_the_full_masks(n, height, width, density, seed):
+    masks = np.random.default_rng(seed).random((n, height, width)) < density
+    pairs = np.stack(np.divmod(np.arange(n * n), n), axis=1)
+    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
+    assert shared_pixels(stack(masks, (height, width)), pairs).tolist() == expected
+
+
+def test_shared_pixels_in_blocks(monkeypatch):
+    monkeypatch.setattr("cellseg.overlap._BLOCK", 3)
+    masks = np.random.default_rng(0).random((4, 5, 6)) < 0.5
+    pairs = np.stack(np.divmod(np.arange(16), 4), axis=1)
+    expected = [(masks[a] & masks[b]).sum() for a, b in pairs]
+    assert shared_pixels(stack(masks, (5, 6)), pairs).tolist() == expected
+
+
+# --- cells of detections ------------------------------------------------------------
+
+
+def row(*parts, length=40):
+    """Return masks in an image of one row; each is (start, end)."""
+    masks = np.zeros((len(parts), 1, length), bool)
+    for mask, (start, end) in zip(masks, parts, strict=True):
+        mask[0, start:end] = True
+    return stack(masks, (1, length))
+
+
+def cells(masks, classes, scores):
+    """Return the index and the score of each cell."""
+    index, totals = distinct_cells(masks, np.array(classes, np.int64), np.array(scores))
+    return list(zip(index.tolist(), totals.round(9).tolist(), strict=True))
+
+
+def test_detections_without_overlap_stay_as_they_are():
+    assert cells(row((0, 5), (5, 9), (20, 21)), [0, 0, 1], [0.2, 0.9, 0.5]) == [
+        (1, 0.9),
+        (2, 0.5),
+        (0, 0.2),
+    ]
+
+
+def test_a_cell_in_several_classes_has_the_best_and_the_sum():
+    assert cells(row((0, 9), (0, 9)), [2, 0], [0.3, 0.4]) == [(1, 0.7)]
+    assert cells(row((0, 9), (0, 9), (0, 9)), [0, 1, 2], [0.5, 0.4, 0.3]) == [(0, 1.0)]
+
+
+def test_the_same_class_is_not_summed():
+    assert cells(row((0, 9), (0, 9), (0, 9)), [1, 1, 0], [0.3, 0.4, 0.2]) == [(1, 0.6)]
+
+
+def test_of_equal_scores_the_first_gives_the_class():
+    assert cells(row((0, 9), (0, 9)), [1, 0], [0.4, 0.4]) == [(0, 0.8)]
+
+
+def test_an_uncertain_cell_comes_before_a_certain_one_of_a_lower_sum():
+    masks = row((0, 9), (20, 29), (20, 29))
+    assert cells(masks, [0, 0, 1], [0.6, 0.4, 0.3]) == [(1, 0.7), (0, 0.6)]
+
+
+def test_the_same_cell_from_an_iou_of_a_half():
+    assert cells(row((0, 10), (0, 5)), [0, 1], [0.5, 0.4]) == [(0, 0.9)]
+    # 8 of 12 pixels, and 4 of 12: a third, with two thirds of each visible.
+    assert cells(row((0, 10), (2, 12)), [0, 1], [0.5, 0.4]) == [(0, 0.9)]
+    assert cells(row((0, 8), (4, 12)), [0, 1], [0.5, 0.4]) == [(0, 0.5), (1, 0.4)]
+
+
+def test_a_cell_of_which_half_is_visible_stays():
+    better = (0, 20)  # the IoU is low, as it is longer
+    assert cells(row(better, (15, 25)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
+    assert cells(row(better, (14, 24)), [0, 0], [0.9, 0.4]) == [(0, 0.9)]
+    assert cells(row(better, (14, 24)), [0, 1], [0.9, 0.4]) == [(0, 0.9)]  # no other class's sum
+
+
+def test_a_small_cell_hides_no_larger_one():
+    assert cells(row((5, 8), (0, 20)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
+    assert cells(row((5, 8), (0, 20)), [0, 0], [0.4, 0.9]) == [(1, 0.9)]
+
+
+def test_several_cells_hide_one_together():
+    # Of 10 pixels, 3 and 3 are covered.
+    masks = row((0, 13), (17, 30), (10, 20))
+    assert cells(masks, [0, 0, 0], [0.9, 0.8, 0.7]) == [(0, 0.9), (1, 0.8)]
+    assert cells(masks, [0, 0, 0], [0.9, 0.6, 0.7]) == [(0, 0.9), (2, 0.7), (1, 0.6)]
+
+
+def test_a_hidden_cell_hides_none():
+    # The second is under the first; the third would be under the second.
+    masks = row((0, 20), (11, 24), (17, 27))
+    assert cells(masks, [0, 0, 0], [0.9, 0.8, 0.7]) == [(0, 0.9), (2, 0.7)]
+    assert cells(masks, [0, 0, 0], [0.7, 0.9, 0.8]) == [(1, 0.9), (0, 0.7)]
+
+
+def test_scores_that_are_no_probabilities_are_not_summed():
+    assert cells(row((0, 9), (0, 9)), [0, 1], [7.0, 0.5]) == [(0, 7.0)]
+    assert cells(row((0, 9), (0, 9)), [0, 1], [-0.5, 0.5]) == [(1, 0.5)]
+
+
+def test_no_detections_and_masks_without_pixels():
+    assert cells(row(), [], []) == []
+    assert cells(row((3, 3)), [0], [0.9]) == []
+    assert cells(row((3, 3), (3, 4)), [0, 0], [0.9, 0.1]) == [(1, 0.1)]
+
+
+def distinct_by_arrays(masks, classes, scores):
+    """The two rules, mask by mask, as sets of pixels."""
+    best_first = sorted(range(len(masks)), key=lambda n: -scores[n])
+    left = [n for n in best_first if masks[n].any()]
+    found = []
+    while left:
+        best, *left = left
+        union = np.array([(masks[best] | masks[n]).sum() for n in left])
+        shared = np.array([(masks[best] & masks[n]).sum() for n in left])
+        same = [n for n, s, u in zip(left, shared, union, strict=True) if 2 * s >= u]
+        left = [n for n in left if n not in same]
+        by_class: dict[int, float] = {}
+        for n in [best, *same]:
+            by_class[classes[n]] = max(scores[n], by_class.get(classes[n], 0))
+        found.append((best, min(1, sum(by_class.values()))))
+    kept: list[tuple[int, float]] = []
+    for cell, score in sorted(found, key=lambda one: -one[1]):
+        hidden = sum((masks[cell] & masks[other]).sum() for other, _ in kept)
+        if 2 * hidden <= masks[cell].sum():
+            kept.append((cell, score))
+    return kept
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+def test_as_with_arrays(seed, n):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((n, 12, 15), bool)
+    for mask in masks:
+        top, left = rng.integers(0, (12, 15))
+        mask[top : top + rng.integers(0, 9), left : left + rng.integers(1, 9)] = True
+    classes = rng.integers(0, 3, n)
+    # Eighths add up without rounding, so that sums may be equal.
+    scores = rng.integers(0, 9, n) / 8
+    runs = stack(masks, (12, 15))
+    index, totals = distinct_cells(runs, classes, scores)
+    expected = distinct_by_arrays(masks, classes.tolist(), scores.tolist())
+    if len({total for _, total in expected}) == len(expected):  # equal sums: in any order
+        assert list(zip(index.tolist(), totals.tolist(), strict=True)) == expected
+    # Distinct cells stay, at any minimum score.
+    for start in range(len(index) + 1):
+        some = index[:start]
+        again = distinct_cells(stack(masks[some], (12, 15)), classes[some], totals[:start])
+        assert again[0].tolist() == list(range(start))
+        assert again[1].tolist() == totals[:start].tolist()
+
+
+def test_of_predictions():
+    masks = row((0, 9), (0, 9), (20, 29))
+    scores = np.array([0.5, 0.375, 0.25], np.float32)
+    boxes = boxes_xyxy(masks).astype(np.float32)
+    every = Predictions((1, 40), boxes, scores, np.array([1, 0, 0]), encode(masks), ("a", "b"))
+    distinct = every.distinct()
+    assert distinct.scores.tolist() == [0.875, 0.25]
+    assert distinct.scores.dtype == np.float32
+    assert distinct.classes.tolist() == [1, 0]
+    assert distinct.boxes.tolist() == [[0, 0, 9, 1], [20, 0, 29, 1]]
+    assert distinct.class_names == ("a", "b")
+    assert len(decode(distinct.masks, (1, 40))) == 2
+    assert len(every.distinct(0.25)) == 2
+    assert len(every.distinct(0.3)) == 1
+    assert len(Predictions.empty((1, 40)).distinct()) == 0
