@@ -20,6 +20,7 @@ import train
 import utils
 from cellseg import runs
 from cellseg.files import read_json
+from cellseg.images import distinct_detections
 from cellseg.look.overlay import draw_comparison, write_png
 from cellseg.read import synthetic
 from cellseg.read.coco import class_names
@@ -27,7 +28,7 @@ from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.results import pair_by_image, read_results
 from cellseg.read.window import read_image
 
-MIN_SCORE = 0.5  # of the detections in the pictures
+MIN_SCORE = 0.5  # of the cells in the pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,13 +92,14 @@ def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
     ground_truth = read_ground_truth(data / "test_masks", data)
     names = class_names(ground_truth)
     for eval_image in pair_by_image(ground_truth, read_results(run)):
-        confident = [index for index, score in enumerate(eval_image.scores) if score >= MIN_SCORE]
+        cells = distinct_detections(eval_image)
+        n_shown = int((cells.scores >= MIN_SCORE).sum())  # best score first
         picture = draw_comparison(
             read_image(data / "test_release" / eval_image.name),
             eval_image.gt_masks,
             eval_image.gt_classes,
-            [eval_image.masks[index] for index in confident],
-            eval_image.classes[confident],
+            cells.masks[:n_shown],
+            cells.classes[:n_shown],
             names,
         )
         write_png(folder / f"{Path(eval_image.name).stem}.png", picture)

@@ -298,7 +298,7 @@ def write(
     without = f", {len(names)} of them without detections ({listed_names(names)})" if names else ""
     shown = display_path(archive or results)
     print(
-        f"{plural(count, 'cell')} in {plural(len(listed), 'image')}{without}: "
+        f"{plural(count, 'detection')} in {plural(len(listed), 'image')}{without}: "
         f"{display_path(results)}"
     )
     for line in summary_lines(listed) if args.images else ():

@@ -75,7 +75,7 @@ def test_from_the_run_to_the_zip(predict, cells, tmp_path, capsys):
     assert "model_best.pth" in out
     assert {entry["image_id"] for entry in entries} <= {1, 2, 3}
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3, 4}
-    assert f"{len(entries)} cells in 3 images" in out
+    assert f"{len(entries)} detections in 3 images" in out
     for path in (archive, archive.with_suffix(".json")):
         assert check_submission.main([str(path), "--data", str(cells)]) == 0
 
@@ -154,7 +154,7 @@ def test_no_detections(predict, cells, tmp_path, capsys):
     assert predict("--score_threshold", 1) == 0
     assert results(tmp_path / "out" / "test-results.json") == []
     printed = capsys.readouterr()
-    assert "0 cells in 3 images, 3 of them without" in printed.out
+    assert "0 detections in 3 images, 3 of them without" in printed.out
     assert "ready to submit" not in printed.out
     archive = tmp_path / "out" / "test-results.zip"
     assert "no cells found in any image, so the zip is not valid" in printed.err

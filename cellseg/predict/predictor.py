@@ -191,7 +191,8 @@ class Predictor:
 
         Returns
         -------
-        Cells, best score first, with the run's class names; empty if there are none.
+        Detections, best score first, with the run's class names; empty if there are none. A cell
+        may be detected in several classes; `Predictions.distinct` returns each cell once.
 
         Raises
         ------
