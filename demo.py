@@ -88,7 +88,7 @@ def _run_command(name: str, command: Callable[[Sequence[str]], int], argv: list[
 
 
 def draw_pictures(data: Path, run: Path, folder: Path) -> Path:
-    """Draw ground truth and detections of each test image side by side; return `folder`."""
+    """Draw ground truth and detected cells of each test image side by side; return `folder`."""
     ground_truth = read_ground_truth(data / "test_masks", data)
     names = class_names(ground_truth)
     for eval_image in pair_by_image(ground_truth, read_results(run)):

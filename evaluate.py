@@ -56,7 +56,7 @@ def get_parser() -> utils.CommandParser:
         parser,
         data_use=", with the test list and image ids if TRUTH is a folder",
         ground_truth_default="test_masks in the data folder",
-        threshold="not for AP: minimum score of detections, 0 to 1",
+        threshold="not for AP: minimum score of detected cells, 0 to 1",
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"),

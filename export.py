@@ -73,7 +73,7 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--to_correct", type=Path, metavar="DIR",
-        help="instead of the formats, write the images, or windows of large ones, whose detections "
+        help="instead of the formats, write the images, or windows of large ones, whose cells "
         "are the most uncertain, with editable outlines, to correct them in QuPath and train "
         "again: see docs/correct.md",
     )  # fmt: skip
@@ -119,7 +119,7 @@ def get_parser() -> utils.CommandParser:
 
 
 def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[ImageCells]]:
-    """Read class names and cells of the source, detections with the minimum score."""
+    """Read class names and cells of the source, of results those with the minimum score."""
     if is_annotations(source):
         for flag in ("annotations", "class_names", "score_threshold"):
             if getattr(args, flag) is not None:
@@ -128,18 +128,15 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                 )
         return read_annotated_cells(source, args.data)
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    threshold = 0.5 if args.score_threshold is None else args.score_threshold
+    if n_hidden := sum(int((image.hidden >= threshold).sum()) for image in images):
+        print(f"{plural(n_hidden, 'cell')} mostly under others of higher scores left out")
     if args.to_correct:
         return names, images
-    threshold = 0.5 if args.score_threshold is None else args.score_threshold
     images, n_below = select_by_score(images, threshold)
-    left_out = []
-    if n_repeated := sum(image.n_repeated for image in images):
-        left_out.append(f"{plural(n_repeated, 'detection')} of cells that have a better one")
     if n_below and args.score_threshold is None:
         below = plural(n_below, "cell")
-        left_out.append(f"{below} with a score below {threshold} (--score_threshold)")
-    if left_out:
-        print(f"left out: {', '.join(left_out)}")
+        print(f"{below} with a score below {threshold} left out (--score_threshold)")
     return names, images
 
 

@@ -47,8 +47,8 @@ def get_parser() -> utils.CommandParser:
         parser,
         data_use=" with the images",
         ground_truth_default="test_masks in the data folder, if it exists",
-        threshold="minimum score of detections, 0 to 1, which the page's slider changes, but not "
-        "in the plots",
+        threshold="minimum score of cells, 0 to 1, which the page's slider changes, but not in the "
+        "plots",
     )
     parser.add_argument(
         "--compare", type=Path, metavar="B", help="second results to compare with RESULTS, A"

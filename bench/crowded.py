@@ -110,8 +110,8 @@ def train_run(folder: Path, engine: str) -> Path:
 def count_found(
     labels: NDArray[np.int32], predictor: Predictor, image: NDArray[np.uint8]
 ) -> tuple[int, int]:
-    """Return the detections, and the discs that one of them matches."""
-    cells = predictor.predict(image, score_threshold=0.5)
+    """Return the detected cells, and the discs that one of them matches."""
+    cells = predictor.predict(image).distinct(score_threshold=0.5)
     found = set()
     areas = np.bincount(labels.ravel())
     for mask, (left, top, right, bottom) in zip(cells.masks, cells.boxes.astype(int), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +70,8 @@ class ImageCells(ImageRecord):
         `(N,)` float64, or None for annotations.
     n_crowds
         Number of crowd regions (COCO's `iscrowd`) that are excluded.
-    n_repeated
-        Number of detections that `distinct_detections` left out.
+    hidden
+        `(H,)` float64 scores of detected cells that are left out, as most of each is under others.
     """
 
     size: tuple[int, int]
@@ -81,7 +81,7 @@ class ImageCells(ImageRecord):
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
     n_crowds: int = 0
-    n_repeated: int = 0
+    hidden: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,8 @@ class EvalImage(ImageRecord):
         `(M,)` float64.
     entries
         `(M,)` int64: index of each detection in the results.
+    hidden
+        As of `ImageCells`.
     """
 
     size: tuple[int, int]
@@ -117,11 +119,12 @@ class EvalImage(ImageRecord):
     classes: NDArray[np.int64]
     scores: NDArray[np.float64]
     entries: NDArray[np.int64]
+    hidden: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def distinct_detections(image: EvalImage) -> EvalImage:
     """Return an image with each detected cell once, as `distinct_cells` does, best score first."""
-    index, scores = distinct_cells(image.mask_runs, image.classes, image.scores)
+    index, scores, hidden = distinct_cells(image.mask_runs, image.classes, image.scores)
     return replace(
         image,
         masks=[image.masks[n] for n in index],
@@ -129,4 +132,5 @@ def distinct_detections(image: EvalImage) -> EvalImage:
         classes=image.classes[index],
         scores=scores,
         entries=image.entries[index],
+        hidden=hidden,
     )

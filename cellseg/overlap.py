@@ -6,6 +6,8 @@ AP wants all of these detections; people who count cells, or look at them, want 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,23 +15,45 @@ from cellseg.rle import MaskRuns, areas, boxes_xyxy, ranges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
-SAME_CELL_IOU = 0.5
-"""Minimum mask IoU of detections of one cell."""
+_SAME_CELL = 0.5  # minimum mask IoU of detections of one cell
+_LEAST_VISIBLE = 0.5  # of a cell's pixels, outside of cells with higher scores …
+_MOST_LARGER = 4  # … that are at most this many times as large: others may contain cells
 
-_LEAST_VISIBLE = 0.5  # of a cell's pixels, outside of the cells with higher scores
+_DIGITS = 6  # of sums, as in files: 0.7 + 0.1 is 0.8
 
 _BLOCK = 1 << 14  # pairs of masks compared at a time
 
 
-def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> tuple[Ints, Floats]:
+class DistinctCells(NamedTuple):
+    """The M cells of some detections, each once, and the H that are hidden.
+
+    Attributes
+    ----------
+    indices
+        `(M,)` int64 indices of detections, highest score first; of equal scores the one with the
+        best detection, then the first.
+    scores
+        `(M,)` float64.
+    hidden
+        `(H,)` float64 scores of the cells that are left out, as most of each is under others.
+    """
+
+    indices: Ints
+    scores: Floats
+    hidden: Floats
+
+
+def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> DistinctCells:
     """Return the cells of the N detections of an image, each once.
 
     1. A detection whose mask has an IoU of 0.5 or more with one of a higher score, of any class,
        is the same cell. The best one gives the mask and the class; the score is the sum of the best
        score of each class, at most 1: the probability of a cell, if these are of its classes.
-    2. A cell of which less than half lies outside of the cells with higher scores is left out, as
-       in the panoptic segmentation of Kirillov et al. (CVPR 2019, arXiv:1801.00868).
+    2. A cell of which less than half lies outside of cells with higher scores is hidden, as in
+       panoptic segmentation (Kirillov et al., CVPR 2019, arXiv:1801.00868). Cells of more than
+       four times its area hide none of it: they may be tissue that contains cells, or mistakes.
 
     A cell stays at every minimum score that it reaches: the second rule compares it with cells of
     higher scores only. Cells that are already distinct all stay, with their scores.
@@ -37,33 +61,57 @@ def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> tuple[
     Parameters
     ----------
     mask_runs
-        N masks.
+        N masks. Those without pixels are no cells.
     classes
         `(N,)` int64, 0…K−1.
     scores
-        `(N,)`, of equal scores the first is the best. They are summed only if all are 0 to 1.
-
-    Returns
-    -------
-    `(M,)` int64 indices of detections, and `(M,)` float64 scores, highest first. Detections without
-    pixels are left out.
+        `(N,)`, of equal scores the first is the best. Those of a cell are summed only if all are
+        0 to 1.
     """
     scores = np.asarray(scores, np.float64)
-    area = areas(mask_runs)
-    pairs = overlapping_boxes(boxes_xyxy(mask_runs))
-    shared = shared_pixels(mask_runs, pairs)
-    pairs, shared = pairs[shared > 0], shared[shared > 0]
-
-    same = shared >= SAME_CELL_IOU * (area[pairs].sum(1) - shared)
-    owner = _assign_to_best(np.argsort(-scores, kind="stable"), pairs[same])
-    is_cell = (owner == np.arange(len(owner))) & (area > 0)
+    boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
+    order = np.argsort(-scores, kind="stable")
+    pairs = overlapping_boxes(boxes)
+    owner = _assign_to_best(order, pairs[same_cell(mask_runs, boxes, area, pairs, _SAME_CELL)])
     totals = _sum_over_classes(owner, classes, scores)
 
-    order = np.argsort(-totals, kind="stable")
+    is_cell = (owner == np.arange(len(owner))) & (area > 0)
+    order = np.lexsort((-scores, -totals))
     order = order[is_cell[order]]
-    of_cells = is_cell[pairs].all(1)
-    order = order[_visible(order, area, pairs[of_cells], shared[of_cells])]
-    return order, totals[order]
+    pairs = pairs[is_cell[pairs].all(1)]
+    pairs = pairs[area[pairs].max(1) <= _MOST_LARGER * area[pairs].min(1)]
+    visible = _visible(order, area, pairs, shared_pixels(mask_runs, pairs))
+    return DistinctCells(order[visible], totals[order[visible]], totals[order[~visible]])
+
+
+def same_cell(
+    mask_runs: MaskRuns, boxes: Ints, area: Ints, pairs: Ints, iou: float, ios: float = 2.0
+) -> Bools:
+    """Return `(P,)` bool: which `(P, 2)` pairs of masks overlap enough to be the same cell.
+
+    Parameters
+    ----------
+    mask_runs, boxes, area
+        N masks, their `(N, 4)` boxes and `(N,)` areas.
+    pairs
+        `(P, 2)` int64 indices.
+    iou
+        Enough intersection over union.
+    ios
+        Enough intersection over the smaller area; above 1, it is not regarded.
+    """
+
+    def enough(shared: Ints, area: Ints) -> Bools:
+        same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
+        return same & (shared > 0)
+
+    # Masks share no more pixels than their boxes: few pairs of neighbours need a look at the masks.
+    a, b = boxes[pairs].transpose(1, 0, 2)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    same = enough(np.maximum(sides, 0).prod(1), area[pairs])
+    pairs = pairs[same]
+    same[same] = enough(shared_pixels(mask_runs, pairs), area[pairs])
+    return same
 
 
 def _better_first(order: Ints, pairs: Ints) -> tuple[Ints, Ints]:
@@ -93,18 +141,18 @@ def _assign_to_best(order: Ints, pairs: Ints) -> Ints:
 
 
 def _sum_over_classes(owner: Ints, classes: Ints, scores: Floats) -> Floats:
-    """Return the `(N,)` sums of the best score of each class of those with the same owner."""
-    if not ((scores >= 0) & (scores <= 1)).all():
-        return scores
+    """Return the `(N,)` scores of the cells of owners, at others any number."""
+    n = len(scores)
     order = np.lexsort((-scores, classes, owner))
     key = np.stack([owner, classes])[:, order]
-    first = np.append(True, (key[:, 1:] != key[:, :-1]).any(0))[: len(order)]
-    best = order[first]
-    totals = np.bincount(owner[best], scores[best], minlength=len(scores))
-    return np.minimum(totals, 1)
+    best = order[np.append(True, (key[:, 1:] != key[:, :-1]).any(0))[:n]]
+    total = np.bincount(owner[best], scores[best], minlength=n).round(_DIGITS)
+    summed = np.bincount(owner[best], minlength=n) > 1
+    summed[owner[(scores < 0) | (scores > 1)]] = False
+    return np.where(summed, np.minimum(total, 1), scores)
 
 
-def _visible(order: Ints, area: Ints, pairs: Ints, shared: Ints) -> NDArray[np.bool_]:
+def _visible(order: Ints, area: Ints, pairs: Ints, shared: Ints) -> Bools:
     """Return which cells of `order`, best first, are visible enough, `(M,)` bool.
 
     Pixels that two better cells share are counted twice; these are few, as both are visible.
@@ -167,6 +215,8 @@ def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
     fewer = np.argmin(n_runs[pairs], axis=1)[:, None]
     a = np.take_along_axis(pairs, fewer, 1)[:, 0]
     b = np.take_along_axis(pairs, 1 - fewer, 1)[:, 0]
+    order = np.argsort(b)  # neighbours in memory one after the other: half of the time
+    a, b = a[order], b[order]
     shared = np.zeros(len(pairs), np.int64)
     for begin in range(0, len(pairs), _BLOCK):
         block = slice(begin, begin + _BLOCK)
@@ -175,4 +225,6 @@ def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:
         line = total * b[block][pair]
         begins, stops = line + mask_runs.starts[run], line + mask_runs.ends[run]
         np.add.at(shared[block], pair, pixels_before(stops) - pixels_before(begins))
-    return shared
+    in_order = np.empty_like(shared)
+    in_order[order] = shared
+    return in_order

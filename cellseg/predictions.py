@@ -68,8 +68,18 @@ class Predictions:
 
         A cell can be detected in several classes, each with a score. Here it has its best class,
         and as score the sum; see `cellseg.overlap.distinct_cells`.
+
+        Parameters
+        ----------
+        score_threshold
+            Minimum score of a cell, 0 to 1.
+
+        Returns
+        -------
+        Cells with pixels, best score first; those mostly under others of higher scores are left
+        out.
         """
-        index, scores = distinct_cells(
+        index, scores, _ = distinct_cells(
             decode(self.masks, self.size), self.classes, self.scores.astype(np.float64)
         )
         cells = replace(self[index], scores=scores.astype(np.float32))

@@ -293,7 +293,7 @@ def test_score_threshold(data, run, capsys, threshold, n):
     export.main([str(results), "--data", str(data), "--format", "geojson", *more])
     assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == n
     # What the default leaves out is said.
-    assert ("left out: 1 cell" in capsys.readouterr().out) == (threshold is None)
+    assert ("1 cell with a score" in capsys.readouterr().out) == (threshold is None)
 
 
 def test_each_cell_is_exported_once(data, run, capsys):
@@ -307,7 +307,7 @@ def test_each_cell_is_exported_once(data, run, capsys):
     assert found == ["class3", "class1"]
     shown = [f["properties"]["measurements"] for f in features]
     assert [pytest.approx(0.8), pytest.approx(0.7)] == [next(iter(each.values())) for each in shown]
-    assert "2 detections" in capsys.readouterr().out
+    assert "1 cell mostly under others" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["annotations", "detections"])

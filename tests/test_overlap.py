@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cellseg.overlap import distinct_cells, overlapping_boxes, shared_pixels
 from cellseg.predictions import Predictions
-from cellseg.rle import boxes_xyxy, decode, encode
+from cellseg.rle import boxes_xyxy, decode, encode, select_masks
 from tests.predict.test_merge import stack
 
 # --- pairs --------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def row(*parts, length=40):
 
 def cells(masks, classes, scores):
     """Return the index and the score of each cell."""
-    index, totals = distinct_cells(masks, np.array(classes, np.int64), np.array(scores))
+    index, totals, _ = distinct_cells(masks, np.array(classes, np.int64), np.array(scores))
     return list(zip(index.tolist(), totals.round(9).tolist(), strict=True))
 
 
@@ -102,15 +102,15 @@ def test_the_same_cell_from_an_iou_of_a_half():
 
 
 def test_a_cell_of_which_half_is_visible_stays():
-    better = (0, 20)  # the IoU is low, as it is longer
+    better = (0, 20)  # the IoU is below a half, as it is longer
     assert cells(row(better, (15, 25)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
     assert cells(row(better, (14, 24)), [0, 0], [0.9, 0.4]) == [(0, 0.9)]
     assert cells(row(better, (14, 24)), [0, 1], [0.9, 0.4]) == [(0, 0.9)]  # no other class's sum
 
 
 def test_a_small_cell_hides_no_larger_one():
-    assert cells(row((5, 8), (0, 20)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
-    assert cells(row((5, 8), (0, 20)), [0, 0], [0.4, 0.9]) == [(1, 0.9)]
+    assert cells(row((5, 10), (0, 20)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
+    assert cells(row((5, 10), (0, 20)), [0, 0], [0.4, 0.9]) == [(1, 0.9)]
 
 
 def test_several_cells_hide_one_together():
@@ -130,6 +130,30 @@ def test_a_hidden_cell_hides_none():
 def test_scores_that_are_no_probabilities_are_not_summed():
     assert cells(row((0, 9), (0, 9)), [0, 1], [7.0, 0.5]) == [(0, 7.0)]
     assert cells(row((0, 9), (0, 9)), [0, 1], [-0.5, 0.5]) == [(1, 0.5)]
+    # Others of the image are.
+    masks = row((0, 9), (10, 19), (10, 19))
+    assert cells(masks, [0, 1, 2], [1.5, 0.4, 0.3]) == [(0, 1.5), (1, 0.7)]
+
+
+def test_sums_have_as_many_digits_as_files():
+    assert cells(row((0, 9), (0, 9)), [0, 1], [0.7, 0.1])[0][1] == 0.8  # 0.7 + 0.1 is less
+
+
+def test_of_equal_sums_the_one_with_the_best_detection_is_first():
+    masks = row((0, 10), (0, 10), (4, 20))
+    for order in ([0, 1, 2], [2, 1, 0]):
+        classes, scores = np.array([0, 1, 2])[order], np.array([0.5, 0.5, 1.0])[order]
+        runs = select_masks(masks, np.array(order))
+        indices, totals, hidden = distinct_cells(runs, classes, scores)
+        assert np.array(order)[indices[0]] == 2
+        assert (totals.tolist(), hidden.tolist()) == ([1.0], [1.0])
+
+
+def test_cells_in_a_much_larger_one_stay():
+    """A gland, or a mistake, whose score is the highest."""
+    for length, n in [(16, 1), (17, 2), (20, 2), (21, 3)]:  # of 4 times 4 and 4 times 5 pixels
+        masks = row((0, length), (1, 5), (10, 15))
+        assert len(cells(masks, [0, 1, 1], [0.9, 0.8, 0.7])) == n
 
 
 def test_no_detections_and_masks_without_pixels():
@@ -154,11 +178,17 @@ def distinct_by_arrays(masks, classes, scores):
             by_class[classes[n]] = max(scores[n], by_class.get(classes[n], 0))
         found.append((best, min(1, sum(by_class.values()))))
     kept: list[tuple[int, float]] = []
-    for cell, score in sorted(found, key=lambda one: -one[1]):
-        hidden = sum((masks[cell] & masks[other]).sum() for other, _ in kept)
-        if 2 * hidden <= masks[cell].sum():
+    hidden: list[float] = []
+    for cell, score in sorted(found, key=lambda one: (-one[1], -scores[one[0]])):
+        area, covered = masks[cell].sum(), 0
+        for other, _ in kept:
+            if max(area, masks[other].sum()) <= 4 * min(area, masks[other].sum()):
+                covered += (masks[cell] & masks[other]).sum()
+        if 2 * covered <= area:
             kept.append((cell, score))
-    return kept
+        else:
+            hidden.append(score)
+    return kept, hidden
 
 
 @settings(max_examples=150, deadline=None)
@@ -173,16 +203,17 @@ def test_as_with_arrays(seed, n):
     # Eighths add up without rounding, so that sums may be equal.
     scores = rng.integers(0, 9, n) / 8
     runs = stack(masks, (12, 15))
-    index, totals = distinct_cells(runs, classes, scores)
-    expected = distinct_by_arrays(masks, classes.tolist(), scores.tolist())
-    if len({total for _, total in expected}) == len(expected):  # equal sums: in any order
-        assert list(zip(index.tolist(), totals.tolist(), strict=True)) == expected
+    index, totals, hidden = distinct_cells(runs, classes, scores)
+    expected, expected_hidden = distinct_by_arrays(masks, classes.tolist(), scores.tolist())
+    assert list(zip(index.tolist(), totals.tolist(), strict=True)) == expected
+    assert hidden.tolist() == expected_hidden
     # Distinct cells stay, at any minimum score.
     for start in range(len(index) + 1):
         some = index[:start]
         again = distinct_cells(stack(masks[some], (12, 15)), classes[some], totals[:start])
         assert again[0].tolist() == list(range(start))
         assert again[1].tolist() == totals[:start].tolist()
+        assert not len(again[2])
 
 
 def test_of_predictions():

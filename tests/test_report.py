@@ -202,7 +202,7 @@ def test_two_results(make, data):
     html, index = make(data.parent / "run", "--compare", other, "--resamples", 20)
     assert [Path(name).name for name in index["results"]] == ["run", "test-results.json"]
     assert "B − A, mean of classes" in html
-    assert "detections of A" in html
+    assert "detected cells of A" in html
 
 
 def test_defaults(data, monkeypatch, capsys):

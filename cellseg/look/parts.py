@@ -113,9 +113,13 @@ def compositions(
 
 
 def n_hidden(content: ReportContent, matches: Sequence[Sequence[MatchedDetections]]) -> int:
-    """Return the number of detections that `compositions` leaves out, as others hide them."""
+    """Return the number of cells that `compositions` leaves out, as others of the image hide them.
+
+    Most of such a cell is under others (`distinct_cells`), or all of it.
+    """
     return sum(
         int(np.sum((m.state == 0) & (one.scores >= content.threshold)))
+        + int(np.sum(one.hidden >= content.threshold))
         for image, of_image in zip(content.images, matches, strict=True)
         for one, m in zip(image, of_image, strict=True)
         if content.results
@@ -208,11 +212,11 @@ def figures(content: ReportContent) -> list[tuple[str, str]]:
         histogram = plots.score_histogram(
             _join([one.scores for one in images]), classes, content.classes
         )
-        figures.append(("Scores of the detections", histogram))
+        figures.append(("Scores of the detected cells", histogram))
         if not content.has_ground_truth:
             areas = _join([rle.areas(one.mask_runs) for one in images])
             sizes = plots.size_histogram(areas, classes, content.classes)
-            figures.append(("Sizes of the detections", sizes))
+            figures.append(("Sizes of the detected cells", sizes))
     if not content.results:
         n_cells = np.array([(~one.crowd).sum() for one in images])
         figures.append(("Cells per image", plots.cells_per_image(n_cells)))

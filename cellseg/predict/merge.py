@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cellseg.overlap import overlapping_boxes, shared_pixels
+from cellseg.overlap import overlapping_boxes, same_cell, shared_pixels
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -84,7 +84,8 @@ def merge_tiles(
 
     Yields
     ------
-    Cells of the image, each in one non-empty batch, best score first within a batch. A joined
+    Cells of the image, each in one non-empty batch, best score first within a batch. Those of
+    which one covers half of another are in the same, of whichever classes. A joined
     cell has the pixels of all its pieces, the best score and the class of the largest piece.
     The result doesn't depend on the order of a tile's cells.
 
@@ -94,6 +95,7 @@ def merge_tiles(
         If predictions are not of their tile's size, or not one for each tile.
     """
     pending, relations = _Pieces.empty(plan.size), _Relations.empty()
+    together: Ints = np.zeros((0, 2), np.int64)  # pairs of pieces for the same batch
     for index, (tile, predictions) in enumerate(zip(plan, tile_predictions, strict=True)):
         if predictions.size != tile.size:
             raise ValueError(f"predictions of {predictions.size}, expected the tile's {tile.size}")
@@ -109,14 +111,16 @@ def merge_tiles(
         n_before = len(pending)
         pending = pending.concatenated(new)
         relations = relations.concatenated(_relate_pieces(pending, n_before, tile, iou))
+        together = np.concatenate([together, n_before + _near_pairs(boxes_xyxy(new.mask_runs))])
 
-        group = _connected_groups(len(pending), relations.pairs)
+        group = _connected_groups(len(pending), np.concatenate([relations.pairs, together]))
         shown_later = plan.is_in_later_tiles(index, boxes_xyxy(pending.mask_runs))
         waiting = np.isin(group, group[shown_later])
         if not waiting.all():
             ready = relations.restricted_to(~waiting)
             yield _resolve(pending[~waiting], ready, iou, ios, across_classes)
         pending, relations = pending[waiting], relations.restricted_to(waiting)
+        together = (np.cumsum(waiting) - 1)[together[waiting[together].all(1)]]
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,16 @@ def _relate_pieces(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _R
     return _Relations(near[pairs[related]], superseded.any(1)[related], agrees[related])
 
 
+def _near_pairs(boxes: Ints) -> Ints:
+    """Return the pairs of `(N, 4)` boxes of which one covers half of the other, or more."""
+    pairs = overlapping_boxes(boxes)
+    a, b = boxes[pairs].transpose(1, 0, 2)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    smaller = np.minimum(*((box[:, 2:] - box[:, :2]).prod(1) for box in (a, b)))
+    near: Ints = pairs[2 * sides.prod(1) >= smaller]
+    return near
+
+
 def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64]:
     """Return the `(P,)` IoU of pairs of pieces within the overlap of their tiles."""
     a, b = pairs.T
@@ -270,7 +284,7 @@ def _resolve(
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     pairs = pairs[(cells.classes[pairs[:, 0]] == cells.classes[pairs[:, 1]]) | across_classes]
     tight, area = boxes_xyxy(cells.mask_runs), areas(cells.mask_runs)
-    pairs = pairs[_same_cell(cells.mask_runs, tight, area, pairs, iou, ios)]
+    pairs = pairs[same_cell(cells.mask_runs, tight, area, pairs, iou, ios)]
     order = _best_first(tight, area, cells.scores, cells.classes)
     whole_first = order[np.argsort(cells.cut[order], kind="stable")]
     order = order[_suppress_in_order(whole_first, pairs)[order]]
@@ -317,31 +331,10 @@ def _nms(
     boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
     pairs = overlapping_boxes(boxes)
     pairs = pairs[(classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes]
-    pairs = pairs[_same_cell(mask_runs, boxes, area, pairs, iou, ios)]
+    pairs = pairs[same_cell(mask_runs, boxes, area, pairs, iou, ios)]
     order = _best_first(boxes, area, scores, classes)
     keep = _suppress_in_order(order, pairs) & (area > 0)
     return order[keep[order]]
-
-
-def _same_cell(
-    mask_runs: MaskRuns, boxes: Ints, area: Ints, pairs: Ints, iou: float, ios: float
-) -> Bools:
-    """Return `(P,)` bool: which pairs of masks overlap enough to be the same cell.
-
-    `boxes` `(N, 4)` and `area` `(N,)` are those of the masks.
-    """
-
-    def enough(shared: Ints, area: Ints) -> Bools:
-        same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
-        return same
-
-    # Masks share no more pixels than their boxes: few pairs of neighbours need a look at the masks.
-    a, b = boxes[pairs].transpose(1, 0, 2)
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    same = enough(np.maximum(sides, 0).prod(1), area[pairs])
-    pairs = pairs[same]
-    same[same] = enough(shared_pixels(mask_runs, pairs), area[pairs])
-    return same
 
 
 def _best_first(boxes: Ints, area: Ints, scores: NDArray[np.float32], classes: Ints) -> Ints:

@@ -109,27 +109,24 @@ def read_predicted_cells(
         "categories": categories,
         "annotations": [],
     }
-    cells = []
-    for eval_image in pair_by_image(coco, results, path):
-        n_detections = len(eval_image.scores)
-        eval_image = distinct_detections(eval_image)
-        cells.append(
-            ImageCells(
-                id=eval_image.id,
-                file_name=eval_image.file_name,
-                path=of_id[eval_image.id][0].path,
-                size=eval_image.size,
-                level=of_id[eval_image.id][0].level,
-                mpp=of_id[eval_image.id][0].mpp,
-                tissue_px=of_id[eval_image.id][0].tissue_px,
-                name=of_id[eval_image.id][1],
-                masks=eval_image.masks,
-                classes=eval_image.classes,
-                boxes=boxes_xyxy(eval_image.mask_runs),
-                scores=eval_image.scores,
-                n_repeated=n_detections - len(eval_image.scores),
-            )
+    cells = [
+        ImageCells(
+            id=eval_image.id,
+            file_name=eval_image.file_name,
+            path=of_id[eval_image.id][0].path,
+            size=eval_image.size,
+            level=of_id[eval_image.id][0].level,
+            mpp=of_id[eval_image.id][0].mpp,
+            tissue_px=of_id[eval_image.id][0].tissue_px,
+            name=of_id[eval_image.id][1],
+            masks=eval_image.masks,
+            classes=eval_image.classes,
+            boxes=boxes_xyxy(eval_image.mask_runs),
+            scores=eval_image.scores,
+            hidden=eval_image.hidden,
         )
+        for eval_image in map(distinct_detections, pair_by_image(coco, results, path))
+    ]
     return class_names(coco), _check_clashes(source, cells)
 
 

@@ -42,7 +42,7 @@ _README = """\
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, XYXY in pixels, and how uncertain its detections are."""
+    """A part of an image, XYXY in pixels, and how uncertain its detected cells are."""
 
     image: ImageCells
     box: tuple[int, int, int, int]

@@ -29,10 +29,7 @@ class CellCounts:
         self._by_image: dict[int, NDArray[np.int64]] = {}
 
     def add(self, image_id: int, cells: Predictions) -> None:
-        """Add a part of an image's detections, each cell once.
-
-        Cells of two parts that overlap, at the edges of tiles, are both counted.
-        """
+        """Add a batch of an image's detections from `merge_tiles`, each cell once."""
         classes = cells.distinct(MIN_SCORE).classes
         counts = np.bincount(classes, minlength=len(self.class_names))
         self._by_image[image_id] = self.of(image_id) + counts

@@ -71,7 +71,10 @@ def encode_masks(masks):
 
 
 def test_only_the_middle_of_a_large_image_is_drawn():
-    """A cell in the middle, one cut by the window, one outside, and a low-score one."""
+    """A cell in the middle, one cut by the window, one outside, and a low-score one.
+
+    The first is detected as another class, too.
+    """
     image = np.full((600, 1000, 3), 200, np.uint8)
     corners = [(500, 300), (239, 300), (100, 300), (600, 300)]  # the window is from 244 and 44
     masks = np.zeros((4, 600, 1000), np.uint8)
@@ -82,8 +85,11 @@ def test_only_the_middle_of_a_large_image_is_drawn():
     boxes = [(x, y, x + 10, y + 10) for x, y in corners]
     sample = image_of(boxes, classes, rles, size=(600, 1000))
     scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
-    boxes_xyxy = np.zeros((4, 4), np.float32)
-    predictions = Predictions((600, 1000), boxes_xyxy, scores, classes, rles)
+    boxes_xyxy = np.zeros((5, 4), np.float32)
+    detected = np.array([0.65, 0.8, 0.7, 0.4, 0.25], np.float32)  # 0.65 + 0.25 = 0.9
+    predictions = Predictions(
+        (600, 1000), boxes_xyxy, detected, np.array([0, 1, 0, 1, 1]), [*rles, rles[0]]
+    )
     inside, likely = [0, 1, 3], [0, 1]
     expected = draw_comparison(
         image[44:556, 244:756],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cellseg.coarse import CoarseMask
 from cellseg.predict.merge import merge_tiles
+from cellseg.predict.predictor import join_predictions
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -138,6 +139,32 @@ def merge_by_hand(plan, *tiles, **options):
 def of_image(size, *shapes, classes=None):
     truth = drawn(size, *shapes)
     return cells_of(truth, np.zeros(len(truth)) if classes is None else classes)
+
+
+# --- batches ------------------------------------------------------------------------------
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_outlines_of_a_cell_in_two_classes_are_in_one_batch(seed):
+    """Each tile detects the cells in two classes, whose outlines differ by a pixel."""
+    rng = np.random.default_rng(seed)
+    plan = plan_tiles((90, 130), 40, 16)
+    corners = np.stack(np.meshgrid(np.arange(2, 115, 14), np.arange(2, 75, 14)), -1).reshape(-1, 2)
+    tops = corners[:, None] + rng.integers(0, 2, (len(corners), 2, 2))
+    outlines = np.concatenate([tops, tops + 9], 2).reshape(-1, 4)
+    tiles = []
+    for tile in plan:
+        left, top, right, bottom = tile.window
+        low, high = (left, top) * 2, (right, bottom) * 2
+        boxes = np.clip(outlines, low, high) - low
+        seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+        scores = np.where(seen % 2, 0.25, 0.5)
+        tiles.append(detections(drawn(tile.size, *boxes[seen]), scores, seen % 2))
+    batches = [batch.distinct() for batch in merge_tiles(plan, tiles)]
+    found = join_predictions(plan.size, batches)
+    assert len(found) == len(corners)
+    assert set(found.scores.tolist()) == {0.75}
 
 
 # --- suppression within one image --------------------------------------------------------
