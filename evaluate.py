@@ -34,8 +34,8 @@ AJI, AJI+           aggregated Jaccard index, the mean over images
 F1, precision, recall, counts, and the confusion matrix of the classes
 
 All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
-class, become one with the sum of their scores, and one that lies mostly under better ones is
-left out; --score_threshold and --overlap then draw the label map. Where annotations overlap,
+class, become one with a score joined of all, and one that lies mostly under better ones is left
+out; --score_threshold and --overlap then draw the label map. Where annotations overlap,
 the smaller cell gets the pixels. All cells of annotated images without results are false
 negatives. A class without ground-truth cells has no score: "–". Intervals bootstrap the images,
 at least two.

@@ -174,13 +174,14 @@ def find_networks(
             )
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
-    powers = {cfg.MODEL.ROI_HEADS.OBJECTNESS_POWER for cfg in cfgs}
-    if len(powers) > 1:
-        warn(
-            "the runs' scores have different scales (MODEL.ROI_HEADS.OBJECTNESS_POWER "
-            f"{' and '.join(f'{power:g}' for power in sorted(powers))}), which their mean favours; "
-            "end the command with MODEL.ROI_HEADS.OBJECTNESS_POWER 0 to fuse class probabilities"
-        )
+    for key in ("OBJECTNESS_POWER", "FOREGROUND_POWER"):
+        powers = {cfg.MODEL.ROI_HEADS[key] for cfg in cfgs}
+        if len(powers) > 1:
+            warn(
+                f"the runs' scores have different scales (MODEL.ROI_HEADS.{key} "
+                f"{' and '.join(f'{power:g}' for power in sorted(powers))}), which their mean "
+                f"favours; end the command with MODEL.ROI_HEADS.{key} 0"
+            )
     longest = max(cfg.DATA.LONGEST_CELL for cfg in cfgs)
     if 0 < cfgs[0].TEST.TILE < 2 * longest:
         warn(

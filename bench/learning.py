@@ -77,6 +77,9 @@ INGREDIENTS: dict[str, list[str]] = {
         *("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False"),
     ],
     "box head of 256 units": ["MODEL.ROI_BOX_HEAD.FC_DIM", "256"],
+    "score without the foreground": [
+        *("MODEL.ROI_HEADS.FOREGROUND_POWER", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.02"),
+    ],
     "score without objectness": [
         *("MODEL.ROI_HEADS.OBJECTNESS_POWER", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"),
     ],

@@ -140,8 +140,9 @@ OWN: dict[str, Any] = {
         "TRUSTED_SHA256": "",
         # Compute the anchor sizes from the training cells. Setting only SIZES turns this off.
         "ANCHOR_GENERATOR": {"FROM_DATA": False},
-        # Power c of the objectness in the score: class probability * objectness^c.
-        "ROI_HEADS": {"OBJECTNESS_POWER": 0.0},
+        # Powers c of the objectness and w of the foreground, the probability of all classes, in the
+        # score: class probability^(1 - w) * foreground^w * objectness^c.
+        "ROI_HEADS": {"OBJECTNESS_POWER": 0.0, "FOREGROUND_POWER": 0.0},
         "ROI_MASK_HEAD": {
             # Maximum number of cells per image that train the head, drawn at random; 0 for all.
             "BATCH_SIZE_PER_IMAGE": 0,
@@ -313,6 +314,7 @@ PREDICTION_RANGES: dict[str, Allowed] = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.OBJECTNESS_POWER": Range(0, 10),
+    "MODEL.ROI_HEADS.FOREGROUND_POWER": Range(0, 1),
     "MODEL.ROI_MASK_HEAD.BOX_SCALE": Range(1, 4),
     "DATA.CELLS_PER_MEGAPIXEL": Range(0, 1e6),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": _LIMIT,

@@ -256,6 +256,7 @@ def test_bad_options(options, expected):
         ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "nan", "from 0 to 1 "),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "-0.5", "from 0 to 1 "),
         ("MODEL.ROI_HEADS.OBJECTNESS_POWER", "-0.1 10.1 nan", "from 0 to 10 "),
+        ("MODEL.ROI_HEADS.FOREGROUND_POWER", "-0.1 1.1 nan", "from 0 to 1 "),
         ("TEST.EVAL_PERIOD", "-2", "0 or more"),
         ("TEST.SYMMETRIES", "3 0", "one of 1, 2, 4, 8 "),
         ("TEST.SCALES", "() (1.0,-1.0) (11,) ('1',)", "one or more numbers .a number from 0.1"),

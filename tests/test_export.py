@@ -299,14 +299,14 @@ def test_score_threshold(data, run, capsys, threshold, n):
 def test_each_cell_is_exported_once(data, run, capsys):
     """The left one is detected in two classes; most of the last one lies under the others."""
     hidden = np.array([[0, 1, 1, 1, 1, 0]] * 4)
-    left, right = [entry(LEFT, 2, 0.3), entry(LEFT, 1, 0.4)], entry(RIGHT, 3, 0.8)
+    left, right = [entry(LEFT, 2, 0.48), entry(LEFT, 1, 0.64)], entry(RIGHT, 3, 0.9)
     results = run([*left, right, entry(hidden, 1, 0.6)])
     export.main([str(results), "--data", str(data), "--format", "geojson"])
     features = features_of(results.parent / "export" / "geojson" / "one.geojson")
     found = [f["properties"]["classification"]["name"] for f in features]
     assert found == ["class3", "class1"]
     shown = [f["properties"]["measurements"] for f in features]
-    assert [pytest.approx(0.8), pytest.approx(0.7)] == [next(iter(each.values())) for each in shown]
+    assert [pytest.approx(0.9), pytest.approx(0.8)] == [next(iter(each.values())) for each in shown]
     assert "1 cell mostly under others" in capsys.readouterr().out
 
 

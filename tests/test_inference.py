@@ -898,18 +898,19 @@ def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
     assert sorted(map(float, map(str, cells.scores))) == sorted(e["score"] for e in written)
 
 
-def test_runs_whose_scores_have_different_scales(run, slide, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["OBJECTNESS_POWER", "FOREGROUND_POWER"])
+def test_runs_whose_scores_have_different_scales(run, slide, tmp_path, capsys, name):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     config = (copy / runs.CONFIG).read_text()
-    key = "OBJECTNESS_POWER: 0.0"
+    key = f"{name}: 0.0"
     assert key in config
     (copy / runs.CONFIG).write_text(config.replace(key, key.replace("0.0", "1.0")))
     argv = argv_of(run, slide, tmp_path)
     argv = [*argv[:2], str(copy), *argv[2:]]
     assert inference.main(argv) == 0
-    assert "OBJECTNESS_POWER 0 and 1" in capsys.readouterr().err
-    assert inference.main([*argv, "MODEL.ROI_HEADS.OBJECTNESS_POWER", "0"]) == 0
-    assert "OBJECTNESS_POWER" not in capsys.readouterr().err
+    assert f"{name} 0 and 1" in capsys.readouterr().err
+    assert inference.main([*argv, f"MODEL.ROI_HEADS.{name}", "0"]) == 0
+    assert name not in capsys.readouterr().err
 
 
 def test_runs_with_different_classes(run, slide, tmp_path):

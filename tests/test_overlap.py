@@ -76,28 +76,29 @@ def test_detections_without_overlap_stay_as_they_are():
     ]
 
 
-def test_a_cell_in_several_classes_has_the_best_and_the_sum():
-    assert cells(row((0, 9), (0, 9)), [2, 0], [0.3, 0.4]) == [(1, 0.7)]
-    assert cells(row((0, 9), (0, 9), (0, 9)), [0, 1, 2], [0.5, 0.4, 0.3]) == [(0, 1.0)]
+def test_a_cell_in_several_classes_has_the_best_and_the_root_of_the_squares():
+    assert cells(row((0, 9), (0, 9)), [2, 0], [0.3, 0.4]) == [(1, 0.5)]
+    assert cells(row((0, 9), (0, 9), (0, 9)), [0, 1, 2], [0.5, 0.4, 0.3]) == [(0, 0.707107)]
+    assert cells(row((0, 9), (0, 9)), [0, 1], [0.9, 0.8]) == [(0, 1.0)]
 
 
-def test_the_same_class_is_not_summed():
-    assert cells(row((0, 9), (0, 9), (0, 9)), [1, 1, 0], [0.3, 0.4, 0.2]) == [(1, 0.6)]
+def test_the_same_class_counts_once():
+    assert cells(row((0, 9), (0, 9), (0, 9)), [1, 1, 0], [0.3, 0.4, 0.3]) == [(1, 0.5)]
 
 
 def test_of_equal_scores_the_first_gives_the_class():
-    assert cells(row((0, 9), (0, 9)), [1, 0], [0.4, 0.4]) == [(0, 0.8)]
+    assert cells(row((0, 9), (0, 9)), [1, 0], [0.4, 0.4]) == [(0, 0.565685)]
 
 
-def test_an_uncertain_cell_comes_before_a_certain_one_of_a_lower_sum():
+def test_cells_are_sorted_by_their_joined_scores():
     masks = row((0, 9), (20, 29), (20, 29))
-    assert cells(masks, [0, 0, 1], [0.6, 0.4, 0.3]) == [(1, 0.7), (0, 0.6)]
+    assert cells(masks, [0, 0, 1], [0.45, 0.4, 0.3]) == [(1, 0.5), (0, 0.45)]
 
 
 def test_the_same_cell_from_an_iou_of_a_half():
-    assert cells(row((0, 10), (0, 5)), [0, 1], [0.5, 0.4]) == [(0, 0.9)]
+    assert cells(row((0, 10), (0, 5)), [0, 1], [0.4, 0.3]) == [(0, 0.5)]
     # 8 of 12 pixels, and 4 of 12: a third, with two thirds of each visible.
-    assert cells(row((0, 10), (2, 12)), [0, 1], [0.5, 0.4]) == [(0, 0.9)]
+    assert cells(row((0, 10), (2, 12)), [0, 1], [0.4, 0.3]) == [(0, 0.5)]
     assert cells(row((0, 8), (4, 12)), [0, 1], [0.5, 0.4]) == [(0, 0.5), (1, 0.4)]
 
 
@@ -105,7 +106,7 @@ def test_a_cell_of_which_half_is_visible_stays():
     better = (0, 20)  # the IoU is below a half, as it is longer
     assert cells(row(better, (15, 25)), [0, 0], [0.9, 0.4]) == [(0, 0.9), (1, 0.4)]
     assert cells(row(better, (14, 24)), [0, 0], [0.9, 0.4]) == [(0, 0.9)]
-    assert cells(row(better, (14, 24)), [0, 1], [0.9, 0.4]) == [(0, 0.9)]  # no other class's sum
+    assert cells(row(better, (14, 24)), [0, 1], [0.9, 0.4]) == [(0, 0.9)]  # not joined
 
 
 def test_a_small_cell_hides_no_larger_one():
@@ -127,22 +128,22 @@ def test_a_hidden_cell_hides_none():
     assert cells(masks, [0, 0, 0], [0.7, 0.9, 0.8]) == [(1, 0.9), (0, 0.7)]
 
 
-def test_scores_that_are_no_probabilities_are_not_summed():
+def test_scores_that_are_no_probabilities_are_not_joined():
     assert cells(row((0, 9), (0, 9)), [0, 1], [7.0, 0.5]) == [(0, 7.0)]
     assert cells(row((0, 9), (0, 9)), [0, 1], [-0.5, 0.5]) == [(1, 0.5)]
     # Others of the image are.
     masks = row((0, 9), (10, 19), (10, 19))
-    assert cells(masks, [0, 1, 2], [1.5, 0.4, 0.3]) == [(0, 1.5), (1, 0.7)]
+    assert cells(masks, [0, 1, 2], [1.5, 0.4, 0.3]) == [(0, 1.5), (1, 0.5)]
 
 
-def test_sums_have_as_many_digits_as_files():
-    assert cells(row((0, 9), (0, 9)), [0, 1], [0.7, 0.1])[0][1] == 0.8  # 0.7 + 0.1 is less
+def test_joined_scores_have_as_many_digits_as_files():
+    assert distinct_cells(row((0, 9), (0, 9)), np.arange(2), np.array([0.06, 0.08])).scores == [0.1]
 
 
-def test_of_equal_sums_the_one_with_the_best_detection_is_first():
+def test_of_equal_scores_the_one_with_the_best_detection_is_first():
     masks = row((0, 10), (0, 10), (4, 20))
     for order in ([0, 1, 2], [2, 1, 0]):
-        classes, scores = np.array([0, 1, 2])[order], np.array([0.5, 0.5, 1.0])[order]
+        classes, scores = np.array([0, 1, 2])[order], np.array([0.8, 0.6, 1.0])[order]
         runs = select_masks(masks, np.array(order))
         indices, totals, hidden = distinct_cells(runs, classes, scores)
         assert np.array(order)[indices[0]] == 2
@@ -176,7 +177,8 @@ def distinct_by_arrays(masks, classes, scores):
         by_class: dict[int, float] = {}
         for n in [best, *same]:
             by_class[classes[n]] = max(scores[n], by_class.get(classes[n], 0))
-        found.append((best, min(1, sum(by_class.values()))))
+        joined = round(min(1, sum(s**2 for s in by_class.values()) ** 0.5), 6)
+        found.append((best, joined if len(by_class) > 1 else scores[best]))
     kept: list[tuple[int, float]] = []
     hidden: list[float] = []
     for cell, score in sorted(found, key=lambda one: (-one[1], -scores[one[0]])):
@@ -200,7 +202,6 @@ def test_as_with_arrays(seed, n):
         top, left = rng.integers(0, (12, 15))
         mask[top : top + rng.integers(0, 9), left : left + rng.integers(1, 9)] = True
     classes = rng.integers(0, 3, n)
-    # Eighths add up without rounding, so that sums may be equal.
     scores = rng.integers(0, 9, n) / 8
     runs = stack(masks, (12, 15))
     index, totals, hidden = distinct_cells(runs, classes, scores)
@@ -222,7 +223,7 @@ def test_of_predictions():
     boxes = boxes_xyxy(masks).astype(np.float32)
     every = Predictions((1, 40), boxes, scores, np.array([1, 0, 0]), encode(masks), ("a", "b"))
     distinct = every.distinct()
-    assert distinct.scores.tolist() == [0.875, 0.25]
+    assert distinct.scores.tolist() == [0.625, 0.25]
     assert distinct.scores.dtype == np.float32
     assert distinct.classes.tolist() == [1, 0]
     assert distinct.boxes.tolist() == [[0, 0, 9, 1], [20, 0, 29, 1]]

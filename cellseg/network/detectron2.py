@@ -515,6 +515,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
         threshold=keys.SCORE_THRESH_TEST,
         iou=keys.NMS_THRESH_TEST,
         objectness_power=keys.OBJECTNESS_POWER,
+        foreground_power=keys.FOREGROUND_POWER,
     )
     for module in [*network.modules()]:
         for child, pooler in module.named_children():

@@ -185,13 +185,16 @@ def select_detections(
     threshold: float,
     iou: float,
     objectness_power: float = 0.0,
+    foreground_power: float = 0.0,
     min_size: float = 0.0,
 ) -> BoxDetections:
     """Select the detections of one image: scores above a threshold, NMS per class, the best.
 
-    The score is p · o^c, of the class probability p and the objectness o: with the power c = 1 the
-    probability of a cell of the class if they are independent, and the order of CenterNet2's scores
-    (Zhou et al. 2021, arXiv:2103.07461), their square root; with c = 0 the class probability.
+    The score is p^(1 − w) · f^w · o^c, of the class probability p, the probability f of all classes
+    together (foreground), and the objectness o. With w = 0 and c = 1 it is the probability of a
+    cell of the class if they are independent, and the order of CenterNet2's scores (Zhou et al.
+    2021, arXiv:2103.07461), their square root; with c = 0 the class probability. With w = 0.5, an
+    uncertain class lowers the score less than doubt that there is a cell.
 
     Parameters
     ----------
@@ -212,12 +215,17 @@ def select_detections(
         Of boxes of one class with a higher IoU, only the best is kept.
     objectness_power
         The power c, 0 or more.
+    foreground_power
+        The power w, 0 to 1.
     min_size
         Sides must be longer than this. Smaller boxes are dropped before NMS and the limit, so
         that they take no other's place.
     """
     finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)
     boxes, scores = boxes[finite], probs[finite]
+    if foreground_power:
+        foreground = scores.sum(1, keepdim=True)
+        scores = scores ** (1 - foreground_power) * foreground**foreground_power
     if objectness_power:
         objectness = logits[finite, None].float().sigmoid()
         scores = scores * objectness**objectness_power

@@ -183,14 +183,15 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         Factor by which boxes are enlarged for the mask head.
     one_mask_per_box
         Whether the mask head predicts one mask for all classes.
-    objectness_power
-        Power of the objectness in the scores; 0 leaves it out.
+    objectness_power, foreground_power
+        Powers of `select_detections`.
     """
 
     max_masks = 0
     mask_scale = 1.0
     one_mask_per_box = False
     objectness_power = 0.0
+    foreground_power = 0.0
 
     def losses(
         self,
@@ -248,6 +249,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 threshold=self.score_thresh,
                 iou=self.nms_thresh,
                 objectness_power=self.objectness_power,
+                foreground_power=self.foreground_power,
                 min_size=_MIN_SIZE,
             )
             for box, prob, of_image, size in zip(
@@ -481,6 +483,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     heads.max_masks, heads.mask_scale = mask.BATCH_SIZE_PER_IMAGE, mask.BOX_SCALE
     heads.one_mask_per_box = mask.CLS_AGNOSTIC_MASK
     heads.objectness_power = keys.OBJECTNESS_POWER
+    heads.foreground_power = keys.FOREGROUND_POWER
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),

@@ -86,7 +86,7 @@ def test_only_the_middle_of_a_large_image_is_drawn():
     sample = image_of(boxes, classes, rles, size=(600, 1000))
     scores = np.array([0.9, 0.8, 0.7, 0.4], np.float32)
     boxes_xyxy = np.zeros((5, 4), np.float32)
-    detected = np.array([0.65, 0.8, 0.7, 0.4, 0.25], np.float32)  # 0.65 + 0.25 = 0.9
+    detected = np.array([0.72, 0.8, 0.7, 0.4, 0.54], np.float32)  # 0.72² + 0.54² = 0.9²
     predictions = Predictions(
         (600, 1000), boxes_xyxy, detected, np.array([0, 1, 0, 1, 1]), [*rles, rles[0]]
     )

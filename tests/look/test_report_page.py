@@ -394,12 +394,12 @@ def test_two_results(show, folder):
 
 
 def test_the_mean_score_is_that_of_the_cells_that_count(show, folder):
-    """Two detections of the same pixels are one cell, with the sum of their scores."""
+    """Two detections of the same pixels are one cell, with a joined score."""
     mask = rectangle(SIZE, 5, 5, 20, 20)
-    twice = [entry(7, 1, mask, 0.5), entry(7, 2, mask, 0.25)]
+    twice = [entry(7, 1, mask, 0.64), entry(7, 2, mask, 0.48)]
     (folder / "twice.json").write_text(json.dumps(twice))
     driver = show(write(folder, folder / "twice.json"))
-    assert "1 detection\nmean score 0.75" in text(driver, "list")
+    assert "1 detection\nmean score 0.80" in text(driver, "list")
 
 
 def test_results_without_ground_truth(show, folder):

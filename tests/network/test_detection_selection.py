@@ -130,6 +130,24 @@ def test_the_score_is_a_product(power, expected):
     assert scores.tolist() == pytest.approx([expected], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [(0.0, [0.54, 0.06]), (0.5, [0.57, 0.19]), (1.0, [0.6, 0.6])],
+)
+def test_the_foreground_raises_uncertain_classes(power, expected):
+    """By hand: f is 0.6, the square roots of 0.54 * 0.6 and 0.06 * 0.6 are 0.569 and 0.190."""
+    boxes, probs = torch.tensor([[[1.0, 1, 5, 5]]]), torch.tensor([[0.54, 0.06]])
+    for objectness_power, objectness in ((0.0, 1), (1.0, 0.5)):
+        scores = select(
+            boxes,
+            probs,
+            torch.zeros(1),
+            objectness_power=objectness_power,
+            foreground_power=power,
+        ).scores
+        assert scores.tolist() == pytest.approx([s * objectness for s in expected], abs=0.001)
+
+
 def random_proposals(n, k, seed):
     """Return boxes that overlap, some of them empty, with probabilities and logits."""
     generator = torch.Generator().manual_seed(seed)
