@@ -190,7 +190,7 @@ def test_images_that_are_almost_black(predict, tmp_path, capsys):
 @pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
 def test_train_and_validation_images(predict, run, cells, tmp_path, capsys, dataset, count):
     assert predict("--dataset", dataset, "--score_threshold", 0) == 0
-    assert f"cells in {count} images" in capsys.readouterr().out
+    assert f"detections in {count} images" in capsys.readouterr().out
     entries = results(tmp_path / "out" / f"{dataset}-results.json")
     coco = json.loads((cells / "train__annot.json").read_text())
     validation = runs.read_record(run)["held_out"]
