@@ -34,11 +34,11 @@ AJI, AJI+           aggregated Jaccard index, the mean over images
 F1, precision, recall, counts, and the confusion matrix of the classes
 
 All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
-class, become one with a score joined of all, and one that lies mostly under better ones is left
-out; --score_threshold and --overlap then draw the label map. Where annotations overlap,
-the smaller cell gets the pixels. All cells of annotated images without results are false
-negatives. A class without ground-truth cells has no score: "–". Intervals bootstrap the images,
-at least two.
+class, become one with a joint score, and a cell mostly under others of higher scores is left
+out; --score_threshold and --overlap then draw the label map. Where annotations overlap, the
+smaller cell gets the pixels. All cells of annotated images without results are false negatives.
+A class without ground-truth cells has no score: "–". Intervals bootstrap the images, at least
+two.
 """
 
 EXAMPLES = """\

@@ -125,12 +125,16 @@ class EvalImage(ImageRecord):
 def distinct_detections(image: EvalImage) -> EvalImage:
     """Return an image with each detected cell once, as `distinct_cells` does, best score first."""
     index, scores, hidden = distinct_cells(image.mask_runs, image.classes, image.scores)
+    return replace(take_detections(image, index), scores=scores, hidden=hidden)
+
+
+def take_detections(image: EvalImage, index: NDArray[np.int64]) -> EvalImage:
+    """Return an image with the detections of an `(m,)` index, in its order."""
     return replace(
         image,
         masks=[image.masks[n] for n in index],
         mask_runs=select_masks(image.mask_runs, index),
         classes=image.classes[index],
-        scores=scores,
+        scores=image.scores[index],
         entries=image.entries[index],
-        hidden=hidden,
     )

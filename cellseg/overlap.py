@@ -104,7 +104,7 @@ def same_cell(
 
     def enough(shared: Ints, area: Ints) -> Bools:
         same: Bools = (shared >= iou * (area.sum(1) - shared)) | (shared >= ios * area.min(1))
-        return same & (shared > 0)
+        return same
 
     # Masks share no more pixels than their boxes: few pairs of neighbours need a look at the masks.
     a, b = boxes[pairs].transpose(1, 0, 2)
@@ -115,7 +115,7 @@ def same_cell(
     return same
 
 
-def _better_first(order: Ints, pairs: Ints) -> tuple[Ints, Ints]:
+def better_first(order: Ints, pairs: Ints) -> tuple[Ints, Ints]:
     """Return pairs with their better index first, sorted by its rank, and the order of the pairs.
 
     `order` has indices, best first, at least those of the pairs.
@@ -133,7 +133,7 @@ def _assign_to_best(order: Ints, pairs: Ints) -> Ints:
     Best first, each that is not assigned yet takes those that it is paired with.
     """
     owner = list(range(len(order)))
-    ranked, _ = _better_first(order, pairs)
+    ranked, _ = better_first(order, pairs)
     # By columns: a list for each pair would keep the garbage collector busy.
     for better, worse in zip(*ranked.T.tolist(), strict=True):
         if owner[better] == better and owner[worse] == worse:
@@ -159,7 +159,7 @@ def _visible(order: Ints, area: Ints, pairs: Ints, shared: Ints) -> Bools:
     Pixels that two better cells share are counted twice; these are few, as both are visible.
     """
     covered, limit = [0] * len(area), ((1 - _LEAST_VISIBLE) * area).tolist()
-    ranked, by_rank = _better_first(order, pairs)
+    ranked, by_rank = better_first(order, pairs)
     for better, worse, pixels in zip(*ranked.T.tolist(), shared[by_rank].tolist(), strict=True):
         if covered[better] <= limit[better]:
             covered[worse] += pixels

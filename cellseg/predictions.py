@@ -67,7 +67,7 @@ class Predictions:
         """Return each cell once, of a score of `score_threshold` or more.
 
         A cell can be detected in several classes, each with a score. Here it has its best class,
-        and a score joined of all; see `cellseg.overlap.distinct_cells`.
+        and a joint score; see `cellseg.overlap.distinct_cells`.
 
         Parameters
         ----------

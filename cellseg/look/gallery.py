@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg import rle
 from cellseg.coarse import Window
-from cellseg.images import EvalImage
+from cellseg.images import EvalImage, take_detections
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace
 from cellseg.read.window import WindowedImage
@@ -85,15 +85,7 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
 
 def sort_detections(eval_image: EvalImage) -> EvalImage:
     """Return the image with its detections by falling score, the order of the page."""
-    order = np.argsort(-eval_image.scores, kind="stable")
-    return replace(
-        eval_image,
-        masks=[eval_image.masks[n] for n in order],
-        mask_runs=rle.select_masks(eval_image.mask_runs, order),
-        classes=eval_image.classes[order],
-        scores=eval_image.scores[order],
-        entries=eval_image.entries[order],
-    )
+    return take_detections(eval_image, np.argsort(-eval_image.scores, kind="stable"))
 
 
 @dataclass(frozen=True)

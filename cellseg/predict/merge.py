@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cellseg.overlap import overlapping_boxes, same_cell, shared_pixels
+from cellseg.overlap import better_first, overlapping_boxes, same_cell, shared_pixels
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -348,16 +348,11 @@ def _best_first(boxes: Ints, area: Ints, scores: NDArray[np.float32], classes: I
 
 def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
     """Return `(N,)` bool: kept, if each kept one suppresses those after it paired with it."""
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    ranked = np.sort(rank[pairs], axis=1)
     keep = [True] * len(order)
-    better_first = ranked[np.argsort(ranked[:, 0])]
-    # By columns: a list for each pair would keep the garbage collector busy.
-    for better, worse in zip(*better_first.T.tolist(), strict=True):
+    for better, worse in zip(*better_first(order, pairs)[0].T.tolist(), strict=True):
         if keep[better]:
             keep[worse] = False
-    return np.array(keep, bool)[rank]
+    return np.array(keep, bool)
 
 
 def _connected_groups(n: int, pairs: Ints) -> Ints:
