@@ -198,6 +198,7 @@ STOPPED = """\
 if __name__ in ("__main__", "__mp_main__"):
     from cellseg import process
     process.prepare()
+import os
 import time
 from pathlib import Path
 import utils
@@ -205,7 +206,7 @@ from cellseg.predict.predictor import TileJob
 from cellseg.predict.tiles import Tile
 from cellseg.predict.workers import local_workers
 def wait():
-    print("waiting", flush=True)
+    os.write(1, b"waiting\\n")  # at once: the other worker writes it at the same time
     time.sleep(60)
 def main(argv):
     print("starting", flush=True)
