@@ -183,7 +183,7 @@ class Trainer(DefaultTrainer):
         try:
             samples = next(self._batches)
             waited = time.perf_counter() - start
-            rate = self.step.optimizer.param_groups[0]["lr"]
+            rate = self.step.rate
             # Processes draw different numbers; a resumed run draws those of an uninterrupted one.
             seed = (self.cfg.SEED + self.iter) * world_size() + rank()
             losses = self.step.step(samples, seed)

@@ -157,6 +157,9 @@ OWN: dict[str, Any] = {
     "SOLVER": {
         # SGD, Adam, AdamW or Adagrad.
         "OPTIMIZER": "SGD",
+        # Multiplies the learning rate of the backbone, as in Mask2Former, where a feature pyramid
+        # does not belong to it either.
+        "BACKBONE_MULTIPLIER": 1.0,
         # Number of parts of a batch, which go through the network one after the other.
         "ACCUMULATE": 1,
         # Decay of the moving average of the weights, which is then scored and saved; 0 for none.
@@ -354,6 +357,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
+    "SOLVER.BACKBONE_MULTIPLIER": _POSITIVE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": _POSITIVE,
     "SOLVER.ACCUMULATE": _POSITIVE,

@@ -32,7 +32,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """Build SGD, Adam, AdamW or Adagrad for the trainable parameters.
 
     The weight decays of weights, normalization layers and biases, and the learning rate of biases
-    are set as in Detectron2.
+    are set as in Detectron2. `SOLVER.BACKBONE_MULTIPLIER` multiplies the learning rate of the
+    backbone, as in Mask2Former's configs, but not of a feature pyramid on it.
     """
     solver = cfg.SOLVER
     types: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -44,11 +45,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     optimizer_type, options = types[solver.OPTIMIZER]
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     seen = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
+        of_backbone = path.startswith("backbone.") and not path.startswith("backbone.fpn")
+        factor = solver.BACKBONE_MULTIPLIER if of_backbone else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                groups.setdefault(_rate_and_decay(solver, module, name), []).append(parameter)
+                rate, decay = _rate_and_decay(solver, module, name)
+                groups.setdefault((rate * factor, decay), []).append(parameter)
     on_cpu = all(p.device.type == "cpu" for p in seen)
     on_gpu = all(p.device.type == "cuda" for p in seen)
     if on_cpu or (on_gpu and solver.OPTIMIZER != "Adagrad"):  # torch has none for it

@@ -332,12 +332,15 @@ def print_training(session: Session, n_processes: int) -> None:
     cfg, data, solver = session.cfg, session.data, session.cfg.SOLVER
     n_validation = f", {len(data.validation)} for validation" if data.validation else ""
     many = f" in {n_processes} processes" if n_processes > 1 else ""
+    rate = f"{solver.BASE_LR:g}"
+    if solver.BACKBONE_MULTIPLIER != 1:
+        rate += f" ({solver.BASE_LR * solver.BACKBONE_MULTIPLIER:g} in the backbone)"
     print(
         *session.reasons,
         f"training {cfg.RECIPE} on {cfg.MODEL.DEVICE}{many}: {plural(len(data.train), 'image')}"
         f"{n_validation}, {plural(len(data.categories), 'class', 'classes')}; "
         f"{plural(solver.MAX_ITER, 'iteration')} of {plural(solver.IMS_PER_BATCH, 'image')}, "
-        f"{solver.OPTIMIZER} at {solver.BASE_LR:g}",
+        f"{solver.OPTIMIZER} at {rate}",
         f"run folder: {display_path(cfg.OUTPUT_DIR)}",
         sep="\n",
         flush=True,

@@ -96,6 +96,12 @@ class TrainingStep:
         return values
 
     @property
+    def rate(self) -> float:
+        """The learning rate of the next step, without the factors of biases and the backbone."""
+        multiplier: float = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+        return float(self.cfg.SOLVER.BASE_LR * multiplier)
+
+    @property
     def eval_network(self) -> torch.nn.Module:
         """The network to score and save: the averaged one if there is one."""
         return self.network if self.ema is None else self.ema.module

@@ -17,6 +17,7 @@ from cellseg.learn.optimizer import (
     load_optimizer_state,
     set_schedule,
 )
+from cellseg.learn.step import TrainingStep
 from cellseg.network import build_network
 
 TYPES = {name: getattr(torch.optim, name) for name in OPTIMIZERS}
@@ -148,6 +149,34 @@ def test_norm_layers_of_a_whole_network(tiny, engine):
     assert len(norms) > 50
     assert {p for p, value in decay.items() if value == 0.5} == norms
     assert set(decay) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("lite_fpn", "TimmBackbone"), ("demo", "TimmBackbone"), ("mask_rcnn_R_50_DC5_3x", "ResNet")],
+)
+def test_the_backbone_has_its_own_rate(recipe, kind, engine):
+    """All of it, but neither its feature pyramid nor the heads, at every step."""
+    cfg = config.load_recipe(recipe, engine)
+    options = "SOLVER.BASE_LR 0.5 SOLVER.BIAS_LR_FACTOR 2 SOLVER.BACKBONE_MULTIPLIER 0.25"
+    config.merge_options(cfg, ["MODEL.DEVICE", "cpu", *options.split()])
+    set_schedule(cfg, 100)
+    model = build_network(cfg)
+    kinds = ({t.__name__ for t in type(m).__mro__} for m in model.modules())
+    (backbone,) = (m for m, names in zip(model.modules(), kinds, strict=True) if kind in names)
+    slow = {id(p) for p in backbone.parameters() if p.requires_grad}
+    optimizer = build_optimizer(cfg, model)
+    schedule = build_schedule(cfg, optimizer)
+    step = TrainingStep(cfg, model, optimizer, schedule)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+        of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                factor = 0.25 if id(parameter) in slow else 1
+                factor *= 2 if name.endswith("bias") else 1
+                assert of[id(parameter)] == pytest.approx(factor * step.rate)
 
 
 def record_rates(cfg, build, n):
