@@ -545,13 +545,22 @@ def test_optimizer_and_batch_size_can_not_change(stopped, words, expected):
     assert re.match(expected, refused(stopped, *words))
 
 
-def test_weight_decay_and_learning_rate_can_change(stopped):
-    words = ["SOLVER.WEIGHT_DECAY", 0.25, "SOLVER.BASE_LR", 0.5, "SOLVER.MAX_ITER", 5]
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("WEIGHT_DECAY", 0.25), ("WEIGHT_DECAY", 0.0), ("WEIGHT_DECAY_NORM", 0.25),
+        ("BIAS_LR_FACTOR", 2.0), ("BACKBONE_MULTIPLIER", 0.5),
+    ],
+)  # fmt: skip
+def test_rates_and_decays_can_change(stopped, key, value):
+    words = ["SOLVER." + key, value, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_ITER", 5]
     assert resume(stopped, *words) == 0
-    groups = load(stopped / runs.LAST)["step"]["optimizer"]["param_groups"]
-    assert 0.25 in {group["weight_decay"] for group in groups}
-    assert max(group["lr"] for group in groups) > 0.001
-    assert config.load_config(stopped / runs.CONFIG).SOLVER.WEIGHT_DECAY == 0.25
+    solver = config.load_config(stopped / runs.CONFIG).SOLVER
+    assert (solver[key], solver.BASE_LR) == (value, 0.005)
+    # A cosine from 1 at the end of the warm-up, which is over, to 0 after the last iteration.
+    rate = 0.005 * (1 + math.cos(math.pi * 4 / 5)) / 2
+    line = (stopped / "metrics.json").read_text().splitlines()[-1]
+    assert json.loads(line)["lr"] == pytest.approx(rate)
 
 
 def test_weights_are_not_a_checkpoint(stopped, run):

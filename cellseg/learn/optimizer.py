@@ -66,17 +66,46 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     return optimizer
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore the state of an optimizer, but not its options, which are those of the config.
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, network: torch.nn.Module
+) -> dict[str, dict[str, Any]]:
+    """Return the state of each parameter by its name, which no learning rate or decay changes."""
+    return {
+        name: optimizer.state[parameter]
+        for name, parameter in network.named_parameters()
+        if parameter in optimizer.state
+    }
 
-    Moments get the memory layout of their parameters.
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, network: torch.nn.Module, state: dict[str, Any]
+) -> None:
+    """Restore what `optimizer_state` returned; the optimizer's options stay those of the config.
+
+    Moments get the memory layout of their parameters. The state of earlier checkouts is that of
+    torch, with numbers of parameters in the order of their groups, which depends on the options.
+    Raises KeyError or ValueError if it does not fit.
     """
-    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    saved = zip(state["param_groups"], options, strict=True)
-    optimizer.load_state_dict({**state, "param_groups": [{**g, **own} for g, own in saved]})
+    own = optimizer.state_dict()
+    if "param_groups" in state:
+        former, now = ([len(g["params"]) for g in s["param_groups"]] for s in (state, own))
+        if former != now:
+            raise ValueError(
+                "the optimizer's state, saved by an earlier checkout, fits only the parameters' "
+                "former learning rates and weight decays, or common factors of them"
+            )
+        numbered = state["state"]
+    else:
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        trained = [names[p] for group in optimizer.param_groups for p in group["params"]]
+        number = {name: n for n, name in enumerate(trained)}
+        numbered = {number[name]: moments for name, moments in state.items()}
+    optimizer.load_state_dict({**own, "state": numbered})
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if isinstance(value, torch.Tensor) and value.dim():
+                if value.shape != parameter.shape:
+                    raise ValueError("the optimizer's state is of tensors of another shape")
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from cellseg.device import autocast_dtype
 from cellseg.distributed import world_size
 from cellseg.learn.checkpoint import take_number
-from cellseg.learn.optimizer import clip_gradients, load_optimizer_state
+from cellseg.learn.optimizer import clip_gradients, load_optimizer_state, optimizer_state
 
 
 class TrainingStep:
@@ -114,7 +114,7 @@ class TrainingStep:
     def state_dict(self) -> dict[str, Any]:
         """Return all state except the network's weights."""
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.network),
             "schedule": {"last_epoch": self.scheduler.last_epoch},
             "scaler": self.scaler.state_dict(),
         }
@@ -124,7 +124,7 @@ class TrainingStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, with the optimizer options of the config."""
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, self.network, state["optimizer"])
         done = take_number(state["schedule"], "last_epoch", 0, 1e12, whole=True)
         self.scheduler.last_epoch = done
         parts = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)

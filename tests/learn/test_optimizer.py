@@ -15,6 +15,7 @@ from cellseg.learn.optimizer import (
     build_schedule,
     clip_gradients,
     load_optimizer_state,
+    optimizer_state,
     set_schedule,
 )
 from cellseg.learn.step import TrainingStep
@@ -63,13 +64,77 @@ def test_fused_steps_are_those_of_the_plain_optimizer(name):
             net(torch.randn(2, 6, 5, 5)).square().sum().backward()
             optimizer.step()
             if step == 1:
-                state = optimizer.state_dict()
-                for moments in state["state"].values():
-                    for key, value in moments.items():
-                        moments[key] = value.contiguous() if value is not None else None
-                load_optimizer_state(optimizer, state)
+                state = {
+                    parameter: {key: value.contiguous() for key, value in moments.items()}
+                    for parameter, moments in optimizer_state(optimizer, net).items()
+                }
+                load_optimizer_state(optimizer, net, state)
         ends.append(net.weight.detach())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (), ("SOLVER.BIAS_LR_FACTOR", "2"), ("SOLVER.WEIGHT_DECAY_NORM", "0.5"),
+        ("SOLVER.WEIGHT_DECAY", "0.25", "SOLVER.WEIGHT_DECAY_NORM", "0.25"),
+    ],
+)  # fmt: skip
+def test_moments_return_to_their_parameters_with_other_rates_and_decays(name, changed):
+    """So their groups, and the order of the parameters in these, are others."""
+    options = ("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", "0.25")
+    nets, optimizers = [], []
+    for also in ((), changed):
+        nets.append(Net())
+        optimizers.append(build_optimizer(configured(*options, *also), nets[-1]))
+    first, second = optimizers
+    for n, parameter in enumerate(nets[0].parameters()):
+        parameter.grad = torch.full_like(parameter, n + 1)
+    first.step()
+    rates_and_decays = [(g["lr"], g["weight_decay"]) for g in second.param_groups]
+    load_optimizer_state(second, nets[1], optimizer_state(first, nets[0]))
+    assert [(g["lr"], g["weight_decay"]) for g in second.param_groups] == rates_and_decays
+    expected, moments = optimizer_state(first, nets[0]), optimizer_state(second, nets[1])
+    assert set(moments) == set(expected)
+    for weight, values in expected.items():
+        assert set(moments[weight]) == set(values)
+        assert all(torch.equal(moments[weight][key], value) for key, value in values.items())
+    assert len({float(list(values.values())[-1].sum()) for values in expected.values()}) == 4
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_of_earlier_checkouts(name):
+    """It has numbers, in the order of the groups, which must be the same."""
+    options = ("SOLVER.OPTIMIZER", name, "SOLVER.WEIGHT_DECAY", "0.25")
+    old, new, other = Net(), Net(), Net()
+    first, second = (build_optimizer(configured(*options), net) for net in (old, new))
+    for n, parameter in enumerate(old.parameters()):
+        parameter.grad = torch.full_like(parameter, n + 1)
+    first.step()
+    load_optimizer_state(second, new, first.state_dict())
+    moments, expected = optimizer_state(second, new), optimizer_state(first, old)
+    assert set(moments) == set(expected) == {"conv.weight", "conv.bias", "norm.weight", "norm.bias"}
+    for weight, values in expected.items():
+        assert set(moments[weight]) == set(values)
+        assert all(torch.equal(moments[weight][key], value) for key, value in values.items())
+    third = build_optimizer(configured(*options, "SOLVER.BIAS_LR_FACTOR", "2"), other)
+    with pytest.raises(ValueError, match="earlier checkout"):
+        load_optimizer_state(third, other, first.state_dict())
+
+
+def test_moments_of_another_network():
+    net, other = Net(), Net()
+    other.conv = torch.nn.Conv2d(1, 3, 1)
+    optimizers = [build_optimizer(configured("SOLVER.OPTIMIZER", "Adam"), n) for n in (net, other)]
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers[1].step()
+    state = optimizer_state(optimizers[1], other)
+    with pytest.raises(ValueError, match="another shape"):
+        load_optimizer_state(optimizers[0], net, state)
+    with pytest.raises(KeyError, match="head"):
+        load_optimizer_state(optimizers[0], net, {"head.weight": state["conv.weight"]})
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
