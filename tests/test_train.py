@@ -563,6 +563,13 @@ def test_rates_and_decays_can_change(stopped, key, value):
     assert json.loads(line)["lr"] == pytest.approx(rate)
 
 
+def test_averaged_weights_can_begin(stopped, capsys):
+    assert resume(stopped, "SOLVER.EMA", 0.9, "SOLVER.MAX_ITER", 5) == 0
+    assert "SOLVER.EMA" in capsys.readouterr().err
+    averaged, last = (load(stopped / name)["model"] for name in (runs.FINAL, runs.LAST))
+    assert any(not torch.equal(averaged[name], last[name]) for name in last)
+
+
 def test_weights_are_not_a_checkpoint(stopped, run):
     shutil.copy(run / runs.FINAL, stopped / runs.LAST)
     assert "without step, trainer" in refused(stopped)

@@ -20,6 +20,7 @@ from cellseg.device import autocast_dtype
 from cellseg.distributed import world_size
 from cellseg.learn.checkpoint import take_number
 from cellseg.learn.optimizer import clip_gradients, load_optimizer_state, optimizer_state
+from cellseg.messages import warn
 
 
 class TrainingStep:
@@ -133,8 +134,11 @@ class TrainingStep:
             group["lr"] = rate
         if state["scaler"]:  # empty if the run was started with bfloat16
             self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
+        if self.ema is not None and "average" in state:
             self.ema.load_state_dict(state["average"])
+        elif self.ema is not None:
+            warn(f"SOLVER.EMA: the run had no averaged weights, which begin after iteration {done}")
+            self.reset_average()
 
 
 def create_ddp_model(network: torch.nn.Module) -> torch.nn.Module:
