@@ -91,7 +91,11 @@ class RunCheckpointer:
 
     def resume(self) -> None:
         """Load the resumable checkpoint. Raise InputError if damaged or of another network."""
-        with weights_errors(self.last):
+        advice = (
+            "if keys of the network were changed, leave them as they were; if the file is damaged, "
+            "start a new run without --resume"
+        )
+        with weights_errors(self.last, advice):
             data = read_weights(self.last)
             missing = {"model", *self.checkpointables} - set(data)
             if missing:

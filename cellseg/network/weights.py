@@ -63,14 +63,17 @@ def load_weights(network: torch.nn.Module, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def weights_errors(path: Path) -> Iterator[None]:
-    """Raise InputError for errors of a weights file."""
+def weights_errors(
+    path: Path,
+    advice: str = "it may be truncated or of another network: download it again or choose another "
+    "file",
+) -> Iterator[None]:
+    """Raise InputError for errors of a weights file, with what may be wrong and what to do."""
     try:
         yield
     except DAMAGE as error:
         raise InputError(
-            f"{path}: can't be loaded as weights ({reason(error)}); it may be truncated or of "
-            "another network: download it again or choose another file"
+            f"{path}: can't be loaded as weights ({reason(error)}); {advice}"
         ) from error
 
 
