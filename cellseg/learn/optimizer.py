@@ -46,13 +46,11 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     seen = set()
     for path, module in model.named_modules():
-        of_backbone = path.startswith("backbone.") and not path.startswith("backbone.fpn")
-        factor = solver.BACKBONE_MULTIPLIER if of_backbone else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                rate, decay = _rate_and_decay(solver, module, name)
-                groups.setdefault((rate * factor, decay), []).append(parameter)
+                rate_and_decay = _rate_and_decay(solver, path, module, name)
+                groups.setdefault(rate_and_decay, []).append(parameter)
     on_cpu = all(p.device.type == "cpu" for p in seen)
     on_gpu = all(p.device.type == "cuda" for p in seen)
     if on_cpu or (on_gpu and solver.OPTIMIZER != "Adagrad"):  # torch has none for it
@@ -109,14 +107,19 @@ def load_optimizer_state(
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _rate_and_decay(solver: CfgNode, module: torch.nn.Module, name: str) -> tuple[float, float]:
-    """Return the learning rate and the weight decay of a parameter of a module."""
+def _rate_and_decay(
+    solver: CfgNode, path: str, module: torch.nn.Module, name: str
+) -> tuple[float, float]:
+    """Return the learning rate and the weight decay of a parameter of the module at a path."""
+    rate = solver.BASE_LR
+    if f"{path}.".startswith("backbone.") and not path.startswith("backbone.fpn"):
+        rate *= solver.BACKBONE_MULTIPLIER
     decay = solver.WEIGHT_DECAY_NORM if isinstance(module, _NORMS) else solver.WEIGHT_DECAY
-    if name != "bias":
-        return solver.BASE_LR, decay
-    if solver.WEIGHT_DECAY_BIAS is not None:
-        decay = solver.WEIGHT_DECAY_BIAS
-    return solver.BASE_LR * solver.BIAS_LR_FACTOR, decay
+    if name == "bias":
+        rate *= solver.BIAS_LR_FACTOR
+        if solver.WEIGHT_DECAY_BIAS is not None:
+            decay = solver.WEIGHT_DECAY_BIAS
+    return rate, decay
 
 
 def set_schedule(cfg: CfgNode, n_images: int) -> None:
