@@ -14,10 +14,12 @@ import contextlib
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 
 from cellseg import runs
 from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
-from cellseg.device import autocast_dtype, available_memory
+from cellseg.device import autocast_dtype, available_gpu_memory, available_memory, count_cores
 from cellseg.errors import InputError
 from cellseg.messages import warn
 from cellseg.network import Detections, build_network
@@ -51,12 +53,11 @@ from cellseg.rle import areas, boxes_xyxy, encode
 from cellseg.view import View, to_tensor
 
 T = TypeVar("T")
-NetworkInput = tuple[torch.Tensor, Limits]  # `(3, h, w)`
 
-# Threads that run the networks on a CPU: Python lets one at a time prepare operators, and each
-# needs memory for a tile: 0.6 GB measured, 2 GB with 800 cells and features of 2,048 channels.
+# Threads that run the networks: Python lets one at a time prepare operators, and each needs memory
+# for a view: 0.6 GB measured, 2 GB with 800 cells and features of 2,048 channels.
 _MAX_THREADS = 4
-_TILE_BYTES = 2e9
+_VIEW_BYTES = 2e9
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,24 @@ class TileJob:
     size: tuple[int, int]
     tile: Tile
     mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class _NetworkInput:
+    """A view of a tile: the view, its `(3, h, w)` uint8 pixels, and the limits of the tile."""
+
+    view: View
+    pixels: torch.Tensor
+    limits: Limits
+
+    @property
+    def batch_key(self) -> tuple[torch.Size, Limits]:
+        """What the inputs of a batch share: padding would change detections near it."""
+        return self.pixels.shape, self.limits
+
+
+# The inputs of each network for a tile, or why there are none.
+_TileInputs = list[list[_NetworkInput]] | InputError
 
 
 class Predictor:
@@ -268,8 +287,8 @@ class Predictor:
     ) -> Generator[Predictions | InputError, None, None]:
         """Detect the cells of tiles, in pixels of each tile.
 
-        While the networks process some tiles, the next ones are read, and the masks of the
-        previous ones encoded; on a CPU, several tiles are processed at once, each on its own
+        While the networks process some tiles, the next ones are read and resized, and the masks of
+        the previous ones encoded. Several tiles are processed at once, on a CPU each on its own
         cores. Close the generator unless you exhaust it: it waits for its threads, and in the
         garbage collector that may deadlock with another thread's start.
 
@@ -280,19 +299,21 @@ class Predictor:
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = list(_batched(jobs, max(1, self.batch // n_views)))
         n_threads = self._count_threads(len(groups))
+        turns = _Turns(n_threads)
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 stack.enter_context(_eval_mode(network))
             stack.enter_context(warn_of_values_not_finite(self.networks))
             reader = stack.enter_context(contextlib.closing(_TileReader()))
             ahead = stack.enter_context(ThreadPoolExecutor(1))
-            workers = stack.enter_context(_split_cores(n_threads))
+            workers = stack.enter_context(_start_workers(n_threads, self.cfgs))
             waiting: collections.deque[Future[list[Predictions | InputError]]] = collections.deque()
-            for group, pixels in _prefetch(ahead, ((g, [*map(reader.read, g)]) for g in groups)):
+            prepared = ([self._prepare(reader, job) for job in group] for group in groups)
+            for group, inputs in zip(groups, _prefetch(ahead, prepared), strict=True):
                 if n_threads > 1:
-                    waiting.append(workers.submit(self._predict_group, group, pixels))
+                    waiting.append(workers.submit(self._predict_group, group, inputs, turns))
                 else:
-                    detections = self._detect(group, pixels)
+                    detections = self._detect(inputs, turns)
                     waiting.append(workers.submit(self._fuse_and_encode, group, detections))
                 if len(waiting) > n_threads:
                     yield from waiting.popleft().result()
@@ -303,69 +324,89 @@ class Predictor:
     def _count_threads(self, n_groups: int) -> int:
         """Return the number of threads that each run the networks on tiles of their own.
 
-        One on a GPU. On a CPU, whole tiles are better split among cores than each operator, whose
-        threads wait for each other; with other work on the cores, they mostly wait.
+        On a CPU, whole tiles are better split among cores than each operator, whose threads wait
+        for each other; with other work on the cores, they mostly wait. On a CUDA GPU, cuDNN
+        prepares each convolution for each new size of image, which takes longer than computing it
+        and needs only a CPU.
         """
-        if any(torch.device(cfg.MODEL.DEVICE).type != "cpu" for cfg in self.cfgs):
+        devices = [torch.device(cfg.MODEL.DEVICE) for cfg in self.cfgs]
+        kinds = {device.type for device in devices}
+        if kinds == {"cpu"}:
+            most, n_bytes = torch.get_num_threads(), available_memory()
+        elif kinds == {"cuda"} and torch.cuda.is_available():
+            most = count_cores()
+            n_bytes = min(map(available_gpu_memory, devices)) / self.batch
+        else:
             return 1
-        in_memory = available_memory() / _TILE_BYTES
-        return int(max(1, min(torch.get_num_threads(), _MAX_THREADS, n_groups, in_memory)))
+        return int(max(1, min(most, _MAX_THREADS, n_groups, n_bytes / _VIEW_BYTES)))
+
+    def _prepare(self, reader: _TileReader, job: TileJob) -> _TileInputs:
+        """Read a tile, and resize its views for each network."""
+        tile = reader.read(job)
+        if isinstance(tile, InputError):
+            return tile
+        prepared: list[list[_NetworkInput]] = []
+        for cfg in self.cfgs:
+            prepared.append([])
+            limits = _limits(job, cfg)
+            for view in plan_views(job.tile, job.size, cfg, job.mpp):
+                resize = partial(_resize, view, tile, cfg.INPUT.FORMAT)
+                if (pixels := _unless_out_of_memory(resize)) is None:
+                    return _too_large_error(view.shape, "cpu")
+                prepared[-1].append(_NetworkInput(view, pixels, limits))
+        return prepared
 
     def _predict_group(
-        self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
+        self, group: Sequence[TileJob], inputs: Sequence[_TileInputs], turns: _Turns
     ) -> list[Predictions | InputError]:
-        return self._fuse_and_encode(group, self._detect(group, pixels))
+        return self._fuse_and_encode(group, self._detect(inputs, turns))
 
     def _detect(
-        self, group: Sequence[TileJob], pixels: Sequence[NDArray[np.uint8] | InputError]
+        self, tiles: Sequence[_TileInputs], turns: _Turns
     ) -> list[list[Detections] | InputError]:
         """Return the detections of each view of each tile, in the tile's pixels, on the CPU."""
         detections: list[list[Detections] | InputError] = [
-            p if isinstance(p, InputError) else [] for p in pixels
+            tile if isinstance(tile, InputError) else [] for tile in tiles
         ]
-        for network, cfg in zip(self.networks, self.cfgs, strict=True):
-            owners: list[tuple[int, View]] = []
-            inputs: list[NetworkInput] = []
-            for number, (job, image) in enumerate(zip(group, pixels, strict=True)):
-                if isinstance(image, InputError) or isinstance(detections[number], InputError):
-                    continue
-                limits = _limits(job, cfg)
-                for view in plan_views(job.tile, job.size, cfg, job.mpp):
-                    resize = partial(_network_input, view, image, cfg.INPUT.FORMAT)
-                    if (view_input := _unless_out_of_memory(resize)) is None:
-                        detections[number] = _too_large_error(view.shape, "cpu")
-                        break
-                    owners.append((number, view))
-                    inputs.append((view_input, limits))
-            outputs = self._detect_in_batches(network, cfg, inputs)
-            for (number, view), output in zip(owners, outputs, strict=True):
-                tile_detections = detections[number]
+        for number, (network, cfg) in enumerate(zip(self.networks, self.cfgs, strict=True)):
+            owners: list[int] = []
+            inputs: list[_NetworkInput] = []
+            for owner, (tile, found) in enumerate(zip(tiles, detections, strict=True)):
+                if isinstance(tile, list) and isinstance(found, list):
+                    owners += [owner] * len(tile[number])
+                    inputs += tile[number]
+            outputs = self._detect_in_batches(network, cfg, inputs, turns)
+            for owner, view_input, output in zip(owners, inputs, outputs, strict=True):
+                found = detections[owner]
                 if isinstance(output, InputError):
-                    detections[number] = output
-                elif isinstance(tile_detections, list):
-                    tile_detections.append(_to_tile_pixels(output, view))
+                    detections[owner] = output
+                elif isinstance(found, list):
+                    found.append(_to_tile_pixels(output, view_input.view))
         return detections
 
     def _detect_in_batches(
-        self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[NetworkInput]
+        self,
+        network: torch.nn.Module,
+        cfg: CfgNode,
+        inputs: Sequence[_NetworkInput],
+        turns: _Turns,
     ) -> Iterator[Detections | InputError]:
-        """Run a network on its inputs, `batch` at a time; fewer if memory is too small.
-
-        Images of a batch have one shape, since padding would change detections near it, and the
-        same limits.
-        """
+        """Run a network on its inputs, `batch` at a time; fewer if memory is too small."""
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
         on_cpu = device == "cpu" and cfg.TEST.BFLOAT16_ON_CPU
         precision = autocast_dtype(device, cfg.TEST.AMP or on_cpu)
-        mixed = torch.autocast(device, precision, enabled=precision is not None)
+        # Not cached on a GPU: threads would use converted weights before they are there.
+        mixed = torch.autocast(
+            device, precision, enabled=precision is not None, cache_enabled=device == "cpu"
+        )
         with torch.no_grad(), mixed:
             while done < len(inputs):
                 following = inputs[done : done + self.batch]
-                (_, limits), alike = next(itertools.groupby(following, _shape_and_limits))
-                batch = [image for image, _ in alike]
+                (_, limits), alike = next(itertools.groupby(following, attrgetter("batch_key")))
+                batch = [view_input.pixels for view_input in alike]
                 detector: Any = network
-                detections = _unless_out_of_memory(partial(detector.detect, batch, limits))
+                detections = turns.run(partial(detector.detect, batch, limits), device)
                 if detections is None and len(batch) > 1:
                     self.batch = len(batch) // 2
                     warn(
@@ -458,13 +499,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return named or "DefaultCPUAllocator" in str(error)
 
 
-def _shape_and_limits(network_input: NetworkInput) -> tuple[torch.Size, Limits]:
-    image, limits = network_input
-    return image.shape, limits
-
-
-def _network_input(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
-    """Return the view of an image as the network's input."""
+def _resize(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
+    """Return the view of an image as a `(3, h, w)` uint8 tensor."""
     return to_tensor(view.apply_image(image), image_format)
 
 
@@ -546,14 +582,61 @@ def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
+class _Turns:
+    """Lets threads run the networks at the same time, as far as memory allows."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._n = n_threads
+        self._free = threading.Semaphore(n_threads)
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], T], device: str) -> T | None:
+        """Call `work`, again without other threads if memory is too small; then return None."""
+        with self._free:
+            alone = self._n == 1
+            result = _unless_out_of_memory(work)
+        if alone or result is not None:
+            return result
+        with self._lock:
+            n = self._n
+            if n == 1:
+                with self._free:
+                    return _unless_out_of_memory(work)
+            for _ in range(n):
+                self._free.acquire()
+            try:
+                result = _unless_out_of_memory(work)
+                if result is not None:
+                    self._n = 1
+            finally:
+                self._free.release(self._n)
+        if result is not None:
+            warn(
+                f"{_memory_name(device)} is too small for {n} tiles at once; continuing with one "
+                "after the other"
+            )
+        return result
+
+
 @contextlib.contextmanager
-def _split_cores(n_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Create threads, each with an equal part of torch's own; restore their number at the end."""
+def _start_workers(n_threads: int, cfgs: Sequence[CfgNode]) -> Iterator[ThreadPoolExecutor]:
+    """Start threads, each with an equal part of torch's own and, on a GPU, its own queue of work.
+
+    Restores the number of torch's threads at the end.
+    """
     former = torch.get_num_threads()
+    devices = {torch.device(cfg.MODEL.DEVICE) for cfg in cfgs}
+    callers = [torch.cuda.current_stream(d) for d in devices if d.type == "cuda" and n_threads > 1]
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, former // n_threads))
+        for caller in callers:
+            stream: Any = torch.cuda.Stream(caller.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(caller)  # where the weights may still be on their way
+            torch.cuda.set_stream(stream)
+
     try:
-        with ThreadPoolExecutor(
-            n_threads, initializer=torch.set_num_threads, initargs=(max(1, former // n_threads),)
-        ) as pool:
+        with ThreadPoolExecutor(n_threads, initializer=begin) as pool:
             yield pool
     finally:
         torch.set_num_threads(former)
