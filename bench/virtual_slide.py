@@ -145,7 +145,7 @@ def measure_virtual(folder: Path, side: int, n_cells: int, pipe: Connection) -> 
 
     with (
         mock.patch("cellseg.read.tissue.open_image", open_image),
-        mock.patch("cellseg.predict.predictor.open_image", open_image),
+        mock.patch("cellseg.predict.inputs.open_image", open_image),
     ):
         measure(folder, side, n_cells, pipe)
 

@@ -21,7 +21,8 @@ from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 from cellseg.learn import session
 from cellseg.learn import step as step_module
-from cellseg.predict.predictor import Predictor, TileJob, require_predictions
+from cellseg.predict.inputs import TileJob
+from cellseg.predict.predictor import Predictor, require_predictions
 from cellseg.read.window import read_image
 from tests.training import same
 from trainer import Trainer
@@ -209,7 +210,7 @@ def test_several_threads_detect_what_one_does(run, image, monkeypatch, amp):
         for tile in plan
     ]
     several = [*map(require_predictions, predictor.predict_tiles(jobs))]
-    monkeypatch.setattr("cellseg.predict.predictor.count_cores", lambda: 1)
+    monkeypatch.setattr("cellseg.predict.threads.count_cores", lambda: 1)
     one = map(require_predictions, predictor.predict_tiles(jobs))
     for found, expected in zip(several, one, strict=True):
         assert count_common(expected, found) >= 0.9 * len(expected) > 5

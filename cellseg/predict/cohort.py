@@ -27,8 +27,8 @@ from cellseg.errors import InputError
 from cellseg.files import display_path, read_json, write_atomic, write_json
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.job import PredictionJob, PredictTiles
-from cellseg.predict.predictor import TileJob
 from cellseg.predict.tile_store import TileKey, file_state, lock_folder, remove_lock
 from cellseg.predictions import Predictions
 from cellseg.read.results import MANIFEST, OWN_RESULTS_FILE

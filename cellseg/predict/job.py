@@ -18,8 +18,9 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
 from cellseg.network.limits import warn_of_limits
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.part import ImagePart
-from cellseg.predict.predictor import Predictor, TileJob, note_limits
+from cellseg.predict.predictor import Predictor, note_limits
 from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
 from cellseg.predictions import Predictions
 from cellseg.read.images import read_size

@@ -12,18 +12,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import math
 import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
@@ -31,76 +28,34 @@ from numpy.typing import NDArray
 
 from cellseg import runs
 from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
-from cellseg.device import autocast_dtype, available_gpu_memory, available_memory, count_cores
+from cellseg.device import autocast_dtype
 from cellseg.errors import InputError
 from cellseg.messages import warn
 from cellseg.network import Detections, build_network
 from cellseg.network.folding import fold_batch_norms
-from cellseg.network.limits import Limits, choose_limits, count_detections
+from cellseg.network.limits import Limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.pieces import largest_pieces
 from cellseg.predict.fuse import fuse
+from cellseg.predict.inputs import (
+    InputReader,
+    NetworkInput,
+    TileInputs,
+    TileJob,
+    open_file_or_array,
+)
 from cellseg.predict.masks import sample_masks
+from cellseg.predict.memory import memory_name, too_large_error
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
-from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, plan_tiles
-from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
-from cellseg.predict.views import magnification, plan_views
+from cellseg.predict.threads import Turns, count_threads, start_threads
+from cellseg.predict.tiles import TilePlan, choose_tile_size, plan_tiles
+from cellseg.predict.unusual import warn_of_values_not_finite
+from cellseg.predict.views import magnification
 from cellseg.predictions import Predictions
 from cellseg.read.resolution import MPP_RANGE, is_plausible
-from cellseg.read.window import WindowedImage, from_array, open_image
 from cellseg.rle import areas, boxes_xyxy, encode
-from cellseg.view import View, to_tensor
-
-T = TypeVar("T")
-
-# Threads that run the networks: Python lets one at a time prepare operators, and each needs memory
-# for a view: 0.6 GB measured, 2 GB with 800 cells and features of 2,048 channels.
-_MAX_THREADS = 4
-_VIEW_BYTES = 2e9
-
-
-@dataclass(frozen=True)
-class TileJob:
-    """A tile to predict.
-
-    Attributes
-    ----------
-    image
-        File, or array as for `cellseg.read.window.from_array`.
-    level
-        Pyramid level of the file.
-    size
-        Height and width of the image in pixels.
-    tile
-        Tile of the image.
-    mpp
-        Micrometres per pixel of the image, None if unknown.
-    """
-
-    image: Path | NDArray[Any]
-    level: int
-    size: tuple[int, int]
-    tile: Tile
-    mpp: float | None = None
-
-
-@dataclass(frozen=True)
-class _NetworkInput:
-    """A view of a tile: the view, its `(3, h, w)` uint8 pixels, and the limits of the tile."""
-
-    view: View
-    pixels: torch.Tensor
-    limits: Limits
-
-    @property
-    def batch_key(self) -> tuple[torch.Size, Limits]:
-        """What the inputs of a batch share: padding would change detections near it."""
-        return self.pixels.shape, self.limits
-
-
-# The inputs of each network for a tile, or why there are none.
-_TileInputs = list[list[_NetworkInput]] | InputError
+from cellseg.view import View
 
 
 class Predictor:
@@ -227,7 +182,7 @@ class Predictor:
             raise InputError(f"mpp {mpp}: {MPP_RANGE} is expected")
         if not isinstance(image, np.ndarray):
             image = Path(image)
-        with _open(image, level) as opened:
+        with open_file_or_array(image, level) as opened:
             size, mpp = opened.size, mpp or opened.mpp
         plan, drawn = self.plan(size, mpp), None if regions is None else Path(regions)
         part = self.choose_part(image, level, mpp, plan, drawn, all_tiles)
@@ -298,17 +253,18 @@ class Predictor:
         """
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = list(_batched(jobs, max(1, self.batch // n_views)))
-        n_threads = self._count_threads(len(groups))
-        turns = _Turns(n_threads)
+        devices = [torch.device(cfg.MODEL.DEVICE) for cfg in self.cfgs]
+        n_threads = max(1, min(len(groups), count_threads(devices, self.batch)))
+        turns = Turns(n_threads)
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 stack.enter_context(_eval_mode(network))
             stack.enter_context(warn_of_values_not_finite(self.networks))
-            reader = stack.enter_context(contextlib.closing(_TileReader()))
+            reader = stack.enter_context(contextlib.closing(InputReader(self.cfgs)))
             ahead = stack.enter_context(ThreadPoolExecutor(1))
-            workers = stack.enter_context(_start_workers(n_threads, self.cfgs))
+            workers = stack.enter_context(start_threads(n_threads, devices))
             waiting: collections.deque[Future[list[Predictions | InputError]]] = collections.deque()
-            prepared = ([self._prepare(reader, job) for job in group] for group in groups)
+            prepared = ([*map(reader.prepare, group)] for group in groups)
             for group, inputs in zip(groups, _prefetch(ahead, prepared), strict=True):
                 if n_threads > 1:
                     waiting.append(workers.submit(self._predict_group, group, inputs, turns))
@@ -321,48 +277,13 @@ class Predictor:
                 yield from predicted.result()
             reader.brightness.warn()
 
-    def _count_threads(self, n_groups: int) -> int:
-        """Return the number of threads that each run the networks on tiles of their own.
-
-        On a CPU, whole tiles are better split among cores than each operator, whose threads wait
-        for each other; with other work on the cores, they mostly wait. On a CUDA GPU, cuDNN
-        prepares each convolution for each new size of image, which takes longer than computing it
-        and needs only a CPU.
-        """
-        devices = [torch.device(cfg.MODEL.DEVICE) for cfg in self.cfgs]
-        kinds = {device.type for device in devices}
-        if kinds == {"cpu"}:
-            most, n_bytes = torch.get_num_threads(), available_memory()
-        elif kinds == {"cuda"} and torch.cuda.is_available():
-            most = count_cores()
-            n_bytes = min(map(available_gpu_memory, devices)) / self.batch
-        else:
-            return 1
-        return int(max(1, min(most, _MAX_THREADS, n_groups, n_bytes / _VIEW_BYTES)))
-
-    def _prepare(self, reader: _TileReader, job: TileJob) -> _TileInputs:
-        """Read a tile, and resize its views for each network."""
-        tile = reader.read(job)
-        if isinstance(tile, InputError):
-            return tile
-        prepared: list[list[_NetworkInput]] = []
-        for cfg in self.cfgs:
-            prepared.append([])
-            limits = _limits(job, cfg)
-            for view in plan_views(job.tile, job.size, cfg, job.mpp):
-                resize = partial(_resize, view, tile, cfg.INPUT.FORMAT)
-                if (pixels := _unless_out_of_memory(resize)) is None:
-                    return _too_large_error(view.shape, "cpu")
-                prepared[-1].append(_NetworkInput(view, pixels, limits))
-        return prepared
-
     def _predict_group(
-        self, group: Sequence[TileJob], inputs: Sequence[_TileInputs], turns: _Turns
+        self, group: Sequence[TileJob], inputs: Sequence[TileInputs], turns: Turns
     ) -> list[Predictions | InputError]:
         return self._fuse_and_encode(group, self._detect(inputs, turns))
 
     def _detect(
-        self, tiles: Sequence[_TileInputs], turns: _Turns
+        self, tiles: Sequence[TileInputs], turns: Turns
     ) -> list[list[Detections] | InputError]:
         """Return the detections of each view of each tile, in the tile's pixels, on the CPU."""
         detections: list[list[Detections] | InputError] = [
@@ -370,7 +291,7 @@ class Predictor:
         ]
         for number, (network, cfg) in enumerate(zip(self.networks, self.cfgs, strict=True)):
             owners: list[int] = []
-            inputs: list[_NetworkInput] = []
+            inputs: list[NetworkInput] = []
             for owner, (tile, found) in enumerate(zip(tiles, detections, strict=True)):
                 if isinstance(tile, list) and isinstance(found, list):
                     owners += [owner] * len(tile[number])
@@ -388,8 +309,8 @@ class Predictor:
         self,
         network: torch.nn.Module,
         cfg: CfgNode,
-        inputs: Sequence[_NetworkInput],
-        turns: _Turns,
+        inputs: Sequence[NetworkInput],
+        turns: Turns,
     ) -> Iterator[Detections | InputError]:
         """Run a network on its inputs, `batch` at a time; fewer if memory is too small."""
         done = 0
@@ -410,12 +331,12 @@ class Predictor:
                 if detections is None and len(batch) > 1:
                     self.batch = len(batch) // 2
                     warn(
-                        f"{_memory_name(device)} is too small for a batch of {len(batch)} views; "
+                        f"{memory_name(device)} is too small for a batch of {len(batch)} views; "
                         f"continuing with {self.batch}"
                     )
                     continue
                 if detections is None:
-                    yield _too_large_error(batch[0].shape[1:], device)
+                    yield too_large_error(batch[0].shape[1:], device)
                 else:
                     yield from detections
                 done += len(batch)
@@ -429,7 +350,7 @@ class Predictor:
         return [
             views
             if isinstance(views, InputError)
-            else _encode_detections(fuse(views), job.tile.size, self.cfg, _limits(job, self.cfg))
+            else _encode_detections(fuse(views), job.tile.size, self.cfg, job.limits(self.cfg))
             for job, views in zip(group, detections, strict=True)
         ]
 
@@ -479,31 +400,6 @@ def note_limits(
         yield predictions
 
 
-def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
-    try:
-        return work()
-    except (RuntimeError, MemoryError, cv2.error) as error:
-        if not _is_out_of_memory(error):
-            raise
-    # After the except block, which keeps the error's frames and their tensors alive.
-    torch.cuda.empty_cache()
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, cv2.error):
-        return error.code == cv2.Error.StsNoMem
-    # On a CPU, torch has no exception type for it.
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "DefaultCPUAllocator" in str(error)
-
-
-def _resize(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
-    """Return the view of an image as a `(3, h, w)` uint8 tensor."""
-    return to_tensor(view.apply_image(image), image_format)
-
-
 def _to_tile_pixels(detections: Detections, view: View) -> Detections:
     """Map the detections of a view to pixels of the tile."""
     return Detections(
@@ -514,11 +410,6 @@ def _to_tile_pixels(detections: Detections, view: View) -> Detections:
         limited_by=detections.limited_by,
         mask_scale=detections.mask_scale,
     )
-
-
-def _limits(job: TileJob, cfg: CfgNode) -> Limits:
-    """Return the limits for a tile, by its area at the resolution of the run's images."""
-    return choose_limits(cfg, math.prod(job.tile.size) * magnification(cfg, job.mpp) ** 2)
 
 
 def _encode_detections(
@@ -558,19 +449,6 @@ def _encode_detections(
     )
 
 
-def _memory_name(device: str) -> str:
-    return "the memory" if device == "cpu" else "the GPU's memory"
-
-
-def _too_large_error(size: Sequence[int], device: str) -> InputError:
-    height, width = size
-    elsewhere = "" if device == "cpu" else "with --device cpu, "
-    return InputError(
-        f"{height} x {width} network pixels don't fit into {_memory_name(device)}; use smaller "
-        f"tiles (TEST.TILE), {elsewhere}or a smaller scale"
-    )
-
-
 @contextlib.contextmanager
 def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
     """Switch a network to evaluation mode, and back."""
@@ -580,107 +458,6 @@ def _eval_mode(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(was_training)
-
-
-class _Turns:
-    """Lets threads run the networks at the same time, as far as memory allows."""
-
-    def __init__(self, n_threads: int) -> None:
-        self._n = n_threads
-        self._free = threading.Semaphore(n_threads)
-        self._lock = threading.Lock()
-
-    def run(self, work: Callable[[], T], device: str) -> T | None:
-        """Call `work`, again without other threads if memory is too small; then return None."""
-        with self._free:
-            alone = self._n == 1
-            result = _unless_out_of_memory(work)
-        if alone or result is not None:
-            return result
-        with self._lock:
-            n = self._n
-            if n == 1:
-                with self._free:
-                    return _unless_out_of_memory(work)
-            for _ in range(n):
-                self._free.acquire()
-            try:
-                result = _unless_out_of_memory(work)
-                if result is not None:
-                    self._n = 1
-            finally:
-                self._free.release(self._n)
-        if result is not None:
-            warn(
-                f"{_memory_name(device)} is too small for {n} tiles at once; continuing with one "
-                "after the other"
-            )
-        return result
-
-
-@contextlib.contextmanager
-def _start_workers(n_threads: int, cfgs: Sequence[CfgNode]) -> Iterator[ThreadPoolExecutor]:
-    """Start threads, each with an equal part of torch's own and, on a GPU, its own queue of work.
-
-    Restores the number of torch's threads at the end.
-    """
-    former = torch.get_num_threads()
-    devices = {torch.device(cfg.MODEL.DEVICE) for cfg in cfgs}
-    callers = [torch.cuda.current_stream(d) for d in devices if d.type == "cuda" and n_threads > 1]
-
-    def begin() -> None:
-        torch.set_num_threads(max(1, former // n_threads))
-        for caller in callers:
-            stream: Any = torch.cuda.Stream(caller.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(caller)  # where the weights may still be on their way
-            torch.cuda.set_stream(stream)
-
-    try:
-        with ThreadPoolExecutor(n_threads, initializer=begin) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(former)
-
-
-class _TileReader:
-    """Reads tiles, and keeps the last image open, or the reason why it can't be opened."""
-
-    def __init__(self) -> None:
-        self._image: Path | NDArray[Any] | None = None
-        self._opened: WindowedImage | InputError | None = None
-        self.brightness = BrightnessCheck()
-
-    def read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
-        """Return the pixels of a tile, or the error of its image."""
-        try:
-            if self._opened is None or self._image is not job.image:
-                self.close()
-                self._image = job.image
-                self._opened = _open(job.image, job.level)
-            if isinstance(self._opened, InputError):
-                return self._opened
-            if self._opened.size != job.size:
-                (height, width), expected = self._opened.size, job.size
-                return InputError(
-                    f"{job.image}: {height} x {width} pixels (height x width), but the list says "
-                    f"{expected[0]} x {expected[1]}; use the listed image"
-                )
-            tile = self._opened.read(job.tile.window)
-            if isinstance(job.image, Path):
-                self.brightness.add(job.image, tile)
-            return tile
-        except InputError as error:
-            self._opened = self._opened or error
-            return error
-
-    def close(self) -> None:
-        if isinstance(self._opened, WindowedImage):
-            self._opened.close()
-        self._opened = None
-
-
-def _open(image: Path | NDArray[Any], level: int) -> WindowedImage:
-    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
 
 
 def _batched(jobs: Iterable[TileJob], count: int) -> Iterator[list[TileJob]]:

@@ -34,8 +34,9 @@ from cellseg.distributed import environment
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.messages import collect_warnings, plural, warn
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.job import PendingTile, PredictTiles, predict_here
-from cellseg.predict.predictor import Predictor, TileJob
+from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import file_state
 from cellseg.predictions import Predictions
 

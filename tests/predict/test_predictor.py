@@ -24,6 +24,7 @@ from cellseg.network import Detections, build_network, enlarge_boxes
 from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
+from cellseg.predict import threads
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
 from cellseg.read import windowed
@@ -35,7 +36,7 @@ from cellseg.view import resize_shortest_edge, to_tensor
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """With a GPU, too, one tile after the other."""
-    monkeypatch.setattr(predictor_module, "count_cores", lambda: 1)
+    monkeypatch.setattr(threads, "count_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -676,7 +677,7 @@ def test_on_a_gpu_threads_have_streams_of_their_own(monkeypatch, free, n_threads
     }
     for name, function in functions.items():
         monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(predictor_module, "count_cores", lambda: 3)
+    monkeypatch.setattr(threads, "count_cores", lambda: 3)
     drawing = draw((300, 400))
     expected = oracle(MODEL__DEVICE="mps", TEST__TILE=150).predict(drawing.image)
     together, numbers = threading.Barrier(n_threads), itertools.count()

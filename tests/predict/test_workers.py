@@ -20,7 +20,8 @@ from cellseg import config
 from cellseg.errors import InputError
 from cellseg.messages import warn
 from cellseg.predict import workers
-from cellseg.predict.predictor import Predictor, TileJob
+from cellseg.predict.inputs import TileJob
+from cellseg.predict.predictor import Predictor
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predict.workers import Workers, local_workers
 from cellseg.predictions import Predictions
@@ -202,7 +203,7 @@ import os
 import time
 from pathlib import Path
 import utils
-from cellseg.predict.predictor import TileJob
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.tiles import Tile
 from cellseg.predict.workers import local_workers
 def wait():

@@ -1,0 +1,146 @@
+"""Read the tiles of images, and resize their views for the networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+from cellseg.network.limits import Limits, choose_limits
+from cellseg.predict.memory import too_large_error, unless_out_of_memory
+from cellseg.predict.tiles import Tile
+from cellseg.predict.unusual import BrightnessCheck
+from cellseg.predict.views import magnification, plan_views
+from cellseg.read.window import WindowedImage, from_array, open_image
+from cellseg.view import View, to_tensor
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """A tile to predict.
+
+    Attributes
+    ----------
+    image
+        File, or array as for `cellseg.read.window.from_array`.
+    level
+        Pyramid level of the file.
+    size
+        Height and width of the image in pixels.
+    tile
+        Tile of the image.
+    mpp
+        Micrometres per pixel of the image, None if unknown.
+    """
+
+    image: Path | NDArray[Any]
+    level: int
+    size: tuple[int, int]
+    tile: Tile
+    mpp: float | None = None
+
+    def limits(self, cfg: CfgNode) -> Limits:
+        """Return the limits for the tile, by its area at the resolution of the run's images."""
+        return choose_limits(cfg, math.prod(self.tile.size) * magnification(cfg, self.mpp) ** 2)
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """A view of a tile.
+
+    Attributes
+    ----------
+    view
+        The view.
+    pixels
+        `(3, h, w)` uint8, in the network's channel order.
+    limits
+        The limits for the tile.
+    """
+
+    view: View
+    pixels: torch.Tensor
+    limits: Limits
+
+    @property
+    def batch_key(self) -> tuple[torch.Size, Limits]:
+        """What the inputs of a batch share: padding would change detections near it."""
+        return self.pixels.shape, self.limits
+
+
+# The inputs of each network for a tile, or why there are none.
+TileInputs = list[list[NetworkInput]] | InputError
+
+
+class InputReader:
+    """Prepares tiles. Keeps the last image open, or the reason why it can't be opened."""
+
+    def __init__(self, cfgs: Sequence[CfgNode]) -> None:
+        """`cfgs` are the configs of the networks."""
+        self._cfgs = cfgs
+        self._image: Path | NDArray[Any] | None = None
+        self._opened: WindowedImage | InputError | None = None
+        self.brightness = BrightnessCheck()
+
+    def prepare(self, job: TileJob) -> TileInputs:
+        """Read a tile, and resize its views for each network."""
+        tile = self._read(job)
+        if isinstance(tile, InputError):
+            return tile
+        inputs: list[list[NetworkInput]] = []
+        for cfg in self._cfgs:
+            limits = job.limits(cfg)
+            inputs.append([])
+            for view in plan_views(job.tile, job.size, cfg, job.mpp):
+                resize = partial(_resize, view, tile, cfg.INPUT.FORMAT)
+                if (pixels := unless_out_of_memory(resize)) is None:
+                    return too_large_error(view.shape, "cpu")
+                inputs[-1].append(NetworkInput(view, pixels, limits))
+        return inputs
+
+    def _read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
+        """Return the pixels of a tile, or the error of its image."""
+        try:
+            if self._opened is None or self._image is not job.image:
+                self.close()
+                self._image = job.image
+                self._opened = open_file_or_array(job.image, job.level)
+            if isinstance(self._opened, InputError):
+                return self._opened
+            if self._opened.size != job.size:
+                (height, width), expected = self._opened.size, job.size
+                return InputError(
+                    f"{job.image}: {height} x {width} pixels (height x width), but the list says "
+                    f"{expected[0]} x {expected[1]}; use the listed image"
+                )
+            tile = self._opened.read(job.tile.window)
+            if isinstance(job.image, Path):
+                self.brightness.add(job.image, tile)
+            return tile
+        except InputError as error:
+            self._opened = self._opened or error
+            return error
+
+    def close(self) -> None:
+        """Close the last image."""
+        if isinstance(self._opened, WindowedImage):
+            self._opened.close()
+        self._opened = None
+
+
+def open_file_or_array(image: Path | NDArray[Any], level: int) -> WindowedImage:
+    """Open a pyramid level of a file, or an array."""
+    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
+
+
+def _resize(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
+    return to_tensor(view.apply_image(image), image_format)

@@ -1,0 +1,48 @@
+"""Memory of the GPU or the CPU that is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import cv2
+import torch
+
+from cellseg.errors import InputError
+
+T = TypeVar("T")
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError, cv2.error) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # After the except block, which keeps the error's frames and their tensors alive.
+    torch.cuda.empty_cache()
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.StsNoMem
+    # On a CPU, torch has no exception type for it.
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "DefaultCPUAllocator" in str(error)
+
+
+def memory_name(device: str) -> str:
+    """Return what messages call the memory of a type of device."""
+    return "the memory" if device == "cpu" else "the GPU's memory"
+
+
+def too_large_error(size: Sequence[int], device: str) -> InputError:
+    """Return the error of `(h, w)` network pixels that don't fit into a device's memory."""
+    height, width = size
+    elsewhere = "" if device == "cpu" else "with --device cpu, "
+    return InputError(
+        f"{height} x {width} network pixels don't fit into {memory_name(device)}; use smaller "
+        f"tiles (TEST.TILE), {elsewhere}or a smaller scale"
+    )
