@@ -146,14 +146,6 @@ def available_memory() -> float:
     return min(free)
 
 
-def available_gpu_memory(device: torch.device) -> float:
-    """Return the bytes of memory of a CUDA GPU that this process can still use."""
-    import torch
-
-    free = torch.cuda.mem_get_info(device)[0]
-    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-
-
 def _left_in_groups(root: Path, group: str, limit: str, usage: str) -> list[int]:
     """Return the bytes left in a control group and those that contain it, where limited."""
     left = []

@@ -21,8 +21,7 @@ from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 from cellseg.learn import session
 from cellseg.learn import step as step_module
-from cellseg.predict.inputs import TileJob
-from cellseg.predict.predictor import Predictor, require_predictions
+from cellseg.predict.predictor import Predictor
 from cellseg.read.window import read_image
 from tests.training import same
 from trainer import Trainer
@@ -194,27 +193,6 @@ def test_a_gpu_detects_what_the_cpu_detects(run, image, views):
     # Of two boxes with nearly the same score or overlap, rounding decides which one is kept.
     assert count_common(expected, detections) >= 0.9 * len(expected)
     assert count_common(detections, expected) >= 0.9 * len(detections)
-
-
-@pytest.mark.parametrize("amp", ["True", "False"])
-def test_several_threads_detect_what_one_does(run, image, monkeypatch, amp):
-    """The tiles' sizes differ, so that cuDNN prepares for each."""
-    keys = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.AMP", amp]
-    predictor = Predictor.from_run(run, device=DEVICE, options=keys)
-    height, width = image.shape[:2]
-    images = [image[: height - 7 * n, : width - 5 * n] for n in range(4)] * 4
-    plans = [predictor.plan(part.shape[:2]) for part in images]
-    jobs = [
-        TileJob(part, 0, part.shape[:2], tile)
-        for part, plan in zip(images, plans, strict=True)
-        for tile in plan
-    ]
-    several = [*map(require_predictions, predictor.predict_tiles(jobs))]
-    monkeypatch.setattr("cellseg.predict.threads.count_cores", lambda: 1)
-    one = map(require_predictions, predictor.predict_tiles(jobs))
-    for found, expected in zip(several, one, strict=True):
-        assert count_common(expected, found) >= 0.9 * len(expected) > 5
-        assert count_common(found, expected) >= 0.9 * len(found)
 
 
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])

@@ -71,11 +71,6 @@ class NetworkInput:
     pixels: torch.Tensor
     limits: Limits
 
-    @property
-    def batch_key(self) -> tuple[torch.Size, Limits]:
-        """What the inputs of a batch share: padding would change detections near it."""
-        return self.pixels.shape, self.limits
-
 
 # The inputs of each network for a tile, or why there are none.
 TileInputs = list[list[NetworkInput]] | InputError

@@ -45,10 +45,10 @@ from cellseg.predict.inputs import (
     open_file_or_array,
 )
 from cellseg.predict.masks import sample_masks
-from cellseg.predict.memory import memory_name, too_large_error
+from cellseg.predict.memory import memory_name, too_large_error, unless_out_of_memory
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
-from cellseg.predict.threads import Turns, count_threads, start_threads
+from cellseg.predict.threads import count_threads, split_cores
 from cellseg.predict.tiles import TilePlan, choose_tile_size, plan_tiles
 from cellseg.predict.unusual import warn_of_values_not_finite
 from cellseg.predict.views import magnification
@@ -243,7 +243,7 @@ class Predictor:
         """Detect the cells of tiles, in pixels of each tile.
 
         While the networks process some tiles, the next ones are read and resized, and the masks of
-        the previous ones encoded. Several tiles are processed at once, on a CPU each on its own
+        the previous ones encoded; on a CPU, several tiles are processed at once, each on its own
         cores. Close the generator unless you exhaust it: it waits for its threads, and in the
         garbage collector that may deadlock with another thread's start.
 
@@ -253,23 +253,21 @@ class Predictor:
         """
         n_views = sum(len(c.TEST.SCALES) * c.TEST.SYMMETRIES for c in self.cfgs)
         groups = list(_batched(jobs, max(1, self.batch // n_views)))
-        devices = [torch.device(cfg.MODEL.DEVICE) for cfg in self.cfgs]
-        n_threads = max(1, min(len(groups), count_threads(devices, self.batch)))
-        turns = Turns(n_threads)
+        n_threads = count_threads([cfg.MODEL.DEVICE for cfg in self.cfgs], len(groups))
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 stack.enter_context(_eval_mode(network))
             stack.enter_context(warn_of_values_not_finite(self.networks))
             reader = stack.enter_context(contextlib.closing(InputReader(self.cfgs)))
             ahead = stack.enter_context(ThreadPoolExecutor(1))
-            workers = stack.enter_context(start_threads(n_threads, devices))
+            workers = stack.enter_context(split_cores(n_threads))
             waiting: collections.deque[Future[list[Predictions | InputError]]] = collections.deque()
             prepared = ([*map(reader.prepare, group)] for group in groups)
             for group, inputs in zip(groups, _prefetch(ahead, prepared), strict=True):
                 if n_threads > 1:
-                    waiting.append(workers.submit(self._predict_group, group, inputs, turns))
+                    waiting.append(workers.submit(self._predict_group, group, inputs))
                 else:
-                    detections = self._detect(inputs, turns)
+                    detections = self._detect(inputs)
                     waiting.append(workers.submit(self._fuse_and_encode, group, detections))
                 if len(waiting) > n_threads:
                     yield from waiting.popleft().result()
@@ -278,13 +276,11 @@ class Predictor:
             reader.brightness.warn()
 
     def _predict_group(
-        self, group: Sequence[TileJob], inputs: Sequence[TileInputs], turns: Turns
+        self, group: Sequence[TileJob], inputs: Sequence[TileInputs]
     ) -> list[Predictions | InputError]:
-        return self._fuse_and_encode(group, self._detect(inputs, turns))
+        return self._fuse_and_encode(group, self._detect(inputs))
 
-    def _detect(
-        self, tiles: Sequence[TileInputs], turns: Turns
-    ) -> list[list[Detections] | InputError]:
+    def _detect(self, tiles: Sequence[TileInputs]) -> list[list[Detections] | InputError]:
         """Return the detections of each view of each tile, in the tile's pixels, on the CPU."""
         detections: list[list[Detections] | InputError] = [
             tile if isinstance(tile, InputError) else [] for tile in tiles
@@ -296,7 +292,7 @@ class Predictor:
                 if isinstance(tile, list) and isinstance(found, list):
                     owners += [owner] * len(tile[number])
                     inputs += tile[number]
-            outputs = self._detect_in_batches(network, cfg, inputs, turns)
+            outputs = self._detect_in_batches(network, cfg, inputs)
             for owner, view_input, output in zip(owners, inputs, outputs, strict=True):
                 found = detections[owner]
                 if isinstance(output, InputError):
@@ -306,28 +302,26 @@ class Predictor:
         return detections
 
     def _detect_in_batches(
-        self,
-        network: torch.nn.Module,
-        cfg: CfgNode,
-        inputs: Sequence[NetworkInput],
-        turns: Turns,
+        self, network: torch.nn.Module, cfg: CfgNode, inputs: Sequence[NetworkInput]
     ) -> Iterator[Detections | InputError]:
-        """Run a network on its inputs, `batch` at a time; fewer if memory is too small."""
+        """Run a network on its inputs, `batch` at a time; fewer if memory is too small.
+
+        Images of a batch have one shape, since padding would change detections near it, and the
+        same limits.
+        """
+        shape_and_limits = attrgetter("pixels.shape", "limits")
         done = 0
         device = torch.device(cfg.MODEL.DEVICE).type
         on_cpu = device == "cpu" and cfg.TEST.BFLOAT16_ON_CPU
         precision = autocast_dtype(device, cfg.TEST.AMP or on_cpu)
-        # Not cached on a GPU: threads would use converted weights before they are there.
-        mixed = torch.autocast(
-            device, precision, enabled=precision is not None, cache_enabled=device == "cpu"
-        )
+        mixed = torch.autocast(device, precision, enabled=precision is not None)
         with torch.no_grad(), mixed:
             while done < len(inputs):
                 following = inputs[done : done + self.batch]
-                (_, limits), alike = next(itertools.groupby(following, attrgetter("batch_key")))
+                (_, limits), alike = next(itertools.groupby(following, shape_and_limits))
                 batch = [view_input.pixels for view_input in alike]
                 detector: Any = network
-                detections = turns.run(partial(detector.detect, batch, limits), device)
+                detections = unless_out_of_memory(partial(detector.detect, batch, limits))
                 if detections is None and len(batch) > 1:
                     self.batch = len(batch) // 2
                     warn(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import threading
 from collections import deque
@@ -24,19 +23,12 @@ from cellseg.network import Detections, build_network, enlarge_boxes
 from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.predict import predictor as predictor_module
-from cellseg.predict import threads
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
 from cellseg.read import windowed
 from cellseg.read.window import read_image
 from cellseg.rle import decode
 from cellseg.view import resize_shortest_edge, to_tensor
-
-
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch):
-    """With a GPU, too, one tile after the other."""
-    monkeypatch.setattr(threads, "count_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -653,82 +645,6 @@ def test_on_a_cpu_threads_take_tiles_of_their_own():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(former)
-
-
-@pytest.mark.parametrize(("free", "n_threads"), [(20e9, 3), (4.5e9, 2), (3e9, 1)])
-def test_on_a_gpu_threads_have_streams_of_their_own(monkeypatch, free, n_threads):
-    """A GPU whose functions are replaced; half a gigabyte is reserved, but not in use."""
-    caller, own = Mock(device=torch.device("cuda", 0)), threading.local()
-    streams: list[Mock] = []
-
-    def stream(device):
-        assert device == caller.device
-        streams.append(Mock())
-        return streams[-1]
-
-    functions = {
-        "is_available": lambda: True,
-        "mem_get_info": lambda _: (int(free - 5e8), int(50e9)),
-        "memory_reserved": lambda _: int(1e9),
-        "memory_allocated": lambda _: int(5e8),
-        "current_stream": lambda _: caller,
-        "Stream": stream,
-        "set_stream": lambda chosen: setattr(own, "stream", chosen),
-    }
-    for name, function in functions.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(threads, "count_cores", lambda: 3)
-    drawing = draw((300, 400))
-    expected = oracle(MODEL__DEVICE="mps", TEST__TILE=150).predict(drawing.image)
-    together, numbers = threading.Barrier(n_threads), itertools.count()
-    used: list[Mock | None] = []
-
-    class Waiting(Oracle):
-        def detect(self, images, limits):
-            if next(numbers) < n_threads:
-                together.wait(60)
-            used.append(getattr(own, "stream", None))
-            return super().detect(images, limits)
-
-    check_same(oracle(Waiting(), TEST__TILE=150).predict(drawing.image), expected)
-    assert len(streams) == (n_threads if n_threads > 1 else 0)
-    expected_streams: set[Mock | None] = {*streams} or {None}
-    assert {*used} == expected_streams
-    for one in streams:
-        one.wait_stream.assert_called_once_with(caller)
-
-
-def test_tiles_that_do_not_fit_into_memory_at_once_take_turns(capsys):
-    drawing = draw((300, 400))
-    expected = oracle(TEST__TILE=150).predict(drawing.image)
-    together, count = threading.Barrier(2), threading.Lock()
-
-    class Large(Oracle):
-        n_calls = n_running = 0
-
-        def detect(self, images, limits):
-            with count:
-                self.n_calls += 1
-                self.n_running += 1
-                n = self.n_calls
-            try:
-                if n <= 2:
-                    together.wait(60)
-                    raise MemoryError
-                assert self.n_running == 1
-                return super().detect(images, limits)
-            finally:
-                with count:
-                    self.n_running -= 1
-
-    former = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        predictor = oracle(Large(), MODEL__DEVICE="cpu", TEST__TILE=150)
-        check_same(predictor.predict(drawing.image), expected)
-    finally:
-        torch.set_num_threads(former)
-    assert capsys.readouterr().err.count("the memory is too small") == 1
 
 
 @pytest.mark.parametrize(("amp", "on_cpu"), [(False, False), (True, False), (False, True)])
