@@ -35,6 +35,7 @@ from cellseg.learn.stream import build_loader
 from cellseg.learn.validation import validate
 from cellseg.learn.weights import load_initial_weights
 from cellseg.look.batch import draw_middle
+from cellseg.memory import is_out_of_memory, memory_name
 from cellseg.network import build_network
 from cellseg.network.loop import DefaultTrainer, HookBase, TrainerBase
 from cellseg.predict.predictor import Predictor
@@ -192,12 +193,13 @@ class Trainer(DefaultTrainer):
         except InputError as error:
             # From a data loading worker it comes with that worker's traceback before it.
             raise InputError(str(error).rpartition("InputError: ")[2]) from error
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"the GPU's memory is too small for {len(samples)} images at once; split the batch "
-                "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
-            ) from None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                memory = memory_name(torch.device(self.cfg.MODEL.DEVICE).type)
+                raise InputError(
+                    f"{memory} is too small for {len(samples)} images at once; split the batch "
+                    "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
+                ) from None
             if "DataLoader worker" not in str(error):
                 raise
             raise InputError(

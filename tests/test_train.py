@@ -13,6 +13,7 @@ import shutil
 import signal
 import weakref
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -844,12 +845,19 @@ def test_weights_that_are_not_finite_are_never_saved(go, tmp_path, monkeypatch, 
     assert not (run / runs.FINAL).exists()
 
 
-def test_a_gpu_out_of_memory_is_one_line(go, monkeypatch):
-    def fail(_losses, _number):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-
+@pytest.mark.parametrize(
+    "fail",
+    [
+        Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")),
+        Mock(side_effect=RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")),
+        lambda *_: torch.empty(1 << 50, dtype=torch.uint8),
+        lambda *_: np.empty(1 << 50, np.uint8),
+    ],
+    ids=["torch.cuda", "cublas", "torch", "numpy"],
+)
+def test_too_little_memory_is_one_line(go, monkeypatch, fail):
     change_losses(monkeypatch, fail)
-    with pytest.raises(InputError, match=r"2 images at once; .* SOLVER\.ACCUMULATE"):
+    with pytest.raises(InputError, match=r"memory .* 2 images at once; .* SOLVER\.ACCUMULATE"):
         go()
 
 

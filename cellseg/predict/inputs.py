@@ -15,8 +15,8 @@ from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.memory import too_large_error, unless_out_of_memory
 from cellseg.network.limits import Limits, choose_limits
-from cellseg.predict.memory import too_large_error, unless_out_of_memory
 from cellseg.predict.tiles import Tile
 from cellseg.predict.unusual import BrightnessCheck
 from cellseg.predict.views import magnification, plan_views

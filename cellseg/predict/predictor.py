@@ -30,6 +30,7 @@ from cellseg import runs
 from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
 from cellseg.device import autocast_dtype
 from cellseg.errors import InputError
+from cellseg.memory import memory_name, too_large_error, unless_out_of_memory
 from cellseg.messages import warn
 from cellseg.network import Detections, build_network
 from cellseg.network.folding import fold_batch_norms
@@ -45,7 +46,6 @@ from cellseg.predict.inputs import (
     open_file_or_array,
 )
 from cellseg.predict.masks import sample_masks
-from cellseg.predict.memory import memory_name, too_large_error, unless_out_of_memory
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.threads import count_threads, split_cores

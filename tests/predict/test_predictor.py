@@ -144,11 +144,19 @@ def out_of_gpu_memory(*_):
     "detect",
     [
         out_of_gpu_memory,
+        Mock(side_effect=RuntimeError("CUDA error: out of memory")),
+        Mock(side_effect=RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")),
+        Mock(side_effect=RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+        Mock(
+            side_effect=RuntimeError(
+                "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
+            )
+        ),
         lambda *_: torch.empty(1 << 50, dtype=torch.uint8),
         lambda *_: np.empty(1 << 50, np.uint8),
         lambda *_: cv2.resize(np.zeros((3, 2, 3), np.uint8), (10**7, 10**7)),
     ],
-    ids=["torch.cuda", "torch", "numpy", "opencv"],
+    ids=["torch.cuda", "cuda", "cublas", "cudnn 8", "cudnn 9", "torch", "numpy", "opencv"],
 )
 def test_too_little_memory(predictor, monkeypatch, detect, device):
     monkeypatch.setattr(predictor.networks[0], "detect", detect)
@@ -159,7 +167,14 @@ def test_too_little_memory(predictor, monkeypatch, detect, device):
         predictor.predict(np.zeros((30, 20, 3), np.uint8))
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2"), cv2.error("bad argument")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        cv2.error("bad argument"),
+    ],
+)
 def test_other_errors_are_raised(predictor, monkeypatch, error):
     error.code = -5
     monkeypatch.setattr(predictor.networks[0], "detect", Mock(side_effect=error))

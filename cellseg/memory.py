@@ -12,25 +12,34 @@ from cellseg.errors import InputError
 
 T = TypeVar("T")
 
+# torch has no exception type for these: its own allocator on a CPU, CUDA itself, and cuBLAS and
+# cuDNN (CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED).
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
+
 
 def unless_out_of_memory(work: Callable[[], T]) -> T | None:
     """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
     try:
         return work()
     except (RuntimeError, MemoryError, cv2.error) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # After the except block, which keeps the error's frames and their tensors alive.
     torch.cuda.empty_cache()
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory, of the GPU or the CPU, was too small."""
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.StsNoMem
-    # On a CPU, torch has no exception type for it.
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "DefaultCPUAllocator" in str(error)
+    return named or any(words in str(error) for words in _NO_MEMORY)
 
 
 def memory_name(device: str) -> str:
