@@ -107,9 +107,7 @@ def same_cell(
         return same
 
     # Masks share no more pixels than their boxes: few pairs of neighbours need a look at the masks.
-    a, b = boxes[pairs].transpose(1, 0, 2)
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    same = enough(np.maximum(sides, 0).prod(1), area[pairs])
+    same = enough(box_intersections(boxes, pairs), area[pairs])
     pairs = pairs[same]
     same[same] = enough(shared_pixels(mask_runs, pairs), area[pairs])
     return same
@@ -195,6 +193,14 @@ def overlapping_boxes(boxes: Ints) -> Ints:
     # Two boxes may share several strips: count the first.
     overlap &= np.repeat(row, n_after) == np.maximum(first[this], first[other])
     return np.stack([this[overlap], other[overlap]], axis=1)
+
+
+def box_intersections(boxes: Ints, pairs: Ints) -> Ints:
+    """Return the `(P,)` int64 areas that `(P, 2)` pairs of `(N, 4)` XYXY boxes share."""
+    a, b = boxes[pairs].transpose(1, 0, 2)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared: Ints = np.maximum(sides, 0).prod(1)
+    return shared
 
 
 def shared_pixels(mask_runs: MaskRuns, pairs: Ints) -> Ints:

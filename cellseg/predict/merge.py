@@ -26,7 +26,13 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cellseg.overlap import better_first, overlapping_boxes, same_cell, shared_pixels
+from cellseg.overlap import (
+    better_first,
+    box_intersections,
+    overlapping_boxes,
+    same_cell,
+    shared_pixels,
+)
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
@@ -250,10 +256,8 @@ def _relate_pieces(pieces: _Pieces, n_before: int, tile: Tile, iou: float) -> _R
 def _near_pairs(boxes: Ints) -> Ints:
     """Return the pairs of `(N, 4)` boxes of which one covers half of the other, or more."""
     pairs = overlapping_boxes(boxes)
-    a, b = boxes[pairs].transpose(1, 0, 2)
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    smaller = np.minimum(*((box[:, 2:] - box[:, :2]).prod(1) for box in (a, b)))
-    near: Ints = pairs[2 * sides.prod(1) >= smaller]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    near: Ints = pairs[2 * box_intersections(boxes, pairs) >= area[pairs].min(1)]
     return near
 
 
