@@ -28,11 +28,20 @@ NO_DETECTRON2 = (
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "detectron2: needs Detectron2, if only as an oracle")
+    config.addinivalue_line("markers", "one_engine: the engine makes no difference")
     if NO_DETECTRON2 and os.environ.get("CI"):
         pytest.exit(f"{NO_DETECTRON2}; CI must have it", returncode=2)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    chosen, others = [], []
+    for item in items:
+        other = item.get_closest_marker("one_engine") and (
+            item.callspec.params["engine"] != "torchvision"  # which can always be used
+        )
+        (others if other else chosen).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
     for item in items:
         if NO_DETECTRON2 and item.get_closest_marker("detectron2"):
             item.add_marker(pytest.mark.skip(reason=NO_DETECTRON2))

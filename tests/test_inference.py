@@ -80,6 +80,7 @@ def test_from_the_run_to_the_zip(predict, cells, tmp_path, capsys):
         assert check_submission.main([str(path), "--data", str(cells)]) == 0
 
 
+@pytest.mark.one_engine
 def test_the_newest_finished_run_and_its_folder(run, cells, tmp_path, monkeypatch, capsys):
     root = tmp_path / "tensorboard"
     for name in ("a", "b"):
@@ -98,6 +99,7 @@ def test_no_run(monkeypatch, tmp_path):
         inference.main([])
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["--weight_name", "--checkpoint"])
 def test_weights_by_name(predict, run, capsys, how):
     if how == "--weight_name":
@@ -107,6 +109,7 @@ def test_weights_by_name(predict, run, capsys, how):
     assert "model_final.pth" in capsys.readouterr().out
 
 
+@pytest.mark.one_engine
 def test_output_as_a_file(predict, tmp_path):
     path = tmp_path / "new" / "folder" / "mine.json"
     assert predict(output=path) == 0
@@ -145,6 +148,7 @@ def test_a_limit_that_leaves_out_cells_is_reported(predict, cells, capsys):
     assert "TEST.DETECTIONS_PER_IMAGE" not in capsys.readouterr().err
 
 
+@pytest.mark.one_engine
 def test_options_reach_the_config(predict, tmp_path):
     predict("--score_threshold", 0, "TEST.DETECTIONS_PER_IMAGE", 1)
     assert len(results(tmp_path / "out" / "test-results.json")) == 3
@@ -175,6 +179,7 @@ def test_weights_that_give_nan(predict, run, tmp_path, capsys, value):
     assert "warning: values of the network are not finite (NaN) in 3 of 3 batches" in err
 
 
+@pytest.mark.one_engine
 def test_images_that_are_almost_black(predict, tmp_path, capsys):
     for name, value in (("black", 0), ("dim", 60), ("bright", 200)):
         Image.fromarray(np.full((40, 30), value, np.uint8)).save(tmp_path / f"{name}.png")
@@ -187,6 +192,7 @@ def test_images_that_are_almost_black(predict, tmp_path, capsys):
     assert "bright.png" not in line
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
 def test_train_and_validation_images(predict, run, cells, tmp_path, capsys, dataset, count):
     assert predict("--dataset", dataset, "--score_threshold", 0) == 0
@@ -204,6 +210,7 @@ def test_train_and_validation_images(predict, run, cells, tmp_path, capsys, data
     assert not list((tmp_path / "out").glob("*.zip"))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("dataset", "count"), [("train", 5), ("val", 2)])
 def test_annotated_images_are_scored_and_exported_by_name(
     predict, cells, tmp_path, capsys, dataset, count
@@ -226,6 +233,7 @@ def test_annotated_images_are_scored_and_exported_by_name(
     assert {path.stem for path in exported} == expected
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("dataset", ["train", "val"])
 def test_annotations_that_are_not_the_run_s(predict, run, own, tmp_path, dataset):
     """By default the run's own are used; they may be in another place now."""
@@ -242,11 +250,13 @@ def test_annotations_that_are_not_the_run_s(predict, run, own, tmp_path, dataset
     assert (tmp_path / "out" / f"{dataset}-results.json").read_bytes() == written
 
 
+@pytest.mark.one_engine
 def test_the_same_weights_twice(predict, run):
     message = refusal(predict, "--checkpoint", str(run), str(run / runs.BEST), checkpoint=run)
     assert message.startswith("--checkpoint: names the same weights twice")
 
 
+@pytest.mark.one_engine
 def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
     path = own / "train__annot.json"
     coco = json.loads(path.read_text())
@@ -270,6 +280,7 @@ def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
     assert archive.with_name("val-results.zip").is_file()
 
 
+@pytest.mark.one_engine
 def test_a_run_without_validation_images(predict, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
@@ -281,6 +292,7 @@ def test_a_run_without_validation_images(predict, run, tmp_path):
     assert f"{copy} " in message
 
 
+@pytest.mark.one_engine
 def test_images_and_folders(predict, tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -310,6 +322,7 @@ def low_score(monkeypatch):
     return 0.3
 
 
+@pytest.mark.one_engine
 @pytest.mark.usefixtures("low_score")
 def test_regions_and_the_numbers_of_a_slide(predict, slide, tmp_path, capsys):
     """Cells in a rectangle only; their number per mm² is in the list and in a line."""
@@ -343,6 +356,7 @@ def test_regions_and_the_numbers_of_a_slide(predict, slide, tmp_path, capsys):
     assert "2 are predicted" in message
 
 
+@pytest.mark.one_engine
 def test_the_numbers_of_an_image_are_those_of_its_cells(predict, tmp_path, low_score):
     Image.fromarray(np.full((40, 50, 3), 200, np.uint8)).save(tmp_path / "x.png")
     assert predict("--images", tmp_path / "x.png", "--score_threshold", 0) == 0
@@ -355,6 +369,7 @@ def test_the_numbers_of_an_image_are_those_of_its_cells(predict, tmp_path, low_s
     assert counts.sum() > 0
 
 
+@pytest.mark.one_engine
 def test_relative_images_are_exported_from_another_folder(predict, cells, tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -371,6 +386,7 @@ def test_relative_images_are_exported_from_another_folder(predict, cells, tmp_pa
     assert report.main([file, "--output", str(tmp_path / "page.html")]) == 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("name", ["empty", "nowhere.tif"])
 def test_images_that_are_not_found(predict, tmp_path, name):
     (tmp_path / "empty").mkdir()
@@ -383,6 +399,7 @@ def own(cells, tmp_path):
     return Path(shutil.copytree(cells, tmp_path / "own"))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("damage", ["truncated", "another size"])
 def test_an_unusable_image_is_skipped(predict, own, tmp_path, capsys, damage):
     bad = sorted((own / "test_release").iterdir())[1]
@@ -397,6 +414,7 @@ def test_an_unusable_image_is_skipped(predict, own, tmp_path, capsys, damage):
     assert (tmp_path / "out" / "test-results.zip").is_file()
 
 
+@pytest.mark.one_engine
 def test_an_image_too_large_for_the_gpu_is_skipped(predict, monkeypatch, tmp_path):
     predict_tiles = Predictor.predict_tiles
 
@@ -410,6 +428,7 @@ def test_an_image_too_large_for_the_gpu_is_skipped(predict, monkeypatch, tmp_pat
     assert image_ids == {1, 3}
 
 
+@pytest.mark.one_engine
 def test_only_failed_tiles_are_retried(run, slide, undisturbed, tmp_path, monkeypatch, capsys):
     """Two of a slide's six tiles fail, then one, then none."""
     predict_tiles, argv = Predictor.predict_tiles, argv_of(run, slide, tmp_path)
@@ -436,6 +455,7 @@ def test_only_failed_tiles_are_retried(run, slide, undisturbed, tmp_path, monkey
     assert not (tmp_path / "images-results.parts").exists()
 
 
+@pytest.mark.one_engine
 def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
     assert predict(data=own) == 0
     previous = (tmp_path / "out" / "test-results.json").read_bytes()
@@ -446,6 +466,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
     assert not list((tmp_path / "out").glob("*.parts"))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -487,6 +508,7 @@ def test_invalid_flags(predict, words, expected):
     assert expected in refusal(predict, *words)
 
 
+@pytest.mark.one_engine
 def test_invalid_paths(predict, tmp_path, cells):
     assert "config.yaml" in refusal(predict, checkpoint=cells)
     assert f"{tmp_path / 'nowhere'}: " in refusal(predict, checkpoint=tmp_path / "nowhere")
@@ -500,6 +522,7 @@ def test_invalid_paths(predict, tmp_path, cells):
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("name", [runs.CONFIG, runs.RECORD, runs.BEST])
 def test_a_damaged_run(predict, run, tmp_path, name):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
@@ -603,7 +626,7 @@ inference.main()
 """
 
 
-@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("n_done", "views"), [(0, []), (4, ["--tta"]), (6, [])])
 def test_killed_and_resumed(run, slide, undisturbed, tmp_path, monkeypatch, capsys, n_done, views):
     """Killed in tile `n_done`, or after the last tile while it writes the results."""
@@ -626,7 +649,7 @@ def test_killed_and_resumed(run, slide, undisturbed, tmp_path, monkeypatch, caps
         assert written == undisturbed
 
 
-@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+@pytest.mark.one_engine
 def test_a_table_of_slides(run, slide, tmp_path, capsys):
     """One in a list of bad ones; its folder is like the results of other images."""
     shutil.copy(slide, tmp_path / "good.tif")
@@ -712,7 +735,7 @@ def start_workers(run, slide, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+@pytest.mark.one_engine
 def test_one_of_two_workers_is_killed(start_workers, undisturbed, tmp_path):
     process = start_workers("worker")
     err = process.communicate(timeout=300)[1]
@@ -726,7 +749,7 @@ def test_one_of_two_workers_is_killed(start_workers, undisturbed, tmp_path):
     assert is_gone(process.pid)
 
 
-@pytest.mark.parametrize("engine", ["torchvision"], indirect=True, scope="session")
+@pytest.mark.one_engine
 def test_the_client_of_two_workers_is_killed(
     run, slide, start_workers, undisturbed, tmp_path, capsys
 ):
@@ -773,6 +796,7 @@ def stopped(run, slide, tmp_path, monkeypatch):
     return copy, image
 
 
+@pytest.mark.one_engine
 def test_stopped_and_resumed(capsys, stopped, tmp_path):
     copy, image = stopped
     assert (tmp_path / "images-results.parts").is_dir()
@@ -780,6 +804,7 @@ def test_stopped_and_resumed(capsys, stopped, tmp_path):
     assert "resuming: 4 tiles" in capsys.readouterr().out
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("changed", ["option", "weights", "image", "nothing"])
 def test_a_change_discards_the_stored_tiles(stopped, tmp_path, monkeypatch, changed):
     copy, image = stopped
@@ -797,6 +822,7 @@ def test_a_change_discards_the_stored_tiles(stopped, tmp_path, monkeypatch, chan
     assert len(predicted) == (2 if changed == "nothing" else 6)
 
 
+@pytest.mark.one_engine
 def test_levels_of_a_pyramid(predict, slide, tmp_path):
     assert predict("--images", slide, "--level", 1, "--score_threshold", 0) == 0
     out = tmp_path / "out"
@@ -821,6 +847,7 @@ def test_levels_of_a_pyramid(predict, slide, tmp_path):
     assert "2 levels, 0 to 1, but level 2" in message
 
 
+@pytest.mark.one_engine
 def test_results_of_several_runs_need_an_own_place(run):
     before = sorted(run.iterdir())
     with pytest.raises(InputError, match=r"--checkpoint: several .* --output"):
@@ -828,6 +855,7 @@ def test_results_of_several_runs_need_an_own_place(run):
     assert sorted(run.iterdir()) == before
 
 
+@pytest.mark.one_engine
 def test_a_record_with_other_classes_than_the_network(predict, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
@@ -838,6 +866,7 @@ def test_a_record_with_other_classes_than_the_network(predict, run, tmp_path):
     assert "3 classes" in message
 
 
+@pytest.mark.one_engine
 def test_several_weights_files_of_one_run(run, slide, tmp_path, capsys):
     argv = argv_of(run / runs.BEST, slide, tmp_path)
     assert inference.main([*argv[:2], str(run / runs.FINAL), *argv[2:]]) == 0
@@ -845,6 +874,7 @@ def test_several_weights_files_of_one_run(run, slide, tmp_path, capsys):
     assert weights.count(runs.BEST) == weights.count(runs.FINAL) == 1
 
 
+@pytest.mark.one_engine
 def test_runs_with_different_validation_images(predict, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
@@ -855,6 +885,7 @@ def test_runs_with_different_validation_images(predict, run, tmp_path):
     )
 
 
+@pytest.mark.one_engine
 def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path):
     path = tmp_path / "mine.json"
     for words in (["--images", cells / "test_release"], ["--dataset", "val"], []):
@@ -862,6 +893,7 @@ def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.zip"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -884,6 +916,7 @@ def test_files_of_the_user_are_not_replaced_or_removed(predict, tmp_path, name, 
     assert json.loads((tmp_path / name).read_text()) == content
 
 
+@pytest.mark.one_engine
 def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
     """A run fused with its copy gives its own results, with other weights different ones."""
     argv = argv_of(run, slide, tmp_path)
@@ -906,6 +939,7 @@ def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
     assert sorted(map(float, map(str, cells.scores))) == sorted(e["score"] for e in written)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("name", ["OBJECTNESS_POWER", "FOREGROUND_POWER"])
 def test_runs_whose_scores_have_different_scales(run, slide, tmp_path, capsys, name):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
@@ -921,6 +955,7 @@ def test_runs_whose_scores_have_different_scales(run, slide, tmp_path, capsys, n
     assert name not in capsys.readouterr().err
 
 
+@pytest.mark.one_engine
 def test_runs_with_different_classes(run, slide, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     record = results(copy / runs.RECORD)
@@ -934,6 +969,7 @@ def test_runs_with_different_classes(run, slide, tmp_path):
         Predictor.of_run([run, copy])  # the former name
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("words", "symmetries", "scales"),
     [
@@ -970,6 +1006,7 @@ def test_keys_end_the_values_of_a_flag(tmp_path, monkeypatch):
     assert inference.parse([]).options == []
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("views", [[], ["scales"]])
 def test_views_change_the_detections(run, slide, undisturbed, tmp_path, views):
     words = ["--tta", *views, "--score_threshold", 0.02, "--batch", 3]
@@ -1006,6 +1043,7 @@ def xyxy(entry):
     return x, y, x + width, y + height
 
 
+@pytest.mark.one_engine
 def test_a_list_with_a_missing_file(predict, own, capsys):
     path = sorted((own / "test_release").iterdir())[0]
     path.unlink()
@@ -1013,12 +1051,14 @@ def test_a_list_with_a_missing_file(predict, own, capsys):
     assert path.name in message + capsys.readouterr().err
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("tile", "warned"), [(39, True), (40, False)])
 def test_tiles_that_cut_most_cells_are_warned_of(predict, capsys, tile, warned):
     assert predict("--tile", tile, "DATA.LONGEST_CELL", 20.0) == 0
     assert (f"tiles of {tile} px" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.one_engine
 def test_missing_tiles_are_an_error(predict, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(PredictionJob, "run", lambda *_: None)

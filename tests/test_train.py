@@ -269,6 +269,7 @@ def test_the_same_seed_gives_the_same_weights(go, tmp_path):
     assert not same(first, other)
 
 
+@pytest.mark.one_engine
 def test_a_run_can_be_repeated_from_its_config(run, tmp_path):
     again = train.main(
         ["--config-file", str(run / runs.CONFIG), "--output_dir", str(tmp_path), "--device", "cpu"]
@@ -278,6 +279,7 @@ def test_a_run_can_be_repeated_from_its_config(run, tmp_path):
     assert same(first, second)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler):
@@ -286,6 +288,7 @@ def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler
     assert last["trainer"]["iteration"] == 2
 
 
+@pytest.mark.one_engine
 def test_data_loading_workers(go):
     assert go("--num_workers", 1, "SOLVER.MAX_ITER", 2) == 0
 
@@ -344,6 +347,7 @@ def test_an_epoch_is_longer_where_images_are_repeated(cells):
     assert cfg.SOLVER.MAX_ITER == math.ceil(3 * math.ceil(samples) / 2) > 15
 
 
+@pytest.mark.one_engine
 def test_show_batch(go, tmp_path, capsys):
     path = tmp_path / "pictures" / "batch.png"
     assert go("--show-batch", path, "--weights", "imagenet", "-b", 3) == 0
@@ -353,6 +357,7 @@ def test_show_batch(go, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.one_engine
 def test_no_validation_without_validation_images(go, tmp_path, capsys):
     assert go("SOLVER.MAX_ITER", 1) == 0
     run = only_run(tmp_path / "runs")
@@ -364,6 +369,7 @@ def test_no_validation_without_validation_images(go, tmp_path, capsys):
     assert f"python inference.py --checkpoint {run}" in out
 
 
+@pytest.mark.one_engine
 def test_groups_are_not_split(go, cells, tmp_path):
     names = sorted(path.name for path in (cells / "train").iterdir())
     groups = tmp_path / "groups.csv"
@@ -413,7 +419,9 @@ SIX = ["--val_fraction", 0.4, "SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 2]
 SIX += ["SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.one_engine)]
+)
 def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
     handler = signal.getsignal(number)
     whole = rates_of(monkeypatch)
@@ -454,7 +462,7 @@ def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
     assert "6 iterations done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("engine", ["torchvision"], indirect=True)
+@pytest.mark.one_engine
 @pytest.mark.parametrize("lost", ["", runs.CONFIG])
 def test_a_run_folder_that_vanishes_is_an_error(go, tmp_path, monkeypatch, capsys, lost):
     def remove(trainer):
@@ -468,6 +476,7 @@ def test_a_run_folder_that_vanishes_is_an_error(go, tmp_path, monkeypatch, capsy
     assert bool(list(tmp_path.glob("runs/*/*"))) == bool(lost)
 
 
+@pytest.mark.one_engine
 def test_a_second_signal_stops_immediately(go, tmp_path, monkeypatch):
     def twice(_trainer):
         os.kill(os.getpid(), signal.SIGINT)
@@ -479,6 +488,7 @@ def test_a_second_signal_stops_immediately(go, tmp_path, monkeypatch):
     assert load(only_run(tmp_path / "runs") / runs.LAST)["trainer"]["iteration"] == 2
 
 
+@pytest.mark.one_engine
 def test_a_finished_run_can_be_made_longer(run, tmp_path):
     copy = tmp_path / "tiny" / "copy"
     shutil.copytree(run, copy)
@@ -486,6 +496,7 @@ def test_a_finished_run_can_be_made_longer(run, tmp_path):
     assert load(copy / runs.FINAL)["iteration"] == 5
 
 
+@pytest.mark.one_engine
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run, tmp_path):
     copy = tmp_path / "tiny" / "copy"
     copy.mkdir(parents=True)
@@ -508,17 +519,20 @@ def stopped(run, tmp_path):
     return copy
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("words", [["--val_fraction", 0.2], ["--seed", 1], ["--val_fraction", 0]])
 def test_validation_images_stay_the_same(stopped, words):
     assert f"{stopped}: the validation set changed" in refused(stopped, *words)
 
 
+@pytest.mark.one_engine
 def test_the_data_must_be_the_same(stopped, cells, tmp_path):
     other = tmp_path / "other.json"
     other.write_text((cells / "train__annot.json").read_text() + "\n")
     assert f"{other}: not the annotations" in refused(stopped, "--annotations", other)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("name", [runs.LAST, runs.BEST, runs.CONFIG, runs.RECORD])
 def test_damaged_files_of_a_run(stopped, name):
     path = stopped / name
@@ -535,6 +549,7 @@ def test_a_checkpoint_of_another_network(stopped):
     assert (stopped / runs.CONFIG).read_bytes() == kept
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -546,6 +561,7 @@ def test_optimizer_and_batch_size_can_not_change(stopped, words, expected):
     assert re.match(expected, refused(stopped, *words))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -564,6 +580,7 @@ def test_rates_and_decays_can_change(stopped, key, value):
     assert json.loads(line)["lr"] == pytest.approx(rate)
 
 
+@pytest.mark.one_engine
 def test_averaged_weights_can_begin(stopped, capsys):
     assert resume(stopped, "SOLVER.EMA", 0.9, "SOLVER.MAX_ITER", 5) == 0
     assert "SOLVER.EMA" in capsys.readouterr().err
@@ -571,6 +588,7 @@ def test_averaged_weights_can_begin(stopped, capsys):
     assert any(not torch.equal(averaged[name], last[name]) for name in last)
 
 
+@pytest.mark.one_engine
 def test_weights_are_not_a_checkpoint(stopped, run):
     shutil.copy(run / runs.FINAL, stopped / runs.LAST)
     assert "without step, trainer" in refused(stopped)
@@ -593,6 +611,7 @@ PATIENT = ["--val_fraction", 0.4, "SOLVER.MAX_ITER", 9, "TEST.EVAL_PERIOD", 1]
 PATIENT += ["TEST.PATIENCE", 2, "SOLVER.CHECKPOINT_PERIOD", 100]
 
 
+@pytest.mark.one_engine
 def test_early_stopping(go, tmp_path, monkeypatch, capsys):
     scores(monkeypatch, 0.1, 0.05, 0.2, 0.2, 0.15)
     assert go(*PATIENT) == 0
@@ -614,6 +633,7 @@ def test_early_stopping(go, tmp_path, monkeypatch, capsys):
     assert load(run / runs.FINAL)["iteration"] == 7
 
 
+@pytest.mark.one_engine
 def test_early_stopping_counts_across_a_stop(go, tmp_path, monkeypatch):
     scores(monkeypatch, 0.3, 0.2, 0.1)
     with monkeypatch.context() as patched:
@@ -624,6 +644,7 @@ def test_early_stopping_counts_across_a_stop(go, tmp_path, monkeypatch):
     assert load(run / runs.FINAL)["iteration"] == 3
 
 
+@pytest.mark.one_engine
 def test_a_run_can_not_become_shorter_than_it_is(go, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at(patched, 2)
@@ -638,6 +659,7 @@ def test_a_run_can_not_become_shorter_than_it_is(go, tmp_path, monkeypatch):
     assert load(run / runs.FINAL)["iteration"] == 4
 
 
+@pytest.mark.one_engine
 def test_validation_images_without_cells_choose_no_best_weights(go, tmp_path, monkeypatch, capsys):
     scores(monkeypatch, *[math.nan] * 3)
     words = ["--val_fraction", 0.4, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1]
@@ -667,6 +689,7 @@ def test_a_trainer_is_freed_without_garbage_collection(go, monkeypatch):
         gc.enable()
 
 
+@pytest.mark.one_engine
 def test_a_killed_worker_is_one_line(go, monkeypatch):
     def killed(*_):
         raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error.")
@@ -693,6 +716,7 @@ def folder_of_folds(root):
     return summary.parent
 
 
+@pytest.mark.one_engine
 def test_cross_validation(go, cells, tmp_path, capsys):
     assert go("--folds", 2, "--seed", -1, "SOLVER.MAX_ITER", 1) == 0
     folder = folder_of_folds(tmp_path / "runs")
@@ -712,6 +736,7 @@ def test_cross_validation(go, cells, tmp_path, capsys):
     assert "class4" in out
 
 
+@pytest.mark.one_engine
 def test_cross_validation_is_resumed(go, tmp_path, monkeypatch, capsys):
     folds = []
 
@@ -738,6 +763,7 @@ def test_cross_validation_is_resumed(go, tmp_path, monkeypatch, capsys):
     assert "2 iterations done" in capsys.readouterr().out
 
 
+@pytest.mark.one_engine
 def test_a_stop_in_the_last_iteration_of_a_fold_stops_the_next(go, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at(patched, 1)
@@ -749,6 +775,7 @@ def test_a_stop_in_the_last_iteration_of_a_fold_stops_the_next(go, tmp_path, mon
     assert folder_of_folds(tmp_path / "runs") == folder
 
 
+@pytest.mark.one_engine
 def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
     assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 0
     folder = folder_of_folds(tmp_path / "runs")
@@ -768,6 +795,7 @@ def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
     assert runs.read_record(folder / "fold2")["held_out"] == record["held_out"]
 
 
+@pytest.mark.one_engine
 def test_a_single_fold(go, tmp_path):
     words = ["DATA.FOLDS", 2, "DATA.FOLD", 2, "SOLVER.MAX_ITER", 1]
     assert go(*words) == 0
@@ -801,6 +829,7 @@ def make_nan(monkeypatch, name, step):
     change_losses(monkeypatch, change)
 
 
+@pytest.mark.one_engine
 def test_a_nan_loss(go, tmp_path, monkeypatch):
     make_nan(monkeypatch, "loss_mask", 3)
     with pytest.raises(InputError) as caught:
@@ -817,17 +846,20 @@ def test_a_nan_loss(go, tmp_path, monkeypatch):
     assert resume(run) == 0
 
 
+@pytest.mark.one_engine
 def test_divergence_before_any_checkpoint(go, monkeypatch):
     make_nan(monkeypatch, "loss_rpn_cls", 1)
     with pytest.raises(InputError, match=r"iteration 1: loss_rpn_cls is nan; no checkpoint"):
         go()
 
 
+@pytest.mark.one_engine
 def test_divergence_by_a_high_learning_rate(go):
     with pytest.raises(InputError, match="training diverged at iteration"):
         go("-o", "SGD", "--lr", "1e30", "SOLVER.WARMUP_ITERS", 0)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("iterations", [2, 3])
 def test_weights_that_are_not_finite_are_never_saved(go, tmp_path, monkeypatch, iterations):
     def ruin(trainer):
@@ -845,6 +877,7 @@ def test_weights_that_are_not_finite_are_never_saved(go, tmp_path, monkeypatch, 
     assert not (run / runs.FINAL).exists()
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "fail",
     [
@@ -861,6 +894,7 @@ def test_too_little_memory_is_one_line(go, monkeypatch, fail):
         go()
 
 
+@pytest.mark.one_engine
 def test_full_disk(go, tmp_path):
     """A limit of 100 kB for any file fails in the middle of the checkpoint."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -894,17 +928,20 @@ def refusal(go, data, *words):
     return str(caught.value)
 
 
+@pytest.mark.one_engine
 def test_no_annotations(go, own):
     (own / "train__annot.json").unlink()
     assert re.search(r"train__annot\.json: .*annotation\.py", refusal(go, own))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": []}', "hello"])
 def test_annotations_that_are_not_coco(go, own, text):
     (own / "train__annot.json").write_text(text)
     assert re.search(r"train__annot\.json: .*annotation\.py", refusal(go, own))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("name", ["class1.tif", "CLASS4.TIF", "cells.geojson", "cells.xml"])
 def test_annotations_older_than_the_masks(go, own, name):
     mask = next((own / "train").iterdir()) / name
@@ -918,6 +955,7 @@ def test_annotations_older_than_the_masks(go, own, name):
     assert go("SOLVER.MAX_ITER", 1, data=own) == 0
 
 
+@pytest.mark.one_engine
 def test_images_that_moved(go, own):
     folder = sorted((own / "train").iterdir())[2]
     folder.rename(own / "elsewhere")
@@ -926,12 +964,14 @@ def test_images_that_moved(go, own):
     assert "--data" in message
 
 
+@pytest.mark.one_engine
 def test_images_of_another_size(go, own):
     image = sorted((own / "train").iterdir())[1] / "image.tif"
     tifffile.imwrite(image, np.zeros((9, 8, 3), np.uint8))
     assert f"{image}: 9 x 8 pixels (height x width)" in refusal(go, own)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image(go, own, workers):
     """Its header is intact, so that the damage is detected only when the pixels are read."""
@@ -947,6 +987,7 @@ def test_a_damaged_image(go, own, workers):
     assert "damaged" in message
 
 
+@pytest.mark.one_engine
 def test_no_cell_at_all(go, make_cells, tmp_path):
     data = make_cells(tmp_path / "empty", n_train=2, n_test=1, n_empty=2)
     assert "train__annot.json: no cells" in refusal(go, data)
@@ -959,6 +1000,7 @@ def test_images_without_cells_are_trained_on(go, make_cells, tmp_path):
     assert go("-b", 1, *options, data=data) == 0
 
 
+@pytest.mark.one_engine
 def test_classes_come_from_the_annotations(go, own, tmp_path):
     assert annotation.main(["--data", str(own), "--class_names", *"abcdefg"]) == 0
     assert go("SOLVER.MAX_ITER", 1, data=own) == 0
