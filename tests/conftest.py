@@ -34,7 +34,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    chosen, others = [], []
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
     for item in items:
         other = item.get_closest_marker("one_engine") and (
             item.callspec.params["engine"] != "torchvision"  # which can always be used
