@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--optimizer Adagrad --scheduler WarmupCosineLR\n"
         "python train.py -m lite_fpn --val_fraction 0.15\n"
         "python train.py --resume\n"
-        "python train.py --weights tensorboard/lite_fpn/20250401-120000 --epochs 20",
+        "python train.py --weights tensorboard/lite_fpn/20250401-120000 --epochs 2",
     )
     # fmt: off
     add = parser.add_argument_group("what to train").add_argument
@@ -67,7 +67,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--show_batch", type=Path, nargs="?", const="batch.png", metavar="FILE",
         help="write one augmented batch as a picture (batch.png) and exit")
     add = parser.add_argument_group("how to train").add_argument
-    add("-e", "--epochs", type=float, metavar="N", help="epochs (225)")
+    add("-e", "--epochs", type=float, metavar="N",
+        help="passes over the training images (225); over their area with lite_fpn and others (15)")
     add("-b", "--batch_size", type=int, metavar="N", help="images per iteration (14)")
     add("-l", "--lr", "--base_lr", type=float, metavar="RATE", help="learning rate (0.001)")
     add("-o", "--optimizer", metavar="NAME", help="SGD, Adam, AdamW or Adagrad (Adagrad)")
@@ -138,6 +139,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
         cfg.DATA.VAL_IMAGES = []
     flags = {
         "SOLVER.EPOCHS": args.epochs,
+        "SOLVER.MIN_ITER": None if args.epochs is None else 0,
         "SOLVER.IMS_PER_BATCH": args.batch_size,
         "SOLVER.BASE_LR": args.lr,
         "SOLVER.OPTIMIZER": args.optimizer,

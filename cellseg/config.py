@@ -58,9 +58,11 @@ def default_config(engine: str) -> CfgNode:
     return cfg
 
 
-# Key -> key from which it is computed: a length in epochs, a fraction of the run, or the data.
+# Key -> key that changes it, and has no effect once the key itself is set: a length in epochs, a
+# fraction of the run, a least length, or values from the data.
 _DERIVED_KEYS = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
+    "SOLVER.EPOCHS": "SOLVER.MIN_ITER",
     "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
     "SOLVER.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_EPOCHS",
     "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",

@@ -115,7 +115,10 @@ OWN: dict[str, Any] = {
         "ZOOM_FROM_DATA": False,
         # With a ZOOM, side of the training crops in network pixels …
         "WINDOW": 512,
-        # … at scales from ZOOM / (1 + this) to ZOOM * (1 + this).
+        # … of which an epoch has as many of an image as fit on its area, at least one, so that
+        # the cells of large images are drawn as often as others. Else it has one of each image.
+        "WINDOWS_BY_AREA": False,
+        # The scales are drawn from ZOOM / (1 + this) to ZOOM * (1 + this).
         "ZOOM_JITTER": 0.0,
         # Probability of a crop around a cell of a random class, instead of a random place. All
         # classes are equally probable.
@@ -167,6 +170,9 @@ OWN: dict[str, Any] = {
         # Lengths in epochs, which set Detectron2's keys in iterations unless 0: MAX_ITER,
         # WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD. Setting only those turns these off.
         "EPOCHS": 0.0,
+        # EPOCHS of fewer iterations are lengthened, so that the run has this number. Setting only
+        # EPOCHS turns this off.
+        "MIN_ITER": 0,
         "WARMUP_EPOCHS": 0.0,
         "CHECKPOINT_EPOCHS": 0.0,
         # The same for SOLVER.STEPS, as fractions of the run's length.
@@ -363,6 +369,7 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.ACCUMULATE": _POSITIVE,
     "SOLVER.EMA": _FRACTION,
     "SOLVER.EPOCHS": _NOT_NEGATIVE,
+    "SOLVER.MIN_ITER": _NOT_NEGATIVE,
     "SOLVER.MAX_ITER": _POSITIVE,
     "SOLVER.WARMUP_EPOCHS": _NOT_NEGATIVE,
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,

@@ -382,10 +382,31 @@ def test_learning_rate_steps_of_a_short_run(iterations, steps):
     assert scheduled(20, "SOLVER.MAX_ITER", str(iterations)).SOLVER.STEPS == steps
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 48 windows are 3 iterations, 15 epochs 45; epochs of 400 / 15 iterations have 400.
+        ([], (400, 27, 13)),
+        (["SOLVER.EPOCHS", "15"], (45, 3, 2)),
+        (["SOLVER.MIN_ITER", "45"], (45, 3, 2)),
+        (["SOLVER.MIN_ITER", "46"], (46, 3, 2)),
+        (["SOLVER.MAX_ITER", "7"], (7, 3, 2)),
+    ],
+)
+def test_epochs_of_few_windows_are_lengthened(options, expected):
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    config.merge_options(cfg, options)
+    set_schedule(cfg, 48)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) == expected
+
+
 def test_batch_larger_than_the_data():
     assert scheduled(14).SOLVER.IMS_PER_BATCH == 14
     with pytest.raises(InputError, match=r"--batch_size 14: larger than the training set.*13 im"):
         scheduled(13)
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    set_schedule(cfg, 1)  # windows of a batch may come from one image
+    assert cfg.SOLVER.MAX_ITER == 400
 
 
 @pytest.mark.detectron2

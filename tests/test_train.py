@@ -339,7 +339,8 @@ def test_an_epoch_is_longer_where_images_are_repeated(cells):
         presence.setdefault(annotation_["image_id"], set()).add(annotation_["category_id"])
     fraction = {c: sum(c in classes for classes in presence.values()) / 5 for c in range(1, 5)}
     samples = sum(2 / math.sqrt(min(fraction[c] for c in ids)) for ids in presence.values())
-    cfg = configured("-m", "demo", "-e", "3", "-b", "2", "--data", str(cells))
+    words = ["-e", "3", "-b", "2", "--data", str(cells), "INPUT.WINDOWS_BY_AREA", "False"]
+    cfg = configured("-m", "demo", *words)
     session.prepare(cfg)
     assert cfg.SOLVER.MAX_ITER == 8  # 3 · 5 images in batches of 2
     cfg.DATALOADER.REPEAT_THRESHOLD = 4.0

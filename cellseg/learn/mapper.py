@@ -16,7 +16,7 @@ from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import paste
 from cellseg.learn.samples import TrainingData
-from cellseg.learn.stream import SampleStream, choose_crop_centre, repeat_factors
+from cellseg.learn.stream import SampleStream, choose_crop_centre, count_windows, repeat_factors
 from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
@@ -104,4 +104,6 @@ def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         samples = [sample for sample in samples if sample.masks]
     factors = repeat_factors(samples, cfg.DATALOADER.REPEAT_THRESHOLD)
+    if cfg.INPUT.ZOOM and cfg.INPUT.WINDOWS_BY_AREA:
+        factors *= count_windows(samples, cfg.INPUT.ZOOM, cfg.INPUT.WINDOW)
     return SampleStream(samples, CellMapper(cfg, samples), cfg.SEED, factors)

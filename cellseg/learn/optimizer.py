@@ -122,20 +122,21 @@ def _rate_and_decay(
     return rate, decay
 
 
-def set_schedule(cfg: CfgNode, n_images: int) -> None:
-    """Convert lengths in epochs to iterations, for a training set of `n_images`.
+def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
+    """Convert lengths in epochs to iterations, for epochs of `epoch_length` samples.
 
     An epoch need not be a whole number of iterations. The length of the run is rounded up. Raises
-    InputError if the batch is larger than the training set.
+    InputError if a batch has more images than an epoch; windows may come from the same image.
     """
     solver = cfg.SOLVER
-    if solver.IMS_PER_BATCH > n_images:
+    if solver.IMS_PER_BATCH > epoch_length and not cfg.INPUT.WINDOWS_BY_AREA:
         raise InputError(
             f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
-            f"{plural(n_images, 'image')}; choose {n_images} or less"
+            f"{plural(epoch_length, 'image')}; choose {epoch_length} or less"
         )
-    epoch = n_images / solver.IMS_PER_BATCH
+    epoch = epoch_length / solver.IMS_PER_BATCH
     if solver.EPOCHS:
+        epoch = max(epoch, solver.MIN_ITER / solver.EPOCHS)
         # Without the small number, 3 epochs of 10/3 iterations would be 11.
         solver.MAX_ITER = max(1, math.ceil(solver.EPOCHS * epoch - 1e-6))
     if solver.WARMUP_EPOCHS:

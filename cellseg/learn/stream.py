@@ -106,6 +106,16 @@ def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[n
     return np.array([max((factor[c] for c in classes), default=1.0) for classes in present])
 
 
+def count_windows(samples: Sequence[ImageCells], scale: float, window: int) -> NDArray[np.float64]:
+    """Return how many windows fit on the area of n images, `(n,)` of 1 or more.
+
+    `scale` is in network pixels per image pixel, `window` the side in network pixels.
+    """
+    areas = np.array([math.prod(sample.size) for sample in samples], np.float64)
+    counts: NDArray[np.float64] = np.maximum(1, areas * (scale / window) ** 2)
+    return counts
+
+
 def choose_crop_centre(
     sample: ImageCells, probability: float, rng: np.random.Generator
 ) -> tuple[float, float] | None:

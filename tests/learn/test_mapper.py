@@ -14,7 +14,7 @@ from cellseg import config
 from cellseg.errors import InputError
 from cellseg.learn.augment import Augmentations
 from cellseg.learn.mapper import CellMapper, build_stream
-from cellseg.learn.samples import load_training_data
+from cellseg.learn.samples import TrainingData, load_training_data
 from cellseg.read.window import read_image
 from cellseg.view import View
 from tests.learn.cell_cases import image_of
@@ -113,6 +113,27 @@ def test_images_without_cells_can_be_excluded(data):
     assert len(build_stream(cfg, data).samples) == 5
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
     assert len(build_stream(cfg, data).samples) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        # Windows are 192 px, at scale 1.5 128 image px: 16 and 4 on the area, and 1 at least.
+        (["INPUT.ZOOM", "1.5"], [16, 4, 1]),
+        (["INPUT.ZOOM", "1.5", "INPUT.WINDOW", "384"], [4, 1, 1]),
+        (["INPUT.ZOOM", "1.5", "INPUT.WINDOWS_BY_AREA", "False"], [1, 1, 1]),
+        (["INPUT.ZOOM", "0"], [1, 1, 1]),
+    ],
+)
+def test_large_images_have_more_windows(options, counts):
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    config.merge_options(cfg, options)
+    sizes = [(512, 512), (1024, 64), (30, 20)]
+    data = TrainingData({}, [], [image_of([(1, 1, 9, 9)], size=size) for size in sizes], [])
+    stream = build_stream(cfg, data)
+    assert stream.epoch_length == sum(counts)
+    for epoch in range(3):
+        assert np.bincount(stream.order(epoch)).tolist() == counts
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # pycocotools

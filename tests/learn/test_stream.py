@@ -21,6 +21,7 @@ from cellseg.learn.stream import (
     batches_of_positions,
     build_loader,
     choose_crop_centre,
+    count_windows,
     repeat_factors,
 )
 from cellseg.view import resize_shortest_edge
@@ -139,6 +140,14 @@ def test_repeat_factors_by_hand():
     assert repeat_factors(samples, 0.25).tolist() == [1, 1, 1, 1]
     assert repeat_factors(samples, 0.5) == pytest.approx([2**0.5, 1, 1, 1])
     assert repeat_factors(samples, 1.0) == pytest.approx([2, (4 / 3) ** 0.5, 1, (4 / 3) ** 0.5])
+
+
+def test_windows_by_hand():
+    """Images of 128 x 256, 10 x 1000 and 1 x 1 px; windows of 64 px at scale 2 are 32 px wide."""
+    samples = [image_of([], (), size=size) for size in ((128, 256), (10, 1000), (1, 1))]
+    assert count_windows(samples, 2.0, 64).tolist() == [32, 9.765625, 1]
+    assert count_windows(samples, 0.5, 64).tolist() == [2, 1, 1]
+    assert count_windows([], 1.0, 64).tolist() == []
 
 
 @pytest.mark.detectron2
