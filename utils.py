@@ -195,11 +195,11 @@ def score_results(
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:
     """Raise InputError if the output of a flag is an input, or a sidecar file of one."""
-    from cellseg.read.results import sidecar_path
+    from cellseg.read.results import SIDECARS, sidecar_path
 
     for flag, output in outputs.items():
         for path in inputs:
-            sidecars = [] if path.is_dir() else [sidecar_path(path, w) for w in ("list", "truth")]
+            sidecars = [] if path.is_dir() else [sidecar_path(path, each) for each in SIDECARS]
             for file in (path, *sidecars):
                 if output and output.exists() and file.exists() and output.samefile(file):
                     raise InputError(f"{flag} {output}: is also an input; choose another file")

@@ -315,6 +315,48 @@ def test_images_and_folders(predict, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.zip"))
 
 
+@pytest.mark.one_engine
+def test_the_classes_are_beside_the_results(predict, run, tmp_path):
+    """Exports name the run's classes, of whichever run the results are."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    record = results(copy / runs.RECORD)
+    named = [{"id": n, "name": name} for n, name in zip((2, 3, 5, 9), "abcd", strict=True)]
+    (copy / runs.RECORD).write_text(json.dumps(record | {"categories": named}))
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.full((60, 70), 120, np.uint8)).save(image)
+    out = tmp_path / "out"
+    words = ["--images", image, "--score_threshold", 0]
+
+    def exported():
+        argv = [str(out), "--format", "coco", "--score_threshold", "0"]
+        assert export.main(argv) == 0
+        return [each["name"] for each in results(out / "export" / "coco.json")["categories"]]
+
+    assert predict(*words, checkpoint=copy) == 0
+    assert exported() == [*"abcd"]
+    assert read_predicted_cells(out, Path())[0] == [*"abcd"]
+    assert {e["category_id"] for e in results(out / "images-results.json")} <= {2, 3, 5, 9}
+    assert predict(*words) == 0
+    assert exported() == [each["name"] for each in record["categories"]]
+    (out / "images-results-classes.json").write_text('[{"id": 1}]')
+    with pytest.raises(InputError, match=r"images-results-classes\.json: not the classes"):
+        read_predicted_cells(out, Path())
+    # In the run's own folder, its record has them.
+    assert predict(*words, checkpoint=copy, output=copy) == 0
+    assert not list(copy.glob("*-classes.json"))
+    assert read_predicted_cells(copy, Path())[0] == [*"abcd"]
+
+
+@pytest.mark.one_engine
+def test_own_results_without_their_list(predict, cells, tmp_path):
+    """Their ids are not those of the test list."""
+    image = next((cells / "test_release").glob("*.tif"))
+    assert predict("--images", image) == 0
+    (tmp_path / "out" / "images-results-list.json").unlink()
+    with pytest.raises(InputError, match=r"images-results-list\.json: no such file"):
+        read_predicted_cells(tmp_path / "out", cells)
+
+
 @pytest.fixture
 def low_score(monkeypatch):
     """A minimum score of the counts that the network, which has learnt nothing, reaches."""

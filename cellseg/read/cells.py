@@ -19,9 +19,12 @@ from cellseg.read.images import list_entry, read_image_list, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.names import check_class_names, name_outputs, name_outputs_uniquely
 from cellseg.read.results import (
+    OWN_RESULTS_FILE,
     find_sidecar_ground_truth,
     pair_by_image,
     read_results,
+    read_sidecar_categories,
+    results_file,
     sidecar_path,
 )
 from cellseg.read.window import open_image
@@ -68,7 +71,7 @@ def read_predicted_cells(
         results, if any.
     names
         Class names, in the order of the category ids; by default those of the annotations, else
-        of the results' run, else NYCU HW3's four.
+        of the run as inference.py wrote them, else NYCU HW3's four.
 
     Raises
     ------
@@ -86,11 +89,17 @@ def read_predicted_cells(
         images = read_image_list(list_path, "predict again with inference.py")
         source = list_path
     elif source is None:
+        if results_file(path).name == OWN_RESULTS_FILE:  # their ids are not the test list's
+            raise InputError(
+                f"{list_path}: no such file, expected the list of the images, which inference.py "
+                f"writes beside {OWN_RESULTS_FILE}; copy it too, or predict again"
+            )
         images, source = read_test_list(data), data / TEST_LIST
     elif annotations is not None:
         entries = [entry for entry in results if isinstance(entry, dict)]
         with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
         images = [image for image in images if image.id in with_results] or images
+    known = known or read_sidecar_categories(path)
     run = path if path.is_dir() else path.parent
     if known is None and (run / runs.RECORD).is_file():
         known = runs.read_record(run)["categories"]

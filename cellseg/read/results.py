@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import open_json
+from cellseg.files import open_json, read_json
 from cellseg.images import EvalImage
 from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.predictions import Predictions
@@ -26,7 +26,7 @@ from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.rle import RLE, MaskRuns, decode
-from cellseg.text import json_type, show
+from cellseg.text import is_printable, json_type, show
 
 RESULTS_FILE = "test-results.json"
 OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
@@ -292,10 +292,14 @@ def _is_number(value: object) -> bool:
     return type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
 
 
+SIDECARS = ("list", "truth", "classes")
+
+
 def sidecar_path(results: Path, what: str) -> Path:
     """Return the path of a file that inference.py writes next to results, a file or a folder.
 
-    `what` is "list" for the list of a user's own images, "truth" for the annotations.
+    `what` is one of `SIDECARS`: "list" for the list of a user's own images, "truth" for the
+    annotations, "classes" for the classes of results that are not in the folder of their run.
     """
     file = results_file(results)
     return file.with_name(f"{file.stem}-{what}.json")
@@ -305,6 +309,29 @@ def find_sidecar_ground_truth(results: Path) -> Path | None:
     """Return the annotations that inference.py wrote next to results, or None."""
     path = sidecar_path(results, "truth")
     return path if path.is_file() else None
+
+
+def read_sidecar_categories(results: Path) -> list[dict[str, Any]] | None:
+    """Return the categories that inference.py wrote next to results, `{"id", "name"}`, or None.
+
+    Raises InputError if they are damaged.
+    """
+    path = sidecar_path(results, "classes")
+    if not path.is_file():
+        return None
+    remedy = "predict again with inference.py"
+    categories = read_json(path, "classes of the results", remedy)
+    try:
+        is_valid = categories and all(
+            type(category["id"]) is int and is_printable(category["name"])
+            for category in categories
+        )
+        is_valid = is_valid and len({category["id"] for category in categories}) == len(categories)
+    except (KeyError, TypeError, AttributeError):
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"{path}: not the classes of results; {remedy}")
+    return [{"id": category["id"], "name": category["name"]} for category in categories]
 
 
 def find_data_folder(path: Path) -> Path | None:

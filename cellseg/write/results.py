@@ -48,4 +48,4 @@ def write_results(
     if own:
         numbers = summarise(job, counts)
         listed = [entry | more for entry, more in zip(listed, numbers, strict=True)]
-    return listed, write_sidecars(job.results, listed, own, annotations, data)
+    return listed, write_sidecars(job.results, listed, categories, own, annotations, data)

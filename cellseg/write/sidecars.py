@@ -1,22 +1,25 @@
-"""Sidecar files of results: which images they refer to, if not to the test list."""
+"""Sidecar files of results: their images, if not those of the test list, and their classes."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg.errors import InputError
 from cellseg.files import check_own, write_json
 from cellseg.read.coco import load_coco, select_images
 from cellseg.read.results import sidecar_path
-from cellseg.runs import CONFIG
+from cellseg.runs import CONFIG, read_record
 
 _DESCRIPTION = "Annotations of the predicted images (inference.py)"
 
 # The beginning of each sidecar file.
 _OWN = {
     "list": rb'\[\n \{\n  "file_name": ',
+    "classes": rb'\[\n \{\n  "id": ',
     "truth": re.escape(f'{{"info": {{"description": "{_DESCRIPTION}"'.encode()),
 }
 
@@ -35,6 +38,7 @@ def check_sidecars(results: Path) -> None:
 def write_sidecars(
     results: Path,
     images: Sequence[dict[str, Any]],
+    categories: Sequence[dict[str, Any]],
     own: bool,
     annotations: Path | None,
     data: Path | None = None,
@@ -49,6 +53,9 @@ def write_sidecars(
         The results file.
     images
         The predicted images, in the form of the test list.
+    categories
+        The classes of the results. They are written if the results are not in the folder of a run
+        with these classes.
     own
         Whether they are the user's own images; then this list is written.
     annotations
@@ -63,11 +70,16 @@ def write_sidecars(
     The path of these annotations, or None.
     """
     check_sidecars(results)
-    for what, needed in {"list": own, "truth": annotations}.items():
+    of_run = False
+    with contextlib.suppress(InputError):  # no run
+        of_run = read_record(results.parent)["categories"] == list(categories)
+    for what, needed in {"list": own, "classes": not of_run, "truth": annotations}.items():
         if not needed:
             sidecar_path(results, what).unlink(missing_ok=True)
     if own:
         write_json(sidecar_path(results, "list"), images, indent=1)
+    if not of_run:
+        write_json(sidecar_path(results, "classes"), list(categories), indent=1)
     if annotations is None:
         return None
     path = sidecar_path(results, "truth")
