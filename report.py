@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         slides = plural(written.n_slides, "slide")
         size += f" and {n_bytes / 1e6:.0f} MB in {display_path(written.tiles.parent)}/ for {slides}"
     print(
-        f"{plural(len(page.images), 'image')}{note}, {size}: "
+        f"{display_path(source)}: {plural(len(page.images), 'image')}{note}, {size}: "
         f"open {display_path(output)} in a browser"
     )
     return 0

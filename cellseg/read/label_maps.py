@@ -188,6 +188,18 @@ _RENUMBER_CLASS = (
 
 
 _BAD_LABELS = "labels that are not integers from 0, ignored"
+_MANY_PIECES = "label maps whose labels are in many pieces (one label per cell?)"
+_FEW_LABELS = 20  # as a map of classes has instead of one of cells
+
+
+def _in_many_pieces(mask_runs: MaskRuns) -> bool:
+    """Return whether few labels have more than two pieces each, on average."""
+    n = len(mask_runs)
+    if n > _FEW_LABELS:
+        return False
+    masks = (crop_mask(mask_runs, each)[1] for each in range(n))
+    n_pieces: int = sum(scipy.ndimage.label(mask, np.ones((3, 3)))[1] for mask in masks)
+    return n_pieces > 2 * n
 
 
 def read_class_files(
@@ -203,10 +215,7 @@ def read_class_files(
         ids = set(values.tolist())
         warnings["labels used in two class files of an image"] += len(ids & seen)
         warnings["class files without cells"] += not ids
-        warnings["class files with one label in many pieces (one label per cell?)"] += (
-            len(ids) == 1
-            and scipy.ndimage.label(crop_mask(cells[number], 0)[1], np.ones((3, 3)))[1] > 2
-        )
+        warnings[_MANY_PIECES] += _in_many_pieces(cells[number])
         seen |= ids
     return cells, warnings
 
@@ -225,7 +234,7 @@ def read_joint_label_map(
     name, matched by `match_classes` with `class_names`), or the only one of `class_names`.
     """
     values, mask_runs, n_bad = read_label_map(path, image, size, skip_bad=skip_bad)
-    warnings = Counter({_BAD_LABELS: n_bad})
+    warnings = Counter({_BAD_LABELS: n_bad, _MANY_PIECES: int(_in_many_pieces(mask_runs))})
     if table is None:
         if len(class_names) > 1 and len(values):
             raise InputError(

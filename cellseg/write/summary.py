@@ -102,10 +102,11 @@ def _line(name: str, numbers: dict[str, Any]) -> str:
     else:
         line += ": " + ", ".join(f"{class_} {n}" for class_, n in numbers["cells"].items())
     if "seconds_per_mm2" in numbers:
-        line += f"; {numbers['seconds_per_mm2']:.3g} s per mm²"
+        seconds = numbers["seconds_per_mm2"]
+        line += f"; {seconds:.{0 if seconds >= 100 else 2}f} s per mm²"
     return line
 
 
 def _rounded(value: float) -> float:
-    """Return a number with four digits."""
-    return float(f"{value:.4g}")
+    """Return a number with six digits."""
+    return float(f"{value:.6g}")

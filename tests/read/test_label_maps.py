@@ -321,6 +321,19 @@ def test_classes_instead_of_cells_as_labels(tmp_path):
     assert warned(folder, "pieces far apart", ["cell"]) == 4
 
 
+@pytest.mark.parametrize("name", ["label__tif", "class1__tif"])
+def test_a_map_of_few_labels_in_many_pieces_gives_a_warning(tmp_path, name):
+    """Also where the pieces are near each other, as the ten cells of one small crop."""
+    dense = np.zeros(SIZE, np.uint8)
+    for n in range(9):
+        dense[4 + 4 * (n // 3) :, 4 + 4 * (n % 3) :][:3, :3] = n + 1
+    text = "in many pieces"
+    binary, two, cells = dense > 0, np.minimum(dense, 2), dense
+    for n, (labels, expected) in enumerate([(binary, 1), (two, 1), (cells, 0), (dense * 0, 0)]):
+        folder = write_folder(tmp_path / str(n), **{name: labels.astype(np.uint8)})
+        assert warned(folder, text, ["cell"]) == expected
+
+
 def test_cells_in_pieces_nearby_are_one_cell(tmp_path):
     labels = np.zeros(SIZE, np.uint8)
     labels[10:16, 5:40] = 1  # a long cell,
