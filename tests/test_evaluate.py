@@ -279,6 +279,26 @@ def test_an_input_is_never_overwritten(data, flag, name):
     assert {path: path.read_bytes() for path in data.glob("*.json")} == before
 
 
+@pytest.mark.parametrize("form", ["sidecar", "run"])
+def test_classes_with_the_ids_of_others_are_not_scored(data, score, form):
+    def write(*names):
+        classes = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
+        record = {"annotations": {}, "categories": classes, "held_out": []}
+        path, value = {
+            "sidecar": (data / "results-classes.json", classes),
+            "run": (data / "run.json", record),
+        }[form]
+        path.write_text(json.dumps(value))
+
+    scores, _ = score()
+    write("class2", "class1", "class3", "class4")
+    with pytest.raises(InputError, match=r"results\.json: class 1 is class2, but .* class1"):
+        score()
+    for names in (("class1", "class2", "class3", "class4"), ("a", "b", "c", "d"), ("class2",)):
+        write(*names)
+        assert score()[0]["metrics"] == scores["metrics"]
+
+
 def test_a_folder_with_results_of_own_images(data, score):
     scores, _ = score()
     (data / "out").mkdir()

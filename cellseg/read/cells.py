@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
 from cellseg.messages import plural
@@ -22,8 +21,8 @@ from cellseg.read.results import (
     OWN_RESULTS_FILE,
     find_sidecar_ground_truth,
     pair_by_image,
+    read_result_categories,
     read_results,
-    read_sidecar_categories,
     results_file,
     sidecar_path,
 )
@@ -99,10 +98,7 @@ def read_predicted_cells(
         entries = [entry for entry in results if isinstance(entry, dict)]
         with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
         images = [image for image in images if image.id in with_results] or images
-    known = known or read_sidecar_categories(path)
-    run = path if path.is_dir() else path.parent
-    if known is None and (run / runs.RECORD).is_file():
-        known = runs.read_record(run)["categories"]
+    known = known or read_result_categories(path)
     categories = _named(known, names)
     name = name_outputs_uniquely if source == list_path else name_outputs
     outputs = name(source, [image.file_name for image in images])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_
 from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
     find_sidecar_ground_truth,
+    read_result_categories,
     read_results,
     select_annotated,
     sidecar_path,
@@ -201,6 +203,8 @@ def read_results_with_ground_truth(
         ground_truth = _read_folder(Path(source), Path(data), records, lists[0], all_listed=False)
     else:
         ground_truth = read_ground_truth(source, data)
+    for path in paths:
+        _check_same_classes(path, ground_truth, source)
     if len(paths) > 1:
         for path in paths:
             _check_same_images(path, ground_truth, source)
@@ -220,6 +224,21 @@ def read_results_with_ground_truth(
     if only_annotated:
         all_results = [select_annotated(results, ground_truth) for results in all_results]
     return ground_truth, all_results
+
+
+def _check_same_classes(path: Path, ground_truth: COCO, source: Path) -> None:
+    """Check that results and ground truth don't have the same classes with other ids."""
+    theirs: dict[int, str] = {}
+    with contextlib.suppress(InputError):  # damaged, which scores don't depend on
+        theirs = {each["id"]: each["name"] for each in read_result_categories(path) or ()}
+    ours = {each["id"]: each["name"] for each in ground_truth["categories"]}
+    if theirs.keys() == ours.keys() and set(theirs.values()) == set(ours.values()):
+        for number, name in ours.items():
+            if theirs[number] != name:
+                raise InputError(
+                    f"{path}: class {number} is {theirs[number]}, but in {source} it is {name}; "
+                    "number the classes in the same order in both"
+                )
 
 
 def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:

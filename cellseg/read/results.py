@@ -26,6 +26,7 @@ from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.rle import RLE, MaskRuns, decode
+from cellseg.runs import RECORD, read_record
 from cellseg.text import is_printable, json_type, show
 
 RESULTS_FILE = "test-results.json"
@@ -311,14 +312,16 @@ def find_sidecar_ground_truth(results: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def read_sidecar_categories(results: Path) -> list[dict[str, Any]] | None:
-    """Return the categories that inference.py wrote next to results, `{"id", "name"}`, or None.
+def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
+    """Return the categories of results, `{"id", "name"}`, or None if they are not known.
 
-    Raises InputError if they are damaged.
+    They are those that inference.py wrote next to them, else those of the run whose folder they
+    are in. Raises InputError if they are damaged.
     """
     path = sidecar_path(results, "classes")
     if not path.is_file():
-        return None
+        run = path.parent
+        return list(read_record(run)["categories"]) if (run / RECORD).is_file() else None
     remedy = "predict again with inference.py"
     categories = read_json(path, "classes of the results", remedy)
     try:
