@@ -932,7 +932,8 @@ def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path)
     path = tmp_path / "mine.json"
     for words in (["--images", cells / "test_release"], ["--dataset", "val"], []):
         assert predict(*words, output=path) == 0
-    assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.json", "mine.zip"]
+    left = sorted(path.name for path in tmp_path.glob("mine*"))
+    assert left == ["mine-classes.json", "mine.json", "mine.zip"]
 
 
 @pytest.mark.one_engine
@@ -942,6 +943,7 @@ def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path)
         ("mine.json", {"mine": 1}),
         ("mine.zip", "mine"),
         ("mine-list.json", ["a.tif"]),
+        ("mine-classes.json", ["a"]),
         ("mine-truth.json", {"images": [], "annotations": [], "categories": []}),
     ],
 )
