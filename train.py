@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="write one augmented batch as a picture (batch.png) and exit")
     add = parser.add_argument_group("how to train").add_argument
     add("-e", "--epochs", type=float, metavar="N",
-        help="passes over the training images (225); over their area with lite_fpn and others (15)")
+        help="passes over the training images (225), in lite_fpn over their area (15)")
     add("-b", "--batch_size", type=int, metavar="N", help="images per iteration (14)")
     add("-l", "--lr", "--base_lr", type=float, metavar="RATE", help="learning rate (0.001)")
     add("-o", "--optimizer", metavar="NAME", help="SGD, Adam, AdamW or Adagrad (Adagrad)")
@@ -139,7 +139,6 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
         cfg.DATA.VAL_IMAGES = []
     flags = {
         "SOLVER.EPOCHS": args.epochs,
-        "SOLVER.MIN_ITER": None if args.epochs is None else 0,
         "SOLVER.IMS_PER_BATCH": args.batch_size,
         "SOLVER.BASE_LR": args.lr,
         "SOLVER.OPTIMIZER": args.optimizer,
@@ -153,7 +152,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     }
     for key, value in flags.items():
         if value is not None:
-            cfg.merge_from_list([key, value])
+            config.set_value(cfg, key, value)
     # A run that is resumed, or repeated from its config, keeps its data by default.
     if args.data or not cfg.DATA.ROOT:
         cfg.DATA.ROOT = str((args.data or utils.DATA).absolute())

@@ -196,8 +196,9 @@ class Trainer(DefaultTrainer):
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 memory = memory_name(torch.device(self.cfg.MODEL.DEVICE).type)
+                n_images = self.cfg.SOLVER.IMS_PER_BATCH // world_size()
                 raise InputError(
-                    f"{memory} is too small for {len(samples)} images at once; split the batch "
+                    f"{memory} is too small for {n_images} images at once; split the batch "
                     "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
                 ) from None
             if "DataLoader worker" not in str(error):

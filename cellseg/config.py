@@ -58,8 +58,8 @@ def default_config(engine: str) -> CfgNode:
     return cfg
 
 
-# Key -> key that changes it, and has no effect once the key itself is set: a length in epochs, a
-# fraction of the run, a least length, or values from the data.
+# Key -> key from which it is computed: a length in epochs, a fraction of the run, the data, or a
+# least length.
 _DERIVED_KEYS = {
     "SOLVER.MAX_ITER": "SOLVER.EPOCHS",
     "SOLVER.EPOCHS": "SOLVER.MIN_ITER",
@@ -249,6 +249,13 @@ def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def set_value(cfg: CfgNode, key: str, value: object) -> None:
+    """Set a key, and turn off the one that it would be computed from."""
+    cfg.merge_from_list([key, value])
+    if setter := _DERIVED_KEYS.get(key):
+        cfg.merge_from_list([setter, type(attrgetter(setter)(cfg))()])
+
+
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     """Set the KEY VALUE pairs from the end of a command line.
 
@@ -268,15 +275,13 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         default = defaults[key]
         try:
             # yacs parses 1 as an int and then rejects it for a float.
-            cfg.merge_from_list([key, float(value) if isinstance(default, float) else value])
+            set_value(cfg, key, float(value) if isinstance(default, float) else value)
             if default is not None and flatten(cfg)[key] is None:
                 raise ValueError("None is no value")
         except (ValueError, AssertionError, KeyError) as error:
             raise InputError(
                 f"{key} {value}: a value like {default!r} is expected ({error})"
             ) from None
-        if setter := _DERIVED_KEYS.get(key):
-            cfg.merge_from_list([setter, type(defaults[setter])()])
 
 
 _BUILD_ERRORS = (

@@ -167,12 +167,12 @@ OWN: dict[str, Any] = {
         "ACCUMULATE": 1,
         # Decay of the moving average of the weights, which is then scored and saved; 0 for none.
         "EMA": 0.0,
+        # If EPOCHS have fewer iterations, all epochs are longer, so that the run has this number.
+        # Setting only EPOCHS turns this off.
+        "MIN_ITER": 0,
         # Lengths in epochs, which set Detectron2's keys in iterations unless 0: MAX_ITER,
         # WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD. Setting only those turns these off.
         "EPOCHS": 0.0,
-        # EPOCHS of fewer iterations are lengthened, so that the run has this number. Setting only
-        # EPOCHS turns this off.
-        "MIN_ITER": 0,
         "WARMUP_EPOCHS": 0.0,
         "CHECKPOINT_EPOCHS": 0.0,
         # The same for SOLVER.STEPS, as fractions of the run's length.

@@ -211,6 +211,15 @@ def write_record(
     )
 
 
+def are_categories(value: Any) -> bool:
+    """Return whether a value of a JSON file is a list of categories, `{"id", "name"}`."""
+    try:
+        are = all(type(each["id"]) is int and is_printable(each["name"]) for each in value)
+        return are and len({each["id"] for each in value}) == len(value) > 0
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def read_record(run: Path) -> dict[str, Any]:
     """Read the record that `write_record` wrote."""
     remedy = "the run is damaged; choose another"
@@ -218,8 +227,7 @@ def read_record(run: Path) -> dict[str, Any]:
     try:
         is_valid = (
             isinstance(record["annotations"], dict)
-            and len(record["categories"]) > 0
-            and all(type(c["id"]) is int and is_printable(c["name"]) for c in record["categories"])
+            and are_categories(record["categories"])
             and all(is_printable(name) for name in record["held_out"])
         )
     except (KeyError, TypeError, AttributeError):

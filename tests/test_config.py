@@ -405,6 +405,9 @@ def test_batch_larger_than_the_data():
     with pytest.raises(InputError, match=r"--batch_size 14: larger than the training set.*13 im"):
         scheduled(13)
     cfg = config.load_recipe("lite_fpn", "torchvision")
+    with pytest.raises(InputError, match="--batch_size 16"):
+        set_schedule(cfg, 1)
+    cfg.INPUT.ZOOM = 1.5
     set_schedule(cfg, 1)  # windows of a batch may come from one image
     assert cfg.SOLVER.MAX_ITER == 400
 

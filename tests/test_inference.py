@@ -960,7 +960,6 @@ def test_files_of_the_user_are_not_replaced_or_removed(predict, tmp_path, name, 
     assert json.loads((tmp_path / name).read_text()) == content
 
 
-@pytest.mark.one_engine
 def test_several_runs_are_fused(run, slide, undisturbed, tmp_path):
     """A run fused with its copy gives its own results, with other weights different ones."""
     argv = argv_of(run, slide, tmp_path)
@@ -1050,7 +1049,6 @@ def test_keys_end_the_values_of_a_flag(tmp_path, monkeypatch):
     assert inference.parse([]).options == []
 
 
-@pytest.mark.one_engine
 @pytest.mark.parametrize("views", [[], ["scales"]])
 def test_views_change_the_detections(run, slide, undisturbed, tmp_path, views):
     words = ["--tta", *views, "--score_threshold", 0.02, "--batch", 3]

@@ -279,7 +279,6 @@ def test_a_run_can_be_repeated_from_its_config(run, tmp_path):
     assert same(first, second)
 
 
-@pytest.mark.one_engine
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_optimizer_and_scheduler_trains(go, tmp_path, optimizer, scheduler):
@@ -346,6 +345,18 @@ def test_an_epoch_is_longer_where_images_are_repeated(cells):
     cfg.DATALOADER.REPEAT_THRESHOLD = 4.0
     session.prepare(cfg)
     assert cfg.SOLVER.MAX_ITER == math.ceil(3 * math.ceil(samples) / 2) > 15
+
+
+def test_epochs_of_the_command_line_are_not_lengthened():
+    assert configured("-m", "lite_fpn").SOLVER.MIN_ITER == 400
+    assert configured("-m", "lite_fpn", "-e", "2").SOLVER.MIN_ITER == 0
+
+
+@pytest.mark.one_engine
+def test_too_little_memory_for_samples_is_one_line(go, monkeypatch):
+    monkeypatch.setattr("cellseg.learn.mapper.read_image", Mock(side_effect=MemoryError))
+    with pytest.raises(InputError, match=r"the memory is too small for 2 images at once"):
+        go()
 
 
 @pytest.mark.one_engine
@@ -562,7 +573,6 @@ def test_optimizer_and_batch_size_can_not_change(stopped, words, expected):
     assert re.match(expected, refused(stopped, *words))
 
 
-@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -581,7 +591,6 @@ def test_rates_and_decays_can_change(stopped, key, value):
     assert json.loads(line)["lr"] == pytest.approx(rate)
 
 
-@pytest.mark.one_engine
 def test_averaged_weights_can_begin(stopped, capsys):
     assert resume(stopped, "SOLVER.EMA", 0.9, "SOLVER.MAX_ITER", 5) == 0
     assert "SOLVER.EMA" in capsys.readouterr().err
@@ -830,7 +839,6 @@ def make_nan(monkeypatch, name, step):
     change_losses(monkeypatch, change)
 
 
-@pytest.mark.one_engine
 def test_a_nan_loss(go, tmp_path, monkeypatch):
     make_nan(monkeypatch, "loss_mask", 3)
     with pytest.raises(InputError) as caught:
@@ -847,20 +855,17 @@ def test_a_nan_loss(go, tmp_path, monkeypatch):
     assert resume(run) == 0
 
 
-@pytest.mark.one_engine
 def test_divergence_before_any_checkpoint(go, monkeypatch):
     make_nan(monkeypatch, "loss_rpn_cls", 1)
     with pytest.raises(InputError, match=r"iteration 1: loss_rpn_cls is nan; no checkpoint"):
         go()
 
 
-@pytest.mark.one_engine
 def test_divergence_by_a_high_learning_rate(go):
     with pytest.raises(InputError, match="training diverged at iteration"):
         go("-o", "SGD", "--lr", "1e30", "SOLVER.WARMUP_ITERS", 0)
 
 
-@pytest.mark.one_engine
 @pytest.mark.parametrize("iterations", [2, 3])
 def test_weights_that_are_not_finite_are_never_saved(go, tmp_path, monkeypatch, iterations):
     def ruin(trainer):

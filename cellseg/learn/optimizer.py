@@ -129,7 +129,8 @@ def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
     InputError if a batch has more images than an epoch; windows may come from the same image.
     """
     solver = cfg.SOLVER
-    if solver.IMS_PER_BATCH > epoch_length and not cfg.INPUT.WINDOWS_BY_AREA:
+    windows = cfg.INPUT.ZOOM and cfg.INPUT.WINDOWS_BY_AREA
+    if solver.IMS_PER_BATCH > epoch_length and not windows:
         raise InputError(
             f"--batch_size {solver.IMS_PER_BATCH}: larger than the training set, which has "
             f"{plural(epoch_length, 'image')}; choose {epoch_length} or less"

@@ -88,7 +88,7 @@ function showRegions(image, box, found) {
     const cells = (value, total) => [value, number(value / size, value / size < 10 ? 2 : 0), total ? `${number((100 * value) / total, 1)} %` : "–"];
     const rows = shownClasses().map((k) => [classes[k], ...sides.flatMap(([, values]) => cells(values[k], ofShown(values)))]);
     rows.push(["shown classes", ...sides.flatMap(([, values]) => cells(ofShown(values), ofShown(values)))]);
-    fillTable(byId(id), about, ["class", ...sides.flatMap(([name]) => [name, `per ${unit} ${id === "in-view" ? "in view" : "of it"}`, "share"])], rows);
+    fillTable(byId(id), about, ["class", ...sides.flatMap(([name]) => [name, `per ${unit} ${title.toLowerCase()}`, "share"])], rows);
   }
 }
 

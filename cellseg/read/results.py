@@ -26,8 +26,8 @@ from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.rle import RLE, MaskRuns, decode
-from cellseg.runs import RECORD, read_record
-from cellseg.text import is_printable, json_type, show
+from cellseg.runs import RECORD, are_categories, read_record
+from cellseg.text import json_type, show
 
 RESULTS_FILE = "test-results.json"
 OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
@@ -324,15 +324,7 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
         return list(read_record(run)["categories"]) if (run / RECORD).is_file() else None
     remedy = "predict again with inference.py"
     categories = read_json(path, "classes of the results", remedy)
-    try:
-        is_valid = categories and all(
-            type(category["id"]) is int and is_printable(category["name"])
-            for category in categories
-        )
-        is_valid = is_valid and len({category["id"] for category in categories}) == len(categories)
-    except (KeyError, TypeError, AttributeError):
-        is_valid = False
-    if not is_valid:
+    if not are_categories(categories):
         raise InputError(f"{path}: not the classes of results; {remedy}")
     return [{"id": category["id"], "name": category["name"]} for category in categories]
 

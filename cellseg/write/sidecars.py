@@ -54,8 +54,8 @@ def write_sidecars(
     images
         The predicted images, in the form of the test list.
     categories
-        The classes of the results. They are written if the results are not in the folder of a run
-        with these classes.
+        The classes of the results. They are written if neither the annotations nor the record of
+        a run in the same folder have them.
     own
         Whether they are the user's own images; then this list is written.
     annotations
@@ -70,15 +70,15 @@ def write_sidecars(
     The path of these annotations, or None.
     """
     check_sidecars(results)
-    of_run = False
+    known = annotations is not None
     with contextlib.suppress(InputError):  # no run
-        of_run = read_record(results.parent)["categories"] == list(categories)
-    for what, needed in {"list": own, "classes": not of_run, "truth": annotations}.items():
+        known = known or read_record(results.parent)["categories"] == list(categories)
+    for what, needed in {"list": own, "classes": not known, "truth": annotations}.items():
         if not needed:
             sidecar_path(results, what).unlink(missing_ok=True)
     if own:
         write_json(sidecar_path(results, "list"), images, indent=1)
-    if not of_run:
+    if not known:
         write_json(sidecar_path(results, "classes"), list(categories), indent=1)
     if annotations is None:
         return None

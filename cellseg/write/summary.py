@@ -94,11 +94,11 @@ def summary_lines(images: Sequence[dict[str, Any]]) -> list[str]:
 def _line(name: str, numbers: dict[str, Any]) -> str:
     known = "tissue_mm2" in numbers
     area = f"{numbers['tissue_mm2']:.4g} mm²" if known else f"{numbers['tissue_px2']} px²"
-    total = plural(sum(numbers["cells"].values()), "cell")
-    line = f"{name}: {area} of tissue, {total} of score {MIN_SCORE} or more"
+    total = sum(numbers["cells"].values())
+    line = f"{name}: {area} of tissue, {plural(total, 'cell')} of score {MIN_SCORE} or more"
     if densities := numbers.get("cells_per_mm2"):
         classes = ", ".join(f"{class_} {each:.0f}" for class_, each in densities.items())
-        line += f"; per mm²: {classes}, in all {sum(densities.values()):.0f}"
+        line += f"; per mm²: {classes}, in all {total / numbers['tissue_mm2']:.0f}"
     else:
         line += ": " + ", ".join(f"{class_} {n}" for class_, n in numbers["cells"].items())
     if "seconds_per_mm2" in numbers:
