@@ -37,7 +37,8 @@ def read_geojson(path: Path) -> list[Outline]:
     `properties.classification.name`, or `names` for derived classes such as "Immune: Positive";
     other programs' files may have a text there, or in another of `CLASS_KEYS`.
     Points, lines, and polygons of fewer than 3 points give outlines without polygons; of a
-    GeometryCollection, the polygons are used. A broken feature gives an outline with its error.
+    GeometryCollection, the polygons are used; of a cell with a nucleus, the cell's. A broken
+    feature gives an outline with its error.
 
     Raises InputError if the file is missing, damaged or something else.
     """
@@ -85,7 +86,8 @@ def _try_outline(path: Path, where: str, feature: Any) -> Outline:
 def _outline(path: Path, where: str, feature: Any) -> Outline:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
-    polygons = _polygons(path, where, feature.get("geometry"))
+    geometry = feature.get("geometry")
+    polygons = _polygons(path, where, geometry)
     # QuPath's origin is the corner of the first pixel, that of rings its centre.
     rings: list[Polygon] = [
         [
@@ -105,7 +107,15 @@ def _outline(path: Path, where: str, feature: Any) -> Outline:
         kind = "detection"
     kind = str(kind) if rings else POINTS
     id_ = str(id_) if type(id_) in (str, int) and id_ not in _FORMER_TYPES else None
-    return Outline(where, _class_name(path, where, properties), rings, kind, id_)
+    return Outline(
+        where,
+        _class_name(path, where, properties),
+        rings,
+        kind,
+        id_,
+        is_multipolygon=isinstance(geometry, dict) and geometry.get("type") == "MultiPolygon",
+        has_nucleus=bool(rings and feature.get("nucleusGeometry")),
+    )
 
 
 _FORMER_TYPES = {

@@ -39,6 +39,10 @@ class Outline:
         Its id in the file, a text, or None.
     error
         Why it can't be used, as a whole message; empty if it can.
+    is_multipolygon
+        Whether the file has a MultiPolygon, which may be several cells.
+    has_nucleus
+        Whether the file has the outline of its nucleus, too.
     """
 
     where: str
@@ -47,6 +51,8 @@ class Outline:
     kind: str = ""
     id: str | None = None
     error: str = ""
+    is_multipolygon: bool = False
+    has_nucleus: bool = False
 
 
 POINTS = "points, lines and outlines of fewer than 3 points"
@@ -123,6 +129,9 @@ def fill_outlines(
     warnings["regions around cells, ignored"] = int(is_region.sum())
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
     outlines, warnings["outlines of several cells, used as a cell each"] = _split(outlines)
+    warnings["cells with a nucleus, of which the cell's outline is used"] = sum(
+        outline.has_nucleus for outline in outlines
+    )
 
     places = [(outline.where, outline.class_name) for outline in outlines]
     numbers, unused = match_classes(path, places, class_names, skip_bad)
@@ -184,23 +193,32 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
 def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int]:
     """Split outlines of several cells, such as CellViT's of all cells of a class.
 
-    They have three or more pieces of more than `SMALL` pixels, which are far apart: they fill less
-    than half of their box, and it is longer than five diameters, where a diameter is the root of
-    the largest piece's area. Returns the number that was split, too.
+    All are if each is a MultiPolygon with a class of its own, and together they have three or more
+    pieces of more than `SMALL` pixels. Else those are that have as many each, and far apart: they
+    fill less than half of their box, and it is longer than five diameters, where a diameter is the
+    root of the largest piece's area. Returns the number that was split, too.
     """
+    classes = {outline.class_name for outline in outlines if outline.is_multipolygon}
+    pieces = [ring_area(polygon[0]) for outline in outlines for polygon in outline.polygons]
+    by_class = len(classes - {None}) == len(outlines) and sum(a > SMALL for a in pieces) > 2
     split, n_split = [], 0
     for outline in outlines:
-        is_far = False
-        if len(outline.polygons) > 2:
-            left, top, right, bottom = outline_box(outline.polygons)
-            pieces = [ring_area(polygon[0]) for polygon in outline.polygons]
-            is_far = sorted(pieces)[-3] > SMALL
-            is_far &= 2 * sum(pieces) < (right - left) * (bottom - top)
-            is_far &= max(right - left, bottom - top) > _FAR * max(pieces) ** 0.5
-        n_split += is_far
+        is_several = len(outline.polygons) > 1 and (by_class or _is_far(outline.polygons))
+        n_split += is_several
         parts = [replace(outline, polygons=[p], id=None) for p in outline.polygons]
-        split += parts if is_far else [outline]
+        split += parts if is_several else [outline]
     return split, n_split
+
+
+def _is_far(polygons: Sequence[Polygon]) -> bool:
+    left, top, right, bottom = outline_box(polygons)
+    pieces = sorted(ring_area(polygon[0]) for polygon in polygons)
+    return (
+        len(pieces) > 2
+        and pieces[-3] > SMALL
+        and bool(2 * sum(pieces) < (right - left) * (bottom - top))
+        and bool(max(right - left, bottom - top) > _FAR * pieces[-1] ** 0.5)
+    )
 
 
 _FAR = 5

@@ -408,6 +408,25 @@ def _is_enlarged(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
     return bool(high > 1.5 and wide > 1.5 and abs(high / wide - 1) <= tolerance)
 
 
+def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
+    """Return whether pages show something else than the one that is read, as sizes tell.
+
+    Pages that are flagged as reduced or have its proportions show the same, and a slide's photos
+    have strips where the slide has tiles.
+    """
+    return any(
+        not (other.is_reduced or in_proportion(other, page)) and other.is_tiled == page.is_tiled
+        for other in tiff.pages
+    )
+
+
+def in_proportion(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
+    """Return whether a page has the proportions of a larger one, each side rounded up or down."""
+    height, width = larger.imagelength, larger.imagewidth
+    h, w = page.imagelength, page.imagewidth
+    return bool((h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width)
+
+
 def _count_channels(tiff: tifffile.TiffFile) -> int:
     """Return how many channels OME or ImageJ say that the first image has, if no other axis."""
     if tiff.is_ome or tiff.is_imagej:

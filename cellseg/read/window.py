@@ -35,6 +35,8 @@ from cellseg.read.tiff import (
     check_segment,
     decode_errors,
     file_kind,
+    has_other_images,
+    in_proportion,
     main_pages,
     picture_header,
     pixel_bytes,
@@ -150,6 +152,7 @@ def open_image(
             image = _SegmentedImage(path, tiff, pyramid[level], cache_bytes)
         image.levels = tuple((page.imagelength, page.imagewidth) for page, *_ in pyramid)
         image.resolution = tiff_resolution(tiff, pages[0])
+        image.has_other_images = has_other_images(tiff, pages[0])
         files.pop_all()  # now the image closes the file
         return image
 
@@ -192,6 +195,8 @@ class _PictureImage(WindowedImage):
 class _TiffImage(WindowedImage):
     """A page of a TIFF, or a page for each channel, read plane by plane."""
 
+    has_other_images = False
+
     def __init__(
         self, path: Path, tiff: tifffile.TiffFile, pages: Sequence[tifffile.TiffPage]
     ) -> None:
@@ -215,6 +220,11 @@ class _TiffImage(WindowedImage):
                 return full.bits
         with decode_errors(self.path):
             return max(bits_in_use(part) or 16 for part in self._sample())
+
+    @property
+    def notes(self) -> list[str]:
+        other = "images with further pages of other proportions, which are not read"
+        return super().notes + [other] * self.has_other_images
 
     def close(self) -> None:
         self._tiff.close()
@@ -348,12 +358,9 @@ def _pyramid(
 
 def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
     """Return whether a page is a reduced level of another, not a label, macro or thumbnail."""
-    h, w, height, width = other.imagelength, other.imagewidth, page.imagelength, page.imagewidth
-    # Each side can be rounded up or down.
-    in_proportion = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
     return bool(
-        h * w < height * width
-        and in_proportion
+        other.imagelength * other.imagewidth < page.imagelength * page.imagewidth
+        and in_proportion(other, page)
         and other.samplesperpixel == page.samplesperpixel
         and (other.is_reduced or (page.is_tiled and other.is_tiled))
     )

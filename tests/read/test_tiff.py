@@ -239,6 +239,31 @@ def test_a_larger_page_of_another_shape_is_not_the_image(tmp_path):
     check(path, RGB)
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "is_noted"),
+    [
+        ((30, 30), {}, True),
+        ((90, 240), {}, True),
+        ((90, 240), {"subfiletype": 1}, False),  # says that it is reduced
+        ((90, 240), {"tile": (16, 16)}, False),  # a photo is not stored as a slide is
+        ((25, 18), {}, False),  # a thumbnail
+        (RGB.shape[:2], {"photometric": "minisblack"}, False),  # a mask
+    ],
+)
+@pytest.mark.parametrize("main", [{}, {"tile": (16, 16)}])
+def test_pages_that_show_something_else_are_noted(tmp_path, shape, options, is_noted, main):
+    path = tmp_path / "pages.tif"
+    if main:
+        options = options | {"tile": None if "tile" in options else (16, 16)}
+    pixels = np.zeros(shape if "photometric" in options else (*shape, 3), np.uint8)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(RGB, photometric="rgb", metadata=None, **main)
+        tiff.write(pixels, **{"photometric": "rgb", "metadata": None} | options)
+    with open_image(path) as image:
+        assert np.array_equal(image.read_all(), RGB)
+    assert any("pages" in note for note in image.notes) == is_noted
+
+
 def jpeg(path, **options):
     pixels = np.cumsum(RNG.integers(-9, 10, (96, 128, 3)), axis=1).clip(0, 255).astype(np.uint8)
     pixels = pixels if options.pop("colour", True) else pixels[:, :, 0]
