@@ -37,8 +37,8 @@ All but AP use label maps, in which a pixel belongs to one cell. Detections of o
 class, become one with a joint score, and a cell mostly under others of higher scores is left
 out; --score_threshold and --overlap then draw the label map. Where annotations overlap, the
 smaller cell gets the pixels. All cells of annotated images without results are false negatives.
-A class without ground-truth cells has no score: "–". Intervals bootstrap the images, at least
-two.
+A class without ground-truth cells has no score: "–". Intervals bootstrap the images; a class that
+is in one image only has none.
 """
 
 EXAMPLES = """\

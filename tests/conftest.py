@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 
@@ -83,12 +84,31 @@ SOLVER: {OPTIMIZER: AdamW, IMS_PER_BATCH: 2, MAX_ITER: 4, EPOCHS: 0.0, WARMUP_IT
 """
 
 
+@contextlib.contextmanager
+def counted_once():
+    """Count what a network keeps for the backward pass once, as this takes half a second."""
+    from cellseg.learn import memory
+
+    count, counted = memory._count_kept, {}
+
+    def count_kept(cfg, network, size):
+        key = cfg.ENGINE, str(cfg.MODEL), size
+        if key not in counted:
+            counted[key] = count(cfg, network, size)
+        return counted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_count_kept", count_kept)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Config file of a tiny network that trains in seconds."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     write_tiny(path, SETTINGS)
-    return path
+    with counted_once():
+        yield path
 
 
 @pytest.fixture(scope="session")

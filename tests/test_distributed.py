@@ -80,10 +80,29 @@ def take_steps(folder):
     torch.save({"result": result, "flags": flags}, folder / f"{world_size()}-{rank()}.pth")
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    take_steps(tmp_path)
-    launch(2, take_steps, tmp_path)
-    single, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny, cells):
+    """Folder with what two processes wrote, started once as this takes long."""
+    folder = tmp_path_factory.mktemp("two")
+    path = folder / "all.yaml"
+    path.write_text(ALL_OF_THEM.format(tiny=tiny))
+    for name in ("steps", "network"):
+        (folder / name).mkdir()
+    launch(2, work, folder, path, tiny, cells)
+    return folder
+
+
+def work(folder, path, tiny, data):
+    take_steps(folder / "steps")
+    learn_from_two_images(folder / "network", path, data)
+    train_and_list_threads(tiny, data, folder)
+    validate_longer_than_the_timeout(folder)  # last, as it changes the timeout
+
+
+def test_two_processes_take_the_steps_of_one(two):
+    folder = two / "steps"
+    take_steps(folder)
+    single, *both = (torch.load(folder / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
     before = Regression().state_dict()
     for name, value in single["result"].items():
         for one in both:
@@ -140,12 +159,10 @@ def learn_from_two_images(folder, config_file, data):
     torch.save({"losses": losses, "moved": moved}, folder / f"{world_size()}-{rank()}.pth")
 
 
-def test_two_processes_take_the_step_of_one_with_a_network(tiny, cells, tmp_path):
-    path = tmp_path / "all.yaml"
-    path.write_text(ALL_OF_THEM.format(tiny=tiny))
-    learn_from_two_images(tmp_path, path, cells)
-    launch(2, learn_from_two_images, tmp_path, path, cells)
-    single, *both = (torch.load(tmp_path / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
+def test_two_processes_take_the_step_of_one_with_a_network(two, cells):
+    folder = two / "network"
+    learn_from_two_images(folder, two / "all.yaml", cells)
+    single, *both = (torch.load(folder / f"{n}.pth") for n in ("1-0", "2-0", "2-1"))
     assert both[0]["losses"] == both[1]["losses"] == pytest.approx(single["losses"], rel=1e-4)
     for name, moved in single["moved"].items():
         assert torch.equal(both[0]["moved"][name], both[1]["moved"][name])
@@ -173,23 +190,29 @@ def test_a_run_of_two_processes_finishes_and_is_resumed(tiny, cells, tmp_path, c
     assert "--processes 2, now 1" in capsys.readouterr().out
 
 
-def test_other_processes_wait_for_a_long_validation():
-    launch(2, validate_longer_than_the_timeout)
+TIMEOUT, LONG = 4, 6  # seconds
 
 
-def validate_longer_than_the_timeout():
+def test_other_processes_wait_for_a_long_validation(two):
+    for number in range(2):
+        assert float((two / f"waited-{number}").read_text()) > LONG - 0.5 > TIMEOUT
+
+
+def validate_longer_than_the_timeout(folder):
     group: Any = torch.distributed.group.WORLD
-    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=5))
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timedelta(seconds=TIMEOUT))
 
     def score():
-        time.sleep(8)
+        time.sleep(LONG)
         return scores_of(math.nan)
 
     no_checkpointer: Any = None
     hook = Validation(score, no_checkpointer, ["a"], 1)
     hook.trainer = TrainerStub(2)
     hook.before_train()
+    start = time.monotonic()
     hook.after_step()
+    (folder / f"waited-{rank()}").write_text(str(time.monotonic() - start))
     assert any_process(rank() == 1, "cpu")
 
 
@@ -206,11 +229,10 @@ def test_a_process_that_is_killed_is_one_line():
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux")
-def test_no_thread_of_a_process_group_is_left_when_the_interpreter_ends(tiny, cells, tmp_path):
+def test_no_thread_of_a_process_group_is_left_when_the_interpreter_ends(two):
     # Such a thread sometimes aborts the process.
-    launch(2, train_and_list_threads, tiny, cells, tmp_path)
     for number in range(2):
-        during, after = json.loads((tmp_path / f"{number}.json").read_text())
+        during, after = json.loads((two / f"{number}.json").read_text())
         assert "pt_gloo_runloop" in during
         assert "pt_gloo_runloop" not in after
 

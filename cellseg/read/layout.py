@@ -322,16 +322,22 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     entries = list_entries(Path(folder), f"choose a folder with images ({endings})")
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
-        raise InputError(f"{folder}: no images, expected files that end in {endings}")
+        inner = next((path for path in entries if path.is_dir()), None)
+        hint = f"; folders in it are not searched, name them, such as {inner}" if inner else ""
+        raise InputError(f"{folder}: no images, expected files that end in {endings}{hint}")
     slides = {path.stem for path in images if path.suffix.lower() in (MRXS, ".vms")}
     others = sorted({*entries} - {*images})
     folders = [path.name for path in others if path.is_dir() and path.name not in slides]
-    files = [path.name for path in others if not path.is_dir()]
-    reasons = {"folder": "name it too, as it is not searched", "file": f"it must end in {endings}"}
-    for what, names in (("folder", folders), ("file", files)):
+    links = [path.name for path in others if not path.exists()]
+    files = [path.name for path in others if path.exists() and not path.is_dir()]
+    for what, names, reason in (
+        ("folder", folders, "name it too, as it is not searched"),
+        ("link", links, "what it links to is missing"),
+        ("file", files, f"it must end in {endings}"),
+    ):
         if names:
             n = plural(len(names), what)
-            warn(f"{folder}: {n} left out ({reasons[what]}): {', '.join(names)}")
+            warn(f"{folder}: {n} left out ({reason}): {', '.join(names)}")
     return images
 
 

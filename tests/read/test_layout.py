@@ -135,11 +135,15 @@ def test_images_of_a_folder(tmp_path, capsys):
     fill(tmp_path / "in", *files)
     fill(tmp_path / "in" / "folder.tif")
     fill(tmp_path / "in" / "g", "Slidedat.ini")
+    (tmp_path / "in" / "link.tif").symlink_to(tmp_path / "gone.tif")
+    (tmp_path / "in" / "to a.tif").symlink_to(tmp_path / "in" / "a.tif")
     names = [path.name for path in list_images(tmp_path / "in")]
-    assert names == ["a.tif", "b.PNG", "e.jpeg", "g.mrxs", "h.SVS"]
-    folders, others = capsys.readouterr().err.splitlines()
+    assert names == ["a.tif", "b.PNG", "e.jpeg", "g.mrxs", "h.SVS", "to a.tif"]
+    folders, links, others = capsys.readouterr().err.splitlines()
     assert folders.startswith(f"warning: {tmp_path / 'in'}: 1 folder left out (")
     assert folders.endswith(": folder.tif")
+    assert links.startswith(f"warning: {tmp_path / 'in'}: 1 link left out (")
+    assert links.endswith(": link.tif")
     assert others.startswith(f"warning: {tmp_path / 'in'}: 2 files left out (")
     assert others.endswith(": c.txt, f.lif")
     fill(tmp_path / "whole", "a.tif")
@@ -147,6 +151,7 @@ def test_images_of_a_folder(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     fill(tmp_path / "none", "c.txt")
     assert "no images" in refusal(list_images, tmp_path / "none")
+    assert str(tmp_path / "in") in refusal(list_images, tmp_path)  # of its folders
     assert "no such folder" in refusal(list_images, tmp_path / "absent")
     assert "not a folder" in refusal(list_images, tmp_path / "in" / "a.tif")
 
