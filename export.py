@@ -23,11 +23,12 @@ from cellseg.messages import plural
 from cellseg.read.cells import (
     is_annotations,
     read_annotated_cells,
+    read_cohort_cells,
     read_predicted_cells,
     select_by_score,
     with_resolution,
 )
-from cellseg.read.results import find_newest_results
+from cellseg.read.results import find_newest_results, is_cohort
 from cellseg.score.tables import composition_as_text
 from cellseg.write.correction import write_most_uncertain
 from cellseg.write.table import check_tables, summary_path, write_tables
@@ -44,6 +45,7 @@ of the classes are printed, and written into FILE-summary.csv.
 EXAMPLES = """\
 python export.py tensorboard/my-model/my-run/test-results.json --format geojson overlay
 python export.py predicted/ --table cells.csv
+python export.py cohort/ --table cells.parquet
 python export.py predicted/images-results.json --to_correct fix/ --count 5
 """
 
@@ -53,8 +55,8 @@ def get_parser() -> utils.CommandParser:
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "source", nargs="?", type=Path, metavar="RESULTS_OR_ANNOTATIONS",
-        help="results file, zip or run folder with results, or a COCO annotation file (default: "
-        "the newest run's test-results.json)",
+        help="results file, zip, folder with results or of a table of slides, or a COCO "
+        "annotation file (default: the newest run's test-results.json)",
     )  # fmt: skip
     parser.add_argument(
         "--format", nargs="+", choices=FORMATS, metavar="FORMAT",
@@ -127,7 +129,15 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                     f"--{flag}: only for results, but {source} are annotations; leave it out"
                 )
         return read_annotated_cells(source, args.data)
-    names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    if is_cohort(source):
+        for flag in ("annotations", "to_correct"):
+            if getattr(args, flag) is not None:
+                raise InputError(
+                    f"--{flag}: for the results of one slide, but {source} holds many; choose one"
+                )
+        names, images = read_cohort_cells(source, args.data, args.class_names)
+    else:
+        names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     if n_hidden := sum(int((image.hidden >= threshold).sum()) for image in images):
         print(f"{plural(n_hidden, 'cell')} mostly under others of higher scores left out")

@@ -706,6 +706,54 @@ def test_crowd_regions_are_ignored(tmp_path):
 # ------------------------------------------------------------------ errors
 
 
+def write_cohort(folder, names, classes=("nucleus",)):
+    """Write the results of slides, one cell each, as of a command in another folder."""
+    lines = ["path,folder,cells,mm2,seconds,error"]
+    listed = [{"file_name": "", "id": 1, "height": 4, "width": 6}]
+    known = [{"id": n, "name": name} for n, name in enumerate(classes, 1)]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        stem = folder / name / "images-results"
+        listed[0]["file_name"] = f"/far/{name}.tif"
+        Path(f"{stem}.json").write_text(json.dumps([entry(LEFT, image=1)]))
+        Path(f"{stem}-list.json").write_text(json.dumps(listed))
+        Path(f"{stem}-classes.json").write_text(json.dumps(known))
+        lines.append(f"/far/{name}.tif,study/{name},1,,0.5,")
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_all_slides_of_a_cohort(tmp_path, capsys):
+    """In the order of the table, those with errors or without results left out with a warning."""
+    cohort, table = tmp_path / "moved", tmp_path / "cells.csv"
+    write_cohort(cohort, ["b/s", "a/s", "c", "d"])
+    (cohort / "c" / "images-results.json").unlink()
+    manifest = cohort / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("study/d,1,,0.5,", "study/d,,,,no file"))
+    assert export.main([str(cohort), "--table", str(table), "--format", "geojson"]) == 0
+    rows = table_of(table)
+    assert [row["image"] for row in rows] == ["b/s", "a/s"]
+    assert [row["class"] for row in rows] == ["nucleus"] * 2
+    assert len({row["id"] for row in rows}) == 2
+    err = capsys.readouterr().err
+    assert f"{manifest}: 2 slides not done" in err
+    assert "/far/c.tif, /far/d.tif" in err
+    assert all_files(cohort / "export") == ["geojson/a/s.geojson", "geojson/b/s.geojson"]
+
+
+def test_cohorts_that_can_not_be_exported(tmp_path):
+    write_cohort(tmp_path / "a", ["x", "y"])
+    other = [{"id": 1, "name": "lymphocyte"}]
+    (tmp_path / "a" / "y" / "images-results-classes.json").write_text(json.dumps(other))
+    assert "lymphocyte" in refusal(tmp_path / "a")
+    assert "--to_correct" in refusal(tmp_path / "a", "--to_correct", tmp_path / "fix")
+    assert not (tmp_path / "fix").exists()
+    write_cohort(tmp_path / "b", [])
+    assert "no slide is done" in refusal(tmp_path / "b")
+    (tmp_path / "b" / "manifest.csv").write_text("a,b\n1,2\n")
+    assert "manifest.csv" in refusal(tmp_path / "b")
+
+
 def refusal(*arguments):
     return refusal_of(export.main, [str(argument) for argument in arguments])
 

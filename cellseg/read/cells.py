@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
@@ -19,6 +20,7 @@ from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.names import check_class_names, name_outputs, name_outputs_uniquely
 from cellseg.read.results import (
     OWN_RESULTS_FILE,
+    cohort_results,
     find_sidecar_ground_truth,
     pair_by_image,
     read_result_categories,
@@ -133,6 +135,35 @@ def read_predicted_cells(
         for eval_image in map(distinct_detections, pair_by_image(coco, results, path))
     ]
     return class_names(coco), _check_clashes(source, cells)
+
+
+def read_cohort_cells(
+    folder: Path, data: Path, names: list[str] | None = None
+) -> tuple[list[str], list[ImageCells]]:
+    """Read the results of many slides, as `inference.py --images TABLE` wrote them.
+
+    Slides get the ids 1, 2, … in the order of the table. Parameters are those of
+    `read_predicted_cells`.
+
+    Raises InputError if `read_predicted_cells` or `cohort_results` do, or classes differ.
+    """
+    folders = cohort_results(folder)
+    first, images = None, []
+    for place in tqdm(folders, desc="reading", unit="slide", disable=None):
+        theirs, cells = read_predicted_cells(place, data, names=names)
+        first = first or theirs
+        if theirs != first:
+            raise InputError(
+                f"{place}: has the classes {', '.join(theirs)}, but {folders[0]} "
+                f"{', '.join(first)}; predict them with one run"
+            )
+        images += cells
+    outputs = name_outputs_uniquely(folder, [image.file_name for image in images])
+    cells = [
+        replace(image, id=n, name=name)
+        for n, (image, name) in enumerate(zip(images, outputs, strict=True), 1)
+    ]
+    return first or [], cells
 
 
 def select_by_score(images: Sequence[ImageCells], threshold: float) -> tuple[list[ImageCells], int]:

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from cellseg.errors import InputError
 from cellseg.files import open_json, read_json
 from cellseg.images import EvalImage
 from cellseg.limits import ZIP_BYTES, ZIP_RATIO
+from cellseg.messages import listed, plural, warn
 from cellseg.predictions import Predictions
 from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
+from cellseg.read.csv_table import read_rows
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.rle import RLE, MaskRuns, decode
@@ -82,12 +84,42 @@ def results_file(path: Path) -> Path:
     if not found and (path / MANIFEST).is_file():
         raise InputError(
             f"{path}: holds many slides, expected the results of one; choose one of the folders "
-            f"that its {MANIFEST} lists"
+            f"that its {MANIFEST} lists (export.py takes all)"
         )
     if len(found) > 1:
         names = " and ".join(other.name for other in found)
         raise InputError(f"{path}: holds {names}; choose one of these files")
     return found[0] if found else path / RESULTS_FILE
+
+
+def is_cohort(path: Path) -> bool:
+    """Return whether a path is a folder of many slides' folders, from a table of slides."""
+    return (path / MANIFEST).is_file() and not any(path.glob("*-results.json"))
+
+
+def cohort_results(folder: Path) -> list[Path]:
+    """Return the folders of a cohort's slides that are done, in the order of the table.
+
+    Warns of the others. Raises InputError if the manifest is damaged or no slide is done.
+    """
+    manifest = folder / MANIFEST
+    found, others = [], []
+    for _, row in read_rows(manifest, ("path", "folder", "cells")):
+        written = PurePath(row["folder"])  # the cohort may have been moved since
+        inner = written.parts[bool(written.anchor) :]
+        places = [folder.joinpath(*inner[n:]) for n in range(len(inner))]
+        place = next((place for place in places if (place / OWN_RESULTS_FILE).is_file()), None)
+        if row["cells"] and place:
+            found.append(place)
+        else:
+            others.append(row["path"])
+    remedy = "predict them with the same command again"
+    if not found:
+        raise InputError(f"{manifest}: no slide is done; {remedy}")
+    if others:
+        n = plural(len(others), "slide")
+        warn(f"{manifest}: {n} not done, left out: {listed(others)}; {remedy}")
+    return found
 
 
 def _is_zip(path: Path) -> bool:
@@ -337,6 +369,8 @@ def find_data_folder(path: Path) -> Path | None:
     """
     if path.name == ANNOTATIONS:
         return path.parent
+    if is_cohort(path):
+        return None
     is_sidecar = path.is_file() and path.name.endswith("-truth.json")
     with contextlib.suppress(OSError, ValueError):
         with open(path if is_sidecar else sidecar_path(path, "truth"), encoding="utf-8") as file:
