@@ -216,7 +216,7 @@ def pixel_chunks(data: bytes) -> bytes:
                 raise ValueError(f"damaged pixels, {error}") from None
             piece = inflate.unconsumed_tail
     if total > n_bytes or inflate.unused_data:
-        raise ValueError(f"more data than {width} x {height} pixels")
+        raise ValueError(f"more data than {height} x {width} pixels")
     return b"".join(kept)
 
 
@@ -475,7 +475,7 @@ def check_directory(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
     if page.dtype is None:
         raise ValueError(f"{page.bitspersample}-bit values of format {page.sampleformat}")
     if page.imagelength < 1 or page.imagewidth < 1 or page.samplesperpixel < 1:
-        raise ValueError(f"no pixels: {page.imagewidth} x {page.imagelength}")
+        raise ValueError(f"no pixels: {page.imagelength} x {page.imagewidth}")
     if page.imagedepth != 1:
         raise ValueError("a volume, expected a flat image")
     if page.planarconfig not in (1, 2) and page.samplesperpixel > 1:

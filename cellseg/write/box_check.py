@@ -91,7 +91,7 @@ class BoxCheck:
         limits = np.array([width, height] * 2, float)
         beyond = ((xywh < -TOLERANCE) | (xywh > limits + TOLERANCE)).any(axis=1)
         if not self._first_outside and (outside := first_of(beyond)):
-            self._first_outside = f"{outside} in an image of {width} x {height}"
+            self._first_outside = f"{outside} in an image of {height} x {width} (height x width)"
 
     @property
     def problem(self) -> str:

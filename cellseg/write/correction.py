@@ -106,7 +106,7 @@ def write_most_uncertain(
         left, top, right, bottom = window.box
         print(
             f"{window.uncertainty:8.1f} cells in doubt per megapixel: {window.image.name}, "
-            f"{right - left} x {bottom - top} px at {left}, {top}"
+            f"{bottom - top} x {right - left} px (height x width) at x {left}, y {top}"
         )
     counts = f"{plural(len(chosen), 'window')} of {len(ranked)}, {plural(n_cells, 'cell')}"
     print(f"to correct: {counts}: {display_path(folder)}, see README.txt there")
