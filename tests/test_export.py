@@ -210,6 +210,20 @@ def test_an_earlier_export_is_replaced(data, run):
     assert len(features_of(output / "geojson" / "one.geojson")) == 1
 
 
+def test_files_of_earlier_exports_are_noticed(data, run, capsys):
+    """Those of other images, formats or settings; what is written again is not."""
+    arguments = [str(run([entry(LEFT)])), "--data", str(data)]
+    for _ in range(2):
+        export.main(arguments)
+        assert capsys.readouterr().err == ""
+    listed = json.loads((data / "test_image_name_to_ids.json").read_text())
+    (data / "test_image_name_to_ids.json").write_text(json.dumps(listed[:1]))
+    export.main([*arguments, "--gzip"])
+    geojson, overlay = capsys.readouterr().err.splitlines()
+    assert "one.geojson, two.geojson" in geojson
+    assert "two.png" in overlay
+
+
 # ------------------------------------------------------------------ flags
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.look.overlay import WINDOW, class_colour, write_overlay
+from cellseg.messages import listed, plural, warn
 from cellseg.write.coco import write_coco
 from cellseg.write.geojson import export_geojson
 from cellseg.write.label_studio import write_label_studio
@@ -83,6 +84,7 @@ def write_format(
         write_label_studio(path, images, names, name.endswith("brush"), progress)
         return path, 0
     folder, n_hidden = output / name, 0
+    before = _files(folder)
     colours = [class_colour(k) for k in range(len(names))]
     unreadable: list[InputError] = []
     for image in images:
@@ -100,4 +102,14 @@ def write_format(
             write_overlay(image, names, folder, max_side)
         progress(len(image.masks))
     warn_of_unreadable(unreadable)
+    if others := sorted((before.items() & _files(folder).items()), key=lambda item: item[0]):
+        n = plural(len(others), "file")
+        found = listed([path.relative_to(folder) for path, _ in others])
+        warn(f"{folder}: {n} of earlier exports left there: {found}; remove what is out of date")
     return folder, n_hidden
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return what changes in each file of a folder when it is written again."""
+    states = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (state.st_ino, state.st_mtime_ns) for path, state in states.items()}
