@@ -86,8 +86,7 @@ def _try_outline(path: Path, where: str, feature: Any) -> Outline:
 def _outline(path: Path, where: str, feature: Any) -> Outline:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
-    geometry = feature.get("geometry")
-    polygons = _polygons(path, where, geometry)
+    polygons = _polygons(path, where, feature.get("geometry"))
     # QuPath's origin is the corner of the first pixel, that of rings its centre.
     rings: list[Polygon] = [
         [
@@ -113,7 +112,6 @@ def _outline(path: Path, where: str, feature: Any) -> Outline:
         rings,
         kind,
         id_,
-        is_multipolygon=isinstance(geometry, dict) and geometry.get("type") == "MultiPolygon",
         has_nucleus=bool(rings and feature.get("nucleusGeometry")),
     )
 

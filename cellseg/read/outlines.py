@@ -39,8 +39,6 @@ class Outline:
         Its id in the file, a text, or None.
     error
         Why it can't be used, as a whole message; empty if it can.
-    is_multipolygon
-        Whether the file has a MultiPolygon, which may be several cells.
     has_nucleus
         Whether the file has the outline of its nucleus, too.
     """
@@ -51,7 +49,6 @@ class Outline:
     kind: str = ""
     id: str | None = None
     error: str = ""
-    is_multipolygon: bool = False
     has_nucleus: bool = False
 
 
@@ -128,7 +125,9 @@ def fill_outlines(
     is_region = _find_regions(outlines)
     warnings["regions around cells, ignored"] = int(is_region.sum())
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
-    outlines, warnings["outlines of several cells, used as a cell each"] = _split(outlines)
+    outlines, n_split, n_pieces = _split(outlines)
+    warnings["outlines of several cells, used as a cell each"] = n_split
+    warnings["outlines of several pieces, used as one cell each"] = n_pieces
     warnings["cells with a nucleus, of which the cell's outline is used"] = sum(
         outline.has_nucleus for outline in outlines
     )
@@ -190,37 +189,38 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
     return is_region
 
 
-def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int]:
+def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int, int]:
     """Split outlines of several cells, such as CellViT's of all cells of a class.
 
-    All are if each is a MultiPolygon with a class of its own, and together they have three or more
-    pieces of more than `SMALL` pixels. Else those are that have as many each, and far apart: they
-    fill less than half of their box, and it is longer than five diameters, where a diameter is the
-    root of the largest piece's area. Returns the number that was split, too.
+    Such an outline has five or more pieces of more than `SMALL` pixels, or two that are far apart:
+    all pieces fill less than half of their box, and it is longer than five diameters, where a
+    diameter is the root of the largest piece's area.
+
+    Returns
+    -------
+    outlines, n_split, n_pieces
+        The outlines, the number of those that were split, and of the others with several pieces
+        of more than `SMALL` pixels.
     """
-    classes = {outline.class_name for outline in outlines if outline.is_multipolygon}
-    pieces = [ring_area(polygon[0]) for outline in outlines for polygon in outline.polygons]
-    by_class = len(classes - {None}) == len(outlines) and sum(a > SMALL for a in pieces) > 2
-    split, n_split = [], 0
+    split, n_split, n_pieces = [], 0, 0
     for outline in outlines:
-        is_several = len(outline.polygons) > 1 and (by_class or _is_far(outline.polygons))
+        sizes = [ring_area(polygon[0]) for polygon in outline.polygons]
+        n_large = sum(size > SMALL for size in sizes)
+        is_several = n_large >= _MANY or (n_large > 1 and _is_far(outline.polygons, sizes))
         n_split += is_several
+        n_pieces += n_large > 1 and not is_several
         parts = [replace(outline, polygons=[p], id=None) for p in outline.polygons]
         split += parts if is_several else [outline]
-    return split, n_split
+    return split, n_split, n_pieces
 
 
-def _is_far(polygons: Sequence[Polygon]) -> bool:
+def _is_far(polygons: Sequence[Polygon], sizes: Sequence[float]) -> bool:
     left, top, right, bottom = outline_box(polygons)
-    pieces = sorted(ring_area(polygon[0]) for polygon in polygons)
-    return (
-        len(pieces) > 2
-        and pieces[-3] > SMALL
-        and bool(2 * sum(pieces) < (right - left) * (bottom - top))
-        and bool(max(right - left, bottom - top) > _FAR * pieces[-1] ** 0.5)
-    )
+    is_sparse = 2 * sum(sizes) < (right - left) * (bottom - top)
+    return bool(is_sparse and max(right - left, bottom - top) > _FAR * max(sizes) ** 0.5)
 
 
+_MANY = 5
 _FAR = 5
 
 

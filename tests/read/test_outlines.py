@@ -115,10 +115,9 @@ def test_masks_are_those_of_shapely(corners):
 
 @settings(deadline=None)
 @given(
-    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(0, 4))
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 4))
 )
 def test_exported_masks_are_read_back_exactly(tmp_path_factory, labels):
-    """They are too small to be taken for outlines of several cells."""
     path = tmp_path_factory.mktemp("round") / "image.geojson"
     values, mask_runs = label_map_to_runs(labels)
     masks = encode(mask_runs)
@@ -128,7 +127,7 @@ def test_exported_masks_are_read_back_exactly(tmp_path_factory, labels):
     cells, warnings = fill_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
     assert sorted(cells) == values.tolist()
     assert [rle for number in sorted(cells) for rle in encode(cells[number])] == masks
-    assert not +warnings
+    assert not [kind for kind in +warnings if "ignored" in kind]
 
 
 def test_a_polygon_covers_the_pixels_with_centres_inside(path):
@@ -303,30 +302,25 @@ def test_all_cells_of_a_class_in_one_feature_as_cellvit_writes_them(path):
     squares = [[square(x, y, x + 5, y + 5)] for x, y in ((2, 2), (60, 10), (30, 80))]
     near = [[square(40, 40, 44, 44)], [square(44, 44, 47, 47)]]  # one cell in two pieces
     one, two = feature(squares, shape="MultiPolygon"), feature(near, "class2", "MultiPolygon")
-    other = feature([square(70, 70, 75, 75)], "class3")
-    cells, warnings = large_cells(path, one, two, other)
-    assert cells == {1: 3, 2: 1, 3: 1}
-    assert list(warnings.values()) == [1]
-
-
-@pytest.mark.parametrize("n_dense", [2, 9])
-def test_a_feature_for_each_class_has_all_its_cells(path, n_dense):
-    """Also if they are few or dense, so that their distance tells nothing."""
-    dense = [[square(x, 10, x + 5, 15)] for x in range(10, 10 + 6 * n_dense, 6)]
-    other = [[square(50, 50, 55, 55)]]
-    one, two = feature(dense, shape="MultiPolygon"), feature(other, "class2", "MultiPolygon")
     cells, warnings = large_cells(path, one, two)
-    assert cells == {1: n_dense, 2: 1}
+    assert cells == {1: 3, 2: 1}
     assert list(warnings.values()) == [1]
-    cells, warnings = large_cells(path, one, two, two)
-    assert cells == {1: 1, 2: 2}  # two features of a class, so cells
+    far = feature(squares[:2], "class2", "MultiPolygon")
+    assert large_cells(path, one, far)[0] == {1: 3, 2: 2}
 
 
-def test_a_cell_in_two_pieces_alone_in_its_image_is_one(path):
-    pieces = [[square(10, 10, 15, 15)], [square(17, 10, 22, 15)]]
-    cells, warnings = large_cells(path, feature(pieces, shape="MultiPolygon"))
-    assert cells == {1: 1}
-    assert not warnings
+@pytest.mark.parametrize(("n", "n_cells"), [(2, 1), (4, 1), (5, 5), (9, 9)])
+def test_many_cells_in_one_feature_that_are_dense(path, n, n_cells):
+    """No cell has so many large pieces; fewer may be one, which is said, too."""
+    dense = [[square(x, y, x + 5, y + 5)] for x in (10, 16, 22) for y in (10, 16, 22)][:n]
+    specks = [[square(40 + 3 * x, 10, 41 + 3 * x, 11)] for x in range(9)]
+    one, two = feature(dense, shape="MultiPolygon"), feature(specks, "class2", "MultiPolygon")
+    drawn = feature([square(60, 60, 65, 65)])
+    cells, warnings = large_cells(path, one, two, drawn)
+    assert cells == {1: n_cells + 1, 2: 1}
+    assert list(warnings.values()) == [1]
+    (kind,) = warnings
+    assert ("several cells" in kind) == (n_cells > 1)
 
 
 def test_cells_with_a_nucleus_are_counted(path):
