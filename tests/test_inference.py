@@ -722,7 +722,7 @@ def test_a_table_of_slides(run, slide, tmp_path, capsys):
     for source in (out / "good", out, Path(shutil.copytree(out, tmp_path / "moved"))):
         assert export.main([str(source), "--table", str(tmp_path / "cells.csv")]) == 0
         tables.append((tmp_path / "cells.csv").read_text())
-        warning = f"{source / 'manifest.csv'}: 3 slides not done"
+        warning = f"{source / 'manifest.csv'}: 3 slides left out, failed"
         assert (warning in capsys.readouterr().err) == (source.name != "good")
     assert tables[0] == tables[1] == tables[2]
     table.write_text("path\ngood.tif\n")

@@ -142,28 +142,25 @@ def read_cohort_cells(
 ) -> tuple[list[str], list[ImageCells]]:
     """Read the results of many slides, as `inference.py --images TABLE` wrote them.
 
-    Slides get the ids 1, 2, … in the order of the table. Parameters are those of
+    A slide has one image, whose name is that of its folder; the ids are 1, 2, … in the order of the
+    table. All cells are in memory. Parameters are those of
     `read_predicted_cells`.
 
     Raises InputError if `read_predicted_cells` or `cohort_results` do, or classes differ.
     """
-    folders = cohort_results(folder)
-    first, images = None, []
-    for place in tqdm(folders, desc="reading", unit="slide", disable=None):
+    slides = cohort_results(folder)
+    first: list[str] = []
+    images: list[ImageCells] = []
+    for name, place in tqdm(slides, desc="reading", unit="slide", disable=None):
         theirs, cells = read_predicted_cells(place, data, names=names)
         first = first or theirs
         if theirs != first:
             raise InputError(
-                f"{place}: has the classes {', '.join(theirs)}, but {folders[0]} "
+                f"{place}: has the classes {', '.join(theirs)}, but {slides[0][1]} "
                 f"{', '.join(first)}; predict them with one run"
             )
-        images += cells
-    outputs = name_outputs_uniquely(folder, [image.file_name for image in images])
-    cells = [
-        replace(image, id=n, name=name)
-        for n, (image, name) in enumerate(zip(images, outputs, strict=True), 1)
-    ]
-    return first or [], cells
+        images += [replace(image, id=len(images) + 1, name=name) for image in cells]
+    return first, images
 
 
 def select_by_score(images: Sequence[ImageCells], threshold: float) -> tuple[list[ImageCells], int]:

@@ -323,7 +323,9 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not images:
         inner = next((path for path in entries if path.is_dir()), None)
+        broken = next((path for path in entries if not path.exists()), None)
         hint = f"; folders in it are not searched, name them, such as {inner}" if inner else ""
+        hint += f"; what {broken} links to is missing" if broken else ""
         raise InputError(f"{folder}: no images, expected files that end in {endings}{hint}")
     slides = {path.stem for path in images if path.suffix.lower() in (MRXS, ".vms")}
     others = sorted({*entries} - {*images})

@@ -9,9 +9,10 @@ import lzma
 import sys
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.csv_table import read_rows
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
+from cellseg.read.names import name_outputs_uniquely
 from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.runs import RECORD, are_categories, read_record
 from cellseg.text import json_type, show
@@ -79,9 +81,8 @@ def results_file(path: Path) -> Path:
     path = Path(path)
     if not path.is_dir() or (path / RESULTS_FILE).exists():
         return path / RESULTS_FILE if path.is_dir() else path
-    others = [path / f"{name}-results.json" for name in ("images", "val", "train")]
-    found = [other for other in others if other.is_file()]
-    if not found and (path / MANIFEST).is_file():
+    found = _results_in(path)
+    if not found and is_cohort(path):
         raise InputError(
             f"{path}: holds many slides, expected the results of one; choose one of the folders "
             f"that its {MANIFEST} lists (export.py takes all)"
@@ -92,33 +93,45 @@ def results_file(path: Path) -> Path:
     return found[0] if found else path / RESULTS_FILE
 
 
+def _results_in(folder: Path) -> list[Path]:
+    files = [folder / f"{name}-results.json" for name in ("test", "images", "val", "train")]
+    return [file for file in files if file.is_file()]
+
+
 def is_cohort(path: Path) -> bool:
     """Return whether a path is a folder of many slides' folders, from a table of slides."""
-    return (path / MANIFEST).is_file() and not any(path.glob("*-results.json"))
+    return (path / MANIFEST).is_file()
 
 
-def cohort_results(folder: Path) -> list[Path]:
-    """Return the folders of a cohort's slides that are done, in the order of the table.
+def cohort_results(folder: Path) -> list[tuple[str, Path]]:
+    """Return name and folder of a cohort's slides that are done, in the order of the table.
 
-    Warns of the others. Raises InputError if the manifest is damaged or no slide is done.
+    A folder is that of the slide's name in `folder`, as `inference.py` chose it. Warns of the other
+    slides. Raises InputError if the manifest is damaged, no slide is done, or `folder` has results
+    itself.
     """
     manifest = folder / MANIFEST
-    found, others = [], []
-    for _, row in read_rows(manifest, ("path", "folder", "cells")):
-        written = PurePath(row["folder"])  # the cohort may have been moved since
-        inner = written.parts[bool(written.anchor) :]
-        places = [folder.joinpath(*inner[n:]) for n in range(len(inner))]
-        place = next((place for place in places if (place / OWN_RESULTS_FILE).is_file()), None)
-        if row["cells"] and place:
-            found.append(place)
+    if results_in := _results_in(folder):
+        raise InputError(
+            f"{folder}: holds {results_in[0].name} and {MANIFEST}; choose that file, or move it"
+        )
+    rows = [row for _, row in read_rows(manifest, ("path", "cells", "error"))]
+    names = name_outputs_uniquely(manifest, [row["path"] for row in rows])
+    found, others = [], defaultdict[str, list[str]](list)
+    for row, name in zip(rows, names, strict=True):
+        place = folder / name
+        if row["error"]:
+            others["failed (see its column error)"].append(row["path"])
+        elif not row["cells"]:
+            others["not done (give the same command again)"].append(row["path"])
+        elif not (place / OWN_RESULTS_FILE).is_file():
+            others["done, but their results are missing"].append(f"{place}/{OWN_RESULTS_FILE}")
         else:
-            others.append(row["path"])
-    remedy = "predict them with the same command again"
+            found.append((name, place))
+    for what, which in others.items():
+        warn(f"{manifest}: {plural(len(which), 'slide')} left out, {what}: {listed(which)}")
     if not found:
-        raise InputError(f"{manifest}: no slide is done; {remedy}")
-    if others:
-        n = plural(len(others), "slide")
-        warn(f"{manifest}: {n} not done, left out: {listed(others)}; {remedy}")
+        raise InputError(f"{manifest}: no slide with results; predict its slides again")
     return found
 
 

@@ -281,6 +281,11 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
                 f"{path}: {channels} channels, expected one value per pixel (0 for "
                 "background, one value per cell); save it again"
             )
+        if has_other_images(tiff, page):
+            raise InputError(
+                f"{path}: several images of different sizes, expected one label map; save it as a "
+                "separate file"
+            )
         if page.dtype.kind == "c":
             raise InputError(f"{path}: complex numbers, expected integers; save it again")
         if page.compression in _LOSSY:
@@ -411,12 +416,14 @@ def _is_enlarged(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
 def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
     """Return whether pages show something else than the one that is read, as sizes tell.
 
-    Pages that are flagged as reduced or have its proportions show the same, and a slide's photos
-    have strips where the slide has tiles.
+    Pages that are flagged as reduced or as a mask belong to it, and so, probably, do those whose
+    height and width are both 1.5 times smaller or more: levels, thumbnails, a slide's photos.
     """
     return any(
-        not (other.is_reduced or in_proportion(other, page)) and other.is_tiled == page.is_tiled
-        for other in tiff.pages
+        not (other.is_reduced or other.is_mask or other.shape == page.shape)
+        and min(page.imagelength / other.imagelength, page.imagewidth / other.imagewidth) < 1.5
+        for other in (p.keyframe for p in tiff.pages)
+        if other.imagelength and other.imagewidth
     )
 
 

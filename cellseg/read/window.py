@@ -223,7 +223,7 @@ class _TiffImage(WindowedImage):
 
     @property
     def notes(self) -> list[str]:
-        other = "images with further pages of other proportions, which are not read"
+        other = "files of several images, of which one is read; save each as a file of its own"
         return super().notes + [other] * self.has_other_images
 
     def close(self) -> None:

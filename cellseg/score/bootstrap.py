@@ -27,20 +27,12 @@ def draw_weights(n_images: int, n_resamples: int = 1000, seed: int = 0) -> NDArr
 def interval(
     samples: NDArray[np.float64], level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the bounds of the middle `level` of `(B, …)` samples, each `(…)`, ignoring NaN.
-
-    They are NaN if fewer than 0.8 of the samples have a value, as those of a class that is in one
-    image only: it is missing in 0.25 to 0.37 of them, and the same in all others. Of a class in
-    two, at most 0.14 have none.
-    """
+    """Return the bounds of the middle `level` of `(B, …)` samples, each `(…)`, ignoring NaN."""
     tail = 50 * (1 - level)
     shape = samples.shape[1:]
     bounds = np.full((2, int(np.prod(shape))), np.nan)
     for n, values in enumerate(samples.reshape(len(samples), bounds.shape[1]).T):
         known = values[~np.isnan(values)]
-        if len(known) and len(known) >= _ENOUGH * len(values):
+        if len(known):
             bounds[:, n] = np.percentile(known, [tail, 100 - tail])
     return bounds[0].reshape(shape), bounds[1].reshape(shape)
-
-
-_ENOUGH = 0.8

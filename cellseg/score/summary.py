@@ -79,7 +79,7 @@ class Scores:
     samples
         `(B, K + 2)` by name: the metrics of B bootstrap resamples of the images.
     low, high
-        `(K + 2,)` by name: bounds of the 95 % interval, NaN if B is 0.
+        `(K + 2,)` by name: bounds of the 95 % interval, NaN if B is 0 and for a class in one image.
     ap
         AP by maximum of detections.
     precisions
@@ -201,7 +201,7 @@ def score(
     unit_weights = np.ones((1, len(eval_images)), np.int64)
     n_sets = n_resamples if len(eval_images) > 1 else 0
     samples = metrics(draw_weights(len(eval_images), n_sets, seed), "intervals")
-    bounds = {name: interval(values) for name, values in samples.items()}
+    low, high = _bounds(samples, gt_counts)
     return Scores(
         classes=list(classes),
         rows=[*classes, MEAN, ANY],
@@ -211,8 +211,8 @@ def score(
         images=[_image_score(comparison) for comparison in comparisons],
         metrics={name: values[0] for name, values in metrics(unit_weights).items()},
         samples=samples,
-        low={name: low for name, (low, _) in bounds.items()},
-        high={name: high for name, (_, high) in bounds.items()},
+        low=low,
+        high=high,
         ap={cap: ap.average_precision(rankings, cap) for cap in max_detections},
         precisions={
             cap: np.stack([ap.precisions(ranking) for ranking in of_cap])
@@ -250,15 +250,30 @@ def difference(a: Scores, b: Scores) -> Difference:
 
     Resamples are paired, so the interval is far narrower than the two intervals suggest.
     """
-    bounds = {name: interval(b.samples[name] - a.samples[name]) for name in a.metrics}
+    samples = {name: b.samples[name] - a.samples[name] for name in a.metrics}
+    low, high = _bounds(samples, a.gt_counts)
     return Difference(
         rows=a.rows,
         a=a.metrics,
         b=b.metrics,
         value={name: b.metrics[name] - a.metrics[name] for name in a.metrics},
-        low={name: low for name, (low, _) in bounds.items()},
-        high={name: high for name, (_, high) in bounds.items()},
+        low=low,
+        high=high,
     )
+
+
+def _bounds(samples: Metrics, gt_counts: NDArray[np.int64]) -> tuple[Metrics, Metrics]:
+    """Return the bounds of the 95 % intervals, `(K + 2,)` by name.
+
+    NaN for a class in one image: where a resample has it, it is always the same cells.
+    """
+    in_one = np.append((gt_counts > 0).sum(axis=0) < 2, [False, False])
+    bounds = {name: interval(values) for name, values in samples.items()}
+    low, high = (
+        {name: np.where(in_one, np.nan, both[side]) for name, both in bounds.items()}
+        for side in (0, 1)
+    )
+    return low, high
 
 
 def _ap_metrics(by_cap: dict[int | None, list[ap.RankedDetections]], weights: Any) -> Metrics:

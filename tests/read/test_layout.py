@@ -150,7 +150,9 @@ def test_images_of_a_folder(tmp_path, capsys):
     list_images(tmp_path / "whole")
     assert capsys.readouterr().err == ""
     fill(tmp_path / "none", "c.txt")
+    (tmp_path / "none" / "link.tif").symlink_to(tmp_path / "gone.tif")
     assert "no images" in refusal(list_images, tmp_path / "none")
+    assert str(tmp_path / "none" / "link.tif") in refusal(list_images, tmp_path / "none")
     assert str(tmp_path / "in") in refusal(list_images, tmp_path)  # of its folders
     assert "no such folder" in refusal(list_images, tmp_path / "absent")
     assert "not a folder" in refusal(list_images, tmp_path / "in" / "a.tif")

@@ -244,24 +244,27 @@ def test_a_larger_page_of_another_shape_is_not_the_image(tmp_path):
     [
         ((30, 30), {}, True),
         ((90, 240), {}, True),
+        ((33, 26), {}, True),  # no thumbnail or level is so large
+        (RGB.shape[:2], {"photometric": "minisblack"}, True),
+        (RGB.shape[:2], {"photometric": "mask", "subfiletype": 4}, False),
         ((90, 240), {"subfiletype": 1}, False),  # says that it is reduced
-        ((90, 240), {"tile": (16, 16)}, False),  # a photo is not stored as a slide is
-        ((25, 18), {}, False),  # a thumbnail
-        (RGB.shape[:2], {"photometric": "minisblack"}, False),  # a mask
+        ((24, 18), {}, False),  # a thumbnail
+        ((8, 18), {}, False),  # a label or another photo
+        ((1, 1), {}, False),
     ],
 )
 @pytest.mark.parametrize("main", [{}, {"tile": (16, 16)}])
 def test_pages_that_show_something_else_are_noted(tmp_path, shape, options, is_noted, main):
     path = tmp_path / "pages.tif"
-    if main:
-        options = options | {"tile": None if "tile" in options else (16, 16)}
     pixels = np.zeros(shape if "photometric" in options else (*shape, 3), np.uint8)
+    if options.get("photometric") == "mask":
+        pixels = pixels.astype(bool)
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(RGB, photometric="rgb", metadata=None, **main)
         tiff.write(pixels, **{"photometric": "rgb", "metadata": None} | options)
     with open_image(path) as image:
         assert np.array_equal(image.read_all(), RGB)
-    assert any("pages" in note for note in image.notes) == is_noted
+    assert bool(image.notes) == is_noted
 
 
 def jpeg(path, **options):
@@ -352,6 +355,14 @@ BAD_LABELS = {
     "stack": (np.stack([GREY] * 3), {"photometric": "minisblack"}, "a stack of 3 images"),
     "JPEG": (GREY, {"photometric": "minisblack", "compression": "jpeg"}, "compressed as JPEG"),
 }
+
+
+def test_label_maps_of_several_images(tmp_path):
+    path = tmp_path / "class1.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(LABELS, metadata=None)
+        tiff.write(LABELS[:-4], metadata=None)
+    assert "several images" in refusal(read_labels, path)
 
 
 @pytest.mark.parametrize(("pixels", "options", "found"), BAD_LABELS.values(), ids=BAD_LABELS)

@@ -228,6 +228,22 @@ def test_a_single_image_has_no_interval():
     assert "intervals" not in as_text(scores)
 
 
+@pytest.mark.parametrize("n_resamples", [2, 100])
+def test_a_class_in_one_image_has_no_interval(n_resamples):
+    size = (1, 12)
+    one, two = rectangle(size, 0, 0, 1, 4), rectangle(size, 0, 6, 1, 10)
+    images = {i: (size, [(1, one, 0)]) for i in range(1, 7)}
+    images[3] = size, [(1, one, 0), (2, two, 0)]
+    results = [entry(i, 1, one, 0.9) for i in range(1, 5)]
+    results += [entry(i, 2, two, 0.8) for i in (3, 5)]  # the second is none
+    scores = score(truth_of(images, ["a", "b"]), results, n_resamples=n_resamples)
+    apart = difference(scores, scores)
+    for name in ("AP@all", "F1", "PQ"):
+        assert np.isfinite(scores.metrics[name][:2]).all()
+        for low, high in ((scores.low, scores.high), (apart.low, apart.high)):
+            assert np.isnan([low[name][:2], high[name][:2]]).tolist() == [[False, True]] * 2
+
+
 def test_no_image():
     scores = score(truth_of({}), [])
     assert np.isnan(scores.metrics["F1"]).all()
