@@ -38,7 +38,7 @@ class, become one with a joint score, and a cell mostly under others of higher s
 out; --score_threshold and --overlap then draw the label map. Where annotations overlap, the
 smaller cell gets the pixels. All cells of annotated images without results are false negatives.
 A class without ground-truth cells has no score: "–". Intervals bootstrap the images; a class that
-is in one image only has none.
+is in one image only has none, and neither has the mean of classes with it.
 """
 
 EXAMPLES = """\

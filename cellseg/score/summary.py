@@ -79,7 +79,7 @@ class Scores:
     samples
         `(B, K + 2)` by name: the metrics of B bootstrap resamples of the images.
     low, high
-        `(K + 2,)` by name: bounds of the 95 % interval, NaN if B is 0 and for a class in one image.
+        `(K + 2,)` by name: bounds of the 95 % interval; NaN if B is 0 and for classes in one image.
     ap
         AP by maximum of detections.
     precisions
@@ -265,9 +265,12 @@ def difference(a: Scores, b: Scores) -> Difference:
 def _bounds(samples: Metrics, gt_counts: NDArray[np.int64]) -> tuple[Metrics, Metrics]:
     """Return the bounds of the 95 % intervals, `(K + 2,)` by name.
 
-    NaN for a class in one image: where a resample has it, it is always the same cells.
+    NaN for a class in one image, as a resample has all of its cells or none; for the mean of
+    classes, where such a class is in some resamples only; and for any class in one image.
     """
-    in_one = np.append((gt_counts > 0).sum(axis=0) < 2, [False, False])
+    has_cells = np.concatenate([gt_counts, gt_counts.sum(axis=1, keepdims=True)], axis=1) > 0
+    *of_class, of_any = has_cells.sum(axis=0)
+    in_one = np.array([*(n < 2 for n in of_class), 1 in of_class, of_any < 2])
     bounds = {name: interval(values) for name, values in samples.items()}
     low, high = (
         {name: np.where(in_one, np.nan, both[side]) for name, both in bounds.items()}

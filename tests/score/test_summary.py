@@ -239,9 +239,20 @@ def test_a_class_in_one_image_has_no_interval(n_resamples):
     scores = score(truth_of(images, ["a", "b"]), results, n_resamples=n_resamples)
     apart = difference(scores, scores)
     for name in ("AP@all", "F1", "PQ"):
-        assert np.isfinite(scores.metrics[name][:2]).all()
-        for low, high in ((scores.low, scores.high), (apart.low, apart.high)):
-            assert np.isnan([low[name][:2], high[name][:2]]).tolist() == [[False, True]] * 2
+        assert np.isfinite(scores.metrics[name][:3]).all()
+        for bound in (scores.low, scores.high, apart.low, apart.high):
+            assert np.isnan(bound[name][:3]).tolist() == [False, True, True]
+    assert np.isfinite(scores.low["F1"][3])
+
+
+def test_cells_in_one_image_of_several_have_no_interval():
+    size = (1, 12)
+    cell = rectangle(size, 0, 0, 1, 4)
+    truth = truth_of({1: (size, [(1, cell, 0)]), 2: (size, []), 3: (size, [])}, ["a"])
+    scores = score(truth, [entry(1, 1, cell, 0.9)], n_resamples=20)
+    assert scores.metrics["F1"].tolist() == [1, 1, 1]
+    assert np.isnan([scores.low["F1"], scores.high["F1"]]).all()
+    as_text(scores)
 
 
 def test_no_image():
