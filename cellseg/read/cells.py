@@ -143,8 +143,7 @@ def read_cohort_cells(
     """Read the results of many slides, as `inference.py --images TABLE` wrote them.
 
     A slide has one image, whose name is that of its folder; the ids are 1, 2, … in the order of the
-    table. All cells are in memory. Parameters are those of
-    `read_predicted_cells`.
+    table. All cells are in memory. Parameters are those of `read_predicted_cells`.
 
     Raises InputError if `read_predicted_cells` or `cohort_results` do, or classes differ.
     """

@@ -427,13 +427,6 @@ def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
     )
 
 
-def in_proportion(page: tifffile.TiffPage, larger: tifffile.TiffPage) -> bool:
-    """Return whether a page has the proportions of a larger one, each side rounded up or down."""
-    height, width = larger.imagelength, larger.imagewidth
-    h, w = page.imagelength, page.imagewidth
-    return bool((h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width)
-
-
 def _count_channels(tiff: tifffile.TiffFile) -> int:
     """Return how many channels OME or ImageJ say that the first image has, if no other axis."""
     if tiff.is_ome or tiff.is_imagej:

@@ -36,7 +36,6 @@ from cellseg.read.tiff import (
     decode_errors,
     file_kind,
     has_other_images,
-    in_proportion,
     main_pages,
     picture_header,
     pixel_bytes,
@@ -358,9 +357,12 @@ def _pyramid(
 
 def _is_coarser(other: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
     """Return whether a page is a reduced level of another, not a label, macro or thumbnail."""
+    h, w, height, width = other.imagelength, other.imagewidth, page.imagelength, page.imagewidth
+    # Each side can be rounded up or down.
+    in_proportion = (h - 1) * width < (w + 1) * height and (w - 1) * height < (h + 1) * width
     return bool(
-        other.imagelength * other.imagewidth < page.imagelength * page.imagewidth
-        and in_proportion(other, page)
+        h * w < height * width
+        and in_proportion
         and other.samplesperpixel == page.samplesperpixel
         and (other.is_reduced or (page.is_tiled and other.is_tiled))
     )
