@@ -86,17 +86,29 @@ def two(tmp_path_factory, tiny, cells):
     folder = tmp_path_factory.mktemp("two")
     path = folder / "all.yaml"
     path.write_text(ALL_OF_THEM.format(tiny=tiny))
-    for name in ("steps", "network"):
+    for name in ("steps", "network", "resources"):
         (folder / name).mkdir()
-    launch(2, work, folder, path, tiny, cells)
+    n_warnings = HANDLER.count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.setattr(torch, "get_num_threads", lambda: 5)
+        launch(2, work, folder, path, tiny, cells)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert "OMP_NUM_THREADS" not in os.environ
+    (folder / "warnings").write_text(str(HANDLER.count - n_warnings))
     return folder
 
 
 def work(folder, path, tiny, data):
+    warn("one of each")
+    gpus, threads = os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
+    (folder / "resources" / str(rank())).write_text(f"{gpus} {threads}")
     take_steps(folder / "steps")
     learn_from_two_images(folder / "network", path, data)
     train_and_list_threads(tiny, data, folder)
     validate_longer_than_the_timeout(folder)  # last, as it changes the timeout
+    (folder / f"warnings-{rank()}").write_text(str(HANDLER.count))
 
 
 def test_two_processes_take_the_steps_of_one(two):
@@ -279,22 +291,14 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_resources(folder):
-    warn("one of each")
-    gpus, threads = os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads()
-    (folder / str(rank())).write_text(f"{gpus} {threads}")
+def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(two):
+    assert [path.read_text() for path in (two / "resources").iterdir()] == [" 2", " 2"]
 
 
-def test_processes_on_the_cpu_see_no_gpu_and_share_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    n_warnings = HANDLER.count
-    launch(2, write_resources, tmp_path, device="cpu")
-    assert HANDLER.count - n_warnings == 2
-    assert [path.read_text() for path in tmp_path.iterdir()] == [" 2", " 2"]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert "OMP_NUM_THREADS" not in os.environ
+def test_warnings_of_all_processes_are_counted(two):
+    counts = [int((two / f"warnings-{number}").read_text()) for number in range(2)]
+    assert min(counts) >= 1
+    assert int((two / "warnings").read_text()) == sum(counts)
 
 
 @pytest.mark.parametrize(("n_processes", "device"), [(3, "cuda"), (2, "cuda:1")])

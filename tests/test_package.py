@@ -114,7 +114,8 @@ except AttributeError as error:
     assert error == "module 'cellseg' has no attribute 'nothing'"
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.0])  # an untrained network has no detections, or some
+# An untrained network has no detections, or some.
+@pytest.mark.parametrize("threshold", [pytest.param(0.5, marks=pytest.mark.one_engine), 0.0])
 def test_the_readmes_example(threshold, run, engine, cells, python, tmp_path):
     (code,) = re.findall(
         r"(?m)^    from cellseg import Predictor\n(?:(?:    .*)?\n)+",

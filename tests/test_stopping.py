@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,12 +19,13 @@ from tests.training import load, same
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Ends itself as kill -9 does: while the run writes its n-th checkpoint, or in its n-th step,
-# between the optimizer and the averaged weights.
+# Each run ends itself as kill -9 does: while it writes its n-th checkpoint, or in its n-th step,
+# between the optimizer and the averaged weights. They are forks of a process that has imported all.
 DIE = """\
-import io, os, signal, sys, torch, train
+import io, json, os, signal, sys, torch, train, trainer
+import cellseg.learn.session, cellseg.network.torchvision, scipy.stats, torch._dynamo
 from cellseg.learn.step import MovingAverage
-moment, left = sys.argv.pop(1), [int(sys.argv.pop(1))]
+cases, left = json.loads(sys.argv.pop(1)), [0]
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 def save(value, file, save=torch.save):
@@ -38,11 +40,18 @@ def save(value, file, save=torch.save):
 def average(self, update=MovingAverage.update):
     left[0] -= 1
     update(self) if left[0] else die()
-if moment == "save":
-    torch.save = save
-else:
-    MovingAverage.update = average
-train.main()
+for moment, number, argv in cases:
+    process = os.fork()
+    if process:
+        print("ended with", os.waitpid(process, 0)[1], flush=True)
+        continue
+    left[0] = number
+    if moment == "save":
+        torch.save = save
+    else:
+        MovingAverage.update = average
+    train.main(argv)
+    os._exit(0)
 """
 
 # Gets a signal when it is about to start its processes, or when they load the libraries.
@@ -84,18 +93,38 @@ def uninterrupted(tiny, cells, tmp_path_factory):
 
 
 # Saved in this order: best and last after 2 iterations; best (if better), final and last after 4.
-@pytest.mark.parametrize(
-    ("moment", "number"),
-    [("save", 1), ("save", 2), ("save", 3), ("save", 4), ("step", 2), ("step", 3), ("step", 4)],
-)
-def test_a_killed_run_is_resumed(tiny, cells, tmp_path, uninterrupted, moment, number):
-    argv = [sys.executable, "-c", DIE, moment, str(number), *words(tiny, cells, tmp_path), *OPTIONS]
+MOMENTS = [
+    ("save", 1),
+    ("save", 2),
+    ("save", 3),
+    ("save", 4),
+    ("step", 2),
+    ("step", 3),
+    ("step", 4),
+]
+
+
+@pytest.fixture(scope="module")
+def killed(tiny, cells, tmp_path_factory):
+    """The folders of runs that were killed, by the moment."""
+    root = tmp_path_factory.mktemp("killed")
+    folders = {moment: root / f"{moment[0]}{moment[1]}" for moment in MOMENTS}
+    cases = [
+        (*moment, [*words(tiny, cells, folder), *OPTIONS]) for moment, folder in folders.items()
+    ]
+    argv = [sys.executable, "-c", DIE, json.dumps(cases)]
     done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run,) = tmp_path.glob("*/*")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"ended with {int(signal.SIGKILL)}\n") == len(cases), done.stderr
+    return folders
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
+def test_a_killed_run_is_resumed(killed, uninterrupted, moment):
+    (run,) = killed[moment].glob("*/*")
     for path in run.glob("*.pth"):  # complete or absent
         assert load(path)["model"]
-    assert bool(list(run.glob(".*"))) == (moment == "save")
+    assert bool(list(run.glob(".*"))) == (moment[0] == "save")
     assert train.main(["--resume", str(run), "--device", "cpu"]) == 0
     assert not list(run.glob(".*"))
     for name in (runs.LAST, runs.FINAL, runs.BEST):

@@ -40,7 +40,7 @@ def build(tiny, engine):
     return build
 
 
-@pytest.mark.parametrize("scale", [1.0, 1.6])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.one_engine), 1.6])
 def test_masks_are_predicted_in_the_boxes_that_they_are_trained_in(build, engine, scale):
     """After training on one sample, its cells are outlined; in other boxes, 1.6 times as long."""
     network = build(scale)
