@@ -145,7 +145,7 @@ def check(folder: Path, output: Path) -> None:
         state = trainer.step.optimizer.state_dict()["state"][0]
         tensors = [*trainer.step.eval_network.parameters(), state["exp_avg"]]
         assert all(isinstance(tensor, OnGpu) for tensor in tensors)
-    options = ["TEST.SYMMETRIES", "2", "TEST.BATCH", "2", "TEST.SCALES", "(0.8,)"]
+    options = ["TEST.SYMMETRIES", "2", "TEST.BATCH", "2", "TEST.SCALES", "(0.8, 1.0)"]
     options += ["TEST.BFLOAT16_ON_CPU", "False"]
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     predictions, expected = (

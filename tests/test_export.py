@@ -717,7 +717,7 @@ def test_crowd_regions_are_ignored(tmp_path):
     assert features_of(tmp_path / "export" / "geojson" / "a.geojson") == []
 
 
-# ------------------------------------------------------------------ errors
+# ------------------------------------------------------------------ many slides
 
 
 def write_cohort(folder, names, classes=("nucleus",)):
@@ -778,6 +778,9 @@ def test_cohorts_that_can_not_be_exported(tmp_path):
     assert "no slide" in refusal(tmp_path / "b")
     (tmp_path / "b" / "manifest.csv").write_text("a,b\n1,2\n")
     assert "manifest.csv" in refusal(tmp_path / "b")
+
+
+# ------------------------------------------------------------------ errors
 
 
 def refusal(*arguments):

@@ -93,15 +93,7 @@ def uninterrupted(tiny, cells, tmp_path_factory):
 
 
 # Saved in this order: best and last after 2 iterations; best (if better), final and last after 4.
-MOMENTS = [
-    ("save", 1),
-    ("save", 2),
-    ("save", 3),
-    ("save", 4),
-    ("step", 2),
-    ("step", 3),
-    ("step", 4),
-]
+MOMENTS = [("save", n) for n in (1, 2, 3, 4)] + [("step", n) for n in (2, 3, 4)]
 
 
 @pytest.fixture(scope="module")

@@ -102,9 +102,9 @@ def write_format(
             write_overlay(image, names, folder, max_side)
         progress(len(image.masks))
     warn_of_unreadable(unreadable)
-    if others := sorted((before.items() & _files(folder).items()), key=lambda item: item[0]):
-        n = plural(len(others), "file")
-        found = listed([path.relative_to(folder) for path, _ in others])
+    after = _files(folder)
+    if same := sorted(path for path, state in before.items() if after.get(path) == state):
+        n, found = plural(len(same), "file"), listed([path.relative_to(folder) for path in same])
         warn(f"{folder}: {n} of earlier exports left there: {found}; remove what is out of date")
     return folder, n_hidden
 

@@ -410,7 +410,10 @@ def _is_enlarged(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
     )
     # Each side of a thumbnail is rounded.
     tolerance = 1 / max(1, min(other.imagelength, other.imagewidth))
-    return bool(high > 1.5 and wide > 1.5 and abs(high / wide - 1) <= tolerance)
+    return bool(high > _REDUCED and wide > _REDUCED and abs(high / wide - 1) <= tolerance)
+
+
+_REDUCED = 1.5  # factor of the sides from which a page may be a thumbnail or a level
 
 
 def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
@@ -421,7 +424,7 @@ def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
     """
     return any(
         not (other.is_reduced or other.is_mask or other.shape == page.shape)
-        and min(page.imagelength / other.imagelength, page.imagewidth / other.imagewidth) < 1.5
+        and min(page.imagelength / other.imagelength, page.imagewidth / other.imagewidth) < _REDUCED
         for other in (p.keyframe for p in tiff.pages)
         if other.imagelength and other.imagewidth
     )

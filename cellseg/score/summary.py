@@ -271,11 +271,9 @@ def _bounds(samples: Metrics, gt_counts: NDArray[np.int64]) -> tuple[Metrics, Me
     has_cells = np.concatenate([gt_counts, gt_counts.sum(axis=1, keepdims=True)], axis=1) > 0
     *of_class, of_any = has_cells.sum(axis=0)
     in_one = np.array([*(n < 2 for n in of_class), 1 in of_class, of_any < 2])
-    bounds = {name: interval(values) for name, values in samples.items()}
-    low, high = (
-        {name: np.where(in_one, np.nan, both[side]) for name, both in bounds.items()}
-        for side in (0, 1)
-    )
+    bounds = {name: np.where(in_one, np.nan, interval(of)) for name, of in samples.items()}
+    low = {name: both[0] for name, both in bounds.items()}
+    high = {name: both[1] for name, both in bounds.items()}
     return low, high
 
 

@@ -167,7 +167,7 @@ def test_the_workers_keep_the_networks(client):
 def test_workers_that_are_always_killed(monkeypatch):
     """As when a tile needs more memory than there is; those of other images are predicted."""
     monkeypatch.setattr(workers, "_ATTEMPTS", 1)
-    with local_workers(1, "cpu", die) as started:
+    with local_workers(2, "cpu", die) as started:
         ((key, error),) = started.predict([tiles_of("a", 1)])
     assert key == ("a", 0)
     assert isinstance(error, InputError)

@@ -349,20 +349,20 @@ def test_images_that_are_not_8_or_16_bit_grey_or_rgb(tmp_path, pixels, options, 
     assert found in refusal(image_size, path)
 
 
-BAD_LABELS = {
-    "RGB": (RGB, {"photometric": "rgb"}, "3 channels"),
-    "complex": (LABELS.astype(np.complex64), {}, "complex numbers"),
-    "stack": (np.stack([GREY] * 3), {"photometric": "minisblack"}, "a stack of 3 images"),
-    "JPEG": (GREY, {"photometric": "minisblack", "compression": "jpeg"}, "compressed as JPEG"),
-}
-
-
 def test_label_maps_of_several_images(tmp_path):
     path = tmp_path / "class1.tif"
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(LABELS, metadata=None)
         tiff.write(LABELS[:-4], metadata=None)
     assert "several images" in refusal(read_labels, path)
+
+
+BAD_LABELS = {
+    "RGB": (RGB, {"photometric": "rgb"}, "3 channels"),
+    "complex": (LABELS.astype(np.complex64), {}, "complex numbers"),
+    "stack": (np.stack([GREY] * 3), {"photometric": "minisblack"}, "a stack of 3 images"),
+    "JPEG": (GREY, {"photometric": "minisblack", "compression": "jpeg"}, "compressed as JPEG"),
+}
 
 
 @pytest.mark.parametrize(("pixels", "options", "found"), BAD_LABELS.values(), ids=BAD_LABELS)
