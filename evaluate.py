@@ -16,7 +16,8 @@ import utils
 from cellseg.errors import InputError
 from cellseg.files import check_own, display_path, write_atomic, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
-from cellseg.read.results import find_newest_results, results_file, sidecar_path
+from cellseg.read.listed import has_list
+from cellseg.read.results import MANIFEST, find_newest_results, is_cohort, results_file
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import Scores, difference
 from cellseg.score.tables import as_json, as_text, difference_as_json, difference_as_text, per_image
@@ -90,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.data = utils.choose_data(args.data, paths[0])
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
     if ground_truth_path is None:
-        own = next(path for path in paths if sidecar_path(path, "list").is_file())
+        own = next(filter(has_list, paths))
         raise InputError(f"{own}: results on your own images; pass their annotations with --truth")
-    inputs = [*map(results_file, paths), ground_truth_path]
+    results = [path / MANIFEST if is_cohort(path) else results_file(path) for path in paths]
+    inputs = [*results, ground_truth_path]
     utils.check_outputs({"--json": args.json, "--csv": args.csv}, inputs)
     if args.json:
         check_own(args.json, rb'\{\n "(results|a)": ', "scores", "--json")

@@ -23,7 +23,6 @@ from cellseg.messages import plural
 from cellseg.read.cells import (
     is_annotations,
     read_annotated_cells,
-    read_cohort_cells,
     read_predicted_cells,
     select_by_score,
     with_resolution,
@@ -135,9 +134,7 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                 raise InputError(
                     f"--{flag}: for the results of one slide, but {source} holds many; choose one"
                 )
-        names, images = read_cohort_cells(source, args.data, args.class_names)
-    else:
-        names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     if n_hidden := sum(int((image.hidden >= threshold).sum()) for image in images):
         print(f"{plural(n_hidden, 'cell')} mostly under others of higher scores left out")

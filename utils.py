@@ -118,8 +118,8 @@ def add_scoring(
     """Add RESULTS and the flags of scoring; the parameters are parts of the help texts."""
     add = parser.add_argument
     add("results", nargs="?", type=Path, metavar="RESULTS",
-        help="results file (JSON), zip that contains test-results.json, or folder with results "
-        "(default: the newest run's)")
+        help="results file (JSON), zip that contains test-results.json, or folder with results or "
+        "of a table of slides (default: the newest run's)")
     add("--truth", type=Path, metavar="TRUTH",
         help="ground truth: COCO annotation file, or folder <image>/class<K>.tif for the images "
         "of the test list or of your own images (default: the annotations that inference.py wrote "
@@ -175,11 +175,10 @@ def score_results(
     """
     from cellseg.read.coco import class_names
     from cellseg.read.ground_truth import read_results_with_ground_truth
-    from cellseg.read.results import pair_by_image
     from cellseg.score.summary import score
 
     check_annotations(ground_truth, " with --truth")
-    coco, detections = read_results_with_ground_truth(
+    coco, images = read_results_with_ground_truth(
         paths, ground_truth, args.data, only_annotated=args.only_annotated
     )
     how |= {
@@ -187,10 +186,8 @@ def score_results(
         "n_resamples": args.resamples,
         "seed": args.seed,
     }
-    return coco, [
-        score(pair_by_image(coco, of_path, path), class_names(coco), progress=True, **how)
-        for path, of_path in zip(paths, detections, strict=True)
-    ]
+    names = class_names(coco)
+    return coco, [score(of_path, names, progress=True, **how) for of_path in images]
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:

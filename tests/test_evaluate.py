@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ import evaluate
 import utils
 from cellseg.errors import InputError
 from cellseg.read.ground_truth import read_ground_truth
+from tests.cohorts import write_cohort
 from tests.score.scoring_cases import truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -318,10 +320,41 @@ def test_a_folder_with_results_of_own_images(data, score):
     (data / "out" / "val-results.json").write_text("[]")
     with pytest.raises(InputError, match=r"out: holds images-results\.json and val-results\.json"):
         score(results="out")
-    (data / "cohort").mkdir()
-    (data / "cohort" / "manifest.csv").touch()
-    with pytest.raises(InputError, match=r"cohort: holds many slides.* manifest\.csv"):
+
+
+def test_many_slides_are_scored_as_images_predicted_together(data, score, capsys):
+    scores, _ = score()
+    paths = {name: data / "test_release" / f"{name}.tif" for name in "ab"}
+    ids = {"a": 21, "b": 22}
+    slides = {
+        name: (path, SIZE, [each for each in RESULTS if each["image_id"] == ids[name]])
+        for name, path in paths.items()
+    }
+    write_cohort(data / "cohort", slides, [f"class{k}" for k in range(1, 5)])
+    (data / "test_image_name_to_ids.json").rename(data / "elsewhere.json")
+    masks = str(data / "test_masks")
+    together, text = score("--truth", masks, results="cohort")
+    assert together["metrics"] == scores["metrics"]
+    assert "2 images matched" in text
+    compared = ["--compare", str(data / "cohort"), str(data / "cohort"), "--truth", masks]
+    assert evaluate.main([*compared, "--resamples", "5"]) == 0
+    assert "cohort" in capsys.readouterr().out
+
+    # A slide that is not annotated; one without results, which is not scored.
+    shutil.rmtree(data / "test_masks" / "a")
+    with pytest.raises(InputError, match=r"cohort/a: entry 0: .*a\.tif, .* --only_annotated"):
+        score("--truth", masks, results="cohort")
+    assert score("--truth", masks, "--only_annotated", results="cohort")[0]["images"] == 1
+    capsys.readouterr()
+    (data / "cohort" / "a" / "images-results.json").unlink()
+    assert score("--truth", masks, results="cohort")[0]["images"] == 1
+    (data / "cohort" / "b" / "images-results.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(InputError, match=r"cohort/b: entry 0: .*missing"):
+        score("--truth", masks, results="cohort")
+    with pytest.raises(InputError, match=r"cohort: .* --truth"):
         score(results="cohort")
+    with pytest.raises(InputError, match=r"manifest\.csv: is also an input"):
+        score("--truth", masks, "--csv", str(data / "cohort" / "manifest.csv"), results="cohort")
 
 
 def test_errors_name_the_results_file(data):

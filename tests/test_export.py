@@ -26,6 +26,7 @@ from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
 from cellseg.read.window import read_image
 from cellseg.rle import crop_runs, encode, label_map_to_runs
+from tests.cohorts import write_cohort
 from tests.read.refusal import refusal as refusal_of
 from tests.score.scoring_cases import rle
 
@@ -720,27 +721,16 @@ def test_crowd_regions_are_ignored(tmp_path):
 # ------------------------------------------------------------------ many slides
 
 
-def write_cohort(folder, names, classes=("nucleus",)):
-    """Write the results of slides, one cell each, as of a command in another folder."""
-    lines = ["path,folder,cells,mm2,seconds,error"]
-    listed = [{"file_name": "", "id": 1, "height": 4, "width": 6}]
-    known = [{"id": n, "name": name} for n, name in enumerate(classes, 1)]
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        stem = folder / name / "images-results"
-        listed[0]["file_name"] = f"/far/{name}.tif"
-        Path(f"{stem}.json").write_text(json.dumps([entry(LEFT, image=1)]))
-        Path(f"{stem}-list.json").write_text(json.dumps(listed))
-        Path(f"{stem}-classes.json").write_text(json.dumps(known))
-        lines.append(f"/far/{name}.tif,study/{name},1,,0.5,")
-    folder.mkdir(exist_ok=True)
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+def write_slides(folder, names, classes=("nucleus",)):
+    """Write a cohort of slides with one cell each."""
+    cell = entry(LEFT, image=1)
+    write_cohort(folder, {name: (f"/far/{name}.tif", (4, 6), [cell]) for name in names}, classes)
 
 
 def test_all_slides_of_a_cohort(tmp_path, capsys):
     """In the order of the table; failed, missing and unfinished ones are left out by name."""
     cohort, table = tmp_path / "moved", tmp_path / "cells.csv"
-    write_cohort(cohort, ["b/s", "a/s", "c", "d", "e"])
+    write_slides(cohort, ["b/s", "a/s", "c", "d", "e"])
     (cohort / "c" / "images-results.json").unlink()
     manifest = cohort / "manifest.csv"
     text = manifest.read_text().replace("study/d,1,,0.5,", "study/d,,,,no file")
@@ -766,7 +756,7 @@ def test_all_slides_of_a_cohort(tmp_path, capsys):
 
 
 def test_cohorts_that_can_not_be_exported(tmp_path):
-    write_cohort(tmp_path / "a", ["x", "y"])
+    write_slides(tmp_path / "a", ["x", "y"])
     other = [{"id": 1, "name": "lymphocyte"}]
     (tmp_path / "a" / "y" / "images-results-classes.json").write_text(json.dumps(other))
     assert "lymphocyte" in refusal(tmp_path / "a")
@@ -774,7 +764,7 @@ def test_cohorts_that_can_not_be_exported(tmp_path):
     assert not (tmp_path / "fix").exists()
     (tmp_path / "a" / "images-results.json").write_text("[]")
     assert "holds images-results.json and manifest.csv" in refusal(tmp_path / "a")
-    write_cohort(tmp_path / "b", [])
+    write_slides(tmp_path / "b", [])
     assert "no slide" in refusal(tmp_path / "b")
     (tmp_path / "b" / "manifest.csv").write_text("a,b\n1,2\n")
     assert "manifest.csv" in refusal(tmp_path / "b")

@@ -14,6 +14,7 @@ import report
 import utils
 from cellseg.errors import InputError
 from cellseg.read.ground_truth import read_ground_truth
+from tests.cohorts import write_cohort
 from tests.score.scoring_cases import entry, rectangle, truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -182,6 +183,28 @@ def test_results_with_a_list_of_other_images(make, data, monkeypatch):
     monkeypatch.chdir(data)
     with pytest.raises(InputError, match=r"a\.tif: image of .*images-results\.json not found"):
         make(results)
+
+
+def test_many_slides(make, data):
+    """On one page, by the names of their folders, with and without ground truth."""
+    ids = {"b": 22, "a": 21}
+    slides = {
+        name: (
+            data / "test_release" / f"{name}.tif",
+            SIZE,
+            [each for each in RESULTS if each["image_id"] == id_],
+        )
+        for name, id_ in ids.items()
+    }
+    cohort = data.parent / "cohort"
+    write_cohort(cohort, slides, ["class1", "class2", "class3", "class4"])
+    _, index = make(cohort)
+    assert [image["name"] for image in index["images"]] == ["b", "a"]
+    assert [image["results"][0]["scores"] for image in index["images"]] == [[0.4], [0.9]]
+    html, index = make(cohort, "--truth", data / "test_masks", "--resamples", 0)
+    matches = {image["name"]: image["results"][0]["match"] for image in index["images"]}
+    assert matches == {"a": [0], "b": [0]}  # each one's detection with its own cell
+    assert "AP of masks" in html
 
 
 def test_two_results_on_other_validation_images(make, data):

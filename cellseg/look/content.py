@@ -14,12 +14,11 @@ from cellseg.files import display_path
 from cellseg.images import EvalImage, ImageCells
 from cellseg.look.parts import ReportContent
 from cellseg.read.cells import read_predicted_cells
-from cellseg.read.coco import COCO, class_names, image_records
+from cellseg.read.coco import COCO, class_names
 from cellseg.read.ground_truth import read_ground_truth
-from cellseg.read.images import read_image_list
 from cellseg.read.layout import TEST
-from cellseg.read.names import name_outputs_uniquely, pair_by_name, short_name
-from cellseg.read.results import pair_by_image, sidecar_path
+from cellseg.read.names import short_name
+from cellseg.read.results import pair_by_image
 from cellseg.rle import decode
 from cellseg.score.summary import Scores
 from cellseg.text import printable
@@ -68,13 +67,7 @@ def scores_content(
         **_heading(paths, ground_truth_path),
         threshold=threshold,
         classes=class_names(ground_truth),
-        images=_with_paths(
-            data,
-            [
-                _as_listed(path, ground_truth_path, ground_truth, one.eval_images)
-                for path, one in zip(paths, scores, strict=True)
-            ],
-        ),
+        images=_with_paths(data, [one.eval_images for one in scores]),
         has_ground_truth=True,
         scores=scores,
     )
@@ -133,30 +126,6 @@ def _heading(paths: Sequence[Path], ground_truth_path: Path | None) -> dict[str,
 def _short(path: Path) -> str:
     """Return a path's last two parts: of a run its model and its date."""
     return printable("/".join(path.resolve().parts[-2:]))
-
-
-def _as_listed(
-    path: Path, ground_truth_path: Path, ground_truth: COCO, images: Sequence[EvalImage]
-) -> Sequence[EvalImage]:
-    """Return scored images with what `inference.py` listed of a user's own images, if they are."""
-    list_path = sidecar_path(path, "list")
-    if not list_path.is_file():
-        return images
-    listed = read_image_list(list_path, "predict again with inference.py")
-    names = name_outputs_uniquely(list_path, [record.file_name for record in listed])
-    ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), ground_truth_path)
-    of_id: dict[int, dict[str, Any]] = {
-        ids[record.id]: {
-            "name": name,
-            "path": record.path,
-            "level": record.level,
-            "tissue_px": record.tissue_px,
-        }
-        | ({"mpp": record.mpp} if record.mpp else {})
-        for record, name in zip(listed, names, strict=True)
-        if record.id in ids
-    }
-    return [replace(one, **of_id.get(one.id, {})) for one in images]
 
 
 def _with_paths(data: Path, results: Sequence[Sequence[EvalImage]]) -> list[list[EvalImage]]:

@@ -15,13 +15,14 @@ from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
 from cellseg.messages import plural
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
-from cellseg.read.images import list_entry, read_image_list, read_test_list
+from cellseg.read.images import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
-from cellseg.read.names import check_class_names, name_outputs, name_outputs_uniquely
+from cellseg.read.listed import ListedImages, read_listed_images
+from cellseg.read.names import check_class_names, name_outputs
 from cellseg.read.results import (
     OWN_RESULTS_FILE,
-    cohort_results,
     find_sidecar_ground_truth,
+    is_cohort,
     pair_by_image,
     read_result_categories,
     read_results,
@@ -58,12 +59,13 @@ def read_predicted_cells(
 
     A cell may have several detections, of which `distinct_detections` keeps one, best score first.
     Image ids refer to the list that `inference.py --images` wrote next to the results, else to
-    the annotations, else to the data folder's test list.
+    the annotations, else to the data folder's test list. Those of many slides are 1, 2, … in the
+    order of their table.
 
     Parameters
     ----------
     path
-        A results file, a zip or a run folder with one.
+        A results file, a zip, a folder with one, or a folder of many slides.
     data
         The data folder.
     annotations
@@ -80,17 +82,20 @@ def read_predicted_cells(
         If results are missing or don't fit the images or classes, or the number of names is
         not that of the classes.
     """
+    listed = read_listed_images(path)
+    if listed and is_cohort(path):
+        return _read_slides(listed, data, names)
     results = read_results(path)
-    list_path, source = sidecar_path(path, "list"), annotations or find_sidecar_ground_truth(path)
+    source = annotations or find_sidecar_ground_truth(path)
     known = None
     if source is not None:
         coco = load_coco(source)
         known, images = coco["categories"], image_records(coco, data)
-    if list_path.is_file():
-        images = read_image_list(list_path, "predict again with inference.py")
-        source = list_path
+    if listed:
+        images, source = listed.images, listed.source
     elif source is None:
         if results_file(path).name == OWN_RESULTS_FILE:  # their ids are not the test list's
+            list_path = sidecar_path(path, "list")
             raise InputError(
                 f"{list_path}: no such file, expected the list of the images, which inference.py "
                 f"writes beside {OWN_RESULTS_FILE}; copy it too, or predict again"
@@ -102,8 +107,7 @@ def read_predicted_cells(
         images = [image for image in images if image.id in with_results] or images
     known = known or read_result_categories(path)
     categories = _named(known, names)
-    name = name_outputs_uniquely if source == list_path else name_outputs
-    outputs = name(source, [image.file_name for image in images])
+    outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images])
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}
     _check_known(
         path, results, "image_id", set(of_id), f"the images of {source}", "--data or --annotations"
@@ -137,28 +141,23 @@ def read_predicted_cells(
     return class_names(coco), _check_clashes(source, cells)
 
 
-def read_cohort_cells(
-    folder: Path, data: Path, names: list[str] | None = None
+def _read_slides(
+    slides: ListedImages, data: Path, names: list[str] | None
 ) -> tuple[list[str], list[ImageCells]]:
-    """Read the results of many slides, as `inference.py --images TABLE` wrote them.
-
-    A slide has one image, whose name is that of its folder; the ids are 1, 2, … in the order of the
-    table. All cells are in memory. Parameters are those of `read_predicted_cells`.
-
-    Raises InputError if `read_predicted_cells` or `cohort_results` do, or classes differ.
-    """
-    slides = cohort_results(folder)
+    """Read the results of many slides, of the same classes. All cells are in memory."""
     first: list[str] = []
     images: list[ImageCells] = []
-    for name, place in tqdm(slides, desc="reading", unit="slide", disable=None):
-        theirs, cells = read_predicted_cells(place, data, names=names)
+    listed = zip(slides.parts, slides.images, slides.names, strict=True)
+    bar = tqdm(listed, "reading", len(slides.images), unit="slide", disable=None)
+    for (folder, _), record, name in bar:
+        theirs, (image,) = read_predicted_cells(folder, data, names=names)
         first = first or theirs
         if theirs != first:
             raise InputError(
-                f"{place}: has the classes {', '.join(theirs)}, but {slides[0][1]} "
+                f"{folder}: has the classes {', '.join(theirs)}, but {slides.parts[0][0]} "
                 f"{', '.join(first)}; predict them with one run"
             )
-        images += [replace(image, id=len(images) + 1, name=name) for image in cells]
+        images.append(replace(image, id=record.id, name=name))
     return first, images
 
 

@@ -13,23 +13,27 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import display_path
-from cellseg.images import ImageRecord
+from cellseg.images import EvalImage, ImageRecord
 from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.coco import (
     COCO,
+    annotations_by_image,
     build_coco,
     data_categories,
     image_records,
     load_coco,
     select_images,
 )
-from cellseg.read.images import read_image_list, read_test_list
+from cellseg.read.images import read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
+from cellseg.read.listed import AGAIN, ListedImages, has_list, read_listed_images
 from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
+    MANIFEST,
     find_sidecar_ground_truth,
+    pair_by_image,
     read_result_categories,
     read_results,
     select_annotated,
@@ -160,23 +164,20 @@ def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
     They are those that inference.py wrote next to the results, else `test_masks` in the data
     folder, which may be missing. Raises InputError if `find_ground_truth` does.
     """
-    if any(sidecar_path(path, "list").is_file() for path in paths):
+    if any(map(has_list, paths)):
         return None
     return find_ground_truth(paths) or data / "test_masks"
 
 
-_AGAIN = "predict again with inference.py"
-
-
 def read_results_with_ground_truth(
     paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
-) -> tuple[COCO, list[list[Any]]]:
+) -> tuple[COCO, list[list[EvalImage]]]:
     """Read results and their ground truth, of the same images.
 
     Parameters
     ----------
     paths
-        Results, as of `cellseg.read.results.read_results`; several to compare.
+        Results as of `results_file`, or folders of many slides; several to compare.
     source, data
         The annotations and the data folder, as of `read_ground_truth`.
     only_annotated
@@ -184,46 +185,60 @@ def read_results_with_ground_truth(
 
     Returns
     -------
-    The ground truth of the predicted images, or of all where these are unknown, and the
-    detections of each of `paths`, with the ground truth's image ids.
+    The ground truth of the predicted images, or of all where these are unknown; and for each of
+    `paths` these images by ascending id of the ground truth. Those of a user's own have the path,
+    level, resolution and tissue of the list next to the results.
 
     Raises
     ------
     InputError
-        If something can't be read, images can't be identified, or results to compare are not
-        of all annotated images.
+        If something can't be read or isn't valid, images can't be identified, or results to
+        compare are not of all annotated images.
     """
-    all_results = [read_results(path) for path in paths]
-    lists = [each for path in paths if (each := sidecar_path(path, "list")).is_file()]
+    all_listed = [read_listed_images(path) for path in paths]
+    detections = [
+        [read_results(part) for part in ([part for part, _ in own.parts] if own else [path])]
+        for path, own in zip(paths, all_listed, strict=True)
+    ]
+    lists = [own for own in all_listed if own]
     if lists and Path(source).is_dir():
-        listed = {
-            image.file_name: image for each in lists for image in read_image_list(each, _AGAIN)
-        }
+        listed = {image.file_name: image for own in lists for image in own.images}
         records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
-        ground_truth = _read_folder(Path(source), Path(data), records, lists[0], all_listed=False)
+        ground_truth = _read_folder(
+            Path(source), Path(data), records, lists[0].source, all_listed=False
+        )
     else:
         ground_truth = read_ground_truth(source, data)
-    for path in paths:
-        _check_same_classes(path, ground_truth, source)
+    for path, own in zip(paths, all_listed, strict=True):
+        for part in [part for part, _ in own.parts] if own else [path]:
+            _check_same_classes(part, ground_truth, source)
     if len(paths) > 1:
-        for path in paths:
-            _check_same_images(path, ground_truth, source)
-    predicted = [{image["id"] for image in ground_truth["images"]} for _ in paths]
-    for n, path in enumerate(paths):
-        if sidecar_path(path, "list").is_file():
-            all_results[n], predicted[n] = _renumber_images(
-                ground_truth, source, all_results[n], path, only_annotated
-            )
-        if not_in_both := predicted[n] ^ predicted[0]:
+        for path, own in zip(paths, all_listed, strict=True):
+            if not own:
+                _check_same_images(path, ground_truth, source)
+    all_ids = [
+        _pair_with_list(ground_truth, source, path, own) if own else None
+        for path, own in zip(paths, all_listed, strict=True)
+    ]
+    annotated = {image["id"] for image in ground_truth["images"]}
+    predicted = [annotated if ids is None else set(ids.values()) for ids in all_ids]
+    for path, theirs in zip(paths, predicted, strict=True):
+        if not_in_both := theirs ^ predicted[0]:
             name = next(i["file_name"] for i in ground_truth["images"] if i["id"] in not_in_both)
             raise InputError(
                 f"{path}: {name} of {source} is in only one of the two results; compare results "
                 "of the same images, or set the annotations of those in both with --truth"
             )
     ground_truth = select_images(ground_truth, predicted[0])
-    if only_annotated:
-        all_results = [select_annotated(results, ground_truth) for results in all_results]
-    return ground_truth, all_results
+    images = []
+    for path, own, ids, of_parts in zip(paths, all_listed, all_ids, detections, strict=True):
+        if own and ids is not None:
+            images.append(_own_images(ground_truth, source, own, ids, of_parts, only_annotated))
+        else:
+            (some,) = of_parts
+            some = select_annotated(some, ground_truth) if only_annotated else some
+            images.append(pair_by_image(ground_truth, some, path))
+    return ground_truth, images
 
 
 def _check_same_classes(path: Path, ground_truth: COCO, source: Path) -> None:
@@ -259,39 +274,81 @@ def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
             )
 
 
-def _renumber_images(
-    ground_truth: COCO, source: Path, results: list[Any], path: Path, only_annotated: bool
-) -> tuple[list[Any], set[int]]:
-    """Return results of a user's own images with the image ids of the ground truth.
-
-    Their ids index the list that inference.py wrote next to them; images are paired by name.
-    The ground truth's ids of the listed images are returned too.
-    """
-    list_path = sidecar_path(path, "list")
-    listed = read_image_list(list_path, _AGAIN)
-    ids = pair_by_name(listed, list_path, image_records(ground_truth, Path()), source)
-    remedy = f"use the same names in both, or remove {list_path} if the ids are those of {source}"
+def _pair_with_list(
+    ground_truth: COCO, source: Path, path: Path, own: ListedImages
+) -> dict[int, int]:
+    """Return the ground truth's ids of a user's own images, for those in both, by name."""
+    ids = pair_by_name(own.images, own.source, image_records(ground_truth, Path()), source)
     if not ids:
-        raise InputError(f"{path}: none of the images in {list_path} is in {source}; {remedy}")
-    names = {image.id: image.file_name for image in listed}
-    _print_pairs(path, listed, ids, ground_truth, source)
-    renumbered = []
-    for n, entry in enumerate(results):
-        image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if type(image_id) is not int:
-            renumbered.append(entry)  # the check of entries reports it
-        elif image_id not in names:
-            raise InputError(
-                f"{path}: entry {n}: image_id {image_id} is not in {list_path}; {_AGAIN}"
-            )
-        elif image_id in ids:
-            renumbered.append({**entry, "image_id": ids[image_id]})
-        elif not only_annotated:
-            raise InputError(
-                f"{path}: entry {n}: its image, {names[image_id]}, is not in {source}; ignore such"
-                f" results with --only_annotated, or {remedy}"
-            )
-    return renumbered, set(ids.values())
+        raise InputError(
+            f"{path}: none of the images in {own.source} is in {source}; {_same_names(own, source)}"
+        )
+    _print_pairs(path, own.images, ids, ground_truth, source)
+    return ids
+
+
+def _same_names(own: ListedImages, source: Path) -> str:
+    remedy = "use the same names in both"
+    if own.source.name == MANIFEST:
+        return remedy
+    return f"{remedy}, or remove {own.source} if the ids are those of {source}"
+
+
+def _own_images(
+    ground_truth: COCO,
+    source: Path,
+    own: ListedImages,
+    ids: dict[int, int],
+    detections: Sequence[list[Any]],
+    only_annotated: bool,
+) -> list[EvalImage]:
+    """Return a user's own images that have ground truth, with it and what their list says.
+
+    `ids` are their ids in the ground truth, `detections` those of each of the list's parts.
+    """
+    records = {image.id: (image, name) for image, name in zip(own.images, own.names, strict=True)}
+    gt_images = {image["id"]: image for image in ground_truth["images"]}
+    annotations = annotations_by_image(ground_truth)
+    own_ids = {gt_id: id_ for id_, gt_id in ids.items()}
+    found = []
+    for (part, of_part), theirs in zip(own.parts, detections, strict=True):
+        renumbered = []
+        for n, entry in enumerate(theirs):
+            image_id = entry.get("image_id") if isinstance(entry, dict) else None
+            if type(image_id) is not int:
+                renumbered.append(entry)  # the check of entries reports it
+            elif image_id not in of_part:
+                list_path = sidecar_path(part, "list")
+                raise InputError(
+                    f"{part}: entry {n}: image_id {image_id} is not in {list_path}; {AGAIN}"
+                )
+            elif of_part[image_id] in ids:
+                renumbered.append({**entry, "image_id": ids[of_part[image_id]]})
+            elif not only_annotated:
+                name = records[of_part[image_id]][0].file_name
+                raise InputError(
+                    f"{part}: entry {n}: its image, {name}, is not in {source}; ignore such "
+                    f"results with --only_annotated, or {_same_names(own, source)}"
+                )
+        some = [ids[id_] for id_ in of_part.values() if id_ in ids]
+        of_images = {
+            **ground_truth,
+            "images": [gt_images[id_] for id_ in some],
+            "annotations": [each for id_ in some for each in annotations[id_]],
+        }
+        found += pair_by_image(of_images, renumbered, part)
+    return [
+        replace(
+            image,
+            name=name,
+            path=record.path,
+            level=record.level,
+            mpp=record.mpp or image.mpp,
+            tissue_px=record.tissue_px,
+        )
+        for image in sorted(found, key=lambda image: image.id)
+        for record, name in [records[own_ids[image.id]]]
+    ]
 
 
 def _print_pairs(

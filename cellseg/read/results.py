@@ -85,7 +85,7 @@ def results_file(path: Path) -> Path:
     if not found and is_cohort(path):
         raise InputError(
             f"{path}: holds many slides, expected the results of one; choose one of the folders "
-            f"that its {MANIFEST} lists (export.py takes all)"
+            f"that its {MANIFEST} lists"
         )
     if len(found) > 1:
         names = " and ".join(other.name for other in found)

@@ -286,7 +286,7 @@ def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
             n_detections = int(scores.counts[i, some].sum())
             yield {
                 "image_id": eval_image.id,
-                "file_name": eval_image.name,
+                "file_name": eval_image.file_name,
                 "class": name,
                 "true": n_gt,
                 "found": n_detections,

@@ -176,11 +176,10 @@ def own_images(folder, listed, names):
 )  # fmt: skip
 def test_own_images_are_paired_by_name(tmp_path, listed, names, ids):
     path, source = own_images(tmp_path, listed, names)
-    truth, (results,) = read_results_with_ground_truth([path], source, tmp_path)
+    truth, (images,) = read_results_with_ground_truth([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [10, 11]
-    assert [(found["image_id"], found["score"]) for found in results] == [
-        *zip(ids, (0.1, 0.2), strict=True)
-    ]
+    assert {(image.id, *image.scores) for image in images} == {*zip(ids, (0.1, 0.2), strict=True)}
+    assert {image.id: str(image.path) for image in images} == dict(zip(ids, listed, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -217,15 +216,15 @@ def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
     listing.write_text(
         listing.read_text().replace("/far/c", str(far / "c")).replace('"/far/', f'"{far}/')
     )
-    truth, (results,) = read_results_with_ground_truth([path], folder, tmp_path / "no data")
+    truth, (images,) = read_results_with_ground_truth([path], folder, tmp_path / "no data")
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     cells = [(names[a["image_id"]], a["category_id"], a["area"]) for a in truth["annotations"]]
     assert sorted(cells) == [(f"{far}/b.png", 2, 2), (f"{far}/c/image.tif", 1, 4)]
-    assert [names[entry["image_id"]] for entry in results] == [
-        f"{far}/b.png",
-        f"{far}/a.png",
-        f"{far}/c/image.tif",
-    ]
+    assert {names[image.id]: (*image.scores, image.name) for image in images} == {
+        f"{far}/b.png": (0.1, "b"),
+        f"{far}/a.png": (0.2, "a"),
+        f"{far}/c/image.tif": (0.3, "c"),
+    }
     assert "own.json: 3 images matched" in capsys.readouterr().out
     (far / "b.png").unlink()  # where it was predicted, not here
     assert read_results_with_ground_truth([path], folder, tmp_path)[0] == truth
@@ -252,13 +251,14 @@ def test_how_own_images_were_matched(tmp_path, capsys):
 
 def test_own_images_that_are_not_annotated(tmp_path):
     path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
-    _, (results,) = read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
-    assert [(found["image_id"], found["score"]) for found in results] == [(11, 0.2)]
+    _, (images,) = read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
+    assert [(image.id, *image.scores) for image in images] == [(11, 0.2)]
     write(path, [{"image_id": 4}])
     with pytest.raises(InputError, match=r"entry 0: image_id 4 is not in .*own-list\.json"):
         read_results_with_ground_truth([path], source, tmp_path)
-    write(path, [7, {"image_id": "a"}])  # reported by the check of entries
-    assert read_results_with_ground_truth([path], source, tmp_path)[1] == [[7, {"image_id": "a"}]]
+    for damaged in (7, {"image_id": "a"}):
+        write(path, [damaged])
+        assert "entry 0" in refusal(read_results_with_ground_truth, [path], source, tmp_path)
 
 
 def test_annotated_images_that_were_not_predicted_are_not_scored(tmp_path):
@@ -272,7 +272,7 @@ def test_annotated_images_that_were_not_predicted_are_not_scored(tmp_path):
         assert f"a.tif of {source} is in only one of the two results" in message
     truth, found = read_results_with_ground_truth([path, path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
-    assert found[0] == found[1]
+    assert [[(image.id, *image.scores) for image in one] for one in found] == [[(11, 0.1)]] * 2
 
 
 def test_compared_results_are_of_all_annotated_images(tmp_path):
@@ -290,7 +290,8 @@ def test_compared_results_are_of_all_annotated_images(tmp_path):
         [a, b], tmp_path / "b-truth.json", tmp_path, only_annotated=True
     )
     assert len(truth["images"]) == 2
-    assert found[0] == found[1]
+    both = [(2, 0.5), (3, 0.5)]
+    assert [[(image.id, *image.scores) for image in one] for one in found] == [both, both]
     # The same id is another image in another annotation file.
     other = truth_of({2: ((2, 2), []), 3: ((2, 2), [])})
     other["images"][0]["file_name"] = "other.tif"
