@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +155,32 @@ def bits_in_use(pixels: NDArray[Any]) -> int | None:
     return next(bits for bits in _BITS if largest < 1 << bits)
 
 
+class Alpha(NamedTuple):
+    """The channel that says how opaque pixels are, with which bits, and if colours contain it."""
+
+    channel: int
+    bits: int
+    is_premultiplied: bool = False
+
+
+def is_opaque(alpha: NDArray[Any]) -> bool:
+    """Return whether all values of an alpha channel are the largest of their type."""
+    return bool(alpha.min() == np.iinfo(alpha.dtype).max)
+
+
+def find_alpha(
+    pixels: Iterable[NDArray[Any]], channel: int, is_premultiplied: bool = False
+) -> Alpha | None:
+    """Return the alpha channel of an image, or of samples of its pixels.
+
+    It counts only if it is opaque somewhere. Some programs write an alpha of 0 or 1 for pixels that
+    are to be seen: then it is None.
+    """
+    largest = max(int(part[..., channel].max()) for part in pixels)
+    bits = next((bits for bits in _BITS if largest == (1 << bits) - 1), None)
+    return None if bits is None else Alpha(channel, bits, is_premultiplied)
+
+
 @functools.cache
 def _to_8_bit(bits: int) -> NDArray[np.uint8]:
     """Return the 8-bit value of each 16-bit one, `round(255 v / (2^bits - 1))`, at most 255."""
@@ -221,7 +247,10 @@ def pixel_chunks(data: bytes) -> bytes:
 
 
 def to_rgb(
-    pixels: NDArray[Any], white_is_zero: bool = False, bits: int | None = 16
+    pixels: NDArray[Any],
+    white_is_zero: bool = False,
+    bits: int | None = 16,
+    alpha: Alpha | None = None,
 ) -> NDArray[np.uint8]:
     """Convert stored pixels to 8-bit RGB.
 
@@ -234,6 +263,8 @@ def to_rgb(
         Whether values rise from white to black.
     bits
         Of uint16, the bits in use: `bits_in_use`.
+    alpha
+        The alpha channel, from `find_alpha`. What is transparent becomes white, as glass is.
 
     Returns
     -------
@@ -241,6 +272,7 @@ def to_rgb(
     """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
+    opacity = None if alpha is None else pixels[:, :, alpha.channel]
     if pixels.dtype == np.uint16:
         pixels = _to_8_bit(bits or 16)[pixels]
     interleaved = pixels.shape[2] == 3 and pixels.strides[1:] == (3, 1)
@@ -250,7 +282,21 @@ def to_rgb(
     rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
     for channel in range(3):  # four times as fast as one copy of [:, :, :3]
         rgb[:, :, channel] = pixels[:, :, source[channel]]
-    return np.invert(rgb, out=rgb) if white_is_zero else rgb
+    if white_is_zero:
+        np.invert(rgb, out=rgb)
+    if alpha is not None and opacity is not None:
+        _put_on_white(rgb, opacity, alpha)
+    return rgb
+
+
+def _put_on_white(rgb: NDArray[np.uint8], opacity: NDArray[Any], alpha: Alpha) -> None:
+    if opacity.dtype == np.uint16:
+        opacity = _to_8_bit(alpha.bits)[opacity]
+    if opacity.min() == 255:
+        return
+    opaque = opacity.astype(np.uint32)[:, :, None]
+    colours = 255 * rgb.astype(np.uint32) if alpha.is_premultiplied else rgb * opaque
+    rgb[:] = np.minimum((colours + 255 * (255 - opaque) + 127) // 255, 255)
 
 
 _LERC = 34887

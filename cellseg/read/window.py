@@ -29,13 +29,16 @@ from cellseg.read.resolution import tiff_resolution
 from cellseg.read.slide import SlideImage, slide_format
 from cellseg.read.tiff import (
     WHITE_IS_ZERO,
+    Alpha,
     bits_in_use,
     check_directory,
     check_image,
     check_segment,
     decode_errors,
     file_kind,
+    find_alpha,
     has_other_images,
+    is_opaque,
     main_pages,
     picture_header,
     pixel_bytes,
@@ -58,7 +61,9 @@ __all__ = [
 # 512 x 512 pixels across a slide 20,000 wide.
 CACHE_BYTES = 64 * 2**20
 
-_SAMPLE = 64  # rows or segments of a 16-bit image that are read to find the bits in use
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha channels: colours contain it or not
+
+_SAMPLE = 64  # rows or segments that are read to find the bits in use, and what alpha means
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -102,11 +107,11 @@ def open_image(
 
     TIFF, PNG, JPEG and BMP are identified by content, and what else OpenSlide reads: NDPI,
     MRXS, SCN, BIF, DICOM and others, cropped to the area that the scanner says it covered.
-    Alpha channels are dropped, grey is repeated in three channels, pages for three channels
-    are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF; other files
-    are read as stored. Memory depends on the storage: tiles are best; windows of strips take
-    the image's whole width; one compressed strip, PNG, JPEG and BMP are decoded once and kept
-    as a whole.
+    What an alpha channel makes transparent is white, grey is repeated in three channels, pages for
+    three channels are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF;
+    other files are read as stored. Memory depends on the storage: tiles are best; windows of
+    strips take the image's whole width; one compressed strip, PNG, JPEG and BMP are decoded once
+    and kept as a whole.
 
     Parameters
     ----------
@@ -207,6 +212,15 @@ class _TiffImage(WindowedImage):
         colours = 3 if page.samplesperpixel >= 3 else 1
         planes = range(colours if page.planarconfig == 2 else 1)
         self._planes = [(page, plane) for page in pages for plane in planes]
+        kinds = page.extrasamples if page.planarconfig == 1 else ()
+        self._alpha_channel = next(
+            (
+                (channel, kind == _ASSOCIATED)
+                for channel, kind in enumerate(kinds, colours)
+                if kind in (_ASSOCIATED, _UNASSOCIATED) and channel < page.samplesperpixel
+            ),
+            None,
+        )
 
     @functools.cached_property
     def bits(self) -> int | None:
@@ -219,6 +233,11 @@ class _TiffImage(WindowedImage):
                 return full.bits
         with decode_errors(self.path):
             return max(bits_in_use(part) or 16 for part in self._sample())
+
+    @functools.cached_property
+    def _alpha(self) -> Alpha | None:
+        with decode_errors(self.path):
+            return find_alpha(self._sample(), *self._alpha_channel) if self._alpha_channel else None
 
     @property
     def notes(self) -> list[str]:
@@ -234,7 +253,10 @@ class _TiffImage(WindowedImage):
 
     def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits)
+        alpha = None
+        if self._alpha_channel and not is_opaque(stored[..., self._alpha_channel[0]]):
+            alpha = self._alpha
+        return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits, alpha)
 
 
 class _StoredImage(_TiffImage):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
 from cellseg.read.resolution import Resolution
-from cellseg.read.tiff import bits_in_use, to_rgb
+from cellseg.read.tiff import Alpha, bits_in_use, find_alpha, to_rgb
 
 
 class WindowedImage(abc.ABC):
@@ -122,8 +122,8 @@ def from_array(array: NDArray[Any]) -> WindowedImage:
     Parameters
     ----------
     array
-        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha. It is
-        not copied.
+        `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha, on white.
+        It is not copied.
 
     Raises
     ------
@@ -150,12 +150,18 @@ class ArrayImage(WindowedImage):
     def bits(self) -> int | None:
         return bits_in_use(self._pixels)
 
+    @functools.cached_property
+    def _alpha(self) -> Alpha | None:
+        has_alpha = self._pixels.ndim == 3 and self._pixels.shape[2] in (2, 4)
+        return find_alpha([self._pixels], -1) if has_alpha else None
+
     def close(self) -> None:
         self._pixels = self._pixels[:0].copy()
 
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         height, width, _ = rgb.shape
-        rgb[:] = to_rgb(self._pixels[y0 : y0 + height, x0 : x0 + width], bits=self.bits)
+        stored = self._pixels[y0 : y0 + height, x0 : x0 + width]
+        rgb[:] = to_rgb(stored, bits=self.bits, alpha=self._alpha)
 
 
 def check_level(path: Path, level: int, count: int) -> None:

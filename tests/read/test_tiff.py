@@ -25,6 +25,7 @@ ALPHA = RNG.integers(0, 256, (37, 29, 1), np.uint8)
 RGBA = np.concatenate([RGB, ALPHA], axis=2)
 GREY = RGB[:, :, 0]
 GREYS = np.repeat(GREY[:, :, None], 3, axis=2)
+ON_WHITE = np.rint(255 - (255 - RGB.astype(float)) * ALPHA / 255)
 LABELS = RNG.integers(0, 90, (37, 29))
 
 RGB_TIFFS = {
@@ -53,10 +54,36 @@ def check(path, expected):
 def test_rgb_and_rgba_tiffs(tmp_path, options):
     tifffile.imwrite(tmp_path / "rgb.tif", RGB, photometric="rgb", **options)
     check(tmp_path / "rgb.tif", RGB)
-    for extra in ("unassalpha", "assocalpha", "unspecified"):
-        path = tmp_path / f"{extra}.tif"
+    path = tmp_path / "rgba.tif"
+    for extra, expected in (("unassalpha", ON_WHITE), ("unspecified", RGB)):
         tifffile.imwrite(path, RGBA, photometric="rgb", extrasamples=[extra], **options)
+        check(path, expected)
+    multiplied = np.concatenate([np.rint(RGB * (ALPHA / 255)).astype(np.uint8), ALPHA], axis=2)
+    tifffile.imwrite(path, multiplied, photometric="rgb", extrasamples=["assocalpha"], **options)
+    check(path, multiplied[:, :, :3] + (255 - ALPHA))
+
+
+@pytest.mark.parametrize("writer", ["tif", "png"])
+@pytest.mark.parametrize("largest", [0, 1, 254])
+def test_an_alpha_that_is_nowhere_opaque_does_not_count(tmp_path, writer, largest):
+    """Some programs write 0 or 1 for pixels that are to be seen."""
+    path = tmp_path / f"image.{writer}"
+    for factor, dtype in ((1, np.uint8), (257, np.uint16)):
+        values = np.concatenate([RGB, ALPHA.astype(int) * largest // 255], axis=2)
+        rgba = (values * factor).astype(dtype)
+        if writer == "tif":
+            tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"])
+        else:
+            path.write_bytes(imagecodecs.png_encode(rgba))
         check(path, RGB)
+
+
+def test_an_alpha_of_16_or_12_bits(tmp_path):
+    path = tmp_path / "image.tif"
+    for top in (65535, 4095):
+        deep = np.rint(RGBA * (top / 255)).astype(np.uint16)
+        tifffile.imwrite(path, deep, photometric="rgb", extrasamples=["unassalpha"])
+        check(path, ON_WHITE)
 
 
 @pytest.mark.parametrize("rows", [4, 37])
@@ -84,7 +111,7 @@ def test_grey_is_repeated(tmp_path, name):
 def test_grey_with_alpha(tmp_path, name):
     both = np.stack([GREY, ALPHA[:, :, 0]], axis=2)
     PIL.Image.fromarray(both, "LA").save(tmp_path / f"grey.{name}")
-    check(tmp_path / f"grey.{name}", GREYS)
+    check(tmp_path / f"grey.{name}", np.rint(255 - (255 - GREYS.astype(float)) * ALPHA / 255))
 
 
 def test_white_is_zero(tmp_path):
@@ -119,7 +146,7 @@ def test_a_window_of_a_16_bit_image_equals_the_whole(tmp_path):
 
 def test_png_and_bmp_are_read_exactly(tmp_path):
     PIL.Image.fromarray(RGBA).save(tmp_path / "rgba.png")
-    check(tmp_path / "rgba.png", RGB)
+    check(tmp_path / "rgba.png", ON_WHITE)
     PIL.Image.fromarray(RGB).save(tmp_path / "rgb.bmp")
     check(tmp_path / "rgb.bmp", RGB)
     palette = PIL.Image.fromarray(RGB).quantize(16)

@@ -27,6 +27,7 @@ RGB = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 RGBA = np.concatenate([RGB, RNG.integers(0, 256, (HEIGHT, WIDTH, 1), np.uint8)], axis=2)
 GREY = RGB[:, :, 0]
 GREYS = np.repeat(GREY[:, :, None], 3, axis=2)
+CLEAR = 1 - RGBA[:, :, 3:] / 255
 # 16-bit values within 128 of 257 v become the 8-bit value v.
 DEEP = (RGBA.astype(int) * 257 + RNG.integers(-128, 129, RGBA.shape)).clip(0, 65535)
 DEEP = DEEP.astype(np.uint16)
@@ -51,7 +52,6 @@ LAYOUTS = {
 ALPHA = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
 COLOURS = {
     "RGB": (RGB, {"photometric": "rgb"}),
-    "RGBA": (RGBA, ALPHA),
     "16-bit RGB": (DEEP[:, :, :3], {"photometric": "rgb"}),
     "RGBA in planes": (np.moveaxis(RGBA, 2, 0), ALPHA | {"planarconfig": "separate"}),
     "16-bit planes": (np.moveaxis(DEEP, 2, 0), ALPHA | {"planarconfig": "separate"}),
@@ -61,11 +61,13 @@ GREYSCALES = {
     "grey": (GREY, {"photometric": "minisblack"}),
     "white is zero": (255 - GREY, {"photometric": "miniswhite"}),
     "16-bit white is zero": (65535 - DEEP[:, :, 0], {"photometric": "miniswhite"}),
-    "grey and alpha": (RGBA[:, :, ::3], GREY_ALPHA | {"planarconfig": "contig"}),
     "grey and alpha in planes": (
         np.moveaxis(RGBA[:, :, ::3], 2, 0),
         GREY_ALPHA | {"planarconfig": "separate"},
     ),
+}
+GREY_AND_ALPHA = {
+    "grey and alpha": (RGBA[:, :, ::3], GREY_ALPHA | {"planarconfig": "contig"}),
 }
 
 
@@ -74,7 +76,12 @@ def files(tmp_path_factory):
     """Files of every type, each with its pixels, or None if it is lossy."""
     folder = tmp_path_factory.mktemp("files")
     made: list[tuple[Path, NDArray[np.uint8] | None]] = []
-    for formats, expected in ((COLOURS, RGB), (GREYSCALES, GREYS)):
+    for formats, expected in (
+        (COLOURS, RGB),
+        ({"RGBA": (RGBA, ALPHA)}, np.rint(RGB + (255 - RGB) * CLEAR)),
+        (GREYSCALES, GREYS),
+        (GREY_AND_ALPHA, np.rint(GREYS + (255 - GREYS) * CLEAR)),
+    ):
         for format_name, (pixels, colour) in formats.items():
             for name, layout in LAYOUTS.items():
                 path = folder / f"{format_name}, {name}.tif"
