@@ -101,7 +101,8 @@ def _line(name: str, numbers: dict[str, Any]) -> str:
         line += f"; per mm²: {classes}, in all {total / numbers['tissue_mm2']:.0f}"
     else:
         line += ": " + ", ".join(f"{class_} {n}" for class_, n in numbers["cells"].items())
-    if "seconds_per_mm2" in numbers:
+    # In less tissue, most of the time is start-up.
+    if "seconds_per_mm2" in numbers and numbers["tissue_mm2"] >= 1:
         seconds = numbers["seconds_per_mm2"]
         line += f"; {seconds:.{0 if seconds >= 100 else 2}f} s per mm²"
     return line
