@@ -18,7 +18,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import annotation
 import export
 from cellseg.errors import InputError
+from cellseg.learn.samples import load_training_data
 from cellseg.read.foreign_coco import read_coco_images
+from cellseg.read.ground_truth import read_ground_truth
 from cellseg.rle import decode
 from tests.read.refusal import refusal
 from tests.read.test_coco import JSON
@@ -241,6 +243,69 @@ def test_crowds_of_many_cells_are_not_used(tmp_path, capsys, parts):
     assert "crowd regions (iscrowd), ignored: 1, in 1 image" in capsys.readouterr().err
 
 
+def test_scoring_and_training_keep_crowds_but_warn(tmp_path, capsys):
+    """They read a file as COCO defines it; one crowd region is as large as many cells."""
+    path = tmp_path / "theirs.json"
+    value = crowd_coco(225, 225, 225, 9025, crowds=[1, 2, 3])
+    path.write_text(json.dumps(value))
+    for load in (read_ground_truth, lambda path, data: load_training_data(data, path).coco):
+        write_image(tmp_path / "pictures" / "a.tif", (200, 300))
+        assert [a["iscrowd"] for a in load(path, tmp_path)["annotations"]] == [0, 1, 1, 1]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: 2 crowd regions" in line
+        assert "annotation.py --coco" in line
+    path.write_text(json.dumps(crowd_coco(225, 225, 9025, crowds=[2])))
+    read_ground_truth(path, tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_scoring_warns_of_polygons_through_centres(tmp_path, capsys, is_traced):
+    value, path = many(), tmp_path / "theirs.json"
+    for cell in value["annotations"]:
+        left, top = cell["segmentation"][0][:2]
+        side = 7 if is_traced else 8  # as findContours of the 8 x 8 pixels
+        cell |= {"segmentation": [box(left, top, side)], "area": 64}
+    path.write_text(json.dumps(value))
+    areas = {cell["area"] for cell in read_ground_truth(path, tmp_path)["annotations"]}
+    assert areas == {49 if is_traced else 64}  # as pycocotools fills them
+    assert (f"{path}: polygons" in capsys.readouterr().err) == is_traced
+
+
+def test_cells_that_occur_twice_are_used_once(tmp_path, capsys):
+    """Of one class; of two classes, both stay."""
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    first = value["annotations"][0]
+    value["annotations"] += [{**first, "id": 50}, {**first, "id": 51, "category_id": 20}]
+    coco = run(tmp_path, *write_coco(tmp_path, value))
+    assert len(coco["annotations"]) == 7
+    assert "occur twice, used once: 1, in 1 image: pictures/a.tif" in capsys.readouterr().err
+
+
+def test_a_polygon_outside_a_list(tmp_path):
+    """As older versions of VIA write it."""
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    for cell in value["annotations"]:
+        (cell["segmentation"],) = cell["segmentation"]
+    assert cells_of(run(tmp_path, *write_coco(tmp_path, value))) == EXPECTED
+
+
+def test_areas_of_boxes_do_not_move_polygons(tmp_path, capsys):
+    """VIA states a box's area for every polygon: here those of diamonds with half of it."""
+    write_image(tmp_path / "pictures" / "a.tif", (60, 90))
+    value = many()
+    for cell in value["annotations"]:
+        x, y = (middle + 4 for middle in cell["segmentation"][0][:2])
+        cell |= {"segmentation": [[x - 4, y, x, y - 4, x + 4, y, x, y + 4]], "area": 64}
+    drawn = run(tmp_path, *write_coco(tmp_path, value))
+    for cell in value["annotations"]:
+        del cell["area"]
+    assert run(tmp_path, *write_coco(tmp_path, value)) == drawn
+    assert "centres" not in capsys.readouterr().err
+
+
 def test_images_without_annotations(tmp_path, capsys):
     write_image(tmp_path / "pictures" / "a.tif")
     value = {**coco_of(None), "annotations": []}
@@ -359,6 +424,7 @@ def with_image(**change):
         {"file_name": "./pictures/a.tif"},
         {"file_name": "{data}/pictures/a.tif"},
         {"height": 60.0, "width": 90.0},
+        {"height": "60", "width": "90"},
         {"height": None, "width": None},
         {"height": 0, "width": 0},
         {"height": ...},
@@ -385,7 +451,7 @@ def test_paths_elsewhere(tmp_path, name, size):
     assert "a.tif: outside the data folder" in text
 
 
-@pytest.mark.parametrize("size", [{"height": 60.5}, {"height": "60"}, {"height": -1}])
+@pytest.mark.parametrize("size", [{"height": 60.5}, {"height": "60 px"}, {"height": -1}])
 def test_impossible_sizes(tmp_path, size):
     write_image(tmp_path / "pictures" / "a.tif", (60, 90))
     assert "image 5: height" in refused(tmp_path, *write_coco(tmp_path, with_image(**size)))

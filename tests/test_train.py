@@ -1014,9 +1014,10 @@ def test_images_without_cells_are_trained_on(go, make_cells, tmp_path):
 
 
 @pytest.mark.one_engine
-def test_classes_come_from_the_annotations(go, own, tmp_path):
+def test_classes_come_from_the_annotations(go, own, tmp_path, capsys):
     assert annotation.main(["--data", str(own), "--class_names", *"abcdefg"]) == 0
-    assert go("SOLVER.MAX_ITER", 1, data=own) == 0
+    assert go("SOLVER.MAX_ITER", 1, "MODEL.ROI_HEADS.NUM_CLASSES", 3, data=own) == 0
+    assert "MODEL.ROI_HEADS.NUM_CLASSES 3: not used" in capsys.readouterr().err
     run = only_run(tmp_path / "runs")
     assert config.load_config(run / runs.CONFIG).MODEL.ROI_HEADS.NUM_CLASSES == 7
     shapes = {v.shape for v in load(run / runs.FINAL)["model"].values()}

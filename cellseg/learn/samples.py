@@ -11,8 +11,9 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.messages import listed, warn
-from cellseg.read.coco import annotated_cells, class_names, contiguous_classes, load_coco
+from cellseg.read.coco import annotated_cells, class_names, contiguous_classes
 from cellseg.read.corrected_store import STORE, STORED, is_corrected
+from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import name_images
 from cellseg.read.orientation import turn_note
@@ -57,7 +58,7 @@ def load_training_data(root: str, annotations: str) -> TrainingData:
         from, or if an image is missing or has another size.
     """
     path = Path(annotations)
-    coco = load_coco(path)
+    coco = load_coco_as_written(path)
     check_up_to_date(Path(root), path)
     categories = [
         {"id": id_, "name": name}

@@ -27,6 +27,7 @@ from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
 from cellseg.messages import plural, warn
+from cellseg.read.layout import CLASS_NAMES
 
 WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
 MIN_ITERATIONS = 100  # shorter runs would not make up for the start of more processes
@@ -171,7 +172,13 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
         cfg.SEED,
         data_cfg.VAL_IMAGES,
     )
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
+    n_classes, given = len(data.categories), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if given not in (n_classes, len(CLASS_NAMES)):  # the recipes have that of NYCU HW3
+        warn(
+            f"MODEL.ROI_HEADS.NUM_CLASSES {given}: not used, as {data_cfg.ANNOTATIONS} has "
+            f"{plural(n_classes, 'class', 'classes')}"
+        )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = n_classes
     with config_errors("the config"):
         reasons = set_keys_from_data(cfg, data.train)
     set_schedule(cfg, build_stream(cfg, data).epoch_length)

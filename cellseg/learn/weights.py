@@ -137,8 +137,10 @@ def local_weights(name: str, trusted: str | None = None, again: bool = False) ->
     if url is None:
         path = Path(name)
         if not path.is_file():
+            found = "a folder, but not of a run" if path.is_dir() else "not found"
             raise InputError(
-                f"--weights {name}: not found; imagenet, coco, none, a path or a URL is expected"
+                f"--weights {name}: {found}; imagenet, coco, none, a run, a path or a URL is "
+                "expected"
             )
         if trusted is not None:
             check_pickle(path, trusted)

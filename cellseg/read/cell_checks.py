@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,23 @@ from cellseg.rle import MaskRuns, areas, boxes_xyxy, cut_at_columns, select_mask
 SMALL = 10
 """Area in pixels; cells this small are probably slips. The smallest of NYCU HW3 has 11."""
 
+COPIES = "cells that occur twice, used once"
+"""Warning for cells of one class with the same mask."""
+
 _FAR = 5
 """Length of a scattered mask in diameters of a cell; it is below 4 for CoNSeP's cells in pieces."""
+
+
+def remove_copies(mask_runs: MaskRuns) -> MaskRuns:
+    """Return the N masks without those that are equal to an earlier one."""
+    seen: set[bytes] = set()
+    kept = []
+    for n, (first, last) in enumerate(itertools.pairwise(mask_runs.offsets.tolist())):
+        key = mask_runs.starts[first:last].tobytes() + mask_runs.ends[first:last].tobytes()
+        if key not in seen:
+            kept.append(n)
+        seen.add(key)
+    return mask_runs if len(kept) == len(mask_runs) else select_masks(mask_runs, np.array(kept))
 
 
 def count_overlap_pixels(masks: Sequence[MaskRuns]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,10 +19,14 @@ class UnknownClassError(InputError):
     """A file has cells of unknown classes, or without a class."""
 
 
+def _key(name: str | None) -> str:
+    """Return a name as it is compared: without outer spaces and case, é one letter or two."""
+    return unicodedata.normalize("NFC", (name or "").strip()).casefold()
+
+
 def is_ignored(name: str) -> bool:
     """Return whether cells of a class are not used: MoNuSAC's Ambiguous, QuPath's Ignore*."""
-    name = name.strip().casefold()
-    return name == "ambiguous" or name.endswith("*")
+    return _key(name) == "ambiguous" or _key(name).endswith("*")
 
 
 def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
@@ -29,7 +34,7 @@ def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
 
     MoNuSAC's names stand for NYCU HW3's classes, and no name for a single class.
     """
-    numbers = {name.strip().casefold(): n for n, name in enumerate(class_names, 1)}
+    numbers = {_key(name): n for n, name in enumerate(class_names, 1)}
     if tuple(class_names) == CLASS_NAMES:
         numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
     if len(class_names) == 1:
@@ -66,7 +71,7 @@ def match_classes(
     warnings: Counter[str] = Counter()
     for _, class_name in cells:
         name = (class_name or "").strip()
-        number = numbers.get(name.casefold(), 0)
+        number = numbers.get(_key(name), 0)
         matched.append(number)
         if not number and is_ignored(name):
             warnings["cells of ambiguous or ignored classes"] += 1
@@ -88,9 +93,9 @@ def match_classes(
 
 def advise_class_names(given: Sequence[str] | None, found: Iterable[str]) -> str:
     """Return `--class_names` with the given names and those found, ready for a shell."""
-    names = {name.strip().casefold(): name.strip() for name in given or ()}
+    names = {_key(name): name.strip() for name in given or ()}
     for name in sorted(name.strip() for name in found if name.strip() and not is_ignored(name)):
-        names.setdefault(name.casefold(), name)
+        names.setdefault(_key(name), name)
     if not names:
         return "cells of a single class need no name: --class_names NAME"
     return f"all classes: --class_names {' '.join(map(shlex.quote, names.values()))}"

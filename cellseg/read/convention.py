@@ -18,7 +18,7 @@ from cellseg.messages import warn
 from cellseg.read.coco import check_polygons, is_polygon
 from cellseg.read.fill import fill_polygons
 from cellseg.read.outlines import Outline, ring_area
-from cellseg.rle import areas, encode
+from cellseg.rle import MaskRuns, areas, encode
 
 EDGES, CENTRES = "edges", "centres"
 CONVENTIONS = (EDGES, CENTRES)
@@ -61,7 +61,8 @@ def settle_polygons(
     convention
         What is known. None decides by the annotations' `area`, if it differs from that of the
         polygons by more than 5 % in all: then it says how many pixels a cell had, and filling the
-        polygons by the right convention gives it. A warning says what was found.
+        polygons by the right convention gives it. A warning says what was found. Areas of the
+        polygons' boxes don't count.
 
     Raises
     ------
@@ -72,30 +73,63 @@ def settle_polygons(
         return
     polygons = [a for a in annotations if _is_usable(a, sizes)]
     if convention is None:
-        polygons = [a for a in polygons if _stated_area(a)]
-        stated = sum(map(_stated_area, polygons))
-        drawn = sum(ring_area(_ring(part)) for a in polygons for part in a["segmentation"])
-        if abs(drawn - stated) <= _TOLERANCE * stated:
+        polygons, found = _find_convention(path, polygons, sizes)
+        if found:
+            warn(f"{path}: {found}")
+        if not polygons:
             return
+    filled = _fill_through_centres(path, polygons, sizes)
+    for members, masks in filled:
+        for annotation, mask in zip(members, encode(masks), strict=True):
+            annotation["segmentation"] = mask
+
+
+def run_through_centres(
+    path: str | os.PathLike[str], annotations: Sequence[dict[str, Any]], sizes: dict[int, Size]
+) -> bool:
+    """Return whether `settle_polygons` would find that polygons run through centres."""
+    polygons = [a for a in annotations if _is_usable(a, sizes)]
+    return bool(_find_convention(path, polygons, sizes)[0])
+
+
+def _find_convention(
+    path: str | os.PathLike[str], polygons: list[dict[str, Any]], sizes: dict[int, Size]
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the polygons that run through centres, by their stated areas, and what was found.
+
+    An area that is the polygon's box says nothing, as some programs write that for all.
+    """
+    polygons = [a for a in polygons if _stated_area(a) and not _is_area_of_box(a)]
+    stated = sum(map(_stated_area, polygons))
+    drawn = sum(ring_area(_ring(part)) for a in polygons for part in a["segmentation"])
+    if abs(drawn - stated) <= _TOLERANCE * stated:
+        return [], ""
+    filled = _fill_through_centres(path, polygons, sizes)
+    total = sum(int(areas(masks).sum()) for _, masks in filled)
+    text = f"the areas of {len(polygons)} polygons are {stated:.0f} px, but theirs {drawn:.0f}"
+    if abs(total - stated) > _TOLERANCE * stated:
+        return [], f"{text}; the polygons are used, along the pixels' edges"
+    return (
+        polygons,
+        f"{text}; they run through the pixels' centres, and are filled so to {total} px",
+    )
+
+
+def _fill_through_centres(
+    path: str | os.PathLike[str], polygons: list[dict[str, Any]], sizes: dict[int, Size]
+) -> list[tuple[list[dict[str, Any]], MaskRuns]]:
+    """Return the annotations of each image, and their masks."""
     check_polygons(path, polygons)
     by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in polygons:
         by_image[annotation["image_id"]].append(annotation)
-    filled = {
-        id_: fill_polygons([[[_ring(p)] for p in a["segmentation"]] for a in members], sizes[id_])
+    return [
+        (
+            members,
+            fill_polygons([[[_ring(p)] for p in a["segmentation"]] for a in members], sizes[id_]),
+        )
         for id_, members in by_image.items()
-    }
-    if convention is None:
-        total = sum(int(areas(masks).sum()) for masks in filled.values())
-        text = f"{path}: the areas of {len(polygons)} polygons are {stated:.0f} px, but theirs "
-        text += f"{drawn:.0f}"
-        if abs(total - stated) > _TOLERANCE * stated:
-            warn(f"{text}; the polygons are used, along the pixels' edges")
-            return
-        warn(f"{text}; they run through the pixels' centres, and are filled so to {total} px")
-    for id_, members in by_image.items():
-        for annotation, mask in zip(members, encode(filled[id_]), strict=True):
-            annotation["segmentation"] = mask
+    ]
 
 
 def _is_usable(annotation: dict[str, Any], sizes: dict[int, Size]) -> bool:
@@ -112,6 +146,12 @@ def _is_usable(annotation: dict[str, Any], sizes: dict[int, Size]) -> bool:
 def _stated_area(annotation: dict[str, Any]) -> float:
     area: Any = annotation.get("area")
     return float(area) if type(area) in (int, float) and 0 < area < 1e12 else 0.0
+
+
+def _is_area_of_box(annotation: dict[str, Any]) -> bool:
+    points = np.concatenate([_ring(part) for part in annotation["segmentation"]])
+    box = float(np.prod(np.ptp(points, axis=0)))
+    return abs(_stated_area(annotation) - box) <= 0.01 * box
 
 
 def _ring(part: Sequence[float]) -> Any:

@@ -17,7 +17,7 @@ from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
-from cellseg.read.cell_checks import scattered
+from cellseg.read.cell_checks import COPIES, scattered
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
@@ -30,7 +30,7 @@ from cellseg.read.coco import (
     is_numbers,
     select_images,
 )
-from cellseg.read.convention import settle_polygons
+from cellseg.read.convention import run_through_centres, settle_polygons
 from cellseg.read.names import is_outside, path_parts
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
@@ -61,10 +61,10 @@ def read_coco_images(
     """Read a COCO file of any program, whose file names are relative to `data`.
 
     What has one meaning is repaired: backslashes and absolute paths below `data`, sizes that are
-    missing or floats, ids and `mpp` that are text, coordinates from 0 to 1, and single cells that
-    are marked as crowds, as brush masks are in CVAT. Polygons of fewer than 3 points or without
-    area, and cells without a pixel, are left out. `convention` is where polygons run, see
-    `cellseg.read.convention`.
+    missing, floats or text, ids and `mpp` that are text, polygons outside a list, coordinates from
+    0 to 1, cells that occur twice, and single cells that are marked as crowds, as brush masks are
+    in CVAT. Polygons of fewer than 3 points or without area, and cells without a pixel, are left
+    out. `convention` is where polygons run, see `cellseg.read.convention`.
 
     Returns
     -------
@@ -117,6 +117,7 @@ def read_coco_images(
         skipped.append(f"{stray[0]} ({n_stray} of images that are not in the file)")
     coco = select_images(coco, set(after) - set(bad))
     _mark_single_cells(coco, warnings)
+    _remove_copies(coco, warnings)
     _warn_of_groups(path, coco)
     names = [image["file_name"] for image in coco["images"]]
     _check_folder(path, data, names)
@@ -220,6 +221,10 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
         if type(image.get("id")) is int
         and all(type(image.get(key)) is int for key in ("width", "height"))
     }
+    for annotation in annotations:
+        part = annotation.get("segmentation")
+        if isinstance(part, list) and len(part) >= 6 and is_numbers(part):
+            annotation["segmentation"] = [part]  # a polygon alone, as older versions of VIA write
     polygons = [
         (annotation, [part for part in annotation["segmentation"] if is_numbers(part)])
         for annotation in annotations
@@ -292,9 +297,11 @@ def _relative(file_name: str, data: Path) -> str:
 def _repair_size(image: dict[str, Any], data: Path) -> None:
     """Set the size of an image: integers for floats, that of the file if it is missing."""
     for key in ("height", "width"):
-        value = image.get(key)
+        value = _to_number(image.get(key))
         if type(value) is float and value.is_integer():
-            image[key] = int(value)
+            value = int(value)
+        if type(value) is int:
+            image[key] = value
     name = image.get("file_name")
     has_size = image.get("height") and image.get("width")
     if isinstance(name, str) and name.strip() and not has_size:
@@ -319,7 +326,16 @@ def _are_fractions(parts: list[list[float]]) -> bool:
 
 def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
     """Set `iscrowd` to 0 for regions of the size of a cell, in one place."""
+    for annotation in _crowds_like_cells(coco):
+        annotation["iscrowd"] = 0
+        kind = "crowd regions (iscrowd) as large as a cell, used as cells"
+        warnings[annotation["image_id"]][kind] += 1
+
+
+def _crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
+    """Return the crowd regions of the size of a cell, in one place."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    found = []
     for category in coco["categories"]:
         members = [a for a in coco["annotations"] if a["category_id"] == category["id"]]
         crowds = [a for a in members if a["iscrowd"]]
@@ -327,8 +343,50 @@ def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
             continue
         limit = _CROWD * float(np.median([a["area"] for a in members]))
         for annotation in crowds:
-            image_id = annotation["image_id"]
-            mask = decode([annotation["segmentation"]], sizes[image_id])
+            mask = decode([annotation["segmentation"]], sizes[annotation["image_id"]])
             if annotation["area"] <= limit and not scattered(mask).any():
-                annotation["iscrowd"] = 0
-                warnings[image_id]["crowd regions (iscrowd) as large as a cell, used as cells"] += 1
+                found.append(annotation)
+    return found
+
+
+def _remove_copies(coco: COCO, warnings: Warnings) -> None:
+    """Remove cells that occur twice, with the same mask and class, as in merged files."""
+    seen: set[tuple[int, int, str]] = set()
+    kept = []
+    for annotation in coco["annotations"]:
+        key = (
+            annotation["image_id"],
+            annotation["category_id"],
+            annotation["segmentation"]["counts"],
+        )
+        if key in seen and not annotation["iscrowd"]:
+            warnings[annotation["image_id"]][COPIES] += 1
+        else:
+            kept.append(annotation)
+        seen.add(key)
+    coco["annotations"] = kept
+
+
+def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
+    """Load a COCO file by the rules of COCO, as `load_coco` does, and with its errors.
+
+    Warns of crowd regions that are probably cells and polygons that probably run through the
+    centres of pixels: `read_coco_images` reads these otherwise.
+    """
+    coco = read_json(path, "annotations", COCO_REMEDY)
+    polygons = [
+        {key: annotation.get(key) for key in ("image_id", "segmentation", "area")}
+        for annotation in _dicts(coco.get("annotations") if isinstance(coco, dict) else None)
+        if isinstance(annotation.get("segmentation"), list)
+    ]
+    coco = check_coco(path, coco)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    found = []
+    if crowds := _crowds_like_cells(coco):
+        n = plural(len(crowds), "crowd region")
+        found.append(f"{n} (iscrowd) as large as a cell, not used as cells")
+    if polygons and run_through_centres(path, polygons, sizes):
+        found.append("polygons that run through the pixels' centres, used as if along their edges")
+    for what in found:
+        warn(f"{path}: {what}; use the file that annotation.py --coco makes of it, which is right")
+    return coco

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -42,8 +43,7 @@ def read_geojson(path: Path) -> list[Outline]:
 
     Raises InputError if the file is missing, damaged or something else.
     """
-    is_gzip = path.suffix.lower() == ".gz"
-    value = features = (_read_gzip if is_gzip else _read_plain)(path)
+    value = features = (_read_gzip if _is_gzip(path) else _read_plain)(path)
     if isinstance(value, dict):
         features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
         for key, found in _OTHERS.items():
@@ -56,6 +56,14 @@ def read_geojson(path: Path) -> list[Outline]:
 
 def _read_plain(path: Path) -> Any:
     return read_json(path, "cells' outlines", _REMEDY)
+
+
+def _is_gzip(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # reading it gives the error
+        check_ordinary(path)
+        with path.open("rb") as file:
+            return file.read(2) == b"\x1f\x8b" or path.suffix.lower() == ".gz"
+    return False
 
 
 def _read_gzip(path: Path) -> Any:

@@ -26,6 +26,7 @@ from cellseg.read.coco import (
     load_coco,
     select_images,
 )
+from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
 from cellseg.read.listed import AGAIN, ListedImages, has_list, read_listed_images
@@ -63,7 +64,7 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
         If a file is missing or damaged, or doesn't fit its image.
     """
     if not Path(path).is_dir():
-        return load_coco(path)
+        return load_coco_as_written(path)
     return _read_folder(Path(path), Path(data), read_test_list(data), Path(data) / TEST_LIST)
 
 

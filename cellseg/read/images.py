@@ -25,6 +25,10 @@ from cellseg.read.window import image_size, open_image
 from cellseg.text import show
 
 _REMEDY = "restore the original file"
+_NO_LIST = (
+    "restore NYCU HW3's; predict other images with inference.py --images PATH, annotated ones with "
+    "inference.py --dataset train or val"
+)
 
 
 def read_size(image: ImageRecord) -> tuple[int, int]:
@@ -55,7 +59,7 @@ def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
     is not in the test folder.
     """
     path = Path(data) / TEST_LIST
-    entries = read_json(path, "test list", _REMEDY)
+    entries = read_json(path, "test list", _REMEDY if path.exists() else _NO_LIST)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: no list of test images in it; {_REMEDY}")
     folder = find_test_folder(data)

@@ -62,7 +62,7 @@ def read_label_map(
         )
     values, mask_runs = label_map_to_runs(labels)
     valid = _find_valid(path, values, mask_runs, skip_bad)
-    n_bad = len(values) - len(valid)
+    n_bad = _count(values) - len(valid)
     if n_bad:
         values, mask_runs = values[valid], select_masks(mask_runs, valid)
     _check_background(path, values, mask_runs, remedy or _RENUMBER)
@@ -71,7 +71,13 @@ def read_label_map(
 
 def count_labels(path: Path) -> int:
     """Return the number of labels in a label map. Raises InputError if it can't be read."""
-    return len(label_map_to_runs(_read(path))[0])
+    return _count(label_map_to_runs(_read(path))[0])
+
+
+def _count(values: NDArray[Any]) -> int:
+    """Return the number of labels, of which each pixel that is NaN has its own value."""
+    n_nan = int(np.isnan(values).sum())
+    return len(values) - max(n_nan - 1, 0)
 
 
 def _read(path: Path) -> NDArray[Any]:
@@ -138,7 +144,8 @@ def _find_valid(
         bad = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
     else:
         bad = values < 0
-    if bad.any() and not (skip_bad and 2 * bad.sum() < len(bad)):
+    n_labels = _count(values)
+    if bad.any() and not (skip_bad and 2 * (n_labels - (~bad).sum()) < n_labels):
         index = np.flatnonzero(bad)[0]
         column, row = np.divmod(mask_runs.starts[mask_runs.offsets[index]], mask_runs.size[0])
         raise InputError(
@@ -188,18 +195,21 @@ _RENUMBER_CLASS = (
 
 
 _BAD_LABELS = "labels that are not integers from 0, ignored"
-_MANY_PIECES = "label maps whose labels are in many pieces (one label per cell?)"
+_MANY_PIECES = "label maps whose labels are in several pieces (one label per cell?)"
 _FEW_LABELS = 20  # as a map of classes has instead of one of cells
 
 
 def _in_many_pieces(mask_runs: MaskRuns) -> bool:
-    """Return whether few labels have more than two pieces each, on average."""
+    """Return whether few labels have more than two pieces each, or two large ones, on average."""
     n = len(mask_runs)
     if n > _FEW_LABELS:
         return False
-    masks = (crop_mask(mask_runs, each)[1] for each in range(n))
-    n_pieces: int = sum(scipy.ndimage.label(mask, np.ones((3, 3)))[1] for mask in masks)
-    return n_pieces > 2 * n
+    sizes: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for each in range(n):
+        pieces, _ = scipy.ndimage.label(crop_mask(mask_runs, each)[1], np.ones((3, 3)))
+        sizes.append(np.bincount(pieces.reshape(-1))[1:])
+    of_pieces = np.concatenate(sizes)
+    return len(of_pieces) > 2 * n or int((of_pieces > SMALL).sum()) >= 2 * max(n, 1)
 
 
 def read_class_files(

@@ -48,6 +48,7 @@ _LOSSY = "a label map as JPEG and its like has other labels at the edges of cell
 _CONVERT = {
     r".*_seg\.npy": "Cellpose's file, a pickle, is not read; save its masks as PNG or TIFF, which "
     "Cellpose names …_cp_masks",
+    r".+\.(geojson|json|xml|tiff?|png|npy|csv)\.zip": "a zip is not read; unpack it",
     r".*\.(zip|roi)": "ImageJ's ROIs are not read; open them in QuPath and export GeoJSON, or save "
     "a label map as label.tif",
     rf"(.*[-_ ])?(labels?|labelled|masks?)\.({'|'.join(_LOSSY_ENDINGS)})": f"{_LOSSY}; save the "
@@ -246,6 +247,9 @@ def _choose_image(
         for path in unknown:
             if path.suffix.lower() in SUFFIXES:
                 remedy = f"rename {path.name} to image{path.suffix} if it is the image"
+                break
+            if path.stem.lower() == "image":
+                remedy = f"{path.name} is not read, save it as TIFF or PNG"
                 break
     raise InputError(f"{folder}: {found}; {remedy}")
 

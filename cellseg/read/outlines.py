@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_outline_length
-from cellseg.read.cell_checks import SMALL
+from cellseg.read.cell_checks import COPIES, SMALL, remove_copies
 from cellseg.read.classes import match_classes
 from cellseg.read.fill import Polygon, fill_polygons, outline_box, outline_lengths
 from cellseg.rle import MaskRuns, areas, select_masks
@@ -154,25 +154,27 @@ def fill_outlines(
         mask_runs = fill_polygons([o.polygons for n, o in inside if n == number], size)
         kept = np.flatnonzero(areas(mask_runs))
         warnings["outlines that contain no pixel centre, ignored"] += len(mask_runs) - len(kept)
-        cells[number] = select_masks(mask_runs, kept)
+        filled = select_masks(mask_runs, kept)
+        cells[number] = remove_copies(filled)
+        warnings[COPIES] += len(filled) - len(cells[number])
     return cells, warnings
 
 
 def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
     """Return, for each of N outlines, whether it is a region around cells, as in QuPath.
 
-    It is several times as large as the outlines in it, two or more, or one that has a class. It
-    has no class itself, or is an annotation and they are detections.
+    It is several times as large as the outlines in it, two or more, or one that has a class. It is
+    no detection, and has no class, or is an annotation and they are detections.
     """
     is_region = np.zeros(len(outlines), bool)
     boxes = np.array([outline_box(outline.polygons) for outline in outlines]).reshape(-1, 4)
     extents = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     has_class = np.array([bool((o.class_name or "").strip()) for o in outlines])
-    is_detection = np.array([outline.kind == "detection" for outline in outlines])
+    is_detection = np.array([outline.kind == "detection" for outline in outlines], bool)
     # Most outlines are too small.
     enough = _REGION * np.sort(extents)[len(extents) // 4] if len(extents) else 0
-    for n in np.flatnonzero(extents >= enough):
+    for n in np.flatnonzero((extents >= enough) & ~is_detection):
         left, top, right, bottom = boxes[n]
         inside = (centres > (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
         inside &= _REGION * extents <= extents[n]

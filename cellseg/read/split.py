@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellseg.errors import InputError
+from cellseg.messages import listed
 from cellseg.read.csv_table import read_columns
+from cellseg.read.names import image_name
+from cellseg.read.tiff import SUFFIXES
 
 
 def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
@@ -18,7 +21,8 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
     Parameters
     ----------
     path
-        A JSON object `{image: group}`, or a CSV file with the columns `image` and `group`.
+        A JSON object `{image: group}`, or a CSV file with the columns `image` and `group`. An image
+        is its name, or its file's, with or without folders.
     names
         The images that need a group; others in the file are ignored.
 
@@ -43,18 +47,34 @@ def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:
         if not isinstance(pairs, list) or not all(isinstance(p, tuple) for p in pairs):
             raise InputError(f"--groups {path}: not a JSON object; {expected}")
     groups: dict[str, str] = {}
-    for image, group in pairs:
+    for image, value in pairs:
+        is_whole = isinstance(value, float) and value.is_integer()
+        group = int(value) if is_whole else value
         if not isinstance(group, str | int) or group == "" or image in groups:
             found = "occurs twice" if image in groups else f"has the group {group!r}"
-            raise InputError(f"--groups {path}: {image} {found}, expected one name or number")
+            raise InputError(f"--groups {path}: {image} {found}, expected one name or whole number")
         groups[image] = str(group)
+    _add_names_of_files(groups)
     missing = [name for name in names if name not in groups]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        others = sorted(set(groups) - set(names))
+        hint = f" (it has {listed(others)})" if others else ""
         raise InputError(
-            f"--groups {path}: no group for {missing[0]}{more}; add a line for each image"
+            f"--groups {path}: no group for {missing[0]}{more}{hint}; add a line for each image"
         )
     return {name: groups[name] for name in names}
+
+
+def _add_names_of_files(groups: dict[str, str]) -> None:
+    """Give the names of images the groups of their files, unless two files have one name."""
+    by_name: dict[str, set[str]] = {}
+    for image, group in groups.items():
+        if PurePosixPath(image).suffix.lower() in SUFFIXES:
+            by_name.setdefault(image_name(image), set()).add(group)
+    for name, of_files in by_name.items():
+        if len(of_files) == 1:
+            groups.setdefault(name, *of_files)
 
 
 def choose_validation(

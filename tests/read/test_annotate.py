@@ -141,7 +141,7 @@ def test_a_binary_mask_gives_a_warning(tmp_path):
     masks = {"bool": numbered > 0, "numbered": numbered, "touching": touching, "cut": cut}
     for n, (name, labels) in enumerate(masks.items()):
         warnings = annotate(write_image(tmp_path / str(n), {1: labels})).warnings
-        assert any("in many pieces" in what for what in warnings) == (name == "bool"), name
+        assert any("in several pieces" in what for what in warnings) == (name == "bool"), name
 
 
 def test_warnings_are_counted(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from cellseg.pieces import label_runs
 from cellseg.read.annotate import annotate_image
 from cellseg.read.classes import MONUSAC
+from cellseg.read.label_maps import count_labels, read_label_map
 from cellseg.read.layout import CLASS_NAMES, read_train_folder
 from cellseg.rle import cut_at_columns, encode, label_map_to_runs
 from tests.read.refusal import refusal
@@ -327,11 +328,31 @@ def test_a_map_of_few_labels_in_many_pieces_gives_a_warning(tmp_path, name):
     dense = np.zeros(SIZE, np.uint8)
     for n in range(9):
         dense[4 + 4 * (n // 3) :, 4 + 4 * (n % 3) :][:3, :3] = n + 1
-    text = "in many pieces"
+    text = "in several pieces"
     binary, two, cells = dense > 0, np.minimum(dense, 2), dense
     for n, (labels, expected) in enumerate([(binary, 1), (two, 1), (cells, 0), (dense * 0, 0)]):
         folder = write_folder(tmp_path / str(n), **{name: labels.astype(np.uint8)})
         assert warned(folder, text, ["cell"]) == expected
+
+
+@pytest.mark.parametrize("name", ["label__tif", "class1__tif"])
+def test_a_mask_of_two_cells_gives_a_warning(tmp_path, name):
+    """Its one label has two large pieces; a stray pixel beside a cell is none."""
+    two = np.zeros(SIZE, np.uint8)
+    two[5:15, 5:15] = two[5:15, 18:28] = 255
+    stray = np.zeros(SIZE, np.uint8)
+    stray[5:15, 5:15] = stray[20, 20] = 1
+    for n, (labels, expected) in enumerate([(two, 1), (stray, 0)]):
+        folder = write_folder(tmp_path / str(n), **{name: labels})
+        assert warned(folder, "in several pieces", ["cell"]) == expected
+
+
+def test_skip_bad_takes_pixels_that_are_not_numbers_as_one_label(tmp_path):
+    labels = np.zeros(SIZE, np.float32)
+    labels[5:15, 5:15], labels[30:40, 5:15], labels[5:15, 30:40] = 1, 2, np.nan
+    path = write_folder(tmp_path / "x", class1__tif=labels) / "class1.tif"
+    values, _, n_bad = read_label_map(path, path, SIZE, skip_bad=True)
+    assert (values.tolist(), n_bad, count_labels(path)) == ([1, 2], 1, 3)
 
 
 def test_cells_in_pieces_nearby_are_one_cell(tmp_path):

@@ -230,6 +230,7 @@ def test_two_files_of_all_classes(tmp_path, names):
     [
         ("image_seg.npy", "Cellpose"),
         ("RoiSet.zip", "ImageJ"),
+        ("cells.geojson.zip", "unpack"),
         ("0012-0034.roi", "ImageJ"),
         ("image.mat", "MATLAB"),
         ("image.npz", "expected a label map"),

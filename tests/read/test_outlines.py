@@ -337,7 +337,7 @@ def test_many_cells_in_one_feature_that_are_dense(path, n, n_cells):
 def test_cells_with_a_nucleus_are_counted(path):
     cell = feature([square(10, 10, 20, 20)])
     nucleus = {"nucleusGeometry": {"type": "Polygon", "coordinates": [square(12, 12, 16, 16)]}}
-    cells, warnings = large_cells(path, cell | nucleus, cell)
+    cells, warnings = large_cells(path, cell | nucleus, feature([square(30, 10, 40, 20)]))
     assert cells == {1: 2}
     assert list(warnings.values()) == [1]
 
@@ -446,6 +446,15 @@ def test_large_cells_and_cells_in_cells_are_no_regions(path):
     assert large_cells(path, *beside)[0] == {1: 4, 2: 1}
 
 
+def test_detections_are_never_regions(path):
+    """Also without a class, if they are large and around others."""
+    giant = drawn(5, 5, 90)
+    cells = [drawn(*corner, 8) for corner in GRID]
+    n_cells, warnings = large_cells(path, giant, *cells, class_names=["nucleus"])
+    assert n_cells == {1: 13}
+    assert not warnings
+
+
 def test_a_region_without_cells(path):
     assert "no class" in refusal(large_cells, path, drawn(5, 5, 90, kind="annotation"))
 
@@ -495,12 +504,20 @@ def test_gzipped_geojson(path):
     packed.write_bytes(gzip.compress(text))
     (outline,) = read_geojson(packed)
     assert outline.class_name == "class1"
+    path.write_bytes(packed.read_bytes())  # without the ending
+    assert [o.class_name for o in read_geojson(path)] == ["class1"]
     whole = packed.read_bytes()
     for end in range(len(whole)):
         packed.write_bytes(whole[:end])
         assert refusal(read_geojson, packed).startswith(f"{packed}: ")
     packed.write_bytes(gzip.compress(b"{"))
     assert "not JSON" in refusal(read_geojson, packed)
+
+
+def test_class_names_with_accents_of_one_or_two_letters(path):
+    cell = drawn(5, 5, 9, "Ke\u0301tzin \u00fc")
+    for names in (["K\u00e9tzin u\u0308", "x"], ["x", "KE\u0301TZIN \u00dc"]):
+        assert sum(large_cells(path, cell, class_names=names)[0].values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -562,9 +579,11 @@ def test_masks_of_regions(path):
 def test_several_regions_and_several_annotations_of_a_class(path):
     text = scope(
         annotation("Lymphocyte", region(BOX), region([(5, 3), (5, 3.2), (4.9, 3)])),
-        annotation("lymphocyte", region(BOX)),
+        annotation("lymphocyte", region(BOX[:3]), region(BOX)),
     )
-    assert {k: len(mask_runs) for k, mask_runs in scope_cells(path, text)[0].items()} == {2: 3}
+    cells, warnings = scope_cells(path, text)
+    assert {k: len(mask_runs) for k, mask_runs in cells.items()} == {2: 3}
+    assert +warnings == {"cells that occur twice, used once": 1}
 
 
 def test_the_class_can_be_the_annotation_s_name(path):
@@ -671,7 +690,7 @@ def test_damaged_xml(path, text):
 
 def test_skip_bad_leaves_out_a_region_not_its_image(path):
     bad = region(BOX).replace("X=", "x=", 1)
-    path.write_text(scope(annotation("Epithelial", region(BOX), bad, region(BOX))))
+    path.write_text(scope(annotation("Epithelial", region(BOX), bad, region(BOX[:3]))))
     arguments = (path, read_imagescope(path), (9, 9), CLASS_NAMES)
     assert "region 2: vertex" in refusal(fill_outlines, *arguments)
     cells, warnings = fill_outlines(*arguments, skip_bad=True)

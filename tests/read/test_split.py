@@ -93,6 +93,20 @@ def test_groups_from_json_and_csv(tmp_path):
         assert read_groups(as_csv, ["a", "b"]) == {"a": "p1", "b": "2"}
 
 
+def test_groups_of_files_of_images(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("image,group\na.png,1\ntrain/b/image.tif,2\nc.d,3\nx/e.tif,4\ny/e.tif,5\n")
+    assert read_groups(path, ["a", "b", "c.d"]) == {"a": "1", "b": "2", "c.d": "3"}
+    assert read_groups(path, ["x/e.tif", "y/e.tif"]) == {"x/e.tif": "4", "y/e.tif": "5"}
+    for name in ("e", "c"):  # of two files, and no file
+        assert f"no group for {name}" in refusal(read_groups, path, [name])
+    path = tmp_path / "g.json"
+    path.write_text('{"a": 1.0, "b": 2}')  # as pandas writes them
+    assert read_groups(path, ["a", "b"]) == {"a": "1", "b": "2"}
+    path.write_text('{"a": 1.5}')
+    assert "a has the group 1.5" in refusal(read_groups, path, ["a"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -104,7 +118,7 @@ def test_groups_from_json_and_csv(tmp_path):
         ("g.json", b'[["a", 1], ["b", 1]]', "not a JSON object"),
         ("g.json", b'[{"a": 1, "b": 1}]', "not a JSON object"),
         ("g.json", b"{}", "no group for a and 1 more"),
-        ("g.json", b'{"a": 1}', "no group for b; add a line"),
+        ("g.json", b'{"a": 1}', "no group for b"),
         ("g.json", b'{"a": 1, "b": null}', "b has the group None"),
         ("g.json", b'{"a": 1, "b": {"c": 1}}', "b has the group"),
         ("g.json", b'{"a": 1, "b": ""}', "b has the group ''"),
