@@ -141,8 +141,11 @@ def choose_part(
     if tissue and tissue.background:
         masks.append(tissue.mask)
     if drawn:
-        step = choose_step(plan.size, mpp)
-        masks.append(drawn.coarse(masks[0].step if masks else (step, step)))
+        if masks:  # of the level in which the tissue was found, with its rounding
+            masks.append(drawn.coarse(masks[0].step, masks[0].pixels.shape))
+        else:
+            step = choose_step(plan.size, mpp)
+            masks.append(drawn.coarse((step, step)))
     if masks:
         pixels = np.logical_and.reduce([mask.pixels for mask in masks])
         plan = plan.restricted_to(CoarseMask(plan.size, masks[0].step, pixels), margin)

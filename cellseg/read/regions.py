@@ -58,15 +58,22 @@ class Regions:
         inside: NDArray[np.bool_] = in_image & (position < ends[run])
         return inside
 
-    def coarse(self, step: tuple[float, float]) -> CoarseMask:
-        """Return a mask of pixels of that height and width, set where any region reaches."""
+    def coarse(self, step: tuple[float, float], shape: tuple[int, ...] | None = None) -> CoarseMask:
+        """Return a mask of pixels of that height and width, set where any region reaches.
+
+        It has `shape`, or as many rows and columns as cover the image.
+        """
         height, width = self.mask.size
-        h, w = math.ceil(height / step[0]), math.ceil(width / step[1])
+        h, w = shape or (math.ceil(height / step[0]), math.ceil(width / step[1]))
         _, column, top, bottom = cut_at_columns(self.mask)
+        # The last row and column of a shape may be a little longer.
+        first, last = (
+            np.minimum((edge / step[0]).astype(np.int64), h - 1) for edge in (top, bottom - 1)
+        )
+        at = np.minimum((column / step[1]).astype(np.int64), w - 1)
         change = np.zeros((h + 1, w), np.int32)
-        at = (column / step[1]).astype(np.int64)
-        np.add.at(change, ((top / step[0]).astype(np.int64), at), 1)
-        np.add.at(change, (((bottom - 1) / step[0]).astype(np.int64) + 1, at), -1)
+        np.add.at(change, (first, at), 1)
+        np.add.at(change, (last + 1, at), -1)
         return CoarseMask(self.mask.size, step, np.cumsum(change, axis=0)[:-1] > 0)
 
 

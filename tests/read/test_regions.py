@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -88,6 +90,24 @@ def test_polygons_as_shapely(tmp_path_factory, corners, step):
     coarse = regions.coarse((step, step))
     cells = np.stack([y, x], 1)[expected].astype(int) / step
     assert {tuple(c) for c in cells.astype(int)} == {*zip(*coarse.pixels.nonzero(), strict=True)}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_the_shape_of_a_mask_of_a_coarser_level(write, factor):
+    """Its sides are those of the level, divided and rounded, not those of the image."""
+    n_other = 0
+    for coarse, remainder in itertools.product(range(300, 420), range(4)):
+        height = 4 * coarse + remainder
+        size = (height, 40)
+        path = write(feature(rectangle(0, height - 1, 40, height)))
+        step = (factor * (height / coarse), 4.0 * factor)
+        shape = (math.ceil(coarse / factor), math.ceil(10 / factor))
+        mask = read_regions(path, size).coarse(step, shape)
+        assert mask.pixels.shape == shape
+        assert mask.pixels[-1].all()
+        assert not mask.pixels[:-2].any()
+        n_other += math.ceil(height / step[0]) != shape[0]
+    assert n_other  # rounding alone would give another shape
 
 
 def test_detections_and_points_are_ignored(write, caplog):
