@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,9 @@ from cellseg.text import printable
 
 if sys.platform != "win32":
     import fcntl
+
+
+_reading_umask = threading.Lock()  # it is 0 meanwhile
 
 
 @contextlib.contextmanager
@@ -50,8 +54,9 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         remove_unfinished(target)
         descriptor, temporary = _create_temporary(target)
         unfinished.add(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
+        with _reading_umask:
+            umask = os.umask(0)
+            os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes private files
         encoding = None if "b" in mode else "utf-8"
         # With an opener the file knows its name, which tifffile needs.

@@ -103,7 +103,7 @@ def stop(number: int, _frame: object = None) -> None:
 
 def _end() -> NoReturn:
     """Remove the temporary files, and end this process at once."""
-    for path in unfinished:
+    for path in list(unfinished):  # other threads go on
         try:
             os.unlink(path)
         except OSError:
