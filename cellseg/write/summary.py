@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 
 from cellseg.messages import plural
 from cellseg.predict.job import PredictionJob
+from cellseg.predict.predictor import join_predictions
 from cellseg.predictions import Predictions
 from cellseg.score.composition import composition
 
 MIN_SCORE = 0.5
 """Of the cells that are counted, as in `export.py`; results have more, of lower scores, for AP."""
+
+_MOST = 200_000
+"""Detections of an image that are counted together, which bounds the memory: of more, at most a few
+cells at the edges of tiles are counted that `export.py` leaves out."""
 
 MAX_LINES = 5
 """Images that have a line each; more have one together."""
@@ -27,16 +32,29 @@ class CellCounts:
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = list(class_names)
         self._by_image: dict[int, NDArray[np.int64]] = {}
+        self._image_id = 0
+        self._waiting: list[Predictions] = []  # of this image
 
     def add(self, image_id: int, cells: Predictions) -> None:
-        """Add a batch of an image's detections from `merge_tiles`, each cell once."""
-        classes = cells.distinct(MIN_SCORE).classes
-        counts = np.bincount(classes, minlength=len(self.class_names))
-        self._by_image[image_id] = self.of(image_id) + counts
+        """Add a batch of an image's detections from `merge_tiles`, image by image."""
+        if image_id != self._image_id or sum(map(len, self._waiting)) > _MOST:
+            self._count()
+        self._image_id = image_id
+        self._waiting.append(cells)
 
     def of(self, image_id: int) -> NDArray[np.int64]:
-        """Return the numbers of cells of an image, `(K,)` int64."""
+        """Return the numbers of cells of an image, each once, `(K,)` int64."""
+        self._count()
         return self._by_image.get(image_id, np.zeros(len(self.class_names), np.int64))
+
+    def _count(self) -> None:
+        """Count the cells that wait together, as cells of two batches may hide a third."""
+        if self._waiting:
+            cells = join_predictions(self._waiting[0].size, self._waiting).distinct(MIN_SCORE)
+            counts = np.bincount(cells.classes, minlength=len(self.class_names))
+            before = self._by_image.get(self._image_id, np.zeros(len(counts), np.int64))
+            self._by_image[self._image_id] = before + counts
+        self._waiting = []
 
 
 def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
