@@ -48,7 +48,7 @@ class FakePredictor(Predictor):
         super().__init__([], [cfg])
         self.seconds = seconds
 
-    def predict_tiles(self, jobs):
+    def predict_tiles(self, jobs, brightness=None):  # noqa: ARG002
         for job in jobs:
             time.sleep(self.seconds)
             yield discs(job.tile, job.size)

@@ -19,15 +19,28 @@ _NO_MEMORY = (
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",
     "ALLOCATION_FAILED",
+    "MPS backend out of memory",
 )
 
 
-def unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """Call `work`; return None if memory, of the GPU or the CPU, is too small."""
+# What cuBLAS and cuDNN say then, too, but not only then.
+_PERHAPS_NO_MEMORY = (
+    "_STATUS_NOT_INITIALIZED",
+    "unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm",
+)
+
+
+def unless_out_of_memory(work: Callable[[], T], or_perhaps: bool = False) -> T | None:
+    """Call `work`; return None if memory, of the GPU or the CPU, is too small.
+
+    With `or_perhaps`, also if that is only probable: try again with less.
+    """
     try:
         return work()
     except (RuntimeError, MemoryError, cv2.error) as error:
-        if not is_out_of_memory(error):
+        perhaps = or_perhaps and any(words in str(error) for words in _PERHAPS_NO_MEMORY)
+        if not (perhaps or is_out_of_memory(error)):
             raise
     # After the except block, which keeps the error's frames and their tensors alive.
     torch.cuda.empty_cache()

@@ -460,8 +460,8 @@ def test_an_unusable_image_is_skipped(predict, own, tmp_path, capsys, damage):
 def test_an_image_too_large_for_the_gpu_is_skipped(predict, monkeypatch, tmp_path):
     predict_tiles = Predictor.predict_tiles
 
-    def out_of_memory(self, jobs):
-        for number, result in enumerate(predict_tiles(self, jobs)):
+    def out_of_memory(self, jobs, brightness=None):
+        for number, result in enumerate(predict_tiles(self, jobs, brightness)):
             yield InputError("too large") if number == 1 else result
 
     monkeypatch.setattr(Predictor, "predict_tiles", out_of_memory)
@@ -477,8 +477,8 @@ def test_only_failed_tiles_are_retried(run, slide, undisturbed, tmp_path, monkey
     for failing, n_predicted in ((2, 6), (1, 2), (0, 1)):
         predicted: list[object] = []
 
-        def out_of_memory(self, jobs, failing=failing, predicted=predicted):
-            for number, result in enumerate(predict_tiles(self, jobs)):
+        def out_of_memory(self, jobs, brightness=None, failing=failing, predicted=predicted):
+            for number, result in enumerate(predict_tiles(self, jobs, brightness)):
                 predicted.append(result)
                 yield InputError(f"{failing} fail") if number < failing else result
 
@@ -749,8 +749,8 @@ from cellseg.predict.tile_store import TileStore
 predict_tiles, append = Predictor.predict_tiles, TileStore.append
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-def worker_dies(self, jobs):
-    results = predict_tiles(self, jobs)
+def worker_dies(self, jobs, brightness=None):
+    results = predict_tiles(self, jobs, brightness)
     yield next(results)
     try:
         os.close(os.open(os.environ["MARK"], os.O_CREAT | os.O_EXCL))
@@ -855,10 +855,11 @@ def test_stopped_and_resumed(capsys, stopped, tmp_path):
 
 
 @pytest.mark.one_engine
-@pytest.mark.parametrize("changed", ["option", "weights", "image", "nothing"])
+@pytest.mark.parametrize("changed", ["option", "weights", "image", "merging", "nothing"])
 def test_a_change_discards_the_stored_tiles(stopped, tmp_path, monkeypatch, changed):
     copy, image = stopped
-    words = ["--across_classes"] if changed == "option" else []
+    flags = {"option": ["--score_threshold", "0.01"], "merging": ["--across_classes"]}
+    words = flags.get(changed, [])
     if changed == "weights":
         path = runs.choose_weights(copy)
         saved = torch.load(path, weights_only=True)
@@ -869,7 +870,7 @@ def test_a_change_discards_the_stored_tiles(stopped, tmp_path, monkeypatch, chan
         os.utime(image, (1, 1))
     predicted = count_tiles(monkeypatch)
     assert inference.main(argv_of(copy, image, tmp_path, *words)) == 0
-    assert len(predicted) == (2 if changed == "nothing" else 6)
+    assert len(predicted) == (2 if changed in ("merging", "nothing") else 6)
 
 
 @pytest.mark.one_engine

@@ -79,12 +79,13 @@ TileInputs = list[list[NetworkInput]] | InputError
 class InputReader:
     """Prepares tiles. Keeps the last image open, or the reason why it can't be opened."""
 
-    def __init__(self, cfgs: Sequence[CfgNode]) -> None:
-        """`cfgs` are the configs of the networks."""
+    def __init__(self, cfgs: Sequence[CfgNode], brightness: BrightnessCheck) -> None:
+        """`cfgs` are the configs of the networks; tiles of files are added to `brightness`."""
         self._cfgs = cfgs
         self._image: Path | NDArray[Any] | None = None
+        self._level = 0
         self._opened: WindowedImage | InputError | None = None
-        self.brightness = BrightnessCheck()
+        self._brightness = brightness
 
     def prepare(self, job: TileJob) -> TileInputs:
         """Read a tile, and resize its views for each network."""
@@ -105,9 +106,9 @@ class InputReader:
     def _read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
         """Return the pixels of a tile, or the error of its image."""
         try:
-            if self._opened is None or self._image is not job.image:
+            if self._opened is None or not self._is_last(job):
                 self.close()
-                self._image = job.image
+                self._image, self._level = job.image, job.level
                 self._opened = open_file_or_array(job.image, job.level)
             if isinstance(self._opened, InputError):
                 return self._opened
@@ -119,11 +120,17 @@ class InputReader:
                 )
             tile = self._opened.read(job.tile.window)
             if isinstance(job.image, Path):
-                self.brightness.add(job.image, tile)
+                self._brightness.add(job.image, tile)
             return tile
         except InputError as error:
             self._opened = self._opened or error
             return error
+
+    def _is_last(self, job: TileJob) -> bool:
+        """Return whether a tile is of the last image; the paths of workers' tiles are equal."""
+        is_file = isinstance(self._image, Path) and isinstance(job.image, Path)
+        same = self._image == job.image if is_file else self._image is job.image
+        return bool(same) and self._level == job.level
 
     def close(self) -> None:
         """Close the last image."""

@@ -21,7 +21,7 @@ from cellseg.network.limits import warn_of_limits
 from cellseg.predict.inputs import TileJob
 from cellseg.predict.part import ImagePart
 from cellseg.predict.predictor import Predictor, note_limits
-from cellseg.predict.tile_store import TileKey, TileStore, fingerprint
+from cellseg.predict.tile_store import TileKey, TileStore, tiles_fingerprint
 from cellseg.predictions import Predictions
 from cellseg.read.images import read_size
 
@@ -116,7 +116,7 @@ class PredictionJob:
                 unusable[number] = str(error)
         plans = [part.plan for part in parts.values()]
         folder = results.with_name(results.stem + ".parts")
-        store = TileStore(folder, fingerprint(weights, predictor.cfgs, images, plans))
+        store = TileStore(folder, tiles_fingerprint(weights, predictor.cfgs, images, plans))
         return cls(images, results, parts, unusable, store)
 
     @property

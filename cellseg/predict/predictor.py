@@ -49,8 +49,8 @@ from cellseg.predict.masks import sample_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.threads import count_threads, split_cores
-from cellseg.predict.tiles import TilePlan, choose_tile_size, plan_tiles
-from cellseg.predict.unusual import warn_of_values_not_finite
+from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, edge_margin, plan_tiles
+from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
 from cellseg.predict.views import magnification
 from cellseg.predictions import Predictions
 from cellseg.read.resolution import MPP_RANGE, is_plausible
@@ -205,13 +205,19 @@ class Predictor:
         scale = max(cfg.INPUT.ZOOM * f for cfg, f in zip(self.cfgs, factors, strict=True))
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
-        tile, overlap = choose_tile_size(self._longest_cell(mpp), scale or 1.0)
+        # The coarsest view ends the furthest from the edges.
+        scales = [
+            cfg.INPUT.ZOOM * f * min(cfg.TEST.SCALES)
+            for cfg, f in zip(self.cfgs, factors, strict=True)
+        ]
+        margin = edge_margin(min(scales) or 1.0)
+        tile, overlap = choose_tile_size(self._longest_cell(mpp), scale or 1.0, margin)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
         if not test.OVERLAP:
             # Bounds the number of small tiles; cells longer than the overlap are joined.
             overlap = min(overlap, tile // 2)
-        return plan_tiles(size, tile, overlap)
+        return plan_tiles(size, tile, overlap, margin)
 
     def _longest_cell(self, mpp: float | None) -> float:
         """Return the length of the longest expected cells, in pixels of an image of `mpp`."""
@@ -238,7 +244,7 @@ class Predictor:
         return merge_tiles(plan, tile_predictions, iou=iou, across_classes=across_classes)
 
     def predict_tiles(
-        self, jobs: Iterable[TileJob]
+        self, jobs: Iterable[TileJob], brightness: BrightnessCheck | None = None
     ) -> Generator[Predictions | InputError, None, None]:
         """Detect the cells of tiles, in pixels of each tile.
 
@@ -246,6 +252,9 @@ class Predictor:
         the previous ones encoded; on a CPU, several tiles are processed at once, each on its own
         cores. Close the generator unless you exhaust it: it waits for its threads, and in the
         garbage collector that may deadlock with another thread's start.
+
+        Warns of dark images at the end, unless they have further tiles elsewhere: then `brightness`
+        gets the counts of these.
 
         Yields
         ------
@@ -258,7 +267,8 @@ class Predictor:
             for network in self.networks:
                 stack.enter_context(_eval_mode(network))
             stack.enter_context(warn_of_values_not_finite(self.networks))
-            reader = stack.enter_context(contextlib.closing(InputReader(self.cfgs)))
+            counts = BrightnessCheck() if brightness is None else brightness
+            reader = stack.enter_context(contextlib.closing(InputReader(self.cfgs, counts)))
             ahead = stack.enter_context(ThreadPoolExecutor(1))
             workers = stack.enter_context(split_cores(n_threads))
             waiting: collections.deque[Future[list[Predictions | InputError]]] = collections.deque()
@@ -273,7 +283,8 @@ class Predictor:
                     yield from waiting.popleft().result()
             for predicted in waiting:
                 yield from predicted.result()
-            reader.brightness.warn()
+            if brightness is None:
+                counts.warn()
 
     def _predict_group(
         self, group: Sequence[TileJob], inputs: Sequence[TileInputs]
@@ -321,14 +332,17 @@ class Predictor:
                 (_, limits), alike = next(itertools.groupby(following, shape_and_limits))
                 batch = [view_input.pixels for view_input in alike]
                 detector: Any = network
-                detections = unless_out_of_memory(partial(detector.detect, batch, limits))
+                detect = partial(detector.detect, batch, limits)
+                detections = unless_out_of_memory(detect, or_perhaps=True)
                 if detections is None and len(batch) > 1:
-                    self.batch = len(batch) // 2
+                    self.batch = min(self.batch, len(batch) // 2)  # other threads halve it, too
                     warn(
                         f"{memory_name(device)} is too small for a batch of {len(batch)} views; "
                         f"continuing with {self.batch}"
                     )
                     continue
+                if detections is None:  # memory may have been in pieces, or others have left some
+                    detections = unless_out_of_memory(detect)
                 if detections is None:
                     yield too_large_error(batch[0].shape[1:], device)
                 else:
@@ -344,7 +358,7 @@ class Predictor:
         return [
             views
             if isinstance(views, InputError)
-            else _encode_detections(fuse(views), job.tile.size, self.cfg, job.limits(self.cfg))
+            else _encode_detections(fuse(views), job.tile, self.cfg, job.limits(self.cfg))
             for job, views in zip(group, detections, strict=True)
         ]
 
@@ -407,15 +421,15 @@ def _to_tile_pixels(detections: Detections, view: View) -> Detections:
 
 
 def _encode_detections(
-    detections: Detections, size: tuple[int, int], cfg: CfgNode, limits: Limits
+    detections: Detections, tile: Tile, cfg: CfgNode, limits: Limits
 ) -> Predictions:
-    """Encode the best detections of a tile of that size, with the minimum score or more.
+    """Encode the best detections of a tile, with the minimum score or more.
 
     Their boxes are the network's; those of masks in enlarged boxes, or of which pieces are left
     out, are the tight boxes of the masks.
     """
     min_score, largest_piece = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.LARGEST_PIECE
-    height, width = size
+    size = height, width = tile.size
     boxes = detections.boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))
     detections = replace(detections, boxes=boxes)
     detections = detections[(boxes[:, 2:] > boxes[:, :2]).all(1) & (detections.scores >= min_score)]
@@ -425,10 +439,9 @@ def _encode_detections(
     mask_runs = sample_masks(detections.masks, detections.mask_boxes, size)
     sampled = areas(mask_runs)
     if largest_piece:
-        # A cell at the tile's edge may be in one piece together with its part in the next tile.
-        tight = boxes_xyxy(mask_runs)
-        is_inside = np.all((tight[:, :2] > 0) & (tight[:, 2:] < [width, height]), axis=1)
-        mask_runs = largest_pieces(mask_runs, is_inside)
+        # A cell at an inner edge may be in one piece together with its part in the next tile.
+        at_edge = (boxes_xyxy(mask_runs) == [0, 0, width, height]) & tile.inner_edges
+        mask_runs = largest_pieces(mask_runs, ~at_edge.any(axis=1))
     area = areas(mask_runs)
     is_tight = (area > 0) & ((area < sampled) | (detections.mask_scale != 1))
     final_boxes = detections.boxes.numpy()

@@ -30,6 +30,7 @@ from cellseg.config import flatten
 from cellseg.errors import InputError
 from cellseg.files import lock_file, read_json, write_json
 from cellseg.images import ImageRecord
+from cellseg.messages import plural, warn
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 
@@ -60,10 +61,10 @@ class TileStore:
         Parameters
         ----------
         folder
-            Folder of the store, which is created and locked. A store with another fingerprint is
-            removed.
+            Folder of the store, which is created and locked. Tiles with another fingerprint are
+            removed, with a warning.
         fingerprint
-            Everything that the predictions depend on.
+            Everything that the predictions depend on: `tiles_fingerprint`.
 
         Raises
         ------
@@ -82,6 +83,9 @@ class TileStore:
             )
         self._unlock = lock_folder(folder)
         if _read_fingerprint(folder) != made_from:
+            if n_tiles := _count_lines(folder / _TILES_FILE):
+                n = plural(n_tiles, "predicted tile")
+                warn(f"{folder}: {n} of other flags, weights or images removed")
             self._remove_tiles()
             write_json(folder / _FINGERPRINT_FILE, made_from)
         self._file = (folder / _TILES_FILE).open("a+b")
@@ -153,6 +157,12 @@ class TileStore:
                     path.unlink()
 
 
+def _count_lines(path: Path) -> int:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return sum(1 for _ in file)
+    return 0
+
+
 def _close(file: IO[bytes], unlock: Callable[[], object]) -> None:
     file.close()
     unlock()
@@ -190,18 +200,18 @@ def remove_lock(folder: Path) -> None:
         folder.rmdir()
 
 
-def fingerprint(
+def tiles_fingerprint(
     weights: Sequence[Path],
     cfgs: Sequence[CfgNode],
     images: Sequence[ImageRecord],
-    plans: Sequence[TilePlan] = (),
+    plans: Sequence[TilePlan],
 ) -> dict[str, Any]:
-    """Return everything that the predictions depend on: weights, configs, images and tiles."""
-    configs = [flatten(cfg) for cfg in cfgs]
+    """Return what the predictions of tiles depend on: weights, configs, images and tiles."""
+    configs = _configs(cfgs)
     for keys in configs:
-        for key in ("TEST.BATCH", "OUTPUT_DIR"):
+        for key in ("TEST.MASK_IOU", "TEST.ACROSS_CLASSES"):  # of merging them
             del keys[key]
-        # All GPUs give the same result, but a CPU rounds differently.
+        # Tiles of a GPU and a CPU, which round differently, are not mixed in an image.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
         "store": 3,  # version of its format
@@ -213,6 +223,22 @@ def fingerprint(
         # Without parts, they follow from the rest.
         "parts": [plan.parts for plan in plans if plan.parts is not None],
     }
+
+
+def results_fingerprint(weights: Sequence[Path], cfgs: Sequence[CfgNode]) -> dict[str, Any]:
+    """Return what the results of any image depend on: weights and configs, but not the device."""
+    configs = _configs(cfgs)
+    for keys in configs:
+        del keys["MODEL.DEVICE"]
+    return {"weights": list(map(file_state, weights)), "configs": configs}
+
+
+def _configs(cfgs: Sequence[CfgNode]) -> list[dict[str, Any]]:
+    configs = [flatten(cfg) for cfg in cfgs]
+    for keys in configs:
+        for key in ("TEST.BATCH", "OUTPUT_DIR"):
+            del keys[key]
+    return configs
 
 
 def file_state(path: Path) -> list[Any]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from cellseg.coarse import CoarseMask, Window
 from cellseg.errors import InputError
 
-# Pixels: a cell nearer to a tile's edge may be cut. Not 1, since the network's boxes and masks
-# of cut cells end a little before the edge.
+# Network pixels: a cell nearer to a tile's edge may be cut. Not 1, since the network's boxes and
+# masks of cut cells end a little before the edge.
 EDGE_MARGIN = 3
 
 # Network pixels: smaller tiles cost more calls than they save memory, and cut more cells.
@@ -35,10 +35,13 @@ class Tile:
         XYXY in pixels of the image, right and bottom exclusive, within the image.
     inner_edges
         Whether the left, top, right and bottom edge lie inside the image and may cut cells.
+    margin
+        Pixels: a cell nearer to an inner edge may be cut.
     """
 
     window: Window
     inner_edges: tuple[bool, bool, bool, bool]
+    margin: int = EDGE_MARGIN
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,7 +50,7 @@ class Tile:
         return bottom - top, right - left
 
     def may_cut(self, boxes: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which cells the tile may cut: nearer than `EDGE_MARGIN` to an inner edge.
+        """Return which cells the tile may cut: nearer than `margin` to an inner edge.
 
         Parameters
         ----------
@@ -65,14 +68,14 @@ class Tile:
         """Return which cut cells, if round, lie less than half inside the tile.
 
         Such a piece is less than half as deep as it is long at the edge. A piece at most
-        `2 * EDGE_MARGIN` pixels deep is too small for a network to recognise and counts too.
+        `2 * margin` pixels deep is too small for a network to recognise and counts too.
         `boxes` and the result are as for `may_cut`.
         """
         left, top, right, bottom = self.window
         depth = boxes[:, [2, 3, 0, 1]] * (1, 1, -1, -1) - (left, top, -right, -bottom)
         width, height = (boxes[:, 2:] - boxes[:, :2]).T
         length = np.stack([height, width] * 2, axis=1)
-        little = (depth <= 2 * EDGE_MARGIN) | (2 * depth < length)
+        little = (depth <= 2 * self.margin) | (2 * depth < length)
         hardly: NDArray[np.bool_] = np.any(self._near_inner_edges(boxes) & little, axis=1)
         return hardly
 
@@ -80,7 +83,7 @@ class Tile:
         """Return `(N, 4)` bool: near the left, top, right, bottom edge where that is inner."""
         left, top, right, bottom = self.window
         space = boxes * (1, 1, -1, -1) - (left, top, -right, -bottom)
-        return (space < EDGE_MARGIN) & self.inner_edges
+        return (space < self.margin) & self.inner_edges
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class TilePlan:
         First pixel of each row and column of the grid, increasing.
     parts
         The windows of the plan's tiles, by rising index in the grid; None for all of the grid.
+    margin
+        That of the tiles.
     """
 
     size: tuple[int, int]
@@ -106,6 +111,7 @@ class TilePlan:
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
     parts: tuple[tuple[int, Window], ...] | None = None
+    margin: int = EDGE_MARGIN
 
     @property
     def n_grid(self) -> int:
@@ -119,7 +125,7 @@ class TilePlan:
         window = self._grid_window(index) if self.parts is None else self.parts[index][1]
         left, top, right, bottom = window
         inner_edges = (left > 0, top > 0, right < self.size[1], bottom < self.size[0])
-        return Tile(window, inner_edges)
+        return Tile(window, inner_edges, self.margin)
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[index] for index in range(len(self)))
@@ -141,7 +147,7 @@ class TilePlan:
         low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
         near = (self._windows[:, :2] < high).all(axis=1) & (self._windows[:, 2:] > low).all(axis=1)
         windows = self._windows[near][:, None]
-        edges = EDGE_MARGIN * np.array([1, 1, -1, -1])
+        edges = self.margin * np.array([1, 1, -1, -1])
         width, height = self.size[::-1]
         inner = (windows > 0) & (windows < (width + 1, height + 1, width, height))
         whole = boxes >= windows + edges * inner
@@ -265,7 +271,14 @@ def _round_up(tile: Window, box: Window) -> Window:
     return starts[0], starts[1], ends[0], ends[1]
 
 
-def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
+def edge_margin(scale: float) -> int:
+    """Return the pixels of the image in `EDGE_MARGIN` network pixels, at least as many."""
+    return math.ceil(EDGE_MARGIN / min(1.0, scale))
+
+
+def plan_tiles(
+    size: tuple[int, int], tile: int, overlap: int, margin: int = EDGE_MARGIN
+) -> TilePlan:
     """Distribute tiles evenly over an image.
 
     Parameters
@@ -277,6 +290,8 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
     overlap
         Minimum overlap of neighbouring tiles in pixels, 1 or more: cells are merged by the
         pixels that two tiles share.
+    margin
+        That of the tiles: `edge_margin` of the network's scale.
 
     Raises
     ------
@@ -290,7 +305,7 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int) -> TilePlan:
         )
     height, width = size
     tops, lefts = (_tile_starts(length, tile, overlap) for length in size)
-    return TilePlan(size, (min(tile, height), min(tile, width)), tops, lefts)
+    return TilePlan(size, (min(tile, height), min(tile, width)), tops, lefts, margin=margin)
 
 
 def _tile_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
@@ -301,7 +316,9 @@ def _tile_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     return tuple(n * (length - tile) // gaps for n in range(gaps + 1))
 
 
-def choose_tile_size(longest_cell: float, scale: float = 1.0) -> tuple[int, int]:
+def choose_tile_size(
+    longest_cell: float, scale: float = 1.0, margin: int = EDGE_MARGIN
+) -> tuple[int, int]:
     """Choose tile and overlap so that nearly every cell is whole in some tile.
 
     Parameters
@@ -310,6 +327,8 @@ def choose_tile_size(longest_cell: float, scale: float = 1.0) -> tuple[int, int]
         Longer side of the largest expected cells' boxes, in pixels of the image.
     scale
         Network pixels per image pixel.
+    margin
+        That of the tiles.
 
     Returns
     -------
@@ -317,5 +336,5 @@ def choose_tile_size(longest_cell: float, scale: float = 1.0) -> tuple[int, int]
         In pixels of the image. The overlap is 1.25 cells, the tile at least four overlaps:
         at most 44 % of the network's pixels are repeats.
     """
-    overlap = math.ceil(1.25 * longest_cell) + 2 * EDGE_MARGIN
+    overlap = math.ceil(1.25 * longest_cell) + 2 * margin
     return max(round(_MIN_TILE / scale), 4 * overlap), overlap

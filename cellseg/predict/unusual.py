@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,34 @@ from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 
 
 class BrightnessCheck:
-    """Finds the images whose tiles are all dark; those of an image follow each other."""
+    """Finds the images whose tiles are all dark.
+
+    Attributes
+    ----------
+    counts
+        The number of pixels, and of bright ones, of the tiles of each image.
+    """
 
     def __init__(self) -> None:
-        self._dark: list[Path] = []
-        self._image: Path | None = None
-        self._n_pixels = self._n_bright = 0
+        self.counts: dict[Path, tuple[int, int]] = {}
 
     def add(self, image: Path, tile: NDArray[np.uint8]) -> None:
         """Add the pixels of a tile of an image."""
-        if image != self._image:
-            self._finish_image()
-            self._image, self._n_pixels, self._n_bright = image, 0, 0
-        self._n_pixels += tile.shape[0] * tile.shape[1]
-        self._n_bright += count_bright(tile)
+        self.add_counts({image: (tile.shape[0] * tile.shape[1], count_bright(tile))})
 
-    def _finish_image(self) -> None:
-        if self._image and is_dark(self._n_bright, self._n_pixels):
-            self._dark.append(self._image)
+    def add_counts(self, counts: Mapping[Path, tuple[int, int]]) -> None:
+        """Add the counts of other tiles."""
+        for image, (n_pixels, n_bright) in counts.items():
+            before = self.counts.get(image, (0, 0))
+            self.counts[image] = before[0] + n_pixels, before[1] + n_bright
 
     def warn(self) -> None:
         """Warn if there are dark images."""
-        self._finish_image()
-        if self._dark:
+        dark = [image for image, (n, n_bright) in self.counts.items() if is_dark(n_bright, n)]
+        if dark:
             warn(
-                f"{DARK_TEXT}: {len(self._dark)}: {listed(self._dark)}; scale the values as in the "
-                "training images"
+                f"{DARK_TEXT}: {len(dark)}: {listed(dark)}; scale the values as in the training "
+                "images"
             )
 
 
@@ -53,12 +55,12 @@ def warn_of_values_not_finite(networks: Sequence[torch.nn.Module]) -> Iterator[N
     """
     finite: list[torch.Tensor] = []
 
-    def look(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
+    def check(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
         scores, boxes = outputs  # each a list of tensors, one for each level of the pyramid
         finite.append(torch.stack([value.isfinite().all() for value in (*scores, *boxes)]).all())
 
     hooks = [
-        module.register_forward_hook(look)
+        module.register_forward_hook(check)
         for network in networks
         for name, module in network.named_modules()
         if name.endswith(("rpn.head", "rpn_head"))

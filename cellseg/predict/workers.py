@@ -20,8 +20,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from cellseg.predict.inputs import TileJob
 from cellseg.predict.job import PendingTile, PredictTiles, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import file_state
+from cellseg.predict.unusual import BrightnessCheck
 from cellseg.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Workers:
 
         Raises InputError if a worker can't load the networks, or the connection is lost.
         """
+        brightness = BrightnessCheck()
         running: dict[Future, list[PendingTile]] = {}
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._count_workers()
@@ -85,10 +87,11 @@ class Workers:
                     running[future] = block
                     future.add_done_callback(ended.put)
                 if not running:
+                    brightness.warn()
                     return
                 with contextlib.suppress(queue.Empty):
                     future = ended.get(timeout=_POLL_SECONDS)
-                    yield from self._results(future, running.pop(future))
+                    yield from self._results(future, running.pop(future), brightness)
                 self._count_workers()
         finally:
             self._client.cancel(list(running))
@@ -120,7 +123,7 @@ class Workers:
         return self._client.submit(pickle.loads, call, pure=False)
 
     def _results(
-        self, future: Future, block: Sequence[PendingTile]
+        self, future: Future, block: Sequence[PendingTile], brightness: BrightnessCheck
     ) -> Iterator[tuple[Any, Predictions | Exception]]:
         """Yield the results of a block with the keys of its tiles."""
         if future.status in ("cancelled", "lost"):
@@ -131,6 +134,7 @@ class Workers:
         error = future.exception() if future.status == "error" else None
         if error is None:
             result = future.result()
+            brightness.add_counts(result.brightness)
             if result.problem:
                 raise InputError(f"{result.problem}{self._where(result.host)}")
             for message in result.warnings:
@@ -282,6 +286,7 @@ class _BlockResult:
     tiles: Sequence[Predictions | InputError] = ()
     warnings: Sequence[str] = ()
     problem: str = ""  # of the worker, with all tiles
+    brightness: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 _one_at_a_time = threading.Lock()  # also where a worker has several threads
@@ -318,8 +323,9 @@ def _predict_block(load: bytes, versions: dict[str, str], jobs: Sequence[TileJob
             predictor = _load(load)
         except InputError as error:
             return _BlockResult(host, problem=str(error))
-        tiles = [*predictor.predict_tiles(jobs)]
-    return _BlockResult(host, tiles, messages)
+        brightness = BrightnessCheck()
+        tiles = [*predictor.predict_tiles(jobs, brightness)]
+    return _BlockResult(host, tiles, messages, brightness=brightness.counts)
 
 
 def _load_ahead(load: bytes) -> None:

@@ -15,7 +15,7 @@ from cellseg.predict.cohort import Cohort, Outcome
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.part import warn_of_empty_parts
 from cellseg.predict.resolution import set_resolution
-from cellseg.predict.tile_store import fingerprint
+from cellseg.predict.tile_store import results_fingerprint
 from cellseg.predict.workers import connect
 from cellseg.read.slide_table import read_slide_table
 from cellseg.write.results import write_results
@@ -81,7 +81,7 @@ def predict_table(
         return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)
 
     slides = read_slide_table(table)
-    made_from = [fingerprint(weights, cfgs, []), categories, mpp, level, all_tiles]
+    made_from = [results_fingerprint(weights, cfgs), categories, mpp, level, all_tiles]
     with connect(weights, cfgs, workers, scheduler) as (predictor, predict):
         cohort = Cohort(slides, output, made_from, begin, write)
         cohort.run(predict, in_background=workers > 1 or bool(scheduler))

@@ -38,7 +38,7 @@ class FakePredictor(Predictor):
         cfg.TEST.TILE, cfg.TEST.OVERLAP = 20, 4
         super().__init__([], [cfg])
 
-    def predict_tiles(self, jobs):
+    def predict_tiles(self, jobs, brightness=None):  # noqa: ARG002
         for job in jobs:
             name = job.image.stem
             if "torn" in name and job.tile.window[0]:

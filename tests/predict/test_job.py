@@ -30,7 +30,7 @@ class FakePredictor(Predictor):
         super().__init__([], [cfg])
         self.predicted = []
 
-    def predict_tiles(self, jobs):
+    def predict_tiles(self, jobs, brightness=None):  # noqa: ARG002
         for job in jobs:
             self.predicted.append(job)
             x, y, _, _ = job.tile.window
@@ -133,7 +133,7 @@ def test_damaged_tiles_are_predicted_again(begin, caplog):
 
 def test_an_error_that_is_a_bug_is_raised(begin):
     class Broken(FakePredictor):
-        def predict_tiles(self, jobs):
+        def predict_tiles(self, jobs, brightness=None):  # noqa: ARG002
             yield next(super().predict_tiles(jobs))
             raise KeyError("a bug")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cellseg.coarse import CoarseMask
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.predictor import join_predictions
-from cellseg.predict.tiles import plan_tiles
+from cellseg.predict.tiles import edge_margin, plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import (
     MaskRuns,
@@ -286,6 +286,24 @@ def test_a_whole_cell_replaces_a_piece_regardless_of_scores():
     cells, scores = merge_by_hand(TWO, first, second)
     assert cells == of_image(SIZE, (13, 5, 26, 9))
     assert list(scores.values()) == [0.4]
+
+
+@pytest.mark.parametrize("unit", [1, 2, 4, 7])
+def test_at_any_scale_cut_cells_are_recognised(unit):
+    """Of a network pixel of `unit` image pixels, outlines end one before the edge of a tile."""
+    size, margin = (40 * unit, 60 * unit), edge_margin(1 / unit)
+    plan = plan_tiles(size, 40 * unit, 20 * unit, margin)
+
+    def tile(box):
+        return drawn((40 * unit, 40 * unit), tuple(unit * side for side in box))
+
+    whole = tuple(unit * side for side in (24, 10, 52, 20))
+    first, second = (tile((24, 10, 39, 20)), [0.95]), (tile((4, 10, 32, 20)), [0.9])
+    assert merge_by_hand(plan, first, second)[0] == of_image(size, whole)
+    # Longer than the overlap: both tiles cut it.
+    whole = tuple(unit * side for side in (5, 10, 55, 20))
+    first, second = (tile((5, 10, 39, 20)), [0.95]), (tile((1, 10, 35, 20)), [0.9])
+    assert merge_by_hand(plan, first, second)[0] == of_image(size, whole)
 
 
 @pytest.mark.parametrize(("bottom", "dropped"), [(9, True), (8, False)])

@@ -18,7 +18,7 @@ from cellseg.network import Detections
 from cellseg.predict.job import ImageClock, PredictionJob
 from cellseg.predict.part import centroids, describe_parts, warn_of_empty_parts
 from cellseg.predict.predictor import Predictor
-from cellseg.predict.tile_store import fingerprint
+from cellseg.predict.tile_store import tiles_fingerprint
 
 GLASS, PINK, DARK = (243, 243, 243), (214, 170, 200), (90, 50, 110)
 SIZE = (900, 1000)
@@ -174,7 +174,7 @@ def test_another_part_is_another_job(tmp_path):
         results = tmp_path / "x.json"
         job = PredictionJob.begin(predict, [], [image], results, all_tiles=all_tiles)
         plans = [part.plan for part in job.parts.values()]
-        prints.add(json.dumps(fingerprint([], predict.cfgs, [image], plans)))
+        prints.add(json.dumps(tiles_fingerprint([], predict.cfgs, [image], plans)))
         job.store.remove()
     assert len(prints) >= 3
 

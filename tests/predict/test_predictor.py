@@ -7,10 +7,12 @@ import re
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
 import numpy as np
+import PIL.Image
 import pycocotools.mask
 import pytest
 import tifffile
@@ -22,10 +24,12 @@ from cellseg.errors import InputError
 from cellseg.network import Detections, build_network, enlarge_boxes
 from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
+from cellseg.predict import inputs as inputs_module
 from cellseg.predict import predictor as predictor_module
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
-from cellseg.read import windowed
+from cellseg.read import window, windowed
 from cellseg.read.window import read_image
 from cellseg.rle import decode
 from cellseg.view import resize_shortest_edge, to_tensor
@@ -372,6 +376,20 @@ def test_a_mask_in_two_pieces(largest):
     assert found.boxes.tolist() == [[60, 40, 84 if largest else 100, 80]]
 
 
+def test_a_mask_at_the_edge_of_the_image_has_one_piece():
+    """There is no other tile that may have more of it."""
+
+    class Two(Oracle):
+        def detect(self, images, limits):  # noqa: ARG002
+            grid = torch.zeros((1, 20, 20))
+            grid[:, :, :12] = grid[:, 15:, 15:] = 1
+            box = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
+            return [Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid)] * len(images)
+
+    found = oracle(Two(), TEST__LARGEST_PIECE=True).predict(np.full((120, 160, 3), 255, np.uint8))
+    assert found.boxes.tolist() == [[0, 0, 24, 40]]
+
+
 def test_a_mask_at_the_edge_of_a_tile_keeps_its_pieces():
     """A U of 120 x 40 px over two tiles: only the second one has the pixels that join its arms."""
 
@@ -601,6 +619,82 @@ def test_batches_are_halved_until_they_fit_into_memory(n, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "the GPU's memory" in line]
     sizes = [[int(number) for number in re.findall(r"\d+", line)] for line in lines]
     assert sizes == [[2 * k, k] for k in (8, 4, 2, 1) if k >= fits]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_errors_that_may_be_of_memory_halve_the_batch(words):
+    """With a single image, they are what they are."""
+    drawing = draw((200, 310))
+    options = {"TEST__TILE": 150, "TEST__BATCH": 8}
+
+    class Short(Oracle):
+        most = 3
+
+        def detect(self, images, limits):
+            if len(images) > self.most:
+                raise RuntimeError(words)
+            return super().detect(images, limits)
+
+    network = Short()
+    predictor = oracle(network, **options)
+    check_same(predictor.predict(drawing.image), oracle(**options).predict(drawing.image))
+    assert predictor.batch == 2
+    network.most = 0
+    with pytest.raises(RuntimeError, match=re.escape(words)):
+        predictor.predict(drawing.image)
+
+
+def test_an_image_that_fits_into_memory_once_it_is_free():
+    drawing = draw((100, 120))
+
+    class Once(Oracle):
+        failed = False
+
+        def detect(self, images, limits):
+            if not self.failed:
+                self.failed = True
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().detect(images, limits)
+
+    check_same(oracle(Once()).predict(drawing.image), oracle().predict(drawing.image))
+
+
+def test_the_tiles_of_a_file_open_it_once(tmp_path, monkeypatch):
+    """Also if their paths are equal only, as those of a worker are."""
+    drawing, path = draw((300, 400)), tmp_path / "image.png"
+    PIL.Image.fromarray(drawing.image).save(path)
+    opened = []
+
+    def count(image, *args, **options):
+        opened.append(image)
+        return windowed_open(image, *args, **options)
+
+    windowed_open = window.open_image
+    monkeypatch.setattr(inputs_module, "open_image", count)
+    predictor = oracle(TEST__TILE=150)
+    plan = predictor.plan((300, 400))
+    jobs = [TileJob(Path(str(path)), 0, plan.size, tile) for tile in plan]
+    assert len(list(predictor.predict_tiles(jobs))) == len(plan) > 3
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("scales", "margin"), [([1.0], 3), ([2.0], 3), ([0.25], 12), ([1.0, 0.4], 8)]
+)
+def test_the_margin_of_tiles_is_that_of_the_coarsest_network(scales, margin):
+    cfgs = [oracle_cfg(INPUT__ZOOM=scale) for scale in scales]
+    assert Predictor([Oracle()] * len(scales), cfgs).plan((9000, 9000)).margin == margin
+    halved = oracle_cfg(INPUT__ZOOM=scales[0], TEST__SCALES=(0.5, 1.0))
+    assert Predictor([Oracle()], [halved]).plan((9000, 9000)).margin == {1: 6, 2: 3}.get(
+        scales[0], 24
+    )
 
 
 def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cellseg import config
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.tile_store import TileStore, fingerprint
+from cellseg.predict.tile_store import TileStore, results_fingerprint, tiles_fingerprint
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
 
@@ -262,9 +262,11 @@ def test_the_same_fingerprint_keeps_the_tiles(tile_store, reopen):
     assert TileStore(other, {"a": (1, 2)}).done() == {(0, 0)}
 
 
-def test_another_fingerprint_clears_the_store(tile_store, reopen):
-    store(tile_store, [((0, 0), cells())])
+def test_another_fingerprint_clears_the_store_with_a_warning(tile_store, reopen, caplog):
+    store(tile_store, [((0, n), cells()) for n in range(3)])
     assert reopen(2).done() == set()
+    (message,) = caplog.messages
+    assert f"{tile_store.folder}: 3 predicted tiles" in message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
@@ -313,53 +315,65 @@ def inputs(tmp_path):
     weights.write_bytes(b"w")
     image.write_bytes(b"i")
     cfg = config.default_config("torchvision")
-    return [weights], [cfg], [ImageRecord(1, "image.tif", image, (3, 4))]
+    return [weights], [cfg], [ImageRecord(1, "image.tif", image, (3, 4))], []
 
 
 def test_the_fingerprint_depends_on_weights_config_and_images(inputs):
-    weights, (cfg,), (image,) = inputs
-    before = fingerprint(*inputs)
-    assert fingerprint(*inputs) == before
+    weights, (cfg,), (image,), plans = inputs
+    before = tiles_fingerprint(*inputs)
+    assert tiles_fingerprint(*inputs) == before
     other = cfg.clone()
     other.TEST.SYMMETRIES = 4
-    assert fingerprint(weights, [other], [image]) != before
-    assert fingerprint(weights * 2, [cfg, cfg], [image]) != before
+    assert tiles_fingerprint(weights, [other], [image], plans) != before
+    assert tiles_fingerprint(weights * 2, [cfg, cfg], [image], plans) != before
     for changed in (
         ImageRecord(1, "image.tif", image.path, (3, 4), level=1),
         ImageRecord(1, "image.tif", image.path, (3, 5)),
         ImageRecord(1, "image.tif", image.path.with_name("other.tif"), (3, 4)),
     ):
-        assert fingerprint(weights, [cfg], [changed]) != before
-    assert fingerprint(weights, [cfg], [image, image]) != before
+        assert tiles_fingerprint(weights, [cfg], [changed], plans) != before
+    assert tiles_fingerprint(weights, [cfg], [image, image], plans) != before
 
 
 @pytest.mark.parametrize("which", ["weights", "image"])
 def test_a_rewritten_file_changes_the_fingerprint(inputs, which):
     path = inputs[0][0] if which == "weights" else inputs[2][0].path
-    before = fingerprint(*inputs)
+    before = tiles_fingerprint(*inputs)
     os.utime(path, ns=(1, 1))
-    touched = fingerprint(*inputs)
+    touched = tiles_fingerprint(*inputs)
     assert touched != before
     path.write_bytes(b"longer")
     os.utime(path, ns=(1, 1))
-    assert fingerprint(*inputs) != touched
+    assert tiles_fingerprint(*inputs) != touched
     path.unlink()
-    assert fingerprint(*inputs) != before
+    assert tiles_fingerprint(*inputs) != before
 
 
 def test_another_file_of_the_same_size_and_time_changes_the_fingerprint(inputs):
     path = inputs[2][0].path
-    before, times = fingerprint(*inputs), path.stat()
+    before, times = tiles_fingerprint(*inputs), path.stat()
     path.write_bytes(b"j")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert fingerprint(*inputs) != before
+    assert tiles_fingerprint(*inputs) != before
 
 
 def test_batch_gpu_and_folder_do_not_change_the_fingerprint(inputs):
-    weights, (cfg,), images = inputs
+    weights, (cfg,), images, plans = inputs
     cfg.MODEL.DEVICE = "cuda"
     other = cfg.clone()
     other.MODEL.DEVICE, other.TEST.BATCH, other.OUTPUT_DIR = "cuda:1", 16, "elsewhere"
-    assert fingerprint(weights, [other], images) == fingerprint(*inputs)
+    assert tiles_fingerprint(weights, [other], images, plans) == tiles_fingerprint(*inputs)
+    other.TEST.MASK_IOU, other.TEST.ACROSS_CLASSES = 0.6, True  # of merging them
+    assert tiles_fingerprint(weights, [other], images, plans) == tiles_fingerprint(*inputs)
     other.MODEL.DEVICE = "cpu"
-    assert fingerprint(weights, [other], images) != fingerprint(*inputs)
+    assert tiles_fingerprint(weights, [other], images, plans) != tiles_fingerprint(*inputs)
+
+
+def test_results_depend_on_merging_but_not_on_the_device(inputs):
+    weights, (cfg,), _, _ = inputs
+    before = results_fingerprint(weights, [cfg])
+    for device in ("auto", "cuda", "cpu"):
+        cfg.MODEL.DEVICE = device
+        assert results_fingerprint(weights, [cfg]) == before
+    cfg.TEST.MASK_IOU = 0.6
+    assert results_fingerprint(weights, [cfg]) != before

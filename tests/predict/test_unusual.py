@@ -20,3 +20,17 @@ def test_a_few_bright_pixels_are_not_a_bright_image(caplog, n_bright, dark):
         check.add(Path("a.tif"), tile)
     check.warn()
     assert bool(caplog.messages) == dark
+
+
+def test_counts_of_several_parts_of_an_image(caplog):
+    """A dark part, as a worker may see it alone, is no dark image."""
+    whole = BrightnessCheck()
+    for brightness in (10, 220):
+        part = BrightnessCheck()
+        part.add(Path("a.tif"), np.full((50, 50, 3), brightness, np.uint8))
+        part.add(Path("b.tif"), np.full((50, 50, 3), 10, np.uint8))
+        whole.add_counts(part.counts)
+    whole.warn()
+    (message,) = caplog.messages
+    assert "b.tif" in message
+    assert "a.tif" not in message

@@ -39,7 +39,7 @@ class FakePredictor(Predictor):
         super().__init__([], [config.default_config("torchvision")])
         self.name = name
 
-    def predict_tiles(self, jobs):
+    def predict_tiles(self, jobs, brightness=None):  # noqa: ARG002
         for job in jobs:
             if job.image.name == "broken":
                 raise KeyError("a bug")
