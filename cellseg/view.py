@@ -63,6 +63,11 @@ class View:
         viewed = viewed[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
         return np.ascontiguousarray(viewed.swapaxes(0, 1) if self.transpose else viewed)
 
+    def orient(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the view of `(C, h, w)` pixels that are resized already, contiguous."""
+        flipped = pixels.flip([axis for axis, flip in ((1, self.flip_y), (2, self.flip_x)) if flip])
+        return (flipped.transpose(1, 2) if self.transpose else flipped).contiguous()
+
     def invert_boxes(self, boxes: torch.Tensor) -> torch.Tensor:
         """Map `(N, 4)` boxes, XYXY, from network pixels to image pixels, as floats."""
         inverted = boxes * 1.0

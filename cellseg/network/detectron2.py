@@ -366,9 +366,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
         features = {name: precise(features[name]) for name in self.roi_heads.in_features}
         selected = self._detect_boxes(features, batch.image_sizes, proposals, limits)
         scale = self.roi_heads.mask_scale
-        distinct = [
-            distinct_masks(cells.boxes, cells.classes, self.one_mask_per_box) for cells in selected
-        ]
+        distinct = [distinct_masks(cells.boxes, self.one_mask_per_box) for cells in selected]
         instances = [
             Instances(
                 size,

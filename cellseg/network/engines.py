@@ -85,15 +85,13 @@ def enlarge_boxes(boxes: torch.Tensor, factor: float) -> torch.Tensor:
     return torch.cat([low - margin, high + margin], 1)
 
 
-def distinct_masks(
-    boxes: torch.Tensor, classes: torch.Tensor, class_agnostic: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the detections whose masks differ: those of a box are one mask for all classes, or K.
+def distinct_masks(boxes: torch.Tensor, class_agnostic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the detections whose masks differ: those of a box may be one mask for all classes.
 
     Parameters
     ----------
-    boxes, classes
-        `(N, 4)` XYXY and `(N,)`.
+    boxes
+        `(N, 4)` XYXY, different within a class.
     class_agnostic
         Whether the mask head predicts one mask for all classes.
 
@@ -102,9 +100,10 @@ def distinct_masks(
     Index of a detection of each of the M masks, `(M,)`, and index of the mask of each detection,
     `(N,)`.
     """
-    keys = boxes if class_agnostic else torch.cat([boxes, classes[:, None].to(boxes.dtype)], 1)
-    masks, mask_of = torch.unique(keys, dim=0, return_inverse=True)
     index = torch.arange(len(boxes), device=boxes.device)
+    if not class_agnostic:
+        return index, index
+    masks, mask_of = torch.unique(boxes, dim=0, return_inverse=True)
     return mask_of.new_empty(len(masks)).scatter(0, mask_of, index), mask_of
 
 

@@ -260,9 +260,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 strict=True,
             )
         ]
-        distinct = [
-            distinct_masks(cells.boxes, cells.classes, self.one_mask_per_box) for cells in selected
-        ]
+        distinct = [distinct_masks(cells.boxes, self.one_mask_per_box) for cells in selected]
         of_masks = [(cells, index) for cells, (index, _) in zip(selected, distinct, strict=True)]
         boxes = [enlarge_boxes(cells.boxes[index], self.mask_scale) for cells, index in of_masks]
         classes = [cells.classes[index] for cells, index in of_masks]

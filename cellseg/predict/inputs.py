@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +98,15 @@ class InputReader:
         for cfg in self._cfgs:
             limits = job.limits(cfg)
             inputs.append([])
-            for view in plan_views(job.tile, job.size, cfg, job.mpp):
-                resize = partial(_resize, view, tile, cfg.INPUT.FORMAT)
-                if (pixels := unless_out_of_memory(resize)) is None:
-                    return too_large_error(view.shape, "cpu")
-                inputs[-1].append(NetworkInput(view, pixels, limits))
+            views = plan_views(job.tile, job.size, cfg, job.mpp)
+            for _, alike in itertools.groupby(views, attrgetter("window", "size", "sharp")):
+                resized = list(alike)
+                work = partial(_resize, resized, tile, cfg.INPUT.FORMAT)
+                if (pixels := unless_out_of_memory(work)) is None:
+                    return too_large_error(resized[0].shape, "cpu")
+                inputs[-1] += [
+                    NetworkInput(*each, limits) for each in zip(resized, pixels, strict=True)
+                ]
         return inputs
 
     def _read(self, job: TileJob) -> NDArray[np.uint8] | InputError:
@@ -144,5 +150,10 @@ def open_file_or_array(image: Path | NDArray[Any], level: int) -> WindowedImage:
     return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
 
 
-def _resize(view: View, image: NDArray[np.uint8], image_format: str) -> torch.Tensor:
-    return to_tensor(view.apply_image(image), image_format)
+def _resize(
+    views: Sequence[View], image: NDArray[np.uint8], image_format: str
+) -> list[torch.Tensor]:
+    """Return the pixels of views that differ in their orientation only."""
+    upright = replace(views[0], flip_x=False, flip_y=False, transpose=False)
+    pixels = to_tensor(upright.apply_image(image), image_format)
+    return [view.orient(pixels) for view in views]

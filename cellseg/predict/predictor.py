@@ -233,7 +233,8 @@ class Predictor:
         all_tiles: bool = False,
     ) -> ImagePart:
         """Choose which tiles of an image's plan to predict; see `cellseg.predict.part`."""
-        margin = max(choose_tile_size(self._longest_cell(mpp))[1], self.cfg.TEST.OVERLAP)
+        _, overlap = choose_tile_size(self._longest_cell(mpp), margin=plan.margin)
+        margin = max(overlap, self.cfg.TEST.OVERLAP)
         return choose_part(image, level, mpp, plan, margin, regions, all_tiles)
 
     def merge(

@@ -176,8 +176,9 @@ class TilePlan:
         """Return the plan without what lies further than `margin` pixels from a part of the image.
 
         A tile is trimmed to the part in it and its margin, split if pieces of the part are far
-        from each other, and left out if a neighbour shows all of that. A cell of at most `margin`
-        pixels that touches the part is as whole in these tiles as in those of this plan.
+        from each other, and left out if a neighbour shows all of that. A cell that touches the part
+        is as whole in these tiles as in those of this plan, if it is not longer than `margin` less
+        the margin of the tiles.
         """
         every = ((index, self._grid_window(index)) for index in range(self.n_grid))
         boxes: dict[int, list[Window]] = {}
