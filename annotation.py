@@ -180,10 +180,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sizes := [image.mpp for image in images if image.mpp]:
         print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")
     warn_of_images(images)
-    if not args.coco and folders and (loose := list_loose_files(args.data)):
-        warn(
-            f"files in train/ that are in no image's folder, ignored: {len(loose)}: {listed(loose)}"
-        )
+    loose, broken = list_loose_files(args.data) if not args.coco and folders else ([], [])
+    for files, what in (
+        (loose, "files in train/ that are in no image's folder, ignored"),
+        (broken, "links in train/, left out, as what they link to is missing"),
+    ):
+        if files:
+            warn(f"{what}: {len(files)}: {listed(files)}")
     for line in [*skipped, *bad_images]:
         warn(f"skipped: {line}")
     print(f"wrote {display_path(output)}")

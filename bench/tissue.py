@@ -2,10 +2,10 @@
 
     python bench/tissue.py --data DIR [--run RUN]
 
-Annotated images of DIR are placed on a large canvas of background, and pressed together without
-any, as they are and in variants: pale, faded, dark, inked and others. A cell is kept if it lies in
-the tiles that are predicted as whole as in all tiles. The area is that of the predicted tiles, as a
-part of that of all tiles. With --run, the CPU time of its network too.
+Annotated images of DIR are placed on a large canvas of background or black, and pressed together
+without any, as they are and in variants: pale, faded, dark, inked and others. A cell is kept if it
+lies in the tiles that are predicted as whole as in all tiles. The area is that of the predicted
+tiles, as a part of that of all tiles. With --run, the CPU time of its network too.
 """
 
 from __future__ import annotations
@@ -197,6 +197,7 @@ def main() -> None:
     canvases = {
         "on white": place(pieces, args.side, 255),
         "on the glass of a slide": place(pieces, args.side, 243),
+        "on black, as not scanned": place(pieces, args.side, 0),
         "cells alone": place([piece.without_stroma(243) for piece in pieces], args.side, 243),
         "without background": press(pieces),
     }

@@ -208,6 +208,25 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
 
 
+def find_in_another_case(path: Path) -> Path | None:
+    """Return the file whose path differs from that of a missing one only in case, if there is one.
+
+    Programs on Windows and macOS write such paths, as both name the same file there.
+    """
+    folder: Path | None = path.parent
+    # Path.is_dir raises an error for long names.
+    if not os.path.isdir(path.parent):  # noqa: PTH112
+        folder = None if path.parent == path else find_in_another_case(path.parent)
+    if folder is None:
+        return None
+    name = path.name.casefold()
+    with contextlib.suppress(OSError):
+        for other in sorted(folder.iterdir()):
+            if other.name.casefold() == name and other != path:
+                return other
+    return None
+
+
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     """Read a JSON file, with the parameters and errors of `open_json`."""
     with open_json(path, what, remedy) as file:

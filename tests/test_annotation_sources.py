@@ -380,6 +380,18 @@ def test_skip_bad_skips_missing_images(tmp_path, capsys):
     assert "no image is found" in refused(tmp_path, *arguments, "--skip_bad")
 
 
+@pytest.mark.parametrize("name", ["pictures/A.TIF", "Pictures/a.tif"])
+def test_coco_images_of_another_case_are_named(tmp_path, name):
+    write_image(tmp_path / "pictures" / "a.tif")
+    write_image(tmp_path / "b.tif")
+    value = coco_of(rle(BOX))
+    value["images"][0]["file_name"] = name
+    assert str(tmp_path / "pictures" / "a.tif") in refused(tmp_path, *write_coco(tmp_path, value))
+    # Besides one that is found.
+    value["images"].append({"id": 6, "file_name": "b.tif", "height": 4, "width": 6})
+    assert str(tmp_path / "pictures" / "a.tif") in refused(tmp_path, *write_coco(tmp_path, value))
+
+
 def test_coco_defines_the_classes(tmp_path):
     arguments = write_coco(tmp_path, coco_of(rle(BOX)))
     assert "--class_names: " in refused(tmp_path, *arguments, "--class_names", "a")
@@ -699,8 +711,12 @@ def test_skip_bad_counts_the_cells_of_label_maps_and_outlines(tmp_path, capsys):
 def test_files_beside_the_folders_are_a_warning(tmp_path, capsys):
     write_train(tmp_path, "a")
     (tmp_path / "train" / "b.tif").write_bytes(b"")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "missing")
+    (tmp_path / "train" / "d").symlink_to(tmp_path / "train" / "a")
     run(tmp_path)
-    assert "in no image's folder, ignored: 1: b.tif" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "in no image's folder, ignored: 1: b.tif" in err
+    assert "link to is missing: 1: c" in err
 
 
 def test_files_beside_a_label_map(tmp_path, capsys):

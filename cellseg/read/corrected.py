@@ -60,6 +60,10 @@ _REGION = 4  # times the area of the largest cell: a region, if nothing else tel
 _REMEDY = "expected the folder that export.py --to_correct wrote"
 
 
+class _UnknownClassError(InputError):
+    """Of a window with cells of unknown classes."""
+
+
 @dataclass
 class Change:
     """How many cells of a class were changed by a correction."""
@@ -106,11 +110,12 @@ def take_back(
         With everything that has to be fixed, of all windows. Nothing is stored then.
     """
     corrected: list[Corrected] = []
-    problems: list[str] = []
+    problems: list[InputError] = []
     unknown: Counter[str] = Counter()
     changes: dict[str, Change] = {}
     counts: Counter[str] = Counter()
     unusual: dict[str, list[str]] = {"empty": [], "deleted": []}
+    ignored: dict[str, Counter[str]] = {what: Counter() for what in ("twice", "empty", "points")}
     for given in folders:
         folder, coco_file = (given.parent, given) if given.is_file() else (given, None)
         index = load_index(folder / INDEX)
@@ -121,13 +126,13 @@ def take_back(
             if coco_file
             else _find_files(folder, index)
         )
-        reader = _Reader(folder, index, names, changes, counts, unknown, unusual)
+        reader = _Reader(folder, index, names, changes, counts, unknown, unusual, ignored)
         for image in index["images"]:
             file = files.get(image["file_name"])
             try:
                 window = reader.read(image, file)
             except InputError as error:
-                problems.append(str(error))
+                problems.append(error)
                 continue
             if window:
                 corrected.append(window)
@@ -137,10 +142,10 @@ def take_back(
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
             f"--corrected {folders[0]}: nothing was stored, as {plural(len(problems), 'thing')} "
-            f"must be fixed first: {'; '.join(problems[:20])}{more}{advice}"
+            f"must be fixed first: {'; '.join(map(str, problems[:20]))}{more}{advice}"
         )
     for problem in problems:
-        warn(f"skipped: {problem}{advice}")
+        warn(f"skipped: {problem}{advice if isinstance(problem, _UnknownClassError) else ''}")
     if not corrected:
         raise InputError(
             f"--corrected {folders[0]}: none of "
@@ -153,7 +158,7 @@ def take_back(
     counts["test"] = sum(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
-    _print_changes(names, changes, counts, len(corrected))
+    _print_changes(names, changes, counts, ignored, len(corrected))
     for what, text in (
         ("empty", "windows without a cell in what was looked through, used as background"),
         ("deleted", "windows of which most cells were deleted (export all objects, not selected)"),
@@ -181,7 +186,7 @@ class _File(NamedTuple):
 
     path: Path
     coco: list[Cell] | None = None
-    problem: str = ""
+    problem: InputError | None = None
 
 
 def _find_files(folder: Path, index: COCO) -> dict[str, _File]:
@@ -244,20 +249,23 @@ def _coco_outlines(
         other = by_name.get(image["file_name"])
         if other is None:
             continue
-        problem, cells = "", []
+        problem: InputError | None = None
+        cells = []
         classes = Counter(a["category_id"] for a in of_image[other["id"]])
         bad = {theirs[k]: n for k, n in classes.items() if not numbered[k]}
         unknown.update(bad)
         if (other["height"], other["width"]) != (image["height"], image["width"]):
-            problem = (
+            problem = InputError(
                 f"{path}: {other['file_name']} has {other['height']} x {other['width']} pixels "
                 f"(height x width), expected {image['height']} x {image['width']}; export the "
                 "windows that export.py wrote"
             )
         elif other["id"] in broken:
-            problem = str(broken[other["id"]])
+            problem = broken[other["id"]]
         elif bad:
-            problem = f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
+            problem = _UnknownClassError(
+                f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
+            )
         else:
             cells = [
                 Cell("", numbered[a["category_id"]] - 1, a["segmentation"])
@@ -283,6 +291,7 @@ class _Reader:
     counts: Counter[str]
     unknown: Counter[str]
     unusual: dict[str, list[str]]
+    ignored: dict[str, Counter[str]]
 
     def read(self, image: dict[str, Any], file: _File | None) -> Corrected | None:
         """Read a window; None if it was not looked through.
@@ -294,7 +303,7 @@ class _Reader:
             self.counts["missing"] += 1
             return None
         if file.problem:
-            raise InputError(file.problem)
+            raise file.problem
         written = self._written[image["id"]]
         if file.coco is None:
             unchanged = file_hash(file.path) == image.get("sha256")
@@ -320,7 +329,7 @@ class _Reader:
         once: dict[tuple[int, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.id not in ids):
             once.setdefault((cell.class_, str(cell.mask["counts"])), cell)
-        self.counts["twice"] += len(cells) - len(once)
+        self.ignored["twice"][image["file_name"]] += len(cells) - len(once)
         cells = list(once.values())
         kept = mostly_inside([cell.mask for cell in cells], region)
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
@@ -360,7 +369,7 @@ class _Reader:
         broken = [outline.error for outline in outlines if outline.error]
         problems = [error.removeprefix(f"{path}: ") for error in broken]
         outlines = [outline for outline in outlines if not outline.error]
-        self.counts["points"] += sum(not outline.polygons for outline in outlines)
+        self.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
         outlines = [outline for outline in outlines if outline.polygons]
         rings = [ring for outline in outlines for polygon in outline.polygons for ring in polygon]
         length = float(outline_lengths(rings, size).sum())
@@ -411,10 +420,11 @@ class _Reader:
             problems.append("the region that was looked through is outside the window: move it")
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise InputError(f"{path}: {'; '.join(problems[:5])}{more}")
+            error = _UnknownClassError if others else InputError
+            raise error(f"{path}: {'; '.join(problems[:5])}{more}")
         self.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
-        self.counts["empty"] += int((is_cell & (area == 0)).sum())
+        self.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
         ignored = [
             n
             for n, text in enumerate(class_text)
@@ -506,7 +516,11 @@ def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
 
 
 def _print_changes(
-    names: Sequence[str], changes: dict[str, Change], counts: Counter[str], n_windows: int
+    names: Sequence[str],
+    changes: dict[str, Change],
+    counts: Counter[str],
+    ignored: dict[str, Counter[str]],
+    n_windows: int,
 ) -> None:
     """Print what was changed, by class, and how the windows were used."""
     parts = [plural(n_windows, "corrected window")]
@@ -541,9 +555,13 @@ def _print_changes(
     for what, text in (
         ("missing", "windows without a .geojson file, or not in the COCO file, not used"),
         ("test", "windows of test images, whose scores will be too good after training on them"),
+    ):
+        if counts[what]:
+            warn(f"{text}: {counts[what]}")
+    for what, text in (
         ("twice", "cells with the class and outline of another, ignored"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),
     ):
-        if counts[what]:
-            warn(f"{text}: {counts[what]}")
+        if files := [f"{name} ({n})" for name, n in ignored[what].items() if n]:
+            warn(f"{text}: {ignored[what].total()}: {listed(files)}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.files import read_json
+from cellseg.files import find_in_another_case, read_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
 from cellseg.read.cell_checks import COPIES, scattered
@@ -135,6 +135,11 @@ def _check_folder(path: Path, data: Path, file_names: Sequence[str]) -> None:
     # Path.exists raises an error for long names.
     if not names or any(os.path.exists(data / name) for name in names):  # noqa: PTH110
         return
+    if other := find_in_another_case(data / names[0]):
+        raise InputError(
+            f"{path}: no image is found in {data}, such as {names[0]}; {other} differs from it "
+            "only in case: use one name"
+        )
     last = path_parts(names[0])[-1:]
     others = data.rglob(glob.escape(last[0])) if last and data.is_dir() else iter(())
     found = next(others, None)

@@ -22,15 +22,17 @@ CLASS_KEYS = ("classification", "class", "class_name", "className", "cell_type",
 _REMEDY = "export the cells from QuPath as GeoJSON"
 
 
-# JSON of other programs, by a key at its top.
+# JSON of other programs, by a key at its top: what it is, and what to do if cells are expected.
 _OTHERS = {
-    "annotations": "COCO annotations; pass the file with --coco",
-    "shapes": "LabelMe's JSON, which is not read; convert it to COCO, and use --coco",
-    "nuc": "HoVer-Net's JSON, which is not read; export GeoJSON for QuPath with its tools",
+    "annotations": ("COCO annotations", "pass the file with --coco"),
+    "shapes": ("LabelMe's JSON, which is not read", "convert it to COCO, and use --coco"),
+    "nuc": ("HoVer-Net's JSON, which is not read", "export GeoJSON for QuPath with its tools"),
 }
 
 
-def read_geojson(path: Path) -> list[Outline]:
+def read_geojson(
+    path: Path, what: str = "cells' outlines", remedy: str | None = None
+) -> list[Outline]:
     """Read the outlines in a GeoJSON file, which may be compressed with gzip.
 
     It has a FeatureCollection, a list of features or one feature; each is a Polygon or a
@@ -41,21 +43,21 @@ def read_geojson(path: Path) -> list[Outline]:
     GeometryCollection, the polygons are used; of a cell with a nucleus, the cell's. A broken
     feature gives an outline with its error.
 
+    `what` and `remedy` are parts of the messages, as for `open_json`; without a remedy, it is that
+    for cells.
+
     Raises InputError if the file is missing, damaged or something else.
     """
-    value = features = (_read_gzip if _is_gzip(path) else _read_plain)(path)
+    value = features = (_read_gzip if _is_gzip(path) else read_json)(path, what, remedy or _REMEDY)
     if isinstance(value, dict):
         features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
-        for key, found in _OTHERS.items():
+        for key, (found, advice) in _OTHERS.items():
             if key in value and value.get("type") not in ("Feature", "FeatureCollection"):
-                raise InputError(f"{path}: {found}")
+                raise InputError(f"{path}: {found}, expected the {what}; {remedy or advice}")
+    remedy = remedy or _REMEDY
     if not isinstance(features, list):
-        raise InputError(f"{path}: no GeoJSON features in it; {_REMEDY}")
-    return [_try_outline(path, f"feature {n}", each) for n, each in enumerate(features, 1)]
-
-
-def _read_plain(path: Path) -> Any:
-    return read_json(path, "cells' outlines", _REMEDY)
+        raise InputError(f"{path}: no GeoJSON features in it, expected the {what}; {remedy}")
+    return [_try_outline(path, f"feature {n}", each, remedy) for n, each in enumerate(features, 1)]
 
 
 def _is_gzip(path: Path) -> bool:
@@ -66,13 +68,13 @@ def _is_gzip(path: Path) -> bool:
     return False
 
 
-def _read_gzip(path: Path) -> Any:
+def _read_gzip(path: Path, what: str, remedy: str) -> Any:
     check_ordinary(path)
     try:
         with gzip.open(path) as file:
             data = file.read(GZIP_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a complete gzip file ({error}); {_REMEDY}") from None
+        raise InputError(f"{path}: not a complete gzip file ({error}); {remedy}") from None
     if len(data) > GZIP_BYTES:
         raise InputError(
             f"{path}: more than {GZIP_BYTES >> 20} MiB of JSON, expected one image's outlines; cut "
@@ -81,20 +83,22 @@ def _read_gzip(path: Path) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}) within gzip; {_REMEDY}") from None
+        raise InputError(
+            f"{path}: not JSON ({error}) within gzip, expected the {what}; {remedy}"
+        ) from None
 
 
-def _try_outline(path: Path, where: str, feature: Any) -> Outline:
+def _try_outline(path: Path, where: str, feature: Any, remedy: str) -> Outline:
     try:
-        return _outline(path, where, feature)
+        return _outline(path, where, feature, remedy)
     except InputError as error:
         return Outline(where, None, [], error=str(error))
 
 
-def _outline(path: Path, where: str, feature: Any) -> Outline:
+def _outline(path: Path, where: str, feature: Any, remedy: str) -> Outline:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        raise InputError(f"{path}: {where} is not a GeoJSON Feature; {_REMEDY}")
-    polygons = _polygons(path, where, feature.get("geometry"))
+        raise InputError(f"{path}: {where} is not a GeoJSON Feature; {remedy}")
+    polygons = _polygons(path, where, feature.get("geometry"), remedy)
     # QuPath's origin is the corner of the first pixel, that of rings its centre.
     rings: list[Polygon] = [
         [
@@ -116,7 +120,7 @@ def _outline(path: Path, where: str, feature: Any) -> Outline:
     id_ = str(id_) if type(id_) in (str, int) and id_ not in _FORMER_TYPES else None
     return Outline(
         where,
-        _class_name(path, where, properties),
+        _class_name(path, where, properties, remedy),
         rings,
         kind,
         id_,
@@ -134,14 +138,14 @@ _FORMER_TYPES = {
 }
 
 
-def _polygons(path: Path, where: str, geometry: Any) -> list[list[list[Any]]]:
+def _polygons(path: Path, where: str, geometry: Any, remedy: str) -> list[list[list[Any]]]:
     """Return the polygons of a geometry, lists of rings; none for points and lines."""
     geometry = geometry if isinstance(geometry, dict) else {}
     shape, coordinates = geometry.get("type"), geometry.get("coordinates")
     if shape in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         return []
     if shape == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
-        parts = [_polygons(path, where, part) for part in geometry["geometries"]]
+        parts = [_polygons(path, where, part, remedy) for part in geometry["geometries"]]
         return [polygon for part in parts for polygon in part]
     if shape not in ("Polygon", "MultiPolygon"):
         raise InputError(
@@ -152,7 +156,7 @@ def _polygons(path: Path, where: str, geometry: Any) -> list[list[list[Any]]]:
     if not _is_nested_list(polygons):
         raise InputError(
             f"{path}: {where} is a broken {shape}, expected lists of rings of points as "
-            f"coordinates; {_REMEDY}"
+            f"coordinates; {remedy}"
         )
     return list(polygons)
 
@@ -166,7 +170,7 @@ def _is_nested_list(polygons: Any) -> bool:
     )
 
 
-def _class_name(path: Path, where: str, properties: dict[str, Any]) -> str | None:
+def _class_name(path: Path, where: str, properties: dict[str, Any], remedy: str) -> str | None:
     of_key = {str(key).lower(): value for key, value in properties.items()}
     for key in CLASS_KEYS:
         value = of_key.get(key.lower())
@@ -179,5 +183,5 @@ def _class_name(path: Path, where: str, properties: dict[str, Any]) -> str | Non
         if isinstance(name, str):
             return name
         if key == CLASS_KEYS[0]:  # others, such as a number as label, may be something else
-            raise InputError(f"{path}: {where}: {key} {show(value)} has no name; {_REMEDY}")
+            raise InputError(f"{path}: {where}: {key} {show(value)} has no name; {remedy}")
     return None

@@ -116,7 +116,9 @@ def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
     folders = [path for path in entries if path.is_dir()]
     if not folders:
         files = f" in folders, but {listed([path.name for path in entries])}" if entries else ""
-        raise InputError(f"{train}: no training images{files}; {_LAYOUT}")
+        broken = next((path for path in entries if not path.exists()), None)
+        hint = f"; what {broken} links to is missing" if broken else ""
+        raise InputError(f"{train}: no training images{files}; {_LAYOUT}{hint}")
     by_kind = [path.name for path in folders if _matches(_FOLDER_OF_ONE_KIND, path.name)]
     if len(by_kind) == len(folders) > 1:
         raise InputError(
@@ -132,9 +134,11 @@ _FOLDER_OF_ONE_KIND = "images?|imgs?|inputs?|masks?|labels?|annotations?|instanc
 _LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
 
 
-def list_loose_files(data: str | os.PathLike[str]) -> list[str]:
-    """List the names of the files in `train` that are in no image's folder."""
-    return [path.name for path in list_entries(Path(data) / TRAIN, _LAYOUT) if not path.is_dir()]
+def list_loose_files(data: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """List the names of the files in `train` that are in no image's folder, and of broken links."""
+    loose = [path for path in list_entries(Path(data) / TRAIN, _LAYOUT) if not path.is_dir()]
+    files = [path.name for path in loose if path.exists()]
+    return files, [path.name for path in loose if not path.exists()]
 
 
 def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:

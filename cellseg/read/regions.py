@@ -17,7 +17,10 @@ from cellseg.read.fill import fill_polygons, outline_box, outline_lengths
 from cellseg.read.geojson import read_geojson
 from cellseg.rle import MaskRuns, areas, cut_at_columns
 
-_REMEDY = "draw annotations around the regions in QuPath, and export these as GeoJSON"
+_REMEDY = (
+    "draw annotations around the regions in QuPath, and export these as GeoJSON for --regions, or "
+    "for the column regions of a table of slides"
+)
 _OTHERS = "detection, point or line", "detections, points and lines"
 
 
@@ -100,7 +103,7 @@ def read_regions(
         If the file can't be read, has no outlines, one of them is outside the image, or they
         contain no pixel.
     """
-    outlines = read_geojson(path)
+    outlines = read_geojson(path, "regions to predict", _REMEDY)
     for outline in outlines:
         if outline.error:
             raise InputError(outline.error)

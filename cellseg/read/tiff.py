@@ -26,7 +26,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary
+from cellseg.files import check_ordinary, find_in_another_case
 from cellseg.limits import check_image_memory
 from cellseg.read.coded_size import JPEG_MAGIC, JXL, JXR, PNG_MAGIC, WEBP, coded_size
 from cellseg.read.resolution import Resolution, picture_resolution
@@ -364,7 +364,11 @@ def _magic(path: Path) -> bytes:
         with open(path, "rb") as file:
             head = file.read(4)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name") from None
+        other = find_in_another_case(path)
+        advice = (
+            f"{other} differs from it only in case; use one name" if other else "check the name"
+        )
+        raise InputError(f"{path}: no such file; {advice}") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, expected an image file") from None
     except OSError as error:

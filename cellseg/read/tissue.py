@@ -2,7 +2,8 @@
 
 What counts is that no cell is left out: a pixel is background only if it has the colour of the
 glass, or was not scanned. Everything else is tissue, also ink and dust. An image without bright,
-colourless, even areas (a dark background, or tissue all over) has no background.
+colourless, even areas (a dark background, or tissue all over) has no background, unless large areas
+around bright tissue are black.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ its green may be than both others: more is pale tissue."""
 _MIN_BACKGROUND = 0.01
 """Least part of the image that a background has."""
 
+_DARK, _FIELD = 60, 256
+"""Without glass, black is what was not scanned only around bright tissue: least value that three
+quarters of it have in all channels, and least pixels of a piece of it, more than of a cell. Black
+between fluorescent cells has a dim rim around each."""
+
 _WEAK, _STRONG = 5, 10
 """Of 255, and twice that for noisy images: how much darker or more coloured than the background
 tissue is, several pixels of it and a single one."""
@@ -58,7 +64,7 @@ class Tissue:
         Where tissue, or something else than background, is.
     background
         Red, green and blue of the background, 0 to 255; None if there is none, so that all of
-        the image is tissue.
+        the image is tissue. Black if only what was not scanned is background.
     """
 
     mask: CoarseMask
@@ -163,7 +169,8 @@ def tissue_mask(rgb: Image) -> tuple[Mask, tuple[int, int, int] | None]:
     if background is None:  # perhaps as white as what was not scanned
         background, noise = _find_background(rgb, bright, spread, n_scanned)
     if background is None:
-        return np.ones(rgb.shape[:2], bool), None
+        unscanned = _find_unscanned(black, lightest, darkest)
+        return ~unscanned, (0, 0, 0) if unscanned.any() else None
     weak = np.clip(4 * noise, _WEAK, 2 * _WEAK)
     strong = np.clip(8 * noise, _STRONG, 2 * _STRONG)
     mask = _hysteresis(_difference(rgb, background), float(weak), float(strong))
@@ -172,6 +179,30 @@ def tissue_mask(rgb: Image) -> tuple[Mask, tuple[int, int, int] | None]:
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, window) > 0
     colour = int(background[0]), int(background[1]), int(background[2])
     return closed, colour
+
+
+def _find_unscanned(black: Mask, lightest: NDArray[np.uint8], darkest: NDArray[np.uint8]) -> Mask:
+    """Return the large black areas around bright tissue, in an image without glass.
+
+    `black` are even areas, which end a pixel before anything else; `lightest` and `darkest` are of
+    the channels of each pixel. All are `(h, w)`.
+    """
+    # Up to the tissue, but not onto pixels that are partly tissue.
+    ends = cv2.dilate(black.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    black = _large(black | (ends & (lightest == 0)), _MIN_BACKGROUND * black.size)
+    scanned = _large(~black, _FIELD)
+    if not scanned.any() or np.percentile(darkest[scanned], 25) < _DARK:
+        return np.zeros_like(black)
+    return black
+
+
+def _large(mask: Mask, least: float) -> Mask:
+    """Return the connected parts of a mask that have at least so many pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = stats[:, cv2.CC_STAT_AREA] >= least
+    keep[0] = False
+    large: Mask = keep[labels]
+    return large
 
 
 def _find_background(

@@ -360,6 +360,34 @@ def test_skip_bad_leaves_out_whole_windows(data, folder, capsys):
     assert [p.name for p in (data / "corrected").glob("*.png")] == ["new.png"]
 
 
+def test_class_names_are_advised_where_one_is_unknown_only(data, folder, capsys):
+    correct(folder)
+    save(folder, [drawn((0, 0, 6, 6), "gamma")], "sure")
+    (folder / "empty.geojson").write_text('{"features": [')
+    assert take_back(data, folder, "--skip_bad") == 0
+    of_file = {
+        name: line
+        for line in capsys.readouterr().err.splitlines()
+        for name in ("sure", "empty")
+        if f"{name}.geojson" in line
+    }
+    assert "--class_names alpha beta gamma" in of_file["sure"]
+    assert "--class_names" not in of_file["empty"]
+
+
+def test_ignored_outlines_are_said_with_their_files(data, folder, capsys):
+    point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}
+    outside = [drawn((9000, 9, 9008, 17), "alpha"), drawn((9020, 9, 9028, 17), "alpha")]
+    save(folder, [*correct(folder), *outside])
+    save(folder, [*load(folder, "sure")["features"], outside[0], point], "sure")
+    assert take_back(data, folder) == 0
+    lines = capsys.readouterr().err.splitlines()
+    (empty,) = [line for line in lines if "no pixel" in line]
+    assert "ignored: 3: new.geojson (2), sure.geojson (1)" in empty
+    (points,) = [line for line in lines if "points, lines" in line]
+    assert "ignored: 1: sure.geojson (1)" in points
+
+
 def test_ignored_cells_are_neither_cells_nor_background(data, folder):
     features = load(folder)["features"]
     feature_of(features, "kept")["properties"]["classification"] = {"name": "Ignore*"}
@@ -467,7 +495,7 @@ def test_cells_that_were_imported_twice_count_once(data, folder, capsys):
     assert take_back(data, folder) == 0
     captured = capsys.readouterr()
     assert table(captured.out)["all"] == [6, 0, 0, 0, 0, 0, 6]
-    assert "of another, ignored: 6" in captured.err
+    assert "of another, ignored: 6: new.png (6)" in captured.err
 
 
 def test_a_level_of_a_training_image_is_not_another_image(data, capsys):

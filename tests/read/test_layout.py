@@ -263,7 +263,7 @@ def test_by_products_of_systems_and_archives_are_passed_over(tmp_path):
     fill(tmp_path / "train" / "@eaDir", "a")
     assert list_train_folders(tmp_path) == [folder]
     assert read_train_folder(folder, 4).ignored == ()
-    assert list_loose_files(tmp_path) == []
+    assert list_loose_files(tmp_path) == ([], [])
 
 
 def test_folders_of_another_layout(tmp_path):
@@ -279,7 +279,16 @@ def test_folders_of_another_layout(tmp_path):
 def test_files_beside_the_folders(tmp_path):
     fill(tmp_path / "train" / "x", "image.tif")
     fill(tmp_path / "train", "y.tif", "Thumbs.db")
-    assert list_loose_files(tmp_path) == ["y.tif"]
+    assert list_loose_files(tmp_path) == (["y.tif"], [])
+
+
+def test_broken_links_to_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    link = tmp_path / "train" / "x"
+    link.symlink_to(tmp_path / "missing")
+    assert f"{link} links to is missing" in refusal(list_train_folders, tmp_path)
+    fill(tmp_path / "missing", "image.tif")
+    assert list_train_folders(tmp_path) == [link]
 
 
 def test_an_image_of_another_name(tmp_path):

@@ -161,6 +161,8 @@ def test_bad_regions(write, features, expected):
         ("r.geojson", b"{"),
         ("r.geojson", b"\x00\xff"),
         ("r.geojson", b"[1, 2]"),
+        ("r.geojson", b'{"type": "FeatureCollection", "features": 1}'),
+        ("r.geojson", b'{"type": "Feature", "geometry": {"type": "Polygon"}}'),
         ("r.geojson", b'{"annotations": []}'),
         ("r.geojson.gz", b"{}"),
         ("r.geojson.gz", gzip.compress(b"{}", mtime=0)[:-3]),
@@ -174,4 +176,6 @@ def test_damaged_files(tmp_path, name, content):
     with pytest.raises(InputError) as error:
         read_regions(path, SIZE)
     assert str(path) in str(error.value)
+    assert "--regions" in str(error.value)
+    assert "cells" not in str(error.value)
     assert "\n" not in str(error.value)

@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bench.tissue import VARIANTS, measure, place, press, read_pieces, stained
+from bench.tissue import VARIANTS, compressed, measure, place, press, read_pieces, stained
 from cellseg.read.tissue import choose_step, find_tissue, tissue_mask
 from cellseg.read.window import WindowedImage
 
@@ -79,6 +81,104 @@ def test_what_was_not_scanned():
     assert tissue.background == (228, 228, 228)
     assert 200**2 <= tissue.mask.area < 1.1 * 200**2
     assert tissue.mask.pixels[38:62, 88:112].all()
+
+
+def tissue_on_black(size, box, seed=0):
+    """Return tissue without any glass in a box, XYXY, of a black image, and where its nuclei are.
+
+    Some of the nuclei, which are nearly black, are cut by the edge of the box.
+    """
+    rng = np.random.default_rng(seed)
+    image, nuclei = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    left, top, right, bottom = box
+    part, nucleus = image[top:bottom, left:right], nuclei[top:bottom, left:right]
+    part[:] = rng.normal(PINK, 12, part.shape).clip(0, 255)
+    for _ in range(part[:, :, 0].size // 1000):
+        middle = rng.integers(0, (right - left, bottom - top)).tolist()
+        cv2.ellipse(nucleus, middle, rng.integers(4, 12, 2).tolist(), 0, 0, 360, 1, -1)
+    part[nucleus > 0] = (45, 25, 60)
+    return image, nuclei > 0
+
+
+def covered(mask):
+    """Return a coarse mask at each pixel of the image."""
+    rows, columns = (np.arange(n) for n in mask.size)
+    step = mask.step
+    return mask.pixels[(rows / step[0]).astype(int)][:, (columns / step[1]).astype(int)]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 500), st.integers(0, 400), st.integers(200, 500), st.integers(200, 500),
+       st.sampled_from([None, 0.5, 2.0]), st.integers(0, 99))  # fmt: skip
+def test_black_is_not_scanned_also_without_glass(left, top, width, height, mpp, seed):
+    box = (left, top, left + width, top + height)
+    image, nuclei = tissue_on_black((900, 1000), box, seed)
+    tissue = find_tissue(image, mpp=mpp)
+    assert tissue.background == (0, 0, 0)
+    assert covered(tissue.mask)[nuclei].all()
+    step = int(tissue.mask.step[0])
+    assert width * height <= tissue.mask.area <= (width + 2 * step) * (height + 2 * step)
+
+
+@pytest.mark.parametrize("quality", [95, 75, 30])
+def test_black_of_jpeg(quality):
+    """It rings in blocks that are partly tissue, of 16 pixels at most."""
+    image, nuclei = tissue_on_black((900, 1000), (203, 305, 703, 705))
+    tissue = find_tissue(compressed(quality)(image))
+    assert covered(tissue.mask)[nuclei].all()
+    assert 500 * 400 <= tissue.mask.area <= 540 * 440
+
+
+def test_several_pieces_and_black_in_them():
+    """Nuclei, pens, bars and letters in the tissue aren't what was not scanned."""
+    image, _ = tissue_on_black((1200, 1600), (0, 0, 500, 500))
+    image[600:1100, 900:1500], _ = tissue_on_black((500, 600), (0, 0, 600, 500), 1)
+    cv2.line(image, (40, 60), (460, 300), (0, 0, 0), 40)
+    cv2.rectangle(image, (920, 1040), (1120, 1060), (0, 0, 0), -1)
+    cv2.putText(image, "100 um", (920, 1020), 0, 2, (0, 0, 0), 8)
+    tissue = find_tissue(image)
+    kept = covered(tissue.mask)
+    assert kept[:500, :500].all()
+    assert kept[600:1100, 900:1500].all()
+    assert tissue.mask.area <= 510 * 510 + 620 * 520
+
+
+def fluorescent(size=(900, 1000), colour=(255, 255, 255), blur=2.0):
+    """Return bright, even saturated, cells on black."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((*size, 3), np.uint8)
+    for _ in range(300):
+        middle = rng.integers(300, 700, 2).tolist()
+        bright = (np.array(colour) * rng.uniform(0.3, 1.0)).tolist()
+        cv2.ellipse(image, middle, rng.integers(8, 20, 2).tolist(), 0, 0, 360, bright, -1)
+    return cv2.GaussianBlur(image, (0, 0), blur)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(fluorescent(colour=colour) for colour in [(40, 90, 255), (90, 220, 60), (255, 40, 30)]),
+        fluorescent(colour=(160, 160, 160)),
+        fluorescent(),
+        255 - canvas((900, 1000), WHITE, (200, 200, 700, 700)),
+        canvas((900, 1000), (0, 0, 0), (200, 200, 700, 700), colour=(70, 30, 45)),
+        canvas((900, 1000), (0, 0, 0), (200, 200, 300, 220), colour=PINK),
+    ],
+    ids=[
+        "blue",
+        "green",
+        "red",
+        "grey",
+        "white",
+        "inverted",
+        "dark tissue",
+        "no larger than cells",
+    ],
+)
+def test_a_dark_image_has_no_background(image):
+    tissue = find_tissue(image)
+    assert tissue.background is None
+    assert tissue.mask.pixels.all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 9), (33, 8)])
