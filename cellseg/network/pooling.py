@@ -79,9 +79,7 @@ class RoIAlign(torch.nn.Module):
         """
         all_boxes = torch.cat([*boxes])
         device = all_boxes.device.type
-        counts = torch.tensor([len(of_image) for of_image in boxes])
-        image = torch.arange(len(boxes)).repeat_interleave(counts).to(all_boxes.device)
-        rois = torch.cat([image[:, None].to(all_boxes.dtype), all_boxes], 1)
+        rois = torch.cat([functional.pad(each, (1, 0), value=n) for n, each in enumerate(boxes)])
         weighted = self.sampling_ratio > 0 and device == "cpu"
         pool = self._pool_weighted if weighted else self._pool
         if len(self.strides) == 1:

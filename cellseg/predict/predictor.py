@@ -412,10 +412,10 @@ def note_limits(
 def _to_tile_pixels(detections: Detections, view: View) -> Detections:
     """Map the detections of a view to pixels of the tile."""
     return Detections(
-        view.invert_boxes(detections.boxes.float().cpu()),
-        detections.scores.float().cpu(),
+        view.invert_boxes(detections.boxes.cpu().float()),
+        detections.scores.cpu().float(),
         detections.classes.cpu(),
-        view.invert_grids(detections.masks.float().cpu()),
+        view.invert_grids(detections.masks.cpu().float()),
         limited_by=detections.limited_by,
         mask_scale=detections.mask_scale,
     )

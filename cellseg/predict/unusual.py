@@ -70,7 +70,7 @@ def warn_of_values_not_finite(networks: Sequence[torch.nn.Module]) -> Iterator[N
     finally:
         for hook in hooks:
             hook.remove()
-    bad = sum(not value for value in finite)
+    bad = int((~torch.stack(finite)).sum()) if finite else 0
     if bad:
         n = plural(len(finite), "batch", "batches")
         warn(
