@@ -233,6 +233,16 @@ def score(
     )
 
 
+def count_without_pixels(scores: Scores) -> tuple[int, int]:
+    """Return how many ground-truth cells and detections have no pixel in the label maps."""
+    n_gt, n_detections = 0, 0
+    for image, comparison in zip(scores.eval_images, scores.comparisons, strict=True):
+        n_gt += int((~image.crowd).sum()) - len(comparison.gt_indices)
+        n_detections += int((image.scores >= scores.score_threshold).sum())
+        n_detections -= len(comparison.detection_indices)
+    return n_gt, n_detections
+
+
 @dataclass(frozen=True)
 class Difference:
     """A, B, and B − A with its 95 % interval, `(K + 2,)` float64 by metric."""
