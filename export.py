@@ -88,8 +88,9 @@ def get_parser() -> utils.CommandParser:
     utils.add_limits(parser)
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
-        help="the COCO file that the results refer to (default: the file that inference.py wrote "
-        "next to results of other images than the test list's, else that list)",
+        help="the COCO file that the results refer to; its images without detections count as "
+        "images without cells (default: the file that inference.py wrote next to results of "
+        "other images than the test list's, else that list)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="DIR",

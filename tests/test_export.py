@@ -610,15 +610,18 @@ def test_a_damaged_sidecar_list(run, change):
         assert refusal(results).startswith(f"{path}: not a valid image list")
 
 
-def test_results_on_annotated_images(data, run, tmp_path):
-    """inference.py --dataset val writes ids of the annotation file, not of the test list."""
+def test_results_on_annotated_images(data, run, tmp_path, capsys):
+    """Their ids are those of the annotation file; images without detections have no cells."""
     coco = coco_of("train/a/image.tif", "train/b/image.tif")
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(coco))
     results = run([entry(LEFT, 12, image=2)])
     arguments = [str(results), "--data", str(data), "--format", "geojson"]
     export.main([*arguments, "--annotations", str(annotations)])
-    assert all_files(results.parent / "export") == ["geojson/b.geojson"]
+    folder = results.parent / "export"
+    assert all_files(folder) == ["geojson/a.geojson", "geojson/b.geojson"]
+    assert features_of(folder / "geojson/a.geojson") == []
+    assert "annotations.json: 1 of 2 images without detections" in capsys.readouterr().err
     run([entry(LEFT, image=3)])
     text = refusal(*arguments, "--annotations", annotations)
     assert f"image_id 3 is not among the images of {annotations} (1 to 2)" in text

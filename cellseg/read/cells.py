@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
-from cellseg.messages import plural
+from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -69,9 +69,8 @@ def read_predicted_cells(
     data
         The data folder.
     annotations
-        A COCO file that defines the classes and, without such a list, the images with results.
-        None uses the one that `inference.py --dataset train` or `val` wrote next to the
-        results, if any.
+        A COCO file that defines the classes and, without such a list, the images. None uses the
+        one that `inference.py --dataset train` or `val` wrote next to the results, if any.
     names
         Class names, in the order of the category ids; by default those of the annotations, else
         of the run as inference.py wrote them, else NYCU HW3's four.
@@ -104,7 +103,11 @@ def read_predicted_cells(
     elif annotations is not None:
         entries = [entry for entry in results if isinstance(entry, dict)]
         with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
-        images = [image for image in images if image.id in with_results] or images
+        if n_empty := sum(image.id not in with_results for image in images):
+            warn(
+                f"{annotations}: {n_empty} of {plural(len(images), 'image')} without detections "
+                "count as images without cells; leave those out that were not predicted"
+            )
     known = known or read_result_categories(path)
     categories = _named(known, names)
     outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images])
