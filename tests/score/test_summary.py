@@ -255,6 +255,20 @@ def test_cells_in_one_image_of_several_have_no_interval():
     as_text(scores)
 
 
+def test_quality_of_true_positives_in_one_image_has_no_interval():
+    size = (1, 12)
+    cell, most = rectangle(size, 0, 0, 1, 4), rectangle(size, 0, 0, 1, 3)
+    truth = truth_of({n: (size, [(1, cell, 0)]) for n in range(1, 9)}, ["a"])
+    one = score(truth, [entry(1, 1, most, 0.9)], n_resamples=50)
+    two = score(truth, [entry(1, 1, most, 0.9), entry(2, 1, cell, 0.9)], n_resamples=50)
+    for name in ("SQ", "pooled SQ"):
+        assert one.metrics[name].tolist() == [0.75] * 3
+        for bounds in (one, difference(one, two), difference(two, one)):
+            assert np.isnan([bounds.low[name], bounds.high[name]]).all()
+        assert (two.low[name] < two.high[name]).all()
+    assert (one.low["recall"] < one.high["recall"]).all()
+
+
 def test_no_image():
     scores = score(truth_of({}), [])
     assert np.isnan(scores.metrics["F1"]).all()
