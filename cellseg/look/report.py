@@ -27,6 +27,7 @@ from cellseg.look.parts import ReportContent
 from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace
 from cellseg.read.window import WindowedImage, from_array, open_image_of_size
+from cellseg.score.bootstrap import FEW
 
 PICTURES_MB = 36  # of all images together; outlines and plots are added
 SLIDE_PX = 4096  # longest side that the page itself contains, and the browser of a phone draws
@@ -184,6 +185,7 @@ def _render(
         cards=parts.cards(content),
         compositions=parts.compositions(content, mpp),
         is_tissue=any(one.tissue_px is not None for image in images for one in image),
+        few=FEW,
         n_hidden=parts.n_hidden(content),
         groups=[(title, some) for title, some in groups if some],
         pictures=pictures,

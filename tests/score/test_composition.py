@@ -118,6 +118,7 @@ def test_tables_of_text():
     (row,) = (line.split() for line in text.splitlines() if line.startswith("x "))
     assert row[1:4] == ["3", "[0,", "6]"]
     assert "3 mm²" in text
+    assert "too narrow" in text
     assert sum(line.startswith(("a ", "b ")) for line in text.splitlines()) == 2
     found = of_counts([[3, 1], [0, 4]], mpp=[1.0, None])
     assert "1 of them" in composition_as_text(found, ["a", "b"], ["x", "y"])
@@ -127,5 +128,6 @@ def test_tables_of_text():
     assert "mm²" not in text.splitlines()[1]
     many = composition([np.array([0])] * 30, 1, [1e6] * 30, [0.5] * 30)
     text = composition_as_text(many, [f"i{n}" for n in range(30)], ["x"])
+    assert "too narrow" not in text
     assert "i19 " in text
     assert "i20 " not in text

@@ -332,6 +332,7 @@ def test_per_image_rows():
 
 def test_text_shows_every_row():
     text = as_text(score(*case_by_hand(), n_resamples=10))
+    assert "fewer than 10 images they are too narrow" in text
     assert text.splitlines()[0] == "2 images, 4 ground-truth cells, 5 detections"
     truth, results = case_by_hand()
     first = [entry for entry in results if entry["image_id"] == results[0]["image_id"]]
