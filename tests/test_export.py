@@ -369,6 +369,25 @@ def test_a_table_alone_and_with_formats(data, run, tmp_path, capsys):
     assert len(json.loads((output / "coco.json").read_text())["annotations"]) == 2
 
 
+@pytest.mark.parametrize("mpp", [None, 0.3])
+def test_pixels_that_are_not_square(data, run, tmp_path, capsys, mpp):
+    """0.25 µm wide and 0.5 µm high, as the file says, whatever the list says."""
+    image = data / "test" / "one.tif"
+    per_cm = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(image, np.zeros((4, 6, 3), np.uint8), photometric="rgb", **per_cm)
+    results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
+    of_list = {"file_name": str(image), "id": 7, "height": 4, "width": 6}
+    of_list |= {"mpp": mpp} if mpp else {}
+    (results.parent / "test-results-list.json").write_text(json.dumps([of_list]))
+    argv = [str(results), "--data", str(data), "--table", str(table)]
+    assert export.main(argv) == 0
+    assert "not square: 1: one" in capsys.readouterr().err
+    (row,) = table_of(table)
+    assert float(row["area_um2"]) == pytest.approx(8 * (mpp**2 if mpp else 0.125))
+    assert export.main([*argv, "--mpp", "0.5"]) == 0
+    assert "not square" not in capsys.readouterr().err
+
+
 def test_folder_names_that_are_not_utf_8_in_tables(run, tmp_path):
     listed = [{"file_name": "/caf\udce9/x.png", "id": 1, "height": 4, "width": 6}]
     results = run([entry(LEFT, image=1)])

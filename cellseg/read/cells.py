@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
+from cellseg.messages import listed as list_some
 from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_test_list
@@ -187,20 +188,28 @@ def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> l
     """Return images with the micrometres per pixel of their level.
 
     That is `mpp` at full resolution, if given, else what the annotations or the list say, else the
-    image file; None where none of these does.
+    image file; None where none of these does. Warns of pixels that are not square in the file.
     """
-    return [_with_resolution(image, mpp) for image in images]
+    oblong: list[str] = []
+    found = [_with_resolution(image, mpp, oblong) for image in images]
+    if oblong:
+        warn(
+            f"images whose pixels are not square: {len(oblong)}: {list_some(oblong)}; lengths in "
+            "µm are as if they were, areas and densities right"
+        )
+    return found
 
 
-def _with_resolution(image: ImageCells, mpp: float | None) -> ImageCells:
+def _with_resolution(image: ImageCells, mpp: float | None, oblong: list[str]) -> ImageCells:
+    """Return an image with its resolution; append its name to `oblong` if pixels are not square."""
     if mpp and not image.level:
         return replace(image, mpp=mpp)
-    if image.mpp and not mpp:
-        return image
     try:
         with open_image(image.path, image.level) as opened:
             scale = math.sqrt(math.prod(opened.levels[0]) / math.prod(opened.size))
-            return replace(image, mpp=mpp * scale if mpp else opened.mpp)
+            if opened.resolution and not opened.resolution.is_square:
+                oblong.append(image.name)
+            return replace(image, mpp=mpp * scale if mpp else image.mpp or opened.mpp)
     except InputError:  # without the file, nothing is known
         return image
 
