@@ -388,6 +388,24 @@ def test_pixels_that_are_not_square(data, run, tmp_path, capsys, mpp):
     assert "not square" not in capsys.readouterr().err
 
 
+def test_a_missing_image_is_said_before_anything_is_written(data, run, tmp_path):
+    results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
+    paths = [str(data / "test" / f"{name}.tif") for name in ("one", "two")]
+    size = {"height": 4, "width": 6}
+    images = [
+        {"file_name": path, "id": id_, **size} for id_, path in zip((7, 9), paths, strict=True)
+    ]
+    (results.parent / "test-results-list.json").write_text(json.dumps(images))
+    Path(paths[1]).unlink()
+    argv = [str(results), "--data", str(data)]
+    for flags in ([], ["--format", "geojson", "overlay", "--table", str(table)]):
+        assert "two.tif: no such file" in (message := refusal(*argv, *flags))
+        assert "--format geojson labels" in message
+    assert not (results.parent / "export").exists()
+    assert not table.exists()
+    assert export.main([*argv, "--format", "geojson", "labels", "--table", str(table)]) == 0
+
+
 def test_folder_names_that_are_not_utf_8_in_tables(run, tmp_path):
     listed = [{"file_name": "/caf\udce9/x.png", "id": 1, "height": 4, "width": 6}]
     results = run([entry(LEFT, image=1)])
