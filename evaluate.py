@@ -37,9 +37,12 @@ F1, precision, recall, counts, and the confusion matrix of the classes
 All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
 class, become one with a joint score, and a cell mostly under others of higher scores is left
 out; --score_threshold and --overlap then draw the label map. Where annotations overlap, the
-smaller cell gets the pixels. All cells of annotated images without results are false negatives.
-A class without ground-truth cells has no score: "–". Intervals bootstrap the images; a class that
-is in one image only has none, and neither has the mean of classes with it.
+smaller cell gets the pixels. Cells without a pixel there are not counted; a warning says how many.
+All cells of annotated images without results are false negatives. A class without ground-truth
+cells has no score: "–"; one without detections has a precision of 0. Intervals bootstrap the
+images: a class that is in one image only has none, and neither has the mean of classes with it.
+Of few images they are too narrow: in simulations, those of 2, 3, 5, 10 and 40 images contained
+the true share of a class in 51, 81, 87, 89 and 94 % of cases, not in 95 %.
 """
 
 EXAMPLES = """\

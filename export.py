@@ -88,8 +88,9 @@ def get_parser() -> utils.CommandParser:
     utils.add_limits(parser)
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
-        help="the COCO file that the results refer to (default: the file that inference.py wrote "
-        "next to results of other images than the test list's, else that list)",
+        help="the COCO file that the results refer to; its images without detections count as "
+        "images without cells (default: the file that inference.py wrote next to results of "
+        "other images than the test list's, else that list)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
@@ -147,6 +148,17 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
     return names, images
 
 
+def _check_images(images: Sequence[ImageCells]) -> None:
+    """Raise InputError if an image to draw on is missing."""
+    for image in images:
+        if not image.path.is_file():
+            raise InputError(
+                f"{image.path}: no such file, but overlays are drawn on it; put it back, run this "
+                "in the folder that inference.py was run in, or choose formats without pixels "
+                "(--format geojson labels)"
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
@@ -170,6 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = args.count or 10
         write_most_uncertain(args.to_correct, source, images, names, colours, threshold, count)
         return 0
+    formats = list(dict.fromkeys(args.format or ([] if tables else DEFAULT_FORMATS)))
+    drawn = [image for image in images if args.format or max(image.size) <= WINDOW]
+    if "overlay" in formats:
+        _check_images(drawn)
     output = args.output or (source if source.is_dir() else source.parent) / "export"
     n_cells = sum(len(image.masks) for image in images)
     counts = f"{plural(len(images), 'image')}, {plural(n_cells, 'cell')}"
@@ -185,13 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(composition_as_text(found, [image.name for image in images], names))
         written = [*tables, *dict.fromkeys(map(summary_path, tables))]
         print(f"table: {counts}: {', '.join(map(display_path, written))}")
-    for name in dict.fromkeys(args.format or ([] if tables else DEFAULT_FORMATS)):
-        some = images
-        if name == "overlay" and not args.format:
-            some = [image for image in images if max(image.size) <= WINDOW]
-            if n_large := len(images) - len(some):
-                large = plural(n_large, "image")
-                print(f"overlay: {large} of more than {WINDOW} pixels a side left out (--format)")
+    for name in formats:
+        some = drawn if name == "overlay" else images
+        if n_large := len(images) - len(some):
+            large = plural(n_large, "image")
+            print(f"overlay: {large} of more than {WINDOW} pixels a side left out (--format)")
             if not some:
                 continue
         with progress(name) as bar:

@@ -20,7 +20,7 @@ from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path as display_path
 from cellseg.limits import IMAGE_GB, allow_image_gb
-from cellseg.messages import HANDLER, plural, print_warnings
+from cellseg.messages import HANDLER, plural, print_warnings, warn
 from cellseg.text import one_line
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def score_results(
     """
     from cellseg.read.coco import class_names
     from cellseg.read.ground_truth import read_results_with_ground_truth
-    from cellseg.score.summary import score
+    from cellseg.score.summary import count_without_pixels, score
 
     check_annotations(ground_truth, " with --truth")
     coco, images = read_results_with_ground_truth(
@@ -187,7 +187,16 @@ def score_results(
         "seed": args.seed,
     }
     names = class_names(coco)
-    return coco, [score(of_path, names, progress=True, **how) for of_path in images]
+    scores = [score(of_path, names, progress=True, **how) for of_path in images]
+    for path, of_path in zip(paths, scores, strict=True):
+        n_gt, n_detections = count_without_pixels(of_path)
+        counts = [(n_gt, "ground-truth cell"), (n_detections, "detected cell")]
+        if some := " and ".join(plural(n, what) for n, what in counts if n):
+            warn(
+                f"{display_path(path)}: {some} without a pixel in the label maps, as others cover "
+                "them: neither detected nor missed in PQ, AJI, F1, counts and confusion matrix"
+            )
+    return coco, scores
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:

@@ -79,9 +79,7 @@ def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> Distin
     is_cell = (owner == np.arange(len(owner))) & (area > 0)
     order = np.lexsort((-scores, -totals))
     order = order[is_cell[order]]
-    pairs = pairs[is_cell[pairs].all(1)]
-    pairs = pairs[area[pairs].max(1) <= _MOST_LARGER * area[pairs].min(1)]
-    visible = _visible(order, area, pairs, shared_pixels(mask_runs, pairs))
+    visible = _visible(mask_runs, order, area, pairs[is_cell[pairs].all(1)])
     return DistinctCells(order[visible], totals[order[visible]], totals[order[~visible]])
 
 
@@ -151,17 +149,43 @@ def _join_classes(owner: Ints, classes: Ints, scores: Floats) -> Floats:
     return np.where(joined, np.minimum(total, 1), scores)
 
 
-def _visible(order: Ints, area: Ints, pairs: Ints, shared: Ints) -> Bools:
-    """Return which cells of `order`, best first, are visible enough, `(M,)` bool.
+def _visible(mask_runs: MaskRuns, order: Ints, area: Ints, pairs: Ints) -> Bools:
+    """Return which cells of `order`, best first, are visible enough, `(M,)` bool."""
+    ranked, _ = better_first(order, pairs)
+    ranked = ranked[area[ranked[:, 0]] <= _MOST_LARGER * area[ranked[:, 1]]]
+    shared = shared_pixels(mask_runs, ranked)
+    limit = (1 - _LEAST_VISIBLE) * area
+    # Few share so much with all better ones, hidden ones too.
+    doubtful = np.bincount(ranked[:, 1], shared, minlength=len(area)) > limit
+    ranked, shared = ranked[doubtful[ranked[:, 1]]], shared[doubtful[ranked[:, 1]]]
+    rank = np.empty(len(area), np.int64)
+    rank[order] = np.arange(len(order))
+    by_cell = np.argsort(rank[ranked[:, 1]], kind="stable")
+    better, cells = ranked[by_cell].T
+    visible = np.ones(len(area), bool)
+    starts = np.flatnonzero(np.diff(cells, prepend=-1))
+    for cell, others, pixels in zip(
+        cells[starts].tolist(),
+        np.split(better, starts[1:]),
+        np.split(shared[by_cell], starts[1:]),
+        strict=False,  # without doubtful cells, numpy splits into one empty part
+    ):
+        others, pixels = others[visible[others]], pixels[visible[others]]
+        covered = pixels.sum()
+        if pixels.max(initial=0) <= limit[cell] < covered:  # some may share pixels of it
+            with_cell = _joint_area(mask_runs, np.append(others, cell))
+            covered = area[cell] + _joint_area(mask_runs, others) - with_cell
+        visible[cell] = covered <= limit[cell]
+    return visible[order]
 
-    Pixels that two better cells share are counted twice; these are few, as both are visible.
-    """
-    covered, limit = [0] * len(area), ((1 - _LEAST_VISIBLE) * area).tolist()
-    ranked, by_rank = better_first(order, pairs)
-    for better, worse, pixels in zip(*ranked.T.tolist(), shared[by_rank].tolist(), strict=True):
-        if covered[better] <= limit[better]:
-            covered[worse] += pixels
-    return np.array([covered[n] <= limit[n] for n in order.tolist()], bool)
+
+def _joint_area(mask_runs: MaskRuns, masks: Ints) -> int:
+    """Return how many pixels are in at least one of some masks."""
+    first = mask_runs.offsets[masks]
+    run = ranges(first, mask_runs.offsets[masks + 1] - first)
+    run = run[np.argsort(mask_runs.starts[run])]
+    reach = np.maximum.accumulate(mask_runs.ends[run])
+    return int((reach - np.maximum(mask_runs.starts[run], np.append(0, reach[:-1]))).sum())
 
 
 def overlapping_boxes(boxes: Ints) -> Ints:

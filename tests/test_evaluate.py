@@ -138,6 +138,25 @@ def test_resamples_and_seed(score):
     assert any(other["metrics"] != scores["metrics"] for other in others)
 
 
+def test_cells_without_a_pixel_of_their_own_are_said(data, capsys):
+    """Detections in one of more than four times their area; annotations under smaller ones."""
+    spans = [(0, 20, 1, 0.9), (2, 4, 2, 0.8), (8, 10, 2, 0.7), (12, 14, 2, 0.4)]
+    found = [entry(21, k, start, end, score) for start, end, k, score in spans]
+    (data / "results.json").write_text(json.dumps(found))
+    cells = np.zeros((4, *SIZE), bool)
+    cells[0, :, :10] = cells[1, :, :5] = cells[2, :, 5:10] = cells[3, :, 20:30] = True
+    truth = truth_of({21: (SIZE, [(1, mask, 0) for mask in cells])})
+    (data / "truth.json").write_text(json.dumps(truth))
+    argv = [str(data / "results.json"), "--data", str(data), "--truth", str(data / "truth.json")]
+    assert evaluate.main([*argv, "--json", str(data / "s.json")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "label maps" in line]
+    assert "results.json: 1 ground-truth cell and 2 detected cells without a pixel" in line
+    rows = json.loads((data / "s.json").read_text())["per_image"]
+    assert [rows[-1][name] for name in ("true", "found", "hits")] == [3, 1, 0]
+    assert evaluate.main([*argv, "--overlap", "smaller"]) == 0
+    assert "1 ground-truth cell without a pixel" in capsys.readouterr().err
+
+
 def test_csv(score, data):
     score("--csv", str(data / "images.csv"))
     with open(data / "images.csv", newline="") as file:

@@ -369,6 +369,43 @@ def test_a_table_alone_and_with_formats(data, run, tmp_path, capsys):
     assert len(json.loads((output / "coco.json").read_text())["annotations"]) == 2
 
 
+@pytest.mark.parametrize("mpp", [None, 0.3])
+def test_pixels_that_are_not_square(data, run, tmp_path, capsys, mpp):
+    """0.25 µm wide and 0.5 µm high, as the file says, whatever the list says."""
+    image = data / "test" / "one.tif"
+    per_cm = {"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(image, np.zeros((4, 6, 3), np.uint8), photometric="rgb", **per_cm)
+    results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
+    of_list = {"file_name": str(image), "id": 7, "height": 4, "width": 6}
+    of_list |= {"mpp": mpp} if mpp else {}
+    (results.parent / "test-results-list.json").write_text(json.dumps([of_list]))
+    argv = [str(results), "--data", str(data), "--table", str(table)]
+    assert export.main(argv) == 0
+    assert "not square: 1: one" in capsys.readouterr().err
+    (row,) = table_of(table)
+    assert float(row["area_um2"]) == pytest.approx(8 * (mpp**2 if mpp else 0.125))
+    assert export.main([*argv, "--mpp", "0.5"]) == 0
+    assert "not square" not in capsys.readouterr().err
+
+
+def test_a_missing_image_is_said_before_anything_is_written(data, run, tmp_path):
+    results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
+    paths = [str(data / "test" / f"{name}.tif") for name in ("one", "two")]
+    size = {"height": 4, "width": 6}
+    images = [
+        {"file_name": path, "id": id_, **size} for id_, path in zip((7, 9), paths, strict=True)
+    ]
+    (results.parent / "test-results-list.json").write_text(json.dumps(images))
+    Path(paths[1]).unlink()
+    argv = [str(results), "--data", str(data)]
+    for flags in ([], ["--format", "geojson", "overlay", "--table", str(table)]):
+        assert "two.tif: no such file" in (message := refusal(*argv, *flags))
+        assert "--format geojson labels" in message
+    assert not (results.parent / "export").exists()
+    assert not table.exists()
+    assert export.main([*argv, "--format", "geojson", "labels", "--table", str(table)]) == 0
+
+
 def test_folder_names_that_are_not_utf_8_in_tables(run, tmp_path):
     listed = [{"file_name": "/caf\udce9/x.png", "id": 1, "height": 4, "width": 6}]
     results = run([entry(LEFT, image=1)])
@@ -610,15 +647,18 @@ def test_a_damaged_sidecar_list(run, change):
         assert refusal(results).startswith(f"{path}: not a valid image list")
 
 
-def test_results_on_annotated_images(data, run, tmp_path):
-    """inference.py --dataset val writes ids of the annotation file, not of the test list."""
+def test_results_on_annotated_images(data, run, tmp_path, capsys):
+    """Their ids are those of the annotation file; images without detections have no cells."""
     coco = coco_of("train/a/image.tif", "train/b/image.tif")
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(coco))
     results = run([entry(LEFT, 12, image=2)])
     arguments = [str(results), "--data", str(data), "--format", "geojson"]
     export.main([*arguments, "--annotations", str(annotations)])
-    assert all_files(results.parent / "export") == ["geojson/b.geojson"]
+    folder = results.parent / "export"
+    assert all_files(folder) == ["geojson/a.geojson", "geojson/b.geojson"]
+    assert features_of(folder / "geojson/a.geojson") == []
+    assert "annotations.json: 1 of 2 images without detections" in capsys.readouterr().err
     run([entry(LEFT, image=3)])
     text = refusal(*arguments, "--annotations", annotations)
     assert f"image_id 3 is not among the images of {annotations} (1 to 2)" in text

@@ -121,6 +121,23 @@ def test_several_cells_hide_one_together():
     assert cells(masks, [0, 0, 0], [0.9, 0.6, 0.7]) == [(0, 0.9), (2, 0.7), (1, 0.6)]
 
 
+def test_pixels_under_two_cells_count_once():
+    # Of 10 pixels, 4 are under the first, and 5 or 6 under the second, 4 of them under both.
+    masks = np.zeros((3, 2, 24), bool)
+    masks[0, 0, :14] = masks[1, 0, 10:15] = masks[1, 1, :9] = masks[2, 0, 10:20] = True
+    for shared, n in [(5, 3), (6, 2)]:
+        masks[1, 0, 10 : 10 + shared] = True
+        assert len(cells(stack(masks, (2, 24)), [0, 0, 0], [0.9, 0.8, 0.7])) == n
+
+
+def test_cells_of_less_than_a_quarter_hide_a_larger_one_together():
+    small = [(n, n + 2) for n in range(0, 10, 2)]
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5]
+    for n in range(1, 6):  # of 10 pixels, 2 each
+        found = cells(row((0, 10), *small[:n]), [0] * (n + 1), [0.4, *scores[:n]])
+        assert ((0, 0.4) in found) == (n <= 2)
+
+
 def test_a_hidden_cell_hides_none():
     # The second is under the first; the third would be under the second.
     masks = row((0, 20), (11, 24), (17, 27))
@@ -182,11 +199,11 @@ def distinct_by_arrays(masks, classes, scores):
     kept: list[tuple[int, float]] = []
     hidden: list[float] = []
     for cell, score in sorted(found, key=lambda one: (-one[1], -scores[one[0]])):
-        area, covered = masks[cell].sum(), 0
+        area, covered = masks[cell].sum(), np.zeros_like(masks[cell])
         for other, _ in kept:
-            if max(area, masks[other].sum()) <= 4 * min(area, masks[other].sum()):
-                covered += (masks[cell] & masks[other]).sum()
-        if 2 * covered <= area:
+            if masks[other].sum() <= 4 * area:
+                covered |= masks[cell] & masks[other]
+        if 2 * covered.sum() <= area:
             kept.append((cell, score))
         else:
             hidden.append(score)

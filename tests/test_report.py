@@ -1,7 +1,9 @@
 """The command: each type of page, each flag, each error message."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+import export
 import report
 import utils
 from cellseg.errors import InputError
@@ -93,6 +96,27 @@ def test_a_zip_or_file_a_ground_truth_file_and_flags(make, data):
     assert "score of 0.25 or more" in html
     assert "with 95" not in html  # also not in the note below the scores
     assert html.count("<h3>F1</h3>") == 1
+
+
+def test_cells_by_class_are_those_of_the_table_of_cells(make, data):
+    """Nine cells lie in one of more than four times their area; another is mostly under it."""
+    large = entry(21, 1, rectangle(SIZE, 0, 0, 20, 20), 0.9)
+    small = [entry(21, 2, rectangle(SIZE, n, n, n + 4, n + 4), 0.8) for n in range(0, 16, 4)]
+    small += [entry(21, 2, rectangle(SIZE, n, 0, n + 4, 4), 0.8) for n in (4, 8, 12, 16)]
+    small += [entry(21, 2, rectangle(SIZE, 16, 16, 20, 20), 0.8)]
+    hidden = entry(21, 2, rectangle(SIZE, 3, 3, 20, 14), 0.6)
+    results = write(data / "results.json", [large, *small, hidden])
+    table = data / "cells.csv"
+    assert export.main([str(results), "--data", str(data), "--table", str(table)]) == 0
+    summary = csv.DictReader((data / "cells-summary.csv").read_text().splitlines())
+    counts = [row["count"] for row in summary if row["image"] == "all"]
+    assert counts == ["1", "9", "0", "0", "10"]
+    (data / "test_masks").rename(data / "masks")
+    for truth in ([], ["--truth", data / "masks"]):
+        html, _ = make(results, *truth)
+        table = html.split("Detections with a score of 0.5 or more, all")[1].split("</tbody>")[0]
+        assert re.findall(r"</th><td>(\d+)", table) == counts
+        assert "Not counted: 1 cell mostly under others" in html
 
 
 def test_the_seed_draws_other_intervals(make, data):

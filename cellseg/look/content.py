@@ -172,4 +172,5 @@ def _eval_image(cells: ImageCells) -> EvalImage:
         classes=cells.classes,
         scores=cells.scores,
         entries=np.arange(len(cells.masks)),
+        hidden=cells.hidden,
     )

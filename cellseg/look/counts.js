@@ -76,14 +76,14 @@ function emptySums() {
   return { gt: zeros(), detections: zeros(), tp: zeros(), fp: zeros(), iou: zeros(), scores: zeros(), matrix, anyTp: 0, anyFp: 0, anyIou: 0 };
 }
 
-/** Add an image to the sums from which evaluate.py computes its scores at this threshold. */
+/** Add an image to the sums from which evaluate.py computes its scores at this threshold, or to counts. */
 function addTo(sums, image, result) {
   const { gt } = image;
   const detections = image.results[result];
   const { n, by } = matchAt(image, result);
   const last = classes.length;
   gt.classes.forEach((k, cell) => {
-    if (gt.state[cell] !== 1) return;
+    if (gt.state[cell] === 2 || (isScored && !gt.state[cell])) return;
     sums.gt[k]++;
     sums.matrix[k][by[cell] < 0 ? last : detections.classes[by[cell]]]++;
   });
@@ -91,7 +91,7 @@ function addTo(sums, image, result) {
     const k = detections.classes[cell];
     const match = detections.match?.[cell] ?? -1;
     const counts = detections.state[cell] === 1;
-    if (detections.state[cell] > 0) {
+    if (detections.state[cell] > 0 || !isScored) {
       sums.detections[k]++;
       sums.scores[k] += detections.scores[cell];
     }
@@ -133,13 +133,14 @@ function summarize(image, result = state.result) {
 }
 
 // ---- Boxes and densities ----------------------------------------------------------
-// A cell is where the middle of its bounding box is. Hidden detections and crowds don't count.
+// A cell is where the middle of its bounding box is. All count, also those without a pixel in the
+// label maps of the scores, but not crowds.
 
 /** Return the cells of a side and how many of them, from the first on, have the minimum score. */
 function sideOf(image, side) {
   return side === "gt"
-    ? { cells: image.gt, n: image.gt.classes.length, counts: (t) => image.gt.state[t] === 1 }
-    : { cells: image.results[state.result], n: matchAt(image).n, counts: (d) => image.results[state.result].state[d] > 0 };
+    ? { cells: image.gt, n: image.gt.classes.length, counts: (t) => image.gt.state[t] !== 2 }
+    : { cells: image.results[state.result], n: matchAt(image).n, counts: () => true };
 }
 
 /** Count the cells of a side by class in a box of the image, [x0, y0, x1, y1], the end exclusive. */

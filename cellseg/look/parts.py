@@ -59,31 +59,23 @@ class ReportContent:
     metrics: Path | None = None
 
 
-def compositions(
-    content: ReportContent,
-    matches: Sequence[Sequence[MatchedDetections]],
-    mpp: Sequence[float | None],
-) -> list[dict[str, Any]]:
+def compositions(content: ReportContent, mpp: Sequence[float | None]) -> list[dict[str, Any]]:
     """Return tables of counts, areas, densities and shares: of the ground truth and each result.
 
-    Detections are those with the initial minimum score; hidden cells and crowds don't count.
+    As in export.py, all cells count, and detected ones with the initial minimum score once each,
+    also those without a pixel in the label maps of the scores. Crowds are no cells.
     """
     sides = []
     if content.has_ground_truth:
         cells = [
-            (one[0].gt_classes, rle.areas(one[0].gt_runs), m[0].gt_state == 1)
-            for one, m in zip(content.images, matches, strict=True)
+            (one[0].gt_classes, rle.areas(one[0].gt_runs), ~one[0].crowd) for one in content.images
         ]
         sides.append(("Ground truth", 0, cells))
     for r in range(len(content.results)):
         of = f" of {'AB'[r]}" if len(content.results) > 1 else ""
         cells = [
-            (
-                one[r].classes,
-                rle.areas(one[r].mask_runs),
-                (m[r].state > 0) & (one[r].scores >= content.threshold),
-            )
-            for one, m in zip(content.images, matches, strict=True)
+            (one[r].classes, rle.areas(one[r].mask_runs), one[r].scores >= content.threshold)
+            for one in content.images
         ]
         title = f"Detections{of} with a score of {content.threshold:g} or more"
         sides.append((title, r, cells))
@@ -112,17 +104,10 @@ def compositions(
     ]
 
 
-def n_hidden(content: ReportContent, matches: Sequence[Sequence[MatchedDetections]]) -> int:
-    """Return the number of cells that `compositions` leaves out, as others of the image hide them.
-
-    Most of such a cell is under others (`distinct_cells`), or all of it.
-    """
+def n_hidden(content: ReportContent) -> int:
+    """Return the number of cells that `distinct_cells` left out, mostly under others."""
     return sum(
-        int(np.sum((m.state == 0) & (one.scores >= content.threshold)))
-        + int(np.sum(one.hidden >= content.threshold))
-        for image, of_image in zip(content.images, matches, strict=True)
-        for one, m in zip(image, of_image, strict=True)
-        if content.results
+        int(np.sum(one.hidden >= content.threshold)) for image in content.images for one in image
     )
 
 

@@ -23,7 +23,7 @@ function cellsToCheck() {
   if (!page.results.length) return listed("gt", [...image.unusualCells.keys()].filter((cell) => state.classes.has(image.gt.classes[cell])));
   const { n, by } = matchAt(image);
   const detections = image.results[state.result];
-  const kept = [...Array(n).keys()].filter((cell) => state.classes.has(detections.classes[cell]) && detections.state[cell]);
+  const kept = [...Array(n).keys()].filter((cell) => state.classes.has(detections.classes[cell]));
   if (!isScored) return listed("detection", kept.reverse());
   const undetected = image.gt.classes.map((_, cell) => cell)
     .filter((cell) => state.classes.has(image.gt.classes[cell]) && gtOutcome(image, by, cell) === UNMATCHED)

@@ -21,12 +21,13 @@ from cellseg import rle
 from cellseg.files import write_atomic
 from cellseg.images import EvalImage
 from cellseg.look import gallery, parts
-from cellseg.look.gallery import Example, MatchedDetections
+from cellseg.look.gallery import Example
 from cellseg.look.overlay import class_colour
 from cellseg.look.parts import ReportContent
 from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace
 from cellseg.read.window import WindowedImage, from_array, open_image_of_size
+from cellseg.score.bootstrap import FEW
 
 PICTURES_MB = 36  # of all images together; outlines and plots are added
 SLIDE_PX = 4096  # longest side that the page itself contains, and the browser of a phone draws
@@ -106,7 +107,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> Writte
             "tile_sizes": tile_sizes(),
         }
         n_reduced = sum(entry["reduced"] > 1 for entry in index)
-        text = _render(content, groups, pictures, page, blocks, matches, n_reduced)
+        text = _render(content, groups, pictures, page, blocks, n_reduced)
         with write_atomic(path, "wb") as file:
             # A file name may contain bytes that are not valid text.
             file.write(text.encode("utf-8", "replace"))
@@ -161,7 +162,6 @@ def _render(
     pictures: dict[Example, str],
     page: dict[str, Any],
     blocks: Sequence[str],
-    matches: Sequence[Sequence[MatchedDetections]],
     n_reduced: int,
 ) -> str:
     """Return the page as HTML; `page` is its index, `blocks` the content of each image."""
@@ -183,9 +183,10 @@ def _render(
             sum(len(image[r].scores) for image in images) for r in range(len(content.results))
         ],
         cards=parts.cards(content),
-        compositions=parts.compositions(content, matches, mpp),
+        compositions=parts.compositions(content, mpp),
         is_tissue=any(one.tissue_px is not None for image in images for one in image),
-        n_hidden=parts.n_hidden(content, matches),
+        few=FEW,
+        n_hidden=parts.n_hidden(content),
         groups=[(title, some) for title, some in groups if some],
         pictures=pictures,
         figures=parts.figures(content),

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
-from cellseg.messages import plural
+from cellseg.messages import listed as list_some
+from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -69,9 +70,8 @@ def read_predicted_cells(
     data
         The data folder.
     annotations
-        A COCO file that defines the classes and, without such a list, the images with results.
-        None uses the one that `inference.py --dataset train` or `val` wrote next to the
-        results, if any.
+        A COCO file that defines the classes and, without such a list, the images. None uses the
+        one that `inference.py --dataset train` or `val` wrote next to the results, if any.
     names
         Class names, in the order of the category ids; by default those of the annotations, else
         of the run as inference.py wrote them, else NYCU HW3's four.
@@ -104,7 +104,11 @@ def read_predicted_cells(
     elif annotations is not None:
         entries = [entry for entry in results if isinstance(entry, dict)]
         with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
-        images = [image for image in images if image.id in with_results] or images
+        if n_empty := sum(image.id not in with_results for image in images):
+            warn(
+                f"{annotations}: {n_empty} of {plural(len(images), 'image')} without detections "
+                "count as images without cells; leave those out that were not predicted"
+            )
     known = known or read_result_categories(path)
     categories = _named(known, names)
     outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images])
@@ -184,20 +188,28 @@ def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> l
     """Return images with the micrometres per pixel of their level.
 
     That is `mpp` at full resolution, if given, else what the annotations or the list say, else the
-    image file; None where none of these does.
+    image file; None where none of these does. Warns of pixels that are not square in the file.
     """
-    return [_with_resolution(image, mpp) for image in images]
+    oblong: list[str] = []
+    found = [_with_resolution(image, mpp, oblong) for image in images]
+    if oblong:
+        warn(
+            f"images whose pixels are not square: {len(oblong)}: {list_some(oblong)}; lengths in "
+            "µm are as if they were, areas and densities right"
+        )
+    return found
 
 
-def _with_resolution(image: ImageCells, mpp: float | None) -> ImageCells:
+def _with_resolution(image: ImageCells, mpp: float | None, oblong: list[str]) -> ImageCells:
+    """Return an image with its resolution; append its name to `oblong` if pixels are not square."""
     if mpp and not image.level:
         return replace(image, mpp=mpp)
-    if image.mpp and not mpp:
-        return image
     try:
         with open_image(image.path, image.level) as opened:
             scale = math.sqrt(math.prod(opened.levels[0]) / math.prod(opened.size))
-            return replace(image, mpp=mpp * scale if mpp else opened.mpp)
+            if opened.resolution and not opened.resolution.is_square:
+                oblong.append(image.name)
+            return replace(image, mpp=mpp * scale if mpp else image.mpp or opened.mpp)
     except InputError:  # without the file, nothing is known
         return image
 

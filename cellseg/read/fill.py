@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, concatenate, join_runs
+from cellseg.rle import MaskRuns, concatenate, join_runs, ranges
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -21,7 +21,8 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     """Return the N masks of cells in an image of `size` (H, W).
 
     A mask has the pixels whose centres are inside or exactly on the outline, as in
-    `skimage.draw.polygon`, with which NYCU HW3's masks were drawn.
+    `skimage.draw.polygon`, with which NYCU HW3's masks were drawn, also on the outline of a hole,
+    as in `cv2.drawContours`.
 
     Parameters
     ----------
@@ -32,18 +33,20 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     size
         Height and width in pixels.
     """
-    rings = [ring for polygons in cells for polygon in polygons for ring in polygon]
-    filled = concatenate(size, [_fill(block, size) for block in _blocks(rings, size)])
+    polygons_of_all = [polygon for polygons in cells for polygon in polygons]
+    outer = _fill([polygon[0] for polygon in polygons_of_all], size)
     if all(len(polygons) == 1 == len(polygons[0]) for polygons in cells):
-        return filled
+        return outer
+    rings = [ring for polygon in polygons_of_all for ring in polygon[1:]]
+    holes = _fill(rings, size, with_outline=False)
     parts: list[tuple[Ints, Ints]] = []
-    number = 0  # of the ring
+    number, hole = 0, 0  # of the polygon, and of its first hole
     for polygons in cells:
         pieces: list[tuple[Ints, Ints]] = []
         for polygon in polygons:
-            outer, *holes = (_runs(filled, number + n) for n in range(len(polygon)))
-            pieces.append(subtract([outer], holes))
-            number += len(polygon)
+            of_holes = [_runs(holes, hole + n) for n in range(len(polygon) - 1)]
+            pieces.append(subtract([_runs(outer, number)], of_holes))
+            number, hole = number + 1, hole + len(of_holes)
         parts.append(pieces[0] if len(pieces) == 1 else subtract(pieces, []))
     owner = np.repeat(np.arange(len(cells)), [len(starts) for starts, _ in parts])
     starts, ends = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
@@ -85,65 +88,90 @@ def _blocks(rings: Sequence[Floats], size: tuple[int, int]) -> Iterator[Sequence
         yield rings[begin:end]
 
 
-def _fill(rings: Sequence[Floats], size: tuple[int, int]) -> MaskRuns:
-    """Return the mask of each ring by the even-odd rule.
-
-    As O'Rourke (Computational Geometry in C, 1998, section 7.4), a pixel centre is inside or on
-    the outline if the number of crossings below it is odd, or the number above it. Edges count in
-    a column if they reach it from the left, and for the second number from the right, so that a
-    vertex counts once.
-    """
-    height, width = size
-    points, previous, ring_of_edge = _edges(rings)
-    low = np.minimum(points[:, 0], previous[:, 0])
-    high = np.maximum(points[:, 0], previous[:, 0])
-
-    # Vertices at pixel centres, which the ends of edges that double back would miss.
-    at_centre = (points == np.floor(points)).all(axis=1)
-    at_centre &= ((points >= 0) & (points < (width, height))).all(axis=1)
-    x, y = points[at_centre].astype(np.int64).T
-    pieces = [(ring_of_edge[at_centre], x * height + y, x * height + y + 1)]
-
-    for first, last, begin, end in (
-        (np.ceil(low), np.ceil(high) - 1, np.ceil, lambda y: np.ceil(y) - 1),
-        (np.floor(low) + 1, np.floor(high), lambda y: np.floor(y) + 1, np.floor),
-    ):
-        pieces.append(_crossed(points, previous, ring_of_edge, size, (first, last), (begin, end)))
-    owner, starts, ends = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    return _union(size, len(rings), owner, starts, ends)
+def _fill(rings: Sequence[Floats], size: tuple[int, int], with_outline: bool = True) -> MaskRuns:
+    """Return the mask of each ring by the even-odd rule, with or without centres on the ring."""
+    parts = [_fill_block(block, size, with_outline) for block in _blocks(rings, size)]
+    return concatenate(size, parts)
 
 
-def _crossed(
-    points: Floats,
-    previous: Floats,
-    ring_of_edge: Ints,
-    size: tuple[int, int],
-    columns: tuple[Floats, Floats],
-    rows: tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]],
+def _fill_block(rings: Sequence[Floats], size: tuple[int, int], with_outline: bool) -> MaskRuns:
+    edges = _edges(rings)
+    inside, outline = _inside(*edges, size), _on_outline(*edges, size)
+    if with_outline:
+        owner, starts, ends = (np.concatenate(part) for part in zip(inside, outline, strict=True))
+        return _union(size, len(rings), owner, starts, ends)
+    length = size[0] * size[1] + 1  # positions of all masks one after the other
+    in_line = [
+        (starts + owner * length, ends + owner * length)
+        for owner, starts, ends in (inside, outline)
+    ]
+    starts, ends = subtract(in_line[:1], in_line[1:])
+    owner = starts // length
+    return join_runs(size, len(rings), owner, starts - owner * length, ends - owner * length)
+
+
+def _inside(
+    points: Floats, previous: Floats, ring_of_edge: Ints, size: tuple[int, int]
 ) -> tuple[Ints, Ints, Ints]:
-    """Return ring, start and end of the runs between each odd and the next even crossing.
+    """Return ring, start and end of the runs inside, between each odd and the next even crossing.
 
-    `columns` are the first and last column of each edge, `rows` the first and last row of a run,
-    from its lower and its upper crossing.
+    As O'Rourke (Computational Geometry in C, 1998, section 7.4): edges count in a column if they
+    reach it from the left, so that a vertex counts once. Of the centres on the outline, some are
+    in these runs.
     """
-    height, width = size
-    first = np.clip(columns[0], 0, width).astype(np.int64)
-    last = np.clip(columns[1], -1, width - 1).astype(np.int64)
-    n_columns = np.maximum(last - first + 1, 0)
-    edge = np.repeat(np.arange(len(points)), n_columns)
-    column = np.arange(len(edge)) - np.repeat(np.cumsum(n_columns) - n_columns, n_columns)
-    column += first[edge]
-    # From the edge's ends relative to the column, as exact as the coordinates allow.
-    (x0, y0), (x1, y1) = points[edge].T, previous[edge].T
-    y = (y0 * (x1 - column) - y1 * (x0 - column)) / (x1 - x0)
+    low, high = (extreme(points[:, 0], previous[:, 0]) for extreme in (np.minimum, np.maximum))
+    edge, column, y = _crossings(points, previous, size, np.ceil(low), np.ceil(high) - 1)
     ring = ring_of_edge[edge]
     order = np.lexsort((y, column, ring))
     ring, column, y = ring[order][::2], column[order][::2], y[order]
-    top = np.clip(rows[0](y[::2]), 0, height).astype(np.int64)
-    bottom = np.clip(rows[1](y[1::2]), -1, height - 1).astype(np.int64)
-    some = bottom >= top
-    base = column[some] * height
-    return ring[some], base + top[some], base + bottom[some] + 1
+    top = np.clip(np.ceil(y[::2]), 0, size[0]).astype(np.int64)
+    bottom = np.clip(np.ceil(y[1::2]), 0, size[0]).astype(np.int64)
+    some = bottom > top
+    base = column[some] * size[0]
+    return ring[some], base + top[some], base + bottom[some]
+
+
+def _on_outline(
+    points: Floats, previous: Floats, ring_of_edge: Ints, size: tuple[int, int]
+) -> tuple[Ints, Ints, Ints]:
+    """Return ring, start and end of runs of the pixels whose centres are on the outline."""
+    height, width = size
+    low, high = np.minimum(points, previous), np.maximum(points, previous)
+    is_vertical = (low[:, 0] == high[:, 0]) & (low[:, 0] == np.floor(low[:, 0]))
+    is_vertical &= (low[:, 0] >= 0) & (low[:, 0] < width)
+    top = np.clip(np.ceil(low[is_vertical, 1]), 0, height).astype(np.int64)
+    bottom = np.clip(np.floor(high[is_vertical, 1]) + 1, 0, height).astype(np.int64)
+    base = low[is_vertical, 0].astype(np.int64) * height
+    some = bottom > top
+    vertical = ring_of_edge[is_vertical][some], (base + top)[some], (base + bottom)[some]
+
+    slanted = np.flatnonzero(low[:, 0] < high[:, 0])
+    columns = np.ceil(low[slanted, 0]), np.floor(high[slanted, 0])
+    edge, column, y = _crossings(points[slanted], previous[slanted], size, *columns)
+    at = (y == np.floor(y)) & (y >= 0) & (y < height)
+    position = column[at] * height + y[at].astype(np.int64)
+    ring = ring_of_edge[slanted[edge[at]]]
+    crossed = ring, position, position + 1
+
+    at = ((points == np.floor(points)) & (points >= 0) & (points < (width, height))).all(axis=1)
+    position = points[at].astype(np.int64) @ (height, 1)
+    vertices = ring_of_edge[at], position, position + 1  # rounding may miss them
+    owner, starts, ends = zip(vertical, crossed, vertices, strict=True)
+    return np.concatenate(owner), np.concatenate(starts), np.concatenate(ends)
+
+
+def _crossings(
+    points: Floats, previous: Floats, size: tuple[int, int], first: Floats, last: Floats
+) -> tuple[Ints, Ints, Floats]:
+    """Return edge, column and y of each edge in each column of the image from `first` to `last`."""
+    begin = np.clip(first, 0, size[1]).astype(np.int64)
+    n_columns = np.maximum(np.clip(last, -1, size[1] - 1).astype(np.int64) - begin + 1, 0)
+    edge = np.repeat(np.arange(len(points)), n_columns)
+    column = ranges(begin, n_columns)
+    # From the edge's ends relative to the column, as exact as the coordinates allow.
+    (x0, y0), (x1, y1) = points[edge].T, previous[edge].T
+    y = (y0 * (x1 - column) - y1 * (x0 - column)) / (x1 - x0)
+    return edge, column, y
 
 
 def _union(size: tuple[int, int], n_masks: int, owner: Ints, starts: Ints, ends: Ints) -> MaskRuns:

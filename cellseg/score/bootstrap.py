@@ -1,13 +1,17 @@
 """Confidence intervals by a percentile bootstrap over images.
 
 B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Images are
-resampled, not cells, since the cells of one image are alike.
+resampled, not cells, since the cells of one image are alike. Of few images the intervals are too
+narrow (docs/cells.md).
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+FEW = 10
+"""Number of images below which an interval is far too narrow."""
 
 
 def draw_weights(n_images: int, n_resamples: int = 1000, seed: int = 0) -> NDArray[np.int64]:

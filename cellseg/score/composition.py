@@ -27,8 +27,8 @@ class Quantity:
     total
         `(K + 1,)` float64: of all images together, not the mean of `by_image`.
     low, high
-        `(K + 1,)` float64: bounds of the 95 % interval of `total` over images; NaN for fewer
-        than two images.
+        `(K + 1,)` float64: bounds of the 95 % interval of `total` over images; NaN where fewer
+        than two images determine it.
     """
 
     by_image: Floats
@@ -110,12 +110,12 @@ def composition(
         usable = np.isfinite(numerator) & np.isfinite(denominator)
         above = np.where(usable, numerator, 0)
         below = np.where(usable, denominator, 0)
-        low, high = interval(_divide(weights @ above, weights @ below))
+        bounds = np.array(interval(_divide(weights @ above, weights @ below)))
+        bounds[:, (below > 0).sum(axis=0) < 2] = np.nan  # of one image, each resample is the same
         return Quantity(
             _divide(numerator, denominator),
             _divide(above.sum(axis=0), below.sum(axis=0)),
-            low,
-            high,
+            *bounds,
         )
 
     everything = np.broadcast_to(counts[:, -1:], counts.shape)

@@ -84,8 +84,9 @@ def compare_label_maps(
 ) -> Comparison:
     """Draw both label maps of an image and compare their cells.
 
-    A cell without pixels is in no label map: a detection covered by others is no false positive.
-    Of overlapping ground-truth cells the smaller gets the pixels, so that none is hidden.
+    A cell without pixels is in no label map: a detection that others cover is no false positive, a
+    ground-truth cell no false negative. Of overlapping ground-truth cells the smaller gets the
+    pixels, of equal ones the first; only cells that those cover as a whole are without pixels.
 
     Parameters
     ----------

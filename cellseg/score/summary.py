@@ -79,7 +79,8 @@ class Scores:
     samples
         `(B, K + 2)` by name: the metrics of B bootstrap resamples of the images.
     low, high
-        `(K + 2,)` by name: bounds of the 95 % interval; NaN if B is 0 and for classes in one image.
+        `(K + 2,)` by name: bounds of the 95 % interval; NaN if B is 0, for classes in one image,
+        and for the SQ of true positives in one image.
     ap
         AP by maximum of detections.
     precisions
@@ -201,7 +202,7 @@ def score(
     unit_weights = np.ones((1, len(eval_images)), np.int64)
     n_sets = n_resamples if len(eval_images) > 1 else 0
     samples = metrics(draw_weights(len(eval_images), n_sets, seed), "intervals")
-    low, high = _bounds(samples, gt_counts)
+    low, high = _bounds(samples, gt_counts, _count_tp_images(match_counts, agnostic_counts))
     return Scores(
         classes=list(classes),
         rows=[*classes, MEAN, ANY],
@@ -233,6 +234,16 @@ def score(
     )
 
 
+def count_without_pixels(scores: Scores) -> tuple[int, int]:
+    """Return how many ground-truth cells and detections have no pixel in the label maps."""
+    n_gt, n_detections = 0, 0
+    for image, comparison in zip(scores.eval_images, scores.comparisons, strict=True):
+        n_gt += int((~image.crowd).sum()) - len(comparison.gt_indices)
+        n_detections += int((image.scores >= scores.score_threshold).sum())
+        n_detections -= len(comparison.detection_indices)
+    return n_gt, n_detections
+
+
 @dataclass(frozen=True)
 class Difference:
     """A, B, and B − A with its 95 % interval, `(K + 2,)` float64 by metric."""
@@ -251,7 +262,8 @@ def difference(a: Scores, b: Scores) -> Difference:
     Resamples are paired, so the interval is far narrower than the two intervals suggest.
     """
     samples = {name: b.samples[name] - a.samples[name] for name in a.metrics}
-    low, high = _bounds(samples, a.gt_counts)
+    n_tp = [_count_tp_images(scores.match_counts, scores.agnostic_counts) for scores in (a, b)]
+    low, high = _bounds(samples, a.gt_counts, np.minimum(*n_tp))
     return Difference(
         rows=a.rows,
         a=a.metrics,
@@ -262,16 +274,33 @@ def difference(a: Scores, b: Scores) -> Difference:
     )
 
 
-def _bounds(samples: Metrics, gt_counts: NDArray[np.int64]) -> tuple[Metrics, Metrics]:
+def _count_tp_images(of_class: MatchCounts, of_any: MatchCounts) -> NDArray[np.int64]:
+    """Return the number of images with a true positive, `(K + 1,)`: of each class, and of any."""
+    n_images: NDArray[np.int64] = (np.concatenate([of_class.tp, of_any.tp], axis=1) > 0).sum(axis=0)
+    return n_images
+
+
+def _bounds(
+    samples: Metrics, gt_counts: NDArray[np.int64], n_tp_images: NDArray[np.int64]
+) -> tuple[Metrics, Metrics]:
     """Return the bounds of the 95 % intervals, `(K + 2,)` by name.
 
     NaN for a class in one image, as a resample has all of its cells or none; for the mean of
-    classes, where such a class is in some resamples only; and for any class in one image.
+    classes, where such a class is in some resamples only; and for any class in one image. SQ is
+    that of the images with a true positive, `n_tp_images` of them, `(K + 1,)`.
     """
     has_cells = np.concatenate([gt_counts, gt_counts.sum(axis=1, keepdims=True)], axis=1) > 0
-    *of_class, of_any = has_cells.sum(axis=0)
-    in_one = np.array([*(n < 2 for n in of_class), 1 in of_class, of_any < 2])
-    bounds = {name: np.where(in_one, np.nan, interval(of)) for name, of in samples.items()}
+
+    def in_one(n_images: NDArray[np.int64]) -> NDArray[np.bool_]:
+        *of_class, of_any = n_images
+        return np.array([*(n < 2 for n in of_class), 1 in of_class, of_any < 2])
+
+    no_interval = in_one(has_cells.sum(axis=0))
+    no_sq = no_interval | in_one(n_tp_images)
+    bounds = {
+        name: np.where(no_sq if name in ("SQ", "pooled SQ") else no_interval, np.nan, interval(of))
+        for name, of in samples.items()
+    }
     low = {name: both[0] for name, both in bounds.items()}
     high = {name: both[1] for name, both in bounds.items()}
     return low, high

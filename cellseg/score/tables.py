@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.messages import plural
+from cellseg.score.bootstrap import FEW
 from cellseg.score.composition import ALL, Composition, Quantity
 from cellseg.score.panoptic import panoptic
 from cellseg.score.summary import ANY, MEAN, Difference, Metrics, Scores
@@ -92,7 +93,12 @@ def _interval_table(scores: Scores) -> str:
         values = zip(scores.metrics[name], scores.low[name], scores.high[name], strict=True)
         rows.append([name, *(_interval(*bounded) for bounded in [*values][-2:])])
     title = f"95 % intervals from {_n_samples(scores)} bootstrap resamples of the images"
+    title += _if_few(len(scores.eval_images))
     return _table(title, ["", MEAN, ANY], rows)
+
+
+def _if_few(n_images: int) -> str:
+    return f"; of fewer than {FEW} images they are too narrow" if n_images < FEW else ""
 
 
 def _n_samples(scores: Scores) -> int:
@@ -110,8 +116,8 @@ def _confusion_table(scores: Scores) -> str:
 def difference_as_text(name_a: str, name_b: str, difference: Difference) -> str:
     """Return tables of A, B and B − A, one row per metric: the mean of classes, and any class."""
     parts = [
-        f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals; an interval that contains 0 is not "
-        "a significant difference"
+        f"A: {name_a}\nB: {name_b}\nB − A with 95 % intervals over images; one with 0 shows no "
+        "difference, one without it may still be chance, of few images or many metrics"
     ]
     for r, row in enumerate(difference.rows[-2:], -2):
         rows = [
@@ -152,7 +158,7 @@ def composition_as_text(found: Composition, images: Sequence[str], classes: Sequ
     if known.any() and not known.all():
         title += f" in {known.sum()} of them, the resolution of the others is unknown"
     if len(images) > 1:
-        title += "; 95 % intervals over images"
+        title += f"; 95 % intervals over images{_if_few(len(images))}"
     parts = [_table(title, ["", *titles], rows)]
     if len(images) > 1:
         rows = [

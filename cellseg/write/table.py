@@ -204,10 +204,14 @@ def _write_summary(
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        numbers = {k: f"{v:.6g}" for k, v in row.items() if isinstance(v, float)}
-        writer.writerow(row | numbers)
+        numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+        writer.writerow(row | {key: _text(value) for key, value in numbers.items()})
     with write_atomic(path) as file:
         file.write(table.getvalue())
+
+
+def _text(number: float) -> str:
+    return f"{number:.0f}" if number.is_integer() else f"{number:.6g}"
 
 
 def _need(package: str, flag: str) -> None:

@@ -425,6 +425,22 @@ def test_results_without_ground_truth(show, folder):
     assert rows(driver, "table")[-1] == ["any class", "7"]
 
 
+def test_a_cell_wholly_under_a_much_larger_one_counts(show, folder):
+    """Of one result without ground truth; in scores, it has no pixel in the label map."""
+    large = entry(1, 1, rectangle(SIZE, 5, 5, 45, 45), 0.9)
+    small = entry(1, 2, rectangle(SIZE, 10, 10, 20, 20), 0.8)
+    (folder / "nested.json").write_text(json.dumps([large, small]))
+    driver = show(write(folder, folder / "nested.json"))
+    assert rows(driver, "table")[-1] == ["any class", "2"]
+    assert "2 detections\nmean score 0.85" in text(driver, "list")
+    for key in "..":
+        press(driver, key)
+    assert text(driver, "status").startswith("detection: class1, score 0.90")
+    argv = ["--truth", folder / "truth.json", "--resamples", 0]
+    driver = show(write(folder, folder / "nested.json", *argv))
+    assert rows(driver, "table")[-1][1:3] == ["8", "1"]
+
+
 def test_a_detection_without_pixels_is_not_zoomed_to(show, folder):
     there = entry(1, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)
     empty = [entry(1, k, rectangle(SIZE, 0, 0, 0, 0), 0.6) for k in (1, 2)]

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -109,6 +110,32 @@ def test_masks_are_those_of_shapely(corners):
     (mask,) = masks_of(fill_polygons([[[np.array(corners)]]], (9, 10)))
     expected = shapely.contains(shape, centres)
     np.testing.assert_array_equal(np.array(mask, bool)[clear], expected[clear])
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2)),
+    st.sampled_from([cv2.CHAIN_APPROX_NONE, cv2.CHAIN_APPROX_SIMPLE]),
+)
+def test_contours_of_opencv_give_the_mask_back(values, chain):
+    """Its contours run through the cell's own pixels, also those of holes, and back on lines."""
+    mask = (values > 0).astype(np.uint8)
+    contours, parents = cv2.findContours(mask, cv2.RETR_CCOMP, chain)
+    rings = [contour[:, 0].astype(np.float64) for contour in contours]
+    holes_of: dict[int, list] = {n: [] for n in range(-1, len(rings))}
+    for ring, (*_, parent) in zip(rings, parents[0] if len(rings) else [], strict=True):
+        holes_of[parent].append(ring)
+    polygons = [[ring, *holes_of[n]] for n, ring in enumerate(rings) if parents[0][n][3] < 0]
+    filled = masks_of(fill_polygons([polygons] if polygons else [], mask.shape))
+    assert filled == ([mask.tolist()] if polygons else [])
+
+
+def test_the_outline_of_a_hole_belongs_to_the_cell():
+    ring, hole = (np.array(square(a, a, b, b), np.float64) for a, b in ((0, 6), (2, 4)))
+    (mask,) = masks_of(fill_polygons([[[ring, hole]]], (7, 7)))
+    expected = np.ones((7, 7), int)
+    expected[3, 3] = 0
+    assert mask == expected.tolist()
 
 
 # ------------------------------------------------------------------ GeoJSON

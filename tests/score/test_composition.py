@@ -45,6 +45,8 @@ def test_unknown_resolution_leaves_only_densities_out():
     found = of_counts([[2, 2], [10, 0]], mpp=[1.0, None], area_px=[1e6, 5e6])
     assert np.isnan(found.density_per_mm2.by_image[1]).all()
     np.testing.assert_allclose(found.density_per_mm2.total, [2, 2, 4])  # of the first image
+    assert np.isnan([found.density_per_mm2.low, found.density_per_mm2.high]).all()
+    assert found.share.low.tolist() == [0.5, 0, 1]
     np.testing.assert_allclose(found.share.total, [12 / 14, 2 / 14, 1])
     found = of_counts([[2, 2], [10, 0]], mpp=[None, None], area_px=[1e6, 5e6])
     for values in (found.density_per_mm2.total, found.density_per_mm2.low, found.area_mm2):
@@ -61,6 +63,10 @@ def test_mean_areas():
     )
     np.testing.assert_allclose(found.mean_area_px.total, [10, 50, 40])
     np.testing.assert_allclose(found.mean_area_um2.total, [2.5, 7.5, 70 / 12])
+    # The first class is in one image, whose cells all resamples with it have.
+    np.testing.assert_allclose(found.mean_area_px.low, [np.nan, 30, 70 / 3])
+    np.testing.assert_allclose(found.mean_area_px.high, [np.nan, 90, 90])
+    assert np.isnan([found.mean_area_um2.low, found.mean_area_um2.high]).all()
 
 
 @pytest.mark.parametrize("counts", [[], [[0, 0]], [[0, 0], [0, 0]]])
@@ -112,6 +118,7 @@ def test_tables_of_text():
     (row,) = (line.split() for line in text.splitlines() if line.startswith("x "))
     assert row[1:4] == ["3", "[0,", "6]"]
     assert "3 mm²" in text
+    assert "too narrow" in text
     assert sum(line.startswith(("a ", "b ")) for line in text.splitlines()) == 2
     found = of_counts([[3, 1], [0, 4]], mpp=[1.0, None])
     assert "1 of them" in composition_as_text(found, ["a", "b"], ["x", "y"])
@@ -121,5 +128,6 @@ def test_tables_of_text():
     assert "mm²" not in text.splitlines()[1]
     many = composition([np.array([0])] * 30, 1, [1e6] * 30, [0.5] * 30)
     text = composition_as_text(many, [f"i{n}" for n in range(30)], ["x"])
+    assert "too narrow" not in text
     assert "i19 " in text
     assert "i20 " not in text

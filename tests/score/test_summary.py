@@ -255,6 +255,20 @@ def test_cells_in_one_image_of_several_have_no_interval():
     as_text(scores)
 
 
+def test_quality_of_true_positives_in_one_image_has_no_interval():
+    size = (1, 12)
+    cell, most = rectangle(size, 0, 0, 1, 4), rectangle(size, 0, 0, 1, 3)
+    truth = truth_of({n: (size, [(1, cell, 0)]) for n in range(1, 9)}, ["a"])
+    one = score(truth, [entry(1, 1, most, 0.9)], n_resamples=50)
+    two = score(truth, [entry(1, 1, most, 0.9), entry(2, 1, cell, 0.9)], n_resamples=50)
+    for name in ("SQ", "pooled SQ"):
+        assert one.metrics[name].tolist() == [0.75] * 3
+        for bounds in (one, difference(one, two), difference(two, one)):
+            assert np.isnan([bounds.low[name], bounds.high[name]]).all()
+        assert (two.low[name] < two.high[name]).all()
+    assert (one.low["recall"] < one.high["recall"]).all()
+
+
 def test_no_image():
     scores = score(truth_of({}), [])
     assert np.isnan(scores.metrics["F1"]).all()
@@ -318,6 +332,7 @@ def test_per_image_rows():
 
 def test_text_shows_every_row():
     text = as_text(score(*case_by_hand(), n_resamples=10))
+    assert "fewer than 10 images they are too narrow" in text
     assert text.splitlines()[0] == "2 images, 4 ground-truth cells, 5 detections"
     truth, results = case_by_hand()
     first = [entry for entry in results if entry["image_id"] == results[0]["image_id"]]

@@ -224,6 +224,13 @@ def test_densities_are_those_of_the_tissue_that_was_searched(tmp_path):
     assert float(row["density_per_mm2"]) == pytest.approx(1 / 0.0003, rel=1e-4)
 
 
+def test_whole_numbers_of_the_summary_are_in_full(tmp_path):
+    image = image_of(tmp_path, [(0, 0, 4, 4)], [0], tissue_px=123_456_789.0)
+    write_tables([image], NAMES, [tmp_path / "cells.csv"])
+    row = rows_of(tmp_path / "cells-summary.csv")[-1]
+    assert (row["area_px"], row["area_mm2"]) == ("123456789", "30.8642")
+
+
 def test_measurements_are_numbers(tmp_path):
     image = image_of(tmp_path, [(0, 0, 4, 4)], [0], mpp=None)
     (numbers,) = measurements(measure_cells(image, NAMES))
