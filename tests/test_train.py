@@ -352,7 +352,7 @@ def test_an_epoch_is_longer_where_images_are_repeated(cells):
 
 
 def test_epochs_of_the_command_line_are_not_lengthened():
-    assert configured("-m", "lite_fpn").SOLVER.MIN_ITER == 400
+    assert configured("-m", "lite_fpn").SOLVER.MIN_ITER == 800
     assert configured("-m", "lite_fpn", "-e", "2").SOLVER.MIN_ITER == 0
 
 

@@ -93,7 +93,7 @@ def _read(path: Path) -> NDArray[Any]:
         labels = _read_png(path)
     else:
         labels = read_labels(path)
-    return labels.view(np.uint8) if labels.dtype == bool else labels
+    return labels
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -130,7 +130,9 @@ def _read_png(path: Path) -> NDArray[Any]:
             with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 labels = np.array(picture)
     # Decoders spread grey values of fewer bits over 0 to 255.
-    return labels // (255 // (2**bits - 1)) if colour == 0 and bits < 8 else labels
+    spread = colour == 0 and bits < 8
+    labels = labels // (255 // (2**bits - 1)) if spread else labels
+    return labels > 0 if spread and bits == 1 else labels
 
 
 def _find_valid(
@@ -197,19 +199,22 @@ _RENUMBER_CLASS = (
 _BAD_LABELS = "labels that are not integers from 0, ignored"
 _MANY_PIECES = "label maps whose labels are in several pieces (one label per cell?)"
 _FEW_LABELS = 20  # as a map of classes has instead of one of cells
+_MASK = 255  # the label of a mask that says where there are cells, as one of one bit does
 
 
-def _in_many_pieces(mask_runs: MaskRuns) -> bool:
-    """Return whether few labels have more than two pieces each, or two large ones, on average."""
+def _in_many_pieces(values: NDArray[Any], mask_runs: MaskRuns) -> bool:
+    """Return whether few labels have more than two pieces each, on average.
+
+    Of a mask with one label, two large pieces are enough.
+    """
     n = len(mask_runs)
     if n > _FEW_LABELS:
         return False
-    sizes: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    for each in range(n):
-        pieces, _ = scipy.ndimage.label(crop_mask(mask_runs, each)[1], np.ones((3, 3)))
-        sizes.append(np.bincount(pieces.reshape(-1))[1:])
-    of_pieces = np.concatenate(sizes)
-    return len(of_pieces) > 2 * n or int((of_pieces > SMALL).sum()) >= 2 * max(n, 1)
+    pieces = [scipy.ndimage.label(crop_mask(mask_runs, k)[1], np.ones((3, 3)))[0] for k in range(n)]
+    sizes = [np.bincount(of_label.reshape(-1))[1:] for of_label in pieces]
+    is_mask = values.dtype == bool or values.tolist() == [_MASK]
+    n_large = sum(int((of_label > SMALL).sum()) for of_label in sizes)
+    return sum(map(len, sizes)) > 2 * n or (is_mask and n_large >= 2)
 
 
 def read_class_files(
@@ -225,7 +230,7 @@ def read_class_files(
         ids = set(values.tolist())
         warnings["labels used in two class files of an image"] += len(ids & seen)
         warnings["class files without cells"] += not ids
-        warnings[_MANY_PIECES] += _in_many_pieces(cells[number])
+        warnings[_MANY_PIECES] += _in_many_pieces(values, cells[number])
         seen |= ids
     return cells, warnings
 
@@ -244,7 +249,7 @@ def read_joint_label_map(
     name, matched by `match_classes` with `class_names`), or the only one of `class_names`.
     """
     values, mask_runs, n_bad = read_label_map(path, image, size, skip_bad=skip_bad)
-    warnings = Counter({_BAD_LABELS: n_bad, _MANY_PIECES: int(_in_many_pieces(mask_runs))})
+    warnings = Counter({_BAD_LABELS: n_bad, _MANY_PIECES: int(_in_many_pieces(values, mask_runs))})
     if table is None:
         if len(class_names) > 1 and len(values):
             raise InputError(

@@ -309,7 +309,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
 
     Returns
     -------
-    `(H, W)` array of the file's integer or float type. 0 is background, each other value one
+    `(H, W)` array of the file's integer, float or bool type. 0 is background, each other value one
     instance. Values are not checked.
 
     Raises
@@ -342,8 +342,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
             )
         # One byte more, as the cells' borders are marked.
         check_image_memory(path, page.imagelength, page.imagewidth, page.dtype.itemsize + 1)
-        labels = _decode_page(path, page)
-    return labels.view(np.uint8) if labels.dtype == bool else labels
+        return _decode_page(path, page)
 
 
 def file_kind(path: Path) -> str:

@@ -337,12 +337,12 @@ def test_a_map_of_few_labels_in_many_pieces_gives_a_warning(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["label__tif", "class1__tif"])
 def test_a_mask_of_two_cells_gives_a_warning(tmp_path, name):
-    """Its one label has two large pieces; a stray pixel beside a cell is none."""
+    """A stray pixel beside a cell is none; a cell with a number may be in two pieces."""
     two = np.zeros(SIZE, np.uint8)
     two[5:15, 5:15] = two[5:15, 18:28] = 255
     stray = np.zeros(SIZE, np.uint8)
-    stray[5:15, 5:15] = stray[20, 20] = 1
-    for n, (labels, expected) in enumerate([(two, 1), (stray, 0)]):
+    stray[5:15, 5:15] = stray[20, 20] = 255
+    for n, (labels, expected) in enumerate([(two, 1), (two > 0, 1), (stray, 0), (two // 255, 0)]):
         folder = write_folder(tmp_path / str(n), **{name: labels})
         assert warned(folder, "in several pieces", ["cell"]) == expected
 

@@ -232,7 +232,7 @@ def test_label_maps_of_every_number_type(tmp_path, dtype, options):
 def test_a_label_map_of_one_bit_has_one_cell(tmp_path):
     tifffile.imwrite(tmp_path / "class1.tif", LABELS > 40)
     labels = read_labels(tmp_path / "class1.tif")
-    assert labels.dtype == np.uint8
+    assert labels.dtype == bool
     assert np.array_equal(labels, LABELS > 40)
 
 
