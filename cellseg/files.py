@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
@@ -219,12 +220,18 @@ def find_in_another_case(path: Path) -> Path | None:
         folder = None if path.parent == path else find_in_another_case(path.parent)
     if folder is None:
         return None
-    name = path.name.casefold()
     with contextlib.suppress(OSError):
-        for other in sorted(folder.iterdir()):
-            if other.name.casefold() == name and other != path:
-                return other
+        names = _names_by_case(folder, folder.stat().st_mtime_ns).get(path.name.casefold(), [])
+        return next((folder / name for name in names if name != path.name), None)
     return None
+
+
+@functools.lru_cache(maxsize=1)  # of many missing files in a folder
+def _names_by_case(folder: Path, _changed: int) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208 faster than Paths
+        names.setdefault(name.casefold(), []).append(name)
+    return names
 
 
 def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:

@@ -376,6 +376,36 @@ def test_many_slides_are_scored_as_images_predicted_together(data, score, capsys
         score("--truth", masks, "--csv", str(data / "cohort" / "manifest.csv"), results="cohort")
 
 
+def test_a_slide_without_results_keeps_its_ground_truth(data, score, capsys):
+    """Another one has the same name, which would be scored against its cells."""
+    masks = data / "test_masks"
+    slides = {}
+    for name in ("x/s", "y/s", "b"):
+        path = data / "far" / f"{name}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, np.full((*SIZE, 3), 200, np.uint8))
+        slides[name] = (path, SIZE, [RESULTS[0]])
+    cohort = data / "cohort"
+    write_cohort(cohort, slides, [f"class{k}" for k in range(1, 5)])
+    manifest = cohort / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("study/x/s,1,,0.5,", "study/x/s,,,,no memory"))
+    (masks / "a").rename(masks / "s")
+    with pytest.raises(InputError, match="both have this name"):
+        score("--truth", str(masks), results="cohort")
+    truth = truth_of({1: (SIZE, [(1, np.ones(SIZE), 0)]), 2: (SIZE, [])})
+    for image, name in zip(truth["images"], ("x/s.tif", "b.tif"), strict=True):
+        image["file_name"] = name
+    (data / "truth.json").write_text(json.dumps(truth))
+    capsys.readouterr()
+    found, text = score("--truth", str(data / "truth.json"), "--only_annotated", results="cohort")
+    assert found["images"] == 1  # b
+    assert "1 image matched" in text
+    # Of a slide without results and a name of its own, label maps are not used.
+    (masks / "s").rename(masks / "c")
+    manifest.write_text(manifest.read_text().replace("far/x/s.tif", "far/c.tif"))
+    assert score("--truth", str(masks), "--only_annotated", results="cohort")[0]["images"] == 1
+
+
 def test_errors_name_the_results_file(data):
     good, bad = str(data / "results.json"), data / "bad.json"
     bad.write_text(json.dumps([*RESULTS, entry(21, 9, 0, 2, 0.5)]))

@@ -167,7 +167,7 @@ def describe_parts(parts: Sequence[ImagePart]) -> list[str]:
             f"tissue: {n_skipped} of {plural(n, 'tile')} skipped and the others trimmed to it, "
             f"{1 - kept / whole:.0%} of their area (--all_tiles predicts everything)"
             if kept < whole
-            else f"tissue: in all of {plural(n, 'tile')}, or no bright background; none is skipped"
+            else f"tissue: in all of {plural(n, 'tile')}, or no background; none is skipped"
         )
     return lines
 

@@ -206,11 +206,15 @@ class Predictor:
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
         # The coarsest view ends the furthest from the edges.
-        scales = [
-            cfg.INPUT.ZOOM * f * min(cfg.TEST.SCALES)
-            for cfg, f in zip(self.cfgs, factors, strict=True)
-        ]
-        margin = edge_margin(min(scales) or 1.0)
+        coarsest = min(
+            (
+                cfg.INPUT.ZOOM * factor * min(cfg.TEST.SCALES)
+                for cfg, factor in zip(self.cfgs, factors, strict=True)
+                if cfg.INPUT.ZOOM
+            ),
+            default=1.0,
+        )
+        margin = edge_margin(coarsest)
         tile, overlap = choose_tile_size(self._longest_cell(mpp), scale or 1.0, margin)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)

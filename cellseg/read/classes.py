@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.read.layout import CLASS_NAMES
+from cellseg.read.names import comparable_name
 
 MONUSAC = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
 """MoNuSAC's names of NYCU HW3's classes (Verma et al. 2021, doi 10.1109/TMI.2021.3085712)."""
@@ -19,14 +19,9 @@ class UnknownClassError(InputError):
     """A file has cells of unknown classes, or without a class."""
 
 
-def _key(name: str | None) -> str:
-    """Return a name as it is compared: without outer spaces and case, é one letter or two."""
-    return unicodedata.normalize("NFC", (name or "").strip()).casefold()
-
-
 def is_ignored(name: str) -> bool:
     """Return whether cells of a class are not used: MoNuSAC's Ambiguous, QuPath's Ignore*."""
-    return _key(name) == "ambiguous" or _key(name).endswith("*")
+    return comparable_name(name) == "ambiguous" or comparable_name(name).endswith("*")
 
 
 def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
@@ -34,7 +29,7 @@ def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
 
     MoNuSAC's names stand for NYCU HW3's classes, and no name for a single class.
     """
-    numbers = {_key(name): n for n, name in enumerate(class_names, 1)}
+    numbers = {comparable_name(name): n for n, name in enumerate(class_names, 1)}
     if tuple(class_names) == CLASS_NAMES:
         numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
     if len(class_names) == 1:
@@ -71,7 +66,7 @@ def match_classes(
     warnings: Counter[str] = Counter()
     for _, class_name in cells:
         name = (class_name or "").strip()
-        number = numbers.get(_key(name), 0)
+        number = numbers.get(comparable_name(name), 0)
         matched.append(number)
         if not number and is_ignored(name):
             warnings["cells of ambiguous or ignored classes"] += 1
@@ -93,9 +88,9 @@ def match_classes(
 
 def advise_class_names(given: Sequence[str] | None, found: Iterable[str]) -> str:
     """Return `--class_names` with the given names and those found, ready for a shell."""
-    names = {_key(name): name.strip() for name in given or ()}
+    names = {comparable_name(name): name.strip() for name in given or ()}
     for name in sorted(name.strip() for name in found if name.strip() and not is_ignored(name)):
-        names.setdefault(_key(name), name)
+        names.setdefault(comparable_name(name), name)
     if not names:
         return "cells of a single class need no name: --class_names NAME"
     return f"all classes: --class_names {' '.join(map(shlex.quote, names.values()))}"

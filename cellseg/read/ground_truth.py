@@ -73,15 +73,18 @@ def _read_folder(
     data: Path,
     listed: Sequence[ImageRecord],
     list_path: Path,
-    all_listed: bool = True,
+    unpredicted: Sequence[str] | None = None,
 ) -> COCO:
     """Read a folder of label maps of listed images, whose ids the images get.
 
-    `all_listed` makes label maps of other images an error, else a warning.
+    Label maps of other images are an error. If the names of listed images without results are
+    given, theirs are ignored, and those of other images a warning.
     """
-    images: dict[str, list[ImageRecord]] = {}
-    for image in listed:
-        images.setdefault(image_name(image.file_name), []).append(image)
+    images: dict[str, list[str]] = {}
+    for file_name in [*(image.file_name for image in listed), *(unpredicted or ())]:
+        images.setdefault(image_name(file_name), []).append(file_name)
+    records = {image_name(image.file_name): image for image in listed}
+    all_listed = unpredicted is None
     names = [category["name"] for category in data_categories(data)]
     remedy = "expected <image>/class<K>.tif for each annotated image, or a COCO file"
     folders = [path for path in list_entries(folder, remedy) if path.is_dir()]
@@ -105,12 +108,13 @@ def _read_folder(
                 " or set the images' data folder with --data"
             )
         if len(images[each.name]) > 1:
-            both = " and ".join(image.file_name for image in images[each.name])
+            both = " and ".join(images[each.name])
             raise InputError(
-                f"{each}: {both} in {list_path} both have this name; rename one of them"
-                " there and in the folder of the test images"
+                f"{each}: {both} in {list_path} both have this name; rename one of them there and "
+                "its file, or pass a COCO file whose file names tell them apart by their folders"
             )
-        image = images[each.name][0]
+        if (image := records.get(each.name)) is None:
+            continue
         if any(path.stem.lower() == "image" for path in each.iterdir()):
             cells = annotate_image(read_train_folder(each, len(names)), names)
         else:
@@ -205,9 +209,9 @@ def read_results_with_ground_truth(
     if lists and Path(source).is_dir():
         listed = {image.file_name: image for own in lists for image in own.images}
         records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
-        ground_truth = _read_folder(
-            Path(source), Path(data), records, lists[0].source, all_listed=False
-        )
+        others = [file_name for own in lists for file_name in own.others]
+        others = [file_name for file_name in others if file_name not in listed]
+        ground_truth = _read_folder(Path(source), Path(data), records, lists[0].source, others)
     else:
         ground_truth = read_ground_truth(source, data)
     for path, own in zip(paths, all_listed, strict=True):
@@ -279,7 +283,14 @@ def _pair_with_list(
     ground_truth: COCO, source: Path, path: Path, own: ListedImages
 ) -> dict[int, int]:
     """Return the ground truth's ids of a user's own images, for those in both, by name."""
-    ids = pair_by_name(own.images, own.source, image_records(ground_truth, Path()), source)
+    # Slides without results may be those of the same name.
+    others = [
+        ImageRecord(-n, file_name, Path(file_name), None)
+        for n, file_name in enumerate(own.others, 1)
+    ]
+    annotated = image_records(ground_truth, Path())
+    ids = pair_by_name([*own.images, *others], own.source, annotated, source)
+    ids = {image.id: ids[image.id] for image in own.images if image.id in ids}
     if not ids:
         raise InputError(
             f"{path}: none of the images in {own.source} is in {source}; {_same_names(own, source)}"

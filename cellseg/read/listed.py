@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cellseg.errors import InputError
@@ -29,12 +29,15 @@ class ListedImages:
     parts
         The results: files, or folders as of `results_file`, each with the ids in `images` of the
         image ids in it.
+    others
+        Paths of slides without results, with which others may share a name.
     """
 
     source: Path
     images: list[ImageRecord]
     names: list[str]
     parts: list[tuple[Path, dict[int, int]]]
+    others: list[str] = field(default_factory=list)
 
 
 def has_list(path: Path) -> bool:
@@ -68,8 +71,9 @@ def read_listed_images(path: Path) -> ListedImages | None:
         names = name_outputs_uniquely(source, [image.file_name for image in images])
         ids = {image.id: image.id for image in images}
         return ListedImages(source, images, names, [(path, ids)])
-    slides = ListedImages(path / MANIFEST, [], [], [])
-    for name, folder in cohort_results(path):
+    done, others = cohort_results(path)
+    slides = ListedImages(path / MANIFEST, [], [], [], others)
+    for name, folder in done:
         source = sidecar_path(folder, "list")
         images = read_image_list(source, AGAIN)
         if len(images) != 1:

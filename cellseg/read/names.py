@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, takewhile
@@ -21,6 +22,11 @@ def is_plain(name: str) -> bool:
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
 
 
+def comparable_name(name: str | None) -> str:
+    """Return a class name as it is compared: without outer spaces and case, é one letter or two."""
+    return unicodedata.normalize("NFC", (name or "").strip()).casefold()
+
+
 def check_class_names(source: object, names: Sequence[str]) -> None:
     """Raise InputError, naming their source, unless class names can be used everywhere.
 
@@ -35,12 +41,12 @@ def check_class_names(source: object, names: Sequence[str]) -> None:
             problem = f"the class name {show(name)} has control characters or isn't UTF-8"
         elif len(name) > LONGEST_NAME:
             problem = f"the class name {show(name)} has {len(name)} characters"
-        elif other := seen.get(name.strip().casefold()):
+        elif other := seen.get(comparable_name(name)):
             problem = f"the class name {name!r} occurs twice"
             if other != name:
                 problem = f"the class names {other!r} and {name!r} differ only in case or spaces"
         else:
-            seen[name.strip().casefold()] = name
+            seen[comparable_name(name)] = name
             continue
         raise InputError(
             f"{source}: {problem}; give each class a distinct printable name of at most "

@@ -103,12 +103,12 @@ def is_cohort(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def cohort_results(folder: Path) -> list[tuple[str, Path]]:
-    """Return name and folder of a cohort's slides that are done, in the order of the table.
+def cohort_results(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return name and folder of a cohort's slides that are done, and the paths of the others.
 
-    A folder is that of the slide's name in `folder`, as `inference.py` chose it. Warns of the other
-    slides. Raises InputError if the manifest is damaged, no slide is done, or `folder` has results
-    itself.
+    Both are in the order of the table. A folder is that of the slide's name in `folder`, as
+    `inference.py` chose it. Warns of the others. Raises InputError if the manifest is damaged, no
+    slide is done, or `folder` has results itself.
     """
     manifest = folder / MANIFEST
     if results_in := _results_in(folder):
@@ -117,22 +117,25 @@ def cohort_results(folder: Path) -> list[tuple[str, Path]]:
         )
     rows = [row for _, row in read_rows(manifest, ("path", "cells", "error"))]
     names = name_outputs_uniquely(manifest, [row["path"] for row in rows])
-    found, others = [], defaultdict[str, list[str]](list)
+    done, others = [], []
+    reasons = defaultdict[str, list[str]](list)
     for row, name in zip(rows, names, strict=True):
         place = folder / name
         if row["error"]:
-            others["failed (see its column error)"].append(row["path"])
+            reasons["failed (see its column error)"].append(row["path"])
         elif not row["cells"]:
-            others["not done (give the same command again)"].append(row["path"])
+            reasons["not done (give the same command again)"].append(row["path"])
         elif not (place / OWN_RESULTS_FILE).is_file():
-            others["done, but their results are missing"].append(f"{place}/{OWN_RESULTS_FILE}")
+            reasons["done, but their results are missing"].append(f"{place}/{OWN_RESULTS_FILE}")
         else:
-            found.append((name, place))
-    for what, which in others.items():
+            done.append((name, place))
+            continue
+        others.append(row["path"])
+    for what, which in reasons.items():
         warn(f"{manifest}: {plural(len(which), 'slide')} left out, {what}: {listed(which)}")
-    if not found:
+    if not done:
         raise InputError(f"{manifest}: no slide with results; predict its slides again")
-    return found
+    return done, others
 
 
 def _is_zip(path: Path) -> bool:

@@ -176,7 +176,11 @@ def find_alpha(
     It counts only if it is opaque somewhere. Some programs write an alpha of 0 or 1 for pixels that
     are to be seen: then it is None.
     """
-    largest = max(int(part[..., channel].max()) for part in pixels)
+    largest = 0
+    for part in pixels:
+        largest = max(largest, int(part[..., channel].max()))
+        if largest == np.iinfo(part.dtype).max:
+            break
     bits = next((bits for bits in _BITS if largest == (1 << bits) - 1), None)
     return None if bits is None else Alpha(channel, bits, is_premultiplied)
 
@@ -292,11 +296,18 @@ def to_rgb(
 def _put_on_white(rgb: NDArray[np.uint8], opacity: NDArray[Any], alpha: Alpha) -> None:
     if opacity.dtype == np.uint16:
         opacity = _to_8_bit(alpha.bits)[opacity]
-    if opacity.min() == 255:
-        return
-    opaque = opacity.astype(np.uint32)[:, :, None]
-    colours = 255 * rgb.astype(np.uint32) if alpha.is_premultiplied else rgb * opaque
-    rgb[:] = np.minimum((colours + 255 * (255 - opaque) + 127) // 255, 255)
+    for top in range(0, len(rgb), _ROWS):  # bounds the memory
+        rows = slice(top, top + _ROWS)
+        if opacity[rows].min() == 255:
+            continue
+        opaque = opacity[rows, :, None].astype(np.uint32)
+        colours = (
+            255 * rgb[rows].astype(np.uint32) if alpha.is_premultiplied else rgb[rows] * opaque
+        )
+        rgb[rows] = np.minimum((colours + 255 * (255 - opaque) + 127) // 255, 255)
+
+
+_ROWS = 64
 
 
 _LERC = 34887

@@ -107,8 +107,9 @@ def open_image(
 
     TIFF, PNG, JPEG and BMP are identified by content, and what else OpenSlide reads: NDPI,
     MRXS, SCN, BIF, DICOM and others, cropped to the area that the scanner says it covered.
-    What an alpha channel makes transparent is white, grey is repeated in three channels, pages for
-    three channels are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF;
+    What an alpha channel makes transparent is white (not one in a plane of its own, nor a colour
+    that a PNG names as transparent), grey is repeated in three channels, pages for three channels
+    are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF;
     other files are read as stored. Memory depends on the storage: tiles are best; windows of
     strips take the image's whole width; one compressed strip, PNG, JPEG and BMP are decoded once
     and kept as a whole.
@@ -236,8 +237,14 @@ class _TiffImage(WindowedImage):
 
     @functools.cached_property
     def _alpha(self) -> Alpha | None:
-        with decode_errors(self.path):
-            return find_alpha(self._sample(), *self._alpha_channel) if self._alpha_channel else None
+        if self._alpha_channel is None:
+            return None
+        if self.size != self.levels[0]:
+            with open_image(self.path) as full:
+                return full._alpha if isinstance(full, _TiffImage) else None
+        with decode_errors(self.path):  # little may be opaque
+            sampled = find_alpha(self._sample(), *self._alpha_channel)
+            return sampled or find_alpha(self._everything(), *self._alpha_channel)
 
     @property
     def notes(self) -> list[str]:
@@ -250,6 +257,10 @@ class _TiffImage(WindowedImage):
     @abc.abstractmethod
     def _sample(self) -> Iterable[NDArray[Any]]:
         """Return values from all over the image, `(H, W, C)` arrays as stored."""
+
+    @abc.abstractmethod
+    def _everything(self) -> Iterable[NDArray[Any]]:
+        """Return all values, as `_sample` does."""
 
     def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
@@ -269,6 +280,10 @@ class _StoredImage(_TiffImage):
 
     def _sample(self) -> Iterable[NDArray[Any]]:
         return self._stored(_spread(self.size[0]), slice(None))
+
+    def _everything(self) -> Iterable[NDArray[Any]]:
+        rows = (slice(top, top + _SAMPLE) for top in range(0, self.size[0], _SAMPLE))
+        return itertools.chain.from_iterable(self._stored(each, slice(None)) for each in rows)
 
     def _stored(self, rows: Any, columns: slice) -> Iterator[NDArray[Any]]:
         """Yield a part of each plane, `(h, w, C)`."""
@@ -342,6 +357,9 @@ class _SegmentedImage(_TiffImage):
     def _sample(self) -> Iterable[NDArray[Any]]:
         indices = _spread(math.prod(self._grid)).tolist()
         return itertools.chain.from_iterable(map(self._stored, indices))
+
+    def _everything(self) -> Iterable[NDArray[Any]]:
+        return itertools.chain.from_iterable(map(self._stored, range(math.prod(self._grid))))
 
     def _stored(self, index: int) -> Iterator[NDArray[Any]]:
         """Yield a segment of each plane, `(h, w, C)`, by its index in the plane."""

@@ -304,6 +304,22 @@ def test_a_window_reads_only_its_tiles(tiled, reads, window, rows, columns):
     assert reads == expected.ravel().tolist()
 
 
+@pytest.mark.parametrize("layout", [{}, STRIPS, TILES | ZIP, {"rowsperstrip": 1} | LZW])
+def test_little_of_an_image_is_opaque(tmp_path, layout):
+    """Between the rows and segments that are sampled, and in the levels of a pyramid."""
+    path = tmp_path / "image.tif"
+    rgba = np.zeros((300, 400, 4), np.uint8)
+    rgba[151:153, 201:205] = 100, 20, 90, 255
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(rgba, subifds=1, **ALPHA, **layout)
+        tiff.write(rgba[::4, ::4] * 0, subfiletype=1, **ALPHA, **layout)
+    expected = np.full((300, 400, 3), 255)
+    expected[151:153, 201:205] = 100, 20, 90
+    assert np.array_equal(read_image(path), expected)
+    with open_image(path, 1) as coarse:
+        assert (coarse.read_all() == 255).all()
+
+
 def test_planes_are_read_without_the_alpha(tmp_path, reads):
     path = tmp_path / "planes.tif"
     pixels, options = COLOURS["RGBA in planes"]
