@@ -129,6 +129,7 @@ def test_too_few_class_names(tmp_path):
         (["--class_names", "a", "a"], "--class_names: "),
         (["--class_names", "a", " "], "--class_names: "),
         (["--class_names", "Tumor", "tumor "], "--class_names: "),
+        (["--class_names", "\u00e9", "e\u0301"], "--class_names: "),  # é, of one letter and of two
         (["--class_names"], "expected at least one argument"),
         (["--jobs", "0"], "'0' is not a whole number of 1 or more"),
         (["--jobs", "two"], "'two' is not a whole number of 1 or more"),
