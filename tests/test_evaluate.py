@@ -403,7 +403,10 @@ def test_a_slide_without_results_keeps_its_ground_truth(data, score, capsys):
     # Of a slide without results and a name of its own, label maps are not used.
     (masks / "s").rename(masks / "c")
     manifest.write_text(manifest.read_text().replace("far/x/s.tif", "far/c.tif"))
-    assert score("--truth", str(masks), "--only_annotated", results="cohort")[0]["images"] == 1
+    (cohort / "y" / "s").rename(cohort / "s")
+    flags = ["--truth", str(masks), "--only_annotated"]
+    assert score(*flags, results="cohort")[0]["images"] == 1
+    assert evaluate.main(["--compare", str(cohort), str(cohort), *flags, "--resamples", "5"]) == 0
 
 
 def test_errors_name_the_results_file(data):

@@ -209,9 +209,9 @@ def read_results_with_ground_truth(
     if lists and Path(source).is_dir():
         listed = {image.file_name: image for own in lists for image in own.images}
         records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
-        others = [file_name for own in lists for file_name in own.others]
-        others = [file_name for file_name in others if file_name not in listed]
-        ground_truth = _read_folder(Path(source), Path(data), records, lists[0].source, others)
+        others = {file_name: None for own in lists for file_name in own.others}
+        missing = [file_name for file_name in others if file_name not in listed]
+        ground_truth = _read_folder(Path(source), Path(data), records, lists[0].source, missing)
     else:
         ground_truth = read_ground_truth(source, data)
     for path, own in zip(paths, all_listed, strict=True):
