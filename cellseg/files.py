@@ -222,7 +222,7 @@ def find_in_another_case(path: Path) -> Path | None:
         return None
     with contextlib.suppress(OSError):
         names = _names_by_case(folder, folder.stat().st_mtime_ns).get(path.name.casefold(), [])
-        return next((folder / name for name in names if name != path.name), None)
+        return next((folder / name for name in names if folder / name != path), None)
     return None
 
 

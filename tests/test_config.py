@@ -385,8 +385,8 @@ def test_learning_rate_steps_of_a_short_run(iterations, steps):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # 48 windows are 3 iterations, 15 epochs 45; epochs of 400 / 15 iterations have 400.
-        ([], (400, 27, 13)),
+        # 48 windows are 3 iterations, 15 epochs 45; epochs of 800 / 15 iterations have 800.
+        ([], (800, 53, 27)),
         (["SOLVER.EPOCHS", "15"], (45, 3, 2)),
         (["SOLVER.MIN_ITER", "45"], (45, 3, 2)),
         (["SOLVER.MIN_ITER", "46"], (46, 3, 2)),
@@ -409,7 +409,7 @@ def test_batch_larger_than_the_data():
         set_schedule(cfg, 1)
     cfg.INPUT.ZOOM = 1.5
     set_schedule(cfg, 1)  # windows of a batch may come from one image
-    assert cfg.SOLVER.MAX_ITER == 400
+    assert cfg.SOLVER.MAX_ITER == 800
 
 
 @pytest.mark.detectron2
