@@ -34,7 +34,7 @@ def suppress(
 
     Returns
     -------
-    Indices of the boxes that are kept, best score first; equal scores in their order.
+    Indices of the boxes that are kept, best score first; equal scores in their order, but on a GPU.
     """
     boxes, scores = boxes.float(), scores.float()
     if boxes.device.type == "cpu":
