@@ -116,11 +116,16 @@ def better_first(order: Ints, pairs: Ints) -> tuple[Ints, Ints]:
 
     `order` has indices, best first, at least those of the pairs.
     """
-    rank = np.zeros(int(order.max(initial=-1)) + 1, np.int64)
-    rank[order] = np.arange(len(order))
-    ranked = np.sort(rank[pairs], axis=1)
+    ranked = np.sort(_ranks(order)[pairs], axis=1)
     by_rank = np.lexsort((ranked[:, 1], ranked[:, 0]))
     return order[ranked[by_rank]], by_rank
+
+
+def _ranks(order: Ints) -> Ints:
+    """Return the rank of each index in `order`, which has them best first."""
+    rank = np.zeros(int(order.max(initial=-1)) + 1, np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
 
 
 def _assign_to_best(order: Ints, pairs: Ints) -> Ints:
@@ -158,9 +163,7 @@ def _visible(mask_runs: MaskRuns, order: Ints, area: Ints, pairs: Ints) -> Bools
     # Few share so much with all better ones, hidden ones too.
     doubtful = np.bincount(ranked[:, 1], shared, minlength=len(area)) > limit
     ranked, shared = ranked[doubtful[ranked[:, 1]]], shared[doubtful[ranked[:, 1]]]
-    rank = np.empty(len(area), np.int64)
-    rank[order] = np.arange(len(order))
-    by_cell = np.argsort(rank[ranked[:, 1]], kind="stable")
+    by_cell = np.argsort(_ranks(order)[ranked[:, 1]], kind="stable")
     better, cells = ranked[by_cell].T
     visible = np.ones(len(area), bool)
     starts = np.flatnonzero(np.diff(cells, prepend=-1))

@@ -280,7 +280,10 @@ def test_cells_that_occur_twice_are_used_once(tmp_path, capsys):
     value["annotations"] += [{**first, "id": 50}, {**first, "id": 51, "category_id": 20}]
     coco = run(tmp_path, *write_coco(tmp_path, value))
     assert len(coco["annotations"]) == 7
-    assert "occur twice, used once: 1, in 1 image: pictures/a.tif" in capsys.readouterr().err
+    assert (
+        "occur twice in a class, used once: 1, in 1 image: pictures/a.tif"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_polygon_outside_a_list(tmp_path):

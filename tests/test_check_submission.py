@@ -41,6 +41,14 @@ def test_valid(data, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path}: valid, 7 detections in 7 images\n"
 
 
+def test_many_slides_are_no_submission(data, tmp_path):
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "cohort" / "manifest.csv").touch()
+    message = refusal(check_submission.main, [str(tmp_path / "cohort"), "--data", str(data)])
+    assert "cohort: holds many slides" in message
+    assert "manifest.csv" in message
+
+
 def test_images_without_detections_are_listed(data, tmp_path, capsys):
     path = submit(tmp_path, (1, 1), (1, 2), (3, 1), (4, 1), (5, 1), (6, 1))
     check_submission.main([path, "--data", str(data)])

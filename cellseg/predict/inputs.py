@@ -100,12 +100,12 @@ class InputReader:
             inputs.append([])
             views = plan_views(job.tile, job.size, cfg, job.mpp)
             for _, alike in itertools.groupby(views, attrgetter("window", "size", "sharp")):
-                resized = list(alike)
-                work = partial(_resize, resized, tile, cfg.INPUT.FORMAT)
-                if (pixels := unless_out_of_memory(work)) is None:
-                    return too_large_error(resized[0].shape, "cpu")
+                oriented = list(alike)
+                resize = partial(_resize, oriented, tile, cfg.INPUT.FORMAT)
+                if (pixels := unless_out_of_memory(resize)) is None:
+                    return too_large_error(oriented[0].shape, "cpu")
                 inputs[-1] += [
-                    NetworkInput(*each, limits) for each in zip(resized, pixels, strict=True)
+                    NetworkInput(*each, limits) for each in zip(oriented, pixels, strict=True)
                 ]
         return inputs
 

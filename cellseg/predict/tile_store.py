@@ -207,10 +207,8 @@ def tiles_fingerprint(
     plans: Sequence[TilePlan],
 ) -> dict[str, Any]:
     """Return what the predictions of tiles depend on: weights, configs, images and tiles."""
-    configs = _configs(cfgs)
+    configs = _configs(cfgs, "TEST.MASK_IOU", "TEST.ACROSS_CLASSES")  # of merging them
     for keys in configs:
-        for key in ("TEST.MASK_IOU", "TEST.ACROSS_CLASSES"):  # of merging them
-            del keys[key]
         # Tiles of a GPU and a CPU, which round differently, are not mixed in an image.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
@@ -227,18 +225,18 @@ def tiles_fingerprint(
 
 def results_fingerprint(weights: Sequence[Path], cfgs: Sequence[CfgNode]) -> dict[str, Any]:
     """Return what the results of any image depend on: weights and configs, but not the device."""
-    configs = _configs(cfgs)
-    for keys in configs:
-        del keys["MODEL.DEVICE"]
-    return {"weights": list(map(file_state, weights)), "configs": configs}
+    return {
+        "weights": list(map(file_state, weights)),
+        "configs": _configs(cfgs, "MODEL.DEVICE"),
+    }
 
 
-def _configs(cfgs: Sequence[CfgNode]) -> list[dict[str, Any]]:
-    configs = [flatten(cfg) for cfg in cfgs]
-    for keys in configs:
-        for key in ("TEST.BATCH", "OUTPUT_DIR"):
-            del keys[key]
-    return configs
+def _configs(cfgs: Sequence[CfgNode], *without: str) -> list[dict[str, Any]]:
+    """Return the keys of configs on which results depend, without some more."""
+    left_out = {"TEST.BATCH", "OUTPUT_DIR", *without}
+    return [
+        {key: value for key, value in flatten(cfg).items() if key not in left_out} for cfg in cfgs
+    ]
 
 
 def file_state(path: Path) -> list[Any]:

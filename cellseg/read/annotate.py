@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.messages import listed, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
-from cellseg.read.cell_checks import SMALL, count_overlap_pixels, scattered
+from cellseg.read.cell_checks import SMALL, count_overlap_pixels, remove_copies, scattered
 from cellseg.read.classes import UnknownClassError
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage, split_by_class
 from cellseg.read.convention import CENTRES, EDGES, move_outlines
@@ -193,7 +193,10 @@ def _with_cell_warnings(
     `sources` are the files of the cells of each class, for messages.
     """
     n_pixels = math.prod(size)
-    for number, mask_runs in cells.items():
+    different = {number: remove_copies(mask_runs) for number, mask_runs in cells.items()}
+    for number, mask_runs in different.items():
+        n_copies = len(cells[number]) - len(mask_runs)
+        warnings["cells that occur twice in a class, used once"] += n_copies
         sizes = areas(mask_runs)
         warnings[f"cells of at most {SMALL} pixels"] += int((sizes <= SMALL).sum())
         warnings["cells that cover over half of the image"] += int((2 * sizes > n_pixels).sum())
@@ -205,9 +208,9 @@ def _with_cell_warnings(
                 "cells saved with 8 bits?); save them again"
             )
         warnings["cells with pieces far apart (one label for several?)"] += reused
-    warnings["pixels in two cells"] += count_overlap_pixels(list(cells.values()))
-    warnings["images without cells"] += not any(map(len, cells.values()))
-    return AnnotatedImage(file_name, size, cells, +warnings, mpp)
+    warnings["pixels in two cells"] += count_overlap_pixels(list(different.values()))
+    warnings["images without cells"] += not any(map(len, different.values()))
+    return AnnotatedImage(file_name, size, different, +warnings, mpp)
 
 
 def annotate_images(

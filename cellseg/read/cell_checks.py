@@ -14,9 +14,6 @@ from cellseg.rle import MaskRuns, areas, boxes_xyxy, cut_at_columns, select_mask
 SMALL = 10
 """Area in pixels; cells this small are probably slips. The smallest of NYCU HW3 has 11."""
 
-COPIES = "cells that occur twice, used once"
-"""Warning for cells of one class with the same mask."""
-
 _FAR = 5
 """Length of a scattered mask in diameters of a cell; it is below 4 for CoNSeP's cells in pieces."""
 

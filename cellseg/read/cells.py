@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, distinct_detections
-from cellseg.messages import listed as list_some
+from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.images import list_entry, read_test_list
@@ -194,8 +194,8 @@ def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> l
     found = [_with_resolution(image, mpp, oblong) for image in images]
     if oblong:
         warn(
-            f"images whose pixels are not square: {len(oblong)}: {list_some(oblong)}; lengths in "
-            "µm are as if they were, areas and densities right"
+            f"images whose pixels are not square: {len(oblong)}: {listed_names(oblong)}; lengths "
+            "in µm are as if they were, areas and densities right"
         )
     return found
 

@@ -21,7 +21,8 @@ class UnknownClassError(InputError):
 
 def is_ignored(name: str) -> bool:
     """Return whether cells of a class are not used: MoNuSAC's Ambiguous, QuPath's Ignore*."""
-    return comparable_name(name) == "ambiguous" or comparable_name(name).endswith("*")
+    name = comparable_name(name)
+    return name == "ambiguous" or name.endswith("*")
 
 
 def class_numbers(class_names: Sequence[str]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from cellseg.errors import InputError
 from cellseg.files import find_in_another_case, read_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
-from cellseg.read.cell_checks import COPIES, scattered
+from cellseg.read.cell_checks import scattered
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
@@ -62,9 +62,9 @@ def read_coco_images(
 
     What has one meaning is repaired: backslashes and absolute paths below `data`, sizes that are
     missing, floats or text, ids and `mpp` that are text, polygons outside a list, coordinates from
-    0 to 1, cells that occur twice, and single cells that are marked as crowds, as brush masks are
-    in CVAT. Polygons of fewer than 3 points or without area, and cells without a pixel, are left
-    out. `convention` is where polygons run, see `cellseg.read.convention`.
+    0 to 1, and single cells that are marked as crowds, as brush masks are in CVAT. Polygons of
+    fewer than 3 points or without area, and cells without a pixel, are left out. `convention` is
+    where polygons run, see `cellseg.read.convention`.
 
     Returns
     -------
@@ -117,7 +117,6 @@ def read_coco_images(
         skipped.append(f"{stray[0]} ({n_stray} of images that are not in the file)")
     coco = select_images(coco, set(after) - set(bad))
     _mark_single_cells(coco, warnings)
-    _remove_copies(coco, warnings)
     _warn_of_groups(path, coco)
     names = [image["file_name"] for image in coco["images"]]
     _check_folder(path, data, names)
@@ -354,24 +353,6 @@ def _crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
     return found
 
 
-def _remove_copies(coco: COCO, warnings: Warnings) -> None:
-    """Remove cells that occur twice, with the same mask and class, as in merged files."""
-    seen: set[tuple[int, int, str]] = set()
-    kept = []
-    for annotation in coco["annotations"]:
-        key = (
-            annotation["image_id"],
-            annotation["category_id"],
-            annotation["segmentation"]["counts"],
-        )
-        if key in seen and not annotation["iscrowd"]:
-            warnings[annotation["image_id"]][COPIES] += 1
-        else:
-            kept.append(annotation)
-        seen.add(key)
-    coco["annotations"] = kept
-
-
 def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
     """Load a COCO file by the rules of COCO, as `load_coco` does, and with its errors.
 
@@ -393,5 +374,5 @@ def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
     if polygons and run_through_centres(path, polygons, sizes):
         found.append("polygons that run through the pixels' centres, used as if along their edges")
     for what in found:
-        warn(f"{path}: {what}; use the file that annotation.py --coco makes of it, which is right")
+        warn(f"{path}: {what}; to use them as meant, convert the file with annotation.py --coco")
     return coco

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,9 +30,10 @@ from cellseg.read.coco import (
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
-from cellseg.read.listed import AGAIN, ListedImages, has_list, read_listed_images
+from cellseg.read.listed import ListedImages, has_list, read_listed_images
 from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
+    AGAIN,
     MANIFEST,
     find_sidecar_ground_truth,
     pair_by_image,
@@ -201,10 +203,11 @@ def read_results_with_ground_truth(
         compare are not of all annotated images.
     """
     all_listed = [read_listed_images(path) for path in paths]
-    detections = [
-        [read_results(part) for part in ([part for part, _ in own.parts] if own else [path])]
+    all_parts = [
+        [part for part, _ in own.parts] if own else [path]
         for path, own in zip(paths, all_listed, strict=True)
     ]
+    detections = [[read_results(part) for part in parts] for parts in all_parts]
     lists = [own for own in all_listed if own]
     if lists and Path(source).is_dir():
         listed = {image.file_name: image for own in lists for image in own.images}
@@ -214,9 +217,8 @@ def read_results_with_ground_truth(
         ground_truth = _read_folder(Path(source), Path(data), records, lists[0].source, missing)
     else:
         ground_truth = read_ground_truth(source, data)
-    for path, own in zip(paths, all_listed, strict=True):
-        for part in [part for part, _ in own.parts] if own else [path]:
-            _check_same_classes(part, ground_truth, source)
+    for part in itertools.chain.from_iterable(all_parts):
+        _check_same_classes(part, ground_truth, source)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:

@@ -88,12 +88,8 @@ def _read(path: Path) -> NDArray[Any]:
     except (OSError, ValueError):
         head = b""  # read_labels raises the error
     if head == b"\x93NUMPY":
-        labels = _read_npy(path)
-    elif head.startswith(b"\x89PNG"):
-        labels = _read_png(path)
-    else:
-        labels = read_labels(path)
-    return labels
+        return _read_npy(path)
+    return _read_png(path) if head.startswith(b"\x89PNG") else read_labels(path)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

@@ -9,9 +9,7 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.read.images import read_image_list
 from cellseg.read.names import name_outputs_uniquely
-from cellseg.read.results import MANIFEST, cohort_results, is_cohort, sidecar_path
-
-AGAIN = "predict again with inference.py"
+from cellseg.read.results import AGAIN, MANIFEST, cohort_results, is_cohort, sidecar_path
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_outline_length
-from cellseg.read.cell_checks import COPIES, SMALL, remove_copies
+from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.fill import Polygon, fill_polygons, outline_box, outline_lengths
 from cellseg.rle import MaskRuns, areas, select_masks
@@ -154,9 +154,7 @@ def fill_outlines(
         mask_runs = fill_polygons([o.polygons for n, o in inside if n == number], size)
         kept = np.flatnonzero(areas(mask_runs))
         warnings["outlines that contain no pixel centre, ignored"] += len(mask_runs) - len(kept)
-        filled = select_masks(mask_runs, kept)
-        cells[number] = remove_copies(filled)
-        warnings[COPIES] += len(filled) - len(cells[number])
+        cells[number] = select_masks(mask_runs, kept)
     return cells, warnings
 
 

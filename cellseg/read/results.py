@@ -37,6 +37,7 @@ RESULTS_FILE = "test-results.json"
 OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
 MANIFEST = "manifest.csv"  # of many slides, in the folder of theirs
 REMEDY = "run inference.py, or choose another results file"
+AGAIN = "predict again with inference.py"
 
 # RuntimeError: encrypted; its subclass NotImplementedError: unusual compression.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError)
@@ -370,10 +371,9 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
     if not path.is_file():
         run = path.parent
         return list(read_record(run)["categories"]) if (run / RECORD).is_file() else None
-    remedy = "predict again with inference.py"
-    categories = read_json(path, "classes of the results", remedy)
+    categories = read_json(path, "classes of the results", AGAIN)
     if not are_categories(categories):
-        raise InputError(f"{path}: not the classes of results; {remedy}")
+        raise InputError(f"{path}: not the classes of results; {AGAIN}")
     return [{"id": category["id"], "name": category["name"]} for category in categories]
 
 

@@ -362,32 +362,21 @@ def test_a_mask_beside_its_box_has_a_box_of_its_own():
 
 
 @pytest.mark.parametrize("largest", [False, True])
-def test_a_mask_in_two_pieces(largest):
+@pytest.mark.parametrize(("left", "top"), [(60, 40), (0, 0)], ids=["inside", "at the edge"])
+def test_a_mask_in_two_pieces(largest, left, top):
+    """At the edge of the image, no other tile may have more of it."""
+
     class Two(Oracle):
         def detect(self, images, limits):  # noqa: ARG002
             grid = torch.zeros((1, 20, 20))
             grid[:, :, :12] = grid[:, 15:, 15:] = 1
-            box = torch.tensor([[60.0, 40.0, 100.0, 80.0]])
+            box = torch.tensor([[left, top, left + 40.0, top + 40.0]])
             return [Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid)] * len(images)
 
     predictor = oracle(Two(), TEST__LARGEST_PIECE=largest)
     found = predictor.predict(np.full((120, 160, 3), 255, np.uint8))
     assert pycocotools.mask.area(found.masks[0]) == 24 * 40 + (0 if largest else 100)
-    assert found.boxes.tolist() == [[60, 40, 84 if largest else 100, 80]]
-
-
-def test_a_mask_at_the_edge_of_the_image_has_one_piece():
-    """There is no other tile that may have more of it."""
-
-    class Two(Oracle):
-        def detect(self, images, limits):  # noqa: ARG002
-            grid = torch.zeros((1, 20, 20))
-            grid[:, :, :12] = grid[:, 15:, 15:] = 1
-            box = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
-            return [Detections(box, torch.tensor([0.9]), torch.tensor([0]), grid)] * len(images)
-
-    found = oracle(Two(), TEST__LARGEST_PIECE=True).predict(np.full((120, 160, 3), 255, np.uint8))
-    assert found.boxes.tolist() == [[0, 0, 24, 40]]
+    assert found.boxes.tolist() == [[left, top, left + (24 if largest else 40), top + 40]]
 
 
 def test_a_mask_at_the_edge_of_a_tile_keeps_its_pieces():

@@ -118,7 +118,7 @@ def test_groups_of_files_of_images(tmp_path):
         ("g.json", b'[["a", 1], ["b", 1]]', "not a JSON object"),
         ("g.json", b'[{"a": 1, "b": 1}]', "not a JSON object"),
         ("g.json", b"{}", "no group for a and 1 more"),
-        ("g.json", b'{"a": 1}', "no group for b"),
+        ("g.json", b'{"a": 1}', "no group for b; add a line"),
         ("g.json", b'{"a": 1, "b": null}', "b has the group None"),
         ("g.json", b'{"a": 1, "b": {"c": 1}}', "b has the group"),
         ("g.json", b'{"a": 1, "b": ""}', "b has the group ''"),
