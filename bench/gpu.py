@@ -523,6 +523,16 @@ RUN: dict[str, Callable[[Namespace], Iterator[Row]]] = {
 }
 
 
+def require_gpu(device: str | None) -> str:
+    """Return the device; raise InputError if it was left out and there is no GPU."""
+    if not (device or torch.cuda.is_available()):
+        raise InputError(
+            "no CUDA GPU that torch can use: make doctor shows what is missing, --device cpu "
+            "--tiny rehearses without one"
+        )
+    return choose_device(device)
+
+
 def parse(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = utils.CommandParser(
@@ -571,12 +581,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts and print the table. Return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
-    if not (args.device or torch.cuda.is_available()):
-        raise InputError(
-            "no CUDA GPU that torch can use: make doctor shows what is missing, --device cpu "
-            "--tiny rehearses without one"
-        )
-    args.device = choose_device(args.device)
+    args.device = require_gpu(args.device)
     args.workers = min(args.workers, count_cores())
     if args.tiny:
         args.batch, args.workers, args.minutes = 2, 0, args.minutes or 0.05

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import utils
-from bench import gpu
+from bench import gpu, gpu_sizes
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 
@@ -118,10 +118,27 @@ def test_too_little_memory_for_the_baseline(rehearse, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.detectron2
+def test_settings_for_new_sizes_detect_the_same(capfd):
+    rows = ["as it is", "cuDNN off but in the mask head, with multiples of 100"]
+    words = ["--device", "cpu", "--tiny", "--images", "3", "--cells", "20", "--only", *rows]
+    assert gpu_sizes.main(words) == 0
+    lines = capfd.readouterr().out.splitlines()[-2:]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == rows
+    counts = [int(line.split(" | ")[4].strip("| ")) for line in lines]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("main", [gpu.main, gpu_sizes.main])
+def test_no_gpu(main, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA GPU"):
+        main([])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "no CUDA GPU"),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--parts", "learning"], "--data DIR"),
         (["--minutes", "0"], "--minutes 0.0"),
