@@ -24,8 +24,8 @@ from cellseg.network.limits import (
     Limits,
     Proposals,
     box_chunks,
+    detection_selection,
     mask_chunks,
-    select_detections,
     select_proposals,
 )
 from cellseg.network.mask_loss import mask_loss
@@ -507,14 +507,7 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     network.roi_heads.max_masks = masks.BATCH_SIZE_PER_IMAGE
     network.roi_heads.mask_scale = masks.BOX_SCALE
     network.one_mask_per_box = masks.CLS_AGNOSTIC_MASK
-    keys = cfg.MODEL.ROI_HEADS
-    network.select = partial(
-        select_detections,
-        threshold=keys.SCORE_THRESH_TEST,
-        iou=keys.NMS_THRESH_TEST,
-        objectness_power=keys.OBJECTNESS_POWER,
-        foreground_power=keys.FOREGROUND_POWER,
-    )
+    network.select = detection_selection(cfg)
     for module in [*network.modules()]:
         for child, pooler in module.named_children():
             if isinstance(pooler, ROIPooler) and isinstance(pooler.level_poolers[0], ROIAlign):

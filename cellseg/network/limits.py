@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -237,6 +238,19 @@ def select_detections(
     n, key = count_detections(scores[best], limits)
     best = best[:n]
     return BoxDetections(boxes[best], scores[best], classes[best], key)
+
+
+def detection_selection(cfg: CfgNode, min_size: float = 0.0) -> partial[BoxDetections]:
+    """Return `select_detections` with the values of a config."""
+    keys = cfg.MODEL.ROI_HEADS
+    return partial(
+        select_detections,
+        threshold=keys.SCORE_THRESH_TEST,
+        iou=keys.NMS_THRESH_TEST,
+        objectness_power=keys.OBJECTNESS_POWER,
+        foreground_power=keys.FOREGROUND_POWER,
+        min_size=min_size,
+    )
 
 
 def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[str, ...]]:

@@ -8,9 +8,9 @@ are means over the drawn anchors.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ from cellseg.errors import InputError
 from cellseg.network.auxiliary import AuxiliaryHead
 from cellseg.network.engines import ZOO, Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
+    BoxDetections,
     Limits,
     Proposals,
     box_chunks,
+    detection_selection,
     mask_chunks,
-    select_detections,
     select_proposals,
 )
 from cellseg.network.mask_loss import mask_loss
@@ -183,15 +184,14 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         Factor by which boxes are enlarged for the mask head.
     one_mask_per_box
         Whether the mask head predicts one mask for all classes.
-    objectness_power, foreground_power
-        Powers of `select_detections`.
+    select
+        `select_detections` with the values of the config.
     """
 
     max_masks = 0
     mask_scale = 1.0
     one_mask_per_box = False
-    objectness_power = 0.0
-    foreground_power = 0.0
+    select: partial[BoxDetections]
 
     def losses(
         self,
@@ -239,26 +239,10 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
         refined = self.box_coder.decode_single(regression, torch.cat(rois)).unflatten(1, (-1, 4))
         refined = refined[:, -probs.shape[1] :]  # without the background's
         counts = [len(roi) for roi in rois]
+        boxes_and_probs = torch.split(refined, counts), torch.split(probs, counts)
         selected = [
-            select_detections(
-                box,
-                prob,
-                of_image.logits,
-                size,
-                limits,
-                threshold=self.score_thresh,
-                iou=self.nms_thresh,
-                objectness_power=self.objectness_power,
-                foreground_power=self.foreground_power,
-                min_size=_MIN_SIZE,
-            )
-            for box, prob, of_image, size in zip(
-                torch.split(refined, counts),
-                torch.split(probs, counts),
-                proposals,
-                sizes,
-                strict=True,
-            )
+            self.select(box, prob, of_image.logits, size, limits)
+            for box, prob, of_image, size in zip(*boxes_and_probs, proposals, sizes, strict=True)
         ]
         distinct = [distinct_masks(cells.boxes, self.one_mask_per_box) for cells in selected]
         of_masks = [(cells, index) for cells, (index, _) in zip(selected, distinct, strict=True)]
@@ -467,7 +451,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         bbox_reg_weights=box.BBOX_REG_WEIGHTS,
         score_thresh=keys.SCORE_THRESH_TEST,
         nms_thresh=keys.NMS_THRESH_TEST,
-        detections_per_img=sys.maxsize,  # limited in `detect`
+        detections_per_img=0,  # these three: `select` has them
         mask_roi_pool=RoIAlign(mask.POOLER_RESOLUTION, strides, mask.POOLER_SAMPLING_RATIO),
         mask_head=MaskRCNNHeads(
             channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1, norm_layer=NORMS.get(mask.NORM)
@@ -480,8 +464,7 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
     )
     heads.max_masks, heads.mask_scale = mask.BATCH_SIZE_PER_IMAGE, mask.BOX_SCALE
     heads.one_mask_per_box = mask.CLS_AGNOSTIC_MASK
-    heads.objectness_power = keys.OBJECTNESS_POWER
-    heads.foreground_power = keys.FOREGROUND_POWER
+    heads.select = detection_selection(cfg, _MIN_SIZE)
     # Detectron2's initialisation, with smaller weights than torchvision's.
     for layer, std in (
         (heads.box_predictor.cls_score, 0.01),
