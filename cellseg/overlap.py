@@ -121,6 +121,18 @@ def better_first(order: Ints, pairs: Ints) -> tuple[Ints, Ints]:
     return order[ranked[by_rank]], by_rank
 
 
+def kept_greedily(n: int, better: Ints, worse: Ints) -> Bools:
+    """Return `(n,)` bool: kept, if each kept one suppresses those that it is paired with.
+
+    `better` and `worse` are the indices of the pairs, sorted by the rank of the better one.
+    """
+    kept = [True] * n
+    for first, second in zip(better.tolist(), worse.tolist(), strict=True):
+        if kept[first]:
+            kept[second] = False
+    return np.array(kept, bool)
+
+
 def _ranks(order: Ints) -> Ints:
     """Return the rank of each index in `order`, which has them best first."""
     rank = np.zeros(int(order.max(initial=-1)) + 1, np.int64)

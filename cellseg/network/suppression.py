@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import batched_nms, nms
 
+from cellseg.overlap import kept_greedily
+
 # Pairs per box that are near enough along x, near enough, and found. With more, as of boxes that
 # mostly suppress each other, comparing all pairs is faster.
 _MOST = (50, 20, 5)
@@ -43,7 +45,7 @@ def suppress(
         of_group = None if groups is None else groups[order].numpy()
         pairs = _overlapping(ranked, iou, of_group)
         if pairs is not None:
-            return order[torch.from_numpy(_keep(len(ranked), *pairs))]
+            return order[torch.from_numpy(kept_greedily(len(ranked), *pairs))]
     if groups is None:
         return torch.as_tensor(nms(boxes, scores, iou))
     if boxes.device.type != "cpu":
@@ -101,12 +103,3 @@ def _overlapping(
     a, b = a[found], b[found]
     order = np.argsort(a, kind="stable")
     return a[order], b[order]
-
-
-def _keep(n: int, better: NDArray[np.int64], worse: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices, 0…n−1, that no kept one suppresses, given all pairs."""
-    kept = [True] * n
-    for first, second in zip(better.tolist(), worse.tolist(), strict=True):
-        if kept[first]:
-            kept[second] = False
-    return np.flatnonzero(kept)

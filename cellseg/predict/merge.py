@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from cellseg.overlap import (
     better_first,
     box_intersections,
+    kept_greedily,
     overlapping_boxes,
     same_cell,
     shared_pixels,
@@ -352,11 +353,7 @@ def _best_first(boxes: Ints, area: Ints, scores: NDArray[np.float32], classes: I
 
 def _suppress_in_order(order: Ints, pairs: Ints) -> Bools:
     """Return `(N,)` bool: kept, if each kept one suppresses those after it paired with it."""
-    keep = [True] * len(order)
-    for better, worse in zip(*better_first(order, pairs)[0].T.tolist(), strict=True):
-        if keep[better]:
-            keep[worse] = False
-    return np.array(keep, bool)
+    return kept_greedily(len(order), *better_first(order, pairs)[0].T)
 
 
 def _connected_groups(n: int, pairs: Ints) -> Ints:
