@@ -10,12 +10,10 @@ RLEs. Memory is the peak that each adds in a separate process.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from bench.apart import call_apart
 from cellseg.device import detectron2_problem
 from cellseg.predict.masks import encode_masks
 from cellseg.rle import RLE
@@ -57,8 +56,10 @@ def encode_each(full: torch.Tensor) -> list[RLE]:
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded]
 
 
-def measure(way: Callable[..., list[RLE]], n: int, size: tuple[int, int], pipe: Connection) -> None:
-    """Send the minimum seconds of three runs, the MiB that they added, and the RLEs."""
+def measure(
+    way: Callable[..., list[RLE]], n: int, size: tuple[int, int]
+) -> tuple[float, float, list[RLE]]:
+    """Return the minimum seconds of three runs, the MiB that they added, and the RLEs."""
     torch.manual_seed(0)
     masks, boxes = make_masks(n, *size)
     way(*make_masks(4, 64, 64), (64, 64))  # warm-up
@@ -69,7 +70,7 @@ def measure(way: Callable[..., list[RLE]], n: int, size: tuple[int, int], pipe: 
         rles = way(masks, boxes, size)
         seconds.append(time.perf_counter() - began)
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    pipe.send((min(seconds), added / 1024, rles))
+    return min(seconds), added / 1024, rles
 
 
 def main() -> None:
@@ -83,13 +84,8 @@ def main() -> None:
         parser.error(f"Detectron2 is not available: {detectron2_problem()}")
     size = (args.height, args.width)
     measured = {}
-    context = multiprocessing.get_context("spawn")
     for name, way in (("Detectron2", detectron2), ("this project", encode_masks)):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(way, args.masks, size, sender))
-        process.start()
-        measured[name] = receiver.recv()
-        process.join()
+        measured[name] = call_apart(measure, way, args.masks, size)
     assert measured["Detectron2"][2] == measured["this project"][2], "the RLEs differ"
     print(f"{args.masks} masks on {args.height} x {args.width}, the same RLEs")
     print(f"{'':14}{'seconds':>10}{'MiB':>10}")

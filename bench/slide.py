@@ -10,15 +10,14 @@ density of 200,000 in 20,000 x 20,000 pixels. Each slide has its own process, to
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +26,7 @@ import numpy as np
 import tifffile
 import torch
 
+from bench.apart import call_apart
 from cellseg.config import default_config
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
@@ -120,8 +120,8 @@ def laps(clock: Callable[[], float] = time.perf_counter) -> Iterator[tuple[float
         began = now
 
 
-def measure(folder: Path, side: int, pipe: Connection) -> None:
-    """Send the number of tiles and cells, the bytes stored, and the laps of the steps."""
+def measure(folder: Path, side: int) -> tuple[Any, ...]:
+    """Return the number of tiles and cells, the bytes stored, and the laps of the steps."""
     torch.set_num_threads(1)  # the fake network counts on the order of the tiles
     cfg = default_config("torchvision")
     cfg.INPUT.ZOOM = SCALE
@@ -143,7 +143,7 @@ def measure(folder: Path, side: int, pipe: Connection) -> None:
     count, _ = check_submission(job.results, [list_entry(image)], CATEGORIES)
     steps.append(next(lap))
     assert count == int(side / STEP) ** 2, "cells were lost or added"
-    pipe.send((len(job.parts[0].plan), count, kept, steps))
+    return len(job.parts[0].plan), count, kept, steps
 
 
 def main() -> None:
@@ -156,16 +156,10 @@ def main() -> None:
         f"{'side':>7}{'tiles':>7}{'cells':>8}{'store, MB':>10}{'start':>12}{'tiles':>14}"
         f"{'merge, write':>14}{'check':>14}"
     )
-    context = multiprocessing.get_context("spawn")
     for side in args.sides:
         with tempfile.TemporaryDirectory() as folder:
             write_slide(Path(folder) / "slide.tif", side)
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=measure, args=(Path(folder), side, sender))
-            process.start()
-            sender.close()
-            tiles, cells, kept, steps = receiver.recv()
-            process.join()
+            tiles, cells, kept, steps = call_apart(measure, Path(folder), side)
         times = "".join(f"{seconds:8.1f}{mb:6.0f}" for seconds, mb in steps[1:])
         print(f"{side:7}{tiles:7}{cells:8}{kept / 2**20:10.0f}{steps[0][1]:12.0f}{times}")
 

@@ -12,17 +12,16 @@ Seconds are CPU time of one core.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 import sys
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from bench.apart import call_apart
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.tiles import Tile, choose_tile_size, plan_tiles
 from cellseg.predictions import Predictions
@@ -65,8 +64,8 @@ def discs(tile: Tile, size: tuple[int, int]) -> Predictions:
     )
 
 
-def measure(side: int, pipe: Connection) -> None:
-    """Send the number of tiles and cells, the CPU seconds, and the peak MB."""
+def measure(side: int) -> tuple[int, int, float, float, float]:
+    """Return the number of tiles and cells, the CPU seconds, and the peak MB."""
     plan = plan_tiles((side, side), *choose_tile_size(65))  # 99 % of NYCU HW3's cells are shorter
     began = time.process_time()
     for tile in plan:
@@ -80,7 +79,7 @@ def measure(side: int, pipe: Connection) -> None:
     merged = time.process_time() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     assert (cells, pixels) == count_ground_truth(side), "the result is not the ground truth"
-    pipe.send((len(plan), cells, drawn, merged, memory))
+    return len(plan), cells, drawn, merged, memory
 
 
 def count_ground_truth(side: int) -> tuple[int, int]:
@@ -100,13 +99,8 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 10_000, 20_000])
     args = parser.parse_args()
     print(f"{'side':>7}{'tiles':>7}{'cells':>9}{'drawn, s':>10}{'and merged, s':>15}{'MB':>6}")
-    context = multiprocessing.get_context("spawn")
     for side in args.sides:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(side, sender))
-        process.start()
-        tiles, cells, drawn, merged, memory = receiver.recv()
-        process.join()
+        tiles, cells, drawn, merged, memory = call_apart(measure, side)
         print(f"{side:7}{tiles:7}{cells:9}{drawn:10.1f}{merged:15.1f}{memory:6.0f}")
 
 

@@ -13,14 +13,13 @@ Seconds are CPU time of one core.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +28,7 @@ import cv2
 import numpy as np
 import torch
 
+from bench.apart import call_apart
 from bench.export import measure as run_command
 from bench.slide import SCALE, FakeNetwork, laps
 from cellseg.config import default_config
@@ -98,8 +98,8 @@ class TimedJob(PredictionJob):
             yield batch
 
 
-def measure(folder: Path, side: int, n_cells: int, pipe: Connection) -> None:
-    """Send the numbers of tiles and cells, the bytes written, and the laps of the steps."""
+def measure(folder: Path, side: int, n_cells: int) -> tuple[Any, ...]:
+    """Return the numbers of tiles and cells, the bytes written, and the laps of the steps."""
     torch.set_num_threads(1)  # the fake network counts on the order of the tiles
     tissue = draw_tissue(side)
     step = float(tissue.mean() * side**2 / n_cells) ** 0.5
@@ -134,10 +134,10 @@ def measure(folder: Path, side: int, n_cells: int, pipe: Connection) -> None:
         int(exists(torch.cartesian_prod(torch.tensor([n]), rows).double()).sum()) for n in rows
     )
     assert count == expected, f"{count} cells of {expected}"
-    pipe.send((len(plan), count, job.results.stat().st_size, start, steps))
+    return len(plan), count, job.results.stat().st_size, start, steps
 
 
-def measure_virtual(folder: Path, side: int, n_cells: int, pipe: Connection) -> None:
+def measure_virtual(folder: Path, side: int, n_cells: int) -> tuple[Any, ...]:
     """Measure with the virtual slide in place of the file."""
 
     def open_image(path: Path, level: int = 0) -> WindowedImage:
@@ -147,7 +147,7 @@ def measure_virtual(folder: Path, side: int, n_cells: int, pipe: Connection) -> 
         mock.patch("cellseg.read.tissue.open_image", open_image),
         mock.patch("cellseg.predict.inputs.open_image", open_image),
     ):
-        measure(folder, side, n_cells, pipe)
+        return measure(folder, side, n_cells)
 
 
 def main() -> None:
@@ -164,17 +164,11 @@ def main() -> None:
         + "".join(f"{name:>14}" for name in columns)
         + f"{'wall, s':>9}{'load':>6}"
     )
-    context = multiprocessing.get_context("spawn")
     for side in args.sides:
         with tempfile.TemporaryDirectory() as name:
             folder, n_cells = Path(name), args.cells or round(DENSITY * side**2)
             began = time.perf_counter()
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=measure_virtual, args=(folder, side, n_cells, sender))
-            process.start()
-            sender.close()
-            tiles, cells, n_bytes, start, steps = receiver.recv()
-            process.join()
+            tiles, cells, n_bytes, start, steps = call_apart(measure_virtual, folder, side, n_cells)
             wall = time.perf_counter() - began
             times = "".join(f"{seconds:8.1f}{mb:6.0f}" for seconds, mb in steps)
             print(
