@@ -18,15 +18,12 @@ import utils
 from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path
-from cellseg.messages import listed as listed_names
-from cellseg.messages import plural, warn
+from cellseg.messages import warn
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from cellseg.images import ImageRecord
-    from cellseg.predict.job import PredictionJob
-    from cellseg.predict.predictor import Predictor
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -226,9 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
     from cellseg.read.slide_table import is_slide_table
-    from cellseg.write.sidecars import check_sidecars
+    from cellseg.write.results import check_results_output, write_checked_results
     from cellseg.write.slides import predict_table
-    from cellseg.write.submission import check_results_output
 
     run, categories, weights, cfgs = find_networks(args)
     if is_slide_table(args.images or ()):
@@ -256,7 +252,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(resolution)
     results = choose_results(args.output or run, name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
-    check_sidecars(results)
     with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
         job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
         for line in describe_parts(list(job.parts.values())):
@@ -266,62 +261,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         job.run(predict)
     job.collect_failures()
     if job.usable:
-        write(args, job, predictor, categories)
+        write_checked_results(
+            job, predictor, categories, bool(args.images), args.annotations, args.data, args.zip
+        )
     job.close()
     return 0
-
-
-def write(
-    args: argparse.Namespace,
-    job: PredictionJob,
-    predictor: Predictor,
-    categories: Sequence[dict[str, Any]],
-) -> None:
-    """Merge the tiles into the results, zip them for a submission, and check them."""
-    from cellseg import runs
-    from cellseg.read.coco import data_categories
-    from cellseg.read.names import image_name
-    from cellseg.write.results import write_results
-    from cellseg.write.submission import check_submission, write_zip
-    from cellseg.write.summary import summary_lines
-
-    results = job.results
-    category_ids = [category["id"] for category in categories]
-    listed, ground_truth = write_results(
-        job, predictor, categories, bool(args.images), args.annotations, args.data
-    )
-    to_submit = not (args.images or ground_truth)
-    fits = to_submit and list(categories) == data_categories(args.data)
-    archive = write_zip(results) if fits or args.zip else None
-    count, empty = check_submission(archive or results, listed, category_ids)
-    without_any = set(empty)
-    names = [image_name(each["file_name"]) for each in listed if each["id"] in without_any]
-    without = f", {len(names)} of them without detections ({listed_names(names)})" if names else ""
-    shown = display_path(archive or results)
-    print(
-        f"{plural(count, 'detection')} in {plural(len(listed), 'image')}{without}: "
-        f"{display_path(results)}"
-    )
-    for line in summary_lines(listed) if args.images else ():
-        print(line)
-    if not count:
-        warn(
-            f"no cells found in any image{', so the zip is not valid' if archive else ''}; lower "
-            "--score_threshold, or check that the images look like those of the training"
-        )
-    elif archive:
-        print(f"valid{', ready to submit' if fits else ''}: {shown}")
-    if to_submit and not fits:
-        no_zip = "no zip is written without --zip"
-        if results.with_suffix(".zip").exists():
-            no_zip += f", and {display_path(results.with_suffix('.zip'))} has earlier results"
-        warn(
-            f"the run's classes ({runs.category_text(categories)}) are not those of {args.data} "
-            f"({runs.category_text(data_categories(args.data))}), so "
-            + ("the server may refuse the zip" if archive else no_zip)
-        )
-    if ground_truth:
-        print(f"evaluate with: python evaluate.py {shown} --truth {display_path(ground_truth)}")
 
 
 if __name__ == "__main__":

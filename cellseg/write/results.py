@@ -1,17 +1,33 @@
-"""Write the results of a prediction: the results file and its sidecar files."""
+"""Write the results of a prediction: the results file, its sidecar files and its zip."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg.files import check_own, display_path
+from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
+from cellseg.read.coco import data_categories
 from cellseg.read.images import list_entry
-from cellseg.write.sidecars import write_sidecars
-from cellseg.write.submission import write_submission
-from cellseg.write.summary import CellCounts, summarise
+from cellseg.read.names import image_name
+from cellseg.read.results import RESULTS_FILE
+from cellseg.runs import category_text
+from cellseg.write.sidecars import check_sidecars, write_sidecars
+from cellseg.write.submission import check_submission, write_submission, write_zip
+from cellseg.write.summary import CellCounts, summarise, summary_lines
+
+
+def check_results_output(results: Path, with_zip: bool) -> None:
+    """Raise InputError if the user's own files have the names of files that will be written."""
+    check_own(results, rb'\[\n(\{"image_id": |\]\n)', "results")
+    if with_zip:
+        name = re.escape(RESULTS_FILE.encode())
+        check_own(results.with_suffix(".zip"), rb"PK\x03\x04.{26}" + name, "a submission")
+    check_sidecars(results)
 
 
 def write_results(
@@ -44,8 +60,60 @@ def write_results(
         for image, cells in job.merge(predictor):
             writer.add(image.id, cells)
             counts.add(image.id, cells)
-    listed = [list_entry(image) for image in job.usable]
+    images = [list_entry(image) for image in job.usable]
     if own:
         numbers = summarise(job, counts)
-        listed = [entry | more for entry, more in zip(listed, numbers, strict=True)]
-    return listed, write_sidecars(job.results, listed, categories, own, annotations, data)
+        images = [entry | more for entry, more in zip(images, numbers, strict=True)]
+    return images, write_sidecars(job.results, images, categories, own, annotations, data)
+
+
+def write_checked_results(
+    job: PredictionJob,
+    predictor: Predictor,
+    categories: Sequence[dict[str, Any]],
+    own: bool,
+    annotations: Path | None,
+    data: Path | None,
+    with_zip: bool,
+) -> None:
+    """Write results as `write_results` does, zip and check them, and print what they are.
+
+    Those of a test list whose classes are the run's are zipped to submit them, others `with_zip`.
+    """
+    results = job.results
+    images, ground_truth = write_results(job, predictor, categories, own, annotations, data)
+    expected = data_categories(data) if data and not (own or ground_truth) else None
+    fits = expected == list(categories)
+    archive = write_zip(results) if fits or with_zip else None
+    written = archive or results
+    count, empty = check_submission(written, images, [category["id"] for category in categories])
+    without_any = set(empty)
+    names = [image_name(each["file_name"]) for each in images if each["id"] in without_any]
+    without = f", {len(names)} of them without detections ({listed(names)})" if names else ""
+    print(
+        f"{plural(count, 'detection')} in {plural(len(images), 'image')}{without}: "
+        f"{display_path(results)}"
+    )
+    for line in summary_lines(images) if own else ():
+        print(line)
+    if not count:
+        warn(
+            f"no cells found in any image{', so the zip is not valid' if archive else ''}; lower "
+            "--score_threshold, or check that the images look like those of the training"
+        )
+    elif archive:
+        print(f"valid{', ready to submit' if fits else ''}: {display_path(archive)}")
+    if expected is not None and not fits:
+        no_zip = "no zip is written without --zip"
+        if results.with_suffix(".zip").exists():
+            no_zip += f", and {display_path(results.with_suffix('.zip'))} has earlier results"
+        warn(
+            f"the run's classes ({category_text(categories)}) are not those of {data} "
+            f"({category_text(expected)}), so "
+            + ("the server may refuse the zip" if archive else no_zip)
+        )
+    if ground_truth:
+        print(
+            f"evaluate with: python evaluate.py {display_path(written)} "
+            f"--truth {display_path(ground_truth)}"
+        )

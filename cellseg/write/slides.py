@@ -18,9 +18,8 @@ from cellseg.predict.resolution import set_resolution
 from cellseg.predict.tile_store import results_fingerprint
 from cellseg.predict.workers import connect
 from cellseg.read.slide_table import read_slide_table
-from cellseg.write.results import write_results
-from cellseg.write.sidecars import check_sidecars
-from cellseg.write.submission import check_results_output, check_submission
+from cellseg.write.results import check_results_output, write_results
+from cellseg.write.submission import check_submission
 from cellseg.write.summary import summary_lines
 
 
@@ -65,7 +64,6 @@ def predict_table(
 
     def begin(image: ImageRecord, results: Path) -> PredictionJob:
         check_results_output(results, with_zip=False)
-        check_sidecars(results)
         images, resolution = set_resolution([image], cfgs, mpp, level)
         if resolution not in printed:
             printed.add(resolution)

@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import itertools
 import json
-import re
 import shutil
 import sys
 import zipfile
@@ -21,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.files import check_own, write_atomic
+from cellseg.files import write_atomic
 from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
@@ -70,14 +69,6 @@ def write_submission(path: Path, category_ids: Sequence[int]) -> Iterator[Submis
         file.write("[")
         yield SubmissionWriter(file, category_ids)
         file.write("\n]\n")
-
-
-def check_results_output(results: Path, with_zip: bool) -> None:
-    """Raise InputError if writing results, or their zip, would replace the user's own file."""
-    check_own(results, rb'\[\n(\{"image_id": |\]\n)', "results")
-    if with_zip:
-        name = re.escape(RESULTS_FILE.encode())
-        check_own(results.with_suffix(".zip"), rb"PK\x03\x04.{26}" + name, "a submission")
 
 
 def write_zip(results: Path) -> Path:
