@@ -8,7 +8,6 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ import utils
 from cellseg import process
 from cellseg.errors import InputError
 from cellseg.files import display_path
-from cellseg.messages import warn
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -152,6 +150,7 @@ def find_networks(
     """
     from cellseg import runs
     from cellseg.device import choose_device
+    from cellseg.predict.networks import check_networks
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
     folders = [runs.resolve_run_folder(path) for path in checkpoints]
@@ -163,28 +162,9 @@ def find_networks(
         raise InputError("--checkpoint: names the same weights twice; name each run once")
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
-    for path, cfg in zip(weights, cfgs, strict=True):
-        if (n := cfg.MODEL.ROI_HEADS.NUM_CLASSES) != len(categories):
-            raise InputError(
-                f"{display_path(path.parent / runs.RECORD)}: {len(categories)} classes, but the "
-                f"network of {runs.CONFIG} has {n}; restore the run's files, or train again"
-            )
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
-    for key in ("OBJECTNESS_POWER", "FOREGROUND_POWER"):
-        powers = {cfg.MODEL.ROI_HEADS[key] for cfg in cfgs}
-        if len(powers) > 1:
-            warn(
-                f"the runs' scores have different scales (MODEL.ROI_HEADS.{key} "
-                f"{' and '.join(f'{power:g}' for power in sorted(powers))}), which their mean "
-                f"favours; end the command with MODEL.ROI_HEADS.{key} 0"
-            )
-    longest = max(cfg.DATA.LONGEST_CELL for cfg in cfgs)
-    if 0 < cfgs[0].TEST.TILE < 2 * longest:
-        warn(
-            f"tiles of {cfgs[0].TEST.TILE} px are small for cells of up to {longest:.0f} px, as in "
-            f"training: many are cut; use --tile {4 * math.ceil(longest)} or more"
-        )
+    check_networks(weights, cfgs, len(categories))
     return folders[0], categories, weights, cfgs
 
 
