@@ -9,12 +9,13 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ from cellseg.text import printable
 if sys.platform != "win32":
     import fcntl
 
+
+LOCK = "in-use-by"  # name of the file in a folder that `lock_file` locks
 
 _reading_umask = threading.Lock()  # it is 0 meanwhile
 
@@ -145,17 +148,16 @@ def _lock(file: int) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def lock_file(path: Path, note: str) -> int | None:
-    """Lock a file, which is created if needed; return its descriptor, which must stay open.
+def lock_file(path: Path) -> Callable[[], object]:
+    """Lock a file, which is created if needed, for this process; return what unlocks it.
 
     The system releases the lock of a process that ends, however it ends. A process can lock a file
-    again. `note`, which says who it is, is written into the file. Returns None where the file
-    system has no locks.
+    again. Where the file system has no locks, none is set.
 
     Raises
     ------
     BlockingIOError
-        If another process has locked it; the message is its note.
+        If another process has locked it; the message says which.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -165,8 +167,8 @@ def lock_file(path: Path, note: str) -> int | None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(path.stat(), os.fstat(file)):
                 os.truncate(file, 0)
-                os.write(file, note.encode())
-                return file
+                os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+                return functools.partial(os.close, file)
         except FileNotFoundError:  # another process removed it before it was locked
             pass
         except (BlockingIOError, PermissionError):
@@ -175,7 +177,7 @@ def lock_file(path: Path, note: str) -> int | None:
             raise BlockingIOError(other) from None
         except OSError:
             os.close(file)
-            return None
+            return lambda: None
         os.close(file)
 
 

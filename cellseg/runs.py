@@ -15,7 +15,7 @@ from typing import Any
 
 from cellseg import process
 from cellseg.errors import InputError
-from cellseg.files import display_path, lock_file, read_json, safe_name, write_json
+from cellseg.files import LOCK, display_path, lock_file, read_json, safe_name, write_json
 from cellseg.text import is_printable
 
 CONFIG = "config.yaml"  # all settings of the run
@@ -24,7 +24,6 @@ LAST = "last.pth"  # weights, optimizer, schedule and iteration, for --resume
 FINAL = "model_final.pth"  # weights of the last iteration; only finished runs have it
 BEST = "model_best.pth"  # weights with the best score on the validation images
 SUMMARY = "cross-validation.json"  # in the parent folder of all folds, once they are finished
-_LOCK = "in-use-by"  # while it is trained
 METRICS = "metrics.json"  # a line of JSON for each point of the curves
 # Key beside scores in metrics and checkpoints: the score of a perfect network, 1.0. Runs of earlier
 # versions lack it; their scores are percentages.
@@ -85,9 +84,9 @@ def locked_run(run: Path) -> Iterator[None]:
 
     Raises InputError if another command trains it.
     """
-    path = run / _LOCK
+    path = run / LOCK
     try:
-        lock = lock_file(path, f"process {os.getpid()} on {platform.node()}")
+        unlock = lock_file(path)
     except BlockingIOError as error:
         raise InputError(
             f"{run}: another training of it is running ({error}); wait until it has ended"
@@ -103,8 +102,7 @@ def locked_run(run: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the folder may be gone
             path.unlink()
         process.unfinished.discard(str(path))
-        if lock is not None:
-            os.close(lock)
+        unlock()
 
 
 def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:

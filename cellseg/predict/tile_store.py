@@ -11,11 +11,9 @@ One command at a time uses a store: it locks a file in the folder.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
-import platform
 import re
 import weakref
 import zlib
@@ -28,19 +26,18 @@ from fvcore.common.config import CfgNode
 
 from cellseg.config import flatten
 from cellseg.errors import InputError
-from cellseg.files import lock_file, read_json, write_json
+from cellseg.files import LOCK, lock_file, read_json, write_json
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 
 _FINGERPRINT_FILE = "made-from.json"
-_LOCK_FILE = "in-use-by"
 _TILES_FILE = "tiles.jsonl"
 
 # The lock, the fingerprint, an unfinished one, and the tiles, also those of earlier versions.
 _OWN_FILES = re.compile(
-    rf"{_LOCK_FILE}|{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*"
+    rf"{LOCK}|{re.escape(_FINGERPRINT_FILE)}|\.{re.escape(_FINGERPRINT_FILE)}\..*"
     rf"|{re.escape(_TILES_FILE)}|\d+-\d+\.jsonl"
 )
 
@@ -153,7 +150,7 @@ class TileStore:
     def _remove_tiles(self) -> None:
         with contextlib.suppress(OSError):
             for path in self.folder.glob("*"):
-                if _OWN_FILES.fullmatch(path.name) and path.name != _LOCK_FILE:
+                if _OWN_FILES.fullmatch(path.name) and path.name != LOCK:
                     path.unlink()
 
 
@@ -173,11 +170,10 @@ def lock_folder(folder: Path) -> Callable[[], object]:
 
     Raises InputError if the folder can't be created, or another command has locked it.
     """
-    note = f"process {os.getpid()} on {platform.node()}"
     for _ in range(100):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = lock_file(folder / _LOCK_FILE, note)
+            return lock_file(folder / LOCK)
         except FileNotFoundError:  # just removed by a command that has ended
             continue
         except BlockingIOError as error:
@@ -189,14 +185,13 @@ def lock_folder(folder: Path) -> Callable[[], object]:
             raise InputError(
                 f"{folder}: can't be created ({error.strerror}); choose another --output"
             ) from None
-        return (lambda: None) if lock is None else functools.partial(os.close, lock)
     raise InputError(f"{folder}: can't be created; choose another --output")
 
 
 def remove_lock(folder: Path) -> None:
     """Remove the lock of a folder, and the folder if it is empty."""
     with contextlib.suppress(OSError):
-        (folder / _LOCK_FILE).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 
