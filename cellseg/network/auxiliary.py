@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional
 
@@ -108,3 +109,9 @@ class AuxiliaryHead(nn.Module):
         positions = (places - ((low + high) / 2)[owner]) / half[owner]
         positions = positions.where((owner >= 0)[..., None], 0)
         return of_cells[owner], positions.permute(0, 3, 1, 2)
+
+
+def build_auxiliary_head(model: CfgNode, channels: int, stride: int) -> AuxiliaryHead | None:
+    """Build the head of a config's `MODEL` for features, None if its losses have no weight."""
+    weight, n_classes = model.AUXILIARY_HEAD.LOSS_WEIGHT, model.ROI_HEADS.NUM_CLASSES
+    return AuxiliaryHead(channels, stride, n_classes, weight) if weight else None

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
-from cellseg.network.auxiliary import AuxiliaryHead
+from cellseg.network.auxiliary import AuxiliaryHead, build_auxiliary_head
 from cellseg.network.engines import Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
     BoxDetections,
@@ -497,11 +497,8 @@ def build_network(cfg: CfgNode) -> CellRCNN:
     with_own_parts.MODEL.ROI_HEADS.NAME = _HEADS.get(name, name)
     with_own_parts.MODEL.PROPOSAL_GENERATOR.NAME = "CellRPN"
     network: CellRCNN = CellRCNN(with_own_parts)
-    network.auxiliary = None
-    if weight := cfg.MODEL.AUXILIARY_HEAD.LOSS_WEIGHT:
-        finest = network.backbone.output_shape()[network.roi_heads.in_features[0]]
-        n_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        network.auxiliary = AuxiliaryHead(finest.channels, finest.stride, n_classes, weight)
+    finest = network.backbone.output_shape()[network.roi_heads.in_features[0]]
+    network.auxiliary = build_auxiliary_head(cfg.MODEL, finest.channels, finest.stride)
     network.to(cfg.MODEL.DEVICE)
     masks = cfg.MODEL.ROI_MASK_HEAD
     network.roi_heads.max_masks = masks.BATCH_SIZE_PER_IMAGE

@@ -30,7 +30,7 @@ from torchvision.models.detection.rpn import (
 )
 
 from cellseg.errors import InputError
-from cellseg.network.auxiliary import AuxiliaryHead
+from cellseg.network.auxiliary import build_auxiliary_head
 from cellseg.network.engines import ZOO, Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
     BoxDetections,
@@ -98,7 +98,8 @@ class CellRCNN(nn.Module):
         self.roi_heads = _build_heads(cfg, self.backbone)
         self.rpn_features = tuple(model.RPN.IN_FEATURES)
         self.roi_features = tuple(model.ROI_HEADS.IN_FEATURES)
-        self.auxiliary = _build_auxiliary_head(model, self.backbone)
+        strides, channels = _input_features(model, "ROI_HEADS", self.backbone)
+        self.auxiliary = build_auxiliary_head(model, channels, strides[0])
         for name, values in {"mean": model.PIXEL_MEAN, "std": model.PIXEL_STD}.items():
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -115,20 +116,15 @@ class CellRCNN(nn.Module):
         ]
         images, for_rpn, for_heads = self._extract_features([sample["image"] for sample in samples])
         proposals, losses = self.rpn(images, for_rpn, targets)
-        return {
+        losses = {
             "loss_rpn_cls": losses["loss_objectness"],
             "loss_rpn_loc": losses["loss_rpn_box_reg"],
             **self.roi_heads.losses(for_heads, proposals, targets),
-            **self._auxiliary_losses(for_heads[0], targets),
         }
-
-    def _auxiliary_losses(
-        self, features: torch.Tensor, targets: Sequence[dict[str, Any]]
-    ) -> dict[str, torch.Tensor]:
-        if not self.auxiliary:
-            return {}
-        masks = [target["masks"] for target in targets]
-        return self.auxiliary.losses(features, masks, [of["labels"] - 1 for of in targets])
+        if self.auxiliary:
+            masks, classes = zip(*((of["masks"], of["labels"] - 1) for of in targets), strict=True)
+            losses |= self.auxiliary.losses(for_heads[0], masks, classes)
+        return losses
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor], limits: Limits) -> list[Detections]:
@@ -474,13 +470,6 @@ def _build_heads(cfg: CfgNode, backbone: Backbone) -> CellHeads:
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     return heads
-
-
-def _build_auxiliary_head(model: CfgNode, backbone: Backbone) -> AuxiliaryHead | None:
-    if not (weight := model.AUXILIARY_HEAD.LOSS_WEIGHT):
-        return None
-    strides, channels = _input_features(model, "ROI_HEADS", backbone)
-    return AuxiliaryHead(channels, strides[0], model.ROI_HEADS.NUM_CLASSES, weight)
 
 
 def _build_box_head(width: int, keys: CfgNode) -> tuple[nn.Sequential, int]:
