@@ -66,28 +66,25 @@ class Validation(HookBase):
         self.n_without_improvement = 0
         self.score_before = score_before
         self.before: float | None = None
-        self._barrier: Callable[[], None] | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
             self.best = min(self.best, self.checkpointer.best_score())
         # Only rank 0 validates, which may take longer than the timeout of the other processes.
-        self._barrier = make_barrier() if world_size() > 1 else None
+        self._barrier = make_barrier()
         if self.score_before and not self.trainer.start_iter:
             if rank() == 0:
                 ap50 = self.score_before().ap50
                 self.before = ap50 if math.isfinite(ap50) else None
                 _print(f"before the first iteration: validation AP50 {ap50:.3f}")
-            if self._barrier:
-                self._barrier()
+            self._barrier()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self.period and done % self.period == 0):
             if rank() == 0:
                 self._validate(done)
-            if self._barrier:
-                self._barrier()
+            self._barrier()
             if any_process(self.should_stop, self.trainer.cfg.MODEL.DEVICE):
                 self.trainer.max_iter = done  # the hooks that follow treat this step as the last
 
