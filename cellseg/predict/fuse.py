@@ -262,11 +262,14 @@ def _resample(
     return rows @ masks @ columns.mT
 
 
-def _weights(span: torch.Tensor, target_boxes: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """Return the `(N, new, old)` weights of old grid cells in new ones along one axis."""
+def _weights(span: torch.Tensor, target: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    """Return the `(N, new, old)` weights of old grid cells in new ones along one axis.
+
+    `span` and `target` are the `(N, 2)` ends of the old and of the new grids on this axis.
+    """
     length = span[:, 1] - span[:, 0]
-    start = (target_boxes[:, 0] - span[:, 0]) / length * old
-    step = (target_boxes[:, 1] - target_boxes[:, 0]) / length * (old / new)
+    start = (target[:, 0] - span[:, 0]) / length * old
+    step = (target[:, 1] - target[:, 0]) / length * (old / new)
     centre = start[:, None] + step[:, None] * (torch.arange(new) + 0.5) - 0.5
     distance = (centre[:, :, None] - torch.arange(old)).abs_()
     return distance.neg_().add_(1).clamp_(min=0)
