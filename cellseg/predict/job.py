@@ -128,9 +128,9 @@ class PredictionJob:
         """Return the tiles that are not in the store, image by image."""
         done = self.store.done()
         return [
-            ((n, index), TileJob(part.image, part.level, part.plan.size, tile, part.mpp))
+            ((n, index), job)
             for n, part in self.parts.items()
-            for index, tile in enumerate(part.plan)
+            for index, job in enumerate(part.jobs())
             if (n, index) not in done
         ]
 

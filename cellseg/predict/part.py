@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cellseg.coarse import CoarseMask
 from cellseg.errors import InputError
 from cellseg.messages import listed, plural, warn
+from cellseg.predict.inputs import TileJob
 from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 from cellseg.read.regions import Regions, read_regions
@@ -56,6 +57,11 @@ class ImagePart:
     def name(self) -> str:
         """Name of the image for messages."""
         return self.image.name if isinstance(self.image, Path) else "array"
+
+    def jobs(self) -> Iterator[TileJob]:
+        """Yield the tiles to predict, in the plan's order."""
+        for tile in self.plan:
+            yield TileJob(self.image, self.level, self.plan.size, tile, self.mpp)
 
     def keep(self, cells: Predictions) -> Predictions:
         """Return the cells in the regions: those whose mask has its centroid in them."""

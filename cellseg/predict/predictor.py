@@ -186,9 +186,8 @@ class Predictor:
             size, mpp = opened.size, mpp or opened.mpp
         plan, drawn = self.plan(size, mpp), None if regions is None else Path(regions)
         part = self.choose_part(image, level, mpp, plan, drawn, all_tiles)
-        jobs = [TileJob(image, level, size, tile, mpp) for tile in part.plan]
         limits: list[tuple[str, ...]] = []
-        with contextlib.closing(self.predict_tiles(jobs)) as results:
+        with contextlib.closing(self.predict_tiles(part.jobs())) as results:
             tiles = note_limits(limits, map(require_predictions, results))
             kept = (cells[cells.scores >= score_threshold] for cells in tiles)
             cells = join_predictions(size, map(part.keep, self.merge(part.plan, kept)))
@@ -201,20 +200,13 @@ class Predictor:
         `size` is its height and width in pixels, `mpp` its micrometres per pixel, if known.
         """
         test = self.cfg.TEST
-        factors = [magnification(cfg, mpp) for cfg in self.cfgs]
-        scale = max(cfg.INPUT.ZOOM * f for cfg, f in zip(self.cfgs, factors, strict=True))
+        scales = [cfg.INPUT.ZOOM * magnification(cfg, mpp) for cfg in self.cfgs]  # 0 is not fixed
+        scale = max(scales)
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
         # The coarsest view ends the furthest from the edges.
-        coarsest = min(
-            (
-                cfg.INPUT.ZOOM * factor * min(cfg.TEST.SCALES)
-                for cfg, factor in zip(self.cfgs, factors, strict=True)
-                if cfg.INPUT.ZOOM
-            ),
-            default=1.0,
-        )
-        margin = edge_margin(coarsest)
+        views = (s * min(c.TEST.SCALES) for s, c in zip(scales, self.cfgs, strict=True) if s)
+        margin = edge_margin(min(views, default=1.0))
         tile, overlap = choose_tile_size(self._longest_cell(mpp), scale or 1.0, margin)
         overlap = test.OVERLAP or overlap
         tile = test.TILE or max(tile, 4 * overlap)
