@@ -391,6 +391,21 @@ def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
+def centroids(mask_runs: MaskRuns) -> NDArray[np.float64]:
+    """Return the centroid of each mask, `(N, 2)` x and y in pixels; NaN for one without pixels.
+
+    The first pixel's centre is at 0.5.
+    """
+    mask, column, top, bottom = cut_at_columns(mask_runs)
+    n_pixels, area = bottom - top, areas(mask_runs)
+    sums = [
+        np.bincount(mask, position * n_pixels, len(mask_runs))
+        for position in (column + 0.5, (top + bottom) / 2)
+    ]
+    mean: NDArray[np.float64] = np.stack(sums, axis=1) / np.where(area > 0, area, np.nan)[:, None]
+    return mean
+
+
 def _sum(
     values: NDArray[np.int64] | NDArray[np.bool_], offsets: NDArray[np.int64]
 ) -> NDArray[np.int64]:

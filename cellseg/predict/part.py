@@ -20,7 +20,7 @@ from cellseg.predictions import Predictions
 from cellseg.read.regions import Regions, read_regions
 from cellseg.read.tissue import Tissue, choose_step, find_tissue
 from cellseg.read.window import open_image
-from cellseg.rle import areas, cut_at_columns, decode
+from cellseg.rle import centroids, decode
 
 FEW_TILES = 8
 """Images of no more tiles are predicted as a whole, as their background costs little."""
@@ -67,7 +67,7 @@ class ImagePart:
         """Return the cells in the regions: those whose mask has its centroid in them."""
         if self.regions is None:
             return cells
-        return cells[self.regions.contain(centroids(cells))]
+        return cells[self.regions.contain(centroids(decode(cells.masks, cells.size)))]
 
     def tissue_area(self) -> float:
         """Return the area of the tissue, in the regions if there are any, in pixels of the level.
@@ -86,19 +86,6 @@ class ImagePart:
             inside[y, x] = self.regions.contain(middle)
             mask = replace(mask, pixels=inside)
         return mask.area
-
-
-def centroids(cells: Predictions) -> NDArray[np.float64]:
-    """Return the centroids of masks, `(N, 2)` x and y in pixels, of pixel centres at 0.5."""
-    runs = decode(cells.masks, cells.size)
-    mask, column, top, bottom = cut_at_columns(runs)
-    n_pixels = bottom - top
-    sums = [
-        np.bincount(mask, position * n_pixels, len(runs))
-        for position in (column + 0.5, (top + bottom) / 2)
-    ]
-    mean: NDArray[np.float64] = np.stack(sums, axis=1) / np.maximum(areas(runs), 1)[:, None]
-    return mean
 
 
 def choose_part(

@@ -11,7 +11,7 @@ import skimage.measure
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from cellseg.rle import MaskRuns, areas, boxes_xyxy, cut_at_columns, ranges, select_masks
+from cellseg.rle import MaskRuns, areas, boxes_xyxy, centroids, cut_at_columns, ranges, select_masks
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -50,7 +50,7 @@ def shape_measures(
     names = [*_PROPERTIES, "solidity"]
     measures: dict[str, Floats] = {name: np.full(n_cells, np.nan) for name in names}
     measures["area"] = areas(mask_runs).astype(float)
-    measures["x"], measures["y"] = _centroids(mask_runs, measures["area"])
+    measures["x"], measures["y"] = centroids(mask_runs).T
     boxes = boxes_xyxy(mask_runs)
     for cells in _blocks(boxes):
         part = select_masks(mask_runs, cells)
@@ -66,15 +66,6 @@ def shape_measures(
     np.divide(circle, squared, out=measures["circularity"], where=squared > 0)
     np.minimum(measures["circularity"], 1, out=measures["circularity"])
     return measures
-
-
-def _centroids(mask_runs: MaskRuns, area: Floats) -> tuple[Floats, Floats]:
-    mask, column, top, bottom = cut_at_columns(mask_runs)
-    n_cells = len(mask_runs)
-    some = np.where(area > 0, area, np.nan)
-    x = np.bincount(mask, (column + 0.5) * (bottom - top), n_cells) / some
-    y = np.bincount(mask, (bottom - top) * (bottom + top) / 2, n_cells) / some
-    return x, y
 
 
 def _blocks(boxes: Ints) -> Iterator[Ints]:

@@ -16,9 +16,10 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
 from cellseg.predict.job import ImageClock, PredictionJob
-from cellseg.predict.part import centroids, describe_parts, warn_of_empty_parts
+from cellseg.predict.part import describe_parts, warn_of_empty_parts
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import tiles_fingerprint
+from cellseg.rle import centroids, decode
 
 GLASS, PINK, DARK = (243, 243, 243), (214, 170, 200), (90, 50, 110)
 SIZE = (900, 1000)
@@ -70,7 +71,8 @@ def draw(size=SIZE):
 
 
 def found(cells):
-    return sorted((round(x), round(y)) for x, y in (centroids(cells) - 0.5).tolist())
+    centres = centroids(decode(cells.masks, cells.size)) - 0.5
+    return sorted((round(x), round(y)) for x, y in centres.tolist())
 
 
 def polygon(left, top, right, bottom):
