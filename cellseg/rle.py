@@ -227,6 +227,24 @@ def join_runs(
     return MaskRuns((int(size[0]), int(size[1])), starts[first], ends[last], offsets)
 
 
+def unite_runs(
+    size: tuple[int, int],
+    n_masks: int,
+    owner: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> MaskRuns:
+    """Build `MaskRuns` as `join_runs` does, from pieces in any order that may overlap."""
+    offset = owner * (size[0] * size[1] + 1)  # positions of all masks one after the other
+    order = np.argsort(offset + starts, kind="stable")
+    owner, starts, ends, offset = owner[order], starts[order], ends[order], offset[order]
+    reach = np.maximum.accumulate(ends + offset)
+    new = np.append(True, (starts + offset)[1:] > reach[:-1])[: len(starts)]
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], len(starts))[: len(first)] - 1
+    return join_runs(size, n_masks, owner[first], starts[first], reach[last] - offset[first])
+
+
 def _decompress(
     chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -44,9 +44,9 @@ from cellseg.rle import (
     cut_at_columns,
     decode,
     encode,
-    join_runs,
     place_runs,
     select_masks,
+    unite_runs,
 )
 
 Ints = NDArray[np.int64]
@@ -314,8 +314,10 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     boxes = pieces.boxes[first]
     np.minimum.at(boxes[:, :2], group, pieces.boxes[:, :2])
     np.maximum.at(boxes[:, 2:], group, pieces.boxes[:, 2:])
+    runs = pieces.mask_runs
+    owner = np.repeat(group, np.diff(runs.offsets))
     return _Pieces(
-        _union_masks(pieces.mask_runs, group, n),
+        unite_runs(runs.size, n, owner, runs.starts, runs.ends),
         boxes,
         scores,
         pieces.classes[first],
@@ -372,16 +374,3 @@ def _pixels_within(mask_runs: MaskRuns, masks: Ints, windows: Ints) -> Ints:
     count = np.zeros(len(masks), np.int64)
     np.add.at(count, mask, np.maximum(rows, 0))
     return count
-
-
-def _union_masks(mask_runs: MaskRuns, group: Ints, n: int) -> MaskRuns:
-    """Return the union of the masks of each group; `group` is `(N,)`, 0…n−1."""
-    owner = np.repeat(group, np.diff(mask_runs.offsets))
-    order = np.lexsort((mask_runs.starts, owner))
-    owner = owner[order]
-    base = owner * (mask_runs.size[0] * mask_runs.size[1])
-    starts, ends = base + mask_runs.starts[order], base + mask_runs.ends[order]
-    # Exclude pixels that previous runs of the group cover.
-    covered = np.append(0, np.maximum.accumulate(ends)[:-1])[: len(ends)]
-    starts = np.maximum(starts, covered)
-    return join_runs(mask_runs.size, n, owner, starts - base, np.maximum(starts, ends) - base)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, concatenate, join_runs, ranges
+from cellseg.rle import MaskRuns, concatenate, join_runs, ranges, unite_runs
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -99,7 +99,7 @@ def _fill_block(rings: Sequence[Floats], size: tuple[int, int], with_outline: bo
     inside, outline = _inside(*edges, size), _on_outline(*edges, size)
     if with_outline:
         owner, starts, ends = (np.concatenate(part) for part in zip(inside, outline, strict=True))
-        return _union(size, len(rings), owner, starts, ends)
+        return unite_runs(size, len(rings), owner, starts, ends)
     length = size[0] * size[1] + 1  # positions of all masks one after the other
     in_line = [
         (starts + owner * length, ends + owner * length)
@@ -172,18 +172,6 @@ def _crossings(
     (x0, y0), (x1, y1) = points[edge].T, previous[edge].T
     y = (y0 * (x1 - column) - y1 * (x0 - column)) / (x1 - x0)
     return edge, column, y
-
-
-def _union(size: tuple[int, int], n_masks: int, owner: Ints, starts: Ints, ends: Ints) -> MaskRuns:
-    """Build `MaskRuns` from pieces in any order that may overlap."""
-    offset = owner * (size[0] * size[1] + 1)  # positions of all masks one after the other
-    order = np.argsort(offset + starts, kind="stable")
-    owner, starts, ends, offset = owner[order], starts[order], ends[order], offset[order]
-    reach = np.maximum.accumulate(ends + offset)
-    new = np.append(True, (starts + offset)[1:] > reach[:-1])[: len(starts)]
-    first = np.flatnonzero(new)
-    last = np.append(first[1:], len(starts))[: len(first)] - 1
-    return join_runs(size, n_masks, owner[first], starts[first], reach[last] - offset[first])
 
 
 def _runs(masks: MaskRuns, index: int) -> tuple[Ints, Ints]:
