@@ -135,6 +135,28 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
         keep_former_values(cfg, former)
     elif args.weights:
         cfg.DATA.CONTINUES = ""
+    set_flags(cfg, args)
+    config.merge_options(cfg, args.options)
+    config.check_values(cfg)
+    check_network(cfg)
+    if run:
+        session.check_same_start(run, cfg, original)
+    else:
+        config.check_unused_keys(cfg)
+    session.set_seed(cfg, args.num_machines)
+    advice = "" if cfg.RECIPE in FOR_THE_CPU else f"; --model {FOR_THE_CPU[0]} is made for it"
+    cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE, advice)
+    chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
+    session.set_workers(cfg, chosen)
+    if not (run or args.show_batch):
+        choose_initial_weights(cfg, args.weights)
+    return cfg
+
+
+def set_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set the values of the flags that were given, and the data."""
+    from cellseg.config import set_value
+
     if args.val_fraction is not None or args.folds:
         cfg.DATA.VAL_IMAGES = []
     flags = {
@@ -152,28 +174,13 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     }
     for key, value in flags.items():
         if value is not None:
-            config.set_value(cfg, key, value)
+            set_value(cfg, key, value)
     # A run that is resumed, or repeated from its config, keeps its data by default.
     if args.data or not cfg.DATA.ROOT:
         cfg.DATA.ROOT = str((args.data or utils.DATA).absolute())
         cfg.DATA.ANNOTATIONS = str(Path(cfg.DATA.ROOT) / utils.ANNOTATIONS)
     if args.annotations:
         cfg.DATA.ANNOTATIONS = str(args.annotations.absolute())
-    config.merge_options(cfg, args.options)
-    config.check_values(cfg)
-    check_network(cfg)
-    if run:
-        session.check_same_start(run, cfg, original)
-    else:
-        config.check_unused_keys(cfg)
-    session.set_seed(cfg, args.num_machines)
-    advice = "" if cfg.RECIPE in FOR_THE_CPU else f"; --model {FOR_THE_CPU[0]} is made for it"
-    cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE, advice)
-    chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
-    session.set_workers(cfg, chosen)
-    if not (run or args.show_batch):
-        choose_initial_weights(cfg, args.weights)
-    return cfg
 
 
 def main(argv: Sequence[str] | None = None) -> int:
