@@ -143,10 +143,7 @@ def measure_virtual(folder: Path, side: int, n_cells: int) -> tuple[Any, ...]:
     def open_image(path: Path, level: int = 0) -> WindowedImage:
         return VirtualSlide(path, side, level)
 
-    with (
-        mock.patch("cellseg.read.tissue.open_image", open_image),
-        mock.patch("cellseg.predict.inputs.open_image", open_image),
-    ):
+    with mock.patch("cellseg.read.window.open_image", open_image):
         return measure(folder, side, n_cells)
 
 

@@ -22,7 +22,7 @@ from cellseg.network.limits import Limits, choose_limits
 from cellseg.predict.tiles import Tile
 from cellseg.predict.unusual import BrightnessCheck
 from cellseg.predict.views import magnification, plan_views
-from cellseg.read.window import WindowedImage, from_array, open_image
+from cellseg.read.window import WindowedImage, open_file_or_array
 from cellseg.view import View, to_tensor
 
 
@@ -143,11 +143,6 @@ class InputReader:
         if isinstance(self._opened, WindowedImage):
             self._opened.close()
         self._opened = None
-
-
-def open_file_or_array(image: Path | NDArray[Any], level: int) -> WindowedImage:
-    """Open a pyramid level of a file, or an array."""
-    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
 
 
 def _resize(

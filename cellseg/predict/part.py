@@ -19,7 +19,7 @@ from cellseg.predict.tiles import TilePlan
 from cellseg.predictions import Predictions
 from cellseg.read.regions import Regions, read_regions
 from cellseg.read.tissue import Tissue, choose_step, find_tissue
-from cellseg.read.window import open_image
+from cellseg.read.window import open_file_or_array
 from cellseg.rle import centroids, decode
 
 FEW_TILES = 8
@@ -120,8 +120,8 @@ def choose_part(
     drawn = None
     if regions is not None:
         full = plan.size
-        if level and isinstance(image, Path):
-            with open_image(image) as opened:
+        if level:
+            with open_file_or_array(image) as opened:
                 full = opened.size
         drawn = read_regions(regions, plan.size, full)
     tissue = None

@@ -38,13 +38,7 @@ from cellseg.network.limits import Limits, count_detections
 from cellseg.network.weights import load_weights
 from cellseg.pieces import largest_pieces
 from cellseg.predict.fuse import fuse
-from cellseg.predict.inputs import (
-    InputReader,
-    NetworkInput,
-    TileInputs,
-    TileJob,
-    open_file_or_array,
-)
+from cellseg.predict.inputs import InputReader, NetworkInput, TileInputs, TileJob
 from cellseg.predict.masks import sample_masks
 from cellseg.predict.merge import merge_tiles
 from cellseg.predict.part import ImagePart, choose_part
@@ -54,6 +48,7 @@ from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
 from cellseg.predict.views import magnification
 from cellseg.predictions import Predictions
 from cellseg.read.resolution import MPP_RANGE, is_plausible
+from cellseg.read.window import open_file_or_array
 from cellseg.rle import areas, boxes_xyxy, encode
 from cellseg.view import View
 

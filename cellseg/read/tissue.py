@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.coarse import CoarseMask
-from cellseg.read.window import WindowedImage, from_array, open_image
+from cellseg.read.window import WindowedImage, open_file_or_array
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -88,17 +88,14 @@ def find_tissue(image: Path | NDArray[Any], level: int = 0, mpp: float | None = 
     InputError
         If the file can't be read.
     """
-    if isinstance(image, np.ndarray):
-        with from_array(image) as opened:
-            return _find(opened, opened.size, mpp)
-    with open_image(image, level) as opened:
+    with open_file_or_array(image, level) as opened:
         size = opened.size
         step = choose_step(size, mpp)
         scales = [_scale(size, each) for each in opened.levels]
         small = max(n for n, scale in enumerate(scales) if n <= level or scale <= step)
         if small <= level:
             return _find(opened, size, mpp)
-    with open_image(image, small) as opened:
+    with open_file_or_array(image, small) as opened:
         return _find(opened, size, mpp)
 
 

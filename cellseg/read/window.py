@@ -162,6 +162,11 @@ def open_image(
         return image
 
 
+def open_file_or_array(image: Path | NDArray[Any], level: int = 0) -> WindowedImage:
+    """Open a level of a file, or an array, as `open_image` and `from_array` do."""
+    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
+
+
 def _is_scanners(path: Path, tiff: tifffile.TiffFile) -> bool:
     """Return whether a TIFF is of a scanner whose tiles have to be arranged by OpenSlide."""
     # A strip is arranged as it is, except in NDPI. So OpenSlide is loaded for few files.

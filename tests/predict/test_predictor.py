@@ -24,7 +24,6 @@ from cellseg.errors import InputError
 from cellseg.network import Detections, build_network, enlarge_boxes
 from cellseg.network.limits import choose_limits, count_detections
 from cellseg.network.weights import load_weights
-from cellseg.predict import inputs as inputs_module
 from cellseg.predict import predictor as predictor_module
 from cellseg.predict.inputs import TileJob
 from cellseg.predict.predictor import Predictor, load_network
@@ -666,7 +665,7 @@ def test_the_tiles_of_a_file_open_it_once(tmp_path, monkeypatch):
         return windowed_open(image, *args, **options)
 
     windowed_open = window.open_image
-    monkeypatch.setattr(inputs_module, "open_image", count)
+    monkeypatch.setattr(window, "open_image", count)
     predictor = oracle(TEST__TILE=150)
     plan = predictor.plan((300, 400))
     jobs = [TileJob(Path(str(path)), 0, plan.size, tile) for tile in plan]
