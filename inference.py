@@ -198,12 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write and check the results. Return the exit code."""
     args = parse(argv)
     utils.quiet_libraries()
-    from cellseg.predict.job import PredictionJob, choose_results
+    from cellseg.predict.job import PredictionJob
     from cellseg.predict.part import describe_parts, warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
     from cellseg.read.slide_table import is_slide_table
-    from cellseg.write.results import check_results_output, write_checked_results
+    from cellseg.write.results import (
+        check_results_output,
+        choose_results,
+        write_checked_results,
+    )
     from cellseg.write.slides import predict_table
 
     run, categories, weights, cfgs = find_networks(args)

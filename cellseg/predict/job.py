@@ -252,17 +252,3 @@ class ImageClock:
         """Return the time of so many pixels of an image at its speed, None if unknown."""
         done = self._pixels[number]
         return self._seconds[number] * pixels / done if done else None
-
-
-def choose_results(output: Path, name: str) -> Path:
-    """Return the results file: `output` if it ends in .json, else `name` in that folder."""
-    if output.suffix.lower() != ".json":
-        if output.suffix[1:].isalpha() and not output.is_dir():
-            raise InputError(
-                f"--output {output}: ends like a file, expected a .json file or a folder; choose "
-                "another name, or create the folder first"
-            )
-        return output / name
-    if output.is_dir():  # checked before the prediction, not after it
-        raise InputError(f"--output {output}: is a folder, expected a file; choose another name")
-    return output

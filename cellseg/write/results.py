@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cellseg.errors import InputError
 from cellseg.files import check_own, display_path
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
@@ -19,6 +20,20 @@ from cellseg.runs import category_text
 from cellseg.write.sidecars import check_sidecars, write_sidecars
 from cellseg.write.submission import check_submission, write_submission, write_zip
 from cellseg.write.summary import CellCounts, summarise, summary_lines
+
+
+def choose_results(output: Path, name: str) -> Path:
+    """Return the results file: `output` if it ends in .json, else `name` in that folder."""
+    if output.suffix.lower() != ".json":
+        if output.suffix[1:].isalpha() and not output.is_dir():
+            raise InputError(
+                f"--output {output}: ends like a file, expected a .json file or a folder; choose "
+                "another name, or create the folder first"
+            )
+        return output / name
+    if output.is_dir():  # checked before the prediction, not after it
+        raise InputError(f"--output {output}: is a folder, expected a file; choose another name")
+    return output
 
 
 def check_results_output(results: Path, with_zip: bool) -> None:

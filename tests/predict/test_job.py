@@ -10,11 +10,12 @@ import pytest
 from cellseg import config
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
-from cellseg.predict.job import PredictionJob, choose_results, predict_here
+from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor, join_predictions
 from cellseg.predict.tiles import plan_tiles
 from cellseg.predictions import Predictions
 from cellseg.rle import encode, join_runs
+from cellseg.write.results import choose_results
 
 SIZES = [(50, 90), (10, 10), (64, 40)]
 IMAGES = [ImageRecord(n + 7, f"{n}.png", Path(f"{n}.png"), size) for n, size in enumerate(SIZES)]
