@@ -22,7 +22,12 @@ from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.limits import check_outline_length
 from cellseg.messages import listed, plural, warn
-from cellseg.read.classes import advise_class_names, class_numbers, is_ignored
+from cellseg.read.classes import (
+    UnknownClassError,
+    advise_class_names,
+    class_numbers,
+    is_ignored,
+)
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
@@ -58,10 +63,6 @@ _SAME_OUTLINE = 0.95  # IoU of an outline that a program without ids only wrote 
 _MANY = 5  # deleted cells in a window, if most of its cells
 _REGION = 4  # times the area of the largest cell: a region, if nothing else tells
 _REMEDY = "expected the folder that export.py --to_correct wrote"
-
-
-class _UnknownClassError(InputError):
-    """Of a window with cells of unknown classes."""
 
 
 @dataclass
@@ -145,7 +146,7 @@ def take_back(
             f"must be fixed first: {'; '.join(map(str, problems[:20]))}{more}{advice}"
         )
     for problem in problems:
-        warn(f"skipped: {problem}{advice if isinstance(problem, _UnknownClassError) else ''}")
+        warn(f"skipped: {problem}{advice if isinstance(problem, UnknownClassError) else ''}")
     if not corrected:
         raise InputError(
             f"--corrected {folders[0]}: none of "
@@ -263,7 +264,7 @@ def _coco_outlines(
         elif other["id"] in broken:
             problem = broken[other["id"]]
         elif bad:
-            problem = _UnknownClassError(
+            problem = UnknownClassError(
                 f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
             )
         else:
@@ -420,7 +421,7 @@ class _Reader:
             problems.append("the region that was looked through is outside the window: move it")
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            error = _UnknownClassError if others else InputError
+            error = UnknownClassError if others else InputError
             raise error(f"{path}: {'; '.join(problems[:5])}{more}")
         self.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
