@@ -52,6 +52,7 @@ from cellseg.read.corrected_store import (
 from cellseg.read.fill import fill_polygons, outline_lengths
 from cellseg.read.geojson import read_geojson
 from cellseg.read.layout import TEST
+from cellseg.read.names import comparable_name
 from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
@@ -239,7 +240,7 @@ def _coco_outlines(
         warn(f"{path}: cells without a pixel, ignored: {n_empty}")
     numbers = class_numbers(names)
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
-    numbered = {id_: numbers.get(name.strip().casefold(), 0) for id_, name in theirs.items()}
+    numbered = {id_: numbers.get(comparable_name(name), 0) for id_, name in theirs.items()}
     by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
     if foreign := sorted(by_name.keys() - {image["file_name"] for image in index["images"]}):
         what = plural(len(foreign), "image")
@@ -352,8 +353,8 @@ class _Reader:
     @cached_property
     def _written(self) -> dict[int, list[Cell]]:
         """The cells that were written, by the id of the window."""
-        ours = {name.strip().casefold(): n for n, name in enumerate(self.names)}
-        theirs = {c["id"]: c["name"].strip().casefold() for c in self.index["categories"]}
+        ours = {comparable_name(name): n for n, name in enumerate(self.names)}
+        theirs = {c["id"]: comparable_name(c["name"]) for c in self.index["categories"]}
         return {
             id_: [
                 Cell(a["cell"], ours.get(theirs[a["category_id"]], -1), a["segmentation"])
@@ -378,7 +379,8 @@ class _Reader:
         masks = fill_polygons([outline.polygons for outline in outlines], size)
         numbers = class_numbers(self.names)
         class_text = [(outline.class_name or "").strip() for outline in outlines]
-        is_cell = np.array([text.casefold() in numbers for text in class_text], bool)
+        class_of = [numbers.get(comparable_name(text), 0) for text in class_text]
+        is_cell = np.array(class_of, np.int64) > 0
         # Cells of a single class need no name, and may look like a region then.
         unsure = [
             not text and outline.id not in known
@@ -389,7 +391,7 @@ class _Reader:
         area = areas(masks)
         is_region = np.array(
             [
-                (_is_region_name(text) and text.casefold() not in numbers)
+                (_is_region_name(text) and not class_of[n])
                 or (unsure[n] and _is_region(masks, n, compared[compared != n]))
                 for n, text in enumerate(class_text)
             ],
@@ -433,7 +435,7 @@ class _Reader:
         ]
         self.counts["ignored"] += len(ignored)
         cells = [
-            Cell(outlines[n].id or "", numbers[class_text[n].casefold()] - 1, encoded[n])
+            Cell(outlines[n].id or "", class_of[n] - 1, encoded[n])
             for n in np.flatnonzero(is_cell & (area > 0)).tolist()
         ]
         return cells, region, union([encoded[n] for n in ignored], size)
