@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from cellseg import rle
 from cellseg.coarse import Window
 from cellseg.images import EvalImage, take_detections
 from cellseg.look.overlay import draw_outlines
-from cellseg.outline import Polygon, trace
+from cellseg.outline import Polygon, trace_masks
 from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
 
@@ -193,7 +193,7 @@ def unusual_cells(
     ):
         is_hidden = matched.gt_state == 0
         unusual = []
-        for cell, polygons in enumerate(_trace_in_blocks(eval_image.gt_runs)):
+        for cell, polygons in enumerate(trace_masks(eval_image.gt_masks, eval_image.size)):
             if eval_image.crowd[cell]:
                 continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
@@ -209,13 +209,6 @@ def unusual_cells(
                 unusual.append((cell, ", ".join(reasons)))
         result.append(unusual)
     return result
-
-
-def _trace_in_blocks(masks: rle.MaskRuns, block: int = 4096) -> Iterator[list[Polygon]]:
-    """Yield the outline of each mask; the outlines of all cells of a slide need much memory."""
-    for first in range(0, len(masks), block):
-        some = np.arange(first, min(first + block, len(masks)))
-        yield from trace(rle.select_masks(masks, some))
 
 
 def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> tuple[bytes, int]:
