@@ -16,6 +16,7 @@ from cellseg.coarse import Window
 from cellseg.images import EvalImage, take_detections
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace_masks
+from cellseg.overlap import reach_into
 from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
 
@@ -252,9 +253,7 @@ class Side:
 
     def within(self, window: Window) -> NDArray[np.int64]:
         """Return the shown cells whose box reaches into a window."""
-        begins = (self.boxes[:, :2] < window[2:]).all(axis=1)
-        ends = (self.boxes[:, 2:] > window[:2]).all(axis=1)
-        return np.flatnonzero(begins & ends & self.is_shown)
+        return np.flatnonzero(reach_into(self.boxes, window) & self.is_shown)
 
 
 def example_picture(

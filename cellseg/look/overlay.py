@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cellseg.images import ImageCells
 from cellseg.outline import trace_masks
+from cellseg.overlap import reach_into
 from cellseg.png import write_jpeg
 from cellseg.png import write_png as write_png
 from cellseg.read.window import WindowedImage, open_image_of_size
@@ -194,7 +195,6 @@ def write_overlay(
     Raises InputError if the image can't be read or has another size than its cells, or a
     picture can't be written.
     """
-    boxes = image.boxes
     height, width = image.size
     whole = max(image.size) <= WINDOW
     with open_image_of_size(image.path, image.size, image.level) as pixels:
@@ -204,9 +204,7 @@ def write_overlay(
             return
         for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
             window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
-            here = np.flatnonzero(
-                (boxes[:, :2] < window[2:]).all(axis=1) & (boxes[:, 2:] > window[:2]).all(axis=1)
-            )
+            here = np.flatnonzero(reach_into(image.boxes, window))
             mask_runs = decode([image.masks[n] for n in here], image.size)
             picture = draw_overlay(
                 pixels.read(window),
