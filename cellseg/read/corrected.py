@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.limits import check_outline_length
 from cellseg.messages import listed, plural, warn
 from cellseg.read.classes import (
     UnknownClassError,
@@ -49,7 +48,7 @@ from cellseg.read.corrected_store import (
     store,
     union,
 )
-from cellseg.read.fill import fill_polygons, outline_lengths
+from cellseg.read.fill import check_lengths, fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.layout import TEST
 from cellseg.read.names import comparable_name
@@ -373,10 +372,9 @@ class _Reader:
         outlines = [outline for outline in outlines if not outline.error]
         self.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
         outlines = [outline for outline in outlines if outline.polygons]
-        rings = [ring for outline in outlines for polygon in outline.polygons for ring in polygon]
-        length = float(outline_lengths(rings, size).sum())
-        check_outline_length(path, length, sum(map(len, rings)))
-        masks = fill_polygons([outline.polygons for outline in outlines], size)
+        polygons = [outline.polygons for outline in outlines]
+        check_lengths(path, polygons, size)
+        masks = fill_polygons(polygons, size)
         numbers = class_numbers(self.names)
         class_text = [(outline.class_name or "").strip() for outline in outlines]
         class_of = [numbers.get(comparable_name(text), 0) for text in class_text]

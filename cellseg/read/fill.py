@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.limits import check_outline_length
 from cellseg.rle import MaskRuns, concatenate, join_runs, ranges
 
 Ints = NDArray[np.int64]
@@ -53,7 +54,14 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     return join_runs(size, len(cells), owner, starts, ends)
 
 
-def outline_lengths(rings: Sequence[Floats], size: tuple[int, int]) -> Floats:
+def check_lengths(path: object, cells: Sequence[list[Polygon]], size: tuple[int, int]) -> None:
+    """Raise InputError if the outlines of a file's cells are too long for `fill_polygons`."""
+    rings = [ring for polygons in cells for polygon in polygons for ring in polygon]
+    length = float(_outline_lengths(rings, size).sum())
+    check_outline_length(path, length, sum(map(len, rings)))
+
+
+def _outline_lengths(rings: Sequence[Floats], size: tuple[int, int]) -> Floats:
     """Return the lengths of N rings inside an image of `size` (H, W), `(N,)` in pixels.
 
     An edge counts with the larger of its extents in x and y.
@@ -82,7 +90,7 @@ def _edges(rings: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:
 
 def _blocks(rings: Sequence[Floats], size: tuple[int, int]) -> Iterator[Sequence[Floats]]:
     """Yield the rings in blocks of bounded cost."""
-    cost = np.cumsum(outline_lengths(rings, size) + [len(ring) for ring in rings])
+    cost = np.cumsum(_outline_lengths(rings, size) + [len(ring) for ring in rings])
     block = (cost // _BLOCK).astype(np.int64)
     for begin, end in itertools.pairwise(np.flatnonzero(np.diff(block, prepend=-1, append=-1))):
         yield rings[begin:end]
