@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,12 @@ def outline_box(polygons: Sequence[Polygon]) -> Floats:
     """Return the box of the outer rings of polygons, XYXY; integers are pixel centres."""
     points = np.concatenate([polygon[0] for polygon in polygons])
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def ring_area(ring: NDArray[Any]) -> float:
+    """Return the area that a `(V, 2)` ring, closed or not, encloses."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 def _edges(rings: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:

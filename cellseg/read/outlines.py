@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
-from cellseg.read.fill import Polygon, check_lengths, fill_polygons, outline_box
+from cellseg.read.fill import Polygon, check_lengths, fill_polygons, outline_box, ring_area
 from cellseg.rle import MaskRuns, areas, select_masks
 from cellseg.text import show
 
@@ -219,12 +219,6 @@ def _is_far(polygons: Sequence[Polygon], sizes: Sequence[float]) -> bool:
 
 _MANY = 5
 _FAR = 5
-
-
-def ring_area(ring: NDArray[np.float64]) -> float:
-    """Return the area that a `(V, 2)` ring, closed or not, encloses."""
-    x, y = ring.T
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 _REGION = 4  # times the area of the box of each cell in it
