@@ -336,8 +336,7 @@ def _image_score(comparison: Comparison) -> ImageScore:
     pairs, _ = comparison.matches()
     gt, detection = pairs.T
     correct = comparison.gt_classes[gt] == comparison.classes[detection]
-    fn, fp = np.ones(len(comparison.gt_indices), bool), ~comparison.in_crowd
-    fn[gt] = fp[detection] = False
+    fn, fp = comparison.unmatched(pairs)
     matches = np.stack([comparison.gt_indices[gt], comparison.detection_indices[detection]], axis=1)
     return ImageScore(
         tp=matches[correct],
