@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import glob
@@ -14,7 +15,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -184,6 +185,14 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = No
     text = to_json(value, indent=indent)
     with write_atomic(path) as file:
         file.write(text + "\n")
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with `write_atomic`; a value that a row lacks is empty."""
+    with write_atomic(path) as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def to_json(value: Any, **options: Any) -> str:
