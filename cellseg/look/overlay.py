@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cellseg.coarse import reduce_pixels
 from cellseg.images import ImageCells
 from cellseg.outline import trace_masks
 from cellseg.overlap import reach_into
@@ -236,12 +237,8 @@ def draw_reduced(
     step = max(1, WINDOW // factor) * factor
     for top, left in itertools.product(range(0, height, step), range(0, width, step)):
         part = image.read((left, top, min(left + step, width), min(top + step, height)))
-        below, right = -part.shape[0] % factor, -part.shape[1] % factor
-        part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        size = part.shape[1] // factor, part.shape[0] // factor
         x, y = left // factor, top // factor
-        place = small[y : y + size[1], x : x + size[0]]
-        place[:] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        small[y : y + step // factor, x : x + step // factor] = reduce_pixels(part, factor)
     for cell, polygons in enumerate(trace_masks(masks, image.size)):
         # In 16ths of a pixel, whose middle is 0 for OpenCV.
         rings = [
