@@ -17,6 +17,7 @@ from cellseg.images import EvalImage, take_detections
 from cellseg.look.overlay import draw_outlines
 from cellseg.outline import Polygon, trace_masks
 from cellseg.overlap import reach_into
+from cellseg.png import encode_jpeg
 from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
 
@@ -221,7 +222,7 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
     factor = min(1.0, max_side / max(pixels.shape[:2]))
     while True:
         small = _shrink(pixels, factor)
-        data = jpeg(small, _QUALITY)
+        data = encode_jpeg(small, _QUALITY)
         if len(data) <= max_bytes or max(small.shape[:2]) <= 64:
             return data, max(small.shape[:2])
         factor *= float(np.clip(0.95 * (max_bytes / len(data)) ** 0.5, 0.5, 0.9))
@@ -229,7 +230,7 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     """Encode an image as a small JPEG."""
-    return jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
+    return encode_jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def example_picture(
         gap = np.full((drawn[0].shape[0], max(1, 4 * drawn[0].shape[0] // _EXAMPLE), 3), 255)
         drawn += [gap.astype(np.uint8), other.draw(pixels, window, other.within(window), zoom)]
     picture = np.hstack(drawn)
-    return jpeg(_shrink(picture, min(1.0, 2 * _EXAMPLE / picture.shape[0])), 80)
+    return encode_jpeg(_shrink(picture, min(1.0, 2 * _EXAMPLE / picture.shape[0])), 80)
 
 
 def data_uri(jpeg: bytes) -> str:
@@ -291,9 +292,3 @@ def _shrink(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
         return pixels
     size = [max(1, round(side * factor)) for side in pixels.shape[1::-1]]
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode `(H, W, 3)` uint8 RGB as JPEG."""
-    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return data.tobytes()

@@ -26,8 +26,9 @@ from cellseg import rle
 from cellseg.coarse import reduce_pixels
 from cellseg.errors import InputError
 from cellseg.files import safe_name
-from cellseg.look.gallery import data_uri, encode_outlines, jpeg
+from cellseg.look.gallery import data_uri, encode_outlines
 from cellseg.outline import trace
+from cellseg.png import encode_jpeg
 from cellseg.read.window import WindowedImage
 
 PICTURE = 512  # px, sides of a tile of pixels
@@ -121,7 +122,7 @@ def write_pyramid(tiles: TileFolder, name: str, image: WindowedImage) -> NDArray
             waiting[last] = band
             return
         for column, left in enumerate(range(0, band.shape[1], PICTURE)):
-            picture = data_uri(jpeg(band[:, left : left + PICTURE], _QUALITY))
+            picture = data_uri(encode_jpeg(band[:, left : left + PICTURE], _QUALITY))
             tiles.write(f"{name}/{level}/{column}_{row}", {"picture": picture})
         half = reduce_pixels(band, 2)
         above = waiting[level]
