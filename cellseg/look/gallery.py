@@ -72,17 +72,8 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
             before = ring[0]
     value = np.concatenate([np.zeros(0, np.int64), *numbers])
     value = np.where(value < 0, -2 * value - 1, 2 * value)
-    n_digits = np.ones(len(value), np.int64)
-    bits = 5
-    while (more := value >> bits != 0).any():
-        n_digits += more
-        bits += 5
-    owner = np.repeat(np.arange(len(value)), n_digits)
-    ends = np.cumsum(n_digits)
-    digit = np.arange(len(owner)) - np.repeat(ends - n_digits, n_digits)
-    groups: NDArray[np.int64] = (value[owner] >> (5 * digit)) & 31
-    groups[digit < n_digits[owner] - 1] |= 32
-    return _DIGITS[groups].tobytes().decode("ascii")
+    digits, _ = rle.five_bit_digits(value, 5)
+    return _DIGITS[digits].tobytes().decode("ascii")
 
 
 def sort_detections(eval_image: EvalImage) -> EvalImage:
