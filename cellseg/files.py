@@ -218,6 +218,11 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
 
 
+def exists(path: Path) -> bool:
+    """Return whether a path exists, also if its name is too long, of which Path.exists raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def find_in_another_case(path: Path) -> Path | None:
     """Return the file whose path differs from that of a missing one only in case, if there is one.
 

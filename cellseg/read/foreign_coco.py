@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.files import find_in_another_case, read_json
+from cellseg.files import exists, find_in_another_case, read_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
 from cellseg.read.cell_checks import scattered
@@ -126,8 +126,7 @@ def read_coco_images(
 def _check_folder(path: Path, data: Path, file_names: Sequence[str]) -> None:
     """Raise InputError if no image is in the data folder, with the place of one that is found."""
     names = [name for name in file_names if not is_outside(name)]
-    # Path.exists raises an error for long names.
-    if not names or any(os.path.exists(data / name) for name in names):  # noqa: PTH110
+    if not names or any(exists(data / name) for name in names):
         return
     if other := find_in_another_case(data / names[0]):
         raise InputError(
@@ -293,8 +292,7 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 def _relative(file_name: str, data: Path) -> str:
     """Return a file name with forward slashes and relative to the data folder, if it is in it."""
-    # Path.exists raises an error for long names.
-    if "\\" in file_name and not os.path.exists(data / file_name):  # noqa: PTH110
+    if "\\" in file_name and not exists(data / file_name):
         file_name = file_name.replace("\\", "/")
     if Path(file_name).is_absolute():
         for folder in (data.absolute(), data.resolve()):
