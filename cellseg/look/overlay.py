@@ -18,8 +18,7 @@ from cellseg.coarse import reduce_pixels
 from cellseg.images import ImageCells
 from cellseg.outline import trace_masks
 from cellseg.overlap import reach_into
-from cellseg.png import write_jpeg
-from cellseg.png import write_png as write_png
+from cellseg.png import write_jpeg, write_png
 from cellseg.read.window import WindowedImage, open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
@@ -148,9 +147,8 @@ def draw_overlay(
     counts = _count(classes, names)
     zoom = zoom or _zoom_for(image)
     picture = draw_outlines(image, masks, classes, scores, zoom)
-    width = max(picture.shape[1], _MIN_WIDTH)
     entries = [f"{name}  {n}" for name, n in zip(names, counts, strict=True)]
-    return np.vstack([_widen(picture, width), _legend(entries, width)])
+    return _with_legend(picture, entries)
 
 
 def draw_comparison(
@@ -180,7 +178,7 @@ def draw_comparison(
     gap = np.full((panels[0].shape[0], _MARGIN, 3), 255, np.uint8)
     both = np.hstack([panels[0], gap, panels[1]])
     entries = [f"{name}  {a} | {b}" for name, (a, b) in zip(names, counts, strict=True)]
-    return np.vstack([both, _legend(entries, both.shape[1])])
+    return _with_legend(both, entries)
 
 
 def write_overlay(
@@ -247,8 +245,7 @@ def draw_reduced(
             for ring in polygon
         ]
         cv2.polylines(small, rings, True, class_colour(int(classes[cell])), 1, cv2.LINE_AA, 4)
-    width = max(small.shape[1], _MIN_WIDTH)
-    return np.vstack([_widen(small, width), _legend(entries, width)])
+    return _with_legend(small, entries)
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:
@@ -263,6 +260,11 @@ def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:
         )
     counts: list[int] = np.bincount(classes, minlength=len(names)).tolist()
     return counts
+
+
+def _with_legend(picture: NDArray[np.uint8], entries: Sequence[str]) -> NDArray[np.uint8]:
+    width = max(picture.shape[1], _MIN_WIDTH)
+    return np.vstack([_widen(picture, width), _legend(entries, width)])
 
 
 def _widen(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
