@@ -8,9 +8,9 @@ what it wrote: a COCO file, whose images have, beside COCO's keys, a `source` (`
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,19 @@ class Change:
         return self.written - self.renamed_from - self.deleted + self.renamed_to + self.added
 
 
+@dataclass
+class _Tally:
+    """What was found in the corrected windows of all folders."""
+
+    changes: dict[str, Change] = field(default_factory=dict)  # by class
+    counts: Counter[str] = field(default_factory=Counter)  # windows and cells, by what they are
+    unknown: Counter[str] = field(default_factory=Counter)  # cells, by unknown class
+    empty: list[str] = field(default_factory=list)  # windows without a cell
+    deleted: list[str] = field(default_factory=list)  # windows of which most cells were deleted
+    # Outlines, by the reason and then by window.
+    ignored: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+
 def take_back(
     folders: Sequence[Path], data: Path, names: Sequence[str] | None, skip_bad: bool = False
 ) -> list[str]:
@@ -112,33 +125,29 @@ def take_back(
     """
     corrected: list[Corrected] = []
     problems: list[InputError] = []
-    unknown: Counter[str] = Counter()
-    changes: dict[str, Change] = {}
-    counts: Counter[str] = Counter()
-    unusual: dict[str, list[str]] = {"empty": [], "deleted": []}
-    ignored: dict[str, Counter[str]] = {what: Counter() for what in ("twice", "empty", "points")}
+    tally = _Tally()
     for given in folders:
         folder, coco_file = (given.parent, given) if given.is_file() else (given, None)
         index = load_index(folder / INDEX)
         if names is None:
             names = class_names(index)
         files = (
-            _coco_outlines(coco_file, index, names, unknown)
+            _coco_outlines(coco_file, index, names, tally.unknown)
             if coco_file
             else _find_files(folder, index)
         )
-        reader = _Reader(folder, index, names, changes, counts, unknown, unusual, ignored)
+        reader = _Reader(folder, index, names, tally)
         for image in index["images"]:
-            file = files.get(image["file_name"])
             try:
-                window = reader.read(image, file)
+                window = reader.read(image, files.get(image["file_name"]))
             except InputError as error:
                 problems.append(error)
                 continue
             if window:
                 corrected.append(window)
     assert names is not None
-    advice = f"; {advise_class_names(names, unknown)}" if unknown else ""
+    counts = tally.counts
+    advice = f"; {advise_class_names(names, tally.unknown)}" if tally.unknown else ""
     if problems and not (skip_bad and corrected):
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
@@ -159,13 +168,7 @@ def take_back(
     counts["test"] = sum(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
-    _print_changes(names, changes, counts, ignored, len(corrected))
-    for what, text in (
-        ("empty", "windows without a cell in what was looked through, used as background"),
-        ("deleted", "windows of which most cells were deleted (export all objects, not selected)"),
-    ):
-        if unusual[what]:
-            warn(f"{text}: {len(unusual[what])}: {listed(unusual[what])}")
+    _print_changes(names, tally, len(corrected))
     store(data, corrected, names)
     return list(names)
 
@@ -288,11 +291,7 @@ class _Reader:
     folder: Path
     index: COCO
     names: Sequence[str]
-    changes: dict[str, Change]
-    counts: Counter[str]
-    unknown: Counter[str]
-    unusual: dict[str, list[str]]
-    ignored: dict[str, Counter[str]]
+    tally: _Tally
 
     def read(self, image: dict[str, Any], file: _File | None) -> Corrected | None:
         """Read a window; None if it was not looked through.
@@ -301,7 +300,7 @@ class _Reader:
         """
         size = image["height"], image["width"]
         if file is None:
-            self.counts["missing"] += 1
+            self.tally.counts["missing"] += 1
             return None
         if file.problem:
             raise file.problem
@@ -311,7 +310,7 @@ class _Reader:
         else:
             unchanged = _is_same(written, file.coco)
         if unchanged:
-            self.counts["unchanged"] += 1
+            self.tally.counts["unchanged"] += 1
             return None
         path = self.folder / image["file_name"]
         pixels = read_image(path)
@@ -325,23 +324,23 @@ class _Reader:
             cells, region, hidden = self._outlines(file.path, size, ids)
         else:
             cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
-            self.counts["whole"] += 1
+            self.tally.counts["whole"] += 1
         # A file that was dragged into QuPath twice gives each cell twice.
         once: dict[tuple[int, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.id not in ids):
             once.setdefault((cell.class_, str(cell.mask["counts"])), cell)
-        self.ignored["twice"][image["file_name"]] += len(cells) - len(once)
+        self.tally.ignored["twice"][image["file_name"]] += len(cells) - len(once)
         cells = list(once.values())
         kept = mostly_inside([cell.mask for cell in cells], region)
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
-        self.counts["outside"] += len(cells) - len(now)
+        self.tally.counts["outside"] += len(cells) - len(now)
         looked_at = [cell for cell, inside in zip(written, before, strict=True) if inside]
         n_deleted = self._compare(looked_at, now)
         if not now:
-            self.unusual["empty"].append(image["file_name"])
+            self.tally.empty.append(image["file_name"])
         if n_deleted >= _MANY and 2 * n_deleted > len(looked_at):
-            self.unusual["deleted"].append(f"{image['file_name']} ({n_deleted})")
+            self.tally.deleted.append(f"{image['file_name']} ({n_deleted})")
         source = replace(read_source(self.folder / INDEX, image), height=size[0], width=size[1])
         others = [cell.mask for cell, inside in zip(cells, kept, strict=True) if not inside]
         visible = (region & ~hidden & ~union(others, size)) | union([c.mask for c in now], size)
@@ -370,7 +369,7 @@ class _Reader:
         broken = [outline.error for outline in outlines if outline.error]
         problems = [error.removeprefix(f"{path}: ") for error in broken]
         outlines = [outline for outline in outlines if not outline.error]
-        self.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
+        self.tally.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
         outlines = [outline for outline in outlines if outline.polygons]
         polygons = [outline.polygons for outline in outlines]
         check_lengths(path, polygons, size)
@@ -405,7 +404,7 @@ class _Reader:
                 others[text] += 1
             else:
                 no_class.append(outline.where)
-        self.unknown.update(others)
+        self.tally.unknown.update(others)
         if no_class:
             problems.append(
                 f"{plural(len(no_class), 'cell')} without a class ({listed(no_class)}): set it, or "
@@ -423,15 +422,15 @@ class _Reader:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             error = UnknownClassError if others else InputError
             raise error(f"{path}: {'; '.join(problems[:5])}{more}")
-        self.counts["whole"] += not is_region.any()
+        self.tally.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
-        self.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
+        self.tally.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
         ignored = [
             n
             for n, text in enumerate(class_text)
             if is_ignored(text) and not is_region[n] and not is_cell[n]
         ]
-        self.counts["ignored"] += len(ignored)
+        self.tally.counts["ignored"] += len(ignored)
         cells = [
             Cell(outlines[n].id or "", class_of[n] - 1, encoded[n])
             for n in np.flatnonzero(is_cell & (area > 0)).tolist()
@@ -444,11 +443,11 @@ class _Reader:
         Returns the number of deleted cells.
         """
         pairs, by_overlap = match_cells(written, now)
-        self.counts["by overlap"] += by_overlap
+        self.tally.counts["by overlap"] += by_overlap
 
         def change(number: int) -> Change:
             name = self.names[number] if number >= 0 else "other classes"
-            return self.changes.setdefault(name, Change())
+            return self.tally.changes.setdefault(name, Change())
 
         for cell in written:
             change(cell.class_).written += 1
@@ -516,14 +515,9 @@ def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
     return bool(area[n] >= _REGION * area[compared].max(initial=0))
 
 
-def _print_changes(
-    names: Sequence[str],
-    changes: dict[str, Change],
-    counts: Counter[str],
-    ignored: dict[str, Counter[str]],
-    n_windows: int,
-) -> None:
+def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
     """Print what was changed, by class, and how the windows were used."""
+    changes, counts = tally.changes, tally.counts
     parts = [plural(n_windows, "corrected window")]
     if counts["whole"]:
         parts.append(f"{counts['whole']} of them without a region: looked through as a whole")
@@ -532,7 +526,7 @@ def _print_changes(
     print("; ".join(parts))
     order = [*(name for name in names if name in changes), *sorted({*changes} - {*names})]
     rows = [(name, changes[name]) for name in order]
-    total = Change(*(sum(getattr(c, field) for _, c in rows) for field in asdict(Change())))
+    total = Change(*(sum(getattr(c, key) for _, c in rows) for key in asdict(Change())))
     columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
     width = max(len(name) for name in (*order, "class", "all"))
     print("  ".join([f"{'class':{width}}", *columns]))
@@ -564,5 +558,14 @@ def _print_changes(
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),
     ):
-        if files := [f"{name} ({n})" for name, n in ignored[what].items() if n]:
-            warn(f"{text}: {ignored[what].total()}: {listed(files)}")
+        if files := [f"{name} ({n})" for name, n in tally.ignored[what].items() if n]:
+            warn(f"{text}: {tally.ignored[what].total()}: {listed(files)}")
+    for windows, text in (
+        (tally.empty, "windows without a cell in what was looked through, used as background"),
+        (
+            tally.deleted,
+            "windows of which most cells were deleted (export all objects, not selected)",
+        ),
+    ):
+        if windows:
+            warn(f"{text}: {len(windows)}: {listed(windows)}")
