@@ -378,22 +378,11 @@ class _Reader:
         class_text = [(outline.class_name or "").strip() for outline in outlines]
         class_of = [numbers.get(comparable_name(text), 0) for text in class_text]
         is_cell = np.array(class_of, np.int64) > 0
-        # Cells of a single class need no name, and may look like a region then.
-        unsure = [
+        may_be_region = [
             not text and outline.id not in known
             for outline, text in zip(outlines, class_text, strict=True)
         ]
-        sure = np.flatnonzero(is_cell & ~np.array(unsure, bool))
-        compared = sure if len(sure) else np.flatnonzero(is_cell)
-        area = areas(masks)
-        is_region = np.array(
-            [
-                (_is_region_name(text) and not class_of[n])
-                or (unsure[n] and _is_region(masks, n, compared[compared != n]))
-                for n, text in enumerate(class_text)
-            ],
-            bool,
-        )
+        is_region = _find_regions(masks, class_text, is_cell, np.array(may_be_region, bool))
         no_class, others = [], Counter[str]()
         for outline, text, cell, region in zip(
             outlines, class_text, is_cell, is_region, strict=True
@@ -424,6 +413,7 @@ class _Reader:
             raise error(f"{path}: {'; '.join(problems[:5])}{more}")
         self.tally.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
+        area = areas(masks)
         self.tally.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
         ignored = [
             n
@@ -501,6 +491,23 @@ def match_cells(written: Sequence[Cell], now: Sequence[Cell]) -> tuple[list[tupl
 def _is_region_name(name: str) -> bool:
     """Return whether a class is QuPath's for regions, Region*."""
     return name.casefold() in ("region", "region*")
+
+
+def _find_regions(
+    masks: MaskRuns, class_text: Sequence[str], is_cell: Bools, may_be_region: Bools
+) -> Bools:
+    """Return which outlines are regions, `(N,)` bool: by their class, or without one by their area.
+
+    Cells of a single class need no name, and may look like a region then.
+    """
+    sure = np.flatnonzero(is_cell & ~may_be_region)
+    compared = sure if len(sure) else np.flatnonzero(is_cell)
+    is_region = [
+        (_is_region_name(text) and not is_cell[n])
+        or (may_be_region[n] and _is_region(masks, n, compared[compared != n]))
+        for n, text in enumerate(class_text)
+    ]
+    return np.array(is_region, bool)
 
 
 def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
