@@ -7,6 +7,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
 
     process.prepare()
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
 from cellseg.read.convention import CONVENTIONS
 from cellseg.read.corrected import take_back
 from cellseg.read.corrected_store import has_store, is_corrected, join
-from cellseg.read.foreign_coco import read_coco_images
+from cellseg.read.foreign_coco import CocoImage, read_coco_images
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import (
     CLASS_NAMES,
@@ -113,6 +114,39 @@ def get_parser() -> utils.CommandParser:
     return parser
 
 
+def read_coco(args: argparse.Namespace) -> tuple[list[str], list[AnnotatedImage], list[str]]:
+    """Read the COCO file: class names, images, and a message for each that can't be used."""
+    names, sources, unused = read_coco_images(args.coco, args.data, args.skip_bad, args.outlines)
+
+    def count(image: CocoImage) -> int:
+        return len(image.masks) + image.n_crowds
+
+    images, bad_images = annotate_images(
+        sources, annotate_coco_image, count, args.jobs, args.skip_bad
+    )
+    return names, images, [*unused, *bad_images]
+
+
+def read_train(
+    args: argparse.Namespace, names: Sequence[str]
+) -> tuple[list[AnnotatedImage], list[str]]:
+    """Read the data folder's train/: images, and a message for each that can't be used."""
+    folders = list_train_folders(args.data)
+
+    def read(folder: Path) -> AnnotatedImage:
+        image = read_train_folder(folder, len(names))
+        return annotate_image(image, names, args.skip_bad, args.outlines)
+
+    def count(folder: Path) -> int:
+        return count_cells(read_train_folder(folder, len(names)))
+
+    try:
+        return annotate_images(folders, read, count, args.jobs, args.skip_bad)
+    except UnknownClassError as error:
+        found = find_class_names(folders, len(names), args.class_names)
+        raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
@@ -134,35 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.skip_bad:
                 raise
             skipped.append(str(error))
-    folders: list[Path] = []
+    is_train = not args.coco and ((args.data / TRAIN).exists() or not has_store(args.data))
+    images: list[AnnotatedImage] = []
+    bad_images: list[str] = []
     if args.coco:
-        names, sources, unused = read_coco_images(
-            args.coco, args.data, args.skip_bad, args.outlines
-        )
-        images, bad_images = annotate_images(
-            sources,
-            annotate_coco_image,
-            lambda image: len(image.masks) + image.n_crowds,
-            args.jobs,
-            args.skip_bad,
-        )
-        bad_images = [*unused, *bad_images]
-    else:
-        alone = has_store(args.data) and not (args.data / TRAIN).exists()
-        folders = [] if alone else list_train_folders(args.data)
-
-        def read(folder: Path) -> AnnotatedImage:
-            image = read_train_folder(folder, len(names))
-            return annotate_image(image, names, args.skip_bad, args.outlines)
-
-        def count(folder: Path) -> int:
-            return count_cells(read_train_folder(folder, len(names)))
-
-        try:
-            images, bad_images = annotate_images(folders, read, count, args.jobs, args.skip_bad)
-        except UnknownClassError as error:
-            found = find_class_names(folders, len(names), args.class_names)
-            raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
+        names, images, bad_images = read_coco(args)
+    elif is_train:
+        images, bad_images = read_train(args, names)
     images = join(images, args.data, names)
     if not images:
         raise InputError(
@@ -180,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sizes := [image.mpp for image in images if image.mpp]:
         print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")
     warn_of_images(images)
-    loose, broken = list_loose_files(args.data) if not args.coco and folders else ([], [])
+    loose, broken = list_loose_files(args.data) if is_train else ([], [])
     for files, what in (
         (loose, "files in train/ that are in no image's folder, ignored"),
         (broken, "links in train/, left out, as what they link to is missing"),

@@ -7,19 +7,17 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
 
     process.prepare()
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import utils
 from cellseg.errors import InputError
-from cellseg.files import check_own, display_path, write_atomic, write_json
+from cellseg.files import check_own, display_path, write_csv, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.listed import has_list
 from cellseg.read.results import MANIFEST, find_newest_results, is_cohort, results_file
 from cellseg.score.labelmap import OVERLAP_RULES
-from cellseg.score.summary import Scores, difference
+from cellseg.score.summary import difference
 from cellseg.score.tables import as_json, as_text, difference_as_json, difference_as_text, per_image
 
 DESCRIPTION = """\
@@ -117,19 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = {"results": names[0], "truth": ground_truth, **as_json(scores[0])}
         write_json(args.json, report, indent=1)
     if args.csv:
-        _write_csv(args.csv, scores[0])
+        rows = list(per_image(scores[0]))
+        write_csv(args.csv, rows[0], rows)
     print(f"{names[0]} against {ground_truth}\n{as_text(scores[0])}")
     return 0
-
-
-def _write_csv(path: Path, scores: Scores) -> None:
-    rows = list(per_image(scores))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with write_atomic(path) as file:
-        file.write(table.getvalue())
 
 
 if __name__ == "__main__":

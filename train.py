@@ -226,7 +226,7 @@ def draw_first_batch(cfg: CfgNode, path: Path) -> int:
     from cellseg.learn import session
     from cellseg.learn.mapper import build_stream
     from cellseg.look.batch import draw_batch
-    from cellseg.look.overlay import write_png
+    from cellseg.png import write_png
 
     run = session.prepare(cfg)
     images = [sample.path for sample in (*run.data.train, *run.data.validation)]

@@ -1,4 +1,4 @@
-"""A part of an image, such as its tissue, as a mask of large square cells."""
+"""Images at a coarse scale: reduced pixels, and a part of one, such as its tissue, as a mask."""
 
 from __future__ import annotations
 
@@ -75,3 +75,14 @@ class CoarseMask:
             if box[0] < box[2] and box[1] < box[3]:
                 boxes.append(box)
         return boxes
+
+
+def reduce_pixels(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Return the means of squares of that side, `(ceil(H / factor), ceil(W / factor), 3)` uint8.
+
+    `pixels` is `(H, W, 3)` uint8; its last row and column count for what is missing beyond them.
+    """
+    below, right = (-side % factor for side in pixels.shape[:2])
+    whole = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    size = whole.shape[1] // factor, whole.shape[0] // factor
+    return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
+from cellseg.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ def detectron2_problem() -> str:
             importlib.import_module("detectron2.engine")
             importlib.import_module("detectron2._C")
     except Exception as error:  # noqa: BLE001 a broken build may raise anything
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return ""
 
 
@@ -94,7 +95,7 @@ def choose_device(
         device = torch.device(wanted)
         torch.empty(1, device=device).cpu()  # fails on "meta", which has no data
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"--device {wanted}: not available ({reason}); make doctor shows what is missing, "
             "--device cpu always works"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cellseg.device import detectron2_problem
 from cellseg.process import prepare
 from cellseg.runs import package_versions
+from cellseg.text import first_line
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ def _torchvision() -> Check:
     try:
         from torchvision.ops import nms  # noqa: F401
     except Exception as error:  # noqa: BLE001 a broken binary may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Check(
-            f"torchvision's compiled operators: {reason}",
+            f"torchvision's compiled operators: {first_line(error)}",
             False,
             "torch and torchvision must be built for each other, as in requirements.txt: "
             "make distclean, make setup",

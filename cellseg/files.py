@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import glob
@@ -15,7 +16,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -188,6 +189,14 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = No
         file.write(text + "\n")
 
 
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with `write_atomic`; a value that a row lacks is empty."""
+    with write_atomic(path) as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def to_json(value: Any, **options: Any) -> str:
     """Return `value` as JSON that can be encoded in UTF-8; `options` are those of `json.dumps`.
 
@@ -209,6 +218,11 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path exists, also if its name is too long, of which Path.exists raises."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def find_in_another_case(path: Path) -> Path | None:

@@ -73,6 +73,6 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def listed(names: Sequence[object], most: int = 3) -> str:
-    """Return the first few of several names, and a "…" if there are more."""
-    return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
+def listed(names: Sequence[object]) -> str:
+    """Return the first three of several names, and a "…" if there are more."""
+    return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

@@ -234,6 +234,11 @@ def overlapping_boxes(boxes: Ints) -> Ints:
     return np.stack([this[overlap], other[overlap]], axis=1)
 
 
+def reach_into(boxes: Ints, window: tuple[int, int, int, int]) -> Bools:
+    """Return which of `(N, 4)` boxes reach into a window, `(N,)` bool; all are XYXY."""
+    return np.asarray(((boxes[:, :2] < window[2:]) & (boxes[:, 2:] > window[:2])).all(axis=1))
+
+
 def box_intersections(boxes: Ints, pairs: Ints) -> Ints:
     """Return the `(P,)` int64 areas that `(P, 2)` pairs of `(N, 4)` XYXY boxes share."""
     a, b = boxes[pairs].transpose(1, 0, 2)

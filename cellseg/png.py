@@ -30,10 +30,15 @@ def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
 def write_jpeg(path: str | os.PathLike[str], image: NDArray[np.uint8], quality: int = 90) -> None:
     """Write a picture as JPEG, with the parameters and errors of `write_png`."""
     check_own(Path(path), b"\xff\xd8" + re.escape(_COMMENT), "a picture")
-    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    jpeg = data.tobytes()
+    jpeg = encode_jpeg(image, quality)
     with write_atomic(path, "wb") as file:
         file.write(jpeg[:2] + _COMMENT + jpeg[2:])
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode `(H, W, 3)` uint8 RGB as JPEG."""
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
 
 
 _COMMENT = b"\xff\xfe\x00\x09cellseg"  # a JPEG's segment of 9 bytes

@@ -137,20 +137,31 @@ def _compress(
     delta = counts.copy()
     later = np.flatnonzero(index > 2)
     delta[later] -= counts[later - 2]
-    # Groups of five bits, lowest first, until only the sign of the last one is left.
-    magnitude = np.where(delta < 0, ~delta, delta)
-    n_chars = np.ones(len(delta), np.int64)
-    bits = 4
-    while (more := magnitude >> bits != 0).any():
-        n_chars += more
-        bits += 5
-    ends = np.cumsum(n_chars)
-    owner = np.repeat(np.arange(len(delta)), n_chars)
-    digit = np.arange(len(owner)) - np.repeat(ends - n_chars, n_chars)
-    chars = (delta[owner] >> (5 * digit)) & 31
-    chars[digit < n_chars[owner] - 1] |= 32
-    text = (chars + 48).astype(np.uint8).tobytes().decode("ascii")
+    digits, ends = five_bit_digits(delta, 4)
+    text = (digits + 48).astype(np.uint8).tobytes().decode("ascii")
     return text, np.append(0, ends)[bounds[1:]]
+
+
+def five_bit_digits(
+    numbers: NDArray[np.int64], last_bits: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Write integers in digits of five bits, lowest first, plus 32 if another one follows.
+
+    `last_bits` are those of a number's last digit that hold the number: 5, or 4 if the fifth is its
+    sign. Returns the digits of all numbers, and the end of each number's.
+    """
+    magnitude = np.where(numbers < 0, ~numbers, numbers)
+    n_digits = np.ones(len(numbers), np.int64)
+    bits = last_bits
+    while (more := magnitude >> bits != 0).any():
+        n_digits += more
+        bits += 5
+    ends = np.cumsum(n_digits)
+    owner = np.repeat(np.arange(len(numbers)), n_digits)
+    place = np.arange(len(owner)) - np.repeat(ends - n_digits, n_digits)
+    digits = (numbers[owner] >> (5 * place)) & 31
+    digits[place < n_digits[owner] - 1] |= 32
+    return digits, ends
 
 
 def decode(rles: Sequence[RLE], size: tuple[int, int] | None = None) -> MaskRuns:

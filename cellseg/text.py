@@ -40,6 +40,11 @@ def one_line(message: object) -> str:
     return printable(shorten(" ".join(str(message).split()), 2000))
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def show(value: Any) -> str:
     """Return a value from JSON as it is written there, at most about 60 characters."""
     text = ""

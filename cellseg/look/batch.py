@@ -13,7 +13,17 @@ from cellseg.cellmasks import CellMasks
 from cellseg.images import ImageCells
 from cellseg.look.overlay import draw_comparison, draw_overlay
 from cellseg.predictions import Predictions
-from cellseg.rle import RLE, MaskRuns, areas, concatenate, crop_runs, decode, encode, join_runs
+from cellseg.rle import (
+    RLE,
+    MaskRuns,
+    areas,
+    concatenate,
+    crop_runs,
+    decode,
+    encode,
+    label_map_to_runs,
+    place_runs,
+)
 
 _GAP = 4  # px between the crops, before they are enlarged
 _GREY = 160  # of the gaps; white would look like glass
@@ -59,20 +69,12 @@ def draw_batch(
 
 
 def _shifted_runs(masks: CellMasks, corner: tuple[int, int], size: tuple[int, int]) -> MaskRuns:
-    """Return masks moved by `corner` (x, y) as runs in a picture of that size."""
-    owners: list[NDArray[np.int64]] = []
-    starts: list[NDArray[np.int64]] = []
-    ends: list[NDArray[np.int64]] = []
-    for index, box in enumerate(masks.boxes.long().tolist()):
-        edges = np.diff(masks.crop(index).numpy().T.astype(np.int8), axis=1, prepend=0, append=0)
-        first = (box[0] + corner[0]) * size[0] + box[1] + corner[1]
-        for places, edge in ((starts, 1), (ends, -1)):
-            column, row = np.nonzero(edges == edge)
-            places.append(first + column * size[0] + row)
-        owners.append(np.full(len(starts[-1]), index))
-    empty = np.zeros(0, np.int64)
-    owner, start, end = (np.concatenate([empty, *parts]) for parts in (owners, starts, ends))
-    return join_runs(size, len(masks), owner, start, end)
+    """Return masks, none empty, moved by `corner` (x, y) as runs in a picture of that size."""
+    parts = []
+    for index, (left, top, _, _) in enumerate(masks.boxes.long().tolist()):
+        _, mask_runs = label_map_to_runs(masks.crop(index).numpy())
+        parts.append(place_runs(mask_runs, size, (left + corner[0], top + corner[1])))
+    return concatenate(size, parts)
 
 
 def draw_middle(

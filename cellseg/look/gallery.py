@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from cellseg import rle
 from cellseg.coarse import Window
 from cellseg.images import EvalImage, take_detections
 from cellseg.look.overlay import draw_outlines
-from cellseg.outline import Polygon, trace
+from cellseg.outline import Polygon, trace_masks
+from cellseg.overlap import reach_into
+from cellseg.png import encode_jpeg
 from cellseg.read.window import WindowedImage
 from cellseg.score.labelmap import compare_label_maps
 
@@ -70,17 +72,8 @@ def encode_outlines(cells: Sequence[Sequence[Polygon]]) -> str:
             before = ring[0]
     value = np.concatenate([np.zeros(0, np.int64), *numbers])
     value = np.where(value < 0, -2 * value - 1, 2 * value)
-    n_digits = np.ones(len(value), np.int64)
-    bits = 5
-    while (more := value >> bits != 0).any():
-        n_digits += more
-        bits += 5
-    owner = np.repeat(np.arange(len(value)), n_digits)
-    ends = np.cumsum(n_digits)
-    digit = np.arange(len(owner)) - np.repeat(ends - n_digits, n_digits)
-    groups: NDArray[np.int64] = (value[owner] >> (5 * digit)) & 31
-    groups[digit < n_digits[owner] - 1] |= 32
-    return _DIGITS[groups].tobytes().decode("ascii")
+    digits, _ = rle.five_bit_digits(value, 5)
+    return _DIGITS[digits].tobytes().decode("ascii")
 
 
 def sort_detections(eval_image: EvalImage) -> EvalImage:
@@ -193,7 +186,7 @@ def unusual_cells(
     ):
         is_hidden = matched.gt_state == 0
         unusual = []
-        for cell, polygons in enumerate(_trace_in_blocks(eval_image.gt_runs)):
+        for cell, polygons in enumerate(trace_masks(eval_image.gt_masks, eval_image.size)):
             if eval_image.crowd[cell]:
                 continue
             n_holes = sum(len(polygon) - 1 for polygon in polygons)
@@ -211,13 +204,6 @@ def unusual_cells(
     return result
 
 
-def _trace_in_blocks(masks: rle.MaskRuns, block: int = 4096) -> Iterator[list[Polygon]]:
-    """Yield the outline of each mask; the outlines of all cells of a slide need much memory."""
-    for first in range(0, len(masks), block):
-        some = np.arange(first, min(first + block, len(masks)))
-        yield from trace(rle.select_masks(masks, some))
-
-
 def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> tuple[bytes, int]:
     """Encode `(H, W, 3)` uint8 RGB as JPEG, at reduced resolution if it would be too large.
 
@@ -227,7 +213,7 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
     factor = min(1.0, max_side / max(pixels.shape[:2]))
     while True:
         small = _shrink(pixels, factor)
-        data = jpeg(small, _QUALITY)
+        data = encode_jpeg(small, _QUALITY)
         if len(data) <= max_bytes or max(small.shape[:2]) <= 64:
             return data, max(small.shape[:2])
         factor *= float(np.clip(0.95 * (max_bytes / len(data)) ** 0.5, 0.5, 0.9))
@@ -235,7 +221,7 @@ def encode_picture(pixels: NDArray[np.uint8], max_bytes: int, max_side: int) -> 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     """Encode an image as a small JPEG."""
-    return jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
+    return encode_jpeg(_shrink(pixels, min(1.0, _THUMB / max(pixels.shape[:2]))), 75)
 
 
 @dataclass(frozen=True)
@@ -259,9 +245,7 @@ class Side:
 
     def within(self, window: Window) -> NDArray[np.int64]:
         """Return the shown cells whose box reaches into a window."""
-        begins = (self.boxes[:, :2] < window[2:]).all(axis=1)
-        ends = (self.boxes[:, 2:] > window[:2]).all(axis=1)
-        return np.flatnonzero(begins & ends & self.is_shown)
+        return np.flatnonzero(reach_into(self.boxes, window) & self.is_shown)
 
 
 def example_picture(
@@ -286,7 +270,7 @@ def example_picture(
         gap = np.full((drawn[0].shape[0], max(1, 4 * drawn[0].shape[0] // _EXAMPLE), 3), 255)
         drawn += [gap.astype(np.uint8), other.draw(pixels, window, other.within(window), zoom)]
     picture = np.hstack(drawn)
-    return jpeg(_shrink(picture, min(1.0, 2 * _EXAMPLE / picture.shape[0])), 80)
+    return encode_jpeg(_shrink(picture, min(1.0, 2 * _EXAMPLE / picture.shape[0])), 80)
 
 
 def data_uri(jpeg: bytes) -> str:
@@ -299,9 +283,3 @@ def _shrink(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
         return pixels
     size = [max(1, round(side * factor)) for side in pixels.shape[1::-1]]
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode `(H, W, 3)` uint8 RGB as JPEG."""
-    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return data.tobytes()

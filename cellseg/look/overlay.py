@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cellseg.coarse import reduce_pixels
 from cellseg.images import ImageCells
 from cellseg.outline import trace_masks
-from cellseg.png import write_jpeg
-from cellseg.png import write_png as write_png
+from cellseg.overlap import reach_into
+from cellseg.png import write_jpeg, write_png
 from cellseg.read.window import WindowedImage, open_image_of_size
 from cellseg.rle import RLE, crop_mask, crop_runs, decode, encode
 
@@ -146,9 +147,8 @@ def draw_overlay(
     counts = _count(classes, names)
     zoom = zoom or _zoom_for(image)
     picture = draw_outlines(image, masks, classes, scores, zoom)
-    width = max(picture.shape[1], _MIN_WIDTH)
     entries = [f"{name}  {n}" for name, n in zip(names, counts, strict=True)]
-    return np.vstack([_widen(picture, width), _legend(entries, width)])
+    return _with_legend(picture, entries)
 
 
 def draw_comparison(
@@ -178,7 +178,7 @@ def draw_comparison(
     gap = np.full((panels[0].shape[0], _MARGIN, 3), 255, np.uint8)
     both = np.hstack([panels[0], gap, panels[1]])
     entries = [f"{name}  {a} | {b}" for name, (a, b) in zip(names, counts, strict=True)]
-    return np.vstack([both, _legend(entries, both.shape[1])])
+    return _with_legend(both, entries)
 
 
 def write_overlay(
@@ -194,7 +194,6 @@ def write_overlay(
     Raises InputError if the image can't be read or has another size than its cells, or a
     picture can't be written.
     """
-    boxes = image.boxes
     height, width = image.size
     whole = max(image.size) <= WINDOW
     with open_image_of_size(image.path, image.size, image.level) as pixels:
@@ -204,9 +203,7 @@ def write_overlay(
             return
         for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
             window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
-            here = np.flatnonzero(
-                (boxes[:, :2] < window[2:]).all(axis=1) & (boxes[:, 2:] > window[:2]).all(axis=1)
-            )
+            here = np.flatnonzero(reach_into(image.boxes, window))
             mask_runs = decode([image.masks[n] for n in here], image.size)
             picture = draw_overlay(
                 pixels.read(window),
@@ -238,12 +235,8 @@ def draw_reduced(
     step = max(1, WINDOW // factor) * factor
     for top, left in itertools.product(range(0, height, step), range(0, width, step)):
         part = image.read((left, top, min(left + step, width), min(top + step, height)))
-        below, right = -part.shape[0] % factor, -part.shape[1] % factor
-        part = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        size = part.shape[1] // factor, part.shape[0] // factor
         x, y = left // factor, top // factor
-        place = small[y : y + size[1], x : x + size[0]]
-        place[:] = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        small[y : y + step // factor, x : x + step // factor] = reduce_pixels(part, factor)
     for cell, polygons in enumerate(trace_masks(masks, image.size)):
         # In 16ths of a pixel, whose middle is 0 for OpenCV.
         rings = [
@@ -252,8 +245,7 @@ def draw_reduced(
             for ring in polygon
         ]
         cv2.polylines(small, rings, True, class_colour(int(classes[cell])), 1, cv2.LINE_AA, 4)
-    width = max(small.shape[1], _MIN_WIDTH)
-    return np.vstack([_widen(small, width), _legend(entries, width)])
+    return _with_legend(small, entries)
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:
@@ -268,6 +260,11 @@ def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:
         )
     counts: list[int] = np.bincount(classes, minlength=len(names)).tolist()
     return counts
+
+
+def _with_legend(picture: NDArray[np.uint8], entries: Sequence[str]) -> NDArray[np.uint8]:
+    width = max(picture.shape[1], _MIN_WIDTH)
+    return np.vstack([_widen(picture, width), _legend(entries, width)])
 
 
 def _widen(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

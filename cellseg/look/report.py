@@ -26,6 +26,7 @@ from cellseg.look.overlay import class_colour
 from cellseg.look.parts import ReportContent
 from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace
+from cellseg.png import encode_jpeg
 from cellseg.read.window import WindowedImage, from_array, open_image_of_size
 from cellseg.score.bootstrap import FEW
 
@@ -148,8 +149,8 @@ def _block(
         numbers = write_cells(tiles, name, sides)
         entry["slide"] = {"levels": n_levels(image[0].size), "cells": numbers}
         entry["reduced"] = 1
-        return {"picture": gallery.data_uri(gallery.jpeg(small, 88))}, pixels, small
-    whole = pixels.read((0, 0, *pixels.size[::-1]))
+        return {"picture": gallery.data_uri(encode_jpeg(small, 88))}, pixels, small
+    whole = pixels.read_all()
     picture, side = gallery.encode_picture(whole, max_bytes, SLIDE_PX)
     entry["reduced"] = round(max(image[0].size) / side, 2)
     cells = [{"outlines": gallery.encode_outlines(trace(masks))} for masks in sides]

@@ -18,16 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import rle
+from cellseg.coarse import reduce_pixels
 from cellseg.errors import InputError
 from cellseg.files import safe_name
-from cellseg.look.gallery import data_uri, encode_outlines, jpeg
+from cellseg.look.gallery import data_uri, encode_outlines
 from cellseg.outline import trace
+from cellseg.png import encode_jpeg
 from cellseg.read.window import WindowedImage
 
 PICTURE = 512  # px, sides of a tile of pixels
@@ -121,9 +122,9 @@ def write_pyramid(tiles: TileFolder, name: str, image: WindowedImage) -> NDArray
             waiting[last] = band
             return
         for column, left in enumerate(range(0, band.shape[1], PICTURE)):
-            picture = data_uri(jpeg(band[:, left : left + PICTURE], _QUALITY))
+            picture = data_uri(encode_jpeg(band[:, left : left + PICTURE], _QUALITY))
             tiles.write(f"{name}/{level}/{column}_{row}", {"picture": picture})
-        half = _halve(band)
+        half = reduce_pixels(band, 2)
         above = waiting[level]
         if row % 2 == 0 and not is_end:
             waiting[level] = half
@@ -141,14 +142,6 @@ def write_pyramid(tiles: TileFolder, name: str, image: WindowedImage) -> NDArray
     picture = waiting[last]
     assert picture is not None
     return picture
-
-
-def _halve(band: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the means of 2 x 2 pixels; the last row and column of odd sides count twice."""
-    height, width = band.shape[:2]
-    even = cv2.copyMakeBorder(band, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    size = (even.shape[1] // 2, even.shape[0] // 2)
-    return np.asarray(cv2.resize(even, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def write_cells(tiles: TileFolder, name: str, sides: Sequence[rle.MaskRuns]) -> list[int]:

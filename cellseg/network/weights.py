@@ -16,6 +16,7 @@ import torch
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 from cellseg.messages import listed, plural
+from cellseg.text import first_line
 
 # Errors of torch and pickle for a damaged file.
 DAMAGE = (
@@ -26,7 +27,7 @@ DAMAGE = (
 
 def reason(error: Exception) -> str:
     """Return the beginning of an error's message, or its type's name if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+    return first_line(error).partition(". ")[0]
 
 
 class _ArrayUnpickler(pickle._Unpickler):

@@ -9,7 +9,6 @@ predicted is merged and written while the next are predicted.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import threading
@@ -24,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.files import display_path, read_json, write_atomic, write_json
+from cellseg.files import display_path, read_json, write_atomic, write_csv, write_json
 from cellseg.images import ImageRecord
 from cellseg.messages import plural, warn
 from cellseg.predict.inputs import TileJob
@@ -238,13 +237,13 @@ class Cohort:
 
     def _write_manifest(self) -> None:
         """Write the manifest; slides that are not done have empty fields."""
-        with self._lock, write_atomic(self._output / MANIFEST) as file:
-            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
+        with self._lock:
+            rows = []
             for slide in self._slides:
                 path, folder = slide.image.path, self._output / slide.name
                 names = {"path": printable(str(path)), "folder": printable(str(folder))}
-                writer.writerow(names | self._rows.get(slide.name, {}))
+                rows.append(names | self._rows.get(slide.name, {}))
+            write_csv(self._output / MANIFEST, _COLUMNS, rows)
             self._written = time.monotonic()
 
     def _fingerprint(self, slide: Slide) -> str:

@@ -33,7 +33,7 @@ from cellseg.read.label_maps import (
 )
 from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folder
 from cellseg.read.names import short_name
-from cellseg.read.orientation import orientation, turn_note
+from cellseg.read.orientation import file_orientation, is_jpeg, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
 from cellseg.read.window import open_image
 from cellseg.rle import MaskRuns, areas, decode
@@ -170,9 +170,8 @@ def _with_warnings(
     sources: Mapping[int, Path] | None = None,
 ) -> AnnotatedImage:
     """Build the result, with the warnings that apply to every source, as `_with_cell_warnings`."""
-    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     warnings["images turned by their EXIF orientation, as their masks must be"] += (
-        is_jpeg and orientation(path) > 1
+        is_jpeg(path) and file_orientation(path) > 1
     )
     size = pixels.shape[0], pixels.shape[1]
     warnings[DARK_TEXT] += is_dark(count_bright(pixels), math.prod(size))

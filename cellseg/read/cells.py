@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.images import ImageCells, distinct_detections
+from cellseg.images import ImageCells, ImageRecord, distinct_detections
 from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
@@ -86,30 +86,17 @@ def read_predicted_cells(
     if listed and is_cohort(path):
         return _read_slides(listed, data, names)
     results = read_results(path)
-    source = annotations or find_sidecar_ground_truth(path)
-    known = None
-    if source is not None:
-        coco = load_coco(source)
-        known, images = coco["categories"], image_records(coco, data)
+    truth = annotations or find_sidecar_ground_truth(path)
+    coco = load_coco(truth) if truth else None
     if listed:
-        images, source = listed.images, listed.source
-    elif source is None:
-        if results_file(path).name == OWN_RESULTS_FILE:  # their ids are not the test list's
-            list_path = sidecar_path(path, "list")
-            raise InputError(
-                f"{list_path}: no such file, expected the list of the images, which inference.py "
-                f"writes beside {OWN_RESULTS_FILE}; copy it too, or predict again"
-            )
-        images, source = read_test_list(data), data / TEST_LIST
-    elif annotations is not None:
-        entries = [entry for entry in results if isinstance(entry, dict)]
-        with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
-        if n_empty := sum(image.id not in with_results for image in images):
-            warn(
-                f"{annotations}: {n_empty} of {plural(len(images), 'image')} without detections "
-                "count as images without cells; leave those out that were not predicted"
-            )
-    known = known or read_result_categories(path)
+        source, images = listed.source, listed.images
+    elif truth and coco:
+        source, images = truth, image_records(coco, data)
+        if annotations:
+            _warn_of_empty(annotations, images, results)
+    else:
+        source, images = data / TEST_LIST, _read_test_images(path, data)
+    known = coco["categories"] if coco else read_result_categories(path)
     categories = _named(known, names)
     outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images])
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}
@@ -119,7 +106,7 @@ def read_predicted_cells(
     ids = {category["id"] for category in categories}
     flag = "--class_names" if known is None else "--annotations"
     _check_known(path, results, "category_id", ids, "the classes", flag)
-    coco = {
+    without_gt = {
         "images": [list_entry(image) for image in images],
         "categories": categories,
         "annotations": [],
@@ -128,21 +115,44 @@ def read_predicted_cells(
         ImageCells(
             id=eval_image.id,
             file_name=eval_image.file_name,
-            path=of_id[eval_image.id][0].path,
+            path=record.path,
             size=eval_image.size,
-            level=of_id[eval_image.id][0].level,
-            mpp=of_id[eval_image.id][0].mpp,
-            tissue_px=of_id[eval_image.id][0].tissue_px,
-            name=of_id[eval_image.id][1],
+            level=record.level,
+            mpp=record.mpp,
+            tissue_px=record.tissue_px,
+            name=output,
             masks=eval_image.masks,
             classes=eval_image.classes,
             boxes=boxes_xyxy(eval_image.mask_runs),
             scores=eval_image.scores,
             hidden=eval_image.hidden,
         )
-        for eval_image in map(distinct_detections, pair_by_image(coco, results, path))
+        for eval_image in map(distinct_detections, pair_by_image(without_gt, results, path))
+        for record, output in [of_id[eval_image.id]]
     ]
-    return class_names(coco), _check_clashes(source, cells)
+    return class_names(without_gt), _check_clashes(source, cells)
+
+
+def _read_test_images(path: Path, data: Path) -> list[ImageRecord]:
+    """Read the test list for results. Raises InputError if the ids are those of another list."""
+    if results_file(path).name == OWN_RESULTS_FILE:
+        list_path = sidecar_path(path, "list")
+        raise InputError(
+            f"{list_path}: no such file, expected the list of the images, which inference.py "
+            f"writes beside {OWN_RESULTS_FILE}; copy it too, or predict again"
+        )
+    return read_test_list(data)
+
+
+def _warn_of_empty(annotations: Path, images: Sequence[ImageRecord], results: list[Any]) -> None:
+    """Warn of images without detections, which perhaps were not predicted."""
+    entries = [entry for entry in results if isinstance(entry, dict)]
+    with_results = {e["image_id"] for e in entries if type(e.get("image_id")) is int}
+    if n_empty := sum(image.id not in with_results for image in images):
+        warn(
+            f"{annotations}: {n_empty} of {plural(len(images), 'image')} without detections count "
+            "as images without cells; leave those out that were not predicted"
+        )
 
 
 def _read_slides(

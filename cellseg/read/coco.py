@@ -24,6 +24,7 @@ from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageCells, ImageRecord
 from cellseg.limits import check_outline_length
+from cellseg.read.fill import ring_area
 from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, check_image_name
 from cellseg.read.resolution import MPP_RANGE, is_plausible
@@ -448,10 +449,15 @@ def check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, Any
         for part in mask if isinstance(mask, list) else ():
             usable = isinstance(part, list) and len(part) % 2 == 0
             if usable and all(_is_number(n) and abs(n) < 2**32 for n in part):
-                points = np.array(part, np.float64).reshape(-1, 2)
+                points = to_points(part)
                 length += float(np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum())
                 n_points += len(points)
     check_outline_length(path, length, n_points)
+
+
+def to_points(part: Sequence[float]) -> NDArray[np.float64]:
+    """Return a polygon, x, y, …, as `(V, 2)` points."""
+    return np.array(part, np.float64).reshape(-1, 2)
 
 
 def is_numbers(part: Any) -> bool:
@@ -463,8 +469,7 @@ def is_degenerate(part: Any) -> bool:
     """Return whether a polygon has fewer than 3 points or no area; not if it is something else."""
     if not is_numbers(part) or len(part) % 2:
         return False
-    x, y = np.array(part, float).reshape(-1, 2).T
-    return len(x) < 3 or abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) < 1e-6
+    return len(part) < 6 or ring_area(to_points(part)) < 5e-7
 
 
 def is_polygon(value: Any, size: tuple[int, int]) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from cellseg.messages import warn
-from cellseg.read.coco import check_polygons, is_polygon
-from cellseg.read.fill import fill_polygons
-from cellseg.read.outlines import Outline, ring_area
+from cellseg.read.coco import check_polygons, is_polygon, to_points
+from cellseg.read.fill import fill_polygons, ring_area
+from cellseg.read.outlines import Outline
 from cellseg.rle import MaskRuns, areas, encode
 
 EDGES, CENTRES = "edges", "centres"
@@ -101,7 +101,7 @@ def _find_convention(
     """
     polygons = [a for a in polygons if _stated_area(a) and not _is_area_of_box(a)]
     stated = sum(map(_stated_area, polygons))
-    drawn = sum(ring_area(_ring(part)) for a in polygons for part in a["segmentation"])
+    drawn = sum(ring_area(to_points(part)) for a in polygons for part in a["segmentation"])
     if abs(drawn - stated) <= _TOLERANCE * stated:
         return [], ""
     filled = _fill_through_centres(path, polygons, sizes)
@@ -123,13 +123,11 @@ def _fill_through_centres(
     by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in polygons:
         by_image[annotation["image_id"]].append(annotation)
-    return [
-        (
-            members,
-            fill_polygons([[[_ring(p)] for p in a["segmentation"]] for a in members], sizes[id_]),
-        )
-        for id_, members in by_image.items()
-    ]
+    filled = []
+    for id_, members in by_image.items():
+        cells = [[[to_points(part)] for part in each["segmentation"]] for each in members]
+        filled.append((members, fill_polygons(cells, sizes[id_])))
+    return filled
 
 
 def _is_usable(annotation: dict[str, Any], sizes: dict[int, Size]) -> bool:
@@ -149,10 +147,6 @@ def _stated_area(annotation: dict[str, Any]) -> float:
 
 
 def _is_area_of_box(annotation: dict[str, Any]) -> bool:
-    points = np.concatenate([_ring(part) for part in annotation["segmentation"]])
+    points = np.concatenate([to_points(part) for part in annotation["segmentation"]])
     box = float(np.prod(np.ptp(points, axis=0)))
     return abs(_stated_area(annotation) - box) <= 0.01 * box
-
-
-def _ring(part: Sequence[float]) -> Any:
-    return np.array(part, np.float64).reshape(-1, 2)

@@ -8,9 +8,9 @@ what it wrote: a COCO file, whose images have, beside COCO's keys, a `source` (`
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import read_json
-from cellseg.limits import check_outline_length
 from cellseg.messages import listed, plural, warn
-from cellseg.read.classes import advise_class_names, class_numbers, is_ignored
+from cellseg.read.classes import (
+    UnknownClassError,
+    advise_class_names,
+    class_numbers,
+    is_ignored,
+)
 from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
@@ -44,9 +48,10 @@ from cellseg.read.corrected_store import (
     store,
     union,
 )
-from cellseg.read.fill import fill_polygons, outline_lengths
+from cellseg.read.fill import check_lengths, fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.layout import TEST
+from cellseg.read.names import comparable_name
 from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
@@ -58,10 +63,6 @@ _SAME_OUTLINE = 0.95  # IoU of an outline that a program without ids only wrote 
 _MANY = 5  # deleted cells in a window, if most of its cells
 _REGION = 4  # times the area of the largest cell: a region, if nothing else tells
 _REMEDY = "expected the folder that export.py --to_correct wrote"
-
-
-class _UnknownClassError(InputError):
-    """Of a window with cells of unknown classes."""
 
 
 @dataclass
@@ -78,6 +79,19 @@ class Change:
     @property
     def now(self) -> int:
         return self.written - self.renamed_from - self.deleted + self.renamed_to + self.added
+
+
+@dataclass
+class _Tally:
+    """What was found in the corrected windows of all folders."""
+
+    changes: dict[str, Change] = field(default_factory=dict)  # by class
+    counts: Counter[str] = field(default_factory=Counter)  # windows and cells, by what they are
+    unknown: Counter[str] = field(default_factory=Counter)  # cells, by unknown class
+    empty: list[str] = field(default_factory=list)  # windows without a cell
+    deleted: list[str] = field(default_factory=list)  # windows of which most cells were deleted
+    # Outlines, by the reason and then by window.
+    ignored: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
 
 def take_back(
@@ -111,33 +125,29 @@ def take_back(
     """
     corrected: list[Corrected] = []
     problems: list[InputError] = []
-    unknown: Counter[str] = Counter()
-    changes: dict[str, Change] = {}
-    counts: Counter[str] = Counter()
-    unusual: dict[str, list[str]] = {"empty": [], "deleted": []}
-    ignored: dict[str, Counter[str]] = {what: Counter() for what in ("twice", "empty", "points")}
+    tally = _Tally()
     for given in folders:
         folder, coco_file = (given.parent, given) if given.is_file() else (given, None)
         index = load_index(folder / INDEX)
         if names is None:
             names = class_names(index)
         files = (
-            _coco_outlines(coco_file, index, names, unknown)
+            _coco_outlines(coco_file, index, names, tally.unknown)
             if coco_file
             else _find_files(folder, index)
         )
-        reader = _Reader(folder, index, names, changes, counts, unknown, unusual, ignored)
+        reader = _Reader(folder, index, names, tally)
         for image in index["images"]:
-            file = files.get(image["file_name"])
             try:
-                window = reader.read(image, file)
+                window = reader.read(image, files.get(image["file_name"]))
             except InputError as error:
                 problems.append(error)
                 continue
             if window:
                 corrected.append(window)
     assert names is not None
-    advice = f"; {advise_class_names(names, unknown)}" if unknown else ""
+    counts = tally.counts
+    advice = f"; {advise_class_names(names, tally.unknown)}" if tally.unknown else ""
     if problems and not (skip_bad and corrected):
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
@@ -145,7 +155,7 @@ def take_back(
             f"must be fixed first: {'; '.join(map(str, problems[:20]))}{more}{advice}"
         )
     for problem in problems:
-        warn(f"skipped: {problem}{advice if isinstance(problem, _UnknownClassError) else ''}")
+        warn(f"skipped: {problem}{advice if isinstance(problem, UnknownClassError) else ''}")
     if not corrected:
         raise InputError(
             f"--corrected {folders[0]}: none of "
@@ -158,13 +168,7 @@ def take_back(
     counts["test"] = sum(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
-    _print_changes(names, changes, counts, ignored, len(corrected))
-    for what, text in (
-        ("empty", "windows without a cell in what was looked through, used as background"),
-        ("deleted", "windows of which most cells were deleted (export all objects, not selected)"),
-    ):
-        if unusual[what]:
-            warn(f"{text}: {len(unusual[what])}: {listed(unusual[what])}")
+    _print_changes(names, tally, len(corrected))
     store(data, corrected, names)
     return list(names)
 
@@ -238,7 +242,7 @@ def _coco_outlines(
         warn(f"{path}: cells without a pixel, ignored: {n_empty}")
     numbers = class_numbers(names)
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
-    numbered = {id_: numbers.get(name.strip().casefold(), 0) for id_, name in theirs.items()}
+    numbered = {id_: numbers.get(comparable_name(name), 0) for id_, name in theirs.items()}
     by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
     if foreign := sorted(by_name.keys() - {image["file_name"] for image in index["images"]}):
         what = plural(len(foreign), "image")
@@ -263,7 +267,7 @@ def _coco_outlines(
         elif other["id"] in broken:
             problem = broken[other["id"]]
         elif bad:
-            problem = _UnknownClassError(
+            problem = UnknownClassError(
                 f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
             )
         else:
@@ -287,11 +291,7 @@ class _Reader:
     folder: Path
     index: COCO
     names: Sequence[str]
-    changes: dict[str, Change]
-    counts: Counter[str]
-    unknown: Counter[str]
-    unusual: dict[str, list[str]]
-    ignored: dict[str, Counter[str]]
+    tally: _Tally
 
     def read(self, image: dict[str, Any], file: _File | None) -> Corrected | None:
         """Read a window; None if it was not looked through.
@@ -300,7 +300,7 @@ class _Reader:
         """
         size = image["height"], image["width"]
         if file is None:
-            self.counts["missing"] += 1
+            self.tally.counts["missing"] += 1
             return None
         if file.problem:
             raise file.problem
@@ -310,7 +310,7 @@ class _Reader:
         else:
             unchanged = _is_same(written, file.coco)
         if unchanged:
-            self.counts["unchanged"] += 1
+            self.tally.counts["unchanged"] += 1
             return None
         path = self.folder / image["file_name"]
         pixels = read_image(path)
@@ -324,23 +324,23 @@ class _Reader:
             cells, region, hidden = self._outlines(file.path, size, ids)
         else:
             cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
-            self.counts["whole"] += 1
+            self.tally.counts["whole"] += 1
         # A file that was dragged into QuPath twice gives each cell twice.
         once: dict[tuple[int, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.id not in ids):
             once.setdefault((cell.class_, str(cell.mask["counts"])), cell)
-        self.ignored["twice"][image["file_name"]] += len(cells) - len(once)
+        self.tally.ignored["twice"][image["file_name"]] += len(cells) - len(once)
         cells = list(once.values())
         kept = mostly_inside([cell.mask for cell in cells], region)
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
-        self.counts["outside"] += len(cells) - len(now)
+        self.tally.counts["outside"] += len(cells) - len(now)
         looked_at = [cell for cell, inside in zip(written, before, strict=True) if inside]
         n_deleted = self._compare(looked_at, now)
         if not now:
-            self.unusual["empty"].append(image["file_name"])
+            self.tally.empty.append(image["file_name"])
         if n_deleted >= _MANY and 2 * n_deleted > len(looked_at):
-            self.unusual["deleted"].append(f"{image['file_name']} ({n_deleted})")
+            self.tally.deleted.append(f"{image['file_name']} ({n_deleted})")
         source = replace(read_source(self.folder / INDEX, image), height=size[0], width=size[1])
         others = [cell.mask for cell, inside in zip(cells, kept, strict=True) if not inside]
         visible = (region & ~hidden & ~union(others, size)) | union([c.mask for c in now], size)
@@ -351,8 +351,8 @@ class _Reader:
     @cached_property
     def _written(self) -> dict[int, list[Cell]]:
         """The cells that were written, by the id of the window."""
-        ours = {name.strip().casefold(): n for n, name in enumerate(self.names)}
-        theirs = {c["id"]: c["name"].strip().casefold() for c in self.index["categories"]}
+        ours = {comparable_name(name): n for n, name in enumerate(self.names)}
+        theirs = {c["id"]: comparable_name(c["name"]) for c in self.index["categories"]}
         return {
             id_: [
                 Cell(a["cell"], ours.get(theirs[a["category_id"]], -1), a["segmentation"])
@@ -369,31 +369,20 @@ class _Reader:
         broken = [outline.error for outline in outlines if outline.error]
         problems = [error.removeprefix(f"{path}: ") for error in broken]
         outlines = [outline for outline in outlines if not outline.error]
-        self.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
+        self.tally.ignored["points"][path.name] += sum(not outline.polygons for outline in outlines)
         outlines = [outline for outline in outlines if outline.polygons]
-        rings = [ring for outline in outlines for polygon in outline.polygons for ring in polygon]
-        length = float(outline_lengths(rings, size).sum())
-        check_outline_length(path, length, sum(map(len, rings)))
-        masks = fill_polygons([outline.polygons for outline in outlines], size)
+        polygons = [outline.polygons for outline in outlines]
+        check_lengths(path, polygons, size)
+        masks = fill_polygons(polygons, size)
         numbers = class_numbers(self.names)
         class_text = [(outline.class_name or "").strip() for outline in outlines]
-        is_cell = np.array([text.casefold() in numbers for text in class_text], bool)
-        # Cells of a single class need no name, and may look like a region then.
-        unsure = [
+        class_of = [numbers.get(comparable_name(text), 0) for text in class_text]
+        is_cell = np.array(class_of, np.int64) > 0
+        may_be_region = [
             not text and outline.id not in known
             for outline, text in zip(outlines, class_text, strict=True)
         ]
-        sure = np.flatnonzero(is_cell & ~np.array(unsure, bool))
-        compared = sure if len(sure) else np.flatnonzero(is_cell)
-        area = areas(masks)
-        is_region = np.array(
-            [
-                (_is_region_name(text) and text.casefold() not in numbers)
-                or (unsure[n] and _is_region(masks, n, compared[compared != n]))
-                for n, text in enumerate(class_text)
-            ],
-            bool,
-        )
+        is_region = _find_regions(masks, class_text, is_cell, np.array(may_be_region, bool))
         no_class, others = [], Counter[str]()
         for outline, text, cell, region in zip(
             outlines, class_text, is_cell, is_region, strict=True
@@ -404,7 +393,7 @@ class _Reader:
                 others[text] += 1
             else:
                 no_class.append(outline.where)
-        self.unknown.update(others)
+        self.tally.unknown.update(others)
         if no_class:
             problems.append(
                 f"{plural(len(no_class), 'cell')} without a class ({listed(no_class)}): set it, or "
@@ -420,19 +409,20 @@ class _Reader:
             problems.append("the region that was looked through is outside the window: move it")
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            error = _UnknownClassError if others else InputError
+            error = UnknownClassError if others else InputError
             raise error(f"{path}: {'; '.join(problems[:5])}{more}")
-        self.counts["whole"] += not is_region.any()
+        self.tally.counts["whole"] += not is_region.any()
         is_cell &= ~is_region
-        self.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
+        area = areas(masks)
+        self.tally.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
         ignored = [
             n
             for n, text in enumerate(class_text)
             if is_ignored(text) and not is_region[n] and not is_cell[n]
         ]
-        self.counts["ignored"] += len(ignored)
+        self.tally.counts["ignored"] += len(ignored)
         cells = [
-            Cell(outlines[n].id or "", numbers[class_text[n].casefold()] - 1, encoded[n])
+            Cell(outlines[n].id or "", class_of[n] - 1, encoded[n])
             for n in np.flatnonzero(is_cell & (area > 0)).tolist()
         ]
         return cells, region, union([encoded[n] for n in ignored], size)
@@ -443,11 +433,11 @@ class _Reader:
         Returns the number of deleted cells.
         """
         pairs, by_overlap = match_cells(written, now)
-        self.counts["by overlap"] += by_overlap
+        self.tally.counts["by overlap"] += by_overlap
 
         def change(number: int) -> Change:
             name = self.names[number] if number >= 0 else "other classes"
-            return self.changes.setdefault(name, Change())
+            return self.tally.changes.setdefault(name, Change())
 
         for cell in written:
             change(cell.class_).written += 1
@@ -503,6 +493,23 @@ def _is_region_name(name: str) -> bool:
     return name.casefold() in ("region", "region*")
 
 
+def _find_regions(
+    masks: MaskRuns, class_text: Sequence[str], is_cell: Bools, may_be_region: Bools
+) -> Bools:
+    """Return which outlines are regions, `(N,)` bool: by their class, or without one by their area.
+
+    Cells of a single class need no name, and may look like a region then.
+    """
+    sure = np.flatnonzero(is_cell & ~may_be_region)
+    compared = sure if len(sure) else np.flatnonzero(is_cell)
+    is_region = [
+        (_is_region_name(text) and not is_cell[n])
+        or (may_be_region[n] and _is_region(masks, n, compared[compared != n]))
+        for n, text in enumerate(class_text)
+    ]
+    return np.array(is_region, bool)
+
+
 def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
     """Return whether an outline without a class is a region, and not a cell that has none.
 
@@ -515,14 +522,9 @@ def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
     return bool(area[n] >= _REGION * area[compared].max(initial=0))
 
 
-def _print_changes(
-    names: Sequence[str],
-    changes: dict[str, Change],
-    counts: Counter[str],
-    ignored: dict[str, Counter[str]],
-    n_windows: int,
-) -> None:
+def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
     """Print what was changed, by class, and how the windows were used."""
+    changes, counts = tally.changes, tally.counts
     parts = [plural(n_windows, "corrected window")]
     if counts["whole"]:
         parts.append(f"{counts['whole']} of them without a region: looked through as a whole")
@@ -531,7 +533,7 @@ def _print_changes(
     print("; ".join(parts))
     order = [*(name for name in names if name in changes), *sorted({*changes} - {*names})]
     rows = [(name, changes[name]) for name in order]
-    total = Change(*(sum(getattr(c, field) for _, c in rows) for field in asdict(Change())))
+    total = Change(*(sum(getattr(c, key) for _, c in rows) for key in asdict(Change())))
     columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
     width = max(len(name) for name in (*order, "class", "all"))
     print("  ".join([f"{'class':{width}}", *columns]))
@@ -563,5 +565,14 @@ def _print_changes(
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),
     ):
-        if files := [f"{name} ({n})" for name, n in ignored[what].items() if n]:
-            warn(f"{text}: {ignored[what].total()}: {listed(files)}")
+        if files := [f"{name} ({n})" for name, n in tally.ignored[what].items() if n]:
+            warn(f"{text}: {tally.ignored[what].total()}: {listed(files)}")
+    for windows, text in (
+        (tally.empty, "windows without a cell in what was looked through, used as background"),
+        (
+            tally.deleted,
+            "windows of which most cells were deleted (export all objects, not selected)",
+        ),
+    ):
+        if windows:
+            warn(f"{text}: {len(windows)}: {listed(windows)}")

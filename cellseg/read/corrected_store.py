@@ -34,7 +34,7 @@ from cellseg.read.coco import (
     split_by_class,
 )
 from cellseg.read.fill import subtract
-from cellseg.read.names import image_name, is_outside, path_parts
+from cellseg.read.names import comparable_name, image_name, is_outside, path_parts
 from cellseg.read.window import open_image, read_image
 from cellseg.rle import (
     RLE,
@@ -283,11 +283,11 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
         pixels_of = [read_image(data / image["file_name"]) for image in coco["images"]]
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from None
-    numbers = {name.strip().casefold(): n for n, name in enumerate(names)}
+    numbers = {comparable_name(name): n for n, name in enumerate(names)}
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
     of_image = annotations_by_image(coco)
     used = {theirs[a["category_id"]] for a in coco["annotations"]}
-    if bad := sorted(name for name in used if name.strip().casefold() not in numbers):
+    if bad := sorted(name for name in used if comparable_name(name) not in numbers):
         raise InputError(
             f"{path}: has cells of the classes {', '.join(bad)}, expected {', '.join(names)}; "
             f"{advise_class_names(names, bad)}"
@@ -309,7 +309,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
                 f"(height x width), expected {size[0]} x {size[1]}; {remedy}"
             )
         cells = [
-            Cell("", numbers[theirs[a["category_id"]].strip().casefold()], a["segmentation"])
+            Cell("", numbers[comparable_name(theirs[a["category_id"]])], a["segmentation"])
             for a in of_image[image["id"]]
         ]
         name = Path(image["file_name"]).stem

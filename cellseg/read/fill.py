@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.limits import check_outline_length
 from cellseg.rle import MaskRuns, concatenate, join_runs, ranges, unite_runs
 
 Ints = NDArray[np.int64]
@@ -53,7 +55,14 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     return join_runs(size, len(cells), owner, starts, ends)
 
 
-def outline_lengths(rings: Sequence[Floats], size: tuple[int, int]) -> Floats:
+def check_lengths(path: object, cells: Sequence[list[Polygon]], size: tuple[int, int]) -> None:
+    """Raise InputError if the outlines of a file's cells are too long for `fill_polygons`."""
+    rings = [ring for polygons in cells for polygon in polygons for ring in polygon]
+    length = float(_outline_lengths(rings, size).sum())
+    check_outline_length(path, length, sum(map(len, rings)))
+
+
+def _outline_lengths(rings: Sequence[Floats], size: tuple[int, int]) -> Floats:
     """Return the lengths of N rings inside an image of `size` (H, W), `(N,)` in pixels.
 
     An edge counts with the larger of its extents in x and y.
@@ -71,6 +80,12 @@ def outline_box(polygons: Sequence[Polygon]) -> Floats:
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
+def ring_area(ring: NDArray[Any]) -> float:
+    """Return the area that a `(V, 2)` ring, closed or not, encloses."""
+    x, y = ring.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+
+
 def _edges(rings: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:
     """Return all points of rings, the point before each in its ring, and the ring's index."""
     lengths = np.array([len(ring) for ring in rings], np.int64)
@@ -82,7 +97,7 @@ def _edges(rings: Sequence[Floats]) -> tuple[Floats, Floats, Ints]:
 
 def _blocks(rings: Sequence[Floats], size: tuple[int, int]) -> Iterator[Sequence[Floats]]:
     """Yield the rings in blocks of bounded cost."""
-    cost = np.cumsum(outline_lengths(rings, size) + [len(ring) for ring in rings])
+    cost = np.cumsum(_outline_lengths(rings, size) + [len(ring) for ring in rings])
     block = (cost // _BLOCK).astype(np.int64)
     for begin, end in itertools.pairwise(np.flatnonzero(np.diff(block, prepend=-1, append=-1))):
         yield rings[begin:end]

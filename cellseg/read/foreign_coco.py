@@ -7,14 +7,14 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.files import find_in_another_case, read_json
+from cellseg.files import exists, find_in_another_case, read_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural, warn
 from cellseg.read.cell_checks import scattered
@@ -86,11 +86,7 @@ def read_coco_images(
     skipped = []
     if isinstance(coco, dict):
         skipped = _repair(path, data, coco, warnings, skip_bad)
-        sizes = {
-            image["id"]: (image["height"], image["width"])
-            for image in _dicts(coco.get("images"))
-            if all(type(image.get(key)) is int for key in ("id", "height", "width"))
-        }
+        sizes = _sizes(_dicts(coco.get("images")))
         settle_polygons(path, _dicts(coco.get("annotations")), sizes, convention)
     before = Counter(_image_ids(coco))
     unusable: list[tuple[Any, InputError]] = []
@@ -123,16 +119,14 @@ def read_coco_images(
     images = []
     for image in annotated_cells(coco, data, names):
         warnings[image.id]["crowd regions (iscrowd), ignored"] = image.n_crowds
-        values = {each.name: getattr(image, each.name) for each in fields(image)}
-        images.append(CocoImage(**values, warnings=+warnings[image.id]))
+        images.append(CocoImage(**vars(image), warnings=+warnings[image.id]))
     return class_names(coco), sorted(images, key=lambda image: image.file_name), skipped
 
 
 def _check_folder(path: Path, data: Path, file_names: Sequence[str]) -> None:
     """Raise InputError if no image is in the data folder, with the place of one that is found."""
     names = [name for name in file_names if not is_outside(name)]
-    # Path.exists raises an error for long names.
-    if not names or any(os.path.exists(data / name) for name in names):  # noqa: PTH110
+    if not names or any(exists(data / name) for name in names):
         return
     if other := find_in_another_case(data / names[0]):
         raise InputError(
@@ -219,12 +213,23 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
         coco |= {"images": images, "annotations": annotations}
         if not images:
             raise InputError(f"{path}: none of the images is usable; the first: {skipped[0]}")
-    sizes = {
-        image["id"]: (image["width"], image["height"])
+    _repair_polygons(annotations, _sizes(images), warnings)
+    return skipped
+
+
+def _sizes(images: Sequence[COCO]) -> dict[int, tuple[int, int]]:
+    """Return height and width of each image by its id, if all of these are integers."""
+    return {
+        image["id"]: (image["height"], image["width"])
         for image in images
-        if type(image.get("id")) is int
-        and all(type(image.get(key)) is int for key in ("width", "height"))
+        if all(type(image.get(key)) is int for key in ("id", "height", "width"))
     }
+
+
+def _repair_polygons(
+    annotations: Sequence[COCO], sizes: Mapping[int, tuple[int, int]], warnings: Warnings
+) -> None:
+    """Put single polygons into lists, scale fractions to pixels, leave out degenerate parts."""
     for annotation in annotations:
         part = annotation.get("segmentation")
         if isinstance(part, list) and len(part) >= 6 and is_numbers(part):
@@ -238,7 +243,7 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
     if _are_fractions([part for _, parts in polygons for part in parts]):
         for annotation, parts in polygons:
             for part in parts:
-                width, height = sizes[annotation["image_id"]]
+                height, width = sizes[annotation["image_id"]]
                 part[::2] = [x * width for x in part[::2]]
                 part[1::2] = [y * height for y in part[1::2]]
             kind = "cells with coordinates from 0 to 1, scaled to pixels"
@@ -250,7 +255,6 @@ def _repair(path: Path, data: Path, coco: COCO, warnings: Warnings, skip_bad: bo
             kind = "parts of cells of fewer than 3 points or without area, left out"
             warnings[annotation["image_id"]][kind] += n_stray
             annotation["segmentation"] = good
-    return skipped
 
 
 def _repair_ids(
@@ -288,8 +292,7 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 def _relative(file_name: str, data: Path) -> str:
     """Return a file name with forward slashes and relative to the data folder, if it is in it."""
-    # Path.exists raises an error for long names.
-    if "\\" in file_name and not os.path.exists(data / file_name):  # noqa: PTH110
+    if "\\" in file_name and not exists(data / file_name):
         file_name = file_name.replace("\\", "/")
     if Path(file_name).is_absolute():
         for folder in (data.absolute(), data.resolve()):
@@ -338,7 +341,7 @@ def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
 
 def _crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
     """Return the crowd regions of the size of a cell, in one place."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    sizes = _sizes(coco["images"])
     found = []
     for category in coco["categories"]:
         members = [a for a in coco["annotations"] if a["category_id"] == category["id"]]
@@ -366,7 +369,7 @@ def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
         if isinstance(annotation.get("segmentation"), list)
     ]
     coco = check_coco(path, coco)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
+    sizes = _sizes(coco["images"])
     found = []
     if crowds := _crowds_like_cells(coco):
         n = plural(len(crowds), "crowd region")

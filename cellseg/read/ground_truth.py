@@ -65,9 +65,9 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     InputError
         If a file is missing or damaged, or doesn't fit its image.
     """
-    if not Path(path).is_dir():
+    if not path.is_dir():
         return load_coco_as_written(path)
-    return _read_folder(Path(path), Path(data), read_test_list(data), Path(data) / TEST_LIST)
+    return _read_folder(path, data, read_test_list(data), data / TEST_LIST)
 
 
 def _read_folder(
@@ -209,12 +209,12 @@ def read_results_with_ground_truth(
     ]
     detections = [[read_results(part) for part in parts] for parts in all_parts]
     lists = [own for own in all_listed if own]
-    if lists and Path(source).is_dir():
+    if lists and source.is_dir():
         listed = {image.file_name: image for own in lists for image in own.images}
         records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
         others = {file_name: None for own in lists for file_name in own.others}
         missing = [file_name for file_name in others if file_name not in listed]
-        ground_truth = _read_folder(Path(source), Path(data), records, lists[0].source, missing)
+        ground_truth = _read_folder(source, data, records, lists[0].source, missing)
     else:
         ground_truth = read_ground_truth(source, data)
     for part in itertools.chain.from_iterable(all_parts):

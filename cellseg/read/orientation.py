@@ -1,23 +1,38 @@
-"""EXIF orientation as the reason for a size that doesn't fit."""
+"""EXIF orientation: what turns JPEGs on reading, and the reason for a size that does not fit."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import PIL.Image
 
+from cellseg.read.coded_size import JPEG_MAGIC
+
 _TAG = 274
-_TURNED = (5, 6, 7, 8)  # these swap height and width
+TURNED = (5, 6, 7, 8)  # these swap height and width
 
 
-def orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image file, 1 to 8: 1 if there is none."""
+def exif_orientation(picture: PIL.Image.Image) -> int:
+    """Return the EXIF orientation of a picture, 1 to 8: 1 if there is none."""
+    value = picture.getexif().get(_TAG, 1)
+    return value if value in range(1, 9) else 1
+
+
+def file_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, as `exif_orientation`."""
     try:
         with PIL.Image.open(path) as picture:
-            value = picture.getexif().get(_TAG, 1)
+            return exif_orientation(picture)
     except Exception:  # noqa: BLE001 (damage is reported by those who read the pixels)
         return 1
-    return value if value in range(1, 9) else 1
+
+
+def is_jpeg(path: Path) -> bool:
+    """Return whether a file is a JPEG, whatever its name: these are turned on reading."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(2) == JPEG_MAGIC
+    return False
 
 
 def turn_note(path: Path, size: tuple[int, ...], other: tuple[int, ...]) -> str:
@@ -25,9 +40,8 @@ def turn_note(path: Path, size: tuple[int, ...], other: tuple[int, ...]) -> str:
 
     `size` is the size of the image, `other` that of its annotations, both height and width.
     """
-    turned = orientation(path)
-    if turned not in _TURNED or tuple(size) != tuple(other)[::-1]:
+    turned = file_orientation(path)
+    if turned not in TURNED or tuple(size) != tuple(other)[::-1]:
         return ""
-    is_read_turned = path.suffix.lower() in (".jpg", ".jpeg")
-    how = "is turned on reading, as" if is_read_turned else "is not turned on reading, though"
+    how = "is turned on reading, as" if is_jpeg(path) else "is not turned on reading, though"
     return f" (the image {how} its EXIF orientation {turned} says)"

@@ -12,10 +12,9 @@ import skimage.measure
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.limits import check_outline_length
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
-from cellseg.read.fill import Polygon, fill_polygons, outline_box, outline_lengths
+from cellseg.read.fill import Polygon, check_lengths, fill_polygons, outline_box, ring_area
 from cellseg.rle import MaskRuns, areas, select_masks
 from cellseg.text import show
 
@@ -146,9 +145,7 @@ def fill_outlines(
         )
     warnings["outlines outside the image, ignored"] = len(outside)
 
-    rings = [ring for _, outline in inside for polygon in outline.polygons for ring in polygon]
-    length = float(outline_lengths(rings, size).sum())
-    check_outline_length(path, length, sum(map(len, rings)))
+    check_lengths(path, [outline.polygons for _, outline in inside], size)
     cells = {}
     for number in sorted({n for n, _ in inside}):
         mask_runs = fill_polygons([o.polygons for n, o in inside if n == number], size)
@@ -222,12 +219,6 @@ def _is_far(polygons: Sequence[Polygon], sizes: Sequence[float]) -> bool:
 
 _MANY = 5
 _FAR = 5
-
-
-def ring_area(ring: NDArray[np.float64]) -> float:
-    """Return the area that a `(V, 2)` ring, closed or not, encloses."""
-    x, y = ring.T
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
 
 
 _REGION = 4  # times the area of the box of each cell in it

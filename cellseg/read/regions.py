@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from cellseg.coarse import CoarseMask
 from cellseg.errors import InputError
-from cellseg.limits import check_outline_length
 from cellseg.messages import plural, warn
-from cellseg.read.fill import fill_polygons, outline_box, outline_lengths
+from cellseg.read.fill import check_lengths, fill_polygons, outline_box
 from cellseg.read.geojson import read_geojson
 from cellseg.rle import MaskRuns, areas, cut_at_columns
 
@@ -135,9 +134,7 @@ def read_regions(
         warn(f"{path}: {plural(n_beyond, 'region')} cut off at the image's edge")
     scale = np.array([size[1] / width, size[0] / height])
     polygons = [[(ring + 0.5) * scale - 0.5 for ring in p] for r in regions for p in r.polygons]
-    rings = [ring for polygon in polygons for ring in polygon]
-    length = float(outline_lengths(rings, size).sum())
-    check_outline_length(path, length, sum(map(len, rings)))
+    check_lengths(path, [polygons], size)
     read = Regions(path, len(regions), fill_polygons([polygons], size))
     if not read.area:
         raise InputError(

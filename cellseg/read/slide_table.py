@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
+from cellseg.files import exists
 from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.read.csv_table import read_rows
@@ -107,18 +108,11 @@ def _read_row(
             problem = f"{where}mpp {text!r} is not {MPP_RANGE}; correct it, or leave it empty"
     if not row["path"]:
         problem = f"{where}no path; add it, or remove the line"
-    elif _exists(file) and file.is_dir():
+    elif exists(file) and file.is_dir():
         problem = f"{where}{file}: is a folder, expected an image; write the paths of its images"
     regions = folder / row["regions"] if row.get("regions") else None
     for each in (file, regions):
-        if each and not problem and not _exists(each):
+        if each and not problem and not exists(each):
             problem = f"{where}{each}: no such file; correct the path"
     regions = None if problem else regions
     return ImageRecord(1, str(file), file, None, mpp=mpp, regions=regions), problem
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False

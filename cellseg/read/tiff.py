@@ -29,6 +29,7 @@ from cellseg.errors import InputError
 from cellseg.files import check_ordinary, find_in_another_case
 from cellseg.limits import check_image_memory
 from cellseg.read.coded_size import JPEG_MAGIC, JXL, JXR, PNG_MAGIC, WEBP, coded_size
+from cellseg.read.orientation import TURNED, exif_orientation
 from cellseg.read.resolution import Resolution, picture_resolution
 
 try:
@@ -127,8 +128,7 @@ def picture_header(path: Path) -> PictureHeader:
         return PictureHeader((height, width), bits == 16, resolution)
     with _pillow(path, magic) as picture, decode_errors(path):
         width, height = picture.size
-        # EXIF orientations 5 to 8 swap height and width; 8 is the largest.
-        sideways = magic == JPEG_MAGIC and picture.getexif().get(274) in (5, 6, 7, 8)
+        sideways = magic == JPEG_MAGIC and exif_orientation(picture) in TURNED
         size = (width, height) if sideways else (height, width)
         return PictureHeader(size, False, picture_resolution(picture.info))
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cellseg.coarse import CoarseMask
+from cellseg.coarse import CoarseMask, reduce_pixels
 from cellseg.read.window import WindowedImage, open_file_or_array
 
 Image = NDArray[np.uint8]
@@ -130,10 +130,7 @@ def _read_reduced(opened: WindowedImage, factor: int) -> Image:
     starts = range(0, height, rows)
     for top in tqdm(starts, "finding tissue", leave=False, disable=len(starts) < 8 or None):
         block = opened.read((0, top, width, min(top + rows, height)))
-        part = reduced[top // factor : (top + rows) // factor]
-        below, right = -block.shape[0] % factor, -width % factor
-        block = cv2.copyMakeBorder(block, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        part[:] = cv2.resize(block, part.shape[1::-1], interpolation=cv2.INTER_AREA)
+        reduced[top // factor : (top + rows) // factor] = reduce_pixels(block, factor)
     return reduced
 
 

@@ -37,16 +37,10 @@ def _aggregated_jaccard(
     comparison: Comparison, choose: Callable[[Comparison], NDArray[np.int64]]
 ) -> float:
     chosen = choose(comparison)
-    unmatched_gt = np.ones(len(comparison.gt_indices), bool)
-    unmatched_gt[comparison.pairs[chosen, 0]] = False
-    # Detections within a crowd region are ignored.
-    unmatched_detections = ~comparison.in_crowd
-    unmatched_detections[comparison.pairs[chosen, 1]] = False
+    fn, fp = comparison.unmatched(comparison.pairs[chosen])
     intersection = comparison.intersection[chosen].sum()
     covered = (
-        comparison.union[chosen].sum()
-        + comparison.gt_areas[unmatched_gt].sum()
-        + comparison.areas[unmatched_detections].sum()
+        comparison.union[chosen].sum() + comparison.gt_areas[fn].sum() + comparison.areas[fp].sum()
     )
     return float(intersection / covered) if covered else float("nan")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.score.bootstrap import draw_weights, interval
+from cellseg.score.detection import ratio
 
 ALL = "all"  # name of the row of all classes, and of that of all images
 
@@ -105,16 +106,16 @@ def composition(
     weights = draw_weights(n_images) if n_images > 1 else np.zeros((0, n_images))
     known = ~np.isnan(um)
 
-    def ratio(numerator: Floats, denominator: Floats) -> Quantity:
+    def quotient(numerator: Floats, denominator: Floats) -> Quantity:
         """Return the ratio of `(I, K + 1)` arrays; images with NaN are left out of the total."""
         usable = np.isfinite(numerator) & np.isfinite(denominator)
         above = np.where(usable, numerator, 0)
         below = np.where(usable, denominator, 0)
-        bounds = np.array(interval(_divide(weights @ above, weights @ below)))
+        bounds = np.array(interval(ratio(weights @ above, weights @ below)))
         bounds[:, (below > 0).sum(axis=0) < 2] = np.nan  # of one image, each resample is the same
         return Quantity(
-            _divide(numerator, denominator),
-            _divide(above.sum(axis=0), below.sum(axis=0)),
+            ratio(numerator, denominator),
+            ratio(above.sum(axis=0), below.sum(axis=0)),
             *bounds,
         )
 
@@ -122,10 +123,10 @@ def composition(
     known_area = np.broadcast_to(mm2[:, None], counts.shape)
     return Composition(
         count=Quantity(counts, counts.sum(axis=0), *interval(weights @ counts)),
-        share=ratio(counts, everything),
-        density_per_mm2=ratio(counts, known_area),
-        mean_area_px=ratio(sums, counts),
-        mean_area_um2=ratio(sums * um[:, None] ** 2, np.where(known[:, None], counts, np.nan)),
+        share=quotient(counts, everything),
+        density_per_mm2=quotient(counts, known_area),
+        mean_area_px=quotient(sums, counts),
+        mean_area_um2=quotient(sums * um[:, None] ** 2, np.where(known[:, None], counts, np.nan)),
         area_px=area,
         area_mm2=mm2,
     )
@@ -167,14 +168,6 @@ def composition_rows(
 def _with_all(by_class: Floats) -> Floats:
     """Return a `(I, K)` array with a last column of its sums."""
     return np.concatenate([by_class, by_class.sum(axis=1, keepdims=True)], axis=1)
-
-
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """Return the ratio, NaN where the denominator is 0."""
-    shape = np.broadcast_shapes(numerator.shape, denominator.shape)
-    out = np.full(shape, np.nan)
-    np.divide(numerator, denominator, out=out, where=denominator > 0)
-    return out
 
 
 def _plain(value: Any) -> Any:

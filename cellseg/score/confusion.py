@@ -24,8 +24,7 @@ def confusion_matrix(comparisons: Sequence[Comparison], n_classes: int) -> NDArr
     for comparison in comparisons:
         pairs, _ = comparison.matches()
         np.add.at(matrix, (comparison.gt_classes[pairs[:, 0]], comparison.classes[pairs[:, 1]]), 1)
-        fn, fp = np.ones(len(comparison.gt_indices), bool), ~comparison.in_crowd
-        fn[pairs[:, 0]] = fp[pairs[:, 1]] = False
+        fn, fp = comparison.unmatched(pairs)
         np.add.at(matrix[:, -1], comparison.gt_classes[fn], 1)
         np.add.at(matrix[-1], comparison.classes[fp], 1)
     return matrix

@@ -45,11 +45,10 @@ def count_matches(
         pairs, pair_iou = comparison.matches(threshold)
         correct = comparison.gt_classes[pairs[:, 0]] == comparison.classes[pairs[:, 1]]
         k = comparison.gt_classes[pairs[correct, 0]]
+        is_fn, is_fp = comparison.unmatched(pairs[correct])
         tp[i] = np.bincount(k, minlength=n_classes)
         iou[i] = np.bincount(k, pair_iou[correct], minlength=n_classes)
-        fn[i] = np.bincount(comparison.gt_classes, minlength=n_classes) - tp[i]
-        is_fp = ~comparison.in_crowd
-        is_fp[pairs[correct, 1]] = False
+        fn[i] = np.bincount(comparison.gt_classes[is_fn], minlength=n_classes)
         fp[i] = np.bincount(comparison.classes[is_fp], minlength=n_classes)
     return MatchCounts(tp, fn, fp, iou)
 

@@ -78,6 +78,12 @@ class Comparison:
         iou = self.iou
         return self.pairs[iou > threshold], iou[iou > threshold]
 
+    def unmatched(self, pairs: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return false negatives, `(N,)`, and false positives, `(M,)` bool: those in no pair."""
+        fn, fp = np.ones(len(self.gt_indices), bool), ~self.in_crowd
+        fn[pairs[:, 0]] = fp[pairs[:, 1]] = False
+        return fn, fp
+
 
 def compare_label_maps(
     eval_image: EvalImage, score_threshold: float = 0.5, overlap: str = "score"
@@ -227,8 +233,7 @@ def _mask_pixels(
     mask_runs: rle.MaskRuns, masks: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the column-major positions of the pixels of masks, and the mask index of each."""
-    n_runs = np.diff(mask_runs.offsets)[masks]
-    run = rle.ranges(mask_runs.offsets[:-1][masks], n_runs)
-    lengths = mask_runs.ends[run] - mask_runs.starts[run]
-    owner = np.repeat(np.repeat(masks, n_runs), lengths)
-    return rle.ranges(mask_runs.starts[run], lengths), owner
+    selected = rle.select_masks(mask_runs, masks)
+    lengths = selected.ends - selected.starts
+    owner = np.repeat(np.repeat(masks, np.diff(selected.offsets)), lengths)
+    return rle.ranges(selected.starts, lengths), owner

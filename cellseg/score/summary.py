@@ -16,7 +16,13 @@ from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
 from cellseg.score.confusion import confusion_matrix
-from cellseg.score.detection import DetectionScores, MatchCounts, count_matches, detection_scores
+from cellseg.score.detection import (
+    DetectionScores,
+    MatchCounts,
+    count_matches,
+    detection_scores,
+    ratio,
+)
 from cellseg.score.labelmap import Comparison, class_agnostic, compare_label_maps, select_class
 from cellseg.score.match import MatchCandidates
 from cellseg.score.panoptic import panoptic
@@ -326,9 +332,8 @@ _AP_NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
 def _with_mean(classes: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
     """Concatenate `(…, K)`, their mean and `(…, 1)`."""
     known = ~np.isnan(classes)
-    n = known.sum(axis=-1, keepdims=True)
     total = np.where(known, classes, 0).sum(axis=-1, keepdims=True)
-    mean = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+    mean = ratio(total, known.sum(axis=-1, keepdims=True))
     return np.concatenate([classes, mean, one], axis=-1)
 
 
@@ -336,8 +341,7 @@ def _image_score(comparison: Comparison) -> ImageScore:
     pairs, _ = comparison.matches()
     gt, detection = pairs.T
     correct = comparison.gt_classes[gt] == comparison.classes[detection]
-    fn, fp = np.ones(len(comparison.gt_indices), bool), ~comparison.in_crowd
-    fn[gt] = fp[detection] = False
+    fn, fp = comparison.unmatched(pairs)
     matches = np.stack([comparison.gt_indices[gt], comparison.detection_indices[detection]], axis=1)
     return ImageScore(
         tp=matches[correct],

@@ -16,7 +16,7 @@ import numpy as np
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
 from cellseg.read.cells import scale_to_full_resolution
-from cellseg.read.outlines import ring_area
+from cellseg.read.fill import ring_area
 from cellseg.write.polygons import traced_rings
 
 _START = '{"info":{"description":"Cells as polygons (export.py)"},\n'

@@ -16,6 +16,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path, write_atomic, write_json
 from cellseg.images import ImageCells
 from cellseg.messages import listed, plural
+from cellseg.overlap import reach_into
 from cellseg.png import write_png
 from cellseg.read.cells import read_annotated_cells
 from cellseg.read.coco import AnnotatedImage, build_coco, split_by_class
@@ -196,11 +197,9 @@ def _cut_cells(
     window: Window, threshold: float
 ) -> tuple[MaskRuns, NDArray[np.int64], NDArray[np.float64]]:
     """Return masks, classes and scores of a window's cells with a minimum score, by class."""
-    image, (left, top, right, bottom) = window.image, window.box
+    image = window.image
     assert image.scores is not None
-    near = (image.boxes[:, :2] < (right, bottom)).all(axis=1)
-    near &= (image.boxes[:, 2:] > (left, top)).all(axis=1)
-    here = np.flatnonzero(near & (image.scores >= threshold))
+    here = np.flatnonzero(reach_into(image.boxes, window.box) & (image.scores >= threshold))
     here = here[np.argsort(image.classes[here], kind="stable")]
     masks = crop_runs(decode([image.masks[n] for n in here], image.size), window.box)
     some = np.flatnonzero(np.diff(masks.offsets) > 0)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.messages import plural, warn
+from cellseg.overlap import reach_into
 from cellseg.read.window import open_image_of_size
 from cellseg.rle import MaskRuns, areas, boxes_xyxy, crop_runs, decode, select_masks
 from cellseg.score.measures import neighbour_measures, shape_measures, sum_within
@@ -134,10 +135,7 @@ def _measure_stains(
     sums = np.zeros((2, len(mask_runs), len(STAINS)))  # of the values, and of their squares
     with open_image_of_size(image.path, image.size, image.level) as pixels:
         for window in _windows(image.size):
-            left, top, right, bottom = window
-            here = np.flatnonzero(
-                ((boxes[:, :2] < (right, bottom)) & (boxes[:, 2:] > (left, top))).all(axis=1)
-            )
+            here = np.flatnonzero(reach_into(boxes, window))
             if not len(here):
                 continue
             inside = crop_runs(select_masks(mask_runs, here), window)

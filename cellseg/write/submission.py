@@ -21,6 +21,7 @@ import numpy as np
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
+from cellseg.messages import listed
 from cellseg.predictions import Predictions
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
@@ -168,8 +169,8 @@ def check_submission(
             )
         if len(names) > 1:
             raise InputError(
-                f"{path}: the zip holds {', '.join(names[:3])}{', …' * (len(names) > 3)}, expected "
-                f"only {RESULTS_FILE}; zip that file by itself"
+                f"{path}: the zip holds {listed(names)}, expected only {RESULTS_FILE}; zip that "
+                "file by itself"
             )
     return count, sorted(empty)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from cellseg.errors import InputError
-from cellseg.files import check_own, write_atomic
+from cellseg.files import check_own, write_atomic, write_csv
 from cellseg.images import ImageCells, searched_area
 from cellseg.score.composition import Composition, composition, composition_rows
 from cellseg.write.measured import column_types, measure_cells, warn_of_unreadable
@@ -200,14 +199,11 @@ def _write_summary(
     path: Path, found: Composition, images: Sequence[str], names: Sequence[str]
 ) -> None:
     rows = composition_rows(found, images, names)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        numbers = {key: value for key, value in row.items() if isinstance(value, float)}
-        writer.writerow(row | {key: _text(value) for key, value in numbers.items()})
-    with write_atomic(path) as file:
-        file.write(table.getvalue())
+    texts = [
+        {key: _text(value) if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
+    write_csv(path, rows[0], texts)
 
 
 def _text(number: float) -> str:

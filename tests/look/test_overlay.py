@@ -19,8 +19,8 @@ from cellseg.look.overlay import (
     draw_outlines,
     draw_overlay,
     draw_reduced,
-    write_png,
 )
+from cellseg.png import write_png
 from cellseg.read.window import from_array
 
 NAMES = ["epithelial", "lymphocyte", "neutrophil", "macrophage"]
