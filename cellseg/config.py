@@ -261,8 +261,9 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
     Raise InputError if a key has no value or is unknown, or its value has the wrong type.
     """
-    for option in options:
-        if option.startswith("--"):
+    for n, option in enumerate(options):
+        is_key = n % 2 == 0  # a value may be a negative number
+        if option.startswith("--") or (is_key and option.startswith("-")):
             raise InputError(f"{option}: flags must stand before the KEY VALUE pairs")
     if len(options) % 2:
         raise InputError(f"{options[-1]}: this has no value, expected KEY VALUE pairs at the end")

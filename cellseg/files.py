@@ -283,11 +283,11 @@ _LONGEST = 200  # bytes; file systems allow 255, and a suffix may follow
 def safe_name(name: str) -> str:
     """Return a name from a file as the name of a single file or folder, on any operating system.
 
-    Slashes and control characters, a drive letter, dots and spaces at the end, names of devices
-    and the rest of long names are replaced. A name that had to be changed ends with its hash, so
-    that distinct names stay distinct.
+    Slashes and control characters, a drive (a character before a colon), dots and spaces at the
+    end, names of devices and the rest of long names are replaced. A name that had to be changed
+    ends with its hash, so that distinct names stay distinct.
     """
-    safe = re.sub(r"^[A-Za-z]:|[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)
+    safe = re.sub(r"(?s)^.:+|[/\\\x00-\x1f\x7f\ud800-\udfff]", "_", name)
     safe = re.sub(r"[. ]+$", lambda end: "_" * len(end[0]), safe) or "_"
     if safe.partition(".")[0].rstrip().upper() in _DEVICES:
         safe = f"_{safe}"

@@ -163,7 +163,8 @@ OWN: dict[str, Any] = {
         # Multiplies the learning rate of the backbone, as in Mask2Former, where a feature pyramid
         # does not belong to it either.
         "BACKBONE_MULTIPLIER": 1.0,
-        # Number of parts of a batch, which go through the network one after the other.
+        # Number of parts of a batch, which go through the network one after the other. Losses that
+        # are means over cells or boxes are means of the parts', as those of several processes.
         "ACCUMULATE": 1,
         # Decay of the moving average of the weights, which is then scored and saved; 0 for none.
         "EMA": 0.0,
@@ -361,10 +362,15 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": SCHEDULERS,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
     "SOLVER.BASE_LR": _POSITIVE,
     "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
     "SOLVER.BACKBONE_MULTIPLIER": _POSITIVE,
+    "SOLVER.BIAS_LR_FACTOR": _NOT_NEGATIVE,
+    "SOLVER.MOMENTUM": Range(0, 1, below=True),
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": _POSITIVE,
     "SOLVER.ACCUMULATE": _POSITIVE,
     "SOLVER.EMA": _FRACTION,
@@ -373,10 +379,13 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "SOLVER.MAX_ITER": _POSITIVE,
     "SOLVER.WARMUP_EPOCHS": _NOT_NEGATIVE,
     "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
+    "SOLVER.WARMUP_FACTOR": _FRACTION,
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.GAMMA": _FRACTION,
     "SOLVER.CHECKPOINT_EPOCHS": _NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": _POSITIVE,
     "SOLVER.STEPS": Numbers(_POSITIVE, rising=True),
-    "SOLVER.STEP_FRACTIONS": Numbers(_POSITIVE, rising=True),
+    "SOLVER.STEP_FRACTIONS": Numbers(Range(0, 1, above=True), rising=True),
     "TEST.EVAL_EPOCHS": _NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.PATIENCE": _NOT_NEGATIVE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -59,3 +60,16 @@ def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
             f"{display_path(run)} was trained on {len(seen)} of the "
             f"{plural(len(data.validation), 'validation image')}, so AP50 before is too high"
         )
+
+
+def warn_of_other_classes(cfg: CfgNode, data: TrainingData) -> None:
+    """Warn of initial weights from a run with as many classes, but of other names or order."""
+    run = find_former_run(cfg.MODEL.WEIGHTS)
+    with contextlib.suppress(InputError):  # no valid record
+        record = runs.read_record(run) if run else {"categories": []}
+        former, names = ([c["name"] for c in of] for of in (record["categories"], data.categories))
+        if len(former) == len(names) and former != names:
+            warn(
+                f"--weights {cfg.MODEL.WEIGHTS}: its classes are {', '.join(former)}, now they are "
+                f"{', '.join(names)}; each begins with the weights of the class in its place"
+            )

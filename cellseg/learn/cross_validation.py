@@ -84,8 +84,10 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     for number in range(1, cfg.DATA.FOLDS + 1):
         run = folder / f"fold{number}"
         sessions[run] = existing.get(run) or _begin_fold(run, number, cfg, data, launch)
-    for number, fold in enumerate(sessions.values(), 1):
+    for number, (run, fold) in enumerate(sessions.items(), 1):
         print(f"fold {number} of {len(sessions)}")
+        if (run / runs.FINAL).is_file() and not (run / runs.LAST).is_file():
+            continue  # finished, and its checkpoint deleted
         code = session.train_in_processes(fold, launch)
         if code:
             return code

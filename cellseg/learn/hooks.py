@@ -12,9 +12,9 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Validation(HookBase):
         self.n_without_improvement = 0
         self.score_before = score_before
         self.before: float | None = None
+        self._barrier: Callable[[], None] = lambda: None
 
     def before_train(self) -> None:
         if self.trainer.start_iter:
@@ -161,7 +162,10 @@ class CheckpointSaver(HookBase):
 
 
 class MetricWriter(HookBase):
-    """Writes medians over `period` steps to TensorBoard and as lines of JSON."""
+    """Writes medians over `period` steps, and the learning rate, to TensorBoard and as JSON lines.
+
+    The rate is that of the last step.
+    """
 
     def __init__(self, folder: Path, period: int) -> None:
         self.folder = folder
@@ -176,21 +180,24 @@ class MetricWriter(HookBase):
         self._lines = self._open.enter_context((self.folder / METRICS).open("a", encoding="utf-8"))
 
     def after_step(self) -> None:
-        step = self.trainer.iter
+        self._last_step = step = self.trainer.iter
         for name, (value, of_step) in self.trainer.storage.latest().items():
             if of_step == step:
                 self._values.setdefault(name, []).append(float(value))
         scored = any(name.startswith("validation/") for name in self._values)
         if (step + 1) % self.period == 0 or step + 1 == self.trainer.max_iter or scored:
-            medians = {name: statistics.median(v) for name, v in sorted(self._values.items())}
-            check_run_folder(self.folder)
-            with self._errors():
-                for name, value in medians.items():
-                    self._events.add_scalar(name, value, step)
-                unit = {FULL_SCORE: 1.0} if scored else {}
-                self._lines.write(json.dumps({"iteration": step, **medians, **unit}) + "\n")
-                self._lines.flush()
-            self._values.clear()
+            self._write(step, {FULL_SCORE: 1.0} if scored else {})
+
+    def _write(self, step: int, more: Mapping[str, float] = MappingProxyType({})) -> None:
+        medians = {name: statistics.median(v) for name, v in sorted(self._values.items())}
+        medians |= {name: self._values[name][-1] for name in ("lr",) if name in self._values}
+        check_run_folder(self.folder)
+        with self._errors():
+            for name, value in medians.items():
+                self._events.add_scalar(name, value, step)
+            self._lines.write(json.dumps({"iteration": step, **medians, **more}) + "\n")
+            self._lines.flush()
+        self._values.clear()
 
     def add_picture(self, name: str, picture: NDArray[np.uint8]) -> None:
         """Add an `(H, W, 3)` uint8 RGB picture to TensorBoard."""
@@ -198,8 +205,12 @@ class MetricWriter(HookBase):
             self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
     def after_train(self) -> None:
-        with self._errors():
-            self._open.close()
+        try:
+            if self._values:  # it stopped within a period
+                self._write(self._last_step)
+        finally:
+            with self._errors():
+                self._open.close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from fvcore.common.param_scheduler import (
 from torch.optim.lr_scheduler import LambdaLR
 
 from cellseg.errors import InputError
-from cellseg.messages import plural
+from cellseg.messages import plural, warn
 
 _NORMS = (
     torch.nn.modules.batchnorm._BatchNorm,
@@ -82,7 +82,7 @@ def load_optimizer_state(
 
     Moments get the memory layout of their parameters. The state of earlier checkouts is that of
     torch, with numbers of parameters in the order of their groups, which depends on the options.
-    Raises KeyError or ValueError if it does not fit.
+    Raises ValueError if it does not fit.
     """
     own = optimizer.state_dict()
     if "param_groups" in state:
@@ -97,6 +97,11 @@ def load_optimizer_state(
         names = {parameter: name for name, parameter in network.named_parameters()}
         trained = [names[p] for group in optimizer.param_groups for p in group["params"]]
         number = {name: n for n, name in enumerate(trained)}
+        if others := sorted({*state} - {*number}):
+            raise ValueError(
+                f"{others[0]} was trained before, as {len(others)} of its parameters that are not "
+                "trained now"
+            )
         numbered = {number[name]: moments for name, moments in state.items()}
     optimizer.load_state_dict({**own, "state": numbered})
     for parameter, moments in optimizer.state.items():
@@ -148,6 +153,13 @@ def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
         cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
     if len(solver.STEP_FRACTIONS):
         solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})
+    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        warn(
+            f"SOLVER.STEPS {', '.join(map(str, late))}: not before the end of the run, after "
+            f"{plural(solver.MAX_ITER, 'iteration')}, so the rate does not fall there; set "
+            "SOLVER.STEP_FRACTIONS, such as (0.6,0.9)"
+        )
     solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
@@ -19,14 +20,14 @@ from cellseg.config import config_errors
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
-from cellseg.learn.continued import check_former_run
+from cellseg.learn.continued import check_former_run, warn_of_other_classes
 from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.memory import report_memory
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
 from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
-from cellseg.messages import plural, warn
+from cellseg.messages import listed, plural, warn
 from cellseg.read.layout import CLASS_NAMES
 
 WORKERS = 4  # data loading workers on a GPU, where the recipe is for the CPU and has none
@@ -84,12 +85,13 @@ def set_workers(cfg: CfgNode, chosen: bool) -> None:
 
 
 def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
-    """Raise InputError if a resumed run would have another optimizer, batch size or fold."""
+    """Raise InputError if a resumed run would have another optimizer, batch size, fold or scale."""
     for name, section, key in (
         ("--optimizer", "SOLVER", "OPTIMIZER"),
         ("--batch_size", "SOLVER", "IMS_PER_BATCH"),
         ("DATA.FOLDS", "DATA", "FOLDS"),
         ("DATA.FOLD", "DATA", "FOLD"),
+        ("INPUT.ZOOM", "INPUT", "ZOOM"),
     ):
         if cfg[section][key] != original[section][key]:
             split = " (SOLVER.ACCUMULATE splits a batch)" if key == "IMS_PER_BATCH" else ""
@@ -192,7 +194,7 @@ def check_warmup(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.WARMUP_ITERS {warmup}: the warm-up is longer than the run of "
             f"{plural(n, 'iteration')}, which would never reach its learning rate; end the command "
-            f"with SOLVER.WARMUP_ITERS {max(1, n // 10)}, or train longer (--epochs)"
+            f"with SOLVER.WARMUP_ITERS {n // 10}, or train longer (--epochs)"
         )
 
 
@@ -202,6 +204,8 @@ def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     check_warmup(cfg)
     if cfg.DATA.CONTINUES:
         check_former_run(cfg, session.data)
+    else:
+        warn_of_other_classes(cfg, session.data)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session
@@ -306,6 +310,8 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
     """Build the trainer, and load the checkpoint or the initial weights."""
     cfg, run, first = session.cfg, Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
     torch.manual_seed(cfg.SEED)
+    if not session.new:
+        _check_checkpoint(run)
     try:
         with config_errors(run / runs.CONFIG):
             trainer = build_trainer(cfg, session.data)
@@ -327,6 +333,24 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
             shutil.rmtree(run, ignore_errors=True)
         raise
     return trainer
+
+
+def _check_checkpoint(run: Path) -> None:
+    """Check that a run to resume has a checkpoint, or has not been trained.
+
+    Raises InputError if it is finished, as it would replace its weights from the start. Warns if it
+    was stopped before its first checkpoint.
+    """
+    last = run / runs.LAST
+    if last.is_file():
+        return
+    if (run / runs.FINAL).is_file():
+        raise InputError(
+            f"{display_path(last)}: no such file, so the run, which is finished, can't go on; "
+            f"restore it, or begin a new run with --weights {display_path(run)}"
+        )
+    if (run / runs.METRICS).is_file() and distributed.rank() == 0:
+        warn(f"{display_path(run)}: without a checkpoint ({runs.LAST}), so it starts anew")
 
 
 def _write_config(cfg: CfgNode) -> None:
@@ -353,6 +377,7 @@ def print_training(session: Session, n_processes: int) -> None:
         flush=True,
     )
     warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP)
+    warn_of_classes_without_cells(data)
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
         warn(
             f"the warm-up of {plural(solver.WARMUP_ITERS, 'iteration')} lasts for the whole run; "
@@ -365,6 +390,26 @@ def print_training(session: Session, n_processes: int) -> None:
         )
     if cfg.TEST.PATIENCE and not data.validation:
         warn("no validation images (--val_fraction), so TEST.PATIENCE has no effect")
+
+
+def warn_of_classes_without_cells(data: TrainingData) -> None:
+    """Warn of classes that no training cell has, which the network can't learn."""
+    names = [category["name"] for category in data.categories]
+    n_train, n_validation = (
+        sum((np.bincount(image.classes, minlength=len(names)) for image in part), start=0)
+        + np.zeros(len(names), int)
+        for part in (data.train, data.validation)
+    )
+    missing = [
+        name + (f" ({of_validation} in the validation set)" if of_validation else "")
+        for name, of_train, of_validation in zip(names, n_train, n_validation, strict=True)
+        if not of_train
+    ]
+    if missing:
+        warn(
+            f"classes without training cells, which can't be learnt: {len(missing)}: "
+            f"{listed(missing)}"
+        )
 
 
 def print_parameter_count(network: torch.nn.Module) -> None:

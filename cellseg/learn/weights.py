@@ -260,6 +260,8 @@ def load_initial_weights(network: torch.nn.Module, name: str, trusted: str | Non
         elif "model" in data:
             data = data["model"]
         state = {key: torch.as_tensor(value) for key, value in data.items()}
+        if bad := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
+            raise ValueError(f"{bad[0]} is not finite")
         taken = take_weights(network, state, strict=False)
     own = network.state_dict()
     summary = f"{taken} of the network's {len(own)} tensors from {path.name}"
