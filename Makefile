@@ -19,7 +19,7 @@ setup: $(VENV)/.detectron2  ## create .venv: pinned requirements, and Detectron2
 	@touch $(VENV)/.ready
 
 $(VENV)/.requirements: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("make: $(PYTHON) is Python %d.%d; 3.10, 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("make: $(PYTHON) is Python %d.%d; 3.10 to 3.14 is needed: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -43,8 +43,8 @@ def run_checks() -> Iterator[Check]:
     """Check Python, the packages, the compiled operators, CUDA and the compiler."""
     yield Check(
         f"Python {platform.python_version()}",
-        (3, 10) <= sys.version_info[:2] <= (3, 12),
-        "3.10, 3.11 or 3.12 is needed: make distclean, then make setup PYTHON=python3.11",
+        (3, 10) <= sys.version_info[:2] <= (3, 14),
+        "3.10 to 3.14 is needed: make distclean, then make setup PYTHON=python3.11",
     )
     versions = package_versions()
     for package, version in versions.items():
