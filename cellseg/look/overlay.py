@@ -249,7 +249,7 @@ def draw_reduced(
 
 
 def _zoom_for(image: NDArray[np.uint8]) -> int:
-    return min(-(-_LONG_SIDE // max(*image.shape[:2], 1)), _MAX_ZOOM)
+    return int(min(-(-_LONG_SIDE // max(*image.shape[:2], 1)), _MAX_ZOOM))
 
 
 def _count(classes: NDArray[np.int64], names: Sequence[str]) -> list[int]:

@@ -169,7 +169,7 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
     is_detection = np.array([outline.kind == "detection" for outline in outlines], bool)
     # Most outlines are too small.
     enough = _REGION * np.sort(extents)[len(extents) // 4] if len(extents) else 0
-    for n in np.flatnonzero((extents >= enough) & ~is_detection):
+    for n in np.flatnonzero((extents >= enough) & ~is_detection).tolist():
         left, top, right, bottom = boxes[n]
         inside = (centres > (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
         inside &= _REGION * extents <= extents[n]

@@ -120,7 +120,8 @@ def _noise(rng: np.random.Generator, height: int, width: int, size: float) -> Fl
 
 def _ramp(value: Floats, low: float, high: float) -> Floats:
     """Return 0 below `low`, 1 above `high`, linear between."""
-    return np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
+    ramp: Floats = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
+    return ramp
 
 
 class _Tissue:

@@ -192,8 +192,8 @@ def score(
         for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
             metric_name = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
             result[metric_name] = _with_mean(getattr(each, name), getattr(one, name))
-        has_gt = weights @ gt_counts > 0
-        has_gt = np.append(has_gt, has_gt.any(axis=-1, keepdims=True), axis=-1)
+        n_gt = weights @ gt_counts
+        has_gt = np.append(n_gt, n_gt.sum(axis=-1, keepdims=True), axis=-1) > 0
         for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
             # An image with false positives only counts as 0, but such a class has no score.
             mean = np.where(has_gt, mean_over_images(values, weights), np.nan)

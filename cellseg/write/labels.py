@@ -89,7 +89,7 @@ def write_labels(
     n_hidden, first_id = 0, 1
     written = set()
     for k in np.unique(classes).tolist():
-        members = np.flatnonzero(classes == k)
+        members = np.flatnonzero(classes == k).tolist()
         mask_runs = decode([masks[n] for n in members], size)
         rank = np.zeros(len(members)) if scores is None else -np.asarray(scores)[members]
         best_first = np.argsort(rank, kind="stable")
