@@ -166,6 +166,13 @@ def detectron2(*case):
         ("SOLVER.BASELR 1", "SOLVER.BASELR; did you mean SOLVER.BASE_LR?"),
         ("SOLVER.BASE_LR", "has no value"),
         ("SEED 1 --lr 2", "--lr: flags must"),
+        ("SEED 1 -l 2", "-l: flags must"),
+        ("SOLVER.WARMUP_FACTOR 5", "SOLVER.WARMUP_FACTOR 5.0: "),
+        ("SOLVER.GAMMA -1", "SOLVER.GAMMA -1.0: "),
+        ("SOLVER.MOMENTUM 1", "SOLVER.MOMENTUM 1.0: "),
+        ("SOLVER.BIAS_LR_FACTOR nan", "SOLVER.BIAS_LR_FACTOR nan: "),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE -1", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE -1.0: "),
+        ("SOLVER.STEP_FRACTIONS (0.5,2)", "SOLVER.STEP_FRACTIONS (0.5, 2): "),
         ("--weights nowhere.pth", "--weights nowhere.pth: "),
         detectron2(
             "--model small_fpn --weights imagenet",
@@ -215,6 +222,75 @@ def test_errors_are_one_line(tiny, cells, tmp_path, words, expected):
     assert "\n" not in message
     left = [path for path in tmp_path.rglob("*") if path.parent.parent != tmp_path]
     assert {path.name for path in left} <= {"runs"}, "a run folder was left behind"
+
+
+@ONE
+def test_a_class_without_training_cells_is_a_warning(go, cells, tmp_path, capsys):
+    coco = json.loads((cells / "train__annot.json").read_text())
+    first = coco["images"][0]
+    for each in coco[
+        "annotations"
+    ]:  # the third class only in the first image
+        each["category_id"] = 3 if each["image_id"] == first["id"] else 4
+    n_first = sum(each["image_id"] == first["id"] for each in coco["annotations"])
+    coco["categories"] = [{"id": n, "name": f"class{n}"} for n in (3, 4, 5)]
+    file = tmp_path / "rare.json"
+    file.write_text(json.dumps(coco))
+    held_out = ["DATA.VAL_IMAGES", f"['{Path(first['file_name']).parent.name}']"]
+    assert go("--annotations", file, "SOLVER.MAX_ITER", 1, *held_out) == 0
+    err = capsys.readouterr().err
+    assert f"can't be learnt: 2: class3 ({n_first} in the validation set), class5\n" in err
+
+
+@ONE
+def test_weights_of_a_run_with_other_classes_are_a_warning(go, cells, tmp_path, capsys):
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    former = only_run(tmp_path / "runs")
+    assert "classes are" not in capsys.readouterr().err
+    coco = json.loads((cells / "train__annot.json").read_text())
+    for category in coco["categories"]:
+        category["name"] = f"class{5 - category['id']}"
+    file = tmp_path / "turned.json"
+    file.write_text(json.dumps(coco))
+    assert go("--annotations", file, "--weights", former, "SOLVER.MAX_ITER", 1) == 0
+    warning = "its classes are class1, class2, class3, class4, now they are class4, class3, class2"
+    assert warning in capsys.readouterr().err
+    assert go("--weights", former, "SOLVER.MAX_ITER", 1) == 0
+    assert "classes are" not in capsys.readouterr().err
+
+
+@ONE
+def test_steps_after_the_end_of_a_run_are_a_warning(go, capsys):
+    words = ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,2,30)"]
+    assert go("--scheduler", "WarmupMultiStepLR", *words) == 0
+    assert "SOLVER.STEPS 2, 30: not before the end" in capsys.readouterr().err
+    assert go(*words) == 0  # a cosine has no steps
+    assert "STEPS" not in capsys.readouterr().err
+
+
+@ONE
+def test_weights_that_are_not_finite_are_refused(go, tmp_path):
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    file = only_run(tmp_path / "runs") / runs.FINAL
+    saved = load(file)
+    name = next(iter(saved["model"]))
+    saved["model"][name] = torch.full_like(saved["model"][name], torch.nan)
+    torch.save(saved, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match=rf"nan\.pth: .*{re.escape(name)} is not finite"):
+        go("--weights", tmp_path / "nan.pth", "SOLVER.MAX_ITER", 1)
+
+
+@ONE
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["INPUT.ZOOM", "2"], "INPUT.ZOOM 2.0: "),
+        (["MODEL.BACKBONE.FREEZE_AT", "2"], r"last\.pth: .*backbone\..*trained before"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_scale_or_frozen_layers(go, tmp_path, words, expected):
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    assert re.search(expected, refused(only_run(tmp_path / "runs"), "SOLVER.MAX_ITER", 2, *words))
 
 
 # --- the run folder
@@ -476,6 +552,46 @@ def test_a_stopped_run_is_resumed(go, tmp_path, monkeypatch, capsys, number):
 
     assert resume(run) == 0
     assert "6 iterations done" in capsys.readouterr().out
+
+
+@pytest.mark.one_engine
+def test_a_finished_run_without_its_checkpoint_is_not_trained_anew(go, tmp_path):
+    assert go("SOLVER.MAX_ITER", 1) == 0
+    run = only_run(tmp_path / "runs")
+    (run / runs.LAST).unlink()
+    weights = (run / runs.FINAL).read_bytes()
+    assert f"{run / runs.LAST}: no such file" in refused(run, "SOLVER.MAX_ITER", 2)
+    assert (run / runs.FINAL).read_bytes() == weights
+    # One that was stopped before its first checkpoint has nothing to lose.
+    (run / runs.FINAL).unlink()
+    assert resume(run) == 0
+    assert (run / runs.FINAL).is_file()
+
+
+@pytest.mark.one_engine
+def test_a_stopped_run_without_its_checkpoint_starts_anew(go, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 1)
+        assert go("SOLVER.MAX_ITER", 2) == 130
+    run = only_run(tmp_path / "runs")
+    (run / runs.LAST).unlink()
+    capsys.readouterr()
+    assert resume(run) == 0
+    assert f"warning: {run}: without a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.one_engine
+def test_curves_have_the_rate_of_their_iteration(go, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        assert go("SOLVER.MAX_ITER", 6) == 130
+    run = only_run(tmp_path / "runs")
+    rates = rates_of(monkeypatch)
+    assert resume(run) == 0
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [3, 5]  # also the last before the stop
+    assert lines[1]["lr"] == pytest.approx(dict(rates)[5])
+    assert dict(rates)[5] != dict(rates)[4]
 
 
 @pytest.mark.one_engine
@@ -790,6 +906,20 @@ def test_a_stop_in_the_last_iteration_of_a_fold_stops_the_next(go, tmp_path, mon
     assert [(run / runs.FINAL).is_file() for run in runs.list_fold_runs(folder)] == [True, False]
     assert resume(folder) == 0
     assert folder_of_folds(tmp_path / "runs") == folder
+
+
+@pytest.mark.one_engine
+def test_a_finished_fold_without_its_checkpoint_is_not_trained_again(go, tmp_path):
+    assert go("--folds", 2, "SOLVER.MAX_ITER", 1) == 0
+    folder = folder_of_folds(tmp_path / "runs")
+    before = (folder / runs.SUMMARY).read_text()
+    final = folder / "fold1" / runs.FINAL
+    written = final.stat().st_mtime_ns
+    for fold in runs.list_fold_runs(folder):
+        (fold / runs.LAST).unlink()
+    assert resume(folder) == 0
+    assert final.stat().st_mtime_ns == written
+    assert (folder / runs.SUMMARY).read_text() == before
 
 
 @pytest.mark.one_engine
