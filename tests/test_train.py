@@ -228,9 +228,7 @@ def test_errors_are_one_line(tiny, cells, tmp_path, words, expected):
 def test_a_class_without_training_cells_is_a_warning(go, cells, tmp_path, capsys):
     coco = json.loads((cells / "train__annot.json").read_text())
     first = coco["images"][0]
-    for each in coco[
-        "annotations"
-    ]:  # the third class only in the first image
+    for each in coco["annotations"]:  # the third class only in the first image
         each["category_id"] = 3 if each["image_id"] == first["id"] else 4
     n_first = sum(each["image_id"] == first["id"] for each in coco["annotations"])
     coco["categories"] = [{"id": n, "name": f"class{n}"} for n in (3, 4, 5)]
