@@ -8,6 +8,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,11 +138,10 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                 )
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
+    # Those of many slides are selected as they are read, since not all may fit into memory.
+    images, n_below = select_by_score(images, -math.inf if args.to_correct else threshold)
     if n_hidden := sum(int((image.hidden >= threshold).sum()) for image in images):
         print(f"{plural(n_hidden, 'cell')} mostly under others of higher scores left out")
-    if args.to_correct:
-        return names, images
-    images, n_below = select_by_score(images, threshold)
     if n_below and args.score_threshold is None:
         below = plural(n_below, "cell")
         print(f"{below} with a score below {threshold} left out (--score_threshold)")

@@ -122,6 +122,7 @@ def gt_cells(
 def rank_errors(results: Path, data: Path, ground_truth: Path, count: int) -> str:
     """Return how well the order of the windows fits the number of corrections that they need."""
     names, images = read_predicted_cells(results, data)
+    images = list(images)
     windows = rank_windows(images)
     errors = np.array([count_errors(window, ground_truth, len(names)) for window in windows])
     area = np.array([np.prod(window.image.size) / 1e6 for window in windows])

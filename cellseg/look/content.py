@@ -79,7 +79,8 @@ def results_content(paths: Sequence[Path], data: Path, threshold: float) -> Repo
     Raises InputError as `read_predicted_cells` does, or if two results are of different images
     or classes.
     """
-    names, first = read_predicted_cells(paths[0], data)
+    names, images = read_predicted_cells(paths[0], data)
+    first = list(images)
     for image in first:
         if not image.path.is_file():
             raise InputError(
@@ -88,7 +89,8 @@ def results_content(paths: Sequence[Path], data: Path, threshold: float) -> Repo
             )
     results = [first]
     for path in paths[1:]:
-        other_names, cells = read_predicted_cells(path, data)
+        other_names, images = read_predicted_cells(path, data)
+        cells = list(images)
         keys = [[(image.name, image.size) for image in one] for one in (first, cells)]
         if other_names != names or keys[0] != keys[1]:
             raise InputError(

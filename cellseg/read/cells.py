@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
 
 def read_predicted_cells(
     path: Path, data: Path, annotations: Path | None = None, names: list[str] | None = None
-) -> tuple[list[str], list[ImageCells]]:
+) -> tuple[list[str], Iterable[ImageCells]]:
     """Read results: the K class names, and the cells of each image, each once.
 
     A cell may have several detections, of which `distinct_detections` keeps one, best score first.
@@ -75,6 +75,10 @@ def read_predicted_cells(
     names
         Class names, in the order of the category ids; by default those of the annotations, else
         of the run as inference.py wrote them, else NYCU HW3's four.
+
+    Returns
+    -------
+    The names, and a list of the images; of many slides, an iterator that reads one at a time.
 
     Raises
     ------
@@ -157,25 +161,27 @@ def _warn_of_empty(annotations: Path, images: Sequence[ImageRecord], results: li
 
 def _read_slides(
     slides: ListedImages, data: Path, names: list[str] | None
-) -> tuple[list[str], list[ImageCells]]:
-    """Read the results of many slides, of the same classes. All cells are in memory."""
-    first: list[str] = []
-    images: list[ImageCells] = []
-    listed = zip(slides.parts, slides.images, slides.names, strict=True)
-    bar = tqdm(listed, "reading", len(slides.images), unit="slide", disable=None)
-    for (folder, _), record, name in bar:
-        theirs, (image,) = read_predicted_cells(folder, data, names=names)
-        first = first or theirs
-        if theirs != first:
-            raise InputError(
-                f"{folder}: has the classes {', '.join(theirs)}, but {slides.parts[0][0]} "
-                f"{', '.join(first)}; predict them with one run"
-            )
-        images.append(replace(image, id=record.id, name=name))
-    return first, images
+) -> tuple[list[str], Iterator[ImageCells]]:
+    """Read the results of many slides, of the same classes, one after the other."""
+    first = slides.parts[0][0]
+    expected = class_names({"categories": _named(read_result_categories(first), names)})
+
+    def read() -> Iterator[ImageCells]:
+        listed = zip(slides.parts, slides.images, slides.names, strict=True)
+        bar = tqdm(listed, "reading", len(slides.images), unit="slide", disable=None)
+        for (folder, _), record, name in bar:
+            theirs, (image,) = read_predicted_cells(folder, data, names=names)
+            if theirs != expected:
+                raise InputError(
+                    f"{folder}: has the classes {', '.join(theirs)}, but {first} "
+                    f"{', '.join(expected)}; predict them with one run"
+                )
+            yield replace(image, id=record.id, name=name)
+
+    return expected, read()
 
 
-def select_by_score(images: Sequence[ImageCells], threshold: float) -> tuple[list[ImageCells], int]:
+def select_by_score(images: Iterable[ImageCells], threshold: float) -> tuple[list[ImageCells], int]:
     """Return images with the detections of this score or more, and the number of the others."""
     selected, n_below = [], 0
     for image in images:
