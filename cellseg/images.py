@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class ImageCells(ImageRecord):
     name
         Name of the image and its outputs, unique in the set.
     masks
-        N compressed RLEs of the image's size.
+        N compressed RLEs of the image's size, perhaps `PackedMasks`.
     classes
         `(N,)` int64, 0…K−1.
     boxes
@@ -76,7 +77,7 @@ class ImageCells(ImageRecord):
 
     size: tuple[int, int]
     name: str
-    masks: list[RLE]
+    masks: Sequence[RLE]
     classes: NDArray[np.int64]
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None

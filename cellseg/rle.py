@@ -13,12 +13,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 RLE = dict[str, Any]
+
+
+class PackedMasks(Sequence[RLE]):
+    """N compressed RLEs of one image, in a tenth of the memory; each is built when it is taken."""
+
+    def __init__(self, masks: Sequence[RLE], size: tuple[int, int]) -> None:
+        """`masks` are RLEs of the image's `size`, height and width, with `counts` a str."""
+        self._size = [int(size[0]), int(size[1])]
+        self._counts = "".join(mask["counts"] for mask in masks)
+        self._offsets = np.cumsum([0, *(len(mask["counts"]) for mask in masks)])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> RLE: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RLE]: ...
+    def __getitem__(self, index: int | slice) -> RLE | list[RLE]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(len(self))[index]]
+        n = range(len(self))[index]
+        counts = self._counts[self._offsets[n] : self._offsets[n + 1]]
+        return {"size": [*self._size], "counts": counts}
 
 
 @dataclass(frozen=True)

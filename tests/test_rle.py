@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from cellseg.rle import (
     MaskRuns,
+    PackedMasks,
     areas,
     boxes_xyxy,
     crop_mask,
@@ -218,3 +219,17 @@ def test_xyxy_to_xywh_copies():
     boxes = np.array([[1, 2, 4, 9], [0, 0, 0, 0]])
     assert xyxy_to_xywh(boxes).tolist() == [[1, 2, 3, 7], [0, 0, 0, 0]]
     assert boxes.tolist() == [[1, 2, 4, 9], [0, 0, 0, 0]]
+
+
+@given(MAPS, st.slices(5), st.integers(-6, 6))
+def test_packed_masks_are_the_same(labels, part, index):
+    masks = encode(label_map_to_runs(labels)[1])
+    packed = PackedMasks(masks, labels.shape)
+    assert [*packed] == masks
+    assert packed[part] == masks[part]
+    assert len(packed) == len(masks)
+    if -len(masks) <= index < len(masks):
+        assert packed[index] == masks[index]
+    else:
+        with pytest.raises(IndexError):
+            packed[index]

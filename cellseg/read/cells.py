@@ -31,7 +31,7 @@ from cellseg.read.results import (
     sidecar_path,
 )
 from cellseg.read.window import open_image
-from cellseg.rle import boxes_xyxy
+from cellseg.rle import PackedMasks, boxes_xyxy
 
 
 def is_annotations(path: Path) -> bool:
@@ -191,7 +191,7 @@ def select_by_score(images: Iterable[ImageCells], threshold: float) -> tuple[lis
         selected.append(
             replace(
                 image,
-                masks=[image.masks[n] for n in keep],
+                masks=PackedMasks([image.masks[n] for n in keep], image.size),
                 classes=image.classes[keep],
                 boxes=image.boxes[keep],
                 scores=image.scores[keep],
