@@ -40,7 +40,13 @@ REMEDY = "run inference.py, or choose another results file"
 AGAIN = "predict again with inference.py"
 
 # RuntimeError: encrypted; its subclass NotImplementedError: unusual compression.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError)
+_ZIP_ERRORS: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError,
+)  # fmt: skip
+if sys.version_info >= (3, 14):  # where zipfile reads this compression, too
+    from compression.zstd import ZstdError
+
+    _ZIP_ERRORS = (*_ZIP_ERRORS, ZstdError)
 
 
 def read_results(path: Path) -> list[Any]:

@@ -492,11 +492,12 @@ def test_a_level_that_is_cut_off_can_not_be_opened(tmp_path):
 @pytest.mark.parametrize("options", [{}, TILES | ZIP])
 def test_a_file_that_is_cut_off_while_open(tmp_path, options):
     path = tmp_path / "image.tif"
-    tifffile.imwrite(path, RGB, photometric="rgb", **options)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    tifffile.imwrite(path, noise, photometric="rgb", **options)  # larger than a file's buffer
     with open_image(path) as image:
         os.truncate(path, 1000)
         with pytest.raises(InputError, match=r"damaged"):
-            image.read((0, 0, WIDTH, HEIGHT))
+            image.read((0, 0, 400, 300))
 
 
 @pytest.mark.parametrize(
