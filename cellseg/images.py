@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.overlap import distinct_cells
-from cellseg.rle import RLE, MaskRuns, select_masks
+from cellseg.rle import RLE, MaskRuns, PackedMasks, select_masks
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ImageCells(ImageRecord):
     name
         Name of the image and its outputs, unique in the set.
     masks
-        N compressed RLEs of the image's size, perhaps `PackedMasks`.
+        N compressed RLEs of the image's size.
     classes
         `(N,)` int64, 0…K−1.
     boxes
@@ -77,7 +76,7 @@ class ImageCells(ImageRecord):
 
     size: tuple[int, int]
     name: str
-    masks: Sequence[RLE]
+    masks: list[RLE] | PackedMasks
     classes: NDArray[np.int64]
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None

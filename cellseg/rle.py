@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,10 @@ class PackedMasks(Sequence[RLE]):
         return len(self._offsets) - 1
 
     @overload
-    def __getitem__(self, index: int) -> RLE: ...
+    def __getitem__(self, index: SupportsIndex) -> RLE: ...
     @overload
     def __getitem__(self, index: slice) -> list[RLE]: ...
-    def __getitem__(self, index: int | slice) -> RLE | list[RLE]:
+    def __getitem__(self, index: SupportsIndex | slice) -> RLE | list[RLE]:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         n = range(len(self))[index]
