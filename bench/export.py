@@ -1,8 +1,10 @@
 """Export one image of 20,000 x 20,000 pixels with 200,000 cells: time and memory.
 
     python bench/export.py [--overlay]
+    python bench/export.py --slides 10 --side 10000 --cells 100000
 
-The baseline (pycocotools and OpenCV: decode each whole mask, trace its contours) is timed on a few
+With `--slides`, a table of as many slides, each with these results, is exported. Otherwise the
+baseline (pycocotools and OpenCV: decode each whole mask, trace its contours) is timed on a few
 cells of the same image and scaled up: all of them would take days.
 """
 
@@ -78,6 +80,18 @@ def write_case(data: Path, side: int, n_cells: int) -> int:
     return count
 
 
+def write_cohort(folder: Path, results: Path, side: int, n: int) -> None:
+    """Write a folder of `n` slides that all have the same results."""
+    for number in range(n):
+        slide = folder / f"{number}"
+        slide.mkdir(parents=True)
+        os.link(results, slide / "images-results.json")
+        image = {"file_name": f"{number}.tif", "id": 1, "height": side, "width": side}
+        (slide / "images-results-list.json").write_text(json.dumps([image]))
+    rows = [f"{number}.tif,1,\n" for number in range(n)]
+    (folder / "manifest.csv").write_text("path,cells,error\n" + "".join(rows))
+
+
 def write_image(path: Path, side: int) -> None:
     """Write an RGB image of smooth noise, row of tiles by row of tiles."""
     noise = np.random.default_rng(0).integers(120, 255, (TILE, TILE, 3), dtype=np.uint8)
@@ -115,12 +129,19 @@ def main() -> None:
     )
     parser.add_argument("--cells", type=int, default=200_000, help="(default: 200000)")
     parser.add_argument("--overlay", action="store_true", help="needs 2 GB of disk")
+    parser.add_argument("--slides", type=int, default=0, help="export a table of slides")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         count = write_case(data, args.side, args.cells)
         results = data / "test-results.json"
         print(f"{count} cells in {args.side} x {args.side}, {results.stat().st_size >> 20} MB JSON")
+        if args.slides:
+            write_cohort(data / "cohort", results, args.side, args.slides)
+            cohort = [sys.executable, str(PROJECT / "export.py"), str(data / "cohort")]
+            seconds, memory = measure([*cohort, "--format", "geojson", "--gzip"])
+            print(f"{args.slides} slides: {seconds:.1f} s, {memory:.0f} MB")
+            return
         export = [sys.executable, str(PROJECT / "export.py"), str(results), "--data", str(data)]
         cases = [["geojson"], ["labels"], ["geojson", "labels"]]
         if args.overlay:
