@@ -73,6 +73,11 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
+def in_images(names: Sequence[object]) -> str:
+    """Return where something is: "in 5 images: " and the first three of their names."""
+    return f"in {plural(len(names), 'image')}: {listed(names)}"
+
+
 def listed(names: Sequence[object]) -> str:
     """Return the first three of several names, and a "…" if there are more."""
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

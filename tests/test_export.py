@@ -758,6 +758,26 @@ def test_crowd_regions_are_ignored(tmp_path):
     assert features_of(tmp_path / "export" / "geojson" / "a.geojson") == []
 
 
+def test_crowd_regions_that_are_left_out_are_counted(tmp_path, capsys):
+    """One is as large as a cell, and so probably one; the other as all others together."""
+    path = tmp_path / "coco.json"
+    value = coco_of("sub/a.png", "b.png")
+    squares = np.zeros((3, 20, 40), int)
+    squares[0, :2, :2] = squares[1, :2, 4:6] = squares[2, :, 10:] = 1
+    value["images"][0] |= {"height": 20, "width": 40}
+    value["annotations"] = [
+        {**value["annotations"][0], "id": n, "segmentation": rle(mask), "iscrowd": int(n > 0)}
+        for n, mask in enumerate(squares)
+    ]
+    path.write_text(json.dumps(value))
+    assert export.main([str(path), "--format", "geojson"]) == 0
+    assert len(features_of(tmp_path / "export" / "geojson" / "sub" / "a.geojson")) == 1
+    single, all_crowds = capsys.readouterr().err.splitlines()
+    assert f"{path}: 1 crowd region" in single
+    assert "annotation.py --coco" in single
+    assert f"{path}: crowd regions (iscrowd), left out: 2, in 1 image: sub/a" in all_crowds
+
+
 # ------------------------------------------------------------------ many slides
 
 

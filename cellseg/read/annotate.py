@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.messages import listed, plural, warn
+from cellseg.messages import in_images, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, remove_copies, scattered
 from cellseg.read.classes import UnknownClassError
@@ -283,7 +283,7 @@ def warn_of_images(images: Sequence[AnnotatedImage]) -> None:
     warnings: Counter[str] = sum((image.warnings for image in images), Counter())
     for what, count in sorted(warnings.items()):
         where = [short_name(image.file_name) for image in images if image.warnings[what]]
-        warn(f"{what}: {count}, in {plural(len(where), 'image')}: {listed(where)}")
+        warn(f"{what}: {count}, {in_images(where)}")
 
 
 def _size_text(size: tuple[int, ...]) -> str:

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells, ImageRecord, distinct_detections
+from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
-from cellseg.messages import plural, warn
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
+from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.images import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.listed import ListedImages, read_listed_images
@@ -46,11 +47,16 @@ def is_annotations(path: Path) -> bool:
 def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageCells]]:
     """Read an annotation file: the K class names, and the cells of each image except crowds.
 
-    Raises InputError if `load_coco` does, image names clash or are outside `data`.
+    Warns of crowds, and as `load_coco_as_written`. Raises InputError if that does, image names
+    clash or are outside `data`.
     """
-    coco = load_coco(path)
+    coco = load_coco_as_written(path)
     names = name_outputs(path, [image["file_name"] for image in coco["images"]])
-    return class_names(coco), _check_clashes(path, annotated_cells(coco, data, names))
+    images = _check_clashes(path, annotated_cells(coco, data, names))
+    if n_crowds := sum(image.n_crowds for image in images):
+        where = in_images([image.name for image in images if image.n_crowds])
+        warn(f"{path}: crowd regions (iscrowd), left out: {n_crowds}, {where}")
+    return class_names(coco), images
 
 
 def read_predicted_cells(
