@@ -259,6 +259,30 @@ def test_scoring_and_training_keep_crowds_but_warn(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_scoring_and_training_use_cells_that_occur_twice_once(tmp_path, capsys):
+    """An RLE, a polygon and a crowd region; the same mask as a crowd or of another class stays."""
+    path = tmp_path / "theirs.json"
+    write_image(tmp_path / "pictures" / "a.tif", (200, 300))
+    value = crowd_coco(225, 225, 9025, crowds=[2])
+    value["annotations"][1]["segmentation"] = [[20, 20, 35, 20, 35, 35, 20, 35]]
+    once = value["annotations"]
+    value["annotations"] = [
+        *once,
+        *({**annotation, "id": annotation["id"] + 10} for annotation in once),
+        {**once[0], "id": 21, "category_id": 20},
+        {**once[0], "id": 22, "iscrowd": 1},
+    ]
+    path.write_text(json.dumps(value))
+    for load in (read_ground_truth, lambda path, data: load_training_data(data, path).coco):
+        assert [a["id"] for a in load(path, tmp_path)["annotations"]] == [1, 2, 3, 21, 22]
+        line = capsys.readouterr().err.splitlines()[0]
+        assert f"{path}: " in line
+        assert "used once: 3, in 1 image: pictures/a.tif" in line
+    path.write_text(json.dumps({**value, "annotations": once}))
+    read_ground_truth(path, tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("is_traced", [False, True])
 def test_scoring_warns_of_polygons_through_centres(tmp_path, capsys, is_traced):
     value, path = many(), tmp_path / "theirs.json"

@@ -778,6 +778,19 @@ def test_crowd_regions_that_are_left_out_are_counted(tmp_path, capsys):
     assert f"{path}: crowd regions (iscrowd), left out: 2, in 1 image: sub/a" in all_crowds
 
 
+def test_cells_that_are_annotated_twice_are_exported_once(tmp_path, capsys):
+    path = tmp_path / "coco.json"
+    value = coco_of("sub/a.png", "b.png")
+    value["annotations"] += [{**value["annotations"][0], "id": n} for n in (2, 3)]
+    value["annotations"] += [{**value["annotations"][0], "id": 4, "image_id": 2}]
+    path.write_text(json.dumps(value))
+    assert export.main([str(path), "--format", "geojson"]) == 0
+    assert len(features_of(tmp_path / "export" / "geojson" / "sub" / "a.geojson")) == 1
+    assert len(features_of(tmp_path / "export" / "geojson" / "b.geojson")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: cells that occur twice in a class, used once: 2, in 1 image: sub/a.png" in line
+
+
 # ------------------------------------------------------------------ many slides
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from cellseg.errors import InputError
 from cellseg.files import exists, find_in_another_case, read_json
 from cellseg.images import ImageCells
-from cellseg.messages import listed, plural, warn
+from cellseg.messages import in_images, listed, plural, warn
 from cellseg.read.cell_checks import scattered
 from cellseg.read.coco import (
     COCO,
@@ -31,7 +31,7 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.convention import run_through_centres, settle_polygons
-from cellseg.read.names import is_outside, path_parts
+from cellseg.read.names import is_outside, path_parts, short_name
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
 from cellseg.rle import decode
@@ -356,11 +356,30 @@ def _crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
     return found
 
 
+def _remove_copies(path: str | os.PathLike[str], coco: COCO) -> None:
+    """Remove annotations of which image, category and mask are those of an earlier one, and warn.
+
+    RLEs are compared as text, since decoding costs more, and a program writes a mask in one way.
+    """
+    first: dict[tuple[Any, ...], COCO] = {}
+    copies: Counter[int] = Counter()
+    for annotation in coco["annotations"]:
+        image_id, counts = annotation["image_id"], annotation["segmentation"]["counts"]
+        key = image_id, annotation["category_id"], annotation["iscrowd"], counts
+        copies[image_id] += first.setdefault(key, annotation) is not annotation
+    if n_copies := copies.total():
+        coco["annotations"] = list(first.values())
+        where = [short_name(i["file_name"]) for i in coco["images"] if copies[i["id"]]]
+        what = "cells that occur twice in a class, used once"
+        warn(f"{path}: {what}: {n_copies}, {in_images(where)}")
+
+
 def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
     """Load a COCO file by the rules of COCO, as `load_coco` does, and with its errors.
 
-    Warns of crowd regions that are probably cells and polygons that probably run through the
-    centres of pixels: `read_coco_images` reads these otherwise.
+    Annotations that occur twice are used once, with a warning. Warns of crowd regions that are
+    probably cells and polygons that probably run through the centres of pixels: `read_coco_images`
+    reads these otherwise.
     """
     coco = read_json(path, "annotations", COCO_REMEDY)
     polygons = [
@@ -369,6 +388,7 @@ def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
         if isinstance(annotation.get("segmentation"), list)
     ]
     coco = check_coco(path, coco)
+    _remove_copies(path, coco)
     sizes = _sizes(coco["images"])
     found = []
     if crowds := _crowds_like_cells(coco):
