@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import check_submission
+from cellseg.write import submission
 from tests.read.refusal import refusal
 
 RLE = {"size": [4, 6], "counts": "01g0"}
@@ -57,6 +59,25 @@ def test_images_without_detections_are_listed(data, tmp_path, capsys):
     path = submit(tmp_path, (7, 1))
     check_submission.main([path, "--data", str(data)])
     assert "6 of them without detections (ids 1, 2, 3, 4, 5…)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [1, 2, 99])
+def test_detections_that_occur_twice_are_valid_but_counted(
+    data, tmp_path, capsys, monkeypatch, block
+):
+    """In the same block of the file or not; with another class or score it is none."""
+    monkeypatch.setattr(submission, "_BLOCK", block)
+    path = submit(tmp_path, (1, 1), (1, 1), (2, 1), (3, 4), (1, 1), (3, 1), (2, 1))
+    assert check_submission.main([path, "--data", str(data)]) == 0
+    out, err = capsys.readouterr()
+    assert "valid, 7 detections in 7 images" in out
+    assert f"{path}: detections whose class, mask and score are those of an earlier one" in err
+    assert err.endswith(": 3, in 2 images: 1.tif, 2.tif\n")
+    entries = json.loads(Path(path).read_text())
+    entries[1]["score"], entries[4]["score"], entries[6]["category_id"] = 0.25, 0.75, 2
+    Path(path).write_text(json.dumps(entries))
+    assert check_submission.main([path, "--data", str(data)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_empty_list(data, tmp_path):

@@ -89,6 +89,24 @@ def values(scores, metric):
     return [row["classes"][f"class{k}"]["value"] for k in (1, 2)]
 
 
+def test_detections_that_occur_twice_count_and_give_a_warning(data, capsys):
+    """The copy of the only detection of class 2 in the first image is a false positive."""
+
+    def precision(results):
+        (data / "results.json").write_text(json.dumps(results))
+        files = [str(data / "results.json"), "--data", str(data), "--json", str(data / "s.json")]
+        assert evaluate.main([*files, "--resamples", "0"]) == 0
+        scores = json.loads((data / "s.json").read_text())
+        return values(scores, "AP50@all"), capsys.readouterr().err
+
+    once, err = precision([*RESULTS[:1], entry(22, 1, 0, 5, 0.1)])
+    assert err == ""
+    twice, err = precision([*RESULTS[:1], RESULTS[0], entry(22, 1, 0, 5, 0.1)])
+    assert once[0] > twice[0]
+    assert f"{data / 'results.json'}: detections" in err
+    assert err.endswith(": 1, in 1 image: a.tif\n")
+
+
 def test_tables_and_json(score):
     scores, text = score()
     assert scores["images"] == 2

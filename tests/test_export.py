@@ -225,6 +225,15 @@ def test_files_of_earlier_exports_are_noticed(data, run, capsys):
     assert "two.png" in overlay
 
 
+def test_detections_that_occur_twice_give_a_warning(data, run, capsys):
+    results = run([entry(LEFT), entry(LEFT, 2), entry(RIGHT), entry(LEFT), entry(LEFT, image=9)])
+    export.main([str(results), "--data", str(data), "--format", "geojson"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{results}: detections" in line
+    assert line.endswith(": 1, in 1 image: one.tif")
+    assert len(features_of(results.parent / "export" / "geojson" / "one.geojson")) == 2
+
+
 # ------------------------------------------------------------------ flags
 
 

@@ -136,6 +136,19 @@ def test_annotations_of_test_images_without_folder(make, data):
         make("--annotations", write(data / "truth.json", truth))
 
 
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_detections_that_occur_twice_give_a_warning(data, caplog, with_truth):
+    results = write(data / "results.json", [RESULTS[0], RESULTS[0]])
+    if not with_truth:
+        (data / "test_masks").rename(data / "masks")
+    page = str(data.parent / "page.html")
+    argv = [str(results), "--data", str(data), "--output", page, "--resamples", "0"]
+    assert report.main(argv) == 0
+    (record,) = caplog.records
+    assert f"{results}: detections" in record.getMessage()
+    assert record.getMessage().endswith(": 1, in 1 image: a.tif")
+
+
 def test_crowd_regions_are_not_cells(make, data):
     cell, crowd = (rectangle(SIZE, top, 0, top + 8, 8) for top in (0, 10))
     truth = truth_of({21: (SIZE, [(1, cell, 0), (1, crowd | cell, 1)]), 22: (SIZE, [])})

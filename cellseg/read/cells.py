@@ -16,6 +16,7 @@ from cellseg.images import ImageCells, ImageRecord, distinct_detections
 from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
+from cellseg.read.copies import warn_of_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.images import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -65,6 +66,7 @@ def read_predicted_cells(
     """Read results: the K class names, and the cells of each image, each once.
 
     A cell may have several detections, of which `distinct_detections` keeps one, best score first.
+    Warns of detections that occur twice.
     Image ids refer to the list that `inference.py --images` wrote next to the results, else to
     the annotations, else to the data folder's test list. Those of many slides are 1, 2, … in the
     order of their table.
@@ -121,6 +123,8 @@ def read_predicted_cells(
         "categories": categories,
         "annotations": [],
     }
+    eval_images = pair_by_image(without_gt, results, path)
+    warn_of_copies(path, eval_images)
     cells = [
         ImageCells(
             id=eval_image.id,
@@ -137,7 +141,7 @@ def read_predicted_cells(
             scores=eval_image.scores,
             hidden=eval_image.hidden,
         )
-        for eval_image in map(distinct_detections, pair_by_image(without_gt, results, path))
+        for eval_image in map(distinct_detections, eval_images)
         for record, output in [of_id[eval_image.id]]
     ]
     return class_names(without_gt), _check_clashes(source, cells)

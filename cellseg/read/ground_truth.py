@@ -27,6 +27,7 @@ from cellseg.read.coco import (
     load_coco,
     select_images,
 )
+from cellseg.read.copies import warn_of_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.images import read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
@@ -181,6 +182,8 @@ def read_results_with_ground_truth(
 ) -> tuple[COCO, list[list[EvalImage]]]:
     """Read results and their ground truth, of the same images.
 
+    Warns of detections that occur twice.
+
     Parameters
     ----------
     paths
@@ -245,6 +248,7 @@ def read_results_with_ground_truth(
             (some,) = of_parts
             some = select_annotated(some, ground_truth) if only_annotated else some
             images.append(pair_by_image(ground_truth, some, path))
+        warn_of_copies(path, images[-1])
     return ground_truth, images
 
 

@@ -23,6 +23,7 @@ from cellseg.errors import InputError
 from cellseg.files import write_atomic
 from cellseg.messages import listed
 from cellseg.predictions import Predictions
+from cellseg.read.copies import CopyCheck
 from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
 from cellseg.rle import xyxy_to_xywh
 from cellseg.text import show
@@ -97,7 +98,8 @@ def check_submission(
 ) -> tuple[int, list[int]]:
     """Check a submission, a zip or a JSON file, by the rules of the server.
 
-    The file is read block by block, so that memory doesn't grow with its size.
+    The file is read block by block, so that memory hardly grows with its size. Warns of detections
+    that occur twice, which the server counts as false positives.
 
     Parameters
     ----------
@@ -127,10 +129,11 @@ def check_submission(
     }
     entries, count = iter_results(path), 0
     empty = {image["id"] for image in images}
-    check, with_boxes = BoxCheck(), False
+    check, copies, with_boxes = BoxCheck(), CopyCheck(), False
     while block := list(itertools.islice(entries, _BLOCK)):
         eval_images = pair_by_image(expected, block, path, count)
         empty -= {eval_image.id for eval_image in eval_images if eval_image.masks}
+        copies.add(eval_image for eval_image in eval_images if eval_image.masks)
         for index, entry in enumerate(block, count):
             with_boxes = "bbox" in entry if index == 0 else with_boxes
             if ("bbox" in entry) != with_boxes:
@@ -172,6 +175,7 @@ def check_submission(
                 f"{path}: the zip holds {listed(names)}, expected only {RESULTS_FILE}; zip that "
                 "file by itself"
             )
+    copies.warn(path)
     return count, sorted(empty)
 
 

@@ -1,0 +1,53 @@
+"""Detections that occur twice in results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.images import EvalImage
+from cellseg.messages import in_images, warn
+from cellseg.read.names import short_name
+
+
+class CopyCheck:
+    """Counts the detections whose image, class, mask and score are those of an earlier one.
+
+    They can be added in parts, of which a number of 64 bits is kept for each detection.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[NDArray[np.int64]]] = {}  # of each image, by file name
+
+    def add(self, images: Iterable[EvalImage]) -> None:
+        """Add detections of images."""
+        for image in images:
+            counts = [mask["counts"] for mask in image.masks]
+            keys = map(
+                hash, zip(image.classes.tolist(), image.scores.tolist(), counts, strict=True)
+            )
+            of_image = self._keys.setdefault(image.file_name, [])
+            of_image.append(np.fromiter(keys, np.int64, len(counts)))
+
+    def warn(self, source: object) -> None:
+        """Warn of copies, if there are any, in the results `source`."""
+        copies = {
+            file_name: len(keys) - len(np.unique(keys))
+            for file_name, parts in self._keys.items()
+            for keys in [np.concatenate(parts)]
+        }
+        if n_copies := sum(copies.values()):
+            where = in_images([short_name(name) for name, n in copies.items() if n])
+            warn(
+                f"{source}: detections whose class, mask and score are those of an earlier one, "
+                f"which AP counts as false positives: {n_copies}, {where}"
+            )
+
+
+def warn_of_copies(source: object, images: Iterable[EvalImage]) -> None:
+    """Warn of detections that occur twice in the results `source`, as `CopyCheck` does."""
+    check = CopyCheck()
+    check.add(images)
+    check.warn(source)
