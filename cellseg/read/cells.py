@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.files import check_ordinary
 from cellseg.images import ImageCells, ImageRecord, distinct_detections
 from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
@@ -37,10 +39,14 @@ from cellseg.rle import PackedMasks, boxes_xyxy
 
 
 def is_annotations(path: Path) -> bool:
-    """Return whether a file is COCO annotations, an object, and not results, a list or a zip."""
+    """Return whether a file is COCO annotations, an object, and not results, a list or a zip.
+
+    Raises InputError for a device or a pipe.
+    """
+    check_ordinary(path)  # before it is opened, which may take for ever
     try:
         with open(path, "rb") as file:
-            return file.read(64).lstrip().startswith(b"{")
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
     except OSError:
         return False  # reading it gives the error
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import open_json, read_json
+from cellseg.files import check_ordinary, open_json, read_json
 from cellseg.images import EvalImage
 from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.messages import listed, plural, warn
@@ -65,9 +65,11 @@ def iter_results(path: Path) -> Iterator[Any]:
     Raises
     ------
     InputError
-        If the file is missing, damaged, perhaps after some detections, or not a list.
+        If the file is missing, damaged, perhaps after some detections, a device or a pipe, or not
+        a list.
     """
     path = results_file(path)
+    check_ordinary(path)
     # By content; any file name can be a zip or JSON.
     opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
     try:
@@ -165,7 +167,12 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
                     f"{path}: the zip holds {found}, expected {RESULTS_FILE}; write it with "
                     "inference.py"
                 )
-            entry = archive.getinfo(min(names, key=len))
+            if len(names) > 1:
+                raise InputError(
+                    f"{path}: the zip holds {listed(names)}, expected only {RESULTS_FILE}; zip "
+                    "that file by itself"
+                )
+            entry = archive.getinfo(names[0])
             # More is not read either: a zip ends at the size that it claims.
             if entry.file_size > max(ZIP_BYTES, ZIP_RATIO * entry.compress_size):
                 raise InputError(
@@ -173,7 +180,7 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
                     f"many for results; unpack it yourself if you trust it, or {REMEDY}"
                 )
             with archive.open(entry) as member:
-                yield io.TextIOWrapper(member, "utf-8")
+                yield io.TextIOWrapper(member, "utf-8-sig")  # as open_json
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {RESULTS_FILE} in it is not JSON ({error}); {REMEDY}") from None
     except _ZIP_ERRORS as error:

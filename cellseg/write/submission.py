@@ -24,7 +24,7 @@ from cellseg.files import write_atomic
 from cellseg.messages import listed
 from cellseg.predictions import Predictions
 from cellseg.read.copies import CopyCheck
-from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image
+from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image, results_file
 from cellseg.rle import xyxy_to_xywh
 from cellseg.text import show
 from cellseg.write.box_check import BoxCheck
@@ -104,7 +104,7 @@ def check_submission(
     Parameters
     ----------
     path
-        A `.zip` or `.json` file.
+        A `.zip` or `.json` file, or a folder with one.
     images
         The images to predict: `{"id", "file_name", "height", "width"}` each.
     category_ids
@@ -127,6 +127,7 @@ def check_submission(
         "annotations": [],
         "categories": [{"id": id_, "name": str(id_)} for id_ in category_ids],
     }
+    path = results_file(path)
     entries, count = iter_results(path), 0
     empty = {image["id"] for image in images}
     check, copies, with_boxes = BoxCheck(), CopyCheck(), False
@@ -155,12 +156,6 @@ def check_submission(
         count += len(block)
     if check.problem:
         raise InputError(f"{path}: {check.problem}")
-    with path.open("rb") as opened:
-        if opened.read(3) == codecs.BOM_UTF8:
-            raise InputError(
-                f"{path}: begins with a byte order mark (UTF-8 BOM), which Python's json.load and "
-                "so pycocotools' COCO.loadRes refuse; save it as UTF-8 without BOM"
-            )
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             # macOS adds a file of metadata.
@@ -175,8 +170,23 @@ def check_submission(
                 f"{path}: the zip holds {listed(names)}, expected only {RESULTS_FILE}; zip that "
                 "file by itself"
             )
+    if _has_mark(path):
+        raise InputError(
+            f"{path}: begins with a byte order mark (UTF-8 BOM), which Python's json.load and "
+            "so pycocotools' COCO.loadRes refuse; save it as UTF-8 without BOM"
+        )
     copies.warn(path)
     return count, sorted(empty)
+
+
+def _has_mark(path: Path) -> bool:
+    """Return whether results begin with a byte order mark, in a zip or not."""
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            file = stack.enter_context(archive.open(RESULTS_FILE))
+        return file.read(3) == codecs.BOM_UTF8
 
 
 def _is_box(box: Any) -> bool:

@@ -210,6 +210,11 @@ def test_a_file_is_checked_block_by_block(tmp_path, monkeypatch, block):
         assert message.startswith(f"{path}: entry 3: ")
 
 
+def test_a_folder_with_results(tmp_path):
+    (tmp_path / "test-results.json").write_text(json.dumps([ENTRY]))
+    assert check_submission(tmp_path, IMAGES, [1]) == (1, [8])
+
+
 @pytest.mark.parametrize("key", ["image_id", "category_id", "segmentation", "score"])
 def test_missing_keys(tmp_path, key):
     path = tmp_path / "mine.json"
@@ -318,6 +323,8 @@ def test_a_byte_order_mark(tmp_path):
     with pytest.raises(ValueError, match="BOM"), path.open(encoding="utf-8") as file:
         json.load(file)  # as COCO.loadRes does
     assert "byte order mark" in refusal(check_submission, path, IMAGES, [1])
+    zipped = write_zip(path)
+    assert f"{zipped}: begins with a byte order" in refusal(check_submission, zipped, IMAGES, [1])
 
 
 def test_zips_that_the_server_cannot_read(tmp_path):
