@@ -14,8 +14,8 @@ import utils
 from cellseg.errors import InputError
 from cellseg.messages import plural
 from cellseg.read.coco import data_categories
-from cellseg.read.images import list_entry, read_image_list
-from cellseg.read.layout import CLASS_NAMES, TEST_LIST
+from cellseg.read.images import list_entry, read_test_list
+from cellseg.read.layout import CLASS_NAMES
 from cellseg.write.submission import check_submission
 
 
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     category_ids = [c["id"] for c in data_categories(args.data, args.annotations)]
-    listed = read_image_list(args.data / TEST_LIST, "restore the original file")
-    images = [list_entry(image) for image in listed]
+    images = [list_entry(image) for image in read_test_list(args.data, with_files=False)]
     count, empty = check_submission(args.submission, images, category_ids)
     if not count:
         raise InputError(

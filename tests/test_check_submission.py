@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 
 import check_submission
+import evaluate
 from cellseg.write import submission
 from tests.read.refusal import refusal
 
@@ -93,6 +95,40 @@ def test_images_are_not_needed(data, tmp_path):
     assert check_submission.main([path, "--data", str(data)]) == 0
     (data / "test_image_name_to_ids.json").write_text("[3]")
     assert "ids.json: not a valid" in refusal(check_submission.main, [path, "--data", str(data)])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"id": "2"}, 'id "2"'),
+        ({"id": math.nan}, "id NaN"),
+        ({"id": 1}, "id 1 occurs twice"),
+        ({"id": -2}, "id -2"),
+        ({"height": 0}, "height 0"),
+        ({"height": None}, "height null"),
+        ({"width": 6.0}, "width 6.0"),
+        ({"file_name": "1.tif"}, "file_name 1.tif occurs twice"),
+        ({"file_name": "test/2.tif"}, 'file_name "test/2.tif"'),
+        ({"file_name": "..\\2.tif"}, "file_name"),
+        ({"file_name": None}, "file_name null"),
+    ],
+)
+def test_a_broken_test_list_is_refused_as_in_other_commands(data, tmp_path, change, expected):
+    path, listed = submit(tmp_path, (1, 1)), data / "test_image_name_to_ids.json"
+    entries = json.loads(listed.read_text())
+    entries[1] |= change
+    listed.write_text(json.dumps(entries))
+    message = refusal(check_submission.main, [path, "--data", str(data)])
+    assert message.startswith(f"{listed}: ")
+    assert "entry 2: " in message
+    assert expected in message
+    argv = [path, "--data", str(data), "--truth", str(data / "test")]
+    assert refusal(evaluate.main, argv) == message
+    # Nor does it need the images for that.
+    shutil.rmtree(data / "test")
+    assert refusal(check_submission.main, [path, "--data", str(data)]) == message
+    listed.write_text(json.dumps({"images": entries}))
+    assert "no list" in refusal(check_submission.main, [path, "--data", str(data)])
 
 
 def test_classes_of_the_annotations(data, tmp_path):

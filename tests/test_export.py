@@ -656,6 +656,24 @@ def test_a_damaged_sidecar_list(run, change):
         assert refusal(results).startswith(f"{path}: not a valid image list")
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"level": -1}, "level -1"),
+        ({"mpp": "0.5"}, 'mpp "0.5"'),
+        ({"tissue_px2": None}, "tissue_px2 null"),
+        ({"id": 1.0}, "id 1.0"),
+    ],
+)
+def test_a_damaged_sidecar_list_names_what_is_wrong(run, change, expected):
+    results = run([entry(LEFT, image=1)])
+    good = {"file_name": "a.tif", "id": 2, "height": 4, "width": 6}
+    path = results.parent / "test-results-list.json"
+    path.write_text(json.dumps([good, {**good, "file_name": "b.tif", "id": 1, **change}]))
+    message = refusal(results)
+    assert message.startswith(f"{path}: not a valid image list: entry 2: {expected} ")
+
+
 def test_results_on_annotated_images(data, run, tmp_path, capsys):
     """Their ids are those of the annotation file; images without detections have no cells."""
     coco = coco_of("train/a/image.tif", "train/b/image.tif")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageRecord
 from cellseg.read.coco import image_records, load_coco
-from cellseg.read.layout import TEST_LIST, find_test_folder, list_images
+from cellseg.read.layout import TEST, TEST_LIST, find_test_folder, list_images
 from cellseg.read.names import (
     absolute_path,
     check_image_name,
@@ -19,10 +20,10 @@ from cellseg.read.names import (
     name_images,
     name_outputs_uniquely,
 )
-from cellseg.read.resolution import is_plausible
+from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.slide import slide_id
 from cellseg.read.window import image_size, open_image
-from cellseg.text import show
+from cellseg.text import printable, show
 
 _REMEDY = "restore the original file"
 _NO_LIST = (
@@ -52,26 +53,18 @@ def list_entry(image: ImageRecord) -> dict[str, Any]:
     return entry | {key: value for key, value in more.items() if value}
 
 
-def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
+def read_test_list(data: str | os.PathLike[str], *, with_files: bool = True) -> list[ImageRecord]:
     """Read `test_image_name_to_ids.json`, in its order, with the listed sizes.
 
-    Raises InputError if the list is missing or broken, an id or a file occurs twice, or a file
-    is not in the test folder.
+    Raises InputError if the list is missing or broken, an id or a file occurs twice, or, unless
+    `with_files` is False, a file is not in the test folder.
     """
     path = Path(data) / TEST_LIST
-    entries = read_json(path, "test list", _REMEDY if path.exists() else _NO_LIST)
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: no list of test images in it; {_REMEDY}")
-    folder = find_test_folder(data)
-    images = [_test_image(path, folder, entry, n) for n, entry in enumerate(entries, 1)]
-    for key in ("id", "file_name"):
-        seen: set[Any] = set()
-        for image in images:
-            value = getattr(image, key)
-            if value in seen:
-                raise InputError(f"{path}: the {key} {value} occurs twice; {_REMEDY}")
-            seen.add(value)
-    missing = [image for image in images if not image.path.is_file()]
+    remedy = _REMEDY if path.exists() else _NO_LIST
+    entries = _read_entries(path, "test images", remedy, _check_test_entry)
+    folder = find_test_folder(data) if with_files else Path(data) / TEST[0]
+    images = [_record(entry, folder / entry["file_name"]) for entry in entries]
+    missing = [image for image in images if with_files and not image.path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
@@ -81,66 +74,84 @@ def read_test_list(data: str | os.PathLike[str]) -> list[ImageRecord]:
     return images
 
 
-def _test_image(path: Path, folder: Path, entry: Any, number: int) -> ImageRecord:
-    if not isinstance(entry, dict):
+def _check_test_entry(where: str, entry: dict[str, Any], _remedy: str) -> None:
+    name = entry["file_name"]
+    if name in ("", ".", "..") or not is_plain(name):
         raise InputError(
-            f"{path}: entry {number} is not an object with file_name, id, height and width; "
-            f"{_REMEDY}"
+            f"{where}: file_name {show(name)} is not the name of a file in the test folder; write "
+            "the name without folders"
         )
-    name = entry.get("file_name")
-    if not isinstance(name, str) or name in ("", ".", "..") or not is_plain(name):
-        raise InputError(
-            f"{path}: file_name {show(name)} in entry {number} is not the name of a file in "
-            f"{folder.name}/; write the name without folders"
-        )
-    check_image_name(path, name)
-    for key, minimum in (("id", 0), ("height", 1), ("width", 1)):
-        value = entry.get(key)
-        if type(value) is not int or value < minimum:
-            raise InputError(
-                f"{path}: {key} {show(value)} of {name} is not an integer of {minimum} or more; "
-                "fix it"
-            )
-    return ImageRecord(entry["id"], name, folder / name, (entry["height"], entry["width"]))
+    check_image_name(where, name)
 
 
 def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
-    """Read a list of images without checking the files: the test list, or that of `--images`.
+    """Read the list that inference.py wrote of a user's own images, without checking the files.
 
     Raises InputError, with `remedy`, if it is missing or broken.
     """
-    entries = read_json(path, "list of images", remedy)
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("file_name"), str)
-            and type(entry.get("id")) is int
-            and all(type(entry.get(k)) is int and entry[k] > 0 for k in ("height", "width"))
-            and type(entry.get("level", 0)) is int
-            and entry.get("level", 0) >= 0
-            and is_plausible(entry.get("mpp", 1))
-            and type(entry.get("tissue_px2", 0)) in (int, float)
-            and entry.get("tissue_px2", 0) >= 0
-            for entry in entries
-        )
-        or len({entry["id"] for entry in entries}) < len(entries)
-    ):
-        raise InputError(f"{path}: not a valid image list; {remedy}")
+    entries = _read_entries(path, "images", remedy, _check_own_entry)
     name_outputs_uniquely(path, [entry["file_name"] for entry in entries])  # raises InputError
     return [
-        ImageRecord(
-            entry["id"],
-            entry["file_name"],
-            Path(entry["file_name"]),
-            (entry["height"], entry["width"]),
-            entry.get("level", 0),
-            entry.get("mpp"),
+        replace(
+            _record(entry, Path(entry["file_name"])),
+            level=entry.get("level", 0),
+            mpp=entry.get("mpp"),
             tissue_px=entry.get("tissue_px2"),
         )
         for entry in entries
     ]
+
+
+def _check_own_entry(where: str, entry: dict[str, Any], remedy: str) -> None:
+    for key, is_valid, expected in (
+        ("level", lambda n: type(n) is int and n >= 0, "an integer of 0 or more"),
+        ("mpp", is_plausible, MPP_RANGE),
+        ("tissue_px2", lambda n: type(n) in (int, float) and n >= 0, "a number of 0 or more"),
+    ):
+        if key in entry and not is_valid(entry[key]):
+            raise InputError(f"{where}: {key} {show(entry[key])} is not {expected}; {remedy}")
+
+
+def _record(entry: dict[str, Any], path: Path) -> ImageRecord:
+    return ImageRecord(entry["id"], entry["file_name"], path, (entry["height"], entry["width"]))
+
+
+def _read_entries(
+    path: Path, what: str, remedy: str, check: Callable[[str, dict[str, Any], str], None]
+) -> list[dict[str, Any]]:
+    """Read a list of images: check what every list has, and with `check` the rest of each entry.
+
+    `what` are the images, and `remedy` is what to do, for messages. Raises InputError, also if
+    `check` does, for the first entry that is broken or has the id or file of an earlier one.
+    """
+    entries = read_json(path, f"list of {what}", remedy)
+    where = f"{path}: not a valid image list"
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{where}: no list of {what} in it; {remedy}")
+    seen: set[tuple[str, Any]] = set()
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: not a valid image list: entry {number}"
+        if not isinstance(entry, dict):
+            raise InputError(
+                f"{where} is not an object with file_name, id, height and width; {remedy}"
+            )
+        name = entry.get("file_name")
+        if not isinstance(name, str):
+            raise InputError(f"{where}: file_name {show(name)} is not the name of a file; {remedy}")
+        for key, minimum in (("id", 0), ("height", 1), ("width", 1)):
+            value = entry.get(key)
+            if type(value) is not int or value < minimum:
+                raise InputError(
+                    f"{where}: {key} {show(value)} of {printable(name)} is not an integer of "
+                    f"{minimum} or more; {remedy}"
+                )
+        check(where, entry, remedy)
+        for key in ("id", "file_name"):
+            if (key, entry[key]) in seen:
+                value = printable(str(entry[key]))
+                raise InputError(f"{where}: the {key} {value} occurs twice; {remedy}")
+            seen.add((key, entry[key]))
+    return entries
 
 
 def list_annotated_images(
