@@ -393,6 +393,16 @@ def test_coco_images_outside_the_data_folder(tmp_path, name):
     assert "outside the data folder" in refused(tmp_path, *write_coco(tmp_path, value))
 
 
+@pytest.mark.parametrize("name", ["{data}/a.tif", "../{data.name}/a.tif", "x/../a.tif"])
+def test_other_names_of_coco_images_inside_the_data_folder(tmp_path, name):
+    (tmp_path / "x").mkdir()
+    write_image(tmp_path / "a.tif")
+    value = coco_of(rle(BOX))
+    value["images"][0]["file_name"] = name.format(data=tmp_path)
+    (image,) = run(tmp_path, *write_coco(tmp_path, value))["images"]
+    assert image["file_name"] == "a.tif"
+
+
 def test_skip_bad_skips_missing_images(tmp_path, capsys):
     write_image(tmp_path / "b.tif")
     value = coco_of(rle(BOX))

@@ -972,6 +972,28 @@ def test_image_names_outside_the_data_folder(tmp_path, name):
     assert "outside the data folder" in refusal(path, "--format", "geojson")
 
 
+@pytest.mark.parametrize(
+    "name", ["{data}/sub/a.png", "../{data.name}/sub/a.png", "sub/../sub/a.png"]
+)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_other_names_of_images_inside_the_data_folder(tmp_path, run, name, is_link):
+    data = tmp_path / "cells"
+    (data / "sub").mkdir(parents=True)
+    tifffile.imwrite(data / "sub" / "a.png", np.full((4, 6, 3), 200, np.uint8))
+    path = data / "coco.json"
+    path.write_text(json.dumps(coco_of(name.format(data=data), "b.png")))
+    if is_link:
+        (tmp_path / "link").symlink_to(data)
+    argv = [str(path), "--data", str(tmp_path / ("link" if is_link else "cells"))]
+    assert export.main([*argv, "--format", "geojson"]) == 0
+    assert all_files(data / "export") == ["geojson/b.geojson", "geojson/sub/a.geojson"]
+    results = run([entry(LEFT, 12, image=1)])
+    argv = [str(results), "--data", str(data), "--annotations", str(path), "--format", "geojson"]
+    assert export.main(argv) == 0
+    output = results.parent / "export"
+    assert all_files(output) == ["geojson/b.geojson", "geojson/sub/a.geojson"]
+
+
 def test_image_names_that_clash(tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps(coco_of("a.png", "a.tif")))

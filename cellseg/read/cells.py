@@ -58,7 +58,7 @@ def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageC
     clash or are outside `data`.
     """
     coco = load_coco_as_written(path)
-    names = name_outputs(path, [image["file_name"] for image in coco["images"]])
+    names = name_outputs(path, [image["file_name"] for image in coco["images"]], data)
     images = _check_clashes(path, annotated_cells(coco, data, names))
     if n_crowds := sum(image.n_crowds for image in images):
         where = in_images([image.name for image in images if image.n_crowds])
@@ -116,7 +116,7 @@ def read_predicted_cells(
         source, images = data / TEST_LIST, _read_test_images(path, data)
     known = coco["categories"] if coco else read_result_categories(path)
     categories = _named(known, names)
-    outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images])
+    outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images], data)
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}
     _check_known(
         path, results, "image_id", set(of_id), f"the images of {source}", "--data or --annotations"

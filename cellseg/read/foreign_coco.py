@@ -31,7 +31,7 @@ from cellseg.read.coco import (
     select_images,
 )
 from cellseg.read.convention import run_through_centres, settle_polygons
-from cellseg.read.names import is_outside, path_parts, short_name
+from cellseg.read.names import is_outside, path_parts, relative_name, short_name
 from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.window import image_size
 from cellseg.rle import decode
@@ -294,11 +294,7 @@ def _relative(file_name: str, data: Path) -> str:
     """Return a file name with forward slashes and relative to the data folder, if it is in it."""
     if "\\" in file_name and not exists(data / file_name):
         file_name = file_name.replace("\\", "/")
-    if Path(file_name).is_absolute():
-        for folder in (data.absolute(), data.resolve()):
-            if Path(file_name).is_relative_to(folder):
-                return Path(file_name).relative_to(folder).as_posix()
-    return file_name.removeprefix("./")
+    return relative_name(file_name, data).removeprefix("./")
 
 
 def _repair_size(image: dict[str, Any], data: Path) -> None:

@@ -79,6 +79,16 @@ def absolute_path(path: Path) -> Path:
     return (path.parent.resolve() if ".." in path.parts else path.parent.absolute()) / path.name
 
 
+def relative_name(file_name: str, folder: Path) -> str:
+    """Return a file name relative to a folder and without `..`, if it is in it, else unchanged."""
+    if is_outside(file_name):
+        path = absolute_path(folder / file_name)
+        for each in (folder.absolute(), folder.resolve()):
+            if path.is_relative_to(each):
+                return path.relative_to(each).as_posix()
+    return file_name
+
+
 def name_images(file_names: Sequence[str]) -> list[str]:
     """Return the names of the images of an annotation file.
 
@@ -105,16 +115,17 @@ def short_name(file_name: str) -> str:
     return path.parent.name if is_in_folder else file_name
 
 
-def name_outputs(source: Path, file_names: Sequence[str]) -> list[str]:
-    """Return output names for images in the data folder: their paths without the extension.
+def name_outputs(source: Path, file_names: Sequence[str], data: Path) -> list[str]:
+    """Return output names for images in the data folder: their paths in it without the extension.
 
     Names have forward slashes. Raises InputError, naming the list `source`, for an image
     outside the data folder.
     """
     names = []
     for file_name in file_names:
-        parts = path_parts(file_name)
-        if not parts or is_outside(file_name):
+        inside = relative_name(file_name, data)
+        parts = path_parts(inside)
+        if not parts or is_outside(inside):
             raise InputError(
                 f"{source}: the image {file_name!r} is outside the data folder; write its name "
                 "relative to it"
