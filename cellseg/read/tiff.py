@@ -80,7 +80,8 @@ def read_picture(path: Path) -> NDArray[Any]:
     if magic == PNG_MAGIC:
         # Pillow would cut 16-bit colour to the high byte.
         with decode_errors(path):
-            return np.asarray(imagecodecs.png_decode(pixel_chunks(path.read_bytes())))
+            data = pixel_chunks(path.read_bytes(), with_transparency=True)
+            return np.asarray(imagecodecs.png_decode(data))
     if magic == JPEG_MAGIC:
         _check_jpeg(path)
     with _pillow(path, magic) as picture, decode_errors(path):
@@ -119,8 +120,8 @@ def picture_header(path: Path) -> PictureHeader:
             width, height, bits, colour = struct.unpack_from(">IIBB", header, 16)
             if not (width and height):
                 raise ValueError("no pixels")
-            # Palettes become RGBA; the result is RGB.
-            channels = {0: 1, 2: 3, 4: 2}.get(colour, 4)
+            # Palettes and transparent colours become an alpha channel; the result is RGB.
+            channels = 2 if colour in (0, 4) else 4
             check_image_memory(path, height, width, channels * max(bits, 8) / 8 + 3)
         resolution = None
         with contextlib.suppress(InputError), _pillow(path, magic) as picture:
@@ -211,10 +212,12 @@ def pixel_bytes(page: tifffile.TiffPage) -> float:
     return float(page.samplesperpixel * page.dtype.itemsize)
 
 
-def pixel_chunks(data: bytes) -> bytes:
+def pixel_chunks(data: bytes, with_transparency: bool = False) -> bytes:
     """Return a PNG with only what defines its colours, as libpng prints warnings about the rest.
 
-    Raises ValueError if header or palette are broken, or if there is more data than pixels.
+    With transparency, also which colours are transparent, if that is valid: libpng decodes it as an
+    alpha channel. Raises ValueError if header or palette are broken, or if there is more data than
+    pixels.
     """
     width, height, bits, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
     has_size = all(0 < side <= 1_000_000 for side in (width, height))  # libpng's limit
@@ -222,15 +225,20 @@ def pixel_chunks(data: bytes) -> bytes:
         raise ValueError("its header is broken")
     names = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour == 3 else (b"IHDR", b"IDAT", b"IEND")
     compressed: list[bytes] = []
+    is_transparent, n_colours = False, 0
     kept, at = [data[:8]], 8
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at) if at + 8 <= len(data) else (len(data),)
         end, name = at + 12 + length, data[at + 4 : at + 8]
         if name == b"PLTE" and colour == 3 and (length % 3 or not 3 <= length <= 3 * 2**bits):
             raise ValueError("its palette is broken")
+        n_colours = length // 3 if name == b"PLTE" else n_colours
         if name == b"IDAT":
             compressed.append(data[at + 8 : at + 8 + length])
-        if name in names or end > len(data):
+        if name == b"tRNS" and with_transparency and not (is_transparent or compressed):
+            is_transparent = _is_transparency(data[at:end], bits, colour, n_colours)
+            kept += [data[at:end]] * is_transparent
+        elif name in names or end > len(data):
             kept.append(data[at:end])
         at = end
     channels = {0: 1, 2: 3, 3: 1, 4: 2}.get(colour, 4)
@@ -248,6 +256,17 @@ def pixel_chunks(data: bytes) -> bytes:
     if total > n_bytes or inflate.unused_data:
         raise ValueError(f"more data than {height} x {width} pixels")
     return b"".join(kept)
+
+
+def _is_transparency(chunk: bytes, bits: int, colour: int, n_colours: int) -> bool:
+    """Return whether a tRNS chunk is valid: a colour, or an opacity each for those of a palette."""
+    content, checksum = chunk[8:-4], chunk[-4:]
+    if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != checksum:
+        return False
+    if colour == 3:
+        return 1 <= len(content) <= n_colours
+    values = struct.unpack(f">{len(content) // 2}H", content[: len(content) // 2 * 2])
+    return len(content) == {0: 2, 2: 6}.get(colour) and max(values) < 1 << bits
 
 
 def to_rgb(

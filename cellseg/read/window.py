@@ -10,11 +10,10 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import itertools
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +106,11 @@ def open_image(
 
     TIFF, PNG, JPEG and BMP are identified by content, and what else OpenSlide reads: NDPI,
     MRXS, SCN, BIF, DICOM and others, cropped to the area that the scanner says it covered.
-    What an alpha channel makes transparent is white (not one in a plane of its own, nor a colour
-    that a PNG names as transparent), grey is repeated in three channels, pages for three channels
-    are combined, 16 bits become 8 by the range in use. JPEGs are oriented by EXIF;
-    other files are read as stored. Memory depends on the storage: tiles are best; windows of
-    strips take the image's whole width; one compressed strip, PNG, JPEG and BMP are decoded once
-    and kept as a whole.
+    What an alpha channel, or a colour that a PNG names, makes transparent is white, grey is
+    repeated in three channels, pages for three channels are combined, 16 bits become 8 by the
+    range in use. JPEGs are oriented by EXIF; other files are read as stored. Memory depends on
+    the storage: tiles are best; windows of strips take the image's whole width; one compressed
+    strip, PNG, JPEG and BMP are decoded once and kept as a whole.
 
     Parameters
     ----------
@@ -214,19 +212,23 @@ class _TiffImage(WindowedImage):
         super().__init__(path, (page.imagelength, page.imagewidth))
         self._tiff = tiff
         self._page = page
-        # Separate planes are read without the alpha.
         colours = 3 if page.samplesperpixel >= 3 else 1
-        planes = range(colours if page.planarconfig == 2 else 1)
-        self._planes = [(page, plane) for page in pages for plane in planes]
-        kinds = page.extrasamples if page.planarconfig == 1 else ()
         self._alpha_channel = next(
             (
                 (channel, kind == _ASSOCIATED)
-                for channel, kind in enumerate(kinds, colours)
+                for channel, kind in enumerate(page.extrasamples, colours)
                 if kind in (_ASSOCIATED, _UNASSOCIATED) and channel < page.samplesperpixel
             ),
             None,
         )
+        planes = [0]
+        if page.planarconfig == 2:  # of separate planes, only colours and alpha are read
+            planes = [*range(colours)]
+            if self._alpha_channel:
+                channel, is_premultiplied = self._alpha_channel
+                planes.append(channel)
+                self._alpha_channel = colours, is_premultiplied
+        self._planes = [(page, plane) for page in pages for plane in planes]
 
     @functools.cached_property
     def bits(self) -> int | None:
@@ -267,8 +269,7 @@ class _TiffImage(WindowedImage):
     def _everything(self) -> Iterable[NDArray[Any]]:
         """Return all values, as `_sample` does."""
 
-    def _to_rgb(self, planes: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        stored = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+    def _to_rgb(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
         alpha = None
         if self._alpha_channel and not is_opaque(stored[..., self._alpha_channel[0]]):
             alpha = self._alpha
@@ -281,22 +282,24 @@ class _StoredImage(_TiffImage):
     def _fill(self, rgb: NDArray[np.uint8], x0: int, y0: int) -> None:
         rows, columns = slice(y0, y0 + rgb.shape[0]), slice(x0, x0 + rgb.shape[1])
         with decode_errors(self.path):
-            rgb[:] = self._to_rgb(list(self._stored(rows, columns)))
+            rgb[:] = self._to_rgb(self._stored(rows, columns))
 
     def _sample(self) -> Iterable[NDArray[Any]]:
-        return self._stored(_spread(self.size[0]), slice(None))
+        return [self._stored(_spread(self.size[0]), slice(None))]
 
     def _everything(self) -> Iterable[NDArray[Any]]:
         rows = (slice(top, top + _SAMPLE) for top in range(0, self.size[0], _SAMPLE))
-        return itertools.chain.from_iterable(self._stored(each, slice(None)) for each in rows)
+        return (self._stored(each, slice(None)) for each in rows)
 
-    def _stored(self, rows: Any, columns: slice) -> Iterator[NDArray[Any]]:
-        """Yield a part of each plane, `(h, w, C)`."""
+    def _stored(self, rows: Any, columns: slice) -> NDArray[Any]:
+        """Return a part of the planes, `(h, w, C)`."""
+        parts = []
         for page, plane in self._planes:
             # Mapped again for each window, so that pages read don't stay in memory.
             dtype = page.dtype.newbyteorder(self._tiff.byteorder)
             stored = self._tiff.filehandle.memmap_array(dtype, page.shaped, page.dataoffsets[0])
-            yield stored[plane, 0, rows, columns].astype(page.dtype, copy=False)
+            parts.append(stored[plane, 0, rows, columns].astype(page.dtype, copy=False))
+        return _join(parts)
 
 
 class _SegmentedImage(_TiffImage):
@@ -357,19 +360,19 @@ class _SegmentedImage(_TiffImage):
         return segment
 
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
-        return self._to_rgb(list(self._stored(row * self._grid[1] + column)))
+        return self._to_rgb(self._stored(row * self._grid[1] + column))
 
     def _sample(self) -> Iterable[NDArray[Any]]:
         indices = _spread(math.prod(self._grid)).tolist()
-        return itertools.chain.from_iterable(map(self._stored, indices))
+        return map(self._stored, indices)
 
     def _everything(self) -> Iterable[NDArray[Any]]:
-        return itertools.chain.from_iterable(map(self._stored, range(math.prod(self._grid))))
+        return map(self._stored, range(math.prod(self._grid)))
 
-    def _stored(self, index: int) -> Iterator[NDArray[Any]]:
-        """Yield a segment of each plane, `(h, w, C)`, by its index in the plane."""
-        for page, plane in self._planes:
-            yield self._decode_segment(page, plane * math.prod(self._grid) + index)
+    def _stored(self, index: int) -> NDArray[Any]:
+        """Return a segment of the planes, `(h, w, C)`, by its index in a plane."""
+        count = math.prod(self._grid)  # of segments in a plane
+        return _join([self._decode_segment(page, p * count + index) for page, p in self._planes])
 
     def _decode_segment(self, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
         with self._file_lock:
@@ -381,6 +384,10 @@ class _SegmentedImage(_TiffImage):
         )
         pixels: NDArray[Any] = segment[0]  # depth 1
         return pixels
+
+
+def _join(planes: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 
 def _spread(count: int) -> NDArray[np.int64]:

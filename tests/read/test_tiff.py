@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 
 import cv2
 import imagecodecs
@@ -82,17 +84,72 @@ def test_an_alpha_of_16_or_12_bits(tmp_path):
     path = tmp_path / "image.tif"
     for top in (65535, 4095):
         deep = np.rint(RGBA * (top / 255)).astype(np.uint16)
-        tifffile.imwrite(path, deep, photometric="rgb", extrasamples=["unassalpha"])
-        check(path, ON_WHITE)
+        planes = np.moveaxis(deep, 2, 0)
+        for pixels, layout in ((deep, "contig"), (planes, "separate")):
+            alpha = {"planarconfig": layout, "extrasamples": ["unassalpha"]}
+            tifffile.imwrite(path, pixels, photometric="rgb", **alpha)
+            check(path, ON_WHITE)
 
 
-@pytest.mark.parametrize("rows", [4, 37])
-def test_separate_planes(tmp_path, rows):
+@pytest.mark.parametrize("options", RGB_TIFFS.values(), ids=RGB_TIFFS)
+def test_separate_planes(tmp_path, options):
     path = tmp_path / "planar.tif"
-    planes = np.moveaxis(RGBA, -1, 0)
-    options = {"planarconfig": "separate", "extrasamples": ["unassalpha"], "rowsperstrip": rows}
-    tifffile.imwrite(path, planes, photometric="rgb", **options)
-    check(path, RGB)
+    multiplied = np.rint(RGB * (ALPHA / 255)).astype(np.uint8)
+    for extra, colours, expected in (
+        (["unspecified"], RGB, RGB),
+        (["unassalpha"], RGB, ON_WHITE),
+        (["assocalpha"], multiplied, multiplied + (255 - ALPHA)),
+        (["unspecified", "unassalpha"], RGB, ON_WHITE),
+    ):
+        channels = [colours, *[255 - ALPHA] * (len(extra) - 1), ALPHA]
+        planes = np.ascontiguousarray(np.moveaxis(np.concatenate(channels, axis=2), 2, 0))
+        planar = {"planarconfig": "separate", "extrasamples": extra}
+        tifffile.imwrite(path, planes, photometric="rgb", **planar, **options)
+        check(path, expected)
+
+
+def png_with(bits, colour, pixels, *chunks):
+    """Return a PNG of two rows of two pixels, with chunks before the pixels."""
+    header = struct.pack(">IIBBBBB", 2, 2, bits, colour, 0, 0, 0)
+    content = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    sums = [struct.pack(">I", zlib.crc32(name + data)) for name, data in content]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + total
+        for (name, data), total in zip(content, sums, strict=True)
+    )
+
+
+def test_a_transparent_colour_of_a_png_is_white(tmp_path, capfd):
+    """Grey, RGB and a palette; in 16 bits, values that differ by 1 become the same grey."""
+    path = tmp_path / "image.png"
+    grey = [[0, 7], [255, 9]]
+    palette = (b"PLTE", bytes([10, 20, 30, 40, 50, 60, 70, 80, 90]))
+    for bits, colour, pixels, chunks, expected in (
+        (8, 0, b"\0\0\7\0\xff\x09", [(b"tRNS", b"\0\0")], [[255, 7], [255, 9]]),
+        (4, 0, b"\0\x0f\0\x21", [(b"tRNS", b"\0\0")], [[255, 255], [34, 17]]),
+        (16, 0, b"\0\0\0\0\1\0\1\1\xff\xff", [(b"tRNS", b"\0\0")], [[255, 0], [1, 255]]),
+        (
+            *(8, 2, b"\0\1\2\3\4\5\6\0\1\2\4\1\2\3", [(b"tRNS", b"\0\1\0\2\0\3")]),
+            [[[255, 255, 255], [4, 5, 6]], [[1, 2, 4], [255, 255, 255]]],
+        ),
+        (
+            *(8, 3, b"\0\0\1\0\2\0", [palette, (b"tRNS", b"\x00\x80")]),
+            [[[255, 255, 255], [147, 152, 157]], [[70, 80, 90], [255, 255, 255]]],
+        ),
+        # What is not valid makes nothing transparent.
+        (8, 0, b"\0\0\7\0\xff\x09", [(b"tRNS", b"\1\0")], grey),
+        (8, 0, b"\0\0\7\0\xff\x09", [(b"tRNS", b"\0")], grey),
+        (8, 0, b"\0\0\7\0\xff\x09", [(b"tRNS", b"")], grey),
+        (8, 0, b"\0\0\7\0\xff\x09", [(b"tRNS", b"\0\7")] * 2, [[0, 255], [255, 9]]),
+        (
+            *(8, 3, b"\0\0\1\0\2\0", [(b"tRNS", b"\0"), palette]),
+            [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [10, 20, 30]]],
+        ),
+    ):
+        path.write_bytes(png_with(bits, colour, pixels, *chunks))
+        values = np.array(expected)
+        check(path, values if values.ndim == 3 else np.repeat(values[:, :, None], 3, 2))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_three_channels_tagged_as_grey(tmp_path):

@@ -53,6 +53,9 @@ ALPHA = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
 COLOURS = {
     "RGB": (RGB, {"photometric": "rgb"}),
     "16-bit RGB": (DEEP[:, :, :3], {"photometric": "rgb"}),
+}
+TRANSPARENT = {
+    "RGBA": (RGBA, ALPHA),
     "RGBA in planes": (np.moveaxis(RGBA, 2, 0), ALPHA | {"planarconfig": "separate"}),
     "16-bit planes": (np.moveaxis(DEEP, 2, 0), ALPHA | {"planarconfig": "separate"}),
 }
@@ -61,13 +64,13 @@ GREYSCALES = {
     "grey": (GREY, {"photometric": "minisblack"}),
     "white is zero": (255 - GREY, {"photometric": "miniswhite"}),
     "16-bit white is zero": (65535 - DEEP[:, :, 0], {"photometric": "miniswhite"}),
+}
+GREY_AND_ALPHA = {
+    "grey and alpha": (RGBA[:, :, ::3], GREY_ALPHA | {"planarconfig": "contig"}),
     "grey and alpha in planes": (
         np.moveaxis(RGBA[:, :, ::3], 2, 0),
         GREY_ALPHA | {"planarconfig": "separate"},
     ),
-}
-GREY_AND_ALPHA = {
-    "grey and alpha": (RGBA[:, :, ::3], GREY_ALPHA | {"planarconfig": "contig"}),
 }
 
 
@@ -78,7 +81,7 @@ def files(tmp_path_factory):
     made: list[tuple[Path, NDArray[np.uint8] | None]] = []
     for formats, expected in (
         (COLOURS, RGB),
-        ({"RGBA": (RGBA, ALPHA)}, np.rint(RGB + (255 - RGB) * CLEAR)),
+        (TRANSPARENT, np.rint(RGB + (255 - RGB) * CLEAR)),
         (GREYSCALES, GREYS),
         (GREY_AND_ALPHA, np.rint(GREYS + (255 - GREYS) * CLEAR)),
     ):
@@ -305,31 +308,40 @@ def test_a_window_reads_only_its_tiles(tiled, reads, window, rows, columns):
 
 
 @pytest.mark.parametrize("layout", [{}, STRIPS, TILES | ZIP, {"rowsperstrip": 1} | LZW])
-def test_little_of_an_image_is_opaque(tmp_path, layout):
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+def test_little_of_an_image_is_opaque(tmp_path, layout, planarconfig):
     """Between the rows and segments that are sampled, and in the levels of a pyramid."""
     path = tmp_path / "image.tif"
     rgba = np.zeros((300, 400, 4), np.uint8)
     rgba[151:153, 201:205] = 100, 20, 90, 255
+    if planarconfig == "separate":
+        fine, coarse = np.moveaxis(rgba, 2, 0), np.moveaxis(rgba[::4, ::4], 2, 0) * 0
+    else:
+        fine, coarse = rgba, rgba[::4, ::4] * 0
+    options = ALPHA | layout | {"planarconfig": planarconfig}
     with tifffile.TiffWriter(path) as tiff:
-        tiff.write(rgba, subifds=1, **ALPHA, **layout)
-        tiff.write(rgba[::4, ::4] * 0, subfiletype=1, **ALPHA, **layout)
+        tiff.write(fine, subifds=1, **options)
+        tiff.write(coarse, subfiletype=1, **options)
     expected = np.full((300, 400, 3), 255)
     expected[151:153, 201:205] = 100, 20, 90
     assert np.array_equal(read_image(path), expected)
-    with open_image(path, 1) as coarse:
-        assert (coarse.read_all() == 255).all()
+    with open_image(path, 1) as level:
+        assert (level.read_all() == 255).all()
 
 
-def test_planes_are_read_without_the_alpha(tmp_path, reads):
+@pytest.mark.parametrize(("kind", "read"), [("unassalpha", 4), ("unspecified", 3)])
+def test_of_planes_only_colours_and_alpha_are_read(tmp_path, reads, kind, read):
     path = tmp_path / "planes.tif"
-    pixels, options = COLOURS["RGBA in planes"]
-    tifffile.imwrite(path, pixels, tile=(16, 16), **options, **ZIP)
+    options = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": [kind]}
+    opaque = RGBA.copy()
+    opaque[:, :, 3] = 255
+    tifffile.imwrite(path, np.moveaxis(opaque, 2, 0), tile=(16, 16), **options, **ZIP)
     with tifffile.TiffFile(path) as tiff:
         offsets = np.reshape(tiff.pages[0].dataoffsets, (4, 5, 4))
     with open_image(path) as image:
         reads.clear()
         image.read((20, 40, 21, 41))
-    assert reads == offsets[:3, 2, 1].tolist()
+    assert reads == offsets[:read, 2, 1].tolist()
 
 
 def test_overlapping_windows_decode_nothing_twice(tiled, reads):
@@ -383,13 +395,16 @@ def test_more_strips_than_the_cache_holds(tmp_path, reads):
 @pytest.mark.parametrize("colours", ["RGB", "RGBA in planes"])
 def test_a_single_strip_is_decoded_once(tmp_path, reads, colours):
     path = tmp_path / "image.tif"
-    pixels, options = COLOURS[colours]
+    opaque = RGBA.copy()
+    opaque[:, :, 3] = 255
+    planes = (np.moveaxis(opaque, 2, 0), ALPHA | {"planarconfig": "separate"})
+    pixels, options = COLOURS[colours] if colours == "RGB" else planes
     tifffile.imwrite(path, pixels, rowsperstrip=HEIGHT, **options, **ZIP)
     with open_image(path, cache_bytes=0) as image:
         reads.clear()
         for window in random_windows(np.random.default_rng(1), image.size, 5):
             check(image, window, RGB)
-    assert len(reads) == (1 if colours == "RGB" else 3)
+    assert len(reads) == (1 if colours == "RGB" else 4)
 
 
 @pytest.mark.parametrize(
