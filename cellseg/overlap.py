@@ -33,7 +33,8 @@ class DistinctCells(NamedTuple):
     ----------
     indices
         `(M,)` int64 indices of detections, highest score first; of equal scores the one with the
-        best detection, then the first.
+        best detection, then the smaller, then the first. What draws or counts cells keeps this
+        order where scores are equal.
     scores
         `(M,)` float64.
     hidden
@@ -48,16 +49,18 @@ class DistinctCells(NamedTuple):
 def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> DistinctCells:
     """Return the cells of the N detections of an image, each once.
 
-    1. A detection whose mask has an IoU of 0.5 or more with one of a higher score, of any class,
-       is the same cell. The best one gives the mask and the class. The score is the root of the
-       sum of squares of the best score of each class, at most 1: 0.3 and 0.4 give 0.5. With
-       `lite_fpn`'s scores √(p f) o (`select_detections`), that is f o, the probability of a cell.
+    1. A detection whose mask has an IoU of 0.5 or more with a better one, of any class, is the
+       same cell. The higher score is better, of equal scores the smaller cell. The best one gives
+       the mask and the class. The score is the root of the sum of squares of the best score of
+       each class, at most 1: 0.3 and 0.4 give 0.5. With `lite_fpn`'s scores √(p f) o
+       (`select_detections`), that is f o, the probability of a cell.
     2. A cell of which less than half lies outside of cells with higher scores is hidden, as in
        panoptic segmentation (Kirillov et al., CVPR 2019, arXiv:1801.00868). Cells of more than
        four times its area hide none of it: they may be tissue that contains cells, or mistakes.
 
     A cell stays at every minimum score that it reaches: the second rule compares it with cells of
-    higher scores only. Cells that are already distinct all stay, with their scores.
+    higher scores only. So ground truth as results, with equal scores, has none hidden. Cells that
+    are already distinct all stay, with their scores.
 
     Parameters
     ----------
@@ -66,20 +69,22 @@ def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> Distin
     classes
         `(N,)` int64, 0…K−1.
     scores
-        `(N,)`, of equal scores the first is the best. Those of a cell are joined only if all are
-        0 to 1; else it has the best.
+        `(N,)`. Those of a cell are joined only if all are 0 to 1; else it has the best.
     """
     scores = np.asarray(scores, np.float64)
     boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
-    order = np.argsort(-scores, kind="stable")
+    order = np.lexsort((area, -scores))
     pairs = overlapping_boxes(boxes)
     owner = _assign_to_best(order, pairs[same_cell(mask_runs, boxes, area, pairs, _SAME_CELL)])
     totals = _join_classes(owner, classes, scores)
 
     is_cell = (owner == np.arange(len(owner))) & (area > 0)
-    order = np.lexsort((-scores, -totals))
+    order = np.lexsort((area, -scores, -totals))
     order = order[is_cell[order]]
-    visible = _visible(mask_runs, order, area, pairs[is_cell[pairs].all(1)])
+    pairs = pairs[is_cell[pairs].all(1)]
+    a, b = pairs.T
+    equal = (totals[a] == totals[b]) & (scores[a] == scores[b])
+    visible = _visible(mask_runs, order, area, pairs[~equal])
     return DistinctCells(order[visible], totals[order[visible]], totals[order[~visible]])
 
 

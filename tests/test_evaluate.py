@@ -133,6 +133,24 @@ def test_score_threshold(score):
     assert values(score("--score-threshold", "0.75")[0], "precision") == [1, 1]
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
+def test_results_that_are_the_ground_truth(data, score, order):
+    """Cells in cells and across cells: of equal scores, none hides another."""
+    spans = [(1, 0, 12), (2, 4, 8), (2, 8, 11), (1, 9, 20)]
+    spans = [spans[n] for n in order]
+    cells = [(k, np.eye(1, 40, dtype=np.uint8).repeat(6, 0) * 0, 0) for k, *_ in spans]
+    for (_, mask, _), (_, start, end) in zip(cells, spans, strict=True):
+        mask[:, start:end] = 1
+    truth = truth_of({21: (SIZE, cells)}, [f"class{k}" for k in range(1, 5)])
+    truth["images"][0]["file_name"] = "test_release/a.tif"
+    (data / "truth.json").write_text(json.dumps(truth))
+    (data / "same.json").write_text(json.dumps([entry(21, *span, 0.9) for span in spans]))
+    scores, text = score("--truth", str(data / "truth.json"), results="same.json")
+    for metric in ("PQ", "AJI", "F1", "AP@all"):
+        assert values(scores, metric) == [1, 1], metric
+    assert "1 image, 4 ground-truth cells, 4 detections" in text
+
+
 @pytest.mark.parametrize(("rule", "sq"), [("score", 0.8), ("smaller", 0.8), ("larger", 1)])
 def test_overlap(score, rule, sq):
     scores, text = score("--score_threshold", "0", "--overlap", rule)

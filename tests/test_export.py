@@ -334,6 +334,31 @@ def test_each_cell_is_exported_once(data, run, capsys):
     assert "1 cell mostly under others" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("large_first", [True, False])
+def test_of_equal_scores_the_smaller_cell_is_on_top(data, run, capsys, large_first):
+    """Cells in a cell, as in ground truth with a score; with the report's and Python's cells."""
+    large, left, right = np.ones((4, 6)), 0 * LEFT, 0 * LEFT
+    left[1, 1:3] = right[1:3, 3:5] = 1
+    entries = [entry(large), entry(right), entry(left)]
+    results = run(entries if large_first else entries[::-1])
+    table = results.parent / "cells.csv"
+    argv = [str(results), "--data", str(data), "--format", "geojson", "labels", "overlay"]
+    export.main([*argv, "--table", str(table)])
+    output = results.parent / "export"
+    labels = tifffile.imread(output / "labels/one/class1.tif")
+    np.testing.assert_array_equal(labels, np.where(left, 1, np.where(right, 2, 3)))
+    assert [row["area_px"] for row in table_of(table)] == ["2", "4", "24"]
+    areas = [
+        shapely.geometry.shape(f["geometry"]).area
+        for f in features_of(output / "geojson/one.geojson")
+    ]
+    assert areas == [2, 4, 24]
+    text = capsys.readouterr().out
+    assert "3 cells" in text
+    assert "hidden" not in text
+    assert "mostly under" not in text
+
+
 @pytest.mark.parametrize("kind", ["annotations", "detections"])
 def test_type_in_qupath_and_gzip(data, run, kind):
     results = run([entry(LEFT)])

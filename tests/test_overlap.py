@@ -167,6 +167,18 @@ def test_of_equal_scores_the_one_with_the_best_detection_is_first():
         assert (totals.tolist(), hidden.tolist()) == ([1.0], [1.0])
 
 
+def test_of_equal_scores_the_smaller_cell_is_first_and_none_is_hidden():
+    nested = row((0, 12), (4, 8), (0, 12), (4, 8))  # a third; each twice
+    assert cells(nested, [0, 1, 1, 0], [0.9] * 4) == [(1, 1.0), (0, 1.0)]
+    for order in ([0, 1], [1, 0]):
+        masks = select_masks(nested, np.array(order))
+        assert cells(masks, [0, 0], [0.9, 0.9]) == [(order.index(n), 0.9) for n in (1, 0)]
+    # Two share 6 of their 10 pixels; two small ones cover 8 of 10.
+    assert len(cells(row((0, 10), (4, 14)), [0, 0], [0.9, 0.9])) == 2
+    assert len(cells(row((0, 10), (1, 5), (5, 9)), [0, 0, 0], [0.9, 0.9, 0.9])) == 3
+    assert len(cells(row((0, 10), (1, 5), (5, 9)), [0, 0, 0], [0.8, 0.9, 0.9])) == 2
+
+
 def test_cells_in_a_much_larger_one_stay():
     """A gland, or a mistake, whose score is the highest."""
     for length, n in [(16, 1), (17, 2), (20, 2), (21, 3)]:  # of 4 times 4 and 4 times 5 pixels
@@ -182,7 +194,7 @@ def test_no_detections_and_masks_without_pixels():
 
 def distinct_by_arrays(masks, classes, scores):
     """The two rules, mask by mask, as sets of pixels."""
-    best_first = sorted(range(len(masks)), key=lambda n: -scores[n])
+    best_first = sorted(range(len(masks)), key=lambda n: (-scores[n], masks[n].sum()))
     left = [n for n in best_first if masks[n].any()]
     found = []
     while left:
@@ -198,10 +210,12 @@ def distinct_by_arrays(masks, classes, scores):
         found.append((best, joined if len(by_class) > 1 else scores[best]))
     kept: list[tuple[int, float]] = []
     hidden: list[float] = []
-    for cell, score in sorted(found, key=lambda one: (-one[1], -scores[one[0]])):
+    found.sort(key=lambda one: (-one[1], -scores[one[0]], masks[one[0]].sum()))
+    for cell, score in found:
         area, covered = masks[cell].sum(), np.zeros_like(masks[cell])
-        for other, _ in kept:
-            if masks[other].sum() <= 4 * area:
+        for other, other_score in kept:
+            is_better = (other_score, scores[other]) > (score, scores[cell])
+            if is_better and masks[other].sum() <= 4 * area:
                 covered |= masks[cell] & masks[other]
         if 2 * covered.sum() <= area:
             kept.append((cell, score))
@@ -225,11 +239,13 @@ def test_as_with_arrays(seed, n):
     expected, expected_hidden = distinct_by_arrays(masks, classes.tolist(), scores.tolist())
     assert list(zip(index.tolist(), totals.tolist(), strict=True)) == expected
     assert hidden.tolist() == expected_hidden
-    # Distinct cells stay, at any minimum score.
+    # Distinct cells stay, at any minimum score; those of equal joint scores are sorted by area.
     for start in range(len(index) + 1):
         some = index[:start]
         again = distinct_cells(stack(masks[some], (12, 15)), classes[some], totals[:start])
-        assert again[0].tolist() == list(range(start))
+        area = masks[some].sum((1, 2))
+        by_area = sorted(range(start), key=lambda n: (-totals[n], area[n]))
+        assert again[0].tolist() == by_area
         assert again[1].tolist() == totals[:start].tolist()
         assert not len(again[2])
 

@@ -119,6 +119,25 @@ def test_cells_by_class_are_those_of_the_table_of_cells(make, data):
         assert "Not counted: 1 cell mostly under others" in html
 
 
+@pytest.mark.parametrize("large_first", [True, False])
+def test_results_that_are_the_ground_truth(data, large_first):
+    """A cell in a cell, with equal scores: both are true positives, the smaller one first."""
+    large, small = rectangle(SIZE, 0, 0, 10, 10), rectangle(SIZE, 2, 2, 8, 8)
+    cells = [large, small] if large_first else [small, large]
+    truth = truth_of({21: (SIZE, [(1, mask, 0) for mask in cells])}, [f"class{k}" for k in "1234"])
+    truth["images"][0]["file_name"] = "test_release/a.tif"
+    write(data / "truth.json", truth)
+    results = write(data / "same.json", [entry(21, 1, mask, 0.9) for mask in cells])
+    page = data.parent / "same.html"
+    argv = [results, "--truth", data / "truth.json", "--resamples", 0, "--output", page]
+    assert report.main([*map(str, argv), "--data", str(data)]) == 0
+    html = page.read_text()
+    (image,) = json.loads(html.split('id="index">')[1].split("</script>")[0])["images"]
+    assert image["results"][0]["iou"] == [1, 1]
+    assert image["results"][0]["match"] == ([1, 0] if large_first else [0, 1])
+    assert "Not counted" not in html
+
+
 def test_the_seed_draws_other_intervals(make, data):
     first, _ = make(data.parent / "run", "--resamples", 5)
     others = (make(data.parent / "run", "--resamples", 5, "--seed", seed)[0] for seed in (1, 2, 3))

@@ -77,7 +77,8 @@ def draw_outlines(
     classes
         `(N,)`, 0 to K−1.
     scores
-        `(N,)`; if given, of overlapping cells the one with the higher score is on top.
+        `(N,)`; if given, of overlapping cells the one with the higher score is on top, of equal
+        ones the first.
     zoom
         Enlargement, 1 or more.
 
@@ -102,8 +103,10 @@ def draw_outlines(
     thickness = 1 if zoom == 1 else max(2, zoom // 2)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     mask_runs = decode(masks, (height, width))
-    order = range(len(masks)) if scores is None else np.argsort(scores, kind="stable").tolist()
-    for index in order:
+    best_last = range(len(masks))
+    if scores is not None:
+        best_last = np.argsort(-scores, kind="stable")[::-1].tolist()
+    for index in best_last:
         box, mask = crop_mask(mask_runs, index)
         if not mask.size:
             continue

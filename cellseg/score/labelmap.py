@@ -17,7 +17,7 @@ from cellseg import rle
 from cellseg.images import EvalImage
 
 # Which detection gets overlapping pixels: scores, areas -> order, first on top. Of equal ones the
-# first in the file gets them.
+# first gets them: `distinct_cells` sorts cells of equal scores.
 OVERLAP_RULES: dict[str, Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.int64]]] = {
     "score": lambda scores, _: np.argsort(-scores, kind="stable"),
     "smaller": lambda _, areas: np.argsort(areas, kind="stable"),

@@ -51,7 +51,7 @@ def write_labels(
         `(N,)` integers, 0…K−1; class k goes to `class<k + 1>.tif`. Ids begin with 1, in the
         order of class, then of `masks`.
     scores
-        `(N,)`; overlapping pixels go to the highest score.
+        `(N,)`; overlapping pixels go to the highest score, of equal ones to the first.
 
     Returns
     -------

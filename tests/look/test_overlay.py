@@ -120,7 +120,7 @@ def test_outline_of_an_enlarged_image(zoom, thickness):
 
 def test_the_higher_score_is_on_top():
     masks = [box_rle(5, 5, 0, 0, 5, 5)] * 2
-    for scores, top in (([0.9, 0.2], 0), ([0.2, 0.9], 1)):
+    for scores, top in (([0.9, 0.2], 0), ([0.2, 0.9], 1), ([0.5, 0.5], 0)):
         drawn = draw_outlines(plain(5, 5), masks, np.array([0, 1]), np.array(scores, np.float32))
         assert where(drawn, CLASS_COLOURS[top]).sum() == 16
 

@@ -41,6 +41,13 @@ def test_cells_are_counted_as_if_all_were_in_one_batch():
     assert counts.of(1).tolist() == [0, 0]
 
 
+def test_of_equal_scores_no_cell_is_left_out():
+    nested = detections(drawn((60, 60), (10, 10, 30, 30), (15, 15, 27, 27)), [0.9, 0.9])
+    counts = CellCounts(["a"])
+    counts.add(1, nested)
+    assert counts.of(1).tolist() == [2]
+
+
 def test_many_cells_are_counted_in_parts(monkeypatch):
     monkeypatch.setattr(summary, "_MOST", 0)
     counts = CellCounts(["a"])
