@@ -165,9 +165,10 @@ def _join_classes(owner: Ints, classes: Ints, scores: Floats) -> Floats:
     order = np.lexsort((-scores, classes, owner))
     key = np.stack([owner, classes])[:, order]
     best = order[np.append(True, (key[:, 1:] != key[:, :-1]).any(0))[:n]]
-    total = np.sqrt(np.bincount(owner[best], scores[best] ** 2, minlength=n)).round(_DIGITS)
+    valid = np.clip(scores, 0, 1)  # others can be too large to be squared, and are not joined
+    total = np.sqrt(np.bincount(owner[best], valid[best] ** 2, minlength=n)).round(_DIGITS)
     joined = np.bincount(owner[best], minlength=n) > 1
-    joined[owner[(scores < 0) | (scores > 1)]] = False
+    joined[owner[valid != scores]] = False
     return np.where(joined, np.minimum(total, 1), scores)
 
 

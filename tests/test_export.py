@@ -334,6 +334,17 @@ def test_each_cell_is_exported_once(data, run, capsys):
     assert "1 cell mostly under others" in capsys.readouterr().out
 
 
+def test_scores_that_are_too_large_to_be_squared_or_added(data, run, tmp_path):
+    """Other programs may write any; warnings of numpy are errors in tests."""
+    results = run([entry(LEFT, 1, 1e308), entry(LEFT, 2, -1e308), entry(RIGHT, 1, 1e308)])
+    table = tmp_path / "cells.csv"
+    flags = ["--data", str(data), "--table", str(table), "--format", "geojson", "label-studio"]
+    assert export.main([str(results), *flags]) == 0
+    assert [float(row["score"]) for row in table_of(table)] == [1e308, 1e308]
+    task, _ = json.loads((results.parent / "export" / "label-studio.json").read_text())
+    assert task["predictions"][0]["score"] == 1e308
+
+
 @pytest.mark.parametrize("large_first", [True, False])
 def test_of_equal_scores_the_smaller_cell_is_on_top(data, run, capsys, large_first):
     """Cells in a cell, as in ground truth with a score; with the report's and Python's cells."""

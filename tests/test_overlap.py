@@ -148,6 +148,8 @@ def test_a_hidden_cell_hides_none():
 def test_scores_that_are_no_probabilities_are_not_joined():
     assert cells(row((0, 9), (0, 9)), [0, 1], [7.0, 0.5]) == [(0, 7.0)]
     assert cells(row((0, 9), (0, 9)), [0, 1], [-0.5, 0.5]) == [(1, 0.5)]
+    huge = distinct_cells(row((0, 9), (0, 9)), np.arange(2), np.array([-1e308, 1e308]))
+    assert (huge.indices.tolist(), huge.scores.tolist()) == ([1], [1e308])
     # Others of the image are.
     masks = row((0, 9), (10, 19), (10, 19))
     assert cells(masks, [0, 1, 2], [1.5, 0.4, 0.3]) == [(0, 1.5), (1, 0.5)]

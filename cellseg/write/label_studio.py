@@ -67,7 +67,7 @@ def write_label_studio(
             file.write((",\n" if n else "\n") + f'{{"data":{{"image":{to_json(url)}}},')
             mean = 0.0
             if image.scores is not None and len(image.scores):
-                mean = round(float(image.scores.mean()), 6)
+                mean = round(float((image.scores / len(image.scores)).sum()), 6)
             file.write(f'"predictions":[{{"model_version":"{_MODEL}","score":{mean},"result":[')
             separator = "\n"
             for results in (_brushes if brush else _polygons)(image, names):

@@ -86,7 +86,7 @@ def measure_cells(
         "image": [image.name] * len(image.masks),
         "id": cell_ids(image.name, image.masks),
         "class": [names[k] for k in image.classes],
-        "score": unknown if image.scores is None else image.scores.round(6),
+        "score": unknown if image.scores is None else _rounded(image.scores, 6),
         "area_px": shape["area"].astype(np.int64),
         "area_um2": (shape["area"] * um**2).round(3),
     }
@@ -113,6 +113,11 @@ def measure_cells(
         columns[f"{stain}_od_mean"] = means[:, n].round(6)
         columns[f"{stain}_od_std"] = deviations[:, n].round(6)
     return {name: columns[name] for name in column_types([image], names)}
+
+
+def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """Round as Python does: numpy multiplies, which is too much for scores of up to 1e308."""
+    return np.array([round(value, digits) for value in values.tolist()], np.float64)
 
 
 def measurements(columns: Columns) -> list[dict[str, float | None]]:
