@@ -165,13 +165,19 @@ class _Checked(CfgNode):  # type: ignore[misc]
     def _open_cfg(cls, filename: str) -> IO[str]:
         check_ordinary(filename)
         text = Path(filename).read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader) if len(text) <= CONFIG_BYTES else None
         # Aliases refer to one value in many places, which then is copied to each.
-        if len(text) > CONFIG_BYTES or _count_values(yaml.compose(text, yaml.SafeLoader), {}) > (
-            CONFIG_VALUES
-        ):
+        if len(text) > CONFIG_BYTES or _count_values(root, {}) > CONFIG_VALUES:
             raise InputError(
                 f"{filename}: too long for a config file, perhaps by its aliases (*name), expected "
                 f"at most {CONFIG_BYTES} characters and {CONFIG_VALUES} values; remove some"
+            )
+        if not isinstance(root, yaml.MappingNode):
+            found = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+            raise InputError(
+                f"{filename}: not a config of this project ({found.get(type(root), 'empty')}), "
+                "expected keys with values, such as SOLVER and MODEL; restore it from a copy, or "
+                "use another"
             )
         return io.StringIO(text)
 

@@ -230,6 +230,8 @@ class Range:
     def __str__(self) -> str:
         number = "whole number" if self.whole else "number"
         if self.high == math.inf:
+            if self.low == -math.inf:
+                return f"a finite {number}"
             if self.above and self.low == 0:
                 return f"a positive {number}"
             return f"a {number} of {self.low} or more"
@@ -258,11 +260,14 @@ class Numbers:
         )
 
     def __str__(self) -> str:
-        counts = {(1, 1): "one ", (2, 2): "two ", (1, math.inf): "one or more "}
-        count = counts.get((self.shortest, self.longest), "")
+        counts = {1: "one", 2: "two", 3: "three", 4: "four"}
+        count = f"{counts[self.shortest]} " if self.shortest else ""
+        if self.shortest and self.shortest != self.longest:
+            count += "or more "
         order = "rising " if self.rising else ""
         last = ", the lower one first" if self.ordered else ""
-        return f"a list of {count}{order}numbers{last} ({self.each} each)"
+        numbers = "number" if self.longest == 1 else "numbers"
+        return f"a list of {count}{order}{numbers}{last} ({self.each} each)"
 
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
@@ -317,6 +322,7 @@ NETWORK_RANGES: dict[str, Allowed] = {
 # Keys that prediction reads.
 PREDICTION_RANGES: dict[str, Allowed] = {
     "DATA.MPP": Range(0, 5),
+    "DATA.LONGEST_CELL": _NOT_NEGATIVE,
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.ZOOM": Range(0, 100),
     "INPUT.MIN_SIZE_TEST": _SIDE,

@@ -212,7 +212,10 @@ def write_record(
 def are_categories(value: Any) -> bool:
     """Return whether a value of a JSON file is a list of categories, `{"id", "name"}`."""
     try:
-        are = all(type(each["id"]) is int and is_printable(each["name"]) for each in value)
+        are = all(
+            type(each["id"]) is int and is_printable(each["name"]) and each["name"].strip()
+            for each in value
+        )
         return are and len({each["id"] for each in value}) == len(value) > 0
     except (KeyError, TypeError, AttributeError):
         return False
