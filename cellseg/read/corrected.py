@@ -53,7 +53,7 @@ from cellseg.read.geojson import read_geojson
 from cellseg.read.layout import TEST
 from cellseg.read.names import comparable_name
 from cellseg.read.window import read_image
-from cellseg.rle import MaskRuns, areas, encode, select_masks
+from cellseg.rle import RLE, MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
 
 INDEX = "index.json"
@@ -186,10 +186,11 @@ def load_index(path: Path) -> COCO:
 
 
 class _File(NamedTuple):
-    """The file with a window's cells: GeoJSON, or a COCO file and its cells of the window."""
+    """The file with a window's cells: GeoJSON, or a COCO file, its cells and ignored ones."""
 
     path: Path
     coco: list[Cell] | None = None
+    ignored: Sequence[RLE] = ()
     problem: InputError | None = None
 
 
@@ -243,6 +244,11 @@ def _coco_outlines(
     numbers = class_numbers(names)
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
     numbered = {id_: numbers.get(comparable_name(name), 0) for id_, name in theirs.items()}
+    ignored = {
+        id_
+        for id_, name in theirs.items()
+        if not numbered[id_] and is_ignored(name) and not _is_region_name(name)
+    }
     by_name = {Path(image["file_name"].replace("\\", "/")).name: image for image in coco["images"]}
     if foreign := sorted(by_name.keys() - {image["file_name"] for image in index["images"]}):
         what = plural(len(foreign), "image")
@@ -254,9 +260,9 @@ def _coco_outlines(
         if other is None:
             continue
         problem: InputError | None = None
-        cells = []
+        cells, left_out = [], []
         classes = Counter(a["category_id"] for a in of_image[other["id"]])
-        bad = {theirs[k]: n for k, n in classes.items() if not numbered[k]}
+        bad = {theirs[k]: n for k, n in classes.items() if not numbered[k] and k not in ignored}
         unknown.update(bad)
         if (other["height"], other["width"]) != (image["height"], image["width"]):
             problem = InputError(
@@ -271,11 +277,12 @@ def _coco_outlines(
                 f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
             )
         else:
-            cells = [
-                Cell("", numbered[a["category_id"]] - 1, a["segmentation"])
-                for a in of_image[other["id"]]
-            ]
-        files[image["file_name"]] = _File(path, cells, problem)
+            for a in of_image[other["id"]]:
+                if a["category_id"] in ignored:
+                    left_out.append(a["segmentation"])
+                else:
+                    cells.append(Cell("", numbered[a["category_id"]] - 1, a["segmentation"]))
+        files[image["file_name"]] = _File(path, cells, left_out, problem)
     return files
 
 
@@ -308,7 +315,7 @@ class _Reader:
         if file.coco is None:
             unchanged = file_hash(file.path) == image.get("sha256")
         else:
-            unchanged = _is_same(written, file.coco)
+            unchanged = not file.ignored and _is_same(written, file.coco)
         if unchanged:
             self.tally.counts["unchanged"] += 1
             return None
@@ -323,8 +330,9 @@ class _Reader:
         if file.coco is None:
             cells, region, hidden = self._outlines(file.path, size, ids)
         else:
-            cells, region, hidden = file.coco, np.ones(size, bool), np.zeros(size, bool)
+            cells, region, hidden = file.coco, np.ones(size, bool), union(file.ignored, size)
             self.tally.counts["whole"] += 1
+            self.tally.counts["ignored"] += len(file.ignored)
         # A file that was dragged into QuPath twice gives each cell twice.
         once: dict[tuple[int, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.id not in ids):

@@ -589,6 +589,40 @@ def test_the_coco_file_comes_back(data, folder, capsys):
     assert (4, 4, 10, 10) in boxes(cells_of(data, "corrected/new.png")["beta"])
 
 
+@pytest.mark.parametrize("name", ["Ignore*", " ambiguous"])
+def test_ignored_cells_of_a_coco_file(data, folder, name, capsys):
+    """They are neither cells nor background, as in QuPath's files."""
+    content = json.loads((folder / "coco.json").read_text())
+    content["categories"].append({"id": 9, "name": name})
+    path = folder / "cvat.json"
+    path.write_text(json.dumps(content))
+    assert "was changed" in refusal(take_back, data, path)
+    first = content["annotations"][0]
+    first["category_id"] = 9
+    path.write_text(json.dumps(content))
+    assert take_back(data, path) == 0
+    out = capsys.readouterr().out
+    assert table(out)["all"] == [6, 0, 0, 0, 0, 1, 5]
+    assert "1 cell of ignored classes: neither cells nor background" in out
+    left, top, width, height = map(int, first["bbox"])
+    found = cells_of(data, "corrected/new.png")
+    assert (left, top, left + width, top + height) not in boxes(found["alpha"])
+    stored = read_png(data / "corrected" / "new.png")
+    white = (stored == 255).all(axis=2)
+    assert white[top : top + height, left : left + width].all()
+    assert white.sum() == width * height
+    # Also one that was drawn, and not a region, as such files have none.
+    first["category_id"] = 1
+    new = {**first, "id": 999, "category_id": 9, "segmentation": [[40, 30, 44, 30, 44, 33, 40, 33]]}
+    content["annotations"].append({**new, "bbox": [40, 30, 4, 3], "area": 12})
+    path.write_text(json.dumps(content))
+    assert take_back(data, path) == 0
+    assert table(capsys.readouterr().out)["all"] == [6, 0, 0, 0, 0, 0, 6]
+    content["categories"][-1]["name"] = "Region*"
+    path.write_text(json.dumps(content))
+    assert "'Region*' (1)" in refusal(take_back, data, path)
+
+
 GAMMA = {"id": 7, "name": "gamma"}
 
 
