@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 import uuid
 from dataclasses import replace
 
@@ -529,6 +530,37 @@ def test_classes_with_the_names_of_regions_and_ignored_cells(data, folder, name,
     assert take_back(data, folder, "--class_names", *NAMES, name) == 0
     assert boxes(cells_of(data, "corrected/new.png")[name]) == [(14, 20, 22, 28)]
     assert "ignored" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("written", "read"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_with_accents_are_one_character_or_two(data, results, tmp_path, written, read):
+    """macOS may decompose them: in GeoJSON, in COCO, in the flags and in what was stored."""
+    ours, theirs = (unicodedata.normalize(form, "épithélium") for form in (written, read))
+    assert ours != theirs
+    folder = tmp_path / "fix"
+    flags = ["--to_correct", folder, "--class_names", ours, "beta"]
+    assert export.main([str(word) for word in [results, "--data", data, *flags]]) == 0
+    features = load(folder)["features"]
+    for feature in features:
+        if feature["properties"]["classification"]["name"] == ours:
+            feature["properties"]["classification"]["name"] = theirs
+    expected = [(4, 4, 10, 10), (14, 4, 20, 10), (24, 4, 30, 10), (50, 20, 56, 26)]
+    save(folder, features)
+    assert take_back(data, folder) == 0
+    assert boxes(cells_of(data, "corrected/new.png")[ours]) == expected
+    # The stored cells and the index, with the classes of a later command.
+    assert annotation.main(["--data", str(data), "--class_names", theirs, "beta"]) == 0
+    assert boxes(cells_of(data, "corrected/new.png")[theirs]) == expected
+    content = json.loads((folder / "coco.json").read_text())
+    content["categories"][0]["name"] = theirs
+    content["annotations"].remove(content["annotations"][0])
+    path = folder / "cvat.json"
+    path.write_text(json.dumps(content))
+    for names in ([], ["--class_names", theirs, "beta"]):
+        assert take_back(data, path, *names) == 0
+        assert (
+            boxes(cells_of(data, "corrected/new.png")[names[1] if names else ours]) == expected[1:]
+        )
 
 
 def test_class_names_that_can_not_be_used(data, folder):

@@ -393,6 +393,17 @@ def test_exif_explains_a_size(tmp_path, exif):
     assert warned(turned, "EXIF") == 1
 
 
+def test_exif_of_a_jpeg_with_the_name_of_a_png(tmp_path):
+    """It is turned, as what a file is depends on its content."""
+    drawn_on = {"stored": GRID, "shown": GRID.T}
+    for name, labels in drawn_on.items():
+        folder = write_folder(tmp_path / name, "image.jpg", exif=6, class1__tif=labels)
+        (folder / "image.jpg").rename(folder / "image.png")
+    line = refusal(annotate, tmp_path / "stored")
+    assert "expected 90 x 60 as image.png (the image is turned on reading, as its EXIF" in line
+    assert warned(tmp_path / "shown", "turned by their EXIF orientation") == 1
+
+
 def test_exif_of_a_tiff_is_not_applied(tmp_path):
     folder = write_folder(tmp_path / "x", "image.tif", exif=6, class1__tif=GRID.T)
     assert "EXIF orientation 6" in refusal(annotate, folder)
