@@ -12,7 +12,7 @@ import sys
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cellseg import files
@@ -250,6 +250,10 @@ def test_ordinary_names_are_safe(name):
 
 
 @given(st.text(max_size=300) | st.text("./\\ :C\0n", max_size=6), st.text(max_size=6))
+@example("0:", "0")
+@example("::", ":")
+@example("a::b", "a:b")
+@example("/:", "/")
 def test_any_name_becomes_one_safe_part_of_a_path(name, other):
     safe = safe_name(name)
     assert Path("a", safe).parts == ("a", safe)
