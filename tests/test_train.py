@@ -600,8 +600,10 @@ def test_a_run_folder_that_vanishes_is_an_error(go, tmp_path, monkeypatch, capsy
         (run / lost).unlink() if lost else run.rename(tmp_path / "elsewhere")
 
     at_iteration(monkeypatch, 2, remove)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(InputError, match=f"{lost}: .*removed"):
         go("SOLVER.MAX_ITER", 2)
+    assert signal.getsignal(signal.SIGINT) is handler
     assert "finished" not in capsys.readouterr().out
     assert bool(list(tmp_path.glob("runs/*/*"))) == bool(lost)
 

@@ -205,12 +205,11 @@ class MetricWriter(HookBase):
             self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
 
     def after_train(self) -> None:
-        try:
-            if self._values:  # it stopped within a period
+        if self._values:  # it stopped within a period
+            with contextlib.suppress(InputError):  # hooks that follow must end, too
                 self._write(self._last_step)
-        finally:
-            with self._errors():
-                self._open.close()
+        with self._errors():
+            self._open.close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
