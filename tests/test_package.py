@@ -149,7 +149,7 @@ def third_party(folder):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(str(node.module).partition(".")[0])
-    names -= {*sys.stdlib_module_names, "cellseg", "detectron2"}
+    names -= {*sys.stdlib_module_names, "compression", "cellseg", "detectron2"}  # Python 3.14's
     index = metadata.packages_distributions()
     return {canonicalize_name(index.get(name, [name])[0]) for name in names}
 
