@@ -39,6 +39,7 @@ from bench.overhead import write_images
 from bench.sizes import image_sizes
 from cellseg.device import choose_engine, detectron2_problem
 from cellseg.images import ImageRecord
+from cellseg.messages import plural
 from cellseg.network import build_network
 from cellseg.network.folding import fold_batch_norms
 from cellseg.predict.inputs import InputReader, TileJob
@@ -79,7 +80,8 @@ def measure(row: Row, args: Namespace) -> dict[str, float]:
     torch.backends.cudnn.enabled = row.cudnn
     torch.manual_seed(0)
     sizes = TINY_SIZES if args.tiny else image_sizes()
-    sizes = sizes[:: max(1, len(sizes) // args.images)][: args.images]
+    count = args.images + 1  # the first warms up
+    sizes = sizes[:: max(1, len(sizes) // count)][:count]
     keys = ["TEST.DETECTIONS_PER_IMAGE", str(args.cells), "TEST.AMP", "True"]
     with tempfile.TemporaryDirectory() as folder:
         images = write_images(Path(folder), sizes)
@@ -199,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.row:
         print(json.dumps(measure(ROWS[args.row], args)))
         return 0
-    print(f"{machine(args.device)}, {args.images} images, up to {args.cells} cells each")
+    print(f"{machine(args.device)}, {plural(args.images, 'image')}, up to {args.cells} cells each")
     print("| | new size | again | GiB | detections |\n| --- | --- | --- | --- | --- |")
     failed = 0
     words = ["--images", args.images, "--cells", args.cells, "--device", args.device]

@@ -22,7 +22,7 @@ RLE = dict[str, Any]
 
 
 class PackedMasks(Sequence[RLE]):
-    """N compressed RLEs of one image in a quarter of the memory; each is built when it is taken."""
+    """N compressed RLEs of one image in less memory; each is built when it is taken."""
 
     def __init__(self, masks: Sequence[RLE], size: tuple[int, int]) -> None:
         """`masks` are RLEs of the image's `size`, height and width, with `counts` a str."""

@@ -101,6 +101,8 @@ def test_detections_that_occur_twice_count_and_give_a_warning(data, capsys):
 
     once, err = precision([*RESULTS[:1], entry(22, 1, 0, 5, 0.1)])
     assert err == ""
+    # Of these scores, Python's hashes are equal.
+    assert "earlier one" not in precision([{**RESULTS[0], "score": s} for s in (-1.0, -2.0)])[1]
     twice, err = precision([*RESULTS[:1], RESULTS[0], entry(22, 1, 0, 5, 0.1)])
     assert once[0] > twice[0]
     assert f"{data / 'results.json'}: detections" in err

@@ -895,7 +895,7 @@ def test_cohorts_that_can_not_be_exported(tmp_path):
     write_slides(tmp_path / "a", ["x", "y"])
     other = [{"id": 1, "name": "lymphocyte"}]
     (tmp_path / "a" / "y" / "images-results-classes.json").write_text(json.dumps(other))
-    assert "lymphocyte" in refusal(tmp_path / "a")
+    assert f"{tmp_path / 'a' / 'y'}: has the classes lymphocyte, but" in refusal(tmp_path / "a")
     assert "--to_correct" in refusal(tmp_path / "a", "--to_correct", tmp_path / "fix")
     assert not (tmp_path / "fix").exists()
     (tmp_path / "a" / "images-results.json").write_text("[]")

@@ -167,12 +167,11 @@ def detectron2(*case):
         ("SOLVER.BASE_LR", "has no value"),
         ("SEED 1 --lr 2", "--lr: flags must"),
         ("SEED 1 -l 2", "-l: flags must"),
-        ("SOLVER.WARMUP_FACTOR 5", "SOLVER.WARMUP_FACTOR 5.0: "),
+        ("SOLVER.WARMUP_FACTOR -3", "SOLVER.WARMUP_FACTOR -3.0: "),
         ("SOLVER.GAMMA -1", "SOLVER.GAMMA -1.0: "),
-        ("SOLVER.MOMENTUM 1", "SOLVER.MOMENTUM 1.0: "),
+        ("SOLVER.MOMENTUM -1", "SOLVER.MOMENTUM -1.0: "),
         ("SOLVER.BIAS_LR_FACTOR nan", "SOLVER.BIAS_LR_FACTOR nan: "),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE -1", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE -1.0: "),
-        ("SOLVER.STEP_FRACTIONS (0.5,2)", "SOLVER.STEP_FRACTIONS (0.5, 2): "),
         ("--weights nowhere.pth", "--weights nowhere.pth: "),
         detectron2(
             "--model small_fpn --weights imagenet",
@@ -253,6 +252,9 @@ def test_weights_of_a_run_with_other_classes_are_a_warning(go, cells, tmp_path, 
     assert go("--annotations", file, "--weights", former, "SOLVER.MAX_ITER", 1) == 0
     warning = "its classes are class1, class2, class3, class4, now they are class4, class3, class2"
     assert warning in capsys.readouterr().err
+    words = ["--folds", 2, "SOLVER.MAX_ITER", 1]
+    assert go("--annotations", file, "--weights", former, *words) == 0
+    assert warning in capsys.readouterr().err
     assert go("--weights", former, "SOLVER.MAX_ITER", 1) == 0
     assert "classes are" not in capsys.readouterr().err
 
@@ -262,6 +264,11 @@ def test_steps_after_the_end_of_a_run_are_a_warning(go, capsys):
     words = ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,2,30)"]
     assert go("--scheduler", "WarmupMultiStepLR", *words) == 0
     assert "SOLVER.STEPS 2, 30: not before the end" in capsys.readouterr().err
+    fractions = ["SOLVER.MAX_ITER", 2, "SOLVER.STEP_FRACTIONS"]
+    assert go("--scheduler", "WarmupMultiStepLR", *fractions, "(0.5,2)") == 0
+    assert "SOLVER.STEP_FRACTIONS 2: not before the end" in capsys.readouterr().err
+    assert go("--scheduler", "WarmupMultiStepLR", *fractions, "(0.5,0.9)") == 0  # rounded up
+    assert "STEP" not in capsys.readouterr().err
     assert go(*words) == 0  # a cosine has no steps
     assert "STEPS" not in capsys.readouterr().err
 
@@ -920,6 +927,9 @@ def test_a_finished_fold_without_its_checkpoint_is_not_trained_again(go, tmp_pat
     assert resume(folder) == 0
     assert final.stat().st_mtime_ns == written
     assert (folder / runs.SUMMARY).read_text() == before
+    longer = refused(folder, "SOLVER.MAX_ITER", 2)
+    assert f"{folder / 'fold1' / runs.LAST}: no such file" in longer
+    assert final.stat().st_mtime_ns == written
 
 
 @pytest.mark.one_engine

@@ -16,9 +16,11 @@ from fvcore.common.config import CfgNode
 from scipy import stats
 
 from cellseg import runs
+from cellseg.config import load_config
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
 from cellseg.learn import session
+from cellseg.learn.continued import warn_of_other_classes
 from cellseg.learn.samples import TrainingData, load_training_data
 from cellseg.learn.session import Launch, Session
 
@@ -84,10 +86,15 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     for number in range(1, cfg.DATA.FOLDS + 1):
         run = folder / f"fold{number}"
         sessions[run] = existing.get(run) or _begin_fold(run, number, cfg, data, launch)
+    to_train = {run: fold for run, fold in sessions.items() if not _is_done(run, fold.cfg)}
+    for run in to_train:
+        session.check_checkpoint(run)
+    if not resumed:
+        warn_of_other_classes(cfg, data)
     for number, (run, fold) in enumerate(sessions.items(), 1):
         print(f"fold {number} of {len(sessions)}")
-        if (run / runs.FINAL).is_file() and not (run / runs.LAST).is_file():
-            continue  # finished, and its checkpoint deleted
+        if run not in to_train:
+            continue
         code = session.train_in_processes(fold, launch)
         if code:
             return code
@@ -96,6 +103,13 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     write_json(folder / runs.SUMMARY, summary, indent=1)
     print(f"{as_text(summary)}\nwritten to {display_path(folder / runs.SUMMARY)}")
     return 0
+
+
+def _is_done(run: Path, cfg: CfgNode) -> bool:
+    """Return whether a fold is as long as planned, and its checkpoint was deleted."""
+    if not (run / runs.FINAL).is_file() or (run / runs.LAST).is_file():
+        return False
+    return bool(load_config(run / runs.CONFIG).SOLVER.MAX_ITER >= cfg.SOLVER.MAX_ITER)
 
 
 def _begin_fold(

@@ -151,14 +151,15 @@ def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
         solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_EPOCHS * epoch))
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
+    key, late = "STEPS", [step for step in solver.STEPS if step >= solver.MAX_ITER]
     if len(solver.STEP_FRACTIONS):
         solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})
-    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+        key, late = "STEP_FRACTIONS", [part for part in solver.STEP_FRACTIONS if part > 1]
     if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         warn(
-            f"SOLVER.STEPS {', '.join(map(str, late))}: not before the end of the run, after "
+            f"SOLVER.{key} {', '.join(map(str, late))}: not before the end of the run, after "
             f"{plural(solver.MAX_ITER, 'iteration')}, so the rate does not fall there; set "
-            "SOLVER.STEP_FRACTIONS, such as (0.6,0.9)"
+            "SOLVER.STEP_FRACTIONS below 1, such as (0.6,0.9)"
         )
     solver.STEPS = tuple(step for step in solver.STEPS if 0 < step < solver.MAX_ITER)
 

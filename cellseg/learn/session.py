@@ -311,7 +311,9 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
     cfg, run, first = session.cfg, Path(session.cfg.OUTPUT_DIR), distributed.rank() == 0
     torch.manual_seed(cfg.SEED)
     if not session.new:
-        _check_checkpoint(run)
+        check_checkpoint(run)
+        if first and (run / runs.METRICS).is_file() and not (run / runs.LAST).is_file():
+            warn(f"{display_path(run)}: without a checkpoint ({runs.LAST}), so it starts anew")
     try:
         with config_errors(run / runs.CONFIG):
             trainer = build_trainer(cfg, session.data)
@@ -335,22 +337,13 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
     return trainer
 
 
-def _check_checkpoint(run: Path) -> None:
-    """Check that a run to resume has a checkpoint, or has not been trained.
-
-    Raises InputError if it is finished, as it would replace its weights from the start. Warns if it
-    was stopped before its first checkpoint.
-    """
-    last = run / runs.LAST
-    if last.is_file():
-        return
-    if (run / runs.FINAL).is_file():
+def check_checkpoint(run: Path) -> None:
+    """Raise InputError if a run to resume is finished, but without the checkpoint to go on from."""
+    if (run / runs.FINAL).is_file() and not (run / runs.LAST).is_file():
         raise InputError(
-            f"{display_path(last)}: no such file, so the run, which is finished, can't go on; "
-            f"restore it, or begin a new run with --weights {display_path(run)}"
+            f"{display_path(run / runs.LAST)}: no such file, so the run, which is finished, can't "
+            f"go on; restore it, or begin a new run with --weights {display_path(run)}"
         )
-    if (run / runs.METRICS).is_file() and distributed.rank() == 0:
-        warn(f"{display_path(run)}: without a checkpoint ({runs.LAST}), so it starts anew")
 
 
 def _write_config(cfg: CfgNode) -> None:

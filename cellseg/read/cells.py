@@ -288,12 +288,12 @@ def _check_known(
 
 
 def _check_clashes(source: Path, images: list[ImageCells]) -> list[ImageCells]:
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for image in images:
         if image.name in seen:
             raise InputError(
-                f"{source}: {seen[image.name].name} and {image.path.name} have the same output "
+                f"{source}: {seen[image.name]} and {image.file_name} have the same output "
                 f"name, {image.name}; rename one of the images"
             )
-        seen[image.name] = image.path
+        seen[image.name] = image.file_name
     return images

@@ -25,9 +25,9 @@ class CopyCheck:
         """Add detections of images."""
         for image in images:
             counts = [mask["counts"] for mask in image.masks]
-            keys = map(
-                hash, zip(image.classes.tolist(), image.scores.tolist(), counts, strict=True)
-            )
+            # As integers, since the hashes of -1.0 and -2.0 are equal.
+            scores = image.scores.astype(np.float64).view(np.int64).tolist()
+            keys = map(hash, zip(image.classes.tolist(), scores, counts, strict=True))
             of_image = self._keys.setdefault(image.file_name, [])
             of_image.append(np.fromiter(keys, np.int64, len(counts)))
 

@@ -49,10 +49,11 @@ class Regions:
     def contain(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points lie in the regions: `(N, 2)` x and y in pixels to `(N,)` bool.
 
-        The point (0, 0) is the corner of the first pixel. Points outside the image are not.
+        The point (0, 0) is the corner of the first pixel. Points outside the image are not, nor is
+        NaN, the centroid of no pixels.
         """
         height, width = self.mask.size
-        x, y = np.floor(points).astype(np.int64).T
+        x, y = np.floor(np.nan_to_num(points, nan=-1.0)).astype(np.int64).T
         position = x * height + y
         run = np.searchsorted(self.mask.starts, position, side="right") - 1
         ends = np.append(self.mask.ends, 0)  # for -1

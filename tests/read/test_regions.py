@@ -51,7 +51,9 @@ def test_by_hand(write, name):
     assert regions.count == 2
     assert regions.area == 20 * 10 - 4
     inside = points((10, 10), (15, 13.9), (29.9, 19.9), (19, 12))
-    outside = points((9.9, 10), (15, 15), (30, 15), (15, 20), (-5, 12), (15, 99), (99, 15))
+    outside = points(
+        (9.9, 10), (15, 15), (30, 15), (15, 20), (-5, 12), (15, 99), (99, 15), (np.nan, np.nan)
+    )
     assert regions.contain(inside).all()
     assert not regions.contain(outside).any()
     assert regions.contain(np.zeros((0, 2))).shape == (0,)
