@@ -93,7 +93,7 @@ def measure(row: Row, args: Namespace) -> dict[str, float]:
     stream = threading.local()  # threads live as long as the process, and keep their streams
 
     def begin() -> None:
-        stream.of_thread = torch.cuda.Stream() if on_gpu and row.threads > 1 else None
+        stream.of_thread = torch.cuda.Stream(args.device) if on_gpu and row.threads > 1 else None
 
     def run(task: Callable[[], int]) -> int:
         with torch.cuda.stream(stream.of_thread) if stream.of_thread else nullcontext():
@@ -107,10 +107,10 @@ def measure(row: Row, args: Namespace) -> dict[str, float]:
             began = time.perf_counter()
             detections = sum(pool.map(run, rest))
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(args.device)
             seconds.append(time.perf_counter() - began)
     first, again = (1000 * each / len(rest) for each in seconds)
-    peak = torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0
+    peak = torch.cuda.max_memory_reserved(args.device) / 2**30 if on_gpu else 0.0
     return {"new": first, "again": again, "GiB": peak, "detections": detections}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -46,7 +47,7 @@ def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
     """
     run = Path(cfg.DATA.CONTINUES)
     record = runs.read_record(run)
-    former, names = ([c["name"] for c in of] for of in (record["categories"], data.categories))
+    former, names = _class_names(record, data)
     if names != former:
         raise InputError(
             f"--weights {display_path(run)}: its classes are {', '.join(former)}, those of "
@@ -64,12 +65,18 @@ def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
 
 def warn_of_other_classes(cfg: CfgNode, data: TrainingData) -> None:
     """Warn of initial weights from a run with as many classes, but of other names or order."""
-    run = find_former_run(cfg.MODEL.WEIGHTS)
+    if not (run := find_former_run(cfg.MODEL.WEIGHTS)):
+        return
     with contextlib.suppress(InputError):  # no valid record
-        record = runs.read_record(run) if run else {"categories": []}
-        former, names = ([c["name"] for c in of] for of in (record["categories"], data.categories))
+        former, names = _class_names(runs.read_record(run), data)
         if len(former) == len(names) and former != names:
             warn(
                 f"--weights {cfg.MODEL.WEIGHTS}: its classes are {', '.join(former)}, now they are "
                 f"{', '.join(names)}; each begins with the weights of the class in its place"
             )
+
+
+def _class_names(record: dict[str, Any], data: TrainingData) -> tuple[list[str], list[str]]:
+    """Return the names of the classes of a run's record, and of the data."""
+    former, names = ([c["name"] for c in of] for of in (record["categories"], data.categories))
+    return former, names

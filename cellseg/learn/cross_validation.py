@@ -92,8 +92,9 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     if not resumed:
         warn_of_other_classes(cfg, data)
     for number, (run, fold) in enumerate(sessions.items(), 1):
-        print(f"fold {number} of {len(sessions)}")
-        if run not in to_train:
+        finished = "" if run in to_train else ": finished"
+        print(f"fold {number} of {len(sessions)}{finished}")
+        if finished:
             continue
         code = session.train_in_processes(fold, launch)
         if code:

@@ -12,9 +12,9 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -184,18 +184,24 @@ class MetricWriter(HookBase):
         for name, (value, of_step) in self.trainer.storage.latest().items():
             if of_step == step:
                 self._values.setdefault(name, []).append(float(value))
-        scored = any(name.startswith("validation/") for name in self._values)
-        if (step + 1) % self.period == 0 or step + 1 == self.trainer.max_iter or scored:
-            self._write(step, {FULL_SCORE: 1.0} if scored else {})
+        if (step + 1) % self.period == 0 or step + 1 == self.trainer.max_iter or self._is_scored:
+            self._write()
 
-    def _write(self, step: int, more: Mapping[str, float] = MappingProxyType({})) -> None:
+    @property
+    def _is_scored(self) -> bool:
+        return any(name.startswith("validation/") for name in self._values)
+
+    def _write(self) -> None:
         medians = {name: statistics.median(v) for name, v in sorted(self._values.items())}
-        medians |= {name: self._values[name][-1] for name in ("lr",) if name in self._values}
+        if "lr" in medians:
+            medians["lr"] = self._values["lr"][-1]
         check_run_folder(self.folder)
         with self._errors():
             for name, value in medians.items():
-                self._events.add_scalar(name, value, step)
-            self._lines.write(json.dumps({"iteration": step, **medians, **more}) + "\n")
+                self._events.add_scalar(name, value, self._last_step)
+            unit = {FULL_SCORE: 1.0} if self._is_scored else {}
+            line = {"iteration": self._last_step, **medians, **unit}
+            self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
         self._values.clear()
 
@@ -207,7 +213,7 @@ class MetricWriter(HookBase):
     def after_train(self) -> None:
         if self._values:  # it stopped within a period
             with contextlib.suppress(InputError):  # hooks that follow must end, too
-                self._write(self._last_step)
+                self._write()
         with self._errors():
             self._open.close()
 

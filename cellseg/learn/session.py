@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
@@ -387,16 +387,14 @@ def print_training(session: Session, n_processes: int) -> None:
 
 def warn_of_classes_without_cells(data: TrainingData) -> None:
     """Warn of classes that no training cell has, which the network can't learn."""
-    names = [category["name"] for category in data.categories]
     n_train, n_validation = (
-        sum((np.bincount(image.classes, minlength=len(names)) for image in part), start=0)
-        + np.zeros(len(names), int)
-        for part in (data.train, data.validation)
+        Counter(k for image in images for k in image.classes.tolist())
+        for images in (data.train, data.validation)
     )
     missing = [
-        name + (f" ({of_validation} in the validation set)" if of_validation else "")
-        for name, of_train, of_validation in zip(names, n_train, n_validation, strict=True)
-        if not of_train
+        category["name"] + (f" ({n} in the validation set)" if (n := n_validation[k]) else "")
+        for k, category in enumerate(data.categories)
+        if not n_train[k]
     ]
     if missing:
         warn(
