@@ -235,6 +235,7 @@ def test_results_with_a_list_of_other_images(make, data, monkeypatch):
         assert "of the tissue" in html
         assert "0.5 or more, all images, 0.001 mm²" in html  # 250 px of 4 µm²
         assert "<td>1,000.0</td>" in html  # one detection in 0.001 mm²
+        assert "of 1 of the 2 images" in html
     # Its paths are from the folder in which it was written.
     monkeypatch.chdir(data)
     with pytest.raises(InputError, match=r"a\.tif: image of .*images-results\.json not found"):

@@ -31,6 +31,8 @@ function make(tag, properties = {}, ...children) {
 }
 
 const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+/** Return a score with two digits, or as many as it has. */
+const scoreText = (score) => (score.toFixed(2) == score ? score.toFixed(2) : String(score));
 const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const shownClasses = () => [...state.classes].sort((a, b) => a - b);

@@ -98,6 +98,7 @@ def compositions(content: ReportContent, mpp: Sequence[float | None]) -> list[di
                 content.classes,
             ),
             "is_known": is_known,
+            "n_known": sum(map(bool, mpp)),
             "n_totals": len(content.classes) + 1,
         }
         for title, r, cells in sides

@@ -295,6 +295,7 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
         if len(areas):
             low, high = np.log10(max(1, areas.min())), np.log10(areas.max() + 1)
             bins = np.logspace(low, max(high, low + 0.1), 36)
+            bins[0] = min(bins[0], areas.min())  # the power of a logarithm may be above it
             _steps(axes, areas, classes, names, bins)
             axes.set_xscale("log")
             axes.xaxis.set_ticks(_log_ticks(float(areas.min()), float(areas.max())))
@@ -304,9 +305,10 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
 
 
 def score_histogram(scores: NDArray[Any], classes: NDArray[Any], names: Sequence[str]) -> str:
-    """Draw a histogram of the scores, `(N,)` from 0 to 1, of each class."""
+    """Draw a histogram of the scores, `(N,)`, mostly from 0 to 1, of each class."""
     with _drawing("scores") as (axes, svg):
-        _steps(axes, scores, classes, names, np.linspace(0, 1, 41))
+        bins = np.linspace(scores.min(initial=0), scores.max(initial=1), 41)
+        _steps(axes, scores, classes, names, bins)
         axes.set(xlabel="score", ylabel="detections")
     return svg[0]
 

@@ -173,7 +173,7 @@ function fillTable(table, caption, head, rows, shade) {
 function fillTables() {
   const sums = images.reduce((all, image) => addTo(all, image, state.result), emptySums());
   const of = page.results.length > 1 ? ` of ${"AB"[state.result]}` : "";
-  const caption = `Detections${of} with a score of ${number(state.threshold)} or more, all images.`;
+  const caption = `Detections${of} with a score of ${scoreText(state.threshold)} or more, all images.`;
   if (!isScored) {
     const rows = classes.map((name, k) => [name, sums.detections[k]]);
     fillTable(byId("table"), caption, ["class", "detections"], [...rows, ["any class", sum(sums.detections)]]);
@@ -256,7 +256,7 @@ function showResult(result) {
 
 function readSlider() {
   state.threshold = slider.valueAsNumber;
-  byId("score-shown").textContent = number(state.threshold);
+  byId("score-shown").textContent = scoreText(state.threshold);
   tip.hidden = true;
 }
 
@@ -328,7 +328,7 @@ byId("sort").onchange = () => {
 const slider = byId("score");
 if (slider) {
   slider.value = state.threshold;
-  byId("score-shown").textContent = number(state.threshold);
+  byId("score-shown").textContent = scoreText(state.threshold);
   let isWaiting = false;
   slider.oninput = () => {
     readSlider();

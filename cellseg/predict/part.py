@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,7 @@ class ImagePart:
         except InputError as error:
             warn(f"{error}; so all of it counts as tissue")
             return float(self.regions.area if self.regions else math.prod(self.plan.size))
-        if self.regions is not None:
-            y, x = mask.pixels.nonzero()
-            middle = (np.stack([x, y], axis=1) + 0.5) * mask.step[::-1]
-            inside = np.zeros_like(mask.pixels)
-            inside[y, x] = self.regions.contain(middle)
-            mask = replace(mask, pixels=inside)
-        return mask.area
+        return self.regions.area_in(mask) if self.regions else mask.area
 
 
 def choose_part(

@@ -61,6 +61,21 @@ class Regions:
         inside: NDArray[np.bool_] = in_image & (position < ends[run])
         return inside
 
+    def area_in(self, part: CoarseMask) -> float:
+        """Return the area of the regions in a part of the image, in pixels."""
+        h, w = part.pixels.shape
+        above = np.zeros((h + 1, w), np.int32)
+        np.cumsum(part.pixels, axis=0, out=above[1:])
+        _, column, top, bottom = cut_at_columns(self.mask)
+        at = np.minimum(((column + 0.5) / part.step[1]).astype(np.int64), w - 1)
+
+        def height_above(y: NDArray[np.int64]) -> NDArray[np.float64]:
+            row = np.minimum((y / part.step[0]).astype(np.int64), h - 1)
+            in_row = (y - part.step[0] * row) * part.pixels[row, at]
+            return np.asarray(part.step[0] * above[row, at] + in_row)
+
+        return float((height_above(bottom) - height_above(top)).sum())
+
     def coarse(self, step: tuple[float, float], shape: tuple[int, ...] | None = None) -> CoarseMask:
         """Return a mask of pixels of that height and width, set where any region reaches.
 

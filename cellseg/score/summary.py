@@ -373,7 +373,8 @@ def _by_threshold(
 ) -> DetectionScores:
     unit_weights = np.ones(len(comparisons), np.int64)
     parts = []
-    for threshold in ap.THRESHOLDS.tolist():
+    # Some of COCO's are a little below, which matters where an IoU has to be above.
+    for threshold in ap.THRESHOLDS.round(2).tolist():
         each = detection_scores(count_matches(comparisons, n_classes, threshold), unit_weights)
         one = detection_scores(count_matches(agnostic, 1, threshold), unit_weights)
         names = ("precision", "recall", "f1")

@@ -217,6 +217,22 @@ def test_counts_at_any_score_are_those_of_evaluate(show, tmp_path, seed):
         assert [[int(v or 0) for v in row[1:]] for row in rows(driver, "confusion")] == matrix
 
 
+def test_a_minimum_score_of_many_digits(show, folder):
+    page = write(
+        folder,
+        folder / "results.json",
+        "--truth",
+        folder / "truth.json",
+        "--score_threshold",
+        0.504,
+    )
+    driver = show(page)
+    assert text(driver, "score-shown") == "0.504"
+    assert "score of 0.504 or more" in text(driver, "table")
+    slide(driver, 0.2)
+    assert text(driver, "score-shown") == "0.20"
+
+
 def test_the_slider_changes_what_is_drawn_counted_and_sorted(show, scored):
     driver = show(scored)
     assert text(driver, "score-shown") == "0.50"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.axes import Axes
 
 from cellseg.look import gallery, plots
 from cellseg.look.gallery import Side
@@ -317,6 +318,25 @@ def test_plots_of_nothing():
     ):
         assert drawing.startswith("<svg")
     assert plots.size_histogram(np.array([1]), np.array([0]), ["a"]).startswith("<svg")
+
+
+@pytest.mark.parametrize("smallest", [1, 11, 25, 2999])
+def test_histograms_have_all_cells(monkeypatch, smallest):
+    """Also those of the smallest area, although 10 ** log10(25) > 25, and scores of more than 1."""
+    drawn = []
+    hist = Axes.hist
+
+    def count(*args, **keywords):
+        found = hist(*args, **keywords)
+        drawn.append(np.sum(found[0]))
+        return found
+
+    monkeypatch.setattr(Axes, "hist", count)
+    sizes = np.array([smallest] * 5 + [smallest + 3, 4 * smallest, 70_000])
+    plots.size_histogram(sizes, np.arange(8) % 2, ["a", "b"])
+    plots.size_histogram(sizes[:5], np.zeros(5), ["a"])
+    plots.score_histogram(np.array([-0.5, 0, 0.3, 1, 7]), np.zeros(5), ["a"])
+    assert drawn == [4, 4, 5, 5]
 
 
 def test_training_curves(tmp_path):

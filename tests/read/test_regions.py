@@ -13,6 +13,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg.coarse import CoarseMask
 from cellseg.errors import InputError
 from cellseg.read.regions import read_regions
 
@@ -41,6 +42,24 @@ def write(tmp_path):
 
 def points(*pairs):
     return np.array(pairs, float)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 8, 64]))
+def test_area_in_a_part_of_the_image(tmp_path_factory, seed, step):
+    """The pixels of both, counted one by one; mask pixels may extend beyond the image."""
+    rng = np.random.default_rng(seed)
+    left, top = rng.integers(0, [50, 35])
+    box = left, top, *(int(n) for n in rng.integers([left + 1, top + 1], [61, 41]))
+    path = tmp_path_factory.mktemp("regions") / "r.geojson"
+    path.write_text(json.dumps(feature(rectangle(*map(int, box)))))
+    regions = read_regions(path, SIZE)
+    pixels = rng.random([-(-side // step) for side in SIZE]) < 0.6
+    part = CoarseMask(SIZE, (step, step), pixels)
+    whole = np.kron(pixels, np.ones((step, step), bool))[: SIZE[0], : SIZE[1]]
+    assert regions.area_in(part) == whole[box[1] : box[3], box[0] : box[2]].sum()
+    everything = CoarseMask(SIZE, (step * 1.01, step * 1.01), np.ones_like(pixels))
+    assert regions.area_in(everything) == pytest.approx(regions.area)
 
 
 @pytest.mark.parametrize("name", ["r.geojson", "r.json", "r.geojson.gz"])

@@ -155,6 +155,16 @@ def test_rows():
     np.testing.assert_allclose(scores.by_threshold.f1[0], scores.metrics["F1"])
 
 
+def test_an_iou_of_a_threshold_is_not_above_it():
+    """Twenty pixels and 11, 12 … 19 of them: an IoU of 0.55, 0.6 … 0.95."""
+    size = (1, 20)
+    for n in range(11, 20):
+        truth = truth_of({1: (size, [(1, rectangle(size, 0, 0, 1, 20), 0)])})
+        found = [entry(1, 1, rectangle(size, 0, 0, 1, n), 0.9)]
+        scores = summary.score(pair_by_image(truth, found), class_names(truth), n_resamples=0)
+        assert scores.by_threshold.f1[:, 0].tolist() == [1.0] * (n - 10) + [0.0] * (20 - n)
+
+
 def test_score_threshold_and_overlap_reach_the_label_maps():
     truth, results = case_by_hand()
     assert score(truth, results, score_threshold=0.4, n_resamples=0).counts.sum() == 5
