@@ -36,7 +36,7 @@ from cellseg.images import ImageRecord
 from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predictions import Predictions
-from cellseg.read.windowed import WindowedImage
+from cellseg.read.windowed_image import WindowedImage
 from cellseg.write.results import write_results
 from cellseg.write.submission import check_submission
 

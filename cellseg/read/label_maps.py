@@ -23,9 +23,11 @@ from cellseg.messages import plural
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
+from cellseg.read.image_formats import decode_errors
 from cellseg.read.layout import CLASS_COLUMNS
 from cellseg.read.orientation import turn_note
-from cellseg.read.tiff import decode_errors, pixel_chunks, read_labels
+from cellseg.read.picture import pixel_chunks
+from cellseg.read.tiff import read_labels
 from cellseg.rle import (
     MaskRuns,
     areas,

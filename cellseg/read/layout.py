@@ -19,7 +19,7 @@ from pathlib import Path
 from cellseg.errors import InputError
 from cellseg.messages import listed, plural, warn
 from cellseg.read.csv_table import has_columns
-from cellseg.read.tiff import MRXS, SUFFIXES
+from cellseg.read.image_formats import MRXS, SUFFIXES
 from cellseg.text import is_printable
 
 TRAIN = "train"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_slide_size
+from cellseg.read.image_formats import MRXS, decode_errors
 from cellseg.read.resolution import slide_resolution
-from cellseg.read.tiff import MRXS, decode_errors
-from cellseg.read.windowed import WindowedImage, check_level
+from cellseg.read.windowed_image import WindowedImage, check_level
 
 DICOM = ".dcm"  # each level of a slide is a file, and any of them opens it
 

@@ -11,8 +11,8 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.messages import listed
 from cellseg.read.csv_table import read_columns
+from cellseg.read.image_formats import SUFFIXES
 from cellseg.read.names import image_name
-from cellseg.read.tiff import SUFFIXES
 
 
 def read_groups(path: Path, names: Sequence[str]) -> dict[str, str]:

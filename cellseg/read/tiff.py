@@ -1,335 +1,34 @@
-"""Read label maps and pictures, and check the pages of TIFFs for `cellseg.read.window`.
+"""The pages of TIFFs: which is the image, and whether they are complete; label maps.
 
 Damaged files are errors, also where the decoder would fill gaps with zeros.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import math
 import os
-import re
 import struct
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import imagecodecs
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import tifffile
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary, find_in_another_case
 from cellseg.limits import check_image_memory
-from cellseg.read.coded_size import JPEG_MAGIC, JXL, JXR, PNG_MAGIC, WEBP, coded_size
-from cellseg.read.orientation import TURNED, exif_orientation
-from cellseg.read.resolution import Resolution, picture_resolution
+from cellseg.read.coded_size import JXL, JXR, WEBP, coded_size
+from cellseg.read.image_formats import decode_errors, file_kind
 
-try:
-    import simplejpeg
-except ImportError:  # then only JPEGs that end early are refused
-    simplejpeg = None
-
-PIL.Image.MAX_IMAGE_PIXELS = None  # `check_image_memory` is used instead
+# tifffile logs problems and goes on. What matters is checked here.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # The value of a TIFF's PhotometricInterpretation for values that rise from white to black.
 WHITE_IS_ZERO = 0
 
-# Endings of image files: TIFFs, pictures, and slides that OpenSlide reads.
-SUFFIXES = (
-    *(".tif", ".tiff", ".btf", ".tf8", ".svs", ".qptiff"),
-    *(".png", ".jpg", ".jpeg", ".bmp"),
-    *(".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
-)
-
-# tifffile logs problems, Pillow warns of them, and both go on. What matters is checked here.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour
-_PNG_METHODS = ([0, 0, 0], [0, 0, 1])  # the only ones; the last is the interlacing
-_PICTURES = {PNG_MAGIC: "PNG", JPEG_MAGIC: "JPEG", b"BM": "BMP"}
-
-MRXS = ".mrxs"  # a JPEG beside a folder with the slide
-
-_BITS = (8, 10, 12, 14, 16)  # of a camera's values in 16-bit files
-
-
-class PictureHeader(NamedTuple):
-    """Height and width, whether values have 16 bits, and the size of pixels, if it is known."""
-
-    size: tuple[int, int]
-    is_deep: bool
-    resolution: Resolution | None
-
-
-def read_picture(path: Path) -> NDArray[Any]:
-    """Read a PNG, JPEG or BMP, identified by content, as an array for `to_rgb`.
-
-    JPEGs are oriented by EXIF. Raises InputError if the file can't be read or is damaged.
-    """
-    magic = _magic(path)
-    if magic == PNG_MAGIC:
-        # Pillow would cut 16-bit colour to the high byte.
-        with decode_errors(path):
-            data = pixel_chunks(path.read_bytes(), with_transparency=True)
-            return np.asarray(imagecodecs.png_decode(data))
-    if magic == JPEG_MAGIC:
-        _check_jpeg(path)
-    with _pillow(path, magic) as picture, decode_errors(path):
-        PIL.ImageOps.exif_transpose(picture, in_place=True)
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-
-
-def _check_jpeg(path: Path) -> None:
-    """Raise InputError for a JPEG with damaged or missing pixels, for which decoders invent others.
-
-    Some cameras leave a few bytes between the pixels and the end.
-    """
-    if simplejpeg is None:
-        return
-    with _pillow(path, JPEG_MAGIC) as picture:  # checks the memory
-        colours = {"L": "GRAY", "CMYK": "CMYK"}.get(picture.mode, "RGB")
-    try:
-        simplejpeg.decode_jpeg(path.read_bytes(), colours)
-    except ValueError as error:
-        surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
-        if "Corrupt JPEG data" in str(error) and not (surplus and int(surplus[1]) <= 64):
-            raise InputError(
-                f"{path}: damaged, its pixels are not complete ({error}); copy or export it again"
-            ) from None
-
-
-def picture_header(path: Path) -> PictureHeader:
-    """Read the header of a PNG, JPEG or BMP. Raises InputError if it can't be read."""
-    magic = _magic(path)
-    if magic == PNG_MAGIC:
-        # Pillow reads more than the header, and rejects files that `read_picture` reads.
-        with decode_errors(path), open(path, "rb") as file:
-            header = file.read(26)
-            if header[12:16] != b"IHDR" or len(header) < 26:
-                raise ValueError("it doesn't begin with its size")
-            width, height, bits, colour = struct.unpack_from(">IIBB", header, 16)
-            if not (width and height):
-                raise ValueError("no pixels")
-            # Palettes and transparent colours become an alpha channel; the result is RGB.
-            channels = 2 if colour in (0, 4) else 4
-            check_image_memory(path, height, width, channels * max(bits, 8) / 8 + 3)
-        resolution = None
-        with contextlib.suppress(InputError), _pillow(path, magic) as picture:
-            resolution = picture_resolution(picture.info)
-        return PictureHeader((height, width), bits == 16, resolution)
-    with _pillow(path, magic) as picture, decode_errors(path):
-        width, height = picture.size
-        sideways = magic == JPEG_MAGIC and exif_orientation(picture) in TURNED
-        size = (width, height) if sideways else (height, width)
-        return PictureHeader(size, False, picture_resolution(picture.info))
-
-
-def bits_in_use(pixels: NDArray[Any]) -> int | None:
-    """Return the bits of the camera that wrote an image, or a sample of its pixels.
-
-    Many have 12, and their values are in 16-bit files without scaling. Slides and crops that
-    are so dark with 16 bits do not occur: the background is bright.
-
-    Parameters
-    ----------
-    pixels
-        `(H, W)` or `(H, W, C)`, uint8 or uint16, as for `to_rgb`.
-
-    Returns
-    -------
-    8, 10, 12, 14 or 16 for uint16, by the largest value except alpha; None for uint8.
-    """
-    if pixels.dtype != np.uint16:
-        return None
-    colours = pixels if pixels.ndim == 2 else pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
-    largest = int(colours.max())
-    return next(bits for bits in _BITS if largest < 1 << bits)
-
-
-class Alpha(NamedTuple):
-    """The channel that says how opaque pixels are, with which bits, and if colours contain it."""
-
-    channel: int
-    bits: int
-    is_premultiplied: bool = False
-
-
-def is_opaque(alpha: NDArray[Any]) -> bool:
-    """Return whether all values of an alpha channel are the largest of their type."""
-    return bool(alpha.min() == np.iinfo(alpha.dtype).max)
-
-
-def find_alpha(
-    pixels: Iterable[NDArray[Any]], channel: int, is_premultiplied: bool = False
-) -> Alpha | None:
-    """Return the alpha channel of an image, or of samples of its pixels.
-
-    It counts only if it is opaque somewhere. Some programs write an alpha of 0 or 1 for pixels that
-    are to be seen: then it is None.
-    """
-    largest = 0
-    for part in pixels:
-        largest = max(largest, int(part[..., channel].max()))
-        if largest == np.iinfo(part.dtype).max:
-            break
-    bits = next((bits for bits in _BITS if largest == (1 << bits) - 1), None)
-    return None if bits is None else Alpha(channel, bits, is_premultiplied)
-
-
-@functools.cache
-def _to_8_bit(bits: int) -> NDArray[np.uint8]:
-    """Return the 8-bit value of each 16-bit one, `round(255 v / (2^bits - 1))`, at most 255."""
-    largest = (1 << bits) - 1
-    values = np.minimum(np.arange(1 << 16), largest)
-    rounded: NDArray[np.uint8] = ((510 * values + largest) // (2 * largest)).astype(np.uint8)
-    return rounded
-
-
-def _decode_page(path: Path, page: tifffile.TiffPage) -> NDArray[Any]:
-    """Return all pixels of a page, after checking its segments."""
-    high, wide = segment_size(page)
-    check_image_memory(path, high, wide, pixel_bytes(page))  # they may exceed the image
-    if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
-        file, counts = page.parent.filehandle, page.databytecounts
-        for data, _ in file.read_segments(page.dataoffsets, counts):
-            check_segment(page, data)
-    pixels: NDArray[Any] = page.asarray(maxworkers=1)
-    return pixels
-
-
-def pixel_bytes(page: tifffile.TiffPage) -> float:
-    """Return the bytes of a decoded pixel of a page, as it is stored."""
-    return float(page.samplesperpixel * page.dtype.itemsize)
-
-
-def pixel_chunks(data: bytes, with_transparency: bool = False) -> bytes:
-    """Return a PNG with only what defines its colours, as libpng prints warnings about the rest.
-
-    With transparency, also which colours are transparent, if that is valid: libpng decodes it as an
-    alpha channel. Raises ValueError if header or palette are broken, or if there is more data than
-    pixels.
-    """
-    width, height, bits, colour, *methods = struct.unpack_from(">IIBBBBB", data, 16)
-    has_size = all(0 < side <= 1_000_000 for side in (width, height))  # libpng's limit
-    if not has_size or bits not in _PNG_BITS.get(colour, ()) or methods not in _PNG_METHODS:
-        raise ValueError("its header is broken")
-    names = (b"IHDR", b"PLTE", b"IDAT", b"IEND") if colour == 3 else (b"IHDR", b"IDAT", b"IEND")
-    compressed: list[bytes] = []
-    is_transparent, n_colours = False, 0
-    kept, at = [data[:8]], 8
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at) if at + 8 <= len(data) else (len(data),)
-        end, name = at + 12 + length, data[at + 4 : at + 8]
-        if name == b"PLTE" and colour == 3 and (length % 3 or not 3 <= length <= 3 * 2**bits):
-            raise ValueError("its palette is broken")
-        n_colours = length // 3 if name == b"PLTE" else n_colours
-        if name == b"IDAT":
-            compressed.append(data[at + 8 : at + 8 + length])
-        if name == b"tRNS" and with_transparency and not (is_transparent or compressed):
-            is_transparent = _is_transparency(data[at:end], bits, colour, n_colours)
-            kept += [data[at:end]] * is_transparent
-        elif name in names or end > len(data):
-            kept.append(data[at:end])
-        at = end
-    channels = {0: 1, 2: 3, 3: 1, 4: 2}.get(colour, 4)
-    row = 1 + math.ceil(width * channels * bits / 8)
-    # Interlaced, some pixels are in rows of their own.
-    n_bytes = height * row if not methods[2] else 2 * height * (row + 8)
-    inflate, total = zlib.decompressobj(), 0
-    for piece in compressed:
-        while piece and total <= n_bytes:
-            try:
-                total += len(inflate.decompress(piece, 1 << 20))
-            except zlib.error as error:
-                raise ValueError(f"damaged pixels, {error}") from None
-            piece = inflate.unconsumed_tail
-    if total > n_bytes or inflate.unused_data:
-        raise ValueError(f"more data than {height} x {width} pixels")
-    return b"".join(kept)
-
-
-def _is_transparency(chunk: bytes, bits: int, colour: int, n_colours: int) -> bool:
-    """Return whether a tRNS chunk is valid: a colour, or an opacity each for those of a palette."""
-    content, checksum = chunk[8:-4], chunk[-4:]
-    if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != checksum:
-        return False
-    if colour == 3:
-        return 1 <= len(content) <= n_colours
-    values = struct.unpack(f">{len(content) // 2}H", content[: len(content) // 2 * 2])
-    return len(content) == {0: 2, 2: 6}.get(colour) and max(values) < 1 << bits
-
-
-def to_rgb(
-    pixels: NDArray[Any],
-    white_is_zero: bool = False,
-    bits: int | None = 16,
-    alpha: Alpha | None = None,
-) -> NDArray[np.uint8]:
-    """Convert stored pixels to 8-bit RGB.
-
-    Parameters
-    ----------
-    pixels
-        `(H, W)` or `(H, W, C)` array, uint8 or uint16: grey, grey and alpha, or RGB and any
-        further channels.
-    white_is_zero
-        Whether values rise from white to black.
-    bits
-        Of uint16, the bits in use: `bits_in_use`.
-    alpha
-        The alpha channel, from `find_alpha`. What is transparent becomes white, as glass is.
-
-    Returns
-    -------
-    `(H, W, 3)` uint8, without a copy if nothing changes.
-    """
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    opacity = None if alpha is None else pixels[:, :, alpha.channel]
-    if pixels.dtype == np.uint16:
-        pixels = _to_8_bit(bits or 16)[pixels]
-    interleaved = pixels.shape[2] == 3 and pixels.strides[1:] == (3, 1)
-    if interleaved and not white_is_zero:
-        return pixels  # a slide of 1.2 GB isn't copied
-    source = (0, 1, 2) if pixels.shape[2] >= 3 else (0, 0, 0)
-    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for channel in range(3):  # four times as fast as one copy of [:, :, :3]
-        rgb[:, :, channel] = pixels[:, :, source[channel]]
-    if white_is_zero:
-        np.invert(rgb, out=rgb)
-    if alpha is not None and opacity is not None:
-        _put_on_white(rgb, opacity, alpha)
-    return rgb
-
-
-def _put_on_white(rgb: NDArray[np.uint8], opacity: NDArray[Any], alpha: Alpha) -> None:
-    if opacity.dtype == np.uint16:
-        opacity = _to_8_bit(alpha.bits)[opacity]
-    for top in range(0, len(rgb), _ROWS):  # bounds the memory
-        rows = slice(top, top + _ROWS)
-        if opacity[rows].min() == 255:
-            continue
-        opaque = opacity[rows, :, None].astype(np.uint32)
-        colours = (
-            255 * rgb[rows].astype(np.uint32) if alpha.is_premultiplied else rgb[rows] * opaque
-        )
-        rgb[rows] = np.minimum((colours + 255 * (255 - opaque) + 127) // 255, 255)
-
-
-_ROWS = 64
-
-
 _LERC = 34887
+
 # Image codecs, such as all types of JPEG, can change values, except PNG (34933); so can LERC.
 _LOSSY = (tifffile.TIFF.IMAGE_COMPRESSIONS - {34933}) | {_LERC}
 
@@ -375,78 +74,21 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
         return _decode_page(path, page)
 
 
-def file_kind(path: Path) -> str:
-    """Return what a file is by content: "TIFF", "picture" (PNG, JPEG, BMP), or "" if else.
-
-    Raises InputError if it can't be read.
-    """
-    magic = _magic(path)
-    if magic in _TIFF_MAGIC:
-        return "TIFF"
-    return "picture" if magic in _PICTURES and path.suffix.lower() != MRXS else ""  # JPEG in front
-
-
-def _magic(path: Path) -> bytes:
-    """Return the first bytes of a file, cut to those that identify the format, or none."""
-    try:
-        check_ordinary(path)
-        with open(path, "rb") as file:
-            head = file.read(4)
-    except FileNotFoundError:
-        other = find_in_another_case(path)
-        advice = (
-            f"{other} differs from it only in case; use one name" if other else "check the name"
-        )
-        raise InputError(f"{path}: no such file; {advice}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder, expected an image file") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't be read ({error.strerror}); check its permissions"
-        ) from None
-    except ValueError:  # such as a null character in the name
-        raise InputError(f"{str(path)!r}: not the name of a file; fix it") from None
-    if not head:
-        raise InputError(f"{path}: an empty file; copy or export it again")
-    known = (*_TIFF_MAGIC, *_PICTURES)
-    return next((magic for magic in known if head.startswith(magic)), b"")
+def _decode_page(path: Path, page: tifffile.TiffPage) -> NDArray[Any]:
+    """Return all pixels of a page, after checking its segments."""
+    high, wide = segment_size(page)
+    check_image_memory(path, high, wide, pixel_bytes(page))  # they may exceed the image
+    if page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
+        file, counts = page.parent.filehandle, page.databytecounts
+        for data, _ in file.read_segments(page.dataoffsets, counts):
+            check_segment(page, data)
+    pixels: NDArray[Any] = page.asarray(maxworkers=1)
+    return pixels
 
 
-@contextlib.contextmanager
-def decode_errors(path: Path) -> Iterator[None]:
-    """Raise InputError for all errors of decoders in the block."""
-    try:
-        yield
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(f"{path}: too large for the memory; cut it into smaller images") from None
-    except Exception as error:  # noqa: BLE001 (damaged files can cause any error)
-        raise InputError(
-            f"{path}: damaged or of an unknown type ({_reason(error)}); copy or export it again"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Return what a decoder says to people, else that the file's structure is broken."""
-    explained = isinstance(error, ValueError | OSError | RuntimeError) and not isinstance(
-        error, UnicodeError
-    )
-    text = re.sub(r"<[^<>]*>", "the file", str(error)) if explained else ""  # Python objects
-    return text or "its structure is broken"
-
-
-@contextlib.contextmanager
-def _pillow(path: Path, magic: bytes) -> Iterator[PIL.Image.Image]:
-    with open(path, "rb") as file:
-        with decode_errors(path):
-            picture = PIL.Image.open(file, formats=[_PICTURES[magic]])
-            width, height = picture.size
-            # Pillow's own pixels, the same as RGB, and the result.
-            needed = {"RGB": 4 + 3, "CMYK": 4 + 4 + 3}.get(picture.mode, 1 + 4 + 3)
-            check_image_memory(path, height, width, needed)
-        with picture:
-            yield picture
+def pixel_bytes(page: tifffile.TiffPage) -> float:
+    """Return the bytes of a decoded pixel of a page, as it is stored."""
+    return float(page.samplesperpixel * page.dtype.itemsize)
 
 
 def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:

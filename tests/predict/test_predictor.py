@@ -28,7 +28,7 @@ from cellseg.predict import predictor as predictor_module
 from cellseg.predict.inputs import TileJob
 from cellseg.predict.predictor import Predictor, load_network
 from cellseg.predict.views import plan_views
-from cellseg.read import window, windowed
+from cellseg.read import window, windowed_image
 from cellseg.read.window import read_image
 from cellseg.rle import decode
 from cellseg.view import resize_shortest_edge, to_tensor
@@ -691,7 +691,7 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
     expected = oracle(TEST__TILE=150).predict(drawing.image)
     n_tiles = 8
     was_read, was_encoded = (deque([threading.Event() for _ in range(n_tiles)]) for _ in range(2))
-    read, encode = windowed.ArrayImage.read, predictor_module._encode_detections
+    read, encode = windowed_image.ArrayImage.read, predictor_module._encode_detections
 
     class Waiting(Oracle):
         def detect(self, images, limits):
@@ -711,7 +711,7 @@ def test_reading_and_encoding_run_parallel_to_the_network(monkeypatch):
         return cells
 
     read_done, encoded = list(was_read), list(was_encoded)
-    monkeypatch.setattr(windowed.ArrayImage, "read", reading)
+    monkeypatch.setattr(windowed_image.ArrayImage, "read", reading)
     monkeypatch.setattr(predictor_module, "_encode_detections", encoding)
     check_same(oracle(Waiting(), TEST__TILE=150).predict(drawing.image), expected)
     assert not was_read
@@ -811,7 +811,7 @@ def test_a_tiled_file_is_read_by_windows(monkeypatch, tmp_path):
     tifffile.imwrite(path, drawing.image, tile=(64, 64), photometric="rgb", compression="zlib")
 
     fail = Mock(side_effect=AssertionError("whole image was read"))
-    monkeypatch.setattr("cellseg.read.windowed.WindowedImage.read_all", fail)
+    monkeypatch.setattr("cellseg.read.windowed_image.WindowedImage.read_all", fail)
     monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
     predictor = oracle(TEST__TILE=150)
     check_same(predictor.predict(path), predictor.predict(drawing.image))

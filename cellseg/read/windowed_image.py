@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
 from cellseg.read.resolution import Resolution
-from cellseg.read.tiff import Alpha, bits_in_use, find_alpha, to_rgb
+from cellseg.read.rgb import Alpha, bits_in_use, find_alpha, to_rgb
 
 
 class WindowedImage(abc.ABC):
