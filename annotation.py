@@ -32,7 +32,7 @@ from cellseg.read.convention import CONVENTIONS
 from cellseg.read.corrected import take_back
 from cellseg.read.corrected_store import has_store, is_corrected, join
 from cellseg.read.foreign_coco import CocoImage, read_coco_images
-from cellseg.read.images import read_test_list
+from cellseg.read.image_lists import read_test_list
 from cellseg.read.layout import (
     CLASS_NAMES,
     TEST_LIST,

@@ -14,7 +14,7 @@ import utils
 from cellseg.errors import InputError
 from cellseg.messages import plural
 from cellseg.read.coco import data_categories
-from cellseg.read.images import list_entry, read_test_list
+from cellseg.read.image_lists import list_entry, read_test_list
 from cellseg.read.layout import CLASS_NAMES
 from cellseg.write.submission import check_submission
 

@@ -14,7 +14,7 @@ import utils
 from cellseg.errors import InputError
 from cellseg.files import check_own, display_path, write_csv, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
-from cellseg.read.listed import has_list
+from cellseg.read.image_lists import has_list
 from cellseg.read.results import MANIFEST, find_newest_results, is_cohort, results_file
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import difference

@@ -177,20 +177,20 @@ def list_images(
     data.
     """
     from cellseg import runs
-    from cellseg.read import images
+    from cellseg.read import image_lists
     from cellseg.read.results import OWN_RESULTS_FILE, RESULTS_FILE
 
     if args.images:
-        return OWN_RESULTS_FILE, images.list_image_files(args.images)
+        return OWN_RESULTS_FILE, image_lists.list_image_files(args.images)
     if args.dataset == "test":
         args.data = args.data or utils.DATA
-        return RESULTS_FILE, images.read_test_list(args.data)
+        return RESULTS_FILE, image_lists.read_test_list(args.data)
     folders = [path.parent for path in weights]
     validation = runs.common_validation(folders) if args.dataset == "val" else None
     args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
     args.annotations = runs.find_annotations(folders, args.annotations)
     args.data = args.data or Path(own_data)
-    listed = images.list_annotated_images(args.data, args.annotations, validation)
+    listed = image_lists.list_annotated_images(args.data, args.annotations, validation)
     return f"{args.dataset}-results.json", listed
 
 

@@ -38,7 +38,7 @@ from cellseg.device import ENGINES
 from cellseg.predict.predictor import Predictor
 from cellseg.predictions import Predictions
 from cellseg.read.ground_truth import read_ground_truth
-from cellseg.read.images import read_test_list
+from cellseg.read.image_lists import read_test_list
 from cellseg.read.results import pair_predictions
 from cellseg.read.window import read_image
 from cellseg.score.ap import mask_ap

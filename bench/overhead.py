@@ -36,7 +36,7 @@ from cellseg.network import Detections, build_network
 from cellseg.network.limits import Limits, choose_limits
 from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
-from cellseg.read.images import list_entry
+from cellseg.read.image_lists import list_entry
 from cellseg.view import resize_shortest_edge
 from cellseg.write.submission import check_submission, write_submission, write_zip
 

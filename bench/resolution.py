@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import evaluate
 import inference
 from cellseg.files import read_json, write_json
-from cellseg.read.images import list_entry, read_test_list
+from cellseg.read.image_lists import list_entry, read_test_list
 from cellseg.read.tiff import read_labels
 from cellseg.read.window import read_image
 

@@ -34,7 +34,7 @@ from cellseg.network.limits import Limits
 from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tiles import Tile, TilePlan
-from cellseg.read.images import list_entry, read_size
+from cellseg.read.image_lists import list_entry, read_size
 from cellseg.write.submission import check_submission, write_submission
 
 STEP = 20_000 / 200_000**0.5  # px between the centres of neighbours

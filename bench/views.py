@@ -19,7 +19,7 @@ import inference
 from bench.learning import score
 from cellseg import runs
 from cellseg.files import write_json
-from cellseg.read.images import read_test_list
+from cellseg.read.image_lists import read_test_list
 
 NO_TILES = ["TEST.TILE", "100000"]
 DETECTRON2 = ["INPUT.ZOOM", "0", "INPUT.MIN_SIZE_TEST", "1000", "INPUT.MAX_SIZE_TEST", "1333"]

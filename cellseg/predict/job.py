@@ -23,7 +23,7 @@ from cellseg.predict.part import ImagePart
 from cellseg.predict.predictor import Predictor, note_limits
 from cellseg.predict.tile_store import TileKey, TileStore, tiles_fingerprint
 from cellseg.predictions import Predictions
-from cellseg.read.images import read_size
+from cellseg.read.image_lists import read_size
 
 PendingTile = tuple[Any, TileJob]  # with a key of any type
 

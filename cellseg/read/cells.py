@@ -20,9 +20,8 @@ from cellseg.messages import listed as listed_names
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.copies import warn_of_copies
 from cellseg.read.foreign_coco import load_coco_as_written
-from cellseg.read.images import list_entry, read_test_list
+from cellseg.read.image_lists import ListedImages, list_entry, read_listed_images, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
-from cellseg.read.listed import ListedImages, read_listed_images
 from cellseg.read.names import check_class_names, name_outputs
 from cellseg.read.results import (
     OWN_RESULTS_FILE,

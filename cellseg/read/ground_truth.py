@@ -29,9 +29,8 @@ from cellseg.read.coco import (
 )
 from cellseg.read.copies import warn_of_copies
 from cellseg.read.foreign_coco import load_coco_as_written
-from cellseg.read.images import read_test_list
+from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
-from cellseg.read.listed import ListedImages, has_list, read_listed_images
 from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
     AGAIN,

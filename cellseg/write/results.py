@@ -13,7 +13,7 @@ from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.read.coco import data_categories
-from cellseg.read.images import list_entry
+from cellseg.read.image_lists import list_entry
 from cellseg.read.names import image_name
 from cellseg.read.results import RESULTS_FILE
 from cellseg.runs import category_text

@@ -14,7 +14,7 @@ import tifffile
 
 from bench.scanners import write_dicom, write_mrxs, write_ndpi, write_scn
 from cellseg.read import slide as slide_module
-from cellseg.read.images import list_image_files
+from cellseg.read.image_lists import list_image_files
 from cellseg.read.slide import SlideImage
 from cellseg.read.window import open_image, read_image
 from tests.read.refusal import refusal

@@ -1,10 +1,10 @@
-"""Image lists: the test list, those of annotation files, and a user's own images."""
+"""Lists of images: the test list, those of annotation files, and of a user's own images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cellseg.read.names import (
     name_outputs_uniquely,
 )
 from cellseg.read.resolution import MPP_RANGE, is_plausible
+from cellseg.read.results import AGAIN, MANIFEST, cohort_results, is_cohort, sidecar_path
 from cellseg.read.slide import slide_id
 from cellseg.read.window import image_size, open_image
 from cellseg.text import printable, show
@@ -74,7 +75,7 @@ def read_test_list(data: str | os.PathLike[str], *, with_files: bool = True) -> 
     return images
 
 
-def _check_test_entry(where: str, entry: dict[str, Any], _remedy: str) -> None:
+def _check_test_entry(where: str, entry: dict[str, Any]) -> None:
     name = entry["file_name"]
     if name in ("", ".", "..") or not is_plain(name):
         raise InputError(
@@ -84,14 +85,14 @@ def _check_test_entry(where: str, entry: dict[str, Any], _remedy: str) -> None:
     check_image_name(where, name)
 
 
-def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
+def _read_own_list(path: Path) -> tuple[list[ImageRecord], list[str]]:
     """Read the list that inference.py wrote of a user's own images, without checking the files.
 
-    Raises InputError, with `remedy`, if it is missing or broken.
+    Returns the images and their output names. Raises InputError if it is missing or broken.
     """
-    entries = _read_entries(path, "images", remedy, _check_own_entry)
-    name_outputs_uniquely(path, [entry["file_name"] for entry in entries])  # raises InputError
-    return [
+    entries = _read_entries(path, "images", AGAIN, _check_own_entry)
+    names = name_outputs_uniquely(path, [entry["file_name"] for entry in entries])
+    images = [
         replace(
             _record(entry, Path(entry["file_name"])),
             level=entry.get("level", 0),
@@ -100,16 +101,17 @@ def read_image_list(path: Path, remedy: str) -> list[ImageRecord]:
         )
         for entry in entries
     ]
+    return images, names
 
 
-def _check_own_entry(where: str, entry: dict[str, Any], remedy: str) -> None:
+def _check_own_entry(where: str, entry: dict[str, Any]) -> None:
     for key, is_valid, expected in (
         ("level", lambda n: type(n) is int and n >= 0, "an integer of 0 or more"),
         ("mpp", is_plausible, MPP_RANGE),
         ("tissue_px2", lambda n: type(n) in (int, float) and n >= 0, "a number of 0 or more"),
     ):
         if key in entry and not is_valid(entry[key]):
-            raise InputError(f"{where}: {key} {show(entry[key])} is not {expected}; {remedy}")
+            raise InputError(f"{where}: {key} {show(entry[key])} is not {expected}; {AGAIN}")
 
 
 def _record(entry: dict[str, Any], path: Path) -> ImageRecord:
@@ -117,7 +119,7 @@ def _record(entry: dict[str, Any], path: Path) -> ImageRecord:
 
 
 def _read_entries(
-    path: Path, what: str, remedy: str, check: Callable[[str, dict[str, Any], str], None]
+    path: Path, what: str, remedy: str, check: Callable[[str, dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """Read a list of images: check what every list has, and with `check` the rest of each entry.
 
@@ -145,13 +147,83 @@ def _read_entries(
                     f"{where}: {key} {show(value)} of {printable(name)} is not an integer of "
                     f"{minimum} or more; {remedy}"
                 )
-        check(where, entry, remedy)
+        check(where, entry)
         for key in ("id", "file_name"):
             if (key, entry[key]) in seen:
                 value = printable(str(entry[key]))
                 raise InputError(f"{where}: the {key} {value} occurs twice; {remedy}")
             seen.add((key, entry[key]))
     return entries
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """N images of a user's own, and where their results are.
+
+    Attributes
+    ----------
+    source
+        The list, or the manifest of many slides.
+    images
+        N records, with different ids.
+    names
+        N names of the images and their outputs, all different.
+    parts
+        The results: files, or folders as of `results_file`, each with the ids in `images` of the
+        image ids in it.
+    others
+        Paths of slides without results, with which others may share a name.
+    """
+
+    source: Path
+    images: list[ImageRecord]
+    names: list[str]
+    parts: list[tuple[Path, dict[int, int]]]
+    others: list[str] = field(default_factory=list)
+
+
+def has_list(path: Path) -> bool:
+    """Return whether results are of a user's own images, listed next to them."""
+    return is_cohort(path) or sidecar_path(path, "list").is_file()
+
+
+def read_listed_images(path: Path) -> ListedImages | None:
+    """Read the list of results on a user's own images, or those of many slides.
+
+    Parameters
+    ----------
+    path
+        Results as of `results_file`, or a folder of many slides, which get the ids 1, 2, … in the
+        order of the table, and as names those of their folders.
+
+    Returns
+    -------
+    The images; None for results of the test list or of annotations.
+
+    Raises
+    ------
+    InputError
+        If a list is missing or damaged, or `cohort_results` does.
+    """
+    if not has_list(path):
+        return None
+    if not is_cohort(path):
+        source = sidecar_path(path, "list")
+        images, names = _read_own_list(source)
+        ids = {image.id: image.id for image in images}
+        return ListedImages(source, images, names, [(path, ids)])
+    done, others = cohort_results(path)
+    slides = ListedImages(path / MANIFEST, [], [], [], others)
+    for name, folder in done:
+        source = sidecar_path(folder, "list")
+        images, _ = _read_own_list(source)
+        if len(images) != 1:
+            raise InputError(f"{source}: {len(images)} images, expected the slide alone; {AGAIN}")
+        id_ = 1 + len(slides.images)
+        slides.images.append(replace(images[0], id=id_))
+        slides.names.append(name)
+        slides.parts.append((folder, {images[0].id: id_}))
+    return slides
 
 
 def list_annotated_images(

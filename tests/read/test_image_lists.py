@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellseg.read.images import list_annotated_images, list_entry, list_image_files, read_test_list
+from cellseg.read.image_lists import (
+    list_annotated_images,
+    list_entry,
+    list_image_files,
+    read_test_list,
+)
 from cellseg.read.layout import TEST_LIST
 from tests.read.refusal import refusal
 
