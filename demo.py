@@ -18,12 +18,11 @@ import inference
 import report
 import train
 import utils
-from cellseg import runs
+from cellseg import runs, synthetic
 from cellseg.files import read_json
 from cellseg.images import distinct_detections
 from cellseg.look.overlay import draw_comparison
 from cellseg.png import write_png
-from cellseg.read import synthetic
 from cellseg.read.coco import class_names
 from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.results import pair_by_image, read_results

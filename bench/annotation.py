@@ -28,7 +28,7 @@ import annotation
 import utils
 from bench.sizes import image_sizes
 from cellseg.files import read_json, write_json
-from cellseg.read.synthetic import draw_tissue
+from cellseg.synthetic import draw_tissue
 
 CELLS_PER_MEGAPIXEL = 350
 # Fraction of each class among NYCU HW3's training instances.

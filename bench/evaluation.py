@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.sizes import image_sizes
 from cellseg.read.coco import AnnotatedImage, build_coco
 from cellseg.read.results import pair_by_image
-from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import label_map_to_runs
 from cellseg.score.ap import mask_ap
 from cellseg.score.summary import score
+from cellseg.synthetic import draw_tissue
 
 CLASSES = ["class1", "class2", "class3", "class4"]
 

@@ -248,9 +248,9 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     from cellseg.config import load_config
     from cellseg.files import read_json
     from cellseg.network import get_engine
-    from cellseg.read.synthetic import write_dataset
     from cellseg.read.tiff import read_labels
     from cellseg.read.window import read_image
+    from cellseg.synthetic import write_dataset
 
     data = folder / "data"
     write_dataset(data, n_train=3, n_test=1, sizes=[(60, 70)], cells_per_megapixel=3000, scale=0.6)

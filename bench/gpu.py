@@ -58,9 +58,9 @@ from cellseg.learn.session import prepare
 from cellseg.network import build_network
 from cellseg.network.folding import fold_batch_norms
 from cellseg.predict.predictor import Predictor
-from cellseg.read.synthetic import write_dataset
 from cellseg.read.window import read_image
 from cellseg.runs import package_versions
+from cellseg.synthetic import write_dataset
 from trainer import Trainer
 
 RECIPE = "mask_rcnn_R_50_DC5_3x"

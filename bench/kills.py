@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import forks
 from bench.tiny import write_tiny
-from cellseg.read.synthetic import write_dataset
+from cellseg.synthetic import write_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cellseg.cellmasks import CellMasks
 from cellseg.device import detectron2_problem
-from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import label_map_to_runs
+from cellseg.synthetic import draw_tissue
 from cellseg.view import View
 
 if TYPE_CHECKING:

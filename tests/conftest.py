@@ -115,7 +115,7 @@ def tiny(tmp_path_factory):
 def make_cells():
     """Function that writes a small annotated data set to a new folder."""
     import annotation
-    from cellseg.read.synthetic import write_dataset
+    from cellseg.synthetic import write_dataset
 
     def make(folder, n_train=5, n_test=3, **keywords):
         write_dataset(

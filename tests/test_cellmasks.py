@@ -13,8 +13,8 @@ from torchvision.ops import masks_to_boxes, roi_align
 
 import cellseg.cellmasks
 from cellseg.cellmasks import CellMasks
-from cellseg.read.synthetic import draw_tissue
 from cellseg.rle import label_map_to_runs
+from cellseg.synthetic import draw_tissue
 from cellseg.view import View
 from tests.bitmasks import from_bitmasks, to_full
 

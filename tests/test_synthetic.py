@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cellseg.read.synthetic import MARKER, MEDIAN_AREAS, SIZES, draw_tissue, write_dataset
+from cellseg.synthetic import MARKER, MEDIAN_AREAS, SIZES, draw_tissue, write_dataset
 from tests.read.refusal import refusal
 
 
