@@ -280,6 +280,28 @@ def unite_runs(
     return join_runs(size, n_masks, owner[first], starts[first], reach[last] - offset[first])
 
 
+def unite_masks(mask_runs: MaskRuns, groups: NDArray[np.int64], n_groups: int) -> MaskRuns:
+    """Return the union of the masks of each group; `groups`, `(N,)`, are 0 to `n_groups` - 1."""
+    owner = np.repeat(groups, np.diff(mask_runs.offsets))
+    return unite_runs(mask_runs.size, n_groups, owner, mask_runs.starts, mask_runs.ends)
+
+
+def subtract_masks(masks: MaskRuns, others: MaskRuns) -> MaskRuns:
+    """Return each of N masks without the pixels of the other mask with its index."""
+    length = masks.size[0] * masks.size[1] + 1  # positions of all masks one after the other
+    edges, steps = [], []
+    for mask_runs, step in ((masks, 1), (others, 2)):
+        offset = np.repeat(np.arange(len(mask_runs)) * length, np.diff(mask_runs.offsets))
+        edges += [mask_runs.starts + offset, mask_runs.ends + offset]
+        steps += [np.full(len(offset), step), np.full(len(offset), -step)]
+    edge = np.concatenate(edges)
+    order = np.argsort(edge, kind="stable")
+    edge = edge[order]
+    left = np.cumsum(np.concatenate(steps)[order])[:-1] == 1  # in a mask, and not in the other
+    owner, starts = np.divmod(edge[:-1][left], length)
+    return join_runs(masks.size, len(masks), owner, starts, edge[1:][left] - owner * length)
+
+
 def _decompress(
     chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

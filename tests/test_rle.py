@@ -19,6 +19,8 @@ from cellseg.rle import (
     decode,
     encode,
     label_map_to_runs,
+    subtract_masks,
+    unite_masks,
     xyxy_to_xywh,
 )
 
@@ -126,6 +128,20 @@ def test_runs_that_continue_into_the_next_column():
     assert (mask_runs.starts.tolist(), mask_runs.ends.tolist()) == ([2], [5])
     # Columns 0 and 1, rows 0 to 2: the exclusive edges are 2 and 3.
     assert boxes_xyxy(mask_runs).tolist() == [[0, 0, 2, 3]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES.flatmap(lambda s: st.lists(st.tuples(*[arrays(bool, s)] * 2), min_size=1)))
+def test_differences_and_unions_of_overlapping_masks(pairs):
+    size = pairs[0][0].shape
+    masks, others = ([pair[side] for pair in pairs] for side in (0, 1))
+    runs = runs_of_masks(masks, size)
+    left = [mask & ~other for mask, other in pairs]
+    assert equal_runs(subtract_masks(runs, runs_of_masks(others, size)), runs_of_masks(left, size))
+    groups = np.arange(len(masks)) % 2  # the third has none
+    unions = [np.any(masks[0::2], axis=0), np.any([np.zeros(size, bool), *masks[1::2]], axis=0)]
+    expected = runs_of_masks([*unions, np.zeros(size, bool)], size)
+    assert equal_runs(unite_masks(runs, groups, 3), expected)
 
 
 @settings(max_examples=200, deadline=None)

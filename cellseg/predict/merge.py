@@ -46,7 +46,7 @@ from cellseg.rle import (
     encode,
     place_runs,
     select_masks,
-    unite_runs,
+    unite_masks,
 )
 
 Ints = NDArray[np.int64]
@@ -314,10 +314,8 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     boxes = pieces.boxes[first]
     np.minimum.at(boxes[:, :2], group, pieces.boxes[:, :2])
     np.maximum.at(boxes[:, 2:], group, pieces.boxes[:, 2:])
-    runs = pieces.mask_runs
-    owner = np.repeat(group, np.diff(runs.offsets))
     return _Pieces(
-        unite_runs(runs.size, n, owner, runs.starts, runs.ends),
+        unite_masks(pieces.mask_runs, group, n),
         boxes,
         scores,
         pieces.classes[first],

@@ -33,7 +33,6 @@ from cellseg.read.coco import (
     load_coco,
     split_by_class,
 )
-from cellseg.read.fill import subtract
 from cellseg.read.names import comparable_name, image_name, is_outside, path_parts
 from cellseg.read.window import open_image, read_image
 from cellseg.rle import (
@@ -45,10 +44,11 @@ from cellseg.rle import (
     crop_runs,
     decode,
     encode,
-    join_runs,
     label_map_to_runs,
     place_runs,
     select_masks,
+    subtract_masks,
+    unite_masks,
 )
 
 STORE = "corrected"
@@ -445,7 +445,8 @@ def replace_part(image: AnnotatedImage, window: Corrected) -> AnnotatedImage:
     corrected = {number: place_runs(masks, size, corner) for number, masks in new.cells.items()}
     flat = concatenate(size, list(corrected.values()))
     of_flat = encode(flat)
-    rests: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
+    rests: list[MaskRuns] = []
+    of_rests: list[int] = []  # the corrected cells that they belong to
     cells: dict[int, list[MaskRuns]] = {}
     for number, masks in image.cells.items():
         boxes, area = boxes_xyxy(masks), areas(masks)
@@ -455,33 +456,26 @@ def replace_part(image: AnnotatedImage, window: Corrected) -> AnnotatedImage:
             if (boxes[n, :2] < box[2:]).all() and (boxes[n, 2:] > box[:2]).all():
                 is_cut = (boxes[n, :2] < box[:2]).any() or (boxes[n, 2:] > box[2:]).any()
                 if is_cut and len(flat):
-                    beyond = subtract([(one.starts, one.ends)], [(exported.starts, exported.ends)])
-                    part = subtract([(one.starts, one.ends)], [beyond])
-                    iou = iou_matrix(encode(_one(size, *part)), of_flat)[0]
+                    beyond = subtract_masks(one, exported)
+                    iou = iou_matrix(encode(subtract_masks(one, beyond)), of_flat)[0]
                     if iou.max() >= SAME_CELL:
-                        rests.setdefault(int(iou.argmax()), []).append(beyond)
+                        rests.append(beyond)
+                        of_rests.append(int(iou.argmax()))
                         continue
-                rest = subtract([(one.starts, one.ends)], [(region.starts, region.ends)])
-                one = _one(size, *rest)
+                one = subtract_masks(one, region)
                 if 2 * areas(one)[0] < area[n]:
                     continue
             kept.append(one)
         cells[number] = kept
+    parts, owners = concatenate(size, [flat, *rests]), [*range(len(flat)), *of_rests]
+    whole_cells = unite_masks(parts, np.array(owners, np.int64), len(flat))
     first = 0
     for number, masks in corrected.items():
-        for n in range(len(masks)):
-            one = select_masks(masks, np.array([n]))
-            if pieces := rests.get(first + n):
-                one = _one(size, *subtract([(one.starts, one.ends), *pieces], []))
-            cells.setdefault(number, []).append(one)
+        of_class = select_masks(whole_cells, np.arange(first, first + len(masks)))
+        cells.setdefault(number, []).append(of_class)
         first += len(masks)
     joined = {n: concatenate(size, masks) for n, masks in sorted(cells.items()) if masks}
     return replace(image, cells=joined)
-
-
-def _one(size: tuple[int, int], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> MaskRuns:
-    """Build `MaskRuns` of one mask."""
-    return join_runs(size, 1, np.zeros(len(starts), np.int64), starts, ends)
 
 
 def iou_matrix(first: Sequence[RLE], second: Sequence[RLE]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.limits import check_outline_length
-from cellseg.rle import MaskRuns, concatenate, join_runs, ranges, unite_runs
+from cellseg.rle import MaskRuns, concatenate, ranges, subtract_masks, unite_masks, unite_runs
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -35,24 +35,16 @@ def fill_polygons(cells: Sequence[list[Polygon]], size: tuple[int, int]) -> Mask
     size
         Height and width in pixels.
     """
-    polygons_of_all = [polygon for polygons in cells for polygon in polygons]
-    outer = _fill([polygon[0] for polygon in polygons_of_all], size)
-    if all(len(polygons) == 1 == len(polygons[0]) for polygons in cells):
-        return outer
-    rings = [ring for polygon in polygons_of_all for ring in polygon[1:]]
-    holes = _fill(rings, size, with_outline=False)
-    parts: list[tuple[Ints, Ints]] = []
-    number, hole = 0, 0  # of the polygon, and of its first hole
-    for polygons in cells:
-        pieces: list[tuple[Ints, Ints]] = []
-        for polygon in polygons:
-            of_holes = [_runs(holes, hole + n) for n in range(len(polygon) - 1)]
-            pieces.append(subtract([_runs(outer, number)], of_holes))
-            number, hole = number + 1, hole + len(of_holes)
-        parts.append(pieces[0] if len(pieces) == 1 else subtract(pieces, []))
-    owner = np.repeat(np.arange(len(cells)), [len(starts) for starts, _ in parts])
-    starts, ends = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-    return join_runs(size, len(cells), owner, starts, ends)
+    polygons = [polygon for pieces in cells for polygon in pieces]
+    masks = _fill([polygon[0] for polygon in polygons], size)
+    if holes := [hole for polygon in polygons for hole in polygon[1:]]:
+        of_polygon = np.repeat(np.arange(len(polygons)), [len(polygon) - 1 for polygon in polygons])
+        filled = _fill(holes, size, with_outline=False)
+        masks = subtract_masks(masks, unite_masks(filled, of_polygon, len(polygons)))
+    if all(len(pieces) == 1 for pieces in cells):
+        return masks
+    of_cell = np.repeat(np.arange(len(cells)), [len(pieces) for pieces in cells])
+    return unite_masks(masks, of_cell, len(cells))
 
 
 def check_lengths(path: object, cells: Sequence[list[Polygon]], size: tuple[int, int]) -> None:
@@ -115,14 +107,8 @@ def _fill_block(rings: Sequence[Floats], size: tuple[int, int], with_outline: bo
     if with_outline:
         owner, starts, ends = (np.concatenate(part) for part in zip(inside, outline, strict=True))
         return unite_runs(size, len(rings), owner, starts, ends)
-    length = size[0] * size[1] + 1  # positions of all masks one after the other
-    in_line = [
-        (starts + owner * length, ends + owner * length)
-        for owner, starts, ends in (inside, outline)
-    ]
-    starts, ends = subtract(in_line[:1], in_line[1:])
-    owner = starts // length
-    return join_runs(size, len(rings), owner, starts - owner * length, ends - owner * length)
+    filled, border = (unite_runs(size, len(rings), *part) for part in (inside, outline))
+    return subtract_masks(filled, border)
 
 
 def _inside(
@@ -187,29 +173,3 @@ def _crossings(
     (x0, y0), (x1, y1) = points[edge].T, previous[edge].T
     y = (y0 * (x1 - column) - y1 * (x0 - column)) / (x1 - x0)
     return edge, column, y
-
-
-def _runs(masks: MaskRuns, index: int) -> tuple[Ints, Ints]:
-    begin, end = masks.offsets[index], masks.offsets[index + 1]
-    return masks.starts[begin:end], masks.ends[begin:end]
-
-
-def subtract(
-    pieces: Sequence[tuple[Ints, Ints]], holes: Sequence[tuple[Ints, Ints]]
-) -> tuple[Ints, Ints]:
-    """Return the runs that are in one of the pieces and in none of the holes.
-
-    Each is the starts and the ends of the runs of one mask.
-    """
-    runs = [*pieces, *holes]
-    is_hole = np.repeat(
-        np.arange(len(runs)) >= len(pieces), [2 * len(starts) for starts, _ in runs]
-    )
-    at = np.concatenate([side for starts_ends in runs for side in starts_ends])
-    step = np.concatenate([np.repeat([1, -1], len(starts)) for starts, _ in runs])
-    order = np.argsort(at, kind="stable")
-    at, step, is_hole = at[order], step[order], is_hole[order]
-    cover = np.cumsum(np.where(is_hole, 0, step))[:-1]
-    hole = np.cumsum(np.where(is_hole, step, 0))[:-1]
-    inside = (cover > 0) & (hole == 0) & (at[1:] > at[:-1])
-    return at[:-1][inside], at[1:][inside]
