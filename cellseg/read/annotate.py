@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
@@ -60,9 +58,7 @@ def annotate_image(
         another size, labels are not integers from 0, or outlines are outside the image or have
         no class.
     """
-    with open_image(image.path) as opened:
-        pixels = opened.read_all()
-    size = pixels.shape[0], pixels.shape[1]
+    size, mpp, warnings = _read_pixels(image.path)
     if max(size) > MAX_SIDE:
         raise InputError(
             f"{image.path}: {_size_text(size)} pixels (height x width), expected at most "
@@ -70,20 +66,20 @@ def annotate_image(
         )
     if image.outlines:
         outlines = read_outlines(image.outlines, convention)
-        cells, warnings = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
+        cells, unusual = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
     elif image.label_map:
-        cells, warnings = read_joint_label_map(
+        cells, unusual = read_joint_label_map(
             image.label_map, image.class_table, image.path, size, class_names, skip_bad
         )
     else:
-        cells, warnings = read_class_files(image.class_files, image.path, size, skip_bad)
+        cells, unusual = read_class_files(image.class_files, image.path, size, skip_bad)
+    warnings += unusual
     for name in image.ignored:
         warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
     file_name = f"{TRAIN}/{image.name}/{image.path.name}"
-    warnings.update(opened.notes)
     joint = image.outlines or image.label_map or image.path
     sources = {number: image.class_files.get(number, joint) for number in cells}
-    return _with_warnings(file_name, image.path, pixels, cells, warnings, opened.mpp, sources)
+    return _check_cells(file_name, size, cells, warnings, mpp, sources)
 
 
 def annotate_without_pixels(
@@ -94,7 +90,19 @@ def annotate_without_pixels(
     Raises InputError as `read_class_files`.
     """
     cells, warnings = read_class_files(class_files, path, size)
-    return _with_cell_warnings(path.name, path, size, cells, warnings, None, class_files)
+    return _check_cells(path.name, size, cells, warnings, None, class_files)
+
+
+def _read_pixels(path: Path) -> tuple[tuple[int, int], float | None, Counter[str]]:
+    """Read an image: its size, its micrometres per pixel, and warnings about its pixels."""
+    with open_image(path) as opened:
+        n_bright = count_bright(opened.read_all())
+        warnings = Counter(opened.notes)
+    warnings["images turned by their EXIF orientation, as their masks must be"] += (
+        is_jpeg(path) and file_orientation(path) > 1
+    )
+    warnings[DARK_TEXT] += is_dark(n_bright, math.prod(opened.size))
+    return opened.size, opened.mpp, warnings
 
 
 def read_outlines(path: Path, convention: str | None = None) -> list[Outline]:
@@ -144,9 +152,7 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
     Raises InputError if it can't be read, is outside the data folder or has another size.
     """
     check_inside(image.file_name)
-    with open_image(image.path) as opened:
-        pixels = opened.read_all()
-    size = pixels.shape[:2]
+    size, mpp, warnings = _read_pixels(image.path)
     if size != image.size:
         raise InputError(
             f"{image.path}: {_size_text(size)} pixels (height x width), expected "
@@ -154,43 +160,20 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
             f"{turn_note(image.path, size, image.size)}; annotate that image"
         )
     cells = split_by_class(decode(image.masks, image.size), image.classes)
-    warnings = Counter(image.warnings)
-    warnings.update(opened.notes)
-    mpp = image.mpp or opened.mpp
-    return _with_warnings(image.file_name, image.path, pixels, cells, warnings, mpp)
+    warnings.update(image.warnings)
+    sources = dict.fromkeys(cells, image.path)
+    return _check_cells(image.file_name, size, cells, warnings, image.mpp or mpp, sources)
 
 
-def _with_warnings(
+def _check_cells(
     file_name: str,
-    path: Path,
-    pixels: NDArray[np.uint8],
-    cells: dict[int, MaskRuns],
-    warnings: Counter[str],
-    mpp: float | None,
-    sources: Mapping[int, Path] | None = None,
-) -> AnnotatedImage:
-    """Build the result, with the warnings that apply to every source, as `_with_cell_warnings`."""
-    warnings["images turned by their EXIF orientation, as their masks must be"] += (
-        is_jpeg(path) and file_orientation(path) > 1
-    )
-    size = pixels.shape[0], pixels.shape[1]
-    warnings[DARK_TEXT] += is_dark(count_bright(pixels), math.prod(size))
-    return _with_cell_warnings(file_name, path, size, cells, warnings, mpp, sources)
-
-
-def _with_cell_warnings(
-    file_name: str,
-    path: Path,
     size: tuple[int, int],
     cells: dict[int, MaskRuns],
     warnings: Counter[str],
     mpp: float | None,
-    sources: Mapping[int, Path] | None = None,
+    sources: Mapping[int, Path],
 ) -> AnnotatedImage:
-    """Build the result, with the warnings of cells.
-
-    `sources` are the files of the cells of each class, for messages.
-    """
+    """Build the result, with warnings of the cells; `sources` are the files of each class."""
     n_pixels = math.prod(size)
     different = {number: remove_copies(mask_runs) for number, mask_runs in cells.items()}
     for number, mask_runs in different.items():
@@ -202,7 +185,7 @@ def _with_cell_warnings(
         reused = int(scattered(mask_runs).sum())
         if reused >= 10 and 2 * reused > len(mask_runs):
             raise InputError(
-                f"{(sources or {}).get(number, path)}: {reused} of {len(mask_runs)} cells of class "
+                f"{sources[number]}: {reused} of {len(mask_runs)} cells of class "
                 f"{number} have pieces far apart, expected one label per cell (were more than 255 "
                 "cells saved with 8 bits?); save them again"
             )
