@@ -101,14 +101,12 @@ def check_own(path: Path, own: bytes, what: str, flag: str = "--output") -> None
     """
     if not path.is_file():  # to write it is an error if it is something else
         return
-    with contextlib.suppress(OSError):
-        with path.open("rb") as file:
-            start = file.read(4096)
-        if start and not re.match(own, start, re.DOTALL):
-            raise InputError(
-                f"{path}: exists, but was not written as {what} by this program, so it isn't "
-                f"replaced; move it away, or choose another place with {flag}"
-            )
+    start = file_start(path, 4096)
+    if start and not re.match(own, start, re.DOTALL):
+        raise InputError(
+            f"{path}: exists, but was not written as {what} by this program, so it isn't "
+            f"replaced; move it away, or choose another place with {flag}"
+        )
 
 
 _SUFFIX = ".part"
@@ -218,6 +216,17 @@ def check_ordinary(path: str | os.PathLike[str]) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{path}: a device or pipe, expected a file; copy its content into one")
+
+
+def file_start(path: Path, length: int) -> bytes | None:
+    """Return the first bytes of a file, None if it can't be read: reading it gives the error.
+
+    Raises InputError as `check_ordinary`.
+    """
+    check_ordinary(path)  # before it is opened, which may take for ever
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        return file.read(length)
+    return None
 
 
 def exists(path: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary
+from cellseg.files import file_start
 from cellseg.images import ImageCells, ImageRecord, distinct_detections
 from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
@@ -42,12 +42,8 @@ def is_annotations(path: Path) -> bool:
 
     Raises InputError for a device or a pipe.
     """
-    check_ordinary(path)  # before it is opened, which may take for ever
-    try:
-        with open(path, "rb") as file:
-            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
-    except OSError:
-        return False  # reading it gives the error
+    start = file_start(path, 64) or b""
+    return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageCells]]:

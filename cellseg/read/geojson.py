@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import zlib
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary, read_json
+from cellseg.files import file_start, read_json
 from cellseg.limits import GZIP_BYTES
 from cellseg.read.fill import Polygon
 from cellseg.read.outlines import POINTS, Outline, to_ring
@@ -61,15 +60,11 @@ def read_geojson(
 
 
 def _is_gzip(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # reading it gives the error
-        check_ordinary(path)
-        with path.open("rb") as file:
-            return file.read(2) == b"\x1f\x8b" or path.suffix.lower() == ".gz"
-    return False
+    start = file_start(path, 2)
+    return start is not None and (start == b"\x1f\x8b" or path.suffix.lower() == ".gz")
 
 
 def _read_gzip(path: Path, what: str, remedy: str) -> Any:
-    check_ordinary(path)
     try:
         with gzip.open(path) as file:
             data = file.read(GZIP_BYTES + 1)

@@ -17,11 +17,12 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary
+from cellseg.files import file_start
 from cellseg.limits import check_image_memory
 from cellseg.messages import plural
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
+from cellseg.read.coded_size import PNG_MAGIC
 from cellseg.read.csv_table import read_columns
 from cellseg.read.image_formats import decode_errors
 from cellseg.read.layout import CLASS_COLUMNS
@@ -83,15 +84,10 @@ def _count(values: NDArray[Any]) -> int:
 
 
 def _read(path: Path) -> NDArray[Any]:
-    check_ordinary(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(6)
-    except (OSError, ValueError):
-        head = b""  # read_labels raises the error
-    if head == b"\x93NUMPY":
+    start = file_start(path, 6) or b""
+    if start == b"\x93NUMPY":
         return _read_npy(path)
-    return _read_png(path) if head.startswith(b"\x89PNG") else read_labels(path)
+    return _read_png(path) if start.startswith(PNG_MAGIC) else read_labels(path)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

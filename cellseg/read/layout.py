@@ -9,7 +9,6 @@ test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
+from cellseg.files import file_start
 from cellseg.messages import listed, plural, warn
 from cellseg.read.csv_table import has_columns
 from cellseg.read.image_formats import MRXS, SUFFIXES
@@ -210,11 +210,8 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
 
 def _may_be_outlines(path: Path) -> bool:
     """Return whether a file is not XML, or ImageScope's."""
-    with contextlib.suppress(OSError):
-        if path.suffix.lower() == ".xml":
-            with path.open("rb") as file:
-                return b"<Annotations" in file.read(4096).replace(b"\0", b"")  # also in UTF-16
-    return True
+    start = file_start(path, 4096) if path.suffix.lower() == ".xml" else None
+    return start is None or b"<Annotations" in start.replace(b"\0", b"")  # also in UTF-16
 
 
 def _is_class_table(path: Path) -> bool:

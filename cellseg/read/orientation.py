@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import PIL.Image
 
+from cellseg.files import file_start
 from cellseg.read.coded_size import JPEG_MAGIC
 
 _TAG = 274
@@ -30,9 +30,7 @@ def file_orientation(path: Path) -> int:
 
 def is_jpeg(path: Path) -> bool:
     """Return whether a file is a JPEG, whatever its name: these are turned on reading."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(2) == JPEG_MAGIC
-    return False
+    return file_start(path, 2) == JPEG_MAGIC
 
 
 def turn_note(path: Path, size: tuple[int, ...], other: tuple[int, ...]) -> str:

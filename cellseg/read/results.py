@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary, open_json, read_json
+from cellseg.files import file_start, open_json, read_json
 from cellseg.images import EvalImage
 from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.messages import listed, plural, warn
@@ -69,7 +69,6 @@ def iter_results(path: Path) -> Iterator[Any]:
         a list.
     """
     path = results_file(path)
-    check_ordinary(path)
     # By content; any file name can be a zip or JSON.
     opened = _open_zip(path) if _is_zip(path) else open_json(path, "results", REMEDY)
     try:
@@ -148,11 +147,8 @@ def cohort_results(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _is_zip(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"PK" or path.suffix.lower() == ".zip"
-    except OSError:
-        return False  # reading it gives the error
+    start = file_start(path, 2)
+    return start is not None and (start == b"PK" or path.suffix.lower() == ".zip")
 
 
 @contextlib.contextmanager
