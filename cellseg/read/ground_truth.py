@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cellseg.messages import plural, warn
 from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.coco import (
     COCO,
+    AnnotatedImage,
     annotations_by_image,
     build_coco,
     data_categories,
@@ -117,14 +117,7 @@ def _read_folder(
             )
         if (image := records.get(each.name)) is None:
             continue
-        if any(path.stem.lower() == "image" for path in each.iterdir()):
-            cells = annotate_image(read_train_folder(each, len(names)), names)
-        else:
-            files = _class_files(each, len(names))
-            if image.size and not image.path.exists():
-                cells = annotate_without_pixels(image.path, files, image.size)
-            else:
-                cells = annotate_image(TrainImage(each.name, image.path, files, ()), names)
+        cells = _annotate_folder(each, image, names)
         if cells.size != image.size:
             expected = " x ".join(map(str, image.size or ()))
             raise InputError(
@@ -135,6 +128,16 @@ def _read_folder(
         annotated.append(replace(cells, file_name=image.file_name))
     warn_of_images(annotated)
     return build_coco(annotated, names, ids)
+
+
+def _annotate_folder(folder: Path, image: ImageRecord, names: Sequence[str]) -> AnnotatedImage:
+    """Read the label maps of a listed image, or a folder as in `train/`."""
+    if any(path.stem.lower() == "image" for path in folder.iterdir()):
+        return annotate_image(read_train_folder(folder, len(names)), names)
+    files = _class_files(folder, len(names))
+    if image.size and not image.path.exists():
+        return annotate_without_pixels(image.path, files, image.size)
+    return annotate_image(TrainImage(folder.name, image.path, files, ()), names)
 
 
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
@@ -176,6 +179,21 @@ def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
     return find_ground_truth(paths) or data / "test_masks"
 
 
+@dataclass(frozen=True)
+class _Results:
+    """Results, the list of a user's own images next to them, and the detections of each part."""
+
+    path: Path
+    own: ListedImages | None
+    detections: dict[Path, list[Any]]
+
+
+def _read(path: Path) -> _Results:
+    own = read_listed_images(path)
+    parts = [part for part, _ in own.parts] if own else [path]
+    return _Results(path, own, {part: read_results(part) for part in parts})
+
+
 def read_results_with_ground_truth(
     paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
 ) -> tuple[COCO, list[list[EvalImage]]]:
@@ -204,32 +222,18 @@ def read_results_with_ground_truth(
         If something can't be read or isn't valid, images can't be identified, or results to
         compare are not of all annotated images.
     """
-    all_listed = [read_listed_images(path) for path in paths]
-    all_parts = [
-        [part for part, _ in own.parts] if own else [path]
-        for path, own in zip(paths, all_listed, strict=True)
-    ]
-    detections = [[read_results(part) for part in parts] for parts in all_parts]
-    lists = [own for own in all_listed if own]
-    if lists and source.is_dir():
-        listed = {image.file_name: image for own in lists for image in own.images}
-        records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
-        others = {file_name: None for own in lists for file_name in own.others}
-        missing = [file_name for file_name in others if file_name not in listed]
-        ground_truth = _read_folder(source, data, records, lists[0].source, missing)
-    else:
-        ground_truth = read_ground_truth(source, data)
-    for part in itertools.chain.from_iterable(all_parts):
-        _check_same_classes(part, ground_truth, source)
-    if len(paths) > 1:
-        for path, own in zip(paths, all_listed, strict=True):
-            if not own:
-                _check_same_images(path, ground_truth, source)
-    all_ids = [
-        _pair_with_list(ground_truth, source, path, own) if own else None
-        for path, own in zip(paths, all_listed, strict=True)
-    ]
+    all_results = [_read(path) for path in paths]
+    ground_truth = _read_for(all_results, source, data)
+    for results in all_results:
+        for part in results.detections:
+            _check_same_classes(part, ground_truth, source)
+        if len(paths) > 1 and not results.own:
+            _check_same_images(results.path, ground_truth, source)
     annotated = {image["id"] for image in ground_truth["images"]}
+    all_ids = [
+        _pair_with_list(ground_truth, source, results.path, results.own) if results.own else None
+        for results in all_results
+    ]
     predicted = [annotated if ids is None else set(ids.values()) for ids in all_ids]
     for path, theirs in zip(paths, predicted, strict=True):
         if not_in_both := theirs ^ predicted[0]:
@@ -240,15 +244,31 @@ def read_results_with_ground_truth(
             )
     ground_truth = select_images(ground_truth, predicted[0])
     images = []
-    for path, own, ids, of_parts in zip(paths, all_listed, all_ids, detections, strict=True):
-        if own and ids is not None:
-            images.append(_own_images(ground_truth, source, own, ids, of_parts, only_annotated))
+    for results, ids in zip(all_results, all_ids, strict=True):
+        if results.own and ids is not None:
+            images.append(
+                _own_images(
+                    ground_truth, source, results.own, ids, results.detections, only_annotated
+                )
+            )
         else:
-            (some,) = of_parts
+            some = results.detections[results.path]
             some = select_annotated(some, ground_truth) if only_annotated else some
-            images.append(pair_by_image(ground_truth, some, path))
-        warn_of_copies(path, images[-1])
+            images.append(pair_by_image(ground_truth, some, results.path))
+        warn_of_copies(results.path, images[-1])
     return ground_truth, images
+
+
+def _read_for(all_results: Sequence[_Results], source: Path, data: Path) -> COCO:
+    """Read the ground truth for results: that of listed images, if `source` is a folder."""
+    lists = [results.own for results in all_results if results.own]
+    if not lists or not source.is_dir():
+        return read_ground_truth(source, data)
+    listed = {image.file_name: image for own in lists for image in own.images}
+    records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
+    others = {file_name: None for own in lists for file_name in own.others}
+    missing = [file_name for file_name in others if file_name not in listed]
+    return _read_folder(source, data, records, lists[0].source, missing)
 
 
 def _check_same_classes(path: Path, ground_truth: COCO, source: Path) -> None:
@@ -316,7 +336,7 @@ def _own_images(
     source: Path,
     own: ListedImages,
     ids: dict[int, int],
-    detections: Sequence[list[Any]],
+    detections: dict[Path, list[Any]],
     only_annotated: bool,
 ) -> list[EvalImage]:
     """Return a user's own images that have ground truth, with it and what their list says.
@@ -328,9 +348,9 @@ def _own_images(
     annotations = annotations_by_image(ground_truth)
     own_ids = {gt_id: id_ for id_, gt_id in ids.items()}
     found = []
-    for (part, of_part), theirs in zip(own.parts, detections, strict=True):
+    for part, of_part in own.parts:
         renumbered = []
-        for n, entry in enumerate(theirs):
+        for n, entry in enumerate(detections[part]):
             image_id = entry.get("image_id") if isinstance(entry, dict) else None
             if type(image_id) is not int:
                 renumbered.append(entry)  # the check of entries reports it
