@@ -298,14 +298,10 @@ def check_coco(
         else:
             by_image[annotation["image_id"]].append(annotation)
     check_polygons(path, coco["annotations"])
-    if unusable is None:
-        for image_id, of_image in by_image.items():
-            _normalise(path, images[image_id], of_image)
-    else:
-        usable: set[int] = set()
-        for image_id, of_image in by_image.items():
-            usable |= _normalise_each(path, images[image_id], of_image, unusable)
-        coco["annotations"] = [a for a in coco["annotations"] if a["id"] in usable]
+    usable = set()
+    for image_id, of_image in by_image.items():
+        usable |= _normalise_usable(path, images[image_id], of_image, unusable)
+    coco["annotations"] = [a for a in coco["annotations"] if a["id"] in usable]
     return coco
 
 
@@ -382,17 +378,19 @@ def _normalise(
         annotation["area"], annotation["bbox"] = area, bbox
 
 
-def _normalise_each(
+def _normalise_usable(
     path: str | os.PathLike[str],
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
-    unusable: list[tuple[Any, InputError]],
+    unusable: list[tuple[Any, InputError]] | None,
 ) -> set[int]:
-    """Normalise the annotations of an image; return the ids of those that are usable."""
+    """Normalise the annotations of an image; return the ids of those that can be used."""
     usable = {annotation["id"] for annotation in annotations}
     try:
         _normalise(path, image, annotations)
     except InputError:  # rare, so that all others are normalised at once
+        if unusable is None:
+            raise
         for annotation in annotations:
             try:
                 _normalise(path, image, [annotation])

@@ -91,16 +91,13 @@ def _try_outline(path: Path, where: str, feature: Any, remedy: str) -> Outline:
 
 
 def _outline(path: Path, where: str, feature: Any, remedy: str) -> Outline:
+    place = f"{path}: {where}"
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        raise InputError(f"{path}: {where} is not a GeoJSON Feature; {remedy}")
-    polygons = _polygons(path, where, feature.get("geometry"), remedy)
+        raise InputError(f"{place} is not a GeoJSON Feature; {remedy}")
+    polygons = _polygons(place, feature.get("geometry"), remedy)
     # QuPath's origin is the corner of the first pixel, that of rings its centre.
     rings: list[Polygon] = [
-        [
-            to_ring(f"{path}: {where}", ring) - 0.5
-            for n, ring in enumerate(polygon)
-            if n == 0 or len(ring) >= 3
-        ]
+        [to_ring(place, ring) - 0.5 for n, ring in enumerate(polygon) if n == 0 or len(ring) >= 3]
         for polygon in polygons
         if len(polygon[0]) >= 3
     ]
@@ -115,7 +112,7 @@ def _outline(path: Path, where: str, feature: Any, remedy: str) -> Outline:
     id_ = str(id_) if type(id_) in (str, int) and id_ not in _FORMER_TYPES else None
     return Outline(
         where,
-        _class_name(path, where, properties, remedy),
+        _class_name(place, properties, remedy),
         rings,
         kind,
         id_,
@@ -133,24 +130,23 @@ _FORMER_TYPES = {
 }
 
 
-def _polygons(path: Path, where: str, geometry: Any, remedy: str) -> list[list[list[Any]]]:
+def _polygons(place: str, geometry: Any, remedy: str) -> list[list[list[Any]]]:
     """Return the polygons of a geometry, lists of rings; none for points and lines."""
     geometry = geometry if isinstance(geometry, dict) else {}
     shape, coordinates = geometry.get("type"), geometry.get("coordinates")
     if shape in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         return []
     if shape == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
-        parts = [_polygons(path, where, part, remedy) for part in geometry["geometries"]]
+        parts = [_polygons(place, part, remedy) for part in geometry["geometries"]]
         return [polygon for part in parts for polygon in part]
     if shape not in ("Polygon", "MultiPolygon"):
         raise InputError(
-            f"{path}: {where} has the geometry {show(shape)}, expected a Polygon or "
-            "MultiPolygon; remove it"
+            f"{place} has the geometry {show(shape)}, expected a Polygon or MultiPolygon; remove it"
         )
     polygons = [coordinates] if shape == "Polygon" else coordinates
     if not _is_nested_list(polygons):
         raise InputError(
-            f"{path}: {where} is a broken {shape}, expected lists of rings of points as "
+            f"{place} is a broken {shape}, expected lists of rings of points as "
             f"coordinates; {remedy}"
         )
     return list(polygons)
@@ -165,7 +161,7 @@ def _is_nested_list(polygons: Any) -> bool:
     )
 
 
-def _class_name(path: Path, where: str, properties: dict[str, Any], remedy: str) -> str | None:
+def _class_name(place: str, properties: dict[str, Any], remedy: str) -> str | None:
     of_key = {str(key).lower(): value for key, value in properties.items()}
     for key in CLASS_KEYS:
         value = of_key.get(key.lower())
@@ -178,5 +174,5 @@ def _class_name(path: Path, where: str, properties: dict[str, Any], remedy: str)
         if isinstance(name, str):
             return name
         if key == CLASS_KEYS[0]:  # others, such as a number as label, may be something else
-            raise InputError(f"{path}: {where}: {key} {show(value)} has no name; {remedy}")
+            raise InputError(f"{place}: {key} {show(value)} has no name; {remedy}")
     return None

@@ -51,6 +51,10 @@ class Outline:
     has_nucleus: bool = False
 
 
+_REGION = 4  # times the area of the box of each cell in it
+_MANY = 5  # pieces of an outline of several cells
+_FAR = 5  # length of such an outline in diameters of a cell
+
 POINTS = "points, lines and outlines of fewer than 3 points"
 
 
@@ -215,13 +219,6 @@ def _is_far(polygons: Sequence[Polygon], sizes: Sequence[float]) -> bool:
     left, top, right, bottom = outline_box(polygons)
     is_sparse = 2 * sum(sizes) < (right - left) * (bottom - top)
     return bool(is_sparse and max(right - left, bottom - top) > _FAR * max(sizes) ** 0.5)
-
-
-_MANY = 5
-_FAR = 5
-
-
-_REGION = 4  # times the area of the box of each cell in it
 
 
 def _overlaps_image(polygons: list[Polygon], size: tuple[int, int]) -> bool:

@@ -87,9 +87,9 @@ def results_file(path: Path) -> Path:
     That is `test-results.json`, or the only other one; raises InputError if there are several.
     """
     path = Path(path)
-    if not path.is_dir() or (path / RESULTS_FILE).exists():
-        return path / RESULTS_FILE if path.is_dir() else path
-    found = _results_in(path)
+    if not path.is_dir():
+        return path
+    found = [path / RESULTS_FILE] if (path / RESULTS_FILE).exists() else _results_in(path)
     if not found and is_cohort(path):
         raise InputError(
             f"{path}: holds many slides, expected the results of one; choose one of the folders "
