@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,52 +160,71 @@ def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainIm
         raise InputError(f"{path}: {advice} {name}.tif or .png, or move it out of the folder")
     image, other_images = _choose_image(folder, found["image"], found["unknown"])
     class_files = select_class_files(found["class"], n_classes)
-    unknown = other_images + found["unknown"]
-
-    if len(found["outlines"]) + len(class_files) + len(found["maybe label map"]) > 1:
-        # XML is also metadata of many programs.
-        others = [path for path in found["outlines"] if not _may_be_outlines(path)]
-        found["outlines"] = [path for path in found["outlines"] if path not in others]
-        unknown += others
-    certain = [*found["outlines"][:2], *class_files.values()]
-    if len(certain) > 1 and found["outlines"]:
-        raise _two_sources(folder, certain)
-    maybe = found["maybe label map"] + found["maybe outlines"]
-    if certain:
-        unknown, maybe = unknown + maybe, []
-    elif len(maybe) > 1 and found["maybe label map"]:
-        # Such as settings beside a label map.
-        unknown, maybe = unknown + found["maybe outlines"], found["maybe label map"]
-    if len(maybe) > 1:
-        raise _two_sources(folder, maybe)
-    label_map = next((path for path in maybe if path in found["maybe label map"]), None)
-    outlines = next((path for path in [*found["outlines"], *maybe] if path != label_map), None)
-
-    tables = found["class table"]
-    if n_classes == 1 or len(tables) > 1:  # with several classes and one table, it is meant
-        others = [path for path in tables if not _is_class_table(path)]
-        tables = [path for path in tables if path not in others]
-        unknown += others
-    named = [path for path in tables if path.stem.lower() == "classes"]
-    if not label_map or len(named) == 1:
-        unknown += [path for path in tables if not label_map or path not in named]
-        tables = named if label_map else []
-    elif len(tables) > 1:
-        raise InputError(
-            f"{folder}: {tables[0].name} and {tables[1].name}, expected one table with the classes "
-            f"of {label_map.name}; remove the other"
-        )
-    if unknown and not (certain or maybe):
-        raise _not_read(unknown)
+    outlines, label_map, unused = _choose_cells(folder, found, class_files)
+    table, other_tables = _choose_table(folder, label_map, found["class table"], n_classes)
+    ignored = other_images + found["unknown"] + unused + other_tables
+    if ignored and not (class_files or outlines or label_map):
+        raise _not_read(ignored)
     return TrainImage(
         folder.name,
         image,
         dict(sorted(class_files.items())),
-        tuple(sorted(path.name for path in unknown)),
+        tuple(sorted(path.name for path in ignored)),
         outlines,
         label_map,
-        tables[0] if tables else None,
+        table,
     )
+
+
+def _choose_cells(
+    folder: Path, found: Mapping[str, list[Path]], class_files: Mapping[int, Path]
+) -> tuple[Path | None, Path | None, list[Path]]:
+    """Return the file of outlines or the label map of all cells, and the files that are not used.
+
+    Neither is used besides `class_files`. Raises InputError if several files contain cells.
+    """
+    outlines, label_maps, json_files = (
+        found[kind] for kind in ("outlines", "maybe label map", "maybe outlines")
+    )
+    unused: list[Path] = []
+    if len(outlines) + len(class_files) + len(label_maps) > 1:
+        # XML is also metadata of many programs.
+        unused = [path for path in outlines if not _may_be_outlines(path)]
+        outlines = [path for path in outlines if path not in unused]
+    certain = [*outlines[:2], *class_files.values()]
+    maybe = label_maps or json_files  # JSON beside a label map may be settings
+    if outlines and len(certain) > 1:
+        raise _two_sources(folder, certain)
+    if certain:
+        return (outlines[0] if outlines else None), None, unused + label_maps + json_files
+    if len(maybe) > 1:
+        raise _two_sources(folder, maybe)
+    if label_maps:
+        return None, label_maps[0], unused + json_files
+    return (json_files[0] if json_files else None), None, unused
+
+
+def _choose_table(
+    folder: Path, label_map: Path | None, tables: Sequence[Path], n_classes: int
+) -> tuple[Path | None, list[Path]]:
+    """Return the table with the classes of a label map's cells, if any, and the other tables.
+
+    Raises InputError if it may be any of several.
+    """
+    meant = list(tables)
+    if n_classes == 1 or len(tables) > 1:  # with several classes and one table, it is meant
+        meant = [path for path in tables if _is_class_table(path)]
+    others = [path for path in tables if path not in meant]
+    if label_map is None:
+        return None, others + meant
+    named = [path for path in meant if path.stem.lower() == "classes"]
+    if len(named) != 1 and len(meant) > 1:
+        raise InputError(
+            f"{folder}: {meant[0].name} and {meant[1].name}, expected one table with the classes "
+            f"of {label_map.name}; remove the other"
+        )
+    table = next(iter(named or meant), None)
+    return table, others + [path for path in meant if path != table]
 
 
 def _may_be_outlines(path: Path) -> bool:
