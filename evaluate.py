@@ -101,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_own(args.json, rb'\{\n "(results|a)": ', "scores", "--json")
     if args.csv:
         check_own(args.csv, rb"image_id,file_name,class,", "a table of scores", "--csv")
-    _, scores = utils.score_results(args, paths, ground_truth_path, overlap=args.overlap)
+    _, scores = utils.score_results(
+        args, paths, ground_truth_path, overlap=args.overlap, with_masks=False
+    )
     names = [display_path(path) for path in paths]
     # Files first: nothing may read what is printed.
     if args.compare:

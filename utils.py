@@ -173,6 +173,8 @@ def score_results(
 
     Return the ground truth of the scored images, and the scores of each of `paths`.
     """
+    from tqdm import tqdm
+
     from cellseg.read.coco import class_names
     from cellseg.read.ground_truth import read_results_with_ground_truth
     from cellseg.score.summary import count_without_pixels, score
@@ -187,7 +189,10 @@ def score_results(
         "seed": args.seed,
     }
     names = class_names(coco)
-    scores = [score(of_path, names, progress=True, **how) for of_path in images]
+    bar = {"total": len(coco["images"]), "unit": "image", "leave": False, "disable": None}
+    scores = [
+        score(tqdm(of_path, "comparing", **bar), names, progress=True, **how) for of_path in images
+    ]
     for path, of_path in zip(paths, scores, strict=True):
         n_gt, n_detections = count_without_pixels(of_path)
         counts = [(n_gt, "ground-truth cell"), (n_detections, "detected cell")]

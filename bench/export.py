@@ -3,7 +3,8 @@
     python bench/export.py [--overlay]
     python bench/export.py --slides 10 --side 10000 --cells 100000
 
-With `--slides`, a table of as many slides, each with these results, is exported. Otherwise the
+With `--slides`, a table of as many slides, each with these results, is exported, and scored with
+the same cells as ground truth. Otherwise the
 baseline (pycocotools and OpenCV: decode each whole mask, trace its contours) is timed on a few
 cells of the same image and scaled up: all of them would take days.
 """
@@ -11,6 +12,7 @@ cells of the same image and scaled up: all of them would take days.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -92,6 +94,24 @@ def write_cohort(folder: Path, results: Path, side: int, n: int) -> None:
     (folder / "manifest.csv").write_text("path,cells,error\n" + "".join(rows))
 
 
+def write_truth(path: Path, results: Path, side: int, n: int) -> None:
+    """Write annotations of the `n` slides of `write_cohort`: the cells of these results."""
+    numbers = range(1, n + 1)
+    images = [
+        {"id": i, "file_name": f"{i - 1}.tif", "height": side, "width": side} for i in numbers
+    ]
+    categories = [{"id": k, "name": f"class{k}"} for k in range(1, 5)]
+    cells = [
+        (cell["category_id"], cell["segmentation"]) for cell in json.loads(results.read_text())
+    ]
+    annotations = [
+        {"id": id_, "image_id": i, "category_id": k, "segmentation": mask, "iscrowd": 0}
+        for id_, (i, (k, mask)) in enumerate(itertools.product(numbers, cells), 1)
+    ]
+    truth = {"images": images, "categories": categories, "annotations": annotations}
+    path.write_text(json.dumps(truth))
+
+
 def write_image(path: Path, side: int) -> None:
     """Write an RGB image of smooth noise, row of tiles by row of tiles."""
     noise = np.random.default_rng(0).integers(120, 255, (TILE, TILE, 3), dtype=np.uint8)
@@ -138,9 +158,15 @@ def main() -> None:
         print(f"{count} cells in {args.side} x {args.side}, {results.stat().st_size >> 20} MB JSON")
         if args.slides:
             write_cohort(data / "cohort", results, args.side, args.slides)
-            cohort = [sys.executable, str(PROJECT / "export.py"), str(data / "cohort")]
-            seconds, memory = measure([*cohort, "--format", "geojson", "--gzip"])
-            print(f"{args.slides} slides: {seconds:.1f} s, {memory:.0f} MB")
+            write_truth(data / "truth.json", results, args.side, args.slides)
+            flags = {
+                "export.py": ["--format", "geojson", "--gzip"],
+                "evaluate.py": ["--truth", str(data / "truth.json"), "--resamples", "0"],
+            }
+            for name, some in flags.items():
+                command = [sys.executable, str(PROJECT / name), str(data / "cohort"), *some]
+                seconds, memory = measure(command)
+                print(f"{name:11}  {args.slides} slides: {seconds:6.1f} s, {memory:6.0f} MB")
             return
         export = [sys.executable, str(PROJECT / "export.py"), str(results), "--data", str(data)]
         cases = [["geojson"], ["labels"], ["geojson", "labels"]]

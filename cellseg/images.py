@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.overlap import distinct_cells
-from cellseg.rle import RLE, MaskRuns, PackedMasks, select_masks
+from cellseg.rle import RLE, MaskRuns, PackedMasks, decode, select_masks
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ImageCells(ImageRecord):
 
     size: tuple[int, int]
     name: str
-    masks: list[RLE] | PackedMasks
+    masks: Sequence[RLE]
     classes: NDArray[np.int64]
     boxes: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
@@ -114,7 +115,7 @@ class EvalImage(ImageRecord):
     gt_runs: MaskRuns
     gt_classes: NDArray[np.int64]
     crowd: NDArray[np.bool_]
-    masks: list[RLE]
+    masks: Sequence[RLE]
     mask_runs: MaskRuns
     classes: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -132,9 +133,15 @@ def take_detections(image: EvalImage, index: NDArray[np.int64]) -> EvalImage:
     """Return an image with the detections of an `(m,)` index, in its order."""
     return replace(
         image,
-        masks=[image.masks[n] for n in index],
+        masks=PackedMasks([image.masks[n] for n in index], image.size),
         mask_runs=select_masks(image.mask_runs, index),
         classes=image.classes[index],
         scores=image.scores[index],
         entries=image.entries[index],
     )
+
+
+def without_masks(image: EvalImage) -> EvalImage:
+    """Return an image whose cells and detections have no masks, which take most of its memory."""
+    none = decode([], image.size)
+    return replace(image, gt_masks=[], gt_runs=none, masks=[], mask_runs=none)

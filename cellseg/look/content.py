@@ -169,7 +169,7 @@ def _eval_image(cells: ImageCells) -> EvalImage:
         gt_runs=decode([], cells.size),
         gt_classes=none,
         crowd=np.zeros(0, bool),
-        masks=[*cells.masks],
+        masks=cells.masks,
         mask_runs=decode(cells.masks, cells.size),
         classes=cells.classes,
         scores=cells.scores,

@@ -18,7 +18,7 @@ from cellseg.images import ImageCells, ImageRecord, distinct_detections
 from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
-from cellseg.read.copies import warn_of_copies
+from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, list_entry, read_listed_images, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
@@ -27,7 +27,7 @@ from cellseg.read.results import (
     OWN_RESULTS_FILE,
     find_sidecar_ground_truth,
     is_cohort,
-    pair_by_image,
+    iter_pairs,
     read_result_categories,
     read_results,
     results_file,
@@ -124,8 +124,7 @@ def read_predicted_cells(
         "categories": categories,
         "annotations": [],
     }
-    eval_images = pair_by_image(without_gt, results, path)
-    warn_of_copies(path, eval_images)
+    eval_images = checked_for_copies(path, iter_pairs(without_gt, results, path))
     cells = [
         ImageCells(
             id=eval_image.id,

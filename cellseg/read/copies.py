@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,10 @@ class CopyCheck:
             )
 
 
-def warn_of_copies(source: object, images: Iterable[EvalImage]) -> None:
-    """Warn of detections that occur twice in the results `source`, as `CopyCheck` does."""
+def checked_for_copies(source: object, images: Iterable[EvalImage]) -> Iterator[EvalImage]:
+    """Yield all images of the results `source`, then warn of detections that occur twice in it."""
     check = CopyCheck()
-    check.add(images)
+    for image in images:
+        check.add([image])
+        yield image
     check.warn(source)

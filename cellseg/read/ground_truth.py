@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from cellseg.read.coco import (
     load_coco,
     select_images,
 )
-from cellseg.read.copies import warn_of_copies
+from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
@@ -36,9 +36,9 @@ from cellseg.read.results import (
     AGAIN,
     MANIFEST,
     find_sidecar_ground_truth,
-    pair_by_image,
+    iter_pairs,
+    iter_results,
     read_result_categories,
-    read_results,
     select_annotated,
     sidecar_path,
 )
@@ -179,27 +179,10 @@ def find_default_ground_truth(paths: Sequence[Path], data: Path) -> Path | None:
     return find_ground_truth(paths) or data / "test_masks"
 
 
-@dataclass(frozen=True)
-class _Results:
-    """Results, the list of a user's own images next to them, and the detections of each part."""
-
-    path: Path
-    own: ListedImages | None
-    detections: dict[Path, list[Any]]
-
-
-def _read(path: Path) -> _Results:
-    own = read_listed_images(path)
-    parts = [part for part, _ in own.parts] if own else [path]
-    return _Results(path, own, {part: read_results(part) for part in parts})
-
-
 def read_results_with_ground_truth(
     paths: Sequence[Path], source: Path, data: Path, *, only_annotated: bool = False
-) -> tuple[COCO, list[list[EvalImage]]]:
-    """Read results and their ground truth, of the same images.
-
-    Warns of detections that occur twice.
+) -> tuple[COCO, list[Iterator[EvalImage]]]:
+    """Read ground truth, and results of the same images as they are needed.
 
     Parameters
     ----------
@@ -213,26 +196,36 @@ def read_results_with_ground_truth(
     Returns
     -------
     The ground truth of the predicted images, or of all where these are unknown; and for each of
-    `paths` these images by ascending id of the ground truth. Those of a user's own have the path,
-    level, resolution and tissue of the list next to the results.
+    `paths` these images by ascending id of the ground truth, one at a time, and of many slides one
+    slide at a time; at the end they warn of detections that occur twice. Those of a user's own
+    have the path, level, resolution and tissue of the list next to the results.
 
     Raises
     ------
     InputError
         If something can't be read or isn't valid, images can't be identified, or results to
-        compare are not of all annotated images.
+        compare are not of all annotated images. Results that aren't valid raise it when their
+        images are taken.
     """
-    all_results = [_read(path) for path in paths]
-    ground_truth = _read_for(all_results, source, data)
-    for results in all_results:
-        for part in results.detections:
-            _check_same_classes(part, ground_truth, source)
-        if len(paths) > 1 and not results.own:
-            _check_same_images(results.path, ground_truth, source)
+    all_listed = [read_listed_images(path) for path in paths]
+    parts = [
+        part
+        for path, own in zip(paths, all_listed, strict=True)
+        for part in ([part for part, _ in own.parts] if own else [path])
+    ]
+    for part in parts:
+        next(iter_results(part), None)  # a file that can't be read is said before all else
+    ground_truth = _read_for([own for own in all_listed if own], source, data)
+    for part in parts:
+        _check_same_classes(part, ground_truth, source)
+    if len(paths) > 1:
+        for path, own in zip(paths, all_listed, strict=True):
+            if not own:
+                _check_same_images(path, ground_truth, source)
     annotated = {image["id"] for image in ground_truth["images"]}
     all_ids = [
-        _pair_with_list(ground_truth, source, results.path, results.own) if results.own else None
-        for results in all_results
+        _pair_with_list(ground_truth, source, path, own) if own else None
+        for path, own in zip(paths, all_listed, strict=True)
     ]
     predicted = [annotated if ids is None else set(ids.values()) for ids in all_ids]
     for path, theirs in zip(paths, predicted, strict=True):
@@ -244,24 +237,19 @@ def read_results_with_ground_truth(
             )
     ground_truth = select_images(ground_truth, predicted[0])
     images = []
-    for results, ids in zip(all_results, all_ids, strict=True):
-        if results.own and ids is not None:
-            images.append(
-                _own_images(
-                    ground_truth, source, results.own, ids, results.detections, only_annotated
-                )
-            )
+    for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
+        if own and ids is not None:
+            of_path = _own_images(ground_truth, source, own, ids, only_annotated)
         else:
-            some = results.detections[results.path]
+            some = iter_results(path)
             some = select_annotated(some, ground_truth) if only_annotated else some
-            images.append(pair_by_image(ground_truth, some, results.path))
-        warn_of_copies(results.path, images[-1])
+            of_path = iter_pairs(ground_truth, some, path)
+        images.append(checked_for_copies(path, of_path))
     return ground_truth, images
 
 
-def _read_for(all_results: Sequence[_Results], source: Path, data: Path) -> COCO:
+def _read_for(lists: Sequence[ListedImages], source: Path, data: Path) -> COCO:
     """Read the ground truth for results: that of listed images, if `source` is a folder."""
-    lists = [results.own for results in all_results if results.own]
     if not lists or not source.is_dir():
         return read_ground_truth(source, data)
     listed = {image.file_name: image for own in lists for image in own.images}
@@ -336,56 +324,56 @@ def _own_images(
     source: Path,
     own: ListedImages,
     ids: dict[int, int],
-    detections: dict[Path, list[Any]],
     only_annotated: bool,
-) -> list[EvalImage]:
-    """Return a user's own images that have ground truth, with it and what their list says.
+) -> Iterator[EvalImage]:
+    """Yield a user's own images that have ground truth, with it and what their list says.
 
-    `ids` are their ids in the ground truth, `detections` those of each of the list's parts.
+    `ids` are their ids in the ground truth, by which they are sorted.
     """
     records = {image.id: (image, name) for image, name in zip(own.images, own.names, strict=True)}
     gt_images = {image["id"]: image for image in ground_truth["images"]}
     annotations = annotations_by_image(ground_truth)
     own_ids = {gt_id: id_ for id_, gt_id in ids.items()}
-    found = []
-    for part, of_part in own.parts:
-        renumbered = []
-        for n, entry in enumerate(detections[part]):
+
+    def renumbered(part: Path, of_part: dict[int, int]) -> Iterator[Any]:
+        for n, entry in enumerate(iter_results(part)):
             image_id = entry.get("image_id") if isinstance(entry, dict) else None
             if type(image_id) is not int:
-                renumbered.append(entry)  # the check of entries reports it
+                yield entry  # the check of entries reports it
             elif image_id not in of_part:
                 list_path = sidecar_path(part, "list")
                 raise InputError(
                     f"{part}: entry {n}: image_id {image_id} is not in {list_path}; {AGAIN}"
                 )
             elif of_part[image_id] in ids:
-                renumbered.append({**entry, "image_id": ids[of_part[image_id]]})
+                yield {**entry, "image_id": ids[of_part[image_id]]}
             elif not only_annotated:
                 name = records[of_part[image_id]][0].file_name
                 raise InputError(
                     f"{part}: entry {n}: its image, {name}, is not in {source}; ignore such "
                     f"results with --only_annotated, or {_same_names(own, source)}"
                 )
-        some = [ids[id_] for id_ in of_part.values() if id_ in ids]
+
+    # A part is of one slide, or there is one part. Those without ground truth are only checked.
+    gt_ids = [[ids[id_] for id_ in of_part.values() if id_ in ids] for _, of_part in own.parts]
+    for some, (part, of_part) in sorted(
+        zip(gt_ids, own.parts, strict=True), key=lambda each: each[0]
+    ):
         of_images = {
             **ground_truth,
             "images": [gt_images[id_] for id_ in some],
             "annotations": [each for id_ in some for each in annotations[id_]],
         }
-        found += pair_by_image(of_images, renumbered, part)
-    return [
-        replace(
-            image,
-            name=name,
-            path=record.path,
-            level=record.level,
-            mpp=record.mpp or image.mpp,
-            tissue_px=record.tissue_px,
-        )
-        for image in sorted(found, key=lambda image: image.id)
-        for record, name in [records[own_ids[image.id]]]
-    ]
+        for image in iter_pairs(of_images, renumbered(part, of_part), part):
+            record, name = records[own_ids[image.id]]
+            yield replace(
+                image,
+                name=name,
+                path=record.path,
+                level=record.level,
+                mpp=record.mpp or image.mpp,
+                tissue_px=record.tissue_px,
+            )
 
 
 def _print_pairs(

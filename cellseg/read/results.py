@@ -10,7 +10,8 @@ import sys
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -184,9 +185,19 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
 
 
 def pair_by_image(
-    ground_truth: COCO, results: Sequence[Any], source: object = "results", first: int = 0
+    ground_truth: COCO, results: Iterable[Any], source: object = "results", first: int = 0
 ) -> list[EvalImage]:
-    """Pair ground truth and results by image.
+    """Return all images of `iter_pairs`."""
+    return list(iter_pairs(ground_truth, results, source, first))
+
+
+def iter_pairs(
+    ground_truth: COCO, results: Iterable[Any], source: object = "results", first: int = 0
+) -> Iterator[EvalImage]:
+    """Pair ground truth and results by image, and yield one image at a time.
+
+    All results are read and checked before the first image; of each, little more than the text of
+    its mask is kept.
 
     Parameters
     ----------
@@ -198,10 +209,10 @@ def pair_by_image(
     source
         The results' file, for error messages.
     first
-        Index of `results[0]` in that file, for error messages.
+        Index in that file of the first of `results`, for error messages.
 
-    Returns
-    -------
+    Yields
+    ------
     All images of the ground truth, by ascending image id.
 
     Raises
@@ -213,38 +224,47 @@ def pair_by_image(
     sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
     classes = contiguous_classes(ground_truth)
     annotations = annotations_by_image(ground_truth)
-    entries: dict[int, list[int]] = {id_: [] for id_ in sizes}
+    detections = {id_: _Detections() for id_ in sizes}
     for index, entry in enumerate(results):
         problem = _entry_problem(entry, sizes, classes)
         if problem:
             raise InputError(f"{source}: entry {first + index}: {problem}")
-        entries[entry["image_id"]].append(index)
+        of_image = detections[entry["image_id"]]
+        of_image.indices.append(index)
+        of_image.counts.append(entry["segmentation"]["counts"])
+        of_image.classes.append(classes[entry["category_id"]])
+        of_image.scores.append(entry["score"])
 
-    eval_images = []
     for image in images:
-        indices = entries[image["id"]]
-        detections = [results[index] for index in indices]
-        masks = [entry["segmentation"] for entry in detections]
+        size, of_image = sizes[image["id"]], detections.pop(image["id"])
+        masks = [{"size": [*size], "counts": text} for text in of_image.counts]
         try:
-            mask_runs = decode(masks, sizes[image["id"]])
+            mask_runs = decode(masks, size)
         except ValueError as error:
             at, _, problem = str(error).partition(": ")
             raise InputError(
-                f"{source}: entry {first + indices[int(at)]}: segmentation: {problem};"
+                f"{source}: entry {first + of_image.indices[int(at)]}: segmentation: {problem};"
                 " the file is damaged or was not written by inference.py: write it again"
             ) from None
-        eval_images.append(
-            _eval_image(
-                image,
-                annotations[image["id"]],
-                classes,
-                (masks, mask_runs),
-                np.array([classes[entry["category_id"]] for entry in detections], np.int64),
-                np.array([entry["score"] for entry in detections], np.float64),
-                np.array(indices, np.int64),
-            )
+        yield _eval_image(
+            image,
+            annotations[image["id"]],
+            classes,
+            (masks, mask_runs),
+            np.array(of_image.classes, np.int64),
+            np.array(of_image.scores, np.float64),
+            np.array(of_image.indices, np.int64),
         )
-    return eval_images
+
+
+@dataclass(frozen=True)
+class _Detections:
+    """The detections of an image: indices in the results, texts of masks, classes and scores."""
+
+    indices: list[int] = field(default_factory=list)
+    counts: list[str] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
 
 
 def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions]) -> list[EvalImage]:
@@ -273,7 +293,7 @@ def _eval_image(
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
     class_of: dict[int, int],
-    masks_and_runs: tuple[list[RLE], MaskRuns],
+    masks_and_runs: tuple[Sequence[RLE], MaskRuns],
     classes: NDArray[np.int64],
     scores: NDArray[np.float64],
     entries: NDArray[np.int64],
@@ -409,16 +429,13 @@ def find_data_folder(path: Path) -> Path | None:
 _INFO = 1 << 16  # characters that hold the info at the beginning of such annotations
 
 
-def select_annotated(results: list[Any], ground_truth: COCO) -> list[Any]:
-    """Return the detections without those in images that the ground truth doesn't have."""
+def select_annotated(results: Iterable[Any], ground_truth: COCO) -> Iterator[Any]:
+    """Yield the detections without those in images that the ground truth doesn't have."""
     annotated = {image["id"] for image in ground_truth["images"]}
-    return [
-        entry
-        for entry in results
-        if not isinstance(entry, dict)
-        or not isinstance(entry.get("image_id"), int)
-        or entry["image_id"] in annotated
-    ]
+    for entry in results:
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(image_id, int) or image_id in annotated:
+            yield entry
 
 
 def find_newest_results(runs: Path) -> Path:

@@ -6,13 +6,12 @@ recall take image weights, so that a bootstrap over images needs no new matching
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg import rle
 from cellseg.images import EvalImage
 from cellseg.score.match import MatchCandidates, class_candidates, match_greedily
 
@@ -79,52 +78,48 @@ def mask_ap(
 
     `eval_images` are all images of the ground truth, also those without detections.
     """
-    rankings = rank_detections(eval_images, find_match_candidates(eval_images, n_classes))
+    rankings = rank_detections(find_match_candidates(eval_images, n_classes), n_classes)
     return {cap: average_precision(rankings, cap) for cap in max_detections}
 
 
 def find_match_candidates(
-    eval_images: Sequence[EvalImage], n_classes: int
+    eval_images: Iterable[EvalImage], n_classes: int
 ) -> list[list[MatchCandidates]]:
-    """Return K lists of the candidates of every image, the slow part of the matching."""
+    """Return the candidates of the K classes for every image, the slow part of the matching."""
     return [
-        [class_candidates(eval_image, k, float(THRESHOLDS[0])) for eval_image in eval_images]
-        for k in range(n_classes)
+        [class_candidates(eval_image, k, float(THRESHOLDS[0])) for k in range(n_classes)]
+        for eval_image in eval_images
     ]
 
 
 def rank_detections(
-    eval_images: Sequence[EvalImage],
     candidates: Sequence[Sequence[MatchCandidates]],
+    n_classes: int,
     area_range: tuple[float, float] = (0, np.inf),
 ) -> list[RankedDetections]:
     """Match and rank the detections of each class.
 
     Parameters
     ----------
-    eval_images, candidates
-        Images and their `find_match_candidates`.
+    candidates, n_classes
+        `find_match_candidates` of the images, and K.
     area_range
         Minimum and maximum area in pixels, both inclusive, of counted cells. Cells outside
         are ignored, and so are unmatched detections outside.
     """
     low, high = area_range
-    areas = [(rle.areas(image.gt_runs), rle.areas(image.mask_runs)) for image in eval_images]
-    outside = [[(area < low) | (area > high) for area in both] for both in areas]
     rankings = []
-    for of_class in candidates:
+    for k in range(n_classes):
         image_indices, scores, ranks, n_gt, tp, ignored = [], [], [], [], [], []
-        for i, (eval_image, match) in enumerate(zip(eval_images, of_class, strict=True)):
-            gt_outside, detection_outside = outside[i]
-            crowd = eval_image.crowd[match.gt_indices]
-            gt_ignored = crowd | gt_outside[match.gt_indices]
-            n = len(match.detection_indices)
-            matched = match_greedily(match.pairs, n, gt_ignored, crowd, THRESHOLDS)
+        for i, match in enumerate(of_image[k] for of_image in candidates):
+            gt_ignored = match.crowd | (match.gt_areas < low) | (match.gt_areas > high)
+            n = len(match.scores)
+            matched = match_greedily(match.pairs, n, gt_ignored, match.crowd, THRESHOLDS)
             # Unmatched (−1) detections are ignored if their own area is outside.
             is_ignored = np.append(gt_ignored, False)[matched]
-            is_ignored |= (matched < 0) & detection_outside[match.detection_indices]
+            is_ignored |= (matched < 0) & ((match.areas < low) | (match.areas > high))
             image_indices.append(np.full(n, i))
-            scores.append(eval_image.scores[match.detection_indices])
+            scores.append(match.scores)
             ranks.append(np.arange(n))
             tp.append((matched >= 0) & ~is_ignored)
             ignored.append(is_ignored)

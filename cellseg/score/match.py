@@ -10,6 +10,7 @@ import pycocotools.mask
 from numpy.typing import NDArray
 
 from cellseg.images import EvalImage
+from cellseg.rle import areas
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,21 @@ class MatchCandidates:
     pairs
         `(detection, ground truth, IoU)` with indices of the two arrays above, for each pair of
         at least the minimum IoU, sorted.
+    crowd
+        `(G,)` bool: crowd regions.
+    scores
+        `(D,)` float64.
+    gt_areas, areas
+        `(G,)` and `(D,)` int64 areas of the masks in pixels.
     """
 
     gt_indices: NDArray[np.int64]
     detection_indices: NDArray[np.int64]
     pairs: list[tuple[int, int, float]]
+    crowd: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    gt_areas: NDArray[np.int64]
+    areas: NDArray[np.int64]
 
 
 # IoUs computed at a time: 128 MB, which bounds memory on a slide with 100,000 cells.
@@ -47,18 +58,24 @@ def class_candidates(eval_image: EvalImage, class_index: int, min_iou: float) ->
     detection_indices = detection_indices[
         np.argsort(-eval_image.scores[detection_indices], kind="stable")
     ]
-    if not len(gt_indices) or not len(detection_indices):
-        return MatchCandidates(gt_indices, detection_indices, [])
     gt_masks = [eval_image.gt_masks[g] for g in gt_indices]
-    crowd = eval_image.crowd[gt_indices].tolist()
+    crowd = eval_image.crowd[gt_indices]
     pairs: list[tuple[int, int, float]] = []
-    n_rows = max(1, _MAX_IOUS // len(gt_indices))
-    for start in range(0, len(detection_indices), n_rows):
+    n_rows = max(1, _MAX_IOUS // max(1, len(gt_indices)))
+    for start in range(0, len(detection_indices) if gt_masks else 0, n_rows):
         masks = [eval_image.masks[d] for d in detection_indices[start : start + n_rows]]
-        iou = pycocotools.mask.iou(masks, gt_masks, crowd)
+        iou = pycocotools.mask.iou(masks, gt_masks, crowd.tolist())
         d, g = np.nonzero(iou >= min_iou)
         pairs += zip((start + d).tolist(), g.tolist(), iou[d, g].tolist(), strict=True)
-    return MatchCandidates(gt_indices, detection_indices, pairs)
+    return MatchCandidates(
+        gt_indices,
+        detection_indices,
+        pairs,
+        crowd,
+        eval_image.scores[detection_indices],
+        areas(eval_image.gt_runs)[gt_indices],
+        areas(eval_image.mask_runs)[detection_indices],
+    )
 
 
 def match_greedily(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cellseg import rle
-from cellseg.images import EvalImage, distinct_detections
+from cellseg.images import EvalImage, distinct_detections, without_masks
 from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
@@ -73,8 +72,8 @@ class Scores:
         K + 2: the classes, "mean of classes" (over those with ground truth) and "any class"
         (class-agnostic; not for AP).
     eval_images, comparisons, images
-        I each, in one order: the cells of the detections, each once, and their label maps (for
-        all but AP) and matches.
+        I each, in one order: the cells of the detections, each once, perhaps without masks, and
+        their label maps (for all but AP) and matches.
     n_detections
         Number of all detections of each image (for AP).
     metrics
@@ -135,9 +134,10 @@ class Scores:
 
 
 def score(
-    eval_images: Sequence[EvalImage],
+    eval_images: Iterable[EvalImage],
     classes: Sequence[str],
     *,
+    with_masks: bool = True,
     score_threshold: float = 0.5,
     overlap: str = "score",
     max_detections: Sequence[int | None] = (100, None),
@@ -150,9 +150,12 @@ def score(
     Parameters
     ----------
     eval_images
-        All images of the ground truth, from `cellseg.read.results.pair_by_image`.
+        All images of the ground truth, as of `cellseg.read.results.iter_pairs`; each is needed
+        only until the next one.
     classes
         The K class names.
+    with_masks
+        Whether the images of the scores have masks, for pictures.
     score_threshold, overlap
         Parameters of `cellseg.score.labelmap.compare_label_maps`; AP uses all detections.
     max_detections
@@ -161,25 +164,25 @@ def score(
         Bootstrap resamples for the intervals, 0 for none; a single image has no intervals.
         The same ground truth, number and seed give the same resamples.
     progress
-        Whether to show a progress bar, if stderr is a terminal.
+        Whether to show a progress bar of the resamples, if stderr is a terminal.
     """
     n_classes = len(classes)
     bar = {"leave": False, "disable": None if progress else True}
 
-    candidates = ap.find_match_candidates(eval_images, n_classes)
-    rankings = ap.rank_detections(eval_images, candidates)
+    cells, n_detections, candidates, comparisons = [], [], [], []
+    for eval_image in eval_images:
+        n_detections.append(len(eval_image.scores))
+        candidates += ap.find_match_candidates([eval_image], n_classes)
+        distinct = distinct_detections(eval_image)
+        comparisons.append(compare_label_maps(distinct, score_threshold, overlap))
+        cells.append(distinct if with_masks else without_masks(distinct))
+    rankings = ap.rank_detections(candidates, n_classes)
     by_cap = {cap: [ap.limit_detections(r, cap) for r in rankings] for cap in max_detections}
-
-    cells = [
-        distinct_detections(eval_image)
-        for eval_image in tqdm(eval_images, desc="comparing", unit="image", **bar)
-    ]
-    comparisons = [compare_label_maps(of_image, score_threshold, overlap) for of_image in cells]
     agnostic = [class_agnostic(comparison) for comparison in comparisons]
     match_counts = count_matches(comparisons, n_classes)
     agnostic_counts = count_matches(agnostic, 1)
     gt_counts = _count([c.gt_classes for c in comparisons], n_classes)
-    ajis = np.full((2, len(eval_images), n_classes + 1), np.nan)
+    ajis = np.full((2, len(cells), n_classes + 1), np.nan)
     for i, comparison in enumerate(comparisons):
         parts = [*(select_class(comparison, k) for k in range(n_classes)), comparison]
         ajis[0, i] = [aji(part) for part in parts]
@@ -205,15 +208,15 @@ def score(
             result[name] = _with_mean(getattr(f_each, attribute), getattr(f_one, attribute))
         return result
 
-    unit_weights = np.ones((1, len(eval_images)), np.int64)
-    n_sets = n_resamples if len(eval_images) > 1 else 0
-    samples = metrics(draw_weights(len(eval_images), n_sets, seed), "intervals")
+    unit_weights = np.ones((1, len(cells)), np.int64)
+    n_sets = n_resamples if len(cells) > 1 else 0
+    samples = metrics(draw_weights(len(cells), n_sets, seed), "intervals")
     low, high = _bounds(samples, gt_counts, _count_tp_images(match_counts, agnostic_counts))
     return Scores(
         classes=list(classes),
         rows=[*classes, MEAN, ANY],
         eval_images=cells,
-        n_detections=[len(eval_image.scores) for eval_image in eval_images],
+        n_detections=n_detections,
         comparisons=comparisons,
         images=[_image_score(comparison) for comparison in comparisons],
         metrics={name: values[0] for name, values in metrics(unit_weights).items()},
@@ -225,7 +228,7 @@ def score(
             cap: np.stack([ap.precisions(ranking) for ranking in of_cap])
             for cap, of_cap in by_cap.items()
         },
-        sizes=_by_size(eval_images, candidates),
+        sizes=_by_size(candidates, n_classes),
         thresholds=ap.THRESHOLDS,
         by_threshold=_by_threshold(comparisons, agnostic, n_classes),
         confusion_matrix=confusion_matrix(comparisons, n_classes),
@@ -351,18 +354,15 @@ def _image_score(comparison: Comparison) -> ImageScore:
     )
 
 
-def _by_size(
-    eval_images: Sequence[EvalImage], candidates: Sequence[Sequence[MatchCandidates]]
-) -> list[SizeBin]:
-    areas = np.concatenate(
-        [np.zeros(0, np.int64), *(rle.areas(s.gt_runs)[~s.crowd] for s in eval_images)]
-    )
+def _by_size(candidates: Sequence[Sequence[MatchCandidates]], n_classes: int) -> list[SizeBin]:
+    counted = [each.gt_areas[~each.crowd] for of_image in candidates for each in of_image]
+    areas = np.concatenate([np.zeros(0, np.int64), *counted])
     if not len(areas):
         return []
     ends = np.unique([*np.floor(np.quantile(areas, [0.25, 0.5, 0.75])), areas.max()]).astype(int)
     bins = []
     for low, high in zip([int(areas.min()), *(ends[:-1] + 1).tolist()], ends.tolist(), strict=True):
-        rankings = ap.rank_detections(eval_images, candidates, (low, high))
+        rankings = ap.rank_detections(candidates, n_classes, (low, high))
         n_gt = sum(int(ranking.n_gt.sum()) for ranking in rankings)
         bins.append(SizeBin(low, high, n_gt, ap.average_precision(rankings)))
     return bins

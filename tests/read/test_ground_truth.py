@@ -16,6 +16,7 @@ from cellseg.read.ground_truth import (
     read_ground_truth,
     read_results_with_ground_truth,
 )
+from tests.cohorts import write_cohort
 from tests.read.refusal import refusal
 from tests.score.scoring_cases import decode, entry, rectangle, truth_of
 
@@ -161,6 +162,12 @@ def own_images(folder, listed, names):
     return write(folder / "own.json", detections), write(folder / "truth.json", truth)
 
 
+def read_all(*args, **keywords):
+    """Return ground truth, and the images of each of the results as a list."""
+    truth, results = read_results_with_ground_truth(*args, **keywords)
+    return truth, [list(images) for images in results]
+
+
 @pytest.mark.parametrize(
     ("listed", "names", "ids"),
     [
@@ -176,7 +183,7 @@ def own_images(folder, listed, names):
 )  # fmt: skip
 def test_own_images_are_paired_by_name(tmp_path, listed, names, ids):
     path, source = own_images(tmp_path, listed, names)
-    truth, (images,) = read_results_with_ground_truth([path], source, tmp_path)
+    truth, (images,) = read_all([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [10, 11]
     assert {(image.id, *image.scores) for image in images} == {*zip(ids, (0.1, 0.2), strict=True)}
     assert {image.id: str(image.path) for image in images} == dict(zip(ids, listed, strict=True))
@@ -195,7 +202,7 @@ def test_own_images_are_paired_by_name(tmp_path, listed, names, ids):
 def test_own_images_that_cannot_be_paired(tmp_path, listed, names, message):
     path, source = own_images(tmp_path, listed, names)
     with pytest.raises(InputError, match=message):
-        read_results_with_ground_truth([path], source, tmp_path)
+        read_all([path], source, tmp_path)
 
 
 def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
@@ -216,7 +223,7 @@ def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
     listing.write_text(
         listing.read_text().replace("/far/c", str(far / "c")).replace('"/far/', f'"{far}/')
     )
-    truth, (images,) = read_results_with_ground_truth([path], folder, tmp_path / "no data")
+    truth, (images,) = read_all([path], folder, tmp_path / "no data")
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     cells = [(names[a["image_id"]], a["category_id"], a["area"]) for a in truth["annotations"]]
     assert sorted(cells) == [(f"{far}/b.png", 2, 2), (f"{far}/c/image.tif", 1, 4)]
@@ -227,22 +234,45 @@ def test_a_folder_of_label_maps_of_own_images(tmp_path, capsys):
     }
     assert "own.json: 3 images matched" in capsys.readouterr().out
     (far / "b.png").unlink()  # where it was predicted, not here
-    assert read_results_with_ground_truth([path], folder, tmp_path)[0] == truth
+    assert read_all([path], folder, tmp_path)[0] == truth
     (folder / "d").mkdir()
-    read_results_with_ground_truth([path], folder, tmp_path)
+    read_all([path], folder, tmp_path)
     assert f"{folder}: 1 image not in {listing}, so not scored: d" in capsys.readouterr().err
     for name in ("a", "b", "c"):
         shutil.rmtree(folder / name)
-    message = refusal(read_results_with_ground_truth, [path], folder, tmp_path)
+    message = refusal(read_all, [path], folder, tmp_path)
     # Never to remove a folder: it may be the data folder, with test_masks/ in it.
     assert message.startswith(f"{folder}: none of its folders (d) has the name of an image")
     assert "remove" not in message
 
 
+def test_slides_come_by_the_ids_of_their_ground_truth(tmp_path, capsys):
+    """Equal scores and resamples depend on the order of images, not on that of the table."""
+    one = rectangle((2, 2), 0, 0, 1, 1)
+    twice = [entry(1, 1, one, 0.3), entry(1, 1, one, 0.3)]
+    slides = {
+        "c": (tmp_path / "c.tif", (2, 2), [entry(1, 1, one, 0.1)]),
+        "a": (tmp_path / "a.tif", (2, 2), twice),
+        "d": (tmp_path / "d.tif", (2, 2), []),
+        "b": (tmp_path / "b.tif", (2, 2), [entry(1, 1, one, 0.2)]),
+    }
+    write_cohort(tmp_path / "cohort", slides, ["a", "b", "c"])
+    _, source = own_images(tmp_path, [], ["b.tif", "a.tif", "c.tif"])
+    _, (images,) = read_all([tmp_path / "cohort"], source, tmp_path)
+    found = [(image.id, image.name, *image.scores) for image in images]
+    assert found == [(10, "b", 0.2), (11, "a", 0.3, 0.3), (12, "c", 0.1)]
+    err = capsys.readouterr().err
+    assert f"{source}" in err.splitlines()[0]
+    assert "earlier one, which AP counts as false positives: 1, in 1 image: " in err
+    # All slides are checked, also those that are not annotated.
+    (tmp_path / "cohort" / "d" / "images-results.json").write_text("[7]")
+    assert "d: entry 0" in refusal(read_all, [tmp_path / "cohort"], source, tmp_path)
+
+
 def test_how_own_images_were_matched(tmp_path, capsys):
     listed = ["/far/p/1.tif", "/far/2.tif", "/far/p/3.tif", "/far/4.tif"]
     path, source = own_images(tmp_path, listed, ["p/1.tif", "2.tif", "q/3.tif", "5.tif", "6.tif"])
-    read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
+    read_all([path], source, tmp_path, only_annotated=True)
     out, err = capsys.readouterr()
     assert f"own.json: 3 images matched with {source}, 1 by path and 2 by file name\n" in out
     assert f"warning: {path}: 1 image not in {source}" in err
@@ -251,26 +281,26 @@ def test_how_own_images_were_matched(tmp_path, capsys):
 
 def test_own_images_that_are_not_annotated(tmp_path):
     path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
-    _, (images,) = read_results_with_ground_truth([path], source, tmp_path, only_annotated=True)
+    _, (images,) = read_all([path], source, tmp_path, only_annotated=True)
     assert [(image.id, *image.scores) for image in images] == [(11, 0.2)]
     write(path, [{"image_id": 4}])
     with pytest.raises(InputError, match=r"entry 0: image_id 4 is not in .*own-list\.json"):
-        read_results_with_ground_truth([path], source, tmp_path)
+        read_all([path], source, tmp_path)
     for damaged in (7, {"image_id": "a"}):
         write(path, [damaged])
-        assert "entry 0" in refusal(read_results_with_ground_truth, [path], source, tmp_path)
+        assert "entry 0" in refusal(read_all, [path], source, tmp_path)
 
 
 def test_annotated_images_that_were_not_predicted_are_not_scored(tmp_path):
     path, source = own_images(tmp_path, ["b.tif"], ["a.tif", "b.tif"])
-    truth, _ = read_results_with_ground_truth([path], source, tmp_path)
+    truth, _ = read_all([path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     (tmp_path / "other").mkdir()
     other, _ = own_images(tmp_path / "other", ["b.tif", "a.tif"], ["a.tif", "b.tif"])
     for both in ([path, other], [other, path]):
-        message = refusal(read_results_with_ground_truth, both, source, tmp_path)
+        message = refusal(read_all, both, source, tmp_path)
         assert f"a.tif of {source} is in only one of the two results" in message
-    truth, found = read_results_with_ground_truth([path, path], source, tmp_path)
+    truth, found = read_all([path, path], source, tmp_path)
     assert [image["id"] for image in truth["images"]] == [11]
     assert [[(image.id, *image.scores) for image in one] for one in found] == [[(11, 0.1)]] * 2
 
@@ -285,10 +315,8 @@ def test_compared_results_are_of_all_annotated_images(tmp_path):
     a, b = paths
     assert find_ground_truth([b, a]) == tmp_path / "b-truth.json"
     with pytest.raises(InputError, match=r"b\.json: image 1 of .*a-truth\.json, 1\.tif, is not"):
-        read_results_with_ground_truth([a, b], tmp_path / "a-truth.json", tmp_path)
-    truth, found = read_results_with_ground_truth(
-        [a, b], tmp_path / "b-truth.json", tmp_path, only_annotated=True
-    )
+        read_all([a, b], tmp_path / "a-truth.json", tmp_path)
+    truth, found = read_all([a, b], tmp_path / "b-truth.json", tmp_path, only_annotated=True)
     assert len(truth["images"]) == 2
     both = [(2, 0.5), (3, 0.5)]
     assert [[(image.id, *image.scores) for image in one] for one in found] == [both, both]
@@ -296,7 +324,7 @@ def test_compared_results_are_of_all_annotated_images(tmp_path):
     other = truth_of({2: ((2, 2), []), 3: ((2, 2), [])})
     other["images"][0]["file_name"] = "other.tif"
     with pytest.raises(InputError, match=r"a\.json: image 2 of .*other\.json, other\.tif"):
-        read_results_with_ground_truth([a, b], write(tmp_path / "other.json", other), tmp_path)
+        read_all([a, b], write(tmp_path / "other.json", other), tmp_path)
     (tmp_path / "b-truth.json").unlink()
     for either in ([a, b], [b, a]):
         assert "only one of " in refusal(find_ground_truth, either)

@@ -111,4 +111,4 @@ def test_the_newest_run(tmp_path):
 
 def test_only_annotated_keeps_invalid_entries_for_the_check():
     kept = [None, {"image_id": [1]}, {}, {"image_id": 1}]
-    assert select_annotated([{"image_id": 2}, *kept], {"images": [{"id": 1}]}) == kept
+    assert [*select_annotated([{"image_id": 2}, *kept], {"images": [{"id": 1}]})] == kept

@@ -75,7 +75,7 @@ def test_equals_pycocotools_by_size(seed, low, span):
     truth, results = random_case(np.random.default_rng(seed))
     eval_images = pair_by_image(truth, results)
     candidates = ap.find_match_candidates(eval_images, 3)
-    rankings = ap.rank_detections(eval_images, candidates, (low, low + span))
+    rankings = ap.rank_detections(candidates, 3, (low, low + span))
     precision = coco_precision(truth, results, None, [low, low + span])
     assert_same(ap.average_precision(rankings), precision)
 

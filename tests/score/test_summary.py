@@ -1,6 +1,8 @@
 """All metrics: resamples against sets of repeated images, matches, tables and JSON."""
 
 import json
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +65,28 @@ def test_a_resample_scores_as_the_repeated_images(seed):
         for name, values in scores.samples.items():
             expected = real.metrics[name]
             np.testing.assert_allclose(values[b], expected, rtol=0, atol=1e-12, err_msg=name)
+
+
+def test_images_are_needed_one_at_a_time():
+    truth, results = random_case(np.random.default_rng(5), n_images=6)
+    taken: list[weakref.ref] = []
+
+    def images():
+        for image in pair_by_image(truth, results):
+            assert sum(each() is not None for each in taken) < 2
+            copy = replace(image)
+            taken.append(weakref.ref(copy))
+            yield copy
+
+    scores = summary.score(images(), class_names(truth), with_masks=False, n_resamples=9)
+    assert as_json(scores) == as_json(score(truth, results, n_resamples=9))
+    assert as_text(scores) == as_text(score(truth, results, n_resamples=9))
+    assert summary.count_without_pixels(scores) == summary.count_without_pixels(
+        score(truth, results)
+    )
+    assert not any(each() for each in taken)
+    assert not any(image.masks or len(image.mask_runs) for image in scores.eval_images)
+    assert not any(image.gt_masks or len(image.gt_runs) for image in scores.eval_images)
 
 
 def test_ap_is_that_of_mask_ap():
