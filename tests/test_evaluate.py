@@ -354,9 +354,34 @@ def test_classes_with_the_ids_of_others_are_not_scored(data, score, form):
     write("class2", "class1", "class3", "class4")
     with pytest.raises(InputError, match=r"results\.json: class 1 is class2, but .* class1"):
         score()
-    for names in (("class1", "class2", "class3", "class4"), ("a", "b", "c", "d"), ("class2",)):
+    for shifted in (("Class2",), ("a", "class1"), ("class1", "class2", "class3", "a", "class4")):
+        write(*shifted)
+        with pytest.raises(InputError, match=r"results\.json: class \d is \w*, but .* class \d"):
+            score()
+    for names in (("class1", "class2", "class3", "class4"), ("a", "b", "c", "d"), ("CLASS1",)):
         write(*names)
         assert score()[0]["metrics"] == scores["metrics"]
+
+
+def test_classes_with_other_names_are_a_warning(data, score, caplog):
+    truth = read_ground_truth(data / "test_masks", data)
+    for name, category in zip(
+        ("Tumour", "stroma", "immune", "dead"), truth["categories"], strict=True
+    ):
+        category["name"] = name
+    (data / "truth.json").write_text(json.dumps(truth))
+    flags = ("--truth", str(data / "truth.json"))
+    for names, warned in (
+        (["tumour ", "Stroma", "immune", "dead"], ""),
+        (["class1", "stroma", "immune", "class4"], ""),
+        (["tumour", "stroma", "lymphocyte", "dead", "fifth"], "lymphocyte (immune)"),
+    ):
+        classes = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
+        (data / "results-classes.json").write_text(json.dumps(classes))
+        caplog.clear()
+        score(*flags)
+        assert ("other names" in caplog.text) == bool(warned)
+        assert warned in caplog.text
 
 
 def test_a_folder_with_results_of_own_images(data, score):

@@ -776,6 +776,11 @@ def test_classes_are_those_of_the_annotations_or_the_run(data, run, tmp_path, wh
     assert found("--class_names", "x", "y") == ["x", "y"]
     text = refusal(*arguments, "--class_names", "x", "y", "z")
     assert text.startswith("--class_names: 3 names for 2 classes (a, b)")
+    if where == "annotations":  # the run's own would get other names
+        classes = results.with_name(results.stem + "-classes.json")
+        classes.write_text('[{"id": 12, "name": "b"}, {"id": 40, "name": "c"}]')
+        assert "class 12 is b, but in" in refusal(*arguments)
+        classes.unlink()
     run([entry(LEFT, 1)])
     text = refusal(*arguments)
     assert "category_id 1 is not among the classes (12 to 40)" in text

@@ -25,6 +25,7 @@ from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.names import check_class_names, name_outputs
 from cellseg.read.results import (
     OWN_RESULTS_FILE,
+    check_same_classes,
     find_sidecar_ground_truth,
     is_cohort,
     iter_pairs,
@@ -110,6 +111,8 @@ def read_predicted_cells(
     else:
         source, images = data / TEST_LIST, _read_test_images(path, data)
     known = coco["categories"] if coco else read_result_categories(path)
+    if coco:
+        check_same_classes(path, coco["categories"], truth)
     categories = _named(known, names)
     outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images], data)
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}

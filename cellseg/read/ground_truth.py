@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,10 +34,10 @@ from cellseg.read.names import image_name, pair_by_name, path_parts
 from cellseg.read.results import (
     AGAIN,
     MANIFEST,
+    check_same_classes,
     find_sidecar_ground_truth,
     iter_pairs,
     iter_results,
-    read_result_categories,
     select_annotated,
     sidecar_path,
 )
@@ -217,7 +216,7 @@ def read_results_with_ground_truth(
         next(iter_results(part), None)  # a file that can't be read is said before all else
     ground_truth = _read_for([own for own in all_listed if own], source, data)
     for part in parts:
-        _check_same_classes(part, ground_truth, source)
+        check_same_classes(part, ground_truth["categories"], source)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:
@@ -257,21 +256,6 @@ def _read_for(lists: Sequence[ListedImages], source: Path, data: Path) -> COCO:
     others = {file_name: None for own in lists for file_name in own.others}
     missing = [file_name for file_name in others if file_name not in listed]
     return _read_folder(source, data, records, lists[0].source, missing)
-
-
-def _check_same_classes(path: Path, ground_truth: COCO, source: Path) -> None:
-    """Check that results and ground truth don't have the same classes with other ids."""
-    theirs: dict[int, str] = {}
-    with contextlib.suppress(InputError):  # damaged, which scores don't depend on
-        theirs = {each["id"]: each["name"] for each in read_result_categories(path) or ()}
-    ours = {each["id"]: each["name"] for each in ground_truth["categories"]}
-    if theirs.keys() == ours.keys() and set(theirs.values()) == set(ours.values()):
-        for number, name in ours.items():
-            if theirs[number] != name:
-                raise InputError(
-                    f"{path}: class {number} is {theirs[number]}, but in {source} it is {name}; "
-                    "number the classes in the same order in both"
-                )
 
 
 def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import lzma
+import re
 import sys
 import zipfile
 import zlib
@@ -13,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -29,7 +31,7 @@ from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.csv_table import read_rows
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
-from cellseg.read.names import name_outputs_uniquely
+from cellseg.read.names import comparable_name, name_outputs_uniquely
 from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.runs import RECORD, are_categories, read_record
 from cellseg.text import json_type, show
@@ -404,6 +406,39 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
     if not are_categories(categories):
         raise InputError(f"{path}: not the classes of results; {AGAIN}")
     return [{"id": category["id"], "name": category["name"]} for category in categories]
+
+
+def check_same_classes(
+    results: Path, categories: Sequence[Mapping[str, Any]], source: object
+) -> None:
+    """Raise InputError if results know one of the classes of annotations under another id.
+
+    Warns of ids with another name in both, unless one of the names only numbers the class.
+    """
+    theirs: Sequence[Mapping[str, Any]] = ()
+    with contextlib.suppress(InputError):  # damaged, which scores don't depend on
+        theirs = read_result_categories(results) or ()
+    ids = {comparable_name(each["name"]): each["id"] for each in categories}
+    names = {each["id"]: each["name"] for each in categories}
+    others = []
+    for each in sorted(theirs, key=itemgetter("id")):
+        id_, name = each["id"], each["name"]
+        known, other = ids.get(comparable_name(name), id_), names.get(id_, "none")
+        if known != id_:
+            raise InputError(
+                f"{results}: class {id_} is {name}, but in {source} that is class {known}, and "
+                f"class {id_} is {other}; number the classes in the same order in both"
+            )
+        if comparable_name(name) not in ids and not _NUMBERED.search(f"{name}\n{other}"):
+            others.append(f"{name} ({other})")
+    if others:
+        warn(
+            f"{results}: classes that have other names in {source}: {len(others)}: "
+            f"{listed(others)}; if they are others, number them in the same order in both"
+        )
+
+
+_NUMBERED = re.compile(r"^(class ?\d+|none)$", re.IGNORECASE | re.MULTILINE)
 
 
 def find_data_folder(path: Path) -> Path | None:
