@@ -33,6 +33,8 @@ class ImageRecord:
         Micrometres per pixel of the level, None if unknown.
     regions
         File of the regions to predict (`cellseg.read.regions`), None for the whole image.
+    region_mask
+        Compressed RLE of the regions that were predicted, None if all of the image was.
     tissue_px
         Area of the tissue that was searched for cells, in pixels of the level, None if unknown.
     """
@@ -44,6 +46,7 @@ class ImageRecord:
     level: int = 0
     mpp: float | None = None
     regions: Path | None = None
+    region_mask: RLE | None = None
     tissue_px: float | None = None
 
 

@@ -404,6 +404,37 @@ def test_a_folder_with_results_of_own_images(data, score):
         score(results="out")
 
 
+@pytest.mark.parametrize(("columns", "n_outside"), [(22, 1), (23, 0), (3, 2)])
+def test_ground_truth_outside_the_predicted_regions_is_not_counted(
+    data, score, caplog, columns, n_outside
+):
+    """A cell of columns 20 to 24 has its centroid at 22, one of 10 to 14 at 12."""
+    (data / "out").mkdir()
+    (data / "results.json").rename(data / "out" / "images-results.json")
+    path = {name: str(data / "test_release" / f"{name}.tif") for name in "ab"}
+    listed = [
+        {"id": 21, "file_name": path["a"], "height": 6, "width": 40, "regions": rle(0, columns)},
+        {"id": 22, "file_name": path["b"], "height": 6, "width": 40},
+    ]
+    (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
+    in_regions, _ = score("--truth", str(data / "test_masks"), results="out")
+    assert ("outside the regions" in caplog.text) == bool(n_outside)
+    assert f"{n_outside}, in 1 image: a" in caplog.text or not n_outside
+    for name, middle in (("class1", 22), ("class2", 12)):
+        file = data / "test_masks" / "a" / f"{name}.tif"
+        labels = tifffile.imread(file)
+        labels[:, middle - 2 : middle + 2] *= middle < columns
+        tifffile.imwrite(file, labels)
+    del listed[0]["regions"]
+    (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
+    assert score("--truth", str(data / "test_masks"), results="out")[0] == in_regions
+    for bad in ("x", {"size": [6, 40]}, rle(0, 1) | {"size": [6, 41]}, rle(0, 1) | {"counts": "~"}):
+        listed[1]["regions"] = bad
+        (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
+        with pytest.raises(InputError, match=r"images-results-list\.json: .*entry 2: regions"):
+            score("--truth", str(data / "test_masks"), results="out")
+
+
 def test_many_slides_are_scored_as_images_predicted_together(data, score, capsys):
     scores, _ = score()
     paths = {name: data / "test_release" / f"{name}.tif" for name in "ab"}

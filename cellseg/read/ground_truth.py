@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import EvalImage, ImageRecord
+from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
-from cellseg.messages import plural, warn
 from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.coco import (
     COCO,
@@ -31,6 +32,7 @@ from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
 from cellseg.read.names import image_name, pair_by_name, path_parts
+from cellseg.read.regions import Regions
 from cellseg.read.results import (
     AGAIN,
     MANIFEST,
@@ -41,6 +43,7 @@ from cellseg.read.results import (
     select_annotated,
     sidecar_path,
 )
+from cellseg.rle import RLE, centroids, decode, select_masks
 
 
 def read_ground_truth(path: Path, data: Path) -> COCO:
@@ -318,6 +321,7 @@ def _own_images(
     gt_images = {image["id"]: image for image in ground_truth["images"]}
     annotations = annotations_by_image(ground_truth)
     own_ids = {gt_id: id_ for id_, gt_id in ids.items()}
+    n_outside: dict[str, int] = {}
 
     def renumbered(part: Path, of_part: dict[int, int]) -> Iterator[Any]:
         for n, entry in enumerate(iter_results(part)):
@@ -350,6 +354,10 @@ def _own_images(
         }
         for image in iter_pairs(of_images, renumbered(part, of_part), part):
             record, name = records[own_ids[image.id]]
+            if record.region_mask:
+                n_before = len(image.gt_classes)
+                image = _in_regions(image, record.region_mask)
+                n_outside[name] = n_before - len(image.gt_classes)
             yield replace(
                 image,
                 name=name,
@@ -358,6 +366,24 @@ def _own_images(
                 mpp=record.mpp or image.mpp,
                 tissue_px=record.tissue_px,
             )
+    if n := sum(n_outside.values()):
+        warn(
+            f"{source}: ground-truth cells outside the regions that were predicted, not counted: "
+            f"{n}, {in_images([name for name, each in n_outside.items() if each])}"
+        )
+
+
+def _in_regions(image: EvalImage, mask: RLE) -> EvalImage:
+    """Return an image with the ground truth in regions: by centroid, as detections; and crowds."""
+    regions = Regions(image.path, 1, decode([mask], image.size))
+    inside = np.flatnonzero(regions.contain(centroids(image.gt_runs)) | image.crowd)
+    return replace(
+        image,
+        gt_masks=[image.gt_masks[n] for n in inside],
+        gt_runs=select_masks(image.gt_runs, inside),
+        gt_classes=image.gt_classes[inside],
+        crowd=image.crowd[inside],
+    )
 
 
 def _print_pairs(

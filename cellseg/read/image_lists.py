@@ -24,6 +24,7 @@ from cellseg.read.resolution import MPP_RANGE, is_plausible
 from cellseg.read.results import AGAIN, MANIFEST, cohort_results, is_cohort, sidecar_path
 from cellseg.read.slide import slide_id
 from cellseg.read.window import image_size, open_image
+from cellseg.rle import decode
 from cellseg.text import printable, show
 
 _REMEDY = "restore the original file"
@@ -97,6 +98,7 @@ def _read_own_list(path: Path) -> tuple[list[ImageRecord], list[str]]:
             _record(entry, Path(entry["file_name"])),
             level=entry.get("level", 0),
             mpp=entry.get("mpp"),
+            region_mask=entry.get("regions"),
             tissue_px=entry.get("tissue_px2"),
         )
         for entry in entries
@@ -105,13 +107,24 @@ def _read_own_list(path: Path) -> tuple[list[ImageRecord], list[str]]:
 
 
 def _check_own_entry(where: str, entry: dict[str, Any]) -> None:
+    size = entry["height"], entry["width"]
     for key, is_valid, expected in (
         ("level", lambda n: type(n) is int and n >= 0, "an integer of 0 or more"),
         ("mpp", is_plausible, MPP_RANGE),
         ("tissue_px2", lambda n: type(n) in (int, float) and n >= 0, "a number of 0 or more"),
+        ("regions", lambda mask: _is_mask(mask, size), "a mask of the image's size"),
     ):
         if key in entry and not is_valid(entry[key]):
             raise InputError(f"{where}: {key} {show(entry[key])} is not {expected}; {AGAIN}")
+
+
+def _is_mask(mask: Any, size: tuple[int, int]) -> bool:
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+        return False
+    try:
+        return mask.get("size") == [*size] and len(decode([mask], size)) == 1
+    except ValueError:
+        return False
 
 
 def _record(entry: dict[str, Any], path: Path) -> ImageRecord:

@@ -13,6 +13,7 @@ from cellseg.messages import plural
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import join_predictions
 from cellseg.predictions import Predictions
+from cellseg.rle import encode
 from cellseg.score.composition import composition
 
 MIN_SCORE = 0.5
@@ -62,7 +63,8 @@ def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
 
     Returns
     -------
-    Each has `tissue_px2`, `cells` by class, `seconds`, and where the resolution is known
+    Each has `tissue_px2`, `cells` by class, `seconds`, the mask of its `regions` if not all of it
+    was predicted, and where the resolution is known
     `tissue_mm2`, and where there is some tissue, `cells_per_mm2` by class and `seconds_per_mm2`.
     """
     usable = [(n, image) for n, image in enumerate(job.images) if n not in job.unusable]
@@ -78,6 +80,8 @@ def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
             "tissue_px2": round(areas[i]),
             "cells": dict(zip(names, by_class[i].tolist(), strict=True)),
         }
+        if regions := job.parts[n].regions:
+            numbers["regions"] = encode(regions.mask)[0]
         if took is not None:
             numbers["seconds"] = _rounded(took)
         if mm2 >= 0:  # not NaN
