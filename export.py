@@ -31,6 +31,7 @@ from cellseg.read.cells import (
 from cellseg.read.results import find_newest_results, is_cohort
 from cellseg.score.tables import composition_as_text
 from cellseg.write.correction import write_most_uncertain
+from cellseg.write.measured import measure_cells, measured_once
 from cellseg.write.table import check_tables, summary_path, write_tables
 
 DESCRIPTION = f"""\
@@ -164,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     tables = [path for path in (args.table, args.h5ad) if path]
-    geojson = (args.object_type or "")[:-1] or None, args.measurements, args.gzip
+    once = measured_once() if tables else measure_cells
+    measure = once if args.measurements else None
+    geojson = (args.object_type or "")[:-1] or None, measure, args.gzip
     if args.to_correct and (args.format or args.output or tables or args.mpp or any(geojson)):
         parser.error(
             "--to_correct: leave out --format, --output, --table, --h5ad, --mpp, --as, "
@@ -197,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if tables:
         with progress("table") as bar:
-            found = write_tables(images, names, tables, bar.update)
+            found = write_tables(images, names, tables, bar.update, measure or measure_cells)
         print(composition_as_text(found, [image.name for image in images], names))
         written = [*tables, *dict.fromkeys(map(summary_path, tables))]
         print(f"table: {counts}: {', '.join(map(display_path, written))}")

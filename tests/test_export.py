@@ -26,6 +26,7 @@ from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
 from cellseg.read.window import read_image
 from cellseg.rle import crop_runs, encode, label_map_to_runs
+from cellseg.write import measured
 from tests.cohorts import write_cohort
 from tests.read.refusal import refusal as refusal_of
 from tests.score.scoring_cases import rle
@@ -412,6 +413,32 @@ def test_a_table_alone_and_with_formats(data, run, tmp_path, capsys):
             assert value == float(row[name])
         assert feature["properties"]["measurements"]["area_um2"] == float(row["area_px"]) / 4
     assert len(json.loads((output / "coco.json").read_text())["annotations"]) == 2
+
+
+@pytest.mark.parametrize("n_kept", [0, 3, 1000])
+def test_measurements_are_those_of_each_image_and_made_once(
+    data, run, tmp_path, capsys, monkeypatch, n_kept
+):
+    """Of 2 and 3 cells, the first image is kept, the second measured again, or none, or both."""
+    monkeypatch.setattr(measured, "_KEPT", n_kept)
+    results = run([
+        *(entry(mask, 1, score) for mask, score in ((LEFT, 0.9), (RIGHT, 0.8))),
+        *(entry(mask, 2, 0.7, image=9) for mask in (LEFT[:, ::-1], MIDDLE[:, ::-1], RIGHT * 0)),
+    ])  # fmt: skip
+    (data / "test" / "one.tif").write_bytes(b"damaged")
+    flags = ["--data", str(data), "--table", str(tmp_path / "cells.csv"), "--measurements"]
+    assert export.main([str(results), *flags, "--format", "geojson"]) == 0
+    warnings = capsys.readouterr().err.count("stain columns are empty")
+    assert warnings == (2 if n_kept == 0 else 1)
+    rows = {row["id"]: row for row in table_of(tmp_path / "cells.csv")}
+    folder = results.parent / "export" / "geojson"
+    features = features_of(folder / "one.geojson") + features_of(folder / "two.geojson")
+    assert len(features) == 4
+    for feature in features:
+        row = rows[feature["id"]]
+        values = feature["properties"]["measurements"]
+        assert {name: float(row[name]) for name in values} == values
+        assert ("eosin_od_mean" in values) == (row["image"] == "two")
 
 
 @pytest.mark.parametrize("mpp", [None, 0.3])

@@ -13,7 +13,7 @@ from cellseg.write.coco import write_coco
 from cellseg.write.geojson import export_geojson
 from cellseg.write.label_studio import write_label_studio
 from cellseg.write.labels import write_labels
-from cellseg.write.measured import warn_of_unreadable
+from cellseg.write.measured import Measure, warn_of_unreadable
 
 FORMATS = ("geojson", "labels", "overlay", "coco", "label-studio", "label-studio-brush")
 DEFAULT_FORMATS = FORMATS[:3]
@@ -42,7 +42,7 @@ def write_format(
     output: Path,
     progress: Callable[[int], object],
     object_type: str | None = None,
-    with_measurements: bool = False,
+    measure: Measure | None = None,
     use_gzip: bool = False,
     max_side: int = WINDOW,
 ) -> tuple[Path, int]:
@@ -60,9 +60,9 @@ def write_format(
         The folder of all formats.
     progress
         Called with the number of cells that were written since the last call.
-    object_type, with_measurements, use_gzip
-        For GeoJSON: "annotation" or "detection", by default detections of results; the table's
-        columns; `.geojson.gz`.
+    object_type, measure, use_gzip
+        For GeoJSON: "annotation" or "detection", by default detections of results; what returns
+        the table's columns, `measure_cells` or the like, to write them too; `.geojson.gz`.
     max_side
         For overlays: the longest side in pixels, 0 for full size.
 
@@ -92,7 +92,7 @@ def write_format(
             path = folder / f"{image.name}.geojson{'.gz' * use_gzip}"
             kind = object_type or ("annotation" if image.scores is None else "detection")
             n_hidden += len(image.masks) - export_geojson(
-                path, image, names, colours, kind, with_measurements, progress, unreadable
+                path, image, names, colours, kind, measure, progress, unreadable
             )
             continue
         if name == "labels":

@@ -26,7 +26,7 @@ from cellseg.outline import trace_masks
 from cellseg.read.cells import scale_to_full_resolution
 from cellseg.rle import RLE
 from cellseg.write.ids import cell_ids
-from cellseg.write.measured import measure_cells, measurements
+from cellseg.write.measured import Measure, measurements
 
 Feature = dict[str, Any]
 Colour = tuple[int, int, int]
@@ -120,18 +120,18 @@ def export_geojson(
     names: Sequence[str],
     colours: Sequence[Colour],
     object_type: str,
-    with_measurements: bool = False,
+    measure: Measure | None = None,
     progress: Callable[[int], object] = lambda _: None,
     unreadable: list[InputError] | None = None,
 ) -> int:
     """Write the cells of an image in the pixels of its full resolution; return their number.
 
-    Parameters are those of `cell_features` and, for measurements, of `measure_cells`; `progress`
-    is called with the number of cells that were written.
+    Parameters are those of `cell_features` and of `measure`, which is `measure_cells` or the like,
+    or None for no measurements; `progress` is called with the number of cells that were written.
     """
     measured = None
-    if with_measurements:
-        measured = measurements(measure_cells(image, names, unreadable=unreadable))
+    if measure:
+        measured = measurements(measure(image, names, unreadable=unreadable))
     features = cell_features(
         image.name,
         image.size,

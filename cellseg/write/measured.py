@@ -20,11 +20,13 @@ from cellseg.stains import stain_densities
 from cellseg.write.ids import cell_ids
 
 Columns = dict[str, Any]  # name to the N texts, integers or floats of an image's cells
+Measure = Callable[..., Columns]  # as `measure_cells`
 
 RADII = (25, 50)  # µm, or pixels where the resolution is unknown
 STAINS = ("haematoxylin", "eosin")
 
 _WINDOW = 2048  # pixels a side that are read at once
+_KEPT = 1_000_000  # cells, of half a kilobyte each
 
 
 def column_types(images: Sequence[ImageCells], names: Sequence[str]) -> dict[str, type]:
@@ -113,6 +115,24 @@ def measure_cells(
         columns[f"{stain}_od_mean"] = means[:, n].round(6)
         columns[f"{stain}_od_std"] = deviations[:, n].round(6)
     return {name: columns[name] for name in column_types([image], names)}
+
+
+def measured_once() -> Measure:
+    """Return a `measure_cells` for images that it is called with twice, and measured once.
+
+    What it returned is kept for that; images beyond `_KEPT` cells are measured again.
+    """
+    kept: dict[str, Columns] = {}
+
+    def measure(image: ImageCells, *args: Any, **keywords: Any) -> Columns:
+        if image.name in kept:
+            return kept.pop(image.name)
+        columns = measure_cells(image, *args, **keywords)
+        if sum(len(each["id"]) for each in (*kept.values(), columns)) <= _KEPT:
+            kept[image.name] = columns
+        return columns
+
+    return measure
 
 
 def _rounded(values: NDArray[np.float64], digits: int) -> NDArray[np.float64]:

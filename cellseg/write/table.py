@@ -15,7 +15,7 @@ from cellseg.errors import InputError
 from cellseg.files import check_own, write_atomic, write_csv
 from cellseg.images import ImageCells, searched_area
 from cellseg.score.composition import Composition, composition, composition_rows
-from cellseg.write.measured import column_types, measure_cells, warn_of_unreadable
+from cellseg.write.measured import Measure, column_types, measure_cells, warn_of_unreadable
 
 _ROWS = 1 << 16  # of a row group
 
@@ -75,6 +75,7 @@ def write_tables(
     names: Sequence[str],
     paths: Sequence[Path],
     progress: Callable[[int], object] = lambda _: None,
+    measure: Measure = measure_cells,
 ) -> Composition:
     """Measure all cells, write them to one or more tables, and a summary next to each.
 
@@ -90,6 +91,8 @@ def write_tables(
         Files that end in `.csv`, `.parquet` or `.h5ad`.
     progress
         Called with the number of cells that were measured since the last call.
+    measure
+        `measure_cells`, or as `measured_once` returns it.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def write_tables(
         sinks = [stack.enter_context(_open_sink(path, schema)) for path in paths]
         waiting: list[Any] = []
         for image in images:
-            columns = measure_cells(image, names, progress, unreadable)
+            columns = measure(image, names, progress, unreadable)
             areas.append(columns["area_px"])
             none = [None] * len(image.masks)
             arrays = [
