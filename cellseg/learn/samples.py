@@ -15,7 +15,7 @@ from cellseg.read.coco import annotated_cells, class_names, contiguous_classes
 from cellseg.read.corrected_store import STORE, STORED, is_corrected
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.layout import TRAIN, may_hold_cells
-from cellseg.read.names import name_images
+from cellseg.read.names import check_distinct, is_outside, name_images, relative_name
 from cellseg.read.orientation import turn_note
 from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.window import image_size
@@ -55,7 +55,7 @@ def load_training_data(root: str, annotations: str) -> TrainingData:
     ------
     InputError
         If the file is missing, not COCO, without cells or older than the masks that it was made
-        from, or if an image is missing or has another size.
+        from, or if an image is listed twice, is missing or has another size.
     """
     path = Path(annotations)
     coco = load_coco_as_written(path)
@@ -64,8 +64,12 @@ def load_training_data(root: str, annotations: str) -> TrainingData:
         {"id": id_, "name": name}
         for id_, name in zip(contiguous_classes(coco), class_names(coco), strict=True)
     ]
-    names = name_images([image["file_name"] for image in coco["images"]])
-    samples = annotated_cells(coco, Path(root), names)
+    file_names = [image["file_name"] for image in coco["images"]]
+    check_distinct(path, file_names, Path(root))
+    if outside := [n for n in file_names if is_outside(relative_name(n, Path(root)))]:
+        where = f"{len(outside)}: {listed(outside)}"
+        warn(f"{path}: images outside {root}, of which export.py writes no cells: {where}")
+    samples = annotated_cells(coco, Path(root), name_images(file_names))
     if not any(sample.masks for sample in samples):
         raise InputError(f"{path}: no cells, nothing to train on; check the masks")
     for sample in samples:

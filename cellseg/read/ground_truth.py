@@ -31,7 +31,7 @@ from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
-from cellseg.read.names import image_name, pair_by_name, path_parts
+from cellseg.read.names import check_distinct, image_name, pair_by_name, path_parts
 from cellseg.read.regions import Regions
 from cellseg.read.results import (
     AGAIN,
@@ -65,10 +65,12 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
     Raises
     ------
     InputError
-        If a file is missing or damaged, or doesn't fit its image.
+        If a file is missing or damaged, or doesn't fit its image, or an image is listed twice.
     """
     if not path.is_dir():
-        return load_coco_as_written(path)
+        coco = load_coco_as_written(path)
+        check_distinct(path, [image["file_name"] for image in coco["images"]], data)
+        return coco
     return _read_folder(path, data, read_test_list(data), data / TEST_LIST)
 
 

@@ -89,6 +89,17 @@ def relative_name(file_name: str, folder: Path) -> str:
     return file_name
 
 
+def check_distinct(source: object, file_names: Sequence[str], folder: Path) -> None:
+    """Raise InputError if two names, such as `a.tif` and `./a.tif`, are of one file in a folder."""
+    first: dict[tuple[str, ...], str] = {}
+    for name in file_names:
+        other = first.setdefault(path_parts(relative_name(name, folder)), name)
+        if other != name:
+            raise InputError(
+                f"{source}: {other} and {name} are the same image; list it once, with all cells"
+            )
+
+
 def name_images(file_names: Sequence[str]) -> list[str]:
     """Return the names of the images of an annotation file.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from cellseg.errors import InputError
 from cellseg.learn.samples import load_training_data, split_data
+from tests.read.refusal import refusal
 
 
 @pytest.fixture
@@ -62,6 +64,39 @@ def test_file_names_that_are_absolute_paths(foreign):
     data = split_data(load_training_data("/nowhere", str(absolute)), 0.4)
     assert len(data.validation) == 1
     assert len(data.train) == 2
+
+
+@pytest.mark.parametrize("form", ["./{}", "a/../{}", "../{folder}/{}", "{path}/{}"])
+def test_an_image_under_two_names_is_refused(foreign, form):
+    """It could be in the training set and in the validation set."""
+    path = foreign / "coco.json"
+    coco = json.loads(path.read_text())
+    name = form.format("c.png", folder=foreign.name, path=foreign)
+    coco["images"].append({**coco["images"][2], "id": 77, "file_name": name})
+    path.write_text(json.dumps(coco))
+    message = refusal(load_training_data, str(foreign), str(path))
+    assert message.startswith(f"{path}: c.png and {name} are the same image")
+
+
+def test_images_outside_the_data_folder_give_a_warning(foreign, caplog):
+    (foreign / "a" / "x.png").rename(foreign.parent / "far.png")
+    path = foreign / "coco.json"
+    path.write_text(path.read_text().replace('"a/x.png"', '"../far.png"'))
+    data = load_training_data(str(foreign), str(path))
+    assert len(data.train) == 3
+    assert "1: ../far.png" in caplog.text
+    caplog.clear()
+    load_training_data(str(foreign.parent), str(absolute(foreign)))
+    assert "images outside" not in caplog.text
+
+
+def absolute(folder):
+    """Write the annotations of `foreign` with absolute paths; return the file."""
+    coco = json.loads((folder / "coco.json").read_text())
+    for image in coco["images"]:
+        image["file_name"] = os.path.normpath(folder / image["file_name"])
+    (folder / "absolute.json").write_text(json.dumps(coco))
+    return folder / "absolute.json"
 
 
 def test_groups_by_name(foreign):

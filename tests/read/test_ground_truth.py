@@ -134,6 +134,18 @@ def test_a_list_with_another_size(data):
     assert "one.tif: 5 x 7 (height x width), expected 6 x 7" in message
 
 
+@pytest.mark.parametrize("name", ["./one.tif", "x/../one.tif", "{}/one.tif"])
+def test_an_image_is_listed_once(data, name):
+    """Under another name its cells would be another image's, and its detections false positives."""
+    truth = truth_of({1: (SIZES["one"], []), 2: (SIZES["one"], [])})
+    for image, file_name in zip(truth["images"], ("one.tif", name.format(data)), strict=True):
+        image["file_name"] = file_name
+    path = write(data / "truth.json", truth)
+    assert "one.tif are the same image" in refusal(read_ground_truth, path, data)
+    truth["images"][1]["file_name"] = "x/one.tif"
+    assert len(read_ground_truth(write(path, truth), data)["images"]) == 2
+
+
 def test_real_tissue():
     if not TISSUE.is_dir():
         pytest.skip(f"no tissue at {TISSUE}")
