@@ -34,8 +34,11 @@ ANNOTATIONS = "train__annot.json"  # in the data folder
 
 print_warnings()
 
-# A config key with its section.
-_KEY = re.compile(r"(DATA|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)(\.[A-Z0-9_]+)+")
+# A config key: with its section, or one of Detectron2's without.
+_KEY = re.compile(
+    r"(DATA|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)(\.[A-Z0-9_]+)+"
+    r"|CUDNN_BENCHMARK|FLOAT32_PRECISION|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD"
+)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -79,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
                 words.insert(index, "--")
                 break
         args = self.parse_args(words)
-        # Not always the first: a word that is no such key, as SEED, may begin the pairs.
+        # Not always the first: a word that is no such key may begin the pairs.
         args.options = [word for word in args.options if word != "--"]
         return args
 

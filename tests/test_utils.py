@@ -173,6 +173,23 @@ def test_values_keep_their_dashes_and_underscores(monkeypatch):
     assert args.options == ["TEST.TILE", "--max-detections"]
 
 
+def test_a_key_without_a_section_ends_the_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    parser = parser_of("inference", monkeypatch)
+    args = parser.parse_with_keys(["--images", "a.tif", "b.tif", "SEED", "3", "TEST.TILE", "9"])
+    assert args.images == [Path("a.tif"), Path("b.tif")]
+    assert args.options == ["SEED", "3", "TEST.TILE", "9"]
+    args = parser.parse_with_keys(["--images", "a.tif", "TEST.TILE", "9", "SEED", "3"])
+    assert args.options == ["TEST.TILE", "9", "SEED", "3"]
+    # Values and files are no keys, and neither are other words.
+    args = parser.parse_with_keys(["--images", "SEED", "--weight_name", "SEED"])
+    assert (args.images, args.weight_name, args.options) == ([Path("SEED")], "SEED", [])
+    (tmp_path / "SEED").touch()
+    for words in (["a.tif", "SEED", "3"], ["a.tif", "SEED_3"]):
+        args = parser.parse_with_keys(["--images", *words])
+        assert (args.images, args.options) == ([Path(word) for word in words], [])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_explains_every_flag(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
