@@ -873,6 +873,29 @@ def test_crowd_regions_that_are_left_out_are_counted(tmp_path, capsys):
     assert f"{path}: crowd regions (iscrowd), left out: 2, in 1 image: sub/a" in all_crowds
 
 
+@pytest.mark.parametrize("n_large", [0, 1])
+def test_crowd_regions_as_large_as_a_cell_are_named_once(tmp_path, capsys, n_large):
+    path = tmp_path / "coco.json"
+    value = coco_of("a.png", "b.png", "c.png")
+    squares = np.zeros((4, 20, 40), int)
+    squares[0, :2, :2] = squares[1, :2, 4:6] = squares[2, :2, 8:10] = 1
+    squares[3, :, 12 : 40 if n_large else 14] = 1
+    for image in value["images"]:
+        image |= {"height": 20, "width": 40}
+    ids = [image["id"] for image in value["images"]]
+    value["annotations"] = [
+        {**value["annotations"][0], "id": n, "image_id": id_, "segmentation": rle(mask)}
+        | {"iscrowd": int(n in (1, 2) or (n == 3 and n_large))}
+        for n, (mask, id_) in enumerate(zip(squares, [*ids, ids[2]], strict=True))
+    ]
+    path.write_text(json.dumps(value))
+    assert export.main([str(path), "--format", "geojson"]) == 0
+    single, *more = capsys.readouterr().err.splitlines()
+    assert "2 crowd regions" in single
+    assert "in 2 images: b.png, c.png" in single
+    assert len(more) == n_large
+
+
 def test_cells_that_are_annotated_twice_are_exported_once(tmp_path, capsys):
     path = tmp_path / "coco.json"
     value = coco_of("sub/a.png", "b.png")

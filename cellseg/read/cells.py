@@ -19,7 +19,7 @@ from cellseg.messages import in_images, plural, warn
 from cellseg.messages import listed as listed_names
 from cellseg.read.coco import annotated_cells, class_names, image_records, load_coco
 from cellseg.read.copies import checked_for_copies
-from cellseg.read.foreign_coco import load_coco_as_written
+from cellseg.read.foreign_coco import crowds_like_cells, load_coco_as_written
 from cellseg.read.image_lists import ListedImages, list_entry, read_listed_images, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.names import check_class_names, name_outputs
@@ -50,13 +50,15 @@ def is_annotations(path: Path) -> bool:
 def read_annotated_cells(path: Path, data: Path) -> tuple[list[str], list[ImageCells]]:
     """Read an annotation file: the K class names, and the cells of each image except crowds.
 
-    Warns of crowds, and as `load_coco_as_written`. Raises InputError if that does, image names
+    Warns of crowds, and as `load_coco_as_written`, which names those that are as large as a cell:
+    they are named once if there are no others. Raises InputError if that does, image names
     clash or are outside `data`.
     """
     coco = load_coco_as_written(path)
     names = name_outputs(path, [image["file_name"] for image in coco["images"]], data)
     images = _check_clashes(path, annotated_cells(coco, data, names))
-    if n_crowds := sum(image.n_crowds for image in images):
+    n_crowds = sum(image.n_crowds for image in images)
+    if n_crowds > len(crowds_like_cells(coco)):
         where = in_images([image.name for image in images if image.n_crowds])
         warn(f"{path}: crowd regions (iscrowd), left out: {n_crowds}, {where}")
     return class_names(coco), images

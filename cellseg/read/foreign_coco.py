@@ -329,13 +329,13 @@ def _are_fractions(parts: list[list[float]]) -> bool:
 
 def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
     """Set `iscrowd` to 0 for regions of the size of a cell, in one place."""
-    for annotation in _crowds_like_cells(coco):
+    for annotation in crowds_like_cells(coco):
         annotation["iscrowd"] = 0
         kind = "crowd regions (iscrowd) as large as a cell, used as cells"
         warnings[annotation["image_id"]][kind] += 1
 
 
-def _crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
+def crowds_like_cells(coco: COCO) -> list[dict[str, Any]]:
     """Return the crowd regions of the size of a cell, in one place."""
     sizes = _sizes(coco["images"])
     found = []
@@ -387,9 +387,10 @@ def load_coco_as_written(path: str | os.PathLike[str]) -> COCO:
     _remove_copies(path, coco)
     sizes = _sizes(coco["images"])
     found = []
-    if crowds := _crowds_like_cells(coco):
-        n = plural(len(crowds), "crowd region")
-        found.append(f"{n} (iscrowd) as large as a cell, not used as cells")
+    if crowds := crowds_like_cells(coco):
+        n, ids = plural(len(crowds), "crowd region"), {crowd["image_id"] for crowd in crowds}
+        where = in_images([short_name(i["file_name"]) for i in coco["images"] if i["id"] in ids])
+        found.append(f"{n} (iscrowd) as large as a cell, not used as cells, {where}")
     if polygons and run_through_centres(path, polygons, sizes):
         found.append("polygons that run through the pixels' centres, used as if along their edges")
     for what in found:
