@@ -460,6 +460,19 @@ def test_pixels_that_are_not_square(data, run, tmp_path, capsys, mpp):
     assert "not square" not in capsys.readouterr().err
 
 
+def test_micrometres_are_not_those_of_an_image_of_another_size(data, run, tmp_path, capsys):
+    """Another image was put in the place of the one that was predicted."""
+    per_cm = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
+    for height, um2 in ((4, "0.5"), (5, "")):
+        pixels = np.zeros((height, 6, 3), np.uint8)
+        tifffile.imwrite(data / "test" / "one.tif", pixels, photometric="rgb", **per_cm)
+        assert export.main([str(results), "--data", str(data), "--table", str(table)]) == 0
+        (row,) = table_of(table)
+        assert (row["area_px"], row["area_um2"]) == ("8", um2)
+        assert ("one.tif: 5 x 6 pixels" in capsys.readouterr().err) == (height == 5)
+
+
 def test_a_missing_image_is_said_before_anything_is_written(data, run, tmp_path):
     results, table = run([entry(LEFT)]), tmp_path / "cells.csv"
     paths = [str(data / "test" / f"{name}.tif") for name in ("one", "two")]

@@ -34,7 +34,7 @@ from cellseg.read.results import (
     results_file,
     sidecar_path,
 )
-from cellseg.read.window import open_image
+from cellseg.read.window import open_image, open_image_of_size
 from cellseg.rle import PackedMasks, boxes_xyxy
 
 
@@ -236,12 +236,12 @@ def _with_resolution(image: ImageCells, mpp: float | None, oblong: list[str]) ->
     if mpp and not image.level:
         return replace(image, mpp=mpp)
     try:
-        with open_image(image.path, image.level) as opened:
+        with open_image_of_size(image.path, image.size, image.level) as opened:
             scale = math.sqrt(math.prod(opened.levels[0]) / math.prod(opened.size))
             if opened.resolution and not opened.resolution.is_square:
                 oblong.append(image.name)
             return replace(image, mpp=mpp * scale if mpp else image.mpp or opened.mpp)
-    except InputError:  # without the file, nothing is known
+    except InputError:  # without the file, or of another size, nothing is known
         return image
 
 
