@@ -76,3 +76,10 @@ def test_the_commands_of_make_exist():
     targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
     named = {n for text in TEXTS.values() for n in re.findall(r"(?m)(?:^ +|`)make ([a-z]+)", text)}
     assert {"setup", "test", "demo", "doctor"} <= named <= set(targets)
+
+
+def test_the_architecture_names_the_modules_that_read():
+    section = TEXTS["docs/architecture.md"].partition("## Modules of `cellseg/read`")[2]
+    named = re.findall(r"`(\w+)`", section.partition("\n## ")[0])
+    modules = {path.stem for path in (ROOT / "cellseg" / "read").glob("[!_]*.py")}
+    assert sorted(named) == sorted(modules)

@@ -33,7 +33,7 @@ from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folde
 from cellseg.read.names import short_name
 from cellseg.read.orientation import file_orientation, is_jpeg, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
-from cellseg.read.window import open_image
+from cellseg.read.window import open_image, wrong_size
 from cellseg.rle import MaskRuns, areas, decode
 
 Source = TypeVar("Source")
@@ -61,7 +61,7 @@ def annotate_image(
     size, mpp, warnings = _read_pixels(image.path)
     if max(size) > MAX_SIDE:
         raise InputError(
-            f"{image.path}: {_size_text(size)} pixels (height x width), expected at most "
+            f"{image.path}: {size[0]} x {size[1]} pixels (height x width), expected at most "
             f"{MAX_SIDE} a side; cut it into smaller images"
         )
     if image.outlines:
@@ -154,11 +154,9 @@ def annotate_coco_image(image: CocoImage) -> AnnotatedImage:
     check_inside(image.file_name)
     size, mpp, warnings = _read_pixels(image.path)
     if size != image.size:
-        raise InputError(
-            f"{image.path}: {_size_text(size)} pixels (height x width), expected "
-            f"{_size_text(image.size)} as in the COCO file"
-            f"{turn_note(image.path, size, image.size)}; annotate that image"
-        )
+        turned = turn_note(image.path, size, image.size)
+        rest = f" as in the COCO file{turned}; annotate that image"
+        raise wrong_size(image.path, size, image.size, rest)
     cells = split_by_class(decode(image.masks, image.size), image.classes)
     warnings.update(image.warnings)
     sources = dict.fromkeys(cells, image.path)
@@ -267,7 +265,3 @@ def warn_of_images(images: Sequence[AnnotatedImage]) -> None:
     for what, count in sorted(warnings.items()):
         where = [short_name(image.file_name) for image in images if image.warnings[what]]
         warn(f"{what}: {count}, {in_images(where)}")
-
-
-def _size_text(size: tuple[int, ...]) -> str:
-    return f"{size[0]} x {size[1]}"

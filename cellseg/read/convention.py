@@ -76,10 +76,7 @@ def settle_polygons(
         polygons, found = _find_convention(path, polygons, sizes)
         if found:
             warn(f"{path}: {found}")
-        if not polygons:
-            return
-    filled = _fill_through_centres(path, polygons, sizes)
-    for members, masks in filled:
+    for members, masks in _fill_through_centres(path, polygons, sizes):
         for annotation, mask in zip(members, encode(masks), strict=True):
             annotation["segmentation"] = mask
 

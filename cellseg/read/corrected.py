@@ -52,7 +52,7 @@ from cellseg.read.fill import check_lengths, fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.layout import TEST
 from cellseg.read.names import comparable_name
-from cellseg.read.window import read_image
+from cellseg.read.window import read_image, wrong_size
 from cellseg.rle import RLE, MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
 
@@ -322,10 +322,7 @@ class _Reader:
         path = self.folder / image["file_name"]
         pixels = read_image(path)
         if pixels.shape[:2] != size:
-            raise InputError(
-                f"{path}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width), expected "
-                f"{size[0]} x {size[1]} as written; restore it"
-            )
+            raise wrong_size(path, pixels.shape, size, " as written; restore it")
         ids = {cell.id for cell in written}
         if file.coco is None:
             cells, region, hidden = self._outlines(file.path, size, ids)

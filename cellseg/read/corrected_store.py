@@ -34,7 +34,7 @@ from cellseg.read.coco import (
     split_by_class,
 )
 from cellseg.read.names import comparable_name, image_name, is_outside, path_parts
-from cellseg.read.window import open_image, read_image
+from cellseg.read.window import open_image, read_image, wrong_size
 from cellseg.rle import (
     RLE,
     MaskRuns,
@@ -304,10 +304,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
         if not valid:
             raise InputError(f"{path}: image {image['id']} has no valid region; {remedy}")
         if pixels.shape[:2] != size:
-            raise InputError(
-                f"{data / image['file_name']}: {pixels.shape[0]} x {pixels.shape[1]} pixels "
-                f"(height x width), expected {size[0]} x {size[1]}; {remedy}"
-            )
+            raise wrong_size(data / image["file_name"], pixels.shape, size, f"; {remedy}")
         cells = [
             Cell("", numbers[comparable_name(theirs[a["category_id"]])], a["segmentation"])
             for a in of_image[image["id"]]

@@ -53,12 +53,20 @@ def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> Win
     opened = open_image(path, level)
     if opened.size != size:
         opened.close()
-        raise InputError(
-            f"{path}: {opened.size[0]} x {opened.size[1]} pixels (height x width), expected "
-            f"{size[0]} x {size[1]} as in its annotations or results"
-            f"{turn_note(path, opened.size, size)}; set the data folder with --data"
-        )
+        turned = turn_note(path, opened.size, size)
+        rest = f" as in its annotations or results{turned}; set the data folder with --data"
+        raise wrong_size(path, opened.size, size, rest)
     return opened
+
+
+def wrong_size(
+    path: Path, size: tuple[int, ...], expected: tuple[int, int], rest: str
+) -> InputError:
+    """Return the error for an image of another height and width; `rest` ends the message."""
+    return InputError(
+        f"{path}: {size[0]} x {size[1]} pixels (height x width), expected "
+        f"{expected[0]} x {expected[1]}{rest}"
+    )
 
 
 def open_image(
