@@ -25,7 +25,8 @@ from cellseg.look.overlay import draw_comparison
 from cellseg.png import write_png
 from cellseg.read.coco import class_names
 from cellseg.read.ground_truth import read_ground_truth
-from cellseg.read.results import pair_by_image, read_results
+from cellseg.read.pairs import pair_by_image
+from cellseg.read.results import read_results
 from cellseg.read.window import read_image
 
 MIN_SCORE = 0.5  # of the cells in the pictures

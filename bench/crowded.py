@@ -39,7 +39,7 @@ from cellseg.predict.predictor import Predictor
 from cellseg.predictions import Predictions
 from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.image_lists import read_test_list
-from cellseg.read.results import pair_predictions
+from cellseg.read.pairs import pair_predictions
 from cellseg.read.window import read_image
 from cellseg.score.ap import mask_ap
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.sizes import image_sizes
 from cellseg.read.coco import AnnotatedImage, build_coco
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.rle import label_map_to_runs
 from cellseg.score.ap import mask_ap
 from cellseg.score.summary import score

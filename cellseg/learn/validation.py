@@ -13,7 +13,7 @@ from cellseg.images import EvalImage, ImageCells
 from cellseg.learn.samples import TrainingData
 from cellseg.network.limits import warn_of_limits
 from cellseg.predictions import Predictions
-from cellseg.read.results import pair_predictions
+from cellseg.read.pairs import pair_predictions
 from cellseg.read.window import read_image
 
 T = TypeVar("T")

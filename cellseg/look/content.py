@@ -18,7 +18,7 @@ from cellseg.read.coco import COCO, class_names
 from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.layout import TEST
 from cellseg.read.names import short_name
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.rle import decode
 from cellseg.score.summary import Scores
 from cellseg.text import printable

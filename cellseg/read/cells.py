@@ -23,12 +23,12 @@ from cellseg.read.foreign_coco import crowds_like_cells, load_coco_as_written
 from cellseg.read.image_lists import ListedImages, list_entry, read_listed_images, read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST
 from cellseg.read.names import check_class_names, name_outputs
+from cellseg.read.pairs import iter_pairs
 from cellseg.read.results import (
     OWN_RESULTS_FILE,
     check_same_classes,
     find_sidecar_ground_truth,
     is_cohort,
-    iter_pairs,
     read_result_categories,
     read_results,
     results_file,

@@ -31,16 +31,15 @@ from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
-from cellseg.read.names import check_distinct, image_name, pair_by_name, path_parts
+from cellseg.read.names import check_distinct, image_name, path_parts
+from cellseg.read.pairs import iter_pairs, pair_by_name, select_annotated
 from cellseg.read.regions import Regions
 from cellseg.read.results import (
     AGAIN,
     MANIFEST,
     check_same_classes,
     find_sidecar_ground_truth,
-    iter_pairs,
     iter_results,
-    select_annotated,
     sidecar_path,
 )
 from cellseg.rle import RLE, centroids, decode, select_masks

@@ -5,12 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby, takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg.errors import InputError
 from cellseg.files import hashed_name, safe_name
-from cellseg.images import ImageRecord
 from cellseg.text import is_printable, show
 
 LONGEST_NAME = 200
@@ -192,50 +190,3 @@ def _stem_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
     *folders, name = parts
     stem = PurePosixPath(name).stem
     return tuple(folders) if folders and stem.lower() == "image" else (*folders, stem)
-
-
-def pair_by_name(
-    listed: Sequence[ImageRecord], list_path: Path, images: Sequence[ImageRecord], source: Path
-) -> dict[int, int]:
-    """Return the ids in `images` of the `listed` images, for those in both.
-
-    Images are paired by file name, or `<folder>/image.tif`; several of one name by the longest
-    common end of their paths. Raises InputError if that is ambiguous.
-    """
-    by_name: dict[tuple[str, ...], list[ImageRecord]] = {}
-    for image in images:
-        by_name.setdefault(_last_parts(image), []).append(image)
-    pairs = [
-        (_n_common_parts(listed_image, gt_image), listed_image, gt_image)
-        for listed_image in listed
-        for gt_image in by_name.get(_last_parts(listed_image), ())
-    ]
-    ids: dict[int, int] = {}
-    taken: set[int] = set()
-    pairs.sort(key=lambda pair: -pair[0])
-    for _, same_length in groupby(pairs, key=lambda pair: pair[0]):
-        for _, listed_image, gt_image in [
-            p for p in same_length if p[1].id not in ids and p[2].id not in taken
-        ]:
-            if listed_image.id in ids or gt_image.id in taken:
-                raise InputError(
-                    f"{list_path}: {listed_image.file_name} may be {gt_image.file_name} of "
-                    f"{source}, but others have the same name; name the images with their folders "
-                    "in both"
-                )
-            ids[listed_image.id] = gt_image.id
-            taken.add(gt_image.id)
-    return ids
-
-
-def _last_parts(image: ImageRecord) -> tuple[str, ...]:
-    parts = path_parts(image.file_name)
-    return parts[-2:] if PurePosixPath(*parts).stem == "image" else parts[-1:]
-
-
-def _n_common_parts(one: ImageRecord, other: ImageRecord) -> int:
-    """Count the parts at the ends of two file names that are equal."""
-    ends = zip(
-        reversed(path_parts(one.file_name)), reversed(path_parts(other.file_name)), strict=False
-    )
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))

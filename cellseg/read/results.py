@@ -1,4 +1,4 @@
-"""Read results of inference or a submission, and pair them with the ground truth."""
+"""Results of inference or a submission, of one set of images or many slides, and their sidecars."""
 
 from __future__ import annotations
 
@@ -11,30 +11,21 @@ import sys
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cellseg.errors import InputError
 from cellseg.files import file_start, open_json, read_json
-from cellseg.images import EvalImage
 from cellseg.limits import ZIP_BYTES, ZIP_RATIO
 from cellseg.messages import listed, plural, warn
-from cellseg.predictions import Predictions
-from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.csv_table import read_rows
 from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.read.names import comparable_name, name_outputs_uniquely
-from cellseg.rle import RLE, MaskRuns, decode
 from cellseg.runs import RECORD, are_categories, read_record
-from cellseg.text import json_type, show
+from cellseg.text import json_type
 
 RESULTS_FILE = "test-results.json"
 OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
@@ -186,193 +177,6 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 
 
-def pair_by_image(
-    ground_truth: COCO, results: Iterable[Any], source: object = "results", first: int = 0
-) -> list[EvalImage]:
-    """Return all images of `iter_pairs`."""
-    return list(iter_pairs(ground_truth, results, source, first))
-
-
-def iter_pairs(
-    ground_truth: COCO, results: Iterable[Any], source: object = "results", first: int = 0
-) -> Iterator[EvalImage]:
-    """Pair ground truth and results by image, and yield one image at a time.
-
-    All results are read and checked before the first image; of each, little more than the text of
-    its mask is kept.
-
-    Parameters
-    ----------
-    ground_truth
-        A COCO dict as of `cellseg.read.coco`, with compressed RLEs.
-    results
-        Detections in COCO's results format, `{image_id, category_id, segmentation, score}`
-        each; they are checked here.
-    source
-        The results' file, for error messages.
-    first
-        Index in that file of the first of `results`, for error messages.
-
-    Yields
-    ------
-    All images of the ground truth, by ascending image id.
-
-    Raises
-    ------
-    InputError
-        If a result is not valid, or its image, size or class is not the ground truth's.
-    """
-    images = sorted(ground_truth["images"], key=lambda image: image["id"])
-    sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images}
-    classes = contiguous_classes(ground_truth)
-    annotations = annotations_by_image(ground_truth)
-    detections = {id_: _Detections() for id_ in sizes}
-    for index, entry in enumerate(results):
-        problem = _entry_problem(entry, sizes, classes)
-        if problem:
-            raise InputError(f"{source}: entry {first + index}: {problem}")
-        of_image = detections[entry["image_id"]]
-        of_image.indices.append(index)
-        of_image.counts.append(entry["segmentation"]["counts"])
-        of_image.classes.append(classes[entry["category_id"]])
-        of_image.scores.append(entry["score"])
-
-    for image in images:
-        size, of_image = sizes[image["id"]], detections.pop(image["id"])
-        masks = [{"size": [*size], "counts": text} for text in of_image.counts]
-        try:
-            mask_runs = decode(masks, size)
-        except ValueError as error:
-            at, _, problem = str(error).partition(": ")
-            raise InputError(
-                f"{source}: entry {first + of_image.indices[int(at)]}: segmentation: {problem};"
-                " the file is damaged or was not written by inference.py: write it again"
-            ) from None
-        yield _eval_image(
-            image,
-            annotations[image["id"]],
-            classes,
-            (masks, mask_runs),
-            np.array(of_image.classes, np.int64),
-            np.array(of_image.scores, np.float64),
-            np.array(of_image.indices, np.int64),
-        )
-
-
-@dataclass(frozen=True)
-class _Detections:
-    """The detections of an image: indices in the results, texts of masks, classes and scores."""
-
-    indices: list[int] = field(default_factory=list)
-    counts: list[str] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-
-
-def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions]) -> list[EvalImage]:
-    """Pair ground truth and predictions by image id, as `pair_by_image` does for results.
-
-    Returns the images with predictions, by ascending image id.
-    """
-    classes = contiguous_classes(ground_truth)
-    annotations = annotations_by_image(ground_truth)
-    images = {image["id"]: image for image in ground_truth["images"]}
-    return [
-        _eval_image(
-            images[id_],
-            annotations[id_],
-            classes,
-            (each.masks, decode(each.masks, each.size)),
-            each.classes,
-            each.scores.astype(np.float64),
-            np.arange(len(each)),
-        )
-        for id_, each in sorted(predictions.items())
-    ]
-
-
-def _eval_image(
-    image: dict[str, Any],
-    annotations: list[dict[str, Any]],
-    class_of: dict[int, int],
-    masks_and_runs: tuple[Sequence[RLE], MaskRuns],
-    classes: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    entries: NDArray[np.int64],
-) -> EvalImage:
-    masks, mask_runs = masks_and_runs
-    gt_masks = [annotation["segmentation"] for annotation in annotations]
-    return EvalImage(
-        id=image["id"],
-        file_name=image["file_name"],
-        path=Path(image["file_name"]),
-        size=mask_runs.size,
-        mpp=image.get("mpp"),
-        name=image["file_name"],
-        gt_masks=gt_masks,
-        gt_runs=decode(gt_masks, mask_runs.size),
-        gt_classes=np.array([class_of[a["category_id"]] for a in annotations], np.int64),
-        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
-        masks=masks,
-        mask_runs=mask_runs,
-        classes=classes,
-        scores=scores,
-        entries=entries,
-    )
-
-
-_KEYS = ("image_id", "category_id", "segmentation", "score")
-
-
-def _entry_problem(
-    entry: Any, sizes: dict[int, tuple[int, int]], classes: dict[int, int]
-) -> str | None:
-    """Return why an entry of the results can't be scored, as the end of a message, or None."""
-    if not isinstance(entry, dict):
-        return f"{show(entry)}, expected an object with image_id, category_id, …"
-    if missing := [key for key in _KEYS if key not in entry]:
-        return f"{' and '.join(missing)} missing; write the results again with inference.py"
-    image_id, class_id, score = entry["image_id"], entry["category_id"], entry["score"]
-    if not _is_int(image_id) or image_id not in sizes:
-        return (
-            f"image_id {show(image_id)} is none of the {len(sizes)} images of the test "
-            "list or annotations; use those of the same images"
-        )
-    if not _is_int(class_id) or class_id not in classes:
-        known = ", ".join(map(str, classes)) or "none"
-        return (
-            f"category_id {show(class_id)}, expected one of {known}; the classes must be "
-            "those of the annotations"
-        )
-    # JSON integers can exceed the range of floats.
-    if not _is_number(score) or not abs(score) <= sys.float_info.max:
-        return f"score {show(score)}, expected a number"
-    mask = entry["segmentation"]
-    if (
-        not isinstance(mask, dict)
-        or not isinstance(mask.get("counts"), str)
-        or not isinstance(mask.get("size"), (list, tuple))
-        or not all(map(_is_int, mask["size"]))
-    ):
-        return 'segmentation is not a compressed RLE {"size": [height, width], "counts": text}'
-    height, width = sizes[image_id]
-    if list(mask["size"]) != [height, width]:
-        return (
-            f"segmentation of size {show(mask['size'])}, but image {image_id} is"
-            f" [{height}, {width}] (height, width); predict the images that are annotated"
-        )
-    return None
-
-
-def _is_int(value: object) -> bool:
-    # `isinstance` of an abstract class is slow.
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
-
-
 SIDECARS = ("list", "truth", "classes")
 
 
@@ -462,15 +266,6 @@ def find_data_folder(path: Path) -> Path | None:
 
 
 _INFO = 1 << 16  # characters that hold the info at the beginning of such annotations
-
-
-def select_annotated(results: Iterable[Any], ground_truth: COCO) -> Iterator[Any]:
-    """Yield the detections without those in images that the ground truth doesn't have."""
-    annotated = {image["id"] for image in ground_truth["images"]}
-    for entry in results:
-        image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if not isinstance(image_id, int) or image_id in annotated:
-            yield entry
 
 
 def find_newest_results(runs: Path) -> Path:

@@ -24,7 +24,8 @@ from cellseg.files import write_atomic
 from cellseg.messages import listed
 from cellseg.predictions import Predictions
 from cellseg.read.copies import CopyCheck
-from cellseg.read.results import RESULTS_FILE, iter_results, pair_by_image, results_file
+from cellseg.read.pairs import pair_by_image
+from cellseg.read.results import RESULTS_FILE, iter_results, results_file
 from cellseg.rle import xyxy_to_xywh
 from cellseg.text import show
 from cellseg.write.box_check import BoxCheck

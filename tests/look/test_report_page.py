@@ -10,7 +10,7 @@ import tifffile
 import report
 from cellseg.images import distinct_detections
 from cellseg.read.coco import load_coco
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score.confusion import confusion_matrix
 from cellseg.score.detection import count_matches, detection_scores
 from cellseg.score.labelmap import class_agnostic, compare_label_maps

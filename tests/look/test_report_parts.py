@@ -17,7 +17,7 @@ from cellseg.look import gallery, plots
 from cellseg.look.gallery import Side
 from cellseg.outline import trace
 from cellseg.read.coco import class_names
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.read.window import from_array
 from cellseg.rle import areas, boxes_xyxy, label_map_to_runs
 from cellseg.score.confusion import confusion_matrix

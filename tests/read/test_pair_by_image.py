@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cellseg.predictions import Predictions
-from cellseg.read.results import pair_by_image, pair_predictions
+from cellseg.read.pairs import pair_by_image, pair_predictions
 from tests.read.refusal import refusal
 from tests.score.scoring_cases import entry, rectangle, rle, truth_of
 

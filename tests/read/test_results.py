@@ -8,7 +8,8 @@ import zipfile
 import pytest
 
 from cellseg.errors import InputError
-from cellseg.read.results import find_newest_results, read_results, select_annotated
+from cellseg.read.pairs import select_annotated
+from cellseg.read.results import find_newest_results, read_results
 from tests.read.refusal import refusal
 
 ENTRIES = [{"image_id": 1, "category_id": 1, "score": 0.5}]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.labelmap import compare_label_maps, select_class
 from tests.score.scoring_cases import (

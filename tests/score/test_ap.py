@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score import ap, match
 from cellseg.score.match import match_greedily
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score.confusion import confusion_matrix
 from cellseg.score.detection import MatchCounts, count_matches, detection_scores
 from cellseg.score.labelmap import compare_label_maps

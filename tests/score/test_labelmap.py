@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score.labelmap import OVERLAP_RULES, class_agnostic, compare_label_maps, select_class
 from tests.score.scoring_cases import (
     entry,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.detection import PanopticQuality
 
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score.detection import count_matches
 from cellseg.score.labelmap import class_agnostic, compare_label_maps
 from cellseg.score.panoptic import panoptic

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellseg.read.coco import class_names
-from cellseg.read.results import pair_by_image
+from cellseg.read.pairs import pair_by_image
 from cellseg.score import summary
 from cellseg.score.ap import mask_ap
 from cellseg.score.bootstrap import draw_weights
