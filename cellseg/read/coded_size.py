@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import struct
 
+from cellseg.read.image_formats import JPEG_MAGIC, PNG_MAGIC
+
 JXL, WEBP, JXR = (50002, 52546), (50001,), (22610, 34934)  # TIFF's codes of the compressions
-PNG_MAGIC = b"\x89PNG"
-JPEG_MAGIC = b"\xff\xd8"
 
 
 def coded_size(data: bytes) -> tuple[int, int]:

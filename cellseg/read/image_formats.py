@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.files import check_ordinary, find_in_another_case
-from cellseg.read.coded_size import JPEG_MAGIC, PNG_MAGIC
 
 MRXS = ".mrxs"  # a JPEG beside a folder with the slide
 
@@ -20,6 +19,9 @@ SUFFIXES = (
     *(".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"),
 )
 
+# What files begin with.
+PNG_MAGIC = b"\x89PNG"
+JPEG_MAGIC = b"\xff\xd8"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURES = {PNG_MAGIC: "PNG", JPEG_MAGIC: "JPEG", b"BM": "BMP"}
 

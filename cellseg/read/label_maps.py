@@ -22,9 +22,8 @@ from cellseg.limits import check_image_memory
 from cellseg.messages import plural
 from cellseg.read.cell_checks import SMALL
 from cellseg.read.classes import match_classes
-from cellseg.read.coded_size import PNG_MAGIC
 from cellseg.read.csv_table import read_columns
-from cellseg.read.image_formats import decode_errors
+from cellseg.read.image_formats import PNG_MAGIC, decode_errors
 from cellseg.read.layout import CLASS_COLUMNS
 from cellseg.read.orientation import turn_note
 from cellseg.read.picture import pixel_chunks

@@ -7,7 +7,7 @@ from pathlib import Path
 import PIL.Image
 
 from cellseg.files import file_start
-from cellseg.read.coded_size import JPEG_MAGIC
+from cellseg.read.image_formats import JPEG_MAGIC
 
 _TAG = 274
 TURNED = (5, 6, 7, 8)  # these swap height and width

@@ -24,8 +24,13 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
-from cellseg.read.coded_size import JPEG_MAGIC, PNG_MAGIC
-from cellseg.read.image_formats import PICTURES, decode_errors, file_magic
+from cellseg.read.image_formats import (
+    JPEG_MAGIC,
+    PICTURES,
+    PNG_MAGIC,
+    decode_errors,
+    file_magic,
+)
 from cellseg.read.orientation import TURNED, exif_orientation
 from cellseg.read.resolution import Resolution, picture_resolution
 from cellseg.read.windowed_image import ArrayImage, WindowedImage
