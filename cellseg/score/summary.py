@@ -150,7 +150,7 @@ def score(
     Parameters
     ----------
     eval_images
-        All images of the ground truth, as of `cellseg.read.results.iter_pairs`; each is needed
+        All images of the ground truth, as of `cellseg.read.pairs.iter_pairs`; each is needed
         only until the next one.
     classes
         The K class names.
