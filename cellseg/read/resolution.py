@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import tifffile
 
+from cellseg.read.ome import attribute, ome_images
+
 # Micrometres per pixel: the finest objectives, and the coarsest level that still shows cells.
 # Above are the resolutions of screens and printers: 72 dpi is 353 µm, 4800 dpi 5.3 µm.
 MIN_MPP, MAX_MPP = 0.02, 5.0
@@ -67,7 +69,7 @@ def tiff_resolution(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Resolut
     mpp = _number(aperio, r"\bMPP\s*=\s*")
     return (
         _resolution(mpp, mpp, "Aperio's MPP")
-        or _ome_resolution(tiff.ome_metadata or "")
+        or _ome_resolution(tiff.ome_metadata or "", (page.imagelength, page.imagewidth))
         or _resolution(unit * across, unit * down, "ImageJ's unit")
         or _resolution(length * across, length * down, "XResolution")
         or _of_magnification(_number(aperio, r"\bAppMag\s*=\s*"))
@@ -105,14 +107,15 @@ def _imagej_unit(metadata: Mapping[str, Any]) -> str:
     return name.replace("\\u00b5", "µ")  # escaped as in Java
 
 
-def _ome_resolution(xml: str) -> Resolution | None:
-    """Return the resolution of the first image in OME-XML, which need not be valid."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+def _ome_resolution(xml: str, size: tuple[int, int]) -> Resolution | None:
+    """Return the resolution of the image of that size in OME-XML, or of the first one."""
+    images = ome_images(xml)
+    tag = next((each.pixels for each in images if each.size == size), "")
+    tag = tag or (images[0].pixels if images else "")
     sides = []
     for side in "XY":
-        tag = pixels[0] if pixels else ""
-        unit = re.search(rf"\bPhysicalSize{side}Unit\s*=\s*[\"']([^\"']*)", tag)
-        factor = _MICROMETRES.get(unit[1].strip() if unit else "µm", 0.0)
+        unit = attribute(tag, f"PhysicalSize{side}Unit").strip() or "µm"
+        factor = _MICROMETRES.get(unit, 0.0)
         sides.append(factor * _number(tag, rf"\bPhysicalSize{side}\s*=\s*[\"']\s*"))
     x, y = sides
     return _resolution(x, y or x, "OME's PhysicalSizeX")

@@ -20,6 +20,7 @@ from cellseg.errors import InputError
 from cellseg.limits import check_image_memory
 from cellseg.read.coded_size import JXL, JXR, WEBP, coded_size
 from cellseg.read.image_formats import decode_errors, file_kind
+from cellseg.read.ome import OmeImage, ome_images
 
 # tifffile logs problems and goes on. What matters is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -142,13 +143,29 @@ def has_other_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
 
     Pages that are flagged as reduced or as a mask belong to it, and so, probably, do those whose
     height and width are both 1.5 times smaller or more: levels, thumbnails, a slide's photos.
+    Images of their own in OME-XML don't, except photos.
     """
-    return any(
+    return any(not image.is_photo for image in other_ome_images(tiff, page).values()) or any(
         not (other.is_reduced or other.is_mask or other.shape == page.shape)
         and min(page.imagelength / other.imagelength, page.imagewidth / other.imagewidth) < _REDUCED
         for other in (p.keyframe for p in tiff.pages)
         if other.imagelength and other.imagewidth
     )
+
+
+def other_ome_images(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> dict[int, OmeImage]:
+    """Return the other images that OME says a file has than that of a page, as sizes tell.
+
+    The keys are the offsets of their pages. Pages that are flagged as reduced are not among them.
+    """
+    images = {image.size: image for image in ome_images(tiff.ome_metadata or "")}
+    if images.pop((page.imagelength, page.imagewidth), None) is None:
+        return {}
+    return {
+        other.offset: images[size]
+        for other in (p.keyframe for p in tiff.pages)
+        if not other.is_reduced and (size := (other.imagelength, other.imagewidth)) in images
+    }
 
 
 def _count_channels(tiff: tifffile.TiffFile) -> int:

@@ -32,6 +32,7 @@ from cellseg.read.tiff import (
     check_segment,
     has_other_images,
     main_pages,
+    other_ome_images,
     pixel_bytes,
     segment_size,
 )
@@ -278,7 +279,10 @@ def _find_pyramid(pages: Sequence[tifffile.TiffPage], tiff: tifffile.TiffFile) -
     """Return the levels of an image of one page, or of a page for each channel."""
     levels = []
     for page in pages:
-        others = [*tiff.pages, *(page.pages or ())] if len(pages) == 1 else page.pages or ()
+        others = list(page.pages or ())
+        if len(pages) == 1:
+            unrelated = other_ome_images(tiff, page)
+            others = [*(other for other in tiff.pages if other.offset not in unrelated), *others]
         coarser = [other for other in others if _is_coarser(other, page)]
         levels.append([page, *sorted(coarser, key=lambda p: -p.imagelength * p.imagewidth)])
     return list(map(list, zip(*levels, strict=False)))

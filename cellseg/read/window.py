@@ -89,7 +89,7 @@ def open_image(
     level
         Level of the pyramid, 0 for full resolution. In a TIFF, levels are sub-images (SubIFDs,
         as in OME-TIFF) or further pages that are flagged as reduced or tiled as the first page is
-        (as in Aperio's SVS), with its proportions.
+        (as in Aperio's SVS), with its proportions. Other images of OME-XML are no levels.
     cache_bytes
         Size of the cache of decoded 8-bit RGB; at least one segment is cached.
 

@@ -87,6 +87,28 @@ def test_ome(tmp_path, metadata, mpp):
     assert mpp_of(path) == (mpp and pytest.approx(mpp))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("sizes", "mpp"), [((0.25, 0.5), 0.25), ((None, 0.5), None)])
+def test_of_several_images_of_ome_it_is_that_of_the_one_that_is_read(tmp_path, order, sizes, mpp):
+    """The larger one, wherever it is in the file."""
+    path = tmp_path / "images.ome.tif"
+    images = [(RGB, sizes[0]), (RGB[::2, ::2], sizes[1])]
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for pixels, size in (images[n] for n in order):
+            physical = {"PhysicalSizeX": size, "PhysicalSizeY": size} if size else {}
+            tiff.write(pixels, photometric="rgb", metadata={"axes": "YXS"} | physical)
+    assert mpp_of(path) == mpp
+
+
+def test_ome_of_another_size_than_the_image(tmp_path):
+    """Such as of a crop that kept the slide's text: the first one counts."""
+    path = tmp_path / "image.ome.tif"
+    xml = "<OME><Image><Pixels SizeX='9' SizeY='60' PhysicalSizeX='0.5'></Pixels></Image>"
+    xml += "<Image><Pixels SizeX='60' SizeY='41' PhysicalSizeX='0.25'/></Image></OME>"
+    tifffile.imwrite(path, RGB, photometric="rgb", description=xml, metadata=None)
+    assert mpp_of(path) == 0.5
+
+
 @pytest.mark.parametrize(
     ("unit", "per_unit", "mpp"),
     [

@@ -351,6 +351,61 @@ def test_pages_that_show_something_else_are_noted(tmp_path, shape, options, is_n
     assert bool(image.notes) == is_noted
 
 
+@pytest.mark.parametrize(
+    ("name", "flag", "n_levels", "is_noted"),
+    [
+        ("region 2", 0, 1, True),
+        ("label 2", 0, 1, True),
+        ("macro image", 0, 1, False),
+        ("Label", 0, 1, False),
+        ("region 2", 1, 2, False),  # says that it is reduced
+        (None, 0, 2, False),  # is not in OME-XML
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_second_image_of_ome_is_no_level(tmp_path, name, flag, n_levels, is_noted, order):
+    """Though it has the proportions of the first, and both are tiled."""
+    path = tmp_path / "images.tif"
+    second = np.zeros((18, 14, 3), np.uint8)
+    images = [(RGB, "region 1", 0), (second, name, flag)][::order]
+    tags = [
+        f"<Image Name='{each}'><Pixels SizeX='{shown.shape[1]}' SizeY='{shown.shape[0]}'/></Image>"
+        for shown, each, _ in images
+        if each
+    ]
+    xml = f"<OME>{''.join(tags)}</OME>"
+    with tifffile.TiffWriter(path) as tiff:
+        for pixels, _, subfiletype in images:
+            tiff.write(
+                pixels, photometric="rgb", tile=(16, 16), subfiletype=subfiletype,
+                description=xml, metadata=None,
+            )  # fmt: skip
+    with open_image(path) as image:
+        assert np.array_equal(image.read_all(), RGB)
+        assert image.levels == ((37, 29), (18, 14))[:n_levels]
+        assert any("several images" in note for note in image.notes) == is_noted
+
+
+def test_levels_of_an_image_of_ome_with_a_second_one(tmp_path):
+    """Both written by tifffile, with levels as sub-images of the proportions of the other."""
+    path = tmp_path / "images.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for pixels in (RGB, np.zeros((18, 14, 3), np.uint8)):
+            options = {"photometric": "rgb", "tile": (16, 16)}
+            tiff.write(pixels, subifds=1, metadata={"axes": "YXS"}, **options)
+            tiff.write(pixels[::2, ::2], subfiletype=1, **options)
+    half = RGB[::2, ::2]
+    with open_image(path, 1) as image:
+        assert image.levels == ((37, 29), (19, 15))
+        assert np.array_equal(image.read_all(), half)
+        assert any("several images" in note for note in image.notes)
+    labels = tmp_path / "labels.ome.tif"
+    with tifffile.TiffWriter(labels, ome=True) as tiff:
+        for shape in ((37, 29), (18, 14)):
+            tiff.write(np.ones(shape, np.uint16), metadata={"axes": "YX"})
+    assert "several images" in refusal(read_labels, labels)
+
+
 def jpeg(path, **options):
     pixels = np.cumsum(RNG.integers(-9, 10, (96, 128, 3)), axis=1).clip(0, 255).astype(np.uint8)
     pixels = pixels if options.pop("colour", True) else pixels[:, :, 0]
