@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 DARK = 64
 """Of 255; stained tissue has a bright background, and crops without any are brighter too."""
 
-_STRAY = 0.001
+STRAY = 0.001
 """Share of the pixels that may be brighter in a dark image: hot pixels, a scale bar."""
 
 DARK_TEXT = f"images with hardly a pixel above {DARK} of 255, almost black or not of the full range"
@@ -22,4 +22,4 @@ def count_bright(pixels: NDArray[np.uint8]) -> int:
 
 def is_dark(n_bright: int, n_pixels: int) -> bool:
     """Return whether an image with this number of bright pixels is dark."""
-    return n_bright <= _STRAY * n_pixels
+    return n_bright <= STRAY * n_pixels

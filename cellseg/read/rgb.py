@@ -3,35 +3,81 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.read.brightness import STRAY
+
 _BITS = (8, 10, 12, 14, 16)  # of a camera's values in 16-bit files
 
+_MARKS = 0.1
+"""Share of 65535 that may be marks, such as a scale bar; more is a white background."""
 
-def bits_in_use(pixels: NDArray[Any]) -> int | None:
-    """Return the bits of the camera that wrote an image, or a sample of its pixels.
+_ENOUGH, _PARTS = 48 * 2**20, 64
+"""Values that are looked at to find the bits in use, and in how many parts at least; all values of
+an image of 16 megapixels."""
+
+_STRAY_IN_PART, _FEW = 0.01, 1000
+"""Share of the values of a part of an image that may be above its range, and number in any part."""
+
+
+def bits_in_use(parts: Iterable[NDArray[np.uint16]]) -> int:
+    """Return the bits of the camera that wrote an image.
 
     Many have 12, and their values are in 16-bit files without scaling. Slides and crops that
     are so dark with 16 bits do not occur: the background is bright.
 
     Parameters
     ----------
-    pixels
-        `(H, W)` or `(H, W, C)`, uint8 or uint16, as for `to_rgb`.
+    parts
+        All parts of the image, from all over it first, `(H, W)` or `(H, W, C)` as for `to_rgb`.
+        Of large ones, no more are taken than needed.
 
     Returns
     -------
-    8, 10, 12, 14 or 16 for uint16, by the largest value except alpha; None for uint8.
+    8, 10, 12, 14 or 16: the fewest that hold all values but 0.1 %, such as of hot pixels, and
+    except 65535, if at most a tenth has it. Neither 0, as where nothing was scanned, counts, nor
+    alpha.
     """
-    if pixels.dtype != np.uint16:
-        return None
-    colours = pixels if pixels.ndim == 2 else pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
-    largest = int(colours.max())
-    return next(bits for bits in _BITS if largest < 1 << bits)
+    counts, looked_at = np.zeros(len(_BITS) + 1, np.int64), 0
+    for part in parts:
+        n_above = _count_above(part, (*_BITS[:-1], 0))
+        counts += [*n_above, _count_largest(part)]
+        looked_at += min(n_above[-1], _ENOUGH // _PARTS)
+        if looked_at >= _ENOUGH:
+            break
+    *above, n_values, n_largest = counts.tolist()
+    n_marks = n_largest if n_largest <= _MARKS * n_values else 0
+    allowed = n_marks + STRAY * (n_values - n_marks)
+    return next((bits for bits, n in zip(_BITS, above, strict=False) if n <= allowed), 16)
+
+
+def exceeds_range(pixels: NDArray[np.uint16], bits: int) -> bool:
+    """Return whether so many values of a part of an image need more bits that it is another range.
+
+    Then they are cells, or background, and neither hot pixels nor marks.
+    """
+    if bits == 16:
+        return False
+    n = _count_above(pixels, [bits])[0] - _count_largest(pixels)
+    return n > max(_FEW, _STRAY_IN_PART * pixels.size)
+
+
+def _count_above(pixels: NDArray[np.uint16], limits: Sequence[int]) -> list[int]:
+    """Return how many values of the colours need more than each number of bits."""
+    colours = _colours(pixels)
+    return [int(np.count_nonzero(colours >= 1 << bits)) for bits in limits]
+
+
+def _count_largest(pixels: NDArray[np.uint16]) -> int:
+    return int(np.count_nonzero(_colours(pixels) == 65535))
+
+
+def _colours(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    return pixels if pixels.ndim == 2 else pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
 
 
 class Alpha(NamedTuple):
@@ -50,7 +96,7 @@ def is_opaque(alpha: NDArray[Any]) -> bool:
 def find_alpha(
     pixels: Iterable[NDArray[Any]], channel: int, is_premultiplied: bool = False
 ) -> Alpha | None:
-    """Return the alpha channel of an image, or of samples of its pixels.
+    """Return the alpha channel of an image, of which `pixels` are all parts.
 
     It counts only if it is opaque somewhere. Some programs write an alpha of 0 or 1 for pixels that
     are to be seen: then it is None.

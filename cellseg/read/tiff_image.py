@@ -21,9 +21,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from cellseg.limits import check_image_memory
+from cellseg.messages import warn
 from cellseg.read.image_formats import decode_errors
 from cellseg.read.resolution import tiff_resolution
-from cellseg.read.rgb import Alpha, bits_in_use, find_alpha, is_opaque, to_rgb
+from cellseg.read.rgb import Alpha, bits_in_use, exceeds_range, find_alpha, is_opaque, to_rgb
 from cellseg.read.slide import SlideImage, slide_format
 from cellseg.read.tiff import (
     WHITE_IS_ZERO,
@@ -47,7 +48,7 @@ Pyramid = list[list[tifffile.TiffPage]]
 
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha channels: colours contain it or not
 
-_SAMPLE = 64  # rows or segments that are read to find the bits in use, and what alpha means
+_PART = 2**16  # pixels that are read at once to find the bits in use, and what alpha means
 
 
 def open_tiff(path: Path, level: int = 0, cache_bytes: int = CACHE_BYTES) -> WindowedImage:
@@ -119,7 +120,7 @@ class _TiffImage(WindowedImage):
             with open_tiff(self.path) as full:
                 return full.bits
         with decode_errors(self.path):
-            return max(bits_in_use(part) or 16 for part in self._sample())
+            return bits_in_use(self._parts())
 
     @functools.cached_property
     def _alpha(self) -> Alpha | None:
@@ -128,9 +129,8 @@ class _TiffImage(WindowedImage):
         if self.size != self.levels[0]:
             with open_tiff(self.path) as full:
                 return full._alpha if isinstance(full, _TiffImage) else None
-        with decode_errors(self.path):  # little may be opaque
-            sampled = find_alpha(self._sample(), *self._alpha_channel)
-            return sampled or find_alpha(self._everything(), *self._alpha_channel)
+        with decode_errors(self.path):
+            return find_alpha(self._parts(), *self._alpha_channel)
 
     @property
     def notes(self) -> list[str]:
@@ -141,17 +141,15 @@ class _TiffImage(WindowedImage):
         self._tiff.close()
 
     @abc.abstractmethod
-    def _sample(self) -> Iterable[NDArray[Any]]:
-        """Return values from all over the image, `(H, W, C)` arrays as stored."""
-
-    @abc.abstractmethod
-    def _everything(self) -> Iterable[NDArray[Any]]:
-        """Return all values, as `_sample` does."""
+    def _parts(self) -> Iterable[NDArray[Any]]:
+        """Return all values, from all over the image first, `(H, W, C)` arrays as stored."""
 
     def _to_rgb(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
         alpha = None
         if self._alpha_channel and not is_opaque(stored[..., self._alpha_channel[0]]):
             alpha = self._alpha
+        if self.bits and exceeds_range(stored, self.bits):
+            _warn_of_range(self.path, self.bits)
         return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits, alpha)
 
 
@@ -163,12 +161,13 @@ class _StoredImage(_TiffImage):
         with decode_errors(self.path):
             rgb[:] = self._to_rgb(self._stored(rows, columns))
 
-    def _sample(self) -> Iterable[NDArray[Any]]:
-        return [self._stored(_spread(self.size[0]), slice(None))]
-
-    def _everything(self) -> Iterable[NDArray[Any]]:
-        rows = (slice(top, top + _SAMPLE) for top in range(0, self.size[0], _SAMPLE))
-        return (self._stored(each, slice(None)) for each in rows)
+    def _parts(self) -> Iterable[NDArray[Any]]:
+        height, width = self.size
+        rows = max(1, _PART // width)
+        return (
+            self._stored(slice(rows * n, rows * (n + 1)), slice(None))
+            for n in _shuffled(math.ceil(height / rows))
+        )
 
     def _stored(self, rows: Any, columns: slice) -> NDArray[Any]:
         """Return a part of the planes, `(h, w, C)`."""
@@ -242,12 +241,8 @@ class _SegmentedImage(_TiffImage):
     def _decode(self, row: int, column: int) -> NDArray[np.uint8]:
         return self._to_rgb(self._stored(row * self._grid[1] + column))
 
-    def _sample(self) -> Iterable[NDArray[Any]]:
-        indices = _spread(math.prod(self._grid)).tolist()
-        return map(self._stored, indices)
-
-    def _everything(self) -> Iterable[NDArray[Any]]:
-        return map(self._stored, range(math.prod(self._grid)))
+    def _parts(self) -> Iterable[NDArray[Any]]:
+        return map(self._stored, _shuffled(math.prod(self._grid)))
 
     def _stored(self, index: int) -> NDArray[Any]:
         """Return a segment of the planes, `(h, w, C)`, by its index in a plane."""
@@ -270,9 +265,19 @@ def _join(planes: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 
-def _spread(count: int) -> NDArray[np.int64]:
-    """Return some of the indices below `count`, evenly spread, with the first and the last."""
-    return np.unique(np.linspace(0, count - 1, _SAMPLE).round().astype(np.int64))
+def _shuffled(count: int) -> list[int]:
+    """Return the indices below `count`, in the same order in every process."""
+    indices: list[int] = np.random.default_rng(0).permutation(count).tolist()
+    return indices
+
+
+@functools.cache
+def _warn_of_range(path: Path, bits: int) -> None:
+    """Warn, once for each file, of values that the pixels that `bits_in_use` took don't have."""
+    warn(
+        f"{path}: parts with larger values than the {bits}-bit range of most of the image, shown "
+        "white, so cells may be missing there; scale the image to 8 bits"
+    )
 
 
 def _find_pyramid(pages: Sequence[tifffile.TiffPage], tiff: tifffile.TiffFile) -> Pyramid:

@@ -148,7 +148,7 @@ class ArrayImage(WindowedImage):
 
     @functools.cached_property
     def bits(self) -> int | None:
-        return bits_in_use(self._pixels)
+        return bits_in_use([self._pixels]) if self._pixels.dtype == np.uint16 else None
 
     @functools.cached_property
     def _alpha(self) -> Alpha | None:

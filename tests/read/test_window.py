@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
+from cellseg.messages import collect_warnings
 from cellseg.read.window import from_array, open_image, read_image
 from tests.read.refusal import refusal as refusal_of
 
@@ -673,3 +675,102 @@ def test_values_above_the_range_that_was_sampled_are_white(tmp_path):
     with open_image(path) as image:
         assert image.bits == 12
         assert (image.read((2, 3, 3, 4)) == 255).all()
+
+
+STORAGES = {
+    "one strip": {},
+    "rows": {"rowsperstrip": 1} | LZW,
+    "tiles": {"tile": (16, 16)} | ZIP,
+    "png": None,
+    "array": None,
+}
+
+
+def open_stored(path, deep, storage):
+    if storage == "array":
+        return from_array(deep)
+    if storage == "png":
+        path.write_bytes(imagecodecs.png_encode(deep))
+    else:
+        photometric = "minisblack" if deep.ndim == 2 else "rgb"
+        tifffile.imwrite(path, deep, photometric=photometric, **STORAGES[storage])
+    return open_image(path)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [
+        ({4095: 240_000}, 12),
+        ({2000: 239_760, 60_000: 240}, 12),  # 0.1 %
+        ({2000: 239_759, 60_000: 241}, 16),
+        ({2000: 230_000, 65_535: 10_000}, 12),  # a scale bar
+        ({2000: 2_000, 65_535: 238_000}, 16),  # a white background
+        ({0: 239_500, 2000: 500}, 12),  # little was scanned
+        ({0: 239_500, 2000: 499, 5000: 1}, 14),
+        ({0: 240_000}, 8),
+        ({65_535: 240_000}, 16),
+        ({255: 240_000}, 8),
+        ({255: 239_000, 256: 1000}, 10),
+    ],
+    ids=str,
+)
+def test_the_bits_in_use_are_the_same_in_every_storage(tmp_path, storage, values, bits):
+    deep = np.repeat([*values], [*values.values()]).astype(np.uint16).reshape(400, 600)
+    with open_stored(tmp_path / "image", deep, storage) as image:
+        assert image.bits == bits
+        exact = np.minimum(deep / ((1 << bits) - 1), 1)[:, :, None] * 255
+        assert np.abs(image.read_all() - exact).max() <= 0.5
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_bits_in_use_of_one_pixel(tmp_path, storage):
+    for value, bits in {0: 8, 1: 8, 1023: 10, 1024: 12, 16_384: 16, 65_535: 16}.items():
+        pixel = np.full((1, 1), value, np.uint16)
+        with open_stored(tmp_path / "image", pixel, storage) as image:
+            assert image.bits == bits
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_an_image_whose_scanned_area_is_small(tmp_path, storage):
+    """Between any 64 rows or tiles that are evenly spread."""
+    deep = np.zeros((640, 640, 3), np.uint16)
+    deep[309:315, 400:410] = 4000
+    with open_stored(tmp_path / "image", deep, storage) as image:
+        assert image.bits == 12
+        assert image.read((405, 312, 406, 313)).ravel().tolist() == [249] * 3
+
+
+def write_large(path, tiles):
+    """Write a grey image of 10,240 pixels a side, of 100 tiles."""
+    encoded = {id(tile): zlib.compress(tile.astype(np.uint16).tobytes(), 1) for tile in tiles}
+    tifffile.imwrite(
+        path, (encoded[id(tile)] for tile in tiles), shape=(10_240, 10_240), dtype=np.uint16,
+        tile=(1024, 1024), compression="zlib",
+    )  # fmt: skip
+
+
+def test_a_large_image_whose_scanned_area_is_small(tmp_path):
+    empty, scanned = np.zeros((1024, 1024)), np.full((1024, 1024), 4000)
+    write_large(tmp_path / "large.tif", [empty] * 37 + [scanned] + [empty] * 62)
+    with open_image(tmp_path / "large.tif") as image:
+        assert image.bits == 12
+
+
+def test_larger_values_than_in_most_of_a_large_image_give_a_warning(tmp_path, reads):
+    """Which is not read as a whole for the bits in use. They are less than 0.1 %, in one tile."""
+    most = np.full((1024, 1024), 100)
+    other = most.copy()
+    other[:40] = 4000
+    path = tmp_path / "large.tif"
+    write_large(path, [most] * 37 + [other] + [most] * 62)
+    with collect_warnings() as warnings, open_image(path) as image:
+        reads.clear()
+        assert image.bits == 8
+        assert len(set(reads)) < 100
+        assert (image.read((0, 0, 9, 9)) == 100).all()
+        assert not warnings
+        for _ in range(2):
+            assert (image.read((7 * 1024, 3 * 1024, 7 * 1024 + 9, 3 * 1024 + 9)) == 255).all()
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
