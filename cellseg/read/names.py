@@ -141,22 +141,29 @@ def name_outputs(source: Path, file_names: Sequence[str], data: Path) -> list[st
             )
         named = _stem_parts(parts)
         names.append(_output_name(named[-1:] if len(named) < len(parts) else named))
-    return _differ_in_more_than_case(names)
+    return _make_distinct(names, names)
 
 
 def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str]:
     """Return output names for images anywhere, with as many folders as distinguish them.
 
-    Raises InputError, naming the list `source`, if a name can't be printed.
+    Names of different files differ in more than case. Raises InputError, naming the list `source`,
+    if a name can't be printed.
     """
     paths = [
         tuple(part for part in path_parts(file_name) if part.strip("/."))
         for file_name in file_names
     ]
-    short = [_stem_parts(path) if path else () for path in paths]
-    counts = Counter(short)
-    # Files of one folder may differ only in their extensions.
-    kept = [path if counts[its] > 1 else its for path, its in zip(paths, short, strict=True)]
+    # Files of one folder may differ only in their extensions; with it, a name may be another's.
+    kept = [_stem_parts(path) if path else () for path in paths]
+    while True:
+        times = Counter(kept)
+        whole = [
+            path if times[parts] > 1 else parts for path, parts in zip(paths, kept, strict=True)
+        ]
+        if whole == kept:
+            break
+        kept = whole
     names = [parts[-1:] for parts in kept]
     while True:
         times = Counter(names)
@@ -169,16 +176,20 @@ def name_outputs_uniquely(source: object, file_names: Sequence[str]) -> list[str
     for parts, file_name in zip(names, file_names, strict=True):
         if not parts or not all(map(is_printable, parts)):
             raise InputError(f"{source}: the image {file_name!r} has no printable name; rename it")
-    return _differ_in_more_than_case(list(map(_output_name, names)))
+    return _make_distinct(list(map(_output_name, names)), file_names)
 
 
-def _differ_in_more_than_case(names: Sequence[str]) -> list[str]:
-    """Add a hash to names that differ from an earlier one only in case, for any file system."""
-    first: dict[str, str] = {}
-    return [
-        name if first.setdefault(name.casefold(), name) == name else hashed_name(name, name)
-        for name in names
-    ]
+def _make_distinct(names: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Add a hash to the names of files that are those of another file, in any case of letters."""
+    distinct = []
+    file_of: dict[str, str] = {}
+    for name, file in zip(names, files, strict=True):
+        own, hashed = name, name
+        while file_of.setdefault(own.casefold(), file) != file:
+            own = hashed_name(name, hashed)
+            hashed += f"/{file}"
+        distinct.append(own)
+    return distinct
 
 
 def _output_name(parts: Sequence[str]) -> str:
