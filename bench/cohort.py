@@ -90,7 +90,8 @@ def simulate(folder: Path, n: int, n_workers: int, seconds: float) -> None:
     slides = read_slide_table(table)
     with local_workers(n_workers, "cpu", Load(seconds)) as workers:
         began, cpu = time.monotonic(), time.process_time()
-        Cohort(slides, folder / "out", "", begin, write).run(workers.predict, in_background=True)
+        cohort = Cohort(slides, folder / "out", lambda _: "", begin, write)
+        cohort.run(workers.predict, in_background=True)
         wall, cpu = time.monotonic() - began, time.process_time() - cpu
     n_tiles = n * len(predictor.plan((SIDE, SIDE)))
     n_bytes = sum(path.stat().st_size for path in (folder / "out").glob("*/images-results.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -740,6 +741,28 @@ def test_a_table_of_slides(run, slide, tmp_path, capsys):
     with pytest.raises(InputError, match=r"^1 of 1 slide failed"):
         inference.main(argv_of(run, table, out, "--level", 7))
     assert "level 7" in (out / "manifest.csv").read_text()
+
+
+@pytest.mark.one_engine
+def test_the_resolution_of_a_row_comes_before_that_of_the_flag(run, slide, tmp_path, capsys):
+    for name in ("stated", "other"):
+        shutil.copy(slide, tmp_path / f"{name}.tif")
+    table, out = tmp_path / "slides.csv", tmp_path / "out"
+
+    def resolutions(row, *flag):
+        """Return those of both slides, and how many were done before."""
+        table.write_text(f"path,mpp\nstated.tif,{row}\nother.tif,\n")
+        capsys.readouterr()
+        assert inference.main(argv_of(run, table, out, "--all_tiles", *flag)) == 0
+        lists = [results(out / name / "images-results-list.json") for name in ("stated", "other")]
+        n_done = re.search(r"(\d) slides? already done", capsys.readouterr().out)
+        return [listed[0].get("mpp") for listed in lists], int(n_done[1]) if n_done else 0
+
+    assert resolutions(0.25) == ([0.25, None], 0)
+    assert resolutions(0.25, "--mpp", 0.5) == ([0.25, 0.5], 1)
+    assert resolutions(0.25, "--mpp", 1) == ([0.25, 1], 1)
+    assert resolutions(0.5, "--mpp", 1) == ([0.5, 1], 1)
+    assert resolutions("", "--mpp", 1) == ([1, 1], 1)
 
 
 # The first worker that predicts is killed, or also the client when it has stored a tile. Each

@@ -73,7 +73,8 @@ class Cohort:
     output
         Folder of their folders and of the manifest. It is locked.
     made_from
-        Everything but the slide's files that its results depend on, as JSON can hold it.
+        Returns everything but its files that the results of an image depend on, as JSON can hold
+        it.
     begin
         Opens an image: plans its tiles, for a results file.
     write
@@ -89,7 +90,7 @@ class Cohort:
         self,
         slides: Sequence[Slide],
         output: Path,
-        made_from: Any,
+        made_from: Callable[[ImageRecord], Any],
         begin: Callable[[ImageRecord, Path], PredictionJob],
         write: Callable[[PredictionJob], Outcome],
     ) -> None:
@@ -250,7 +251,7 @@ class Cohort:
         """Return a hash of all that the results depend on, without opening the slide."""
         image = slide.image
         files = [file_state(path) for path in (image.path, image.regions) if path]
-        text = json.dumps([self._made_from, files, image.level, image.mpp])
+        text = json.dumps([self._made_from(image), files, image.level, image.mpp])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

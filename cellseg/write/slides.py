@@ -49,7 +49,7 @@ def predict_table(
     categories
         Classes of the runs, as in a COCO file.
     mpp, level, all_tiles
-        As for `set_resolution` and `PredictionJob.begin`.
+        As for `set_resolution` and `PredictionJob.begin`; the `mpp` of a row counts more.
     workers, scheduler
         As for `cellseg.predict.workers.connect`.
 
@@ -64,7 +64,7 @@ def predict_table(
 
     def begin(image: ImageRecord, results: Path) -> PredictionJob:
         check_results_output(results, with_zip=False)
-        images, resolution = set_resolution([image], cfgs, mpp, level)
+        images, resolution = set_resolution([image], cfgs, None if image.mpp else mpp, level)
         if resolution not in printed:
             printed.add(resolution)
             tqdm.write(resolution)
@@ -78,8 +78,11 @@ def predict_table(
         (line,) = summary_lines([listed])
         return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)
 
+    def made_from(image: ImageRecord) -> list[Any]:
+        return [fingerprint, categories, None if image.mpp else mpp, level, all_tiles]
+
     slides = read_slide_table(table)
-    made_from = [results_fingerprint(weights, cfgs), categories, mpp, level, all_tiles]
+    fingerprint = results_fingerprint(weights, cfgs)
     with connect(weights, cfgs, workers, scheduler) as (predictor, predict):
         cohort = Cohort(slides, output, made_from, begin, write)
         cohort.run(predict, in_background=workers > 1 or bool(scheduler))

@@ -89,7 +89,7 @@ class Lab:
         """Predict the slides; return the names of the images of the tiles."""
         FakePredictor.predicted.clear()
         output = self.folder / "out"
-        cohort = Cohort(self.slides(), output, self.made_from, self.begin, self.write)
+        cohort = Cohort(self.slides(), output, lambda _: self.made_from, self.begin, self.write)
         cohort.run(predict or predict_here(FakePredictor()), **keywords)
         return sorted(FakePredictor.predicted)
 
