@@ -1,9 +1,10 @@
 """Predict many slides, each into a folder of its own, with a list of what was done.
 
-A folder gets the results and then a marker, `done.json`, which says what they were made from; a
-slide with such a marker is left out the next time. `manifest.csv` lists all slides in their order.
-A slide that fails costs no other. With workers, several slides are under way, and one that is
-predicted is merged and written while the next are predicted.
+A folder gets the results and then a marker, `done.json`, which says of which image they are and
+what they were made from; a slide with such a marker is left out the next time. Results of another
+image are never replaced. `manifest.csv` lists all slides in their order. A slide that fails costs
+no other. With workers, several slides are under way, and one that is predicted is merged and
+written while the next are predicted.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ from tqdm import tqdm
 from cellseg.errors import InputError
 from cellseg.files import display_path, read_json, write_atomic, write_csv, write_json
 from cellseg.images import ImageRecord
-from cellseg.messages import plural, warn
+from cellseg.messages import listed, plural, warn
 from cellseg.predict.inputs import TileJob
 from cellseg.predict.job import PredictionJob, PredictTiles
 from cellseg.predict.tile_store import TileKey, file_state, lock_folder, remove_lock
 from cellseg.predictions import Predictions
-from cellseg.read.results import MANIFEST, OWN_RESULTS_FILE
+from cellseg.read.csv_table import read_columns
+from cellseg.read.names import name_outputs_uniquely
+from cellseg.read.results import MANIFEST, OWN_RESULTS_FILE, sidecar_path
 from cellseg.read.slide_table import Slide
 from cellseg.text import printable
 
 MARKER = "done.json"
 _TRACE = "error.txt"
+_RESULTS = f"{Path(OWN_RESULTS_FILE).stem}*"  # of a slide, also unfinished ones
 
 _COLUMNS = ("path", "folder", "cells", "mm2", "seconds", "error")
 _MANIFEST_SECONDS = 5.0  # between writes, as it has a line for each slide
@@ -96,7 +100,7 @@ class Cohort:
     ) -> None:
         self._slides, self._output = slides, output
         self._made_from, self._begin, self._write = made_from, begin, write
-        self._rows: dict[str, dict[str, Any]] = {}  # by the slide's name
+        self._rows: dict[Slide, dict[str, Any]] = {}
         self._written = -_MANIFEST_SECONDS
         self._lock = threading.RLock()  # of these two
         self._unlock = lock_folder(output)
@@ -143,6 +147,7 @@ class Cohort:
 
     def _choose(self) -> list[tuple[Slide, str]]:
         """Return the slides that are not done, and what their results depend on."""
+        self._follow_names()
         todo = []
         for slide in self._slides:
             folder, made_from = self._output / slide.name, self._fingerprint(slide)
@@ -151,11 +156,42 @@ class Cohort:
                 self._fail(slide, slide.problem)
             elif marker.get("made_from") == made_from:
                 self._note(slide, **marker["outcome"])
+            elif (other := _image_in(folder)) and other != slide.image.path.resolve():
+                self._fail(
+                    slide,
+                    f"{slide.image.path}: its folder {folder} has the results of {other}; move "
+                    "that folder away, or choose another --output",
+                )
             else:
                 todo.append((slide, made_from))
         if n_done := sum(not row["error"] for row in self._rows.values()):
             print(f"{plural(n_done, 'slide')} already done")
         return todo
+
+    def _follow_names(self) -> None:
+        """Move the results of slides whose names differ from those in the manifest.
+
+        A slide gets another name when the table gets one with the same name. Warns of folders of
+        slides that are in the manifest, but not in the table.
+        """
+        manifest = self._output / MANIFEST
+        try:
+            paths = [path for (path,) in read_columns(manifest, ("path",))]
+            former = dict(zip(paths, name_outputs_uniquely(manifest, paths), strict=True))
+        except InputError:  # none, or not one that this program wrote
+            return
+        for slide in self._slides:
+            name = former.get(str(slide.image.path), slide.name)
+            before, folder = self._output / name, self._output / slide.name
+            if name != slide.name and _image_in(before) == slide.image.path.resolve():
+                _move_files(before, folder)
+        names = {slide.name for slide in self._slides}
+        places = [self._output / name for name in former.values() if name not in names]
+        if left := [str(place) for place in places if any(place.glob(_RESULTS))]:
+            warn(
+                f"{manifest}: {plural(len(left), 'folder')} of slides that are no longer in the "
+                f"table, kept but not listed: {listed(left)}"
+            )
 
     def _groups(
         self, todo: Sequence[tuple[Slide, str]], bar: tqdm[Any]
@@ -200,8 +236,8 @@ class Cohort:
             seconds = round(time.monotonic() - opened.began, 1)
             row = {"cells": outcome.cells, "mm2": outcome.mm2, "seconds": seconds}
             size = (folder / OWN_RESULTS_FILE).stat().st_size
-            marker = {"made_from": opened.made_from, "outcome": row, "bytes": size}
-            write_json(folder / MARKER, marker, indent=1)
+            marker = {"image": str(slide.image.path), "made_from": opened.made_from}
+            write_json(folder / MARKER, marker | {"outcome": row, "bytes": size}, indent=1)
             (folder / _TRACE).unlink(missing_ok=True)
             tqdm.write(f"{outcome.line}; {seconds:.3g} s: {display_path(folder)}")
             self._note(slide, **row)
@@ -232,7 +268,7 @@ class Cohort:
 
     def _note(self, slide: Slide, **values: Any) -> None:
         with self._lock:
-            self._rows[slide.name] = {"error": "", **values}
+            self._rows[slide] = {"error": "", **values}
             if time.monotonic() > self._written + _MANIFEST_SECONDS:
                 self._write_manifest()
 
@@ -243,7 +279,7 @@ class Cohort:
             for slide in self._slides:
                 path, folder = slide.image.path, self._output / slide.name
                 names = {"path": printable(str(path)), "folder": printable(str(folder))}
-                rows.append(names | self._rows.get(slide.name, {}))
+                rows.append(names | self._rows.get(slide, {}))
             write_csv(self._output / MANIFEST, _COLUMNS, rows)
             self._written = time.monotonic()
 
@@ -257,13 +293,44 @@ class Cohort:
 
 def _read_marker(folder: Path) -> dict[str, Any]:
     """Return the marker of a slide that is done and has its results, else an empty one."""
+    results = folder / OWN_RESULTS_FILE
     with contextlib.suppress(InputError, OSError):
         marker = read_json(folder / MARKER, "marker", "predict again")
         if (
             isinstance(marker, dict)
             and isinstance(outcome := marker.get("outcome"), dict)
             and outcome.keys() == {"cells", "mm2", "seconds"}
-            and (folder / OWN_RESULTS_FILE).stat().st_size == marker.get("bytes")
+            and results.stat().st_size == marker.get("bytes")
+            and all(sidecar_path(results, what).is_file() for what in ("list", "classes"))
         ):
             return marker
     return {}
+
+
+def _image_in(folder: Path) -> Path | None:
+    """Return the path, links resolved, of the image whose results a folder has, None if unknown.
+
+    The marker says it, or the list of a folder without one or with that of an earlier version.
+    """
+    results = folder / OWN_RESULTS_FILE
+    if results.is_file():
+        for path, key in ((folder / MARKER, "image"), (sidecar_path(results, "list"), "file_name")):
+            with contextlib.suppress(InputError, OSError, LookupError, TypeError, ValueError):
+                content = read_json(path, "image", "predict again")
+                return Path((content[0] if isinstance(content, list) else content)[key]).resolve()
+    return None
+
+
+def _move_files(source: Path, target: Path) -> None:
+    """Move the files of a slide's folder into a new one, the marker last.
+
+    Folders of other slides may be in the same. What can't be moved is predicted again.
+    """
+    if _image_in(target):
+        return
+    with contextlib.suppress(OSError):
+        target.mkdir(parents=True, exist_ok=True)
+        files = [path for path in source.iterdir() if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == MARKER):
+            path.replace(target / path.name)
+        source.rmdir()

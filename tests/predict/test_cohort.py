@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from cellseg.predict.workers import Workers
 from cellseg.predictions import Predictions
 from cellseg.read.results import OWN_RESULTS_FILE
 from cellseg.read.slide_table import Slide
+from cellseg.write.sidecars import write_sidecars
 from cellseg.write.submission import write_submission
 
 HERE = Path(__file__).resolve().parents[2]
@@ -55,17 +58,22 @@ class FakePredictor(Predictor):
 
 
 class Lab:
-    """Slides of 20 x 52 px, 3 tiles each, and their cohort."""
+    """Slides of 20 x 52 px, 3 tiles each, and their cohort.
+
+    The slide of a name is that of the file in `files`, or of the name in the folder.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.made_from, self.wrong = folder, "run", ""
         self.names = ["a", "b", "c"]
+        self.files: dict[str, str] = {}
         FakePredictor.predicted.clear()
 
     def slides(self):
         slides = []
         for name in self.names:
-            path = self.folder / f"{name}.png"
+            path = self.folder / f"{self.files.get(name, name)}.png"
+            path.parent.mkdir(exist_ok=True)
             if not path.exists():
                 Image.fromarray(np.full((20, 52), 200, np.uint8)).save(path)
             problem = "line 2: mpp" if name == "unusable" else ""
@@ -83,6 +91,8 @@ class Lab:
         with write_submission(job.results, [1]) as writer:
             for _, tile in job.store.entries():
                 writer.add(1, tile)
+        listed = {"file_name": job.images[0].file_name, "id": 1, "height": 20, "width": 52}
+        write_sidecars(job.results, [listed], [{"id": 1, "name": "cell"}], True, None)
         return Outcome(writer.count, 0.5, "one line")
 
     def run(self, predict=None, **keywords):
@@ -112,7 +122,9 @@ def test_a_folder_for_each_slide_and_a_manifest(lab, capsys):
         assert (row["path"], row["folder"]) == (str(lab.folder / f"{name}.png"), str(folder))
         assert (row["cells"], row["mm2"], row["error"]) == ("3", "0.5", "")
         assert float(row["seconds"]) >= 0
-        assert sorted(path.name for path in folder.iterdir()) == [MARKER, OWN_RESULTS_FILE]
+        sidecars = ["images-results-classes.json", "images-results-list.json"]
+        files = sorted(path.name for path in folder.iterdir())
+        assert files == [MARKER, *sidecars, OWN_RESULTS_FILE]
     assert "3 slides done: " in capsys.readouterr().out
     assert sorted(p.name for p in (lab.folder / "out").iterdir()) == ["a", "b", "c", "manifest.csv"]
 
@@ -146,6 +158,110 @@ def test_a_marker_is_never_that_of_other_results(lab, monkeypatch):
     monkeypatch.undo()
     lab.made_from = "run"
     assert lab.run() == ["a"] * 3
+
+
+@pytest.mark.parametrize("what", ["list", "classes"])
+def test_a_slide_without_its_list_or_classes_is_not_done(lab, what):
+    lab.run()
+    (lab.folder / "out" / "b" / f"images-results-{what}.json").unlink()
+    assert lab.run() == ["b"] * 3
+    assert (lab.folder / "out" / "b" / f"images-results-{what}.json").exists()
+
+
+def results_of(lab, name):
+    return (lab.folder / "out" / name / OWN_RESULTS_FILE).stat().st_mtime_ns
+
+
+def forget_image(marker):
+    """Make a marker as earlier versions wrote it."""
+    content = json.loads(marker.read_text())
+    del content["image"]
+    marker.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("is_former", [False, True])
+def test_results_of_another_slide_are_not_replaced(lab, is_former):
+    lab.names, lab.files = ["s", "b"], {"s": "x/s"}
+    lab.run()
+    written = results_of(lab, "s")
+    if is_former:
+        forget_image(lab.folder / "out" / "s" / MARKER)
+    lab.files = {"s": "y/s"}
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^1 of 2 slides failed"):
+            lab.run()
+        assert FakePredictor.predicted == []
+        other, done = lab.manifest()
+        for text in (lab.folder / "y/s.png", lab.folder / "x/s.png", lab.folder / "out/s"):
+            assert str(text) in other["error"]
+        assert (done["error"], done["cells"]) == ("", "3")
+        assert results_of(lab, "s") == written
+    lab.files = {"s": "x/s"}
+    assert lab.run() == []
+    shutil.rmtree(lab.folder / "out" / "s")
+    lab.files = {"s": "y/s"}
+    assert lab.run() == ["s"] * 3
+
+
+def test_results_without_a_marker_are_not_replaced_by_another_slides(lab):
+    lab.names, lab.files = ["s"], {"s": "x/s"}
+    lab.run()
+    (lab.folder / "out" / "s" / MARKER).unlink()
+    lab.files = {"s": "y/s"}
+    with pytest.raises(InputError, match=r"^1 of 1 slide failed"):
+        lab.run()
+    (lab.folder / "y" / "s.png").unlink()
+    (lab.folder / "y" / "s.png").symlink_to(lab.folder / "x" / "s.png")  # the same slide
+    assert lab.run() == ["s"] * 3
+
+
+@pytest.mark.parametrize("is_former", [False, True])
+def test_the_results_of_a_slide_follow_its_name(lab, is_former, caplog):
+    lab.names, lab.files = ["s", "s/b"], {"s": "x/s", "s/b": "b"}
+    lab.run()
+    written = results_of(lab, "s")
+    (lab.folder / "out" / "s" / "mine.txt").touch()
+    if is_former:
+        forget_image(lab.folder / "out" / "s" / MARKER)
+    lab.names, lab.files = ["s/s", "y/s", "s/b"], {"s/s": "x/s", "s/b": "b"}
+    assert lab.run() == ["s"] * 3  # of y
+    assert results_of(lab, "s/s") == written
+    assert (lab.folder / "out" / "s" / "s" / "mine.txt").exists()
+    assert sorted(path.name for path in (lab.folder / "out" / "s").iterdir()) == ["b", "s"]
+    assert [row["cells"] for row in lab.manifest()] == ["3"] * 3
+    assert not caplog.messages
+    assert lab.run() == []
+
+
+def test_folders_that_are_no_longer_in_the_table(lab, caplog):
+    lab.run()
+    lab.names = ["c", "d"]
+    assert lab.run() == ["d"] * 3
+    (warning,) = caplog.messages
+    assert str(lab.folder / "out" / "manifest.csv") in warning
+    for name in "ab":
+        assert str(lab.folder / "out" / name) in warning
+        assert (lab.folder / "out" / name / MARKER).exists()
+    lab.names = ["a", "b", "c", "d"]
+    assert lab.run() == []
+
+
+def test_a_damaged_manifest_is_written_again(lab):
+    lab.run()
+    (lab.folder / "out" / "manifest.csv").write_bytes(b"\xff\n")
+    assert lab.run() == []
+    assert len(lab.manifest()) == 3
+
+
+def test_a_slide_in_two_rows_of_which_one_can_not_be_used(lab):
+    lab.names = ["a", "unusable"]
+    lab.files = {"unusable": "a"}
+    with pytest.raises(InputError, match=r"^1 of 2 slides failed"):
+        lab.run()
+    assert [(row["cells"], row["error"]) for row in lab.manifest()] == [
+        ("3", ""),
+        ("", "line 2: mpp"),
+    ]
 
 
 def test_a_stopped_prediction_goes_on_with_its_tiles(lab):
