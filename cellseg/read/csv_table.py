@@ -54,7 +54,7 @@ def read_columns(
 
 
 def read_rows(
-    path: Path, columns: Sequence[str], where: str = ""
+    path: Path, columns: Sequence[str], where: str = "", optional: Sequence[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
     """Return the number of each line of a CSV file, and its values by the names of the columns.
 
@@ -62,8 +62,9 @@ def read_rows(
     a comma, a semicolon or a tab. Values have no spaces around them, missing ones are empty, and
     blank lines are left out. `where` precedes the path in messages.
 
-    Raises InputError if the file can't be read, one of `columns` is missing, or a line has more
-    values than the first, as of an unquoted `0,25`.
+    Raises InputError if the file can't be read, one of `columns` is missing, one of these or of the
+    `optional` ones is there twice, or a line has more values than the first, as of an unquoted
+    `0,25`.
     """
     name = ",".join(columns)
     expected = f"expected a CSV file with the column{'s' if len(columns) > 1 else ''} {name}"
@@ -85,7 +86,11 @@ def read_rows(
     except csv.Error as error:
         raise InputError(f"{where}{path}: not CSV ({error}); {expected}") from None
     titles = _titles(header)
-    places = {title: titles.index(title) for title in titles}  # the first of two equal ones
+    if twice := [title for title in (*columns, *optional) if titles.count(title) > 1]:
+        raise InputError(
+            f"{where}{path}: the column {twice[0]} occurs twice in line 1; remove one of them"
+        )
+    places = {title: titles.index(title) for title in titles}  # the first of two unknown ones
     for line, row in enumerate(rows, 2):
         if any(map(str.strip, row[len(titles) :])):
             raise InputError(

@@ -55,10 +55,10 @@ def read_slide_table(path: Path) -> list[Slide]:
     Raises
     ------
     InputError
-        If the file can't be read, has no column `path` or no rows.
+        If the file can't be read, has no column `path`, a known column twice, or no rows.
     """
     where = "--images "
-    rows = read_rows(path, ("path",), where)
+    rows = read_rows(path, _COLUMNS[:1], where, optional=_COLUMNS[1:])
     if not rows:
         raise InputError(f"{where}{path}: no slides in it; add a line with the path of each")
     if unknown := [title for title in rows[0][1] if title and title not in _COLUMNS]:

@@ -92,6 +92,11 @@ def test_a_slide_in_several_rows(read, caplog):
     assert two.problem == ""
 
 
+def test_unknown_columns_may_occur_twice(read):
+    (slide,) = read("note,path,note,,\nx,a.svs,y,,\n")
+    assert (slide.name, slide.problem) == ("a", "")
+
+
 def test_unknown_columns_are_warned_of(read, caplog):
     assert len(read("stain,path,note\nHE,a.svs,\n")) == 1
     (warning,) = caplog.messages
@@ -105,6 +110,9 @@ def test_unknown_columns_are_warned_of(read, caplog):
         ("a.svs\nb.svs\n", "no columns path"),
         ("path\n\n", "no slides"),
         (b"path\n\xff\xfe.svs\n", "not UTF-8"),
+        ("path,mpp,mpp\na.svs,0.25,0.5\n", "the column mpp occurs twice"),
+        ("Path;mpp; path\na.svs;;b.svs\n", "the column path occurs twice"),
+        ("path\tregions\tREGIONS\na.svs\t\t\n", "the column regions occurs twice"),
         ("path,mpp,\na.svs,1,,\na.svs,1,5,x\n", "line 3 has 4 values"),
     ],
 )
