@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,12 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Predictions:
-        """Return the cells that an index of `scores` selects, in its order."""
+    def __getitem__(
+        self, index: int | slice | NDArray[np.bool_] | NDArray[np.int64]
+    ) -> Predictions:
+        """Return the cells that an index of `scores` selects, in its order; one for a number."""
+        if isinstance(index, Integral):
+            index = np.array([range(len(self))[index]])
         return replace(
             self,
             boxes=self.boxes[index],

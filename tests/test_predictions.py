@@ -47,6 +47,41 @@ def test_indexing(index):
     assert (some.size, some.class_names) == (whole.size, whole.class_names)
 
 
+@pytest.mark.parametrize("index", [0, 2, -1, -3, np.int64(1)])
+def test_one_cell(index):
+    whole = predictions([0.9, 0.8, 0.7], [2, 0, 1])
+    one = whole[index]
+    assert len(one) == 1
+    assert (one.scores[0], one.classes[0]) == (whole.scores[index], whole.classes[index])
+    assert one.boxes.tolist() == [whole.boxes[index].tolist()]
+    assert one.masks == [whole.masks[index]]
+    assert one.boxes.dtype == np.float32
+
+
+def test_cell_by_cell():
+    whole = predictions([0.9, 0.8, 0.7], [2, 0, 1])
+    assert [cell.masks for cell in whole] == [[mask] for mask in whole.masks]
+    assert [cell.masks for cell in Predictions.empty((5, 7))] == []
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            whole[index]
+
+
+def test_no_run():
+    with pytest.raises(InputError, match="no run"):
+        Predictor.from_run([])
+
+
+def test_options_that_are_not_text(run):
+    options = ["TEST.TILE", 300, "TEST.SCALES", (0.8, 1.0), "TEST.ACROSS_CLASSES", True]
+    test = Predictor.from_run(run, options=[*options, "TEST.MASK_IOU", np.float64(0.25)]).cfg.TEST
+    assert (test.TILE, test.SCALES, test.ACROSS_CLASSES) == (300, (0.8, 1.0), True)
+    assert test.MASK_IOU == 0.25
+    for wrong in (["TEST.TILE", 0.5], ["TEST.TILE", None], [300, "TEST.TILE"], ["TEST.TILE"]):
+        with pytest.raises(InputError, match=r"TEST\.TILE|300"):
+            Predictor.from_run(run, options=wrong)
+
+
 def test_score_threshold(run, cells):
     predictor = Predictor.from_run(run)
     image = next(cells.glob("test_release/*.tif"))

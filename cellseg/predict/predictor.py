@@ -99,7 +99,7 @@ class Predictor:
         run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         weights: str | None = None,
         device: str = "cpu",
-        options: Sequence[str] = (),
+        options: Sequence[object] = (),
     ) -> Predictor:
         """Load the network of a run folder, or of several.
 
@@ -112,19 +112,22 @@ class Predictor:
         device
             Device of the network: "cpu", "cuda", …
         options
-            Config keys and values: `["TEST.SYMMETRIES", "4"]`.
+            Config keys and values: `["TEST.SYMMETRIES", 4]`.
 
         Raises
         ------
         InputError
-            If a run is not found or damaged, a key or value is unknown, or the classes differ.
+            If no run is given, one is not found or damaged, a key or value is unknown, or the
+            classes differ.
         """
-        paths = [run] if isinstance(run, str | os.PathLike) else run
+        paths = [run] if isinstance(run, str | os.PathLike) else list(run)
+        if not paths:
+            raise InputError("no run given; pass a run folder, or a list of one or more")
         files = [runs.find_weights(Path(path), weights) for path in paths]
         categories = runs.common_categories([file.parent for file in files])
         cfgs = [load_config(file.parent / runs.CONFIG) for file in files]
         for cfg in cfgs:
-            merge_options(cfg, options)
+            merge_options(cfg, list(map(str, options)))
             cfg.MODEL.DEVICE = device
         return cls.load(files, cfgs, [category["name"] for category in categories])
 
@@ -166,19 +169,26 @@ class Predictor:
         Raises
         ------
         InputError
-            If a file can't be read, the threshold or `mpp` is out of range, or memory is too
-            small.
+            If a file can't be read or has no such level, the threshold or `mpp` is out of range,
+            or memory is too small.
         ValueError
             If an array has another shape or type.
+        TypeError
+            If the image is neither a file nor an array.
         """
         if not 0 <= score_threshold <= 1:
             raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")
         if mpp is not None and not is_plausible(mpp):
             raise InputError(f"mpp {mpp}: {MPP_RANGE} is expected")
+        if not isinstance(image, str | os.PathLike | np.ndarray):
+            raise TypeError(
+                f"image is {type(image).__name__}, expected a file or an array (H, W), (H, W, 3) "
+                "or (H, W, 4)"
+            )
         if not isinstance(image, np.ndarray):
             image = Path(image)
         with open_file_or_array(image, level) as opened:
-            size, mpp = opened.size, mpp or opened.mpp
+            size, mpp = opened.size, float(mpp) if mpp else opened.mpp
         plan, drawn = self.plan(size, mpp), None if regions is None else Path(regions)
         part = self.choose_part(image, level, mpp, plan, drawn, all_tiles)
         limits: list[tuple[str, ...]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import tifffile
@@ -46,7 +47,8 @@ class Resolution(NamedTuple):
 
 def is_plausible(mpp: object) -> bool:
     """Return whether it is a number that microscope images of cells may have per pixel."""
-    return type(mpp) in (int, float) and MIN_MPP <= mpp <= MAX_MPP  # type: ignore[operator]
+    is_number = isinstance(mpp, Real) and not isinstance(mpp, bool)
+    return is_number and MIN_MPP <= mpp <= MAX_MPP  # type: ignore[operator]
 
 
 def is_about(mpp: float, other: float) -> bool:

@@ -110,5 +110,11 @@ def open_image(
 
 
 def open_file_or_array(image: Path | NDArray[Any], level: int = 0) -> WindowedImage:
-    """Open a level of a file, or an array, as `open_image` and `from_array` do."""
-    return from_array(image) if isinstance(image, np.ndarray) else open_image(image, level)
+    """Open a level of a file, or an array, as `open_image` and `from_array` do.
+
+    Raises InputError also if another level than 0 of an array is requested.
+    """
+    if not isinstance(image, np.ndarray):
+        return open_image(image, level)
+    check_level("array", level, 1)
+    return from_array(image)

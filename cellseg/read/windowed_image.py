@@ -164,7 +164,7 @@ class ArrayImage(WindowedImage):
         rgb[:] = to_rgb(stored, bits=self.bits, alpha=self._alpha)
 
 
-def check_level(path: Path, level: int, count: int) -> None:
+def check_level(path: Path | str, level: int, count: int) -> None:
     """Raise InputError unless the file, which has `count` levels, has that one."""
     if not 0 <= level < count:
         levels = "1 level, 0" if count == 1 else f"{count} levels, 0 to {count - 1}"

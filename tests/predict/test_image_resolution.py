@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -225,9 +226,19 @@ def test_what_is_unusual_is_said(tmp_path, caplog):
     assert len(found) == 130
 
 
-@pytest.mark.parametrize("mpp", [0, -1, 250, np.nan])
+@pytest.mark.parametrize(
+    "mpp", [np.float64(0.5), np.float32(0.5), Fraction(1, 2), 1, np.int64(1), np.uint8(1)], ids=repr
+)
+def test_numbers_of_any_type(mpp):
+    predictor = Predictor([DiscFinder()], [cfg_of()])
+    cells = predictor.predict(discs(0.5), mpp=mpp)
+    assert len(cells) == (130 if mpp == 0.5 else 0)
+    assert predictor.plan((999, 999), mpp) == predictor.plan((999, 999), float(mpp))
+
+
+@pytest.mark.parametrize("mpp", [0, -1, 250, np.nan, True, np.True_, "0.5", [0.5], np.array([0.5])])
 def test_an_impossible_resolution(mpp):
-    with pytest.raises(InputError, match=rf"mpp {mpp}: .*0.02 to 5"):
+    with pytest.raises(InputError, match=rf"mpp {re.escape(str(mpp))}: .*0.02 to 5"):
         Predictor([DiscFinder()], [cfg_of()]).predict(discs(0.25), mpp=mpp)
 
 

@@ -315,6 +315,28 @@ def test_the_same_cells_in_every_set_of_views(symmetries, scales, tiles):
     assert len(predictor.networks[0].shapes) == n_tiles * symmetries * len(scales)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        [[0, 1]],
+        torch.zeros((9, 9, 3), dtype=torch.uint8),
+        PIL.Image.new("RGB", (9, 9)),
+        b"image.tif",
+    ],
+    ids=["None", "list", "tensor", "PIL", "bytes"],
+)
+def test_neither_a_file_nor_an_array(image):
+    with pytest.raises(TypeError, match=r"a file or an array \(H, W\)"):
+        oracle().predict(image)
+
+
+@pytest.mark.parametrize("level", [1, 3, -1])
+def test_an_array_has_no_levels(level):
+    with pytest.raises(InputError, match=f"level {level}"):
+        oracle().predict(np.zeros((9, 9, 3), np.uint8), level=level)
+
+
 class Narrow(Oracle):
     """Detects boxes whose sides are 0.8 of the cells', and masks of the whole cells."""
 
