@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -67,6 +68,10 @@ class Predictions:
             classes=self.classes[index],
             masks=[self.masks[n] for n in np.arange(len(self))[index]],
         )
+
+    def __iter__(self) -> Iterator[Predictions]:
+        """Yield the cells one by one."""
+        return (self[index] for index in range(len(self)))
 
     def distinct(self, score_threshold: float = 0.0) -> Predictions:
         """Return each cell once, of a score of `score_threshold` or more.

@@ -61,7 +61,7 @@ def test_one_cell(index):
 def test_cell_by_cell():
     whole = predictions([0.9, 0.8, 0.7], [2, 0, 1])
     assert [cell.masks for cell in whole] == [[mask] for mask in whole.masks]
-    assert [cell.masks for cell in Predictions.empty((5, 7))] == []
+    assert list(Predictions.empty((5, 7))) == []
     for index in (3, -4):
         with pytest.raises(IndexError):
             whole[index]
