@@ -182,7 +182,6 @@ def score_results(
     from cellseg.read.ground_truth import read_results_with_ground_truth
     from cellseg.score.summary import count_without_pixels, score
 
-    check_annotations(ground_truth, " with --truth")
     coco, images = read_results_with_ground_truth(
         paths, ground_truth, args.data, only_annotated=args.only_annotated
     )

@@ -19,6 +19,7 @@ import utils
 from cellseg.errors import InputError
 from cellseg.read.ground_truth import read_ground_truth
 from tests.cohorts import write_cohort
+from tests.read.refusal import refusal
 from tests.score.scoring_cases import truth_of
 
 PROJECT = Path(__file__).parents[1]
@@ -271,6 +272,15 @@ def test_no_ground_truth(data, tmp_path):
         evaluate.main([str(data / "results.json"), "--data", str(tmp_path / "none")])
     with pytest.raises(InputError, match=r"gone\.json: "):
         evaluate.main([str(data / "results.json"), "--truth", str(data / "gone.json")])
+
+
+def test_results_that_are_missing_are_said_before_missing_ground_truth(data, tmp_path):
+    none, good = str(tmp_path / "none"), str(data / "results.json")
+    for words in (["typo.json"], ["--compare", good, "typo.json"], ["typo.json", "--truth", none]):
+        assert refusal(evaluate.main, [*words, "--data", none]).startswith("typo.json: ")
+    (tmp_path / "empty").mkdir()
+    message = refusal(evaluate.main, [str(tmp_path / "empty"), "--data", none])
+    assert message.startswith(f"{tmp_path / 'empty' / 'test-results.json'}: ")
 
 
 def test_results_are_not_scored_by_the_ground_truth_of_other_images(data, capsys):

@@ -206,9 +206,9 @@ def read_results_with_ground_truth(
     Raises
     ------
     InputError
-        If something can't be read or isn't valid, images can't be identified, or results to
-        compare are not of all annotated images. Results that aren't valid raise it when their
-        images are taken.
+        If something can't be read or isn't valid, images can't be identified, results of a user's
+        own images are of some that aren't annotated, or results to compare are not of all
+        annotated images. Results that aren't valid raise it when their images are taken.
     """
     all_listed = [read_listed_images(path) for path in paths]
     parts = [
@@ -218,6 +218,11 @@ def read_results_with_ground_truth(
     ]
     for part in parts:
         next(iter_results(part), None)  # a file that can't be read is said before all else
+    if not source.exists():
+        raise InputError(
+            f"{source}: annotations not found; pass a COCO file or a folder of label maps with "
+            "--truth"
+        )
     ground_truth = _read_for([own for own in all_listed if own], source, data)
     for part in parts:
         check_same_classes(part, ground_truth["categories"], source)
@@ -227,7 +232,7 @@ def read_results_with_ground_truth(
                 _check_same_images(path, ground_truth, source)
     annotated = {image["id"] for image in ground_truth["images"]}
     all_ids = [
-        _pair_with_list(ground_truth, source, path, own) if own else None
+        _pair_with_list(ground_truth, source, path, own, only_annotated) if own else None
         for path, own in zip(paths, all_listed, strict=True)
     ]
     predicted = [annotated if ids is None else set(ids.values()) for ids in all_ids]
@@ -238,11 +243,14 @@ def read_results_with_ground_truth(
                 f"{path}: {name} of {source} is in only one of the two results; compare results "
                 "of the same images, or set the annotations of those in both with --truth"
             )
+    for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
+        if own and ids is not None:
+            _print_pairs(path, own.images, ids, ground_truth, source)
     ground_truth = select_images(ground_truth, predicted[0])
     images = []
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
         if own and ids is not None:
-            of_path = _own_images(ground_truth, source, own, ids, only_annotated)
+            of_path = _own_images(ground_truth, own, ids)
         else:
             some = iter_results(path)
             some = select_annotated(some, ground_truth) if only_annotated else some
@@ -281,9 +289,12 @@ def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
 
 
 def _pair_with_list(
-    ground_truth: COCO, source: Path, path: Path, own: ListedImages
+    ground_truth: COCO, source: Path, path: Path, own: ListedImages, only_annotated: bool
 ) -> dict[int, int]:
-    """Return the ground truth's ids of a user's own images, for those in both, by name."""
+    """Return the ground truth's ids of a user's own images, for those in both, by name.
+
+    Raises InputError if there are none, or, without `only_annotated`, detections in another image.
+    """
     # Slides without results may be those of the same name.
     others = [
         ImageRecord(-n, file_name, Path(file_name), None)
@@ -296,7 +307,16 @@ def _pair_with_list(
         raise InputError(
             f"{path}: none of the images in {own.source} is in {source}; {_same_names(own, source)}"
         )
-    _print_pairs(path, own.images, ids, ground_truth, source)
+    file_names = {image.id: image.file_name for image in own.images}
+    for part, of_part in own.parts if not only_annotated else ():
+        unknown = {n: file_names[id_] for n, id_ in of_part.items() if id_ not in ids}
+        for n, entry in enumerate(iter_results(part) if unknown else ()):
+            image_id = entry.get("image_id") if isinstance(entry, dict) else None
+            if type(image_id) is int and image_id in unknown:
+                raise InputError(
+                    f"{part}: entry {n}: its image, {unknown[image_id]}, is not in {source}; "
+                    f"ignore such results with --only_annotated, or {_same_names(own, source)}"
+                )
     return ids
 
 
@@ -307,16 +327,11 @@ def _same_names(own: ListedImages, source: Path) -> str:
     return f"{remedy}, or remove {own.source} if the ids are those of {source}"
 
 
-def _own_images(
-    ground_truth: COCO,
-    source: Path,
-    own: ListedImages,
-    ids: dict[int, int],
-    only_annotated: bool,
-) -> Iterator[EvalImage]:
+def _own_images(ground_truth: COCO, own: ListedImages, ids: dict[int, int]) -> Iterator[EvalImage]:
     """Yield a user's own images that have ground truth, with it and what their list says.
 
-    `ids` are their ids in the ground truth, by which they are sorted.
+    `ids` are their ids in the ground truth, by which they are sorted. Detections in other images
+    are left out.
     """
     records = {image.id: (image, name) for image, name in zip(own.images, own.names, strict=True)}
     gt_images = {image["id"]: image for image in ground_truth["images"]}
@@ -336,12 +351,6 @@ def _own_images(
                 )
             elif of_part[image_id] in ids:
                 yield {**entry, "image_id": ids[of_part[image_id]]}
-            elif not only_annotated:
-                name = records[of_part[image_id]][0].file_name
-                raise InputError(
-                    f"{part}: entry {n}: its image, {name}, is not in {source}; ignore such "
-                    f"results with --only_annotated, or {_same_names(own, source)}"
-                )
 
     # A part is of one slide, or there is one part. Those without ground truth are only checked.
     gt_ids = [[ids[id_] for id_ in of_part.values() if id_ in ids] for _, of_part in own.parts]

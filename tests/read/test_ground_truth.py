@@ -291,6 +291,23 @@ def test_how_own_images_were_matched(tmp_path, capsys):
     assert f"warning: {source}: 2 images not in {path}" in err
 
 
+def test_detections_without_ground_truth_are_an_error_before_all_else(tmp_path, capsys):
+    path, source = own_images(tmp_path, ["a.tif", "b.tif"], ["a.tif"])
+    other = tmp_path / "other"
+    other.mkdir()
+    good, _ = own_images(other, ["a.tif"], ["a.tif"])
+    for paths in ([path], [good, path]):
+        assert "entry 1: its image, b.tif" in refusal(read_all, paths, source, tmp_path)
+        assert capsys.readouterr() == ("", "")
+    # An image without detections can be left out.
+    write(path, json.loads(path.read_text())[:1])
+    _, (images,) = read_all([path], source, tmp_path)
+    assert [(image.id, *image.scores) for image in images] == [(10, 0.1)]
+    out, err = capsys.readouterr()
+    assert "1 image matched" in out
+    assert f"warning: {path}: 1 image not in {source}" in err
+
+
 def test_own_images_that_are_not_annotated(tmp_path):
     path, source = own_images(tmp_path, ["c.tif", "q/a.tif", "a.tif"], ["p/b.tif", "q/a.tif"])
     _, (images,) = read_all([path], source, tmp_path, only_annotated=True)
