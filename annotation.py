@@ -25,12 +25,20 @@ from cellseg.read.annotate import (
     find_class_names,
     summarise,
     warn_of_images,
+    with_former_resolution,
 )
 from cellseg.read.classes import UnknownClassError, advise_class_names
 from cellseg.read.coco import OWN_START, AnnotatedImage, build_coco
 from cellseg.read.convention import CONVENTIONS
 from cellseg.read.corrected import take_back
-from cellseg.read.corrected_store import has_store, is_corrected, join
+from cellseg.read.corrected_store import (
+    Corrected,
+    add_windows,
+    is_corrected,
+    join,
+    load_store,
+    write_store,
+)
 from cellseg.read.foreign_coco import CocoImage, read_coco_images
 from cellseg.read.image_lists import read_test_list
 from cellseg.read.layout import (
@@ -95,7 +103,8 @@ def get_parser() -> utils.CommandParser:
     parser.add_argument(
         "--mpp", type=utils.micrometres, metavar="MICROMETRES",
         help="micrometres per pixel of all images, except corrected windows that have theirs "
-        "(default: as the files or the COCO file say, else unknown)",
+        "(default: as the files or the COCO file say, with --corrected else as in the former "
+        "annotation file, else unknown)",
     )  # fmt: skip
     parser.add_argument(
         "--outlines", choices=CONVENTIONS,
@@ -109,7 +118,7 @@ def get_parser() -> utils.CommandParser:
     parser.add_argument(
         "--skip_bad", action="store_true",
         help="leave out images, and single outlines and COCO annotations, that can't be used, and "
-        "list them (default: stop at the first and write nothing)",
+        "list them (default: stop at the first and write nothing, no corrected windows either)",
     )  # fmt: skip
     return parser
 
@@ -157,9 +166,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     utils.check_outputs({"--output": output}, [args.coco] if args.coco else [])
     check_own(output, OWN_START, "annotations")
     check_class_names("--class_names", args.class_names or CLASS_NAMES)
+    images: list[AnnotatedImage] = []
+    bad_images: list[str] = []
+    if args.coco:
+        args.class_names, images, bad_images = read_coco(args)
+    corrected: list[Corrected] = []
     if args.corrected:
-        args.class_names = take_back(args.corrected, args.data, args.class_names, args.skip_bad)
+        args.class_names, corrected = take_back(
+            args.corrected, args.data, args.class_names, args.skip_bad
+        )
     names = args.class_names or list(CLASS_NAMES)
+    stored = load_store(args.data, names)
+    windows = add_windows(stored, corrected, args.data)
     skipped = []
     if (args.data / TEST_LIST).exists():
         try:
@@ -168,18 +186,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.skip_bad:
                 raise
             skipped.append(str(error))
-    is_train = not args.coco and ((args.data / TRAIN).exists() or not has_store(args.data))
-    images: list[AnnotatedImage] = []
-    bad_images: list[str] = []
-    if args.coco:
-        names, images, bad_images = read_coco(args)
-    elif is_train:
+    is_train = not args.coco and ((args.data / TRAIN).exists() or not windows)
+    if is_train:
         images, bad_images = read_train(args, names)
-    images = join(images, args.data, names)
+    images = join(images, windows, args.data)
     if not images:
+        unusable = plural(len(bad_images), "training image")
         raise InputError(
-            f"{args.coco or args.data}: none of {plural(len(bad_images), 'training image')} is "
-            f"usable; the first: {bad_images[0]}"
+            f"{args.coco or args.data}: none of {unusable} is usable; the first: {bad_images[0]}"
+            if bad_images
+            else f"{args.data}: no training image, and none of the corrected windows is used; add "
+            f"{TRAIN}/, or name a --coco file"
         )
     if args.mpp:
         # Windows may be of another level than the images.
@@ -187,7 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             image if image.mpp and is_corrected(image.file_name) else replace(image, mpp=args.mpp)
             for image in images
         ]
-    write_json(output, build_coco(images, names))
+    else:
+        former = output if output.exists() else args.data / utils.ANNOTATIONS
+        images = with_former_resolution(images, former, keep=bool(args.corrected))
+    coco = build_coco(images, names)
+    if corrected:  # all is read
+        write_store(args.data, windows, names, stored)
+    write_json(output, coco)
     print(summarise(images, names))
     if sizes := [image.mpp for image in images if image.mpp]:
         print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")

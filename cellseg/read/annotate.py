@@ -7,18 +7,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.files import display_path
 from cellseg.messages import in_images, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, remove_copies, scattered
 from cellseg.read.classes import UnknownClassError
-from cellseg.read.coco import MAX_SIDE, AnnotatedImage, split_by_class
+from cellseg.read.coco import MAX_SIDE, AnnotatedImage, load_coco, split_by_class
 from cellseg.read.convention import CENTRES, EDGES, move_outlines
+from cellseg.read.corrected_store import is_corrected
 from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
@@ -33,6 +36,7 @@ from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folde
 from cellseg.read.names import short_name
 from cellseg.read.orientation import file_orientation, is_jpeg, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
+from cellseg.read.resolution import is_about, resolution_text
 from cellseg.read.window import open_image, wrong_size
 from cellseg.rle import MaskRuns, areas, decode
 
@@ -240,6 +244,48 @@ def _with_count(error: InputError, source: Source, count: Callable[[Source], int
     except InputError:
         return str(error)
     return f"{error} ({n_cells} not used with it)"
+
+
+def with_former_resolution(
+    images: Sequence[AnnotatedImage], path: Path, keep: bool
+) -> list[AnnotatedImage]:
+    """Return images with the micrometres per pixel that they had in a former annotation file.
+
+    With `keep`, those of unknown resolution get the former one of the same image with the same
+    size, and it is said. Warns of other resolutions in the file that are lost now, or changed.
+    """
+    if not path.is_file() or not (keep or any(image.mpp is None for image in images)):
+        return list(images)
+    try:
+        entries = load_coco(path)["images"]
+    except InputError as error:
+        if keep:
+            warn(f"{error}; the micrometres per pixel in it, if any, are lost")
+        return list(images)
+    former = {entry["file_name"]: entry for entry in entries if entry.get("mpp")}
+    result, kept, lost = [], [], []
+    for image in images:
+        if entry := former.get(image.file_name):
+            mpp, size = entry["mpp"], (entry["height"], entry["width"])
+            if keep and image.mpp is None and image.size == size:
+                image = replace(image, mpp=mpp)
+                kept.append(mpp)
+            elif image.mpp is None or (
+                keep and not is_corrected(image.file_name) and not is_about(image.mpp, mpp)
+            ):
+                lost.append(mpp)
+        result.append(image)
+    if kept:
+        n, text = plural(len(kept), "image"), resolution_text(kept, len(kept))
+        print(f"micrometres per pixel of {n} as in the former {display_path(path)}: {text}")
+    if lost:
+        n, text = plural(len(lost), "image"), resolution_text(lost, len(lost))
+        flag = f"--mpp {text}" if " " not in text else "--mpp"
+        warn(
+            f"micrometres per pixel of {n}, {text} in the former {path}, are now as the files say "
+            f"or unknown; state them again with {flag}"
+        )
+    return result
 
 
 def summarise(images: Sequence[AnnotatedImage], class_names: Sequence[str]) -> str:

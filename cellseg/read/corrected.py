@@ -45,7 +45,6 @@ from cellseg.read.corrected_store import (
     iou_matrix,
     mostly_inside,
     read_source,
-    store,
     union,
 )
 from cellseg.read.fill import check_lengths, fill_polygons
@@ -96,8 +95,8 @@ class _Tally:
 
 def take_back(
     folders: Sequence[Path], data: Path, names: Sequence[str] | None, skip_bad: bool = False
-) -> list[str]:
-    """Read the corrected windows of exported folders, and store them in the data folder.
+) -> tuple[list[str], list[Corrected]]:
+    """Read the corrected windows of exported folders.
 
     Prints what was changed. Windows that were not changed at all, file and all, were not looked
     through and are not used.
@@ -116,12 +115,12 @@ def take_back(
 
     Returns
     -------
-    The class names.
+    The class names, and the windows, whose cells have these classes.
 
     Raises
     ------
     InputError
-        With everything that has to be fixed, of all windows. Nothing is stored then.
+        With everything that has to be fixed, of all windows.
     """
     corrected: list[Corrected] = []
     problems: list[InputError] = []
@@ -169,8 +168,7 @@ def take_back(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
     _print_changes(names, tally, len(corrected))
-    store(data, corrected, names)
-    return list(names)
+    return list(names), corrected
 
 
 def load_index(path: Path) -> COCO:

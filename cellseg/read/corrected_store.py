@@ -188,34 +188,27 @@ def crop(window: Corrected) -> Corrected | None:
     )
 
 
-def store(data: Path, corrected: Sequence[Corrected], names: Sequence[str]) -> None:
-    """Add corrected windows to those of a data folder.
+def add_windows(
+    windows: Sequence[Corrected], corrected: Sequence[Corrected], data: Path
+) -> list[Corrected]:
+    """Return the windows of a data folder with corrected ones added, sorted by name.
 
-    They replace former corrections where they overlap, the later ones also the earlier ones.
+    These replace former corrections where they overlap, the later ones also the earlier ones.
     A window of a corrected window is one of the image that this was of.
-
-    Raises
-    ------
-    InputError
-        If a file can't be written, or the former ones are damaged or have other classes.
     """
-    windows = load_store(data, names)
-    former = {window.name for window in windows}
     stored = {os.path.realpath(data / STORE / f"{window.name}.png"): window for window in windows}
     used = {window.name.casefold() for window in windows}
+    joined = list(windows)
     for window in corrected:
         new = _of_source(window, stored.get(os.path.realpath(window.source.path)))
         if new is None:
             continue
-        rests = [(old, _without(old, new)) for old in windows]
+        rests = [(old, _without(old, new)) for old in joined]
         key = new.source.window
         free = [old.name for old, rest in rests if not rest and old.source.window == key]
-        windows = [rest for _, rest in rests if rest]
-        windows.append(replace(new, name=free[0] if free else unused_name(new.name, used)))
-    windows.sort(key=lambda window: window.name)
-    write_store(data, windows, names)
-    for name in former - {window.name for window in windows}:
-        (data / STORE / f"{name}.png").unlink(missing_ok=True)  # others cover it completely
+        joined = [rest for _, rest in rests if rest]
+        joined.append(replace(new, name=free[0] if free else unused_name(new.name, used)))
+    return sorted(joined, key=lambda window: window.name)
 
 
 def unused_name(name: str, used: set[str]) -> str:
@@ -240,8 +233,17 @@ def _of_source(window: Corrected, stored: Corrected | None) -> Corrected | None:
     return crop(replace(window, source=source, region=region))
 
 
-def write_store(data: Path, windows: Sequence[Corrected], names: Sequence[str]) -> None:
-    """Write the images and cells of the corrected windows of a data folder."""
+def write_store(
+    data: Path,
+    windows: Sequence[Corrected],
+    names: Sequence[str],
+    former: Sequence[Corrected] = (),
+) -> None:
+    """Write the images and cells of the corrected windows of a data folder.
+
+    The images of `former` windows that are no longer there are removed. Raises InputError if a
+    file can't be written.
+    """
     path = data / STORE / STORED
     check_own(path, _STORE_START, "corrected cells", "--data")
     coco = build_coco([_annotated(window) for window in windows], names)
@@ -252,6 +254,8 @@ def write_store(data: Path, windows: Sequence[Corrected], names: Sequence[str]) 
         image["region"] = region_rle(window.region)
         write_png(data / image["file_name"], window.pixels)
     write_json(path, coco)
+    for name in {window.name for window in former} - {window.name for window in windows}:
+        (data / STORE / f"{name}.png").unlink(missing_ok=True)  # others cover it completely
 
 
 _STORE_DESCRIPTION = "Corrected windows (annotation.py --corrected)"
@@ -261,11 +265,6 @@ _STORE_START = re.escape(f'{{"info": {{"description": "{_STORE_DESCRIPTION}"'.en
 def is_corrected(file_name: str) -> bool:
     """Return whether an image of an annotation file is a corrected window."""
     return path_parts(file_name)[:1] == (STORE,)
-
-
-def has_store(data: Path) -> bool:
-    """Return whether a data folder has corrected windows."""
-    return (data / STORE / STORED).is_file()
 
 
 def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
@@ -290,7 +289,8 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
     if bad := sorted(name for name in used if comparable_name(name) not in numbers):
         raise InputError(
             f"{path}: has cells of the classes {', '.join(bad)}, expected {', '.join(names)}; "
-            f"{advise_class_names(names, bad)}"
+            f"{advise_class_names(names, bad)}; or remove {display_path(path.parent)}, if these "
+            "corrections are not to be used"
         )
     windows = []
     for image, source, pixels in zip(coco["images"], sources, pixels_of, strict=True):
@@ -349,21 +349,14 @@ def _without(window: Corrected, other: Corrected) -> Corrected | None:
 
 
 def join(
-    images: Sequence[AnnotatedImage], data: Path, names: Sequence[str]
+    images: Sequence[AnnotatedImage], windows: Sequence[Corrected], data: Path
 ) -> list[AnnotatedImage]:
-    """Return the training images with the corrected windows of the data folder, if it has any.
+    """Return the training images with the corrected windows of the data folder.
 
     A window of one of the images replaces that part of it; others are images of their own, after
-    these. Prints how many there are of each.
-
-    Raises
-    ------
-    InputError
-        If the corrected windows can't be read, or one has the name of another image.
+    these. Prints how many there are of each. Raises InputError if one has the name of another
+    image.
     """
-    windows = load_store(data, names)
-    if not windows:
-        return list(images)
     joined = list(images)
     by_path = {os.path.realpath(data / image.file_name): n for n, image in enumerate(images)}
     by_name: dict[str, list[int]] = {}

@@ -13,7 +13,14 @@ import annotation
 import train
 from cellseg import config, runs
 from cellseg.learn.samples import load_training_data, split_data
-from cellseg.read.corrected_store import Cell, Corrected, Source, store
+from cellseg.read.corrected_store import (
+    Cell,
+    Corrected,
+    Source,
+    add_windows,
+    load_store,
+    write_store,
+)
 from cellseg.read.window import read_image
 from cellseg.rle import encode, label_map_to_runs
 from tests.read.refusal import refusal
@@ -27,7 +34,9 @@ def correction(data, name, path, pixels, square=(5, 5, 20, 20)):
     (rle,) = encode(label_map_to_runs(mask)[1])
     source = Source(name, str(path), 0, 0, mask.shape[1], mask.shape[0])
     region = np.ones(mask.shape, bool)
-    store(data, [Corrected(name, source, pixels, region, [Cell("", 1, rle)], None)], CLASSES)
+    window = Corrected(name, source, pixels, region, [Cell("", 1, rle)], None)
+    windows = add_windows(load_store(data, CLASSES), [window], data)
+    write_store(data, windows, CLASSES)
 
 
 CLASSES = ["class1", "class2", "class3", "class4"]

@@ -16,7 +16,15 @@ from pycocotools.coco import COCO
 
 import annotation
 import export
-from cellseg.read.corrected_store import Cell, Corrected, Source, crop, load_store, store
+from cellseg.read.corrected_store import (
+    Cell,
+    Corrected,
+    Source,
+    add_windows,
+    crop,
+    load_store,
+    write_store,
+)
 from cellseg.read.layout import TEST_LIST
 from tests.read.refusal import refusal
 from tests.score.scoring_cases import decode, rle
@@ -95,6 +103,12 @@ def folder(data, results, tmp_path):
 def take_back(data, folder, *flags):
     argv = ["--data", data, "--corrected", folder, *flags]
     return annotation.main([str(word) for word in argv])
+
+
+def store(data, corrected, names):
+    """Add windows to those of a data folder, as annotation.py does."""
+    former = load_store(data, names)
+    write_store(data, add_windows(former, corrected, data), names, former)
 
 
 def load(folder, name="new"):
@@ -351,6 +365,115 @@ def test_all_that_must_be_fixed_is_said_at_once(data, folder):
         assert text in error
     assert "--class_names alpha beta 'gamma cell'" in error
     assert not (data / "corrected").exists()
+
+
+@pytest.mark.parametrize("problem", ["class", "former", "mask", "list", "name", "output", "coco"])
+def test_nothing_is_stored_unless_all_was_read(data, folder, tmp_path, problem):
+    argv = ["--data", str(data), "--class_names", *NAMES]
+    assert annotation.main(argv) == 0
+    before = (data / "train__annot.json").read_bytes()
+    old = data / "train" / "old"
+    flags: list[object] = []
+    if problem == "class":  # the classes are those of the windows
+        (old / "class1.tif").rename(old / "class3.tif")
+    elif problem == "former":  # former windows have other classes
+        store(data, [window_of("a", 0, [(4, 4)])], ["gamma", "delta"])
+    elif problem == "mask":
+        (old / "class1.tif").write_bytes(b"II")
+    elif problem == "list":
+        (data / TEST_LIST).write_text("{")
+    elif problem == "name":
+        old.rename(data / "train" / "new")
+    elif problem == "output":
+        (tmp_path / "mine.json").write_text("[]")
+        flags = ["--output", tmp_path / "mine.json"]
+    else:
+        flags = ["--coco", tmp_path / "gone.json"]
+    files = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    correct(folder)
+    error = refusal(take_back, data, folder, *flags)
+    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == files
+    if problem == "former":
+        assert f"{data / 'corrected'}, " in error  # the folder can be removed, too
+        shutil.rmtree(data / "corrected")
+        assert annotation.main(argv) == 0
+        assert (data / "train__annot.json").read_bytes() == before
+
+
+def test_only_windows_that_are_not_used(data, folder):
+    """The data folder has nothing else: they are of validation images of the run."""
+    index = json.loads((folder / "index.json").read_text())
+    for image in index["images"]:
+        image["source"]["held_out"] = True
+    (folder / "index.json").write_text(json.dumps(index))
+    shutil.rmtree(data / "train")
+    correct(folder)
+    assert str(data) in refusal(take_back, data, folder)
+    assert not (data / "corrected").exists()
+
+
+def test_the_resolution_that_was_stated_is_kept(data, folder, capsys):
+    """As the class names are, --mpp need not be given again."""
+    output = data / "train__annot.json"
+
+    def resolutions():
+        return {i["file_name"]: i.get("mpp") for i in json.loads(output.read_text())["images"]}
+
+    argv = ["--data", str(data), "--class_names", *NAMES]
+    index = json.loads((folder / "index.json").read_text())
+    for image in index["images"]:
+        image["mpp"] = 0.46
+    (folder / "index.json").write_text(json.dumps(index))
+    correct(folder)
+    assert take_back(data, folder) == 0
+    assert resolutions() == {"corrected/new.png": 0.46, "train/old/image.tif": None}
+    assert annotation.main([*argv, "--mpp", "0.25"]) == 0
+    both = {"corrected/new.png": 0.46, "train/old/image.tif": 0.25}
+    assert resolutions() == both
+    capsys.readouterr()
+    for _ in range(2):
+        assert take_back(data, folder) == 0
+        assert resolutions() == both
+        assert f"of 1 image as in the former {output}: 0.25" in capsys.readouterr().out
+    # Into another file, too.
+    other = data / "other.json"
+    assert take_back(data, folder, "--output", other) == 0
+    assert {i.get("mpp") for i in json.loads(other.read_text())["images"]} == {0.25, 0.46}
+    assert take_back(data, folder, "--mpp", 0.3) == 0
+    assert resolutions() == {**both, "train/old/image.tif": 0.3}
+    # Anew without the flag, as without corrections: said, but not kept.
+    capsys.readouterr()
+    assert annotation.main(argv) == 0
+    assert resolutions() == {**both, "train/old/image.tif": None}
+    (lost,) = [e for e in capsys.readouterr().err.splitlines() if "--mpp 0.3" in e]
+    assert str(output) in lost
+    assert annotation.main(argv) == 0
+    assert "--mpp" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["size", "stated", "damaged"])
+def test_a_resolution_that_does_not_fit_is_not_kept(data, folder, capsys, change):
+    """The image is another one now, or its file says another resolution than --mpp did."""
+    output = data / "train__annot.json"
+    assert annotation.main(["--data", str(data), "--class_names", *NAMES, "--mpp", "0.25"]) == 0
+    path = data / "train" / "old" / "image.tif"
+    pixels = tifffile.imread(path)
+    if change == "size":
+        tifffile.imwrite(path, pixels[:32])
+        labels = tifffile.imread(path.parent / "class1.tif")
+        tifffile.imwrite(path.parent / "class1.tif", labels[:32])
+    elif change == "stated":
+        tifffile.imwrite(path, pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    else:
+        output.write_text(output.read_text()[:-2])
+    correct(folder)
+    capsys.readouterr()
+    assert take_back(data, folder) == 0
+    images = {i["file_name"]: i.get("mpp") for i in json.loads(output.read_text())["images"]}
+    assert images["train/old/image.tif"] == (0.5 if change == "stated" else None)
+    err = capsys.readouterr().err
+    assert ("--mpp 0.25" in err) == (change != "damaged")
+    assert str(output) in err
 
 
 def test_skip_bad_leaves_out_whole_windows(data, folder, capsys):
