@@ -323,11 +323,13 @@ class _Reader:
             raise wrong_size(path, pixels.shape, size, " as written; restore it")
         ids = {cell.id for cell in written}
         if file.coco is None:
-            cells, region, hidden = self._outlines(file.path, size, ids)
+            cells, region, ignored = self._outlines(file.path, size, ids)
         else:
-            cells, region, hidden = file.coco, np.ones(size, bool), union(file.ignored, size)
+            cells, region, ignored = file.coco, np.ones(size, bool), [*file.ignored]
             self.tally.counts["whole"] += 1
-            self.tally.counts["ignored"] += len(file.ignored)
+        self.tally.counts["ignored"] += sum(
+            bool(union([mask], size)[region].any()) for mask in ignored
+        )
         # A file that was dragged into QuPath twice gives each cell twice.
         once: dict[tuple[int, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.id not in ids):
@@ -338,6 +340,8 @@ class _Reader:
         now = [cell for cell, inside in zip(cells, kept, strict=True) if inside]
         before = mostly_inside([cell.mask for cell in written], region)
         self.tally.counts["outside"] += len(cells) - len(now)
+        n_lost = _count_changes(written, cells, ~before, ~kept)
+        self.tally.ignored["corrections"][image["file_name"]] += n_lost
         looked_at = [cell for cell, inside in zip(written, before, strict=True) if inside]
         n_deleted = self._compare(looked_at, now)
         if not now:
@@ -346,7 +350,7 @@ class _Reader:
             self.tally.deleted.append(f"{image['file_name']} ({n_deleted})")
         source = replace(read_source(self.folder / INDEX, image), height=size[0], width=size[1])
         others = [cell.mask for cell, inside in zip(cells, kept, strict=True) if not inside]
-        visible = (region & ~hidden & ~union(others, size)) | union([c.mask for c in now], size)
+        visible = (region & ~union([*ignored, *others], size)) | union([c.mask for c in now], size)
         return crop(
             Corrected(Path(image["file_name"]).stem, source, pixels, visible, now, image.get("mpp"))
         )
@@ -366,7 +370,7 @@ class _Reader:
 
     def _outlines(
         self, path: Path, size: tuple[int, int], known: set[str]
-    ) -> tuple[list[Cell], Bools, Bools]:
+    ) -> tuple[list[Cell], Bools, list[RLE]]:
         """Return the cells of a GeoJSON file, the region looked through, and ignored cells."""
         outlines = read_geojson(path)
         broken = [outline.error for outline in outlines if outline.error]
@@ -419,16 +423,15 @@ class _Reader:
         area = areas(masks)
         self.tally.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
         ignored = [
-            n
+            encoded[n]
             for n, text in enumerate(class_text)
             if is_ignored(text) and not is_region[n] and not is_cell[n]
         ]
-        self.tally.counts["ignored"] += len(ignored)
         cells = [
             Cell(outlines[n].id or "", class_of[n] - 1, encoded[n])
             for n in np.flatnonzero(is_cell & (area > 0)).tolist()
         ]
-        return cells, region, union([encoded[n] for n in ignored], size)
+        return cells, region, ignored
 
     def _compare(self, written: list[Cell], now: list[Cell]) -> int:
         """Count the changes from the written cells to those that are there now.
@@ -448,14 +451,37 @@ class _Reader:
             change(written[n].class_).deleted += 1
         for n in set(range(len(now))) - {b for _, b in pairs}:
             change(now[n].class_).added += 1
-        least = _SAME_OUTLINE if by_overlap else 1.0
         for a, b in pairs:
             before, after = written[a], now[b]
             if before.class_ != after.class_:
                 change(before.class_).renamed_from += 1
                 change(after.class_).renamed_to += 1
-            change(after.class_).moved += iou_matrix([before.mask], [after.mask])[0, 0] < least
+            change(after.class_).moved += _is_moved(before, after, by_overlap)
         return len(written) - len(pairs)
+
+
+def _is_moved(before: Cell, after: Cell, by_overlap: int) -> bool:
+    """Return whether a cell has another outline; `by_overlap` is that of `match_cells`."""
+    least = _SAME_OUTLINE if by_overlap else 1.0
+    return bool(iou_matrix([before.mask], [after.mask])[0, 0] < least)
+
+
+def _count_changes(
+    written: Sequence[Cell], now: Sequence[Cell], some_written: Bools, some_now: Bools
+) -> int:
+    """Count the changes of some cells of two versions of a window.
+
+    These are some of the cells now that are new or differ, and some of those that were deleted.
+    """
+    pairs, by_overlap = match_cells(written, now)
+    same = {
+        b
+        for a, b in pairs
+        if written[a].class_ == now[b].class_ and not _is_moved(written[a], now[b], by_overlap)
+    }
+    n_now = sum(n not in same for n in np.flatnonzero(some_now).tolist())
+    there = {a for a, _ in pairs}
+    return n_now + sum(n not in there for n in np.flatnonzero(some_written).tolist())
 
 
 def _is_same(written: Sequence[Cell], now: Sequence[Cell]) -> bool:
@@ -564,6 +590,7 @@ def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
         if counts[what]:
             warn(f"{text}: {counts[what]}")
     for what, text in (
+        ("corrections", "corrections outside the regions, not used (Region* is a region's class)"),
         ("twice", "cells with the class and outline of another, ignored"),
         ("empty", "outlines that contain no pixel of their window, ignored"),
         ("points", "points, lines and outlines of fewer than 3 points, ignored"),

@@ -266,6 +266,51 @@ def test_only_the_region_is_learned_from(data, folder, capsys):
     assert (data / "train__annot.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("ids", ["kept", "lost"])
+def test_corrections_outside_the_regions_are_said(data, folder, capsys, ids):
+    def warned(features):
+        features = [*features, drawn((0, 0, 12, 12))]
+        if ids == "lost":
+            features = [{**feature, "id": str(uuid.uuid4())} for feature in features]
+        save(folder, features)
+        assert take_back(data, folder) == 0
+        out, err = capsys.readouterr()
+        assert table(out)["all"] == [1, 0, 0, 0, 0, 0, 1]  # inside, nothing was changed
+        found = [line for line in err.splitlines() if "outside the regions" in line]
+        return out, [line.rpartition(": ")[2] for line in found]
+
+    features = load(folder)["features"]
+    out, lost = warned(features)
+    assert "5 cells outside" in out
+    assert not lost
+    moved = feature_of(features, "moved")
+    moved["geometry"] = polygon(15, 4, 21, 10)  # IoU 30 / 42
+    assert warned(features)[1] == ["new.png (1)"]
+    feature_of(features, "renamed")["properties"]["classification"] = {"name": "beta"}
+    assert warned(features)[1] == ["new.png (2)"]
+    features.remove(feature_of(features, "deleted"))
+    assert warned(features)[1] == ["new.png (3)"]
+    features.append(drawn((14, 20, 20, 26), "beta"))
+    out, lost = warned(features)
+    assert "5 cells outside" in out
+    assert lost == ["new.png (4)"]
+
+
+def test_ignored_cells_outside_the_regions_do_not_count(data, folder, capsys):
+    region = drawn((0, 0, 12, 12))
+    there = [drawn(box, "Ignore*") for box in ((30, 30, 36, 36), (12, 2, 18, 8), (70, 4, 76, 8))]
+    save(folder, [*load(folder)["features"], region, *there])
+    assert take_back(data, folder) == 0
+    assert "ignored classes" not in capsys.readouterr().out
+    reaches_in = drawn((11, 11, 20, 20), "Ignore*")  # by one pixel
+    save(folder, [*load(folder)["features"], region, *there, reaches_in])
+    assert take_back(data, folder) == 0
+    assert "1 cell of ignored classes" in capsys.readouterr().out
+    pixels = read_png(data / "corrected" / "new.png")
+    assert (pixels[11, 11] == 255).all()
+    assert (pixels == 255).all(axis=2).sum() == 1
+
+
 def test_several_regions(data, folder):
     features = load(folder)["features"]
     features += [drawn((0, 0, 12, 12)), drawn((48, 18, 58, 28), "Region*")]
