@@ -518,6 +518,18 @@ def test_micrometres_of_a_pyramid_level_in_the_table(tmp_path, run):
         assert export.main([str(results), "--table", str(path), *flags]) == 0
         (row,) = table_of(path)
         assert (row["area_px"], float(row["area_um2"])) == ("8", um2)
+    # Without the file, the list may tell; --mpp is of a full resolution whose size is not known.
+    pyramid.unlink()
+    assert export.main([str(results), "--table", str(path)]) == 0
+    assert float(table_of(path)[0]["area_um2"]) == 32
+    path.unlink()
+    message = refusal(results, "--table", path, "--mpp", "0.25")
+    assert message.startswith(f"{pyramid}: ")
+    assert "--mpp" in message
+    assert not path.exists()
+    sidecar.write_text(json.dumps([listed[0] | {"level": 0}]))
+    assert export.main([str(results), "--table", str(path), "--mpp", "0.25"]) == 0
+    assert float(table_of(path)[0]["area_um2"]) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> l
 
     That is `mpp` at full resolution, if given, else what the annotations or the list say, else the
     image file; None where none of these does. Warns of pixels that are not square in the file.
+    Raises InputError if `mpp` can't be converted to a level, as the file can't be read.
     """
     oblong: list[str] = []
     found = [_with_resolution(image, mpp, oblong) for image in images]
@@ -241,7 +242,12 @@ def _with_resolution(image: ImageCells, mpp: float | None, oblong: list[str]) ->
             if opened.resolution and not opened.resolution.is_square:
                 oblong.append(image.name)
             return replace(image, mpp=mpp * scale if mpp else image.mpp or opened.mpp)
-    except InputError:  # without the file, or of another size, nothing is known
+    except InputError as error:  # without the file, or of another size, nothing is known
+        if mpp:
+            raise InputError(
+                f"{error}; --mpp is that of full resolution, of which the file of a level "
+                f"({image.level}) says the size: put it back, or leave --mpp out"
+            ) from None
         return image
 
 
