@@ -22,6 +22,7 @@ from cellseg.look.overlay import class_colour
 from cellseg.runs import rescale_score
 from cellseg.score.ap import RECALLS
 from cellseg.score.summary import ANY, MEAN, Difference, Scores
+from cellseg.text import shorten
 
 # Replaced by the text colour of the page, which is light or dark.
 _INK = "#010203"
@@ -86,11 +87,24 @@ def _of_class(index: int) -> dict[str, Any]:
     return {"color": _colour(index), "path_effects": edge}
 
 
-def _legend(axes: Any, **keywords: Any) -> None:
-    """Add a legend, if there is anything to name."""
+def _legend(axes: Any) -> None:
+    """Add a legend below the axes, if there is anything to name; the figure grows by its height.
+
+    It has as many columns as fit into the width. What doesn't fit into one is shortened.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(handles, labels, **keywords)
+    if not handles:
+        return
+    figure = axes.figure
+    for n_columns, length in ((4, 60), (3, 60), (2, 60), (1, 60), (1, 40), (1, 24)):
+        shown = [shorten(label, length) for label in labels]
+        legend = figure.legend(handles, shown, loc="outside lower center", ncols=n_columns)
+        box = legend.get_window_extent()
+        if box.width <= 0.96 * figure.bbox.width or length == 24:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + box.height / figure.dpi)
 
 
 def _plain_numbers(axis: Any) -> None:
@@ -142,7 +156,7 @@ def training_curves(path: Path) -> list[tuple[str, str]]:
             if lines is validation:
                 axes.set_ylim(0, 1)
             if len(lines) > 1:
-                _legend(axes, ncols=2)
+                _legend(axes)
         plots.append((title, svg[0]))
     return plots
 
@@ -189,10 +203,7 @@ def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
                 dashes = _DASHES[r if len(scores) > 1 else k % 4]
                 axes.plot(RECALLS, curve, ls=dashes, label=_label(label), **_of_class(k))
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        if len(axes.lines) > 4:
-            axes.figure.legend(loc="outside upper center", ncols=2)  # not over so many curves
-        else:
-            _legend(axes)
+        _legend(axes)
     return svg[0]
 
 
@@ -217,7 +228,7 @@ def metric_bars(scores: Scores) -> str:
         axes.set(ylim=(0, 1))
         axes.set_xticks(range(len(metrics)), [m.replace("@all", "") for m in metrics])
         axes.grid(visible=False, axis="x")
-        axes.figure.legend(loc="outside upper center", ncols=3)  # not over the bars
+        _legend(axes)
     return svg[0]
 
 
@@ -260,7 +271,10 @@ def counts(scores: Scores) -> str:
                 scores.gt_counts[:, k], scores.counts[:, k], "os^Dvp*"[k % 7],
                 alpha=0.7, ms=5, mec="none", label=_label(name), **_of_class(k),
             )  # fmt: skip
-        axes.set(xlabel="ground-truth cells (log from 10)", ylabel="detections (log from 10)")
+        axes.set(
+            xlabel="ground-truth cells (linear to 10, then logarithmic)",
+            ylabel="detections (the same)",
+        )
         axes.set_xscale("symlog", linthresh=10)
         axes.set_yscale("symlog", linthresh=10)
         for axis in (axes.xaxis, axes.yaxis):
@@ -300,7 +314,7 @@ def size_histogram(areas: NDArray[Any], classes: NDArray[Any], names: Sequence[s
             axes.set_xscale("log")
             axes.xaxis.set_ticks(_log_ticks(float(areas.min()), float(areas.max())))
             _plain_numbers(axes.xaxis)
-        axes.set(xlabel="area (pixels, log)", ylabel="cells")
+        axes.set(xlabel="area in pixels (logarithmic)", ylabel="cells")
     return svg[0]
 
 
@@ -319,10 +333,10 @@ def _steps(
     for k, name in enumerate(names):
         some = values[classes == k]
         if len(some):
-            axes.hist(
-                some, bins, histtype="step", ls=_DASHES[k % 4], lw=1.6,
-                label=_label(f"{name} ({len(some)})"), **_of_class(k),
-            )  # fmt: skip
+            style = {"ls": _DASHES[k % 4], "lw": 1.6, **_of_class(k)}
+            axes.hist(some, bins, histtype="step", **style)
+            axes.plot([], [], label=_label(f"{name} ({len(some)})"), **style)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     _legend(axes)
 
 

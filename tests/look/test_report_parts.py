@@ -1,6 +1,7 @@
 """Parts of the page: outlines as text, matches at any score, pictures, plots."""
 
 import io
+import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from cellseg.look import gallery, plots
 from cellseg.look.gallery import Side
@@ -337,6 +339,57 @@ def test_histograms_have_all_cells(monkeypatch, smallest):
     plots.size_histogram(sizes[:5], np.zeros(5), ["a"])
     plots.score_histogram(np.array([-0.5, 0, 0.3, 1, 7]), np.zeros(5), ["a"])
     assert drawn == [4, 4, 5, 5]
+
+
+PANNUKE = ["Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial"]
+LONG = "Tumour-infiltrating lymphocyte"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a"], PANNUKE, [f"{LONG} {k}" for k in range(12)], ["W" * 90, "_" * 300]],
+    ids=lambda names: f"{len(names)}-{names[0][:9]}",
+)
+def test_legends_are_whole_and_beside_the_data(monkeypatch, tmp_path, names):
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **keywords):
+        figures.append(figure)
+        save(figure, *args, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    n = len(names)
+    cells = [(k + 1, rectangle(SIZE, k, 0, k + 1, 9), 0) for k in range(n)]
+    results = [entry(1, k + 1, mask, 0.9) for k, (_, mask, _) in enumerate(cells)]
+    truth = truth_of({1: (SIZE, cells)}, names)
+    scores = score(pair_by_image(truth, results), names, n_resamples=0)
+    curves = "".join(
+        json.dumps({"iteration": i, **{f"validation/AP50-{name}": 0.5 for name in names}}) + "\n"
+        for i in (0, 20)
+    )
+    (tmp_path / "metrics.json").write_text(curves)
+    plots.precision_recall([scores], "AB")
+    plots.precision_recall([scores, scores], "AB")
+    plots.metric_bars(scores)
+    plots.f1_by_iou(scores)
+    plots.counts(scores)
+    plots.size_histogram(np.arange(1, n + 1), np.arange(n), names)
+    plots.score_histogram(np.ones(n), np.arange(n), names)
+    plots.training_curves(tmp_path / "metrics.json")
+    n_entries = [n, 2 * n, n + 1, n + 2, n, n, n, n if n > 1 else 0]
+    assert [len(f.legends[0].texts) if f.legends else 0 for f in figures] == n_entries
+    for figure in figures:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert axes.get_legend() is None
+        assert axes.bbox.height > 200  # of 340: it does not shrink
+        bottom = axes.get_tightbbox().y0
+        for legend in figure.legends:
+            for text in legend.get_texts():
+                box = text.get_window_extent()
+                assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+                assert figure.bbox.y0 <= box.y0 < box.y1 <= bottom
 
 
 def test_training_curves(tmp_path):
