@@ -236,6 +236,7 @@ def test_results_with_a_list_of_other_images(make, data, monkeypatch):
         assert "0.5 or more, all images, 0.001 mm²" in html  # 250 px of 4 µm²
         assert "<td>1,000.0</td>" in html  # one detection in 0.001 mm²
         assert "of 1 of the 2 images" in html
+        assert "0.001 mm² in 1 of 2 images</caption>" in html
     # Its paths are from the folder in which it was written.
     monkeypatch.chdir(data)
     with pytest.raises(InputError, match=r"a\.tif: image of .*images-results\.json not found"):
@@ -275,6 +276,51 @@ def test_two_results_on_other_validation_images(make, data):
         make(wide, "--compare", narrow, "--resamples", 0)
     with pytest.raises(InputError, match=r"run: .*annotations"):
         make(wide, "--compare", data.parent / "run")
+
+
+def figure_titles(html):
+    return re.findall(r"<figcaption>([^<]+)</figcaption>", html)
+
+
+def test_plots_without_anything_are_left_out(make, data):
+    """Neither cells nor detections; detections only; cells only."""
+    truth = truth_of({id_: (SIZE, []) for id_ in (21, 22)})
+    for image, letter in zip(truth["images"], "ab", strict=True):
+        image["file_name"] = f"test_release/{letter}.tif"
+    (data / "test_masks").rename(data / "masks")
+    empty = write(data / "truth.json", truth)
+    none, some = write(data / "none.json", []), write(data / "some.json", RESULTS[:1])
+    for argv in ([none], [none, "--truth", empty], [none, "--truth", empty, "--compare", none]):
+        html, _ = make(*argv)
+        assert figure_titles(html) == []
+    assert figure_titles(make("--annotations", empty)[0]) == []
+    html, _ = make(some, "--truth", empty)
+    assert figure_titles(html) == ["Cells per image", "Scores of the detected cells"]
+    html, _ = make(none, "--truth", data / "masks")
+    assert "Scores by class, with 95 % intervals" in figure_titles(html)
+    assert "Scores of the detected cells" not in figure_titles(html)
+
+
+def test_intervals_are_named_where_there_are_some(data):
+    """Of two images with cells of class 1 there are intervals, of one there are none."""
+    page = data.parent / "page.html"
+    for names, has_intervals in (("ab", True), ("a", False)):
+        cells = {21: rectangle(SIZE, 0, 0, 8, 9), 22: rectangle(SIZE, 0, 0, 8, 9)}
+        truth = truth_of(
+            {
+                id_: (SIZE, [(1, mask, 0)] if letter in names else [])
+                for (id_, mask), letter in zip(cells.items(), "ab", strict=True)
+            }
+        )
+        for image, letter in zip(truth["images"], "ab", strict=True):
+            image["file_name"] = f"test_release/{letter}.tif"
+        path = write(data / "truth.json", truth)
+        results = write(data / "results.json", RESULTS[:1])
+        argv = [results, "--truth", path, "--data", data, "--output", page]
+        assert report.main([*map(str, argv)]) == 0
+        html = page.read_text()
+        assert ("Scores by class, with 95 % intervals" in html) is has_intervals
+        assert ("intervals where at least two images" in html) is has_intervals
 
 
 def test_two_results(make, data):

@@ -31,6 +31,11 @@ function make(tag, properties = {}, ...children) {
 }
 
 const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
+/** Return a density with thousands separators, as in the tables of all images. */
+const density = (value) => {
+  const digits = value < 10 ? 2 : 1;
+  return Number.isFinite(value) ? value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
+};
 /** Return a score with two digits, or as many as it has. */
 const scoreText = (score) => (score.toFixed(2) == score ? score.toFixed(2) : String(score));
 const plural = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;

@@ -167,33 +167,39 @@ def tables(content: ReportContent) -> list[tuple[str, str]]:
 
 
 def figures(content: ReportContent) -> list[tuple[str, str]]:
-    """Draw the plots of the page: `(title, SVG)`."""
+    """Draw the plots of the page that have something to show: `(title, SVG)`."""
     figures = []
     scores = content.scores
     images = [image[0] for image in content.images]
-    if len(scores) == 2 and all(len(s.samples["F1"]) for s in scores):
+    has_gt = any(one.gt_counts.any() for one in scores)  # or there are no scores to draw
+    if has_gt and len(scores) == 2 and all(len(s.samples["F1"]) for s in scores):
         title = "B − A, mean of classes, with 95 % intervals"
         figures.append((title, plots.differences(difference(*scores))))
-    if scores:
+    if has_gt:
         title = "Precision and recall at IoU 0.5, all detections"
         figures.append((title, plots.precision_recall(scores, "AB")))
-    if len(scores) == 1:
-        bars = "Scores by class" + (", with 95 % intervals" if len(scores[0].samples["F1"]) else "")
+    if has_gt and len(scores) == 1:
+        has_intervals = any(np.isfinite(scores[0].low[name][:-1]).any() for name in plots.BARS)
         figures += [
-            (bars, plots.metric_bars(scores[0])),
+            (
+                "Scores by class" + (", with 95 % intervals" if has_intervals else ""),
+                plots.metric_bars(scores[0]),
+            ),
             ("F1 by IoU threshold", plots.f1_by_iou(scores[0])),
             ("AP50 by size of the ground-truth cell", plots.ap_by_size(scores[0])),
-            ("Cells per image", plots.counts(scores[0])),
         ]
+    if len(scores) == 1 and (scores[0].gt_counts.any() or scores[0].counts.any()):
+        figures.append(("Cells per image", plots.counts(scores[0])))
     if content.metrics is not None:
         of = " of B" if len(content.results) > 1 else ""
         figures += [(title + of, svg) for title, svg in plots.training_curves(content.metrics)]
     if content.has_ground_truth:
         areas = _join([rle.areas(one.gt_runs)[~one.crowd] for one in images])
         classes = _join([one.gt_classes[~one.crowd] for one in images])
-        sizes = plots.size_histogram(areas, classes, content.classes)
-        figures.append(("Sizes of the ground-truth cells", sizes))
-    if len(content.results) == 1:
+        if len(areas):
+            sizes = plots.size_histogram(areas, classes, content.classes)
+            figures.append(("Sizes of the ground-truth cells", sizes))
+    if len(content.results) == 1 and any(len(one.scores) for one in images):
         classes = _join([one.classes for one in images])
         histogram = plots.score_histogram(
             _join([one.scores for one in images]), classes, content.classes
@@ -205,7 +211,8 @@ def figures(content: ReportContent) -> list[tuple[str, str]]:
             figures.append(("Sizes of the detected cells", sizes))
     if not content.results:
         n_cells = np.array([(~one.crowd).sum() for one in images])
-        figures.append(("Cells per image", plots.cells_per_image(n_cells)))
+        if n_cells.any():
+            figures.append(("Cells per image", plots.cells_per_image(n_cells)))
     return figures
 
 

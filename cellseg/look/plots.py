@@ -45,6 +45,7 @@ _STYLE = {
     "legend.fontsize": 9,
 }
 _SIZE = (5.2, 3.4)
+BARS = ("AP50@all", "PQ", "AJI", "F1")  # the metrics of `metric_bars`
 # Colours of what is no class, and lines that differ without their colours.
 _OTHERS = (_INK, "#8c6bb1", "#c05a9a", "#808080", "#a0705a", "#5b7f95")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
@@ -209,7 +210,7 @@ def precision_recall(scores: Sequence[Scores], names: Sequence[str]) -> str:
 
 def metric_bars(scores: Scores) -> str:
     """Draw the main metrics of each class and their mean, with 95 % intervals."""
-    metrics = [m for m in ("AP50@all", "PQ", "AJI", "F1") if m in scores.metrics]
+    metrics = [m for m in BARS if m in scores.metrics]
     n_rows = len(scores.rows) - 1
     with _drawing("metrics") as (axes, svg):
         for r in range(n_rows):

@@ -56,8 +56,9 @@ function fillWorst() {
     const [, reason] = (side === "gt" ? describeGt(cell) : describeDetection(cell)).split("\n");
     return [`${x[cell]}, ${y[cell]}`, classes[of[cell]], ...(page.results.length ? [scores ? number(scores[cell]) : "–"] : []), px[cell], ...(hasReasons ? [reason || ""] : [])];
   });
-  const more = cells.length > rows.length ? `, the first ${rows.length} of ${cells.length}` : "";
-  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, ["x, y (px)", "class", ...(page.results.length ? ["score"] : []), "area (px)", ...(hasReasons ? [""] : [])], rows);
+  const more = !rows.length ? ": none" : cells.length > rows.length ? `, the first ${rows.length} of ${cells.length}` : "";
+  const head = ["x, y (px)", "class", ...(page.results.length ? ["score"] : []), "area (px)", ...(hasReasons ? ["reason"] : [])];
+  fillTable(byId("worst"), `Cells to check in ${image.name}${more}`, rows.length ? head : [], rows);
   [...byId("worst").tBodies[0].rows].forEach((row, at) => {
     const cell = row.cells[0];
     cell.replaceChildren(make("button", { textContent: cell.textContent, onclick: () => { select(cells[at].side, cells[at].cell); toViewer(); } }));
@@ -85,7 +86,7 @@ function showRegions(image, box, found) {
       ...(page.has_ground_truth ? [["ground truth", counts.gt]] : []),
     ];
     const about = `${title}: ${um(x1 - x0)} × ${um(y1 - y0)}${id === "in-view" ? "" : `, x ${x0} to ${x1}, y ${y0} to ${y1} px`}`;
-    const cells = (value, total) => [value, number(value / size, value / size < 10 ? 2 : 0), total ? `${number((100 * value) / total, 1)} %` : "–"];
+    const cells = (value, total) => [value, density(value / size), total ? `${number((100 * value) / total, 1)} %` : "–"];
     const rows = shownClasses().map((k) => [classes[k], ...sides.flatMap(([, values]) => cells(values[k], ofShown(values)))]);
     rows.push(["shown classes", ...sides.flatMap(([, values]) => cells(ofShown(values), ofShown(values)))]);
     fillTable(byId(id), about, ["class", ...sides.flatMap(([name]) => [name, `per ${unit} ${title.toLowerCase()}`, "share"])], rows);
@@ -98,7 +99,10 @@ function listText(image) {
   const { gt, detections, fn, fp, misclassified, score } = summarize(image);
   if (!page.results.length) return `${plural(gt, "cell")}${image.unusual.length ? `, ${image.unusual.length} unusual` : ""}`;
   if (!isScored) return `${plural(detections, "detection")}${detections ? `\nmean score ${number(score)}` : ""}`;
-  const f1 = (result) => number(Math.min(1, summarize(image, result).f1));
+  const f1 = (result) => { // above 1 there is nothing to detect, and nothing detected
+    const value = summarize(image, result).f1;
+    return value > 1 ? "–" : number(value);
+  };
   const quality = page.results.length > 1 ? `F1 A ${f1(0)}, B ${f1(1)}` : `F1 ${f1(0)}`;
   return `${quality}\n${fn}\u00a0FN, ${fp}\u00a0FP, ${misclassified}\u00a0misclassified`;
 }
@@ -189,7 +193,7 @@ function fillTables() {
   fillTable(byId("table"), `${caption} A misclassified cell counts as a false negative of its class and as a false positive of the predicted class.`,
     ["class", "ground truth", "detections", "true positives", "false negatives", "false positives", "precision", "recall", "F1", "pooled PQ"], rows);
   const totals = sums.matrix.map((line) => sum(line) || 1);
-  fillTable(byId("confusion"), `Confusion matrix${of}: ground truth (rows) by predicted class (columns)`, ["", ...classes, "not detected"],
+  fillTable(byId("confusion"), `Confusion matrix${of}: ground truth (rows) by predicted class (columns); the colour of a number is its share of the row`, ["", ...classes, "not detected"],
     sums.matrix.map((line, a) => [classes[a] ?? "background", ...[...line].map((value, b) => (a + b === 2 * classes.length ? "" : value))]),
     (a, b) => 0.6 * sums.matrix[a][b] / totals[a]);
 }

@@ -183,7 +183,8 @@ def _render(
         n_detections=[
             sum(len(image[r].scores) for image in images) for r in range(len(content.results))
         ],
-        cards=parts.cards(content),
+        cards=(cards := parts.cards(content)),
+        has_intervals=any(value["interval"] for card in cards for value in card["values"]),
         compositions=parts.compositions(content, mpp),
         is_tissue=any(one.tissue_px is not None for image in images for one in image),
         few=FEW,

@@ -457,6 +457,91 @@ def test_a_cell_wholly_under_a_much_larger_one_counts(show, folder):
     assert rows(driver, "table")[-1][1:3] == ["8", "1"]
 
 
+@pytest.fixture(scope="module")
+def one_empty(tmp_path_factory):
+    """An image of 1000 x 2000 px with two cells, both detected, and one without any."""
+    folder, size = tmp_path_factory.mktemp("empty"), (1000, 2000)
+    cells = [(k, rectangle(size, 10 * k, 10, 10 * k + 8, 30), 0) for k in (1, 2)]
+    truth = truth_of({1: (size, cells), 2: (SIZE, [])}, NAMES)
+    truth["images"][0]["file_name"] = "x" * 200 + ".tif"
+    for image in truth["images"]:
+        grey(folder / image["file_name"], (image["height"], image["width"]))
+    results = [entry(1, k, mask, 0.9) for k, mask, _ in cells]
+    for name, value in (("truth", truth), ("results", results)):
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return write(
+        folder, folder / "results.json", "--truth", folder / "truth.json", "--resamples", 0
+    )
+
+
+def test_an_image_without_cells_has_no_f1(show, one_empty):
+    driver = show(one_empty)
+    spans = "[...document.querySelectorAll('#list span')]"
+    f1 = f"return {spans}.map((span) => span.textContent.split('\\n')[0])"
+    assert driver.execute_script(f1) == ["F1 1.00", "F1 –"]  # sorted last
+    assert text(driver, "worst").endswith(": none")  # nothing but its caption
+    assert rows(driver, "worst") == []
+    press(driver, "ArrowRight")
+    assert "F1 –" in text(driver, "status")
+    for key in "123":
+        press(driver, key)
+    assert driver.execute_script(f1) == ["F1 –", "F1 –"]
+    assert "F1 –" in text(driver, "status")
+
+
+def test_a_density_has_one_format(show, one_empty, tmp_path):
+    """Of an image as a whole, 2 cells in 2 Mpx, the view says what the table below says."""
+    driver = show(one_empty)
+    act(driver, "")
+    tables = driver.execute_script(
+        "return [...document.querySelectorAll('table.composition')].map((table) =>"
+        " [...table.tBodies[0].rows].map((row) => [...row.cells].map((c) => c.textContent)))"
+    )
+    by_image = tables[-1][:3]  # detections of the first image
+    assert [row[4] for row in by_image] == ["0.50", "0.50", "0.00"]
+    assert [row[2] for row in rows(driver, "in-view")[:3]] == ["0.50", "0.50", "0.00"]
+    cells = [(1, rectangle(SIZE, 5 * n, 5, 5 * n + 4, 9), 0) for n in range(10)]
+    small = truth_of({1: (SIZE, cells)}, NAMES)
+    grey(tmp_path / "1.tif")
+    (tmp_path / "truth.json").write_text(json.dumps(small))
+    driver = show(write(tmp_path, "--annotations", tmp_path / "truth.json"))
+    act(driver, "")
+    density = "2,083.3"  # 10 cells in 4800 px
+    assert rows(driver, "in-view")[0][2] == density
+    assert driver.execute_script(
+        "return document.querySelector('table.composition').tBodies[0].rows[0].cells[3].textContent"
+    ).startswith(density)
+
+
+def test_a_long_file_name_leaves_the_numbers_in_view(show, one_empty):
+    driver = show(one_empty, (1400, 900))
+    driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    name, right, title = driver.execute_script(
+        "const row = [...document.querySelectorAll('table.composition')].at(-1).tBodies[0].rows[0];"
+        "return [row.cells[0].offsetWidth, row.lastElementChild.getBoundingClientRect().right,"
+        " row.cells[0].title]"
+    )
+    assert name < 400
+    assert right < 1400
+    assert len(title) == 204
+
+
+def test_columns_have_headings_over_their_text(show, scored):
+    driver = show(scored)
+    press(driver, "ArrowRight")
+    heads = "[...document.querySelectorAll('#worst thead th')]"
+    assert all(driver.execute_script(f"return {heads}.map((th) => th.textContent)"))
+    # Class names, and their headings, begin at the left.
+    aligned = driver.execute_script(
+        "return [...document.querySelectorAll('table')].flatMap((table) =>"
+        " [...(table.tHead?.rows[0].cells ?? [])].filter((th) => th.textContent === 'class')"
+        " .flatMap((th) => [th, table.tBodies[0].rows[0].cells[th.cellIndex]]))"
+        " .map((cell) => getComputedStyle(cell).textAlign)"
+    )
+    assert len(aligned) >= 10
+    assert set(aligned) == {"left"}
+
+
 def test_a_detection_without_pixels_is_not_zoomed_to(show, folder):
     there = entry(1, 1, rectangle(SIZE, 5, 5, 20, 20), 0.9)
     empty = [entry(1, k, rectangle(SIZE, 0, 0, 0, 0), 0.6) for k in (1, 2)]
