@@ -230,25 +230,42 @@ class PredictionJob:
 
 
 class ImageClock:
-    """Measures the time of each of several images, whose tiles are done one after the other."""
+    """Measures the time of each of several images.
+
+    As several tiles are predicted at once, also of several images, it is known of `SHARED` tiles
+    together, and each has a part of it by its pixels.
+    """
+
+    SHARED = 16
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self.start()
+        self._waiting: list[tuple[int, int]] = []  # image and pixels of tiles since the start
         self._seconds: defaultdict[int, float] = defaultdict(float)
         self._pixels: Counter[int] = Counter()
 
     def start(self) -> None:
         """Don't count the time until now."""
-        self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
 
     def lap(self, number: int, pixels: int) -> None:
-        """Add the time since the last lap to an image, of which a tile is done."""
-        now = time.monotonic()
-        self._seconds[number] += now - self._last
-        self._pixels[number] += pixels
-        self._last = now
+        """Count the time until now, at which a tile of an image is done."""
+        self._last = time.monotonic()
+        self._waiting.append((number, pixels))
+        if len(self._waiting) == self.SHARED:
+            self._share()
 
     def seconds(self, number: int, pixels: int) -> float | None:
         """Return the time of so many pixels of an image at its speed, None if unknown."""
+        self._share()
         done = self._pixels[number]
         return self._seconds[number] * pixels / done if done else None
+
+    def _share(self) -> None:
+        """Share the time between the start and the last tile by the pixels of the tiles."""
+        total = sum(pixels for _, pixels in self._waiting)
+        for number, pixels in self._waiting:
+            self._seconds[number] += (self._last - self._start) * pixels / total
+            self._pixels[number] += pixels
+        self._waiting.clear()
+        self._start = self._last

@@ -193,6 +193,28 @@ def test_seconds_of_an_image():
     assert clock.seconds(0, 200) == pytest.approx(2 * half)
 
 
+def test_tiles_predicted_at_once_share_their_time(monkeypatch):
+    """Four tiles of four images are done at the same time; then two images one after the other."""
+    now = 5.0
+    monkeypatch.setattr("cellseg.predict.job.time.monotonic", lambda: now)
+    clock = ImageClock()
+    now = 100.0  # before the start
+    clock.start()
+    now = 108.0
+    for number, pixels in enumerate((100, 100, 100, 500)):
+        clock.lap(number, pixels)
+    now = 500.0  # after the last tile
+    assert [clock.seconds(n, p) for n, p in enumerate((100, 100, 200, 500))] == [1, 1, 2, 5]
+    clock.start()
+    for number, each in ((8, 1.0), (9, 3.0)):
+        for _ in range(4 * ImageClock.SHARED):
+            now += each
+            clock.lap(number, 10)
+    tiles = 4 * ImageClock.SHARED
+    assert clock.seconds(8, 10 * tiles) == pytest.approx(tiles)
+    assert clock.seconds(9, 10 * tiles) == pytest.approx(3 * tiles)
+
+
 @pytest.mark.parametrize("ring", [polygon(2000, 0, 2100, 50), [[1, 1], [2, 2]]])
 def test_bad_regions_are_an_error_of_the_image(tmp_path, ring):
     path = write_regions(tmp_path / "r.geojson", ring)
