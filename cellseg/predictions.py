@@ -16,7 +16,7 @@ from cellseg.rle import RLE, decode
 
 @dataclass(frozen=True, repr=False)
 class Predictions:
-    """The N cells detected in one image, highest score first.
+    """The N detections in one image, highest score first; a cell may have one in several classes.
 
     Attributes
     ----------
@@ -36,6 +36,8 @@ class Predictions:
     limited_by
         Config keys of the limits that left out boxes that are probably cells; see
         `cellseg.network.limits`.
+    is_distinct
+        Whether each cell is there once, as of `distinct`.
     """
 
     size: tuple[int, int]
@@ -45,6 +47,7 @@ class Predictions:
     masks: list[RLE]
     class_names: tuple[str, ...] = ()
     limited_by: tuple[str, ...] = ()
+    is_distinct: bool = False
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Predictions:
@@ -58,7 +61,7 @@ class Predictions:
     def __getitem__(
         self, index: int | slice | NDArray[np.bool_] | NDArray[np.int64]
     ) -> Predictions:
-        """Return the cells that an index of `scores` selects, in its order; one for a number."""
+        """Return the detections that an index of `scores` selects, in its order; one for a number."""
         if isinstance(index, Integral):
             index = np.array([range(len(self))[index]])
         return replace(
@@ -70,7 +73,7 @@ class Predictions:
         )
 
     def __iter__(self) -> Iterator[Predictions]:
-        """Yield the cells one by one."""
+        """Yield the detections one by one."""
         return (self[index] for index in range(len(self)))
 
     def distinct(self, score_threshold: float = 0.0) -> Predictions:
@@ -92,17 +95,17 @@ class Predictions:
         index, scores, _ = distinct_cells(
             decode(self.masks, self.size), self.classes, self.scores.astype(np.float64)
         )
-        cells = replace(self[index], scores=scores.astype(np.float32))
+        cells = replace(self[index], scores=scores.astype(np.float32), is_distinct=True)
         return cells[cells.scores >= score_threshold]
 
     def __repr__(self) -> str:
-        """Return one line with the number of cells per class and the image size."""
+        """Return one line with the number of detections or cells per class and the image size."""
         height, width = self.size
-        cells = plural(len(self), "cell")
+        what = plural(len(self), "cell" if self.is_distinct else "detection")
         names = dict(enumerate(self.class_names))
         classes, counts = (a.tolist() for a in np.unique(self.classes, return_counts=True))
         of_class = ", ".join(
             f"{count} {names.get(k, f'of class {k}')}"
             for k, count in zip(classes, counts, strict=True)
         )
-        return f"Predictions({cells} in {height} x {width} px{of_class and ': ' + of_class})"
+        return f"Predictions({what} in {height} x {width} px{of_class and ': ' + of_class})"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cellseg import InputError, Predictions, Predictor
+from tests.score.scoring_cases import rectangle
+from tests.score.scoring_cases import rle as encode
 
 NAMES = ("epithelial", "lymphocyte", "neutrophil")
 
@@ -23,15 +27,26 @@ def predictions(scores, classes, names=NAMES):
     [
         (
             predictions([0.9, 0.8, 0.7], [2, 0, 2]),
-            "Predictions(3 cells in 512 x 768 px: 1 epithelial, 2 neutrophil)",
+            "Predictions(3 detections in 512 x 768 px: 1 epithelial, 2 neutrophil)",
         ),
-        (predictions([0.9], [1]), "Predictions(1 cell in 512 x 768 px: 1 lymphocyte)"),
-        (predictions([0.9], [1], ()), "Predictions(1 cell in 512 x 768 px: 1 of class 1)"),
-        (Predictions.empty((5, 7)), "Predictions(0 cells in 5 x 7 px)"),
+        (predictions([0.9], [1]), "Predictions(1 detection in 512 x 768 px: 1 lymphocyte)"),
+        (predictions([0.9], [1], ()), "Predictions(1 detection in 512 x 768 px: 1 of class 1)"),
+        (Predictions.empty((5, 7)), "Predictions(0 detections in 5 x 7 px)"),
     ],
 )
 def test_repr_is_one_line(shown, expected):
     assert repr(shown) == expected
+
+
+def test_cells_are_detections_counted_once():
+    """Two detections of one cell, and one of another."""
+    twice = predictions([0.9, 0.8, 0.7], [0, 1, 1])
+    masks = [(10, 30), (10, 30), (100, 120)]
+    mask_rles = [encode(rectangle((512, 768), top, 5, bottom, 25)) for top, bottom in masks]
+    twice = replace(twice, masks=mask_rles)
+    assert repr(twice).startswith("Predictions(3 detections in ")
+    assert repr(twice.distinct()).startswith("Predictions(2 cells in ")
+    assert repr(twice.distinct()[:1]).startswith("Predictions(1 cell in ")
 
 
 @pytest.mark.parametrize(

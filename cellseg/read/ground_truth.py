@@ -378,8 +378,8 @@ def _own_images(ground_truth: COCO, own: ListedImages, ids: dict[int, int]) -> I
             )
     if n := sum(n_outside.values()):
         warn(
-            f"{source}: ground-truth cells outside the regions that were predicted, not counted: "
-            f"{n}, {in_images([name for name, each in n_outside.items() if each])}"
+            f"{own.source}: ground-truth cells outside the regions that were predicted, not "
+            f"counted: {n}, {in_images([name for name, each in n_outside.items() if each])}"
         )
 
 
