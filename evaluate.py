@@ -71,8 +71,11 @@ def get_parser() -> utils.CommandParser:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write one row per image and class as CSV"
-    )
+        "--csv", type=Path, metavar="FILE",
+        help="write one row per image and class as CSV: true, found, hits, misses and false_alarms "
+        "are ground-truth cells, detections, true positives, false negatives and false positives; "
+        "error is detections minus ground-truth cells; a quality without cells is empty",
+    )  # fmt: skip
     return parser
 
 
