@@ -61,7 +61,7 @@ class Predictions:
     def __getitem__(
         self, index: int | slice | NDArray[np.bool_] | NDArray[np.int64]
     ) -> Predictions:
-        """Return the detections that an index of `scores` selects, in its order; one for a number."""
+        """Return the detections that an index of `scores` selects, in order; one for a number."""
         if isinstance(index, Integral):
             index = np.array([range(len(self))[index]])
         return replace(
