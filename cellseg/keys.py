@@ -96,27 +96,28 @@ OWN: dict[str, Any] = {
         "FOLD": 0,
         # File with the group (patient, slide) of each image; a group is never split.
         "GROUPS": "",
-        # Length of the longest cells in image pixels; tiles overlap by a little more. Computed
+        # Length of the longest cells in pixels of MPP; tiles overlap by a little more. Computed
         # from the training data: the 99.9th percentile.
         "LONGEST_CELL": 0.0,
-        # Micrometres per pixel of the training images, if their annotations say so; 0 is unknown.
-        # Images of another resolution are scaled to it in prediction.
+        # Micrometres per pixel that images of another known resolution are scaled to, with a ZOOM
+        # in training and prediction. 0 for the median of the training images, if known; it is one
+        # that images have.
         "MPP": 0.0,
-        # Cells that have room side by side in a million image pixels; limits the proposals and
+        # Cells that have room side by side in a million pixels of MPP; limits the proposals and
         # detections of an image. Computed from the training data: 1e6 / 25th percentile of the
         # areas. 0 for 10,000.
         "CELLS_PER_MEGAPIXEL": 0.0,
     },
     "INPUT": {
-        # Scale in training and prediction: network pixels per image pixel. 0 scales to the short
-        # side MIN_SIZE_TRAIN or MIN_SIZE_TEST, as Detectron2 does.
+        # Scale in training and prediction: network pixels per pixel of DATA.MPP. 0 scales to the
+        # short side MIN_SIZE_TRAIN or MIN_SIZE_TEST, as Detectron2 does.
         "ZOOM": 0.0,
         # Compute ZOOM from the sizes of the training cells. Setting only ZOOM turns this off.
         "ZOOM_FROM_DATA": False,
         # With a ZOOM, side of the training crops in network pixels …
         "WINDOW": 512,
-        # … of which an epoch has as many of an image as fit on its area, at least one, so that
-        # the cells of large images are drawn as often as others. Else it has one of each image.
+        # … of which an epoch has as many of an image as fit on its area, cut to the image, at least
+        # one, so that the cells of large images are drawn as often as others. Else one of each.
         "WINDOWS_BY_AREA": False,
         # The scales are drawn from ZOOM / (1 + this) to ZOOM * (1 + this).
         "ZOOM_JITTER": 0.0,

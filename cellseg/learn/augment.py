@@ -29,12 +29,15 @@ class Crop(ABC):
     """Chooses the part of the image in a sample, and its scale."""
 
     @abstractmethod
-    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+    def sample_view(
+        self, size: Size, rng: Generator, centre: Point | None = None, factor: float = 1.0
+    ) -> View:
         """Draw a view of an image of some size, without flips and rotations.
 
         `centre` is a point that the middle half of the window contains, at a random place, or
         the rest of the window near the image's border. Without it, all positions of the window
-        are equally likely.
+        are equally likely. `factor` multiplies a fixed scale, to bring the image to the resolution
+        of others.
         """
 
 
@@ -87,7 +90,13 @@ class ShortestEdgeCrop(Crop):
     sampling: str
     longest: int
 
-    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+    def sample_view(
+        self,
+        size: Size,
+        rng: Generator,
+        centre: Point | None = None,
+        factor: float = 1.0,  # noqa: ARG002 (there is no fixed scale)
+    ) -> View:
         crop = self._sample_crop_size(size, rng)
         if self.sampling == "range":
             shortest = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
@@ -114,7 +123,7 @@ class ShortestEdgeCrop(Crop):
 
 @dataclass(frozen=True)
 class FixedScaleCrop(Crop):
-    """Square window at one scale for all images; smaller where the image is smaller.
+    """Square window at one scale for all images of a resolution; smaller in smaller images.
 
     Attributes
     ----------
@@ -131,16 +140,18 @@ class FixedScaleCrop(Crop):
     jitter: float
     window: int
 
-    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+    def sample_view(
+        self, size: Size, rng: Generator, centre: Point | None = None, factor: float = 1.0
+    ) -> View:
         spread = math.log1p(self.jitter)
-        scale = self.scale * math.exp(rng.uniform(-spread, spread))
+        scale = self.scale * factor * math.exp(rng.uniform(-spread, spread))
         side = max(1, round(self.window / scale))
         height, width = size
         output_height, output_width = (
             self.window if length >= side else max(1, round(length * scale)) for length in size
         )
         window = _sample_window((min(side, height), min(side, width)), size, rng, centre)
-        return View(window, (output_height, output_width))
+        return View(window, (output_height, output_width), sharp=factor > 1)  # as in prediction
 
 
 def _sample_window(
@@ -245,9 +256,11 @@ class Augmentations:
     flips_and_rotations: Sequence[FlipOrRotation]
     colours: Sequence[Colour]
 
-    def sample_view(self, size: Size, rng: Generator, centre: Point | None = None) -> View:
+    def sample_view(
+        self, size: Size, rng: Generator, centre: Point | None = None, factor: float = 1.0
+    ) -> View:
         """Draw the view of an image, see `Crop.sample_view`, and flip and rotate it."""
-        view = self.crop.sample_view(size, rng, centre)
+        view = self.crop.sample_view(size, rng, centre, factor)
         for transform in self.flips_and_rotations:
             view = transform.sample_view(view, rng)
         return view

@@ -17,6 +17,7 @@ from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import paste
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.stream import SampleStream, choose_crop_centre, count_windows, repeat_factors
+from cellseg.read.resolution import magnification
 from cellseg.read.window import read_image
 from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
@@ -37,6 +38,7 @@ class CellMapper:
         self.crop_on_class = cfg.INPUT.CROP_ON_CLASS
         self.copy_paste = cfg.INPUT.COPY_PASTE
         self.image_format = cfg.INPUT.FORMAT
+        self.mpp = cfg.DATA.MPP
         self.donors = donors
         self._mask_runs: dict[str, MaskRuns] = {}
         self._images: dict[str, NDArray[np.uint8]] = {}
@@ -68,7 +70,8 @@ class CellMapper:
 
     def _draw_view(self, sample: ImageCells, rng: np.random.Generator) -> View:
         centre = choose_crop_centre(sample, self.crop_on_class, rng)
-        return self.augmentations.sample_view(sample.size, rng, centre)
+        factor = magnification(sample.mpp, self.mpp)
+        return self.augmentations.sample_view(sample.size, rng, centre, factor)
 
     def _load_view(
         self, sample: ImageCells, rng: np.random.Generator
@@ -105,5 +108,6 @@ def build_stream(cfg: CfgNode, data: TrainingData) -> SampleStream:
         samples = [sample for sample in samples if sample.masks]
     factors = repeat_factors(samples, cfg.DATALOADER.REPEAT_THRESHOLD)
     if cfg.INPUT.ZOOM and cfg.INPUT.WINDOWS_BY_AREA:
-        factors *= count_windows(samples, cfg.INPUT.ZOOM, cfg.INPUT.WINDOW)
+        scales = [cfg.INPUT.ZOOM * magnification(sample.mpp, cfg.DATA.MPP) for sample in samples]
+        factors *= count_windows(samples, scales, cfg.INPUT.WINDOW)
     return SampleStream(samples, CellMapper(cfg, samples), cfg.SEED, factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
 
 from cellseg.config import load_config
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.messages import listed, plural, warn
-from cellseg.read.resolution import is_about
+from cellseg.read.resolution import magnification
 from cellseg.rle import areas, decode
 from cellseg.runs import CONFIG
 
@@ -34,7 +36,7 @@ _LEVEL_STEP = 2.0  # minimum between levels
 
 @dataclass(frozen=True)
 class CellSizes:
-    """Sizes of the boxes of all training cells, in image pixels.
+    """Sizes of the boxes of all training cells, in pixels of the run's resolution.
 
     Attributes
     ----------
@@ -70,27 +72,42 @@ class Anchors(NamedTuple):
     reason: str
 
 
-def measure_cells(samples: Sequence[ImageCells]) -> CellSizes:
-    """Measure the boxes of all annotated cells. Raise InputError if there are none."""
-    boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)])
-    if not len(boxes):
+def measure_cells(samples: Sequence[ImageCells], mpp: float = 0.0) -> CellSizes:
+    """Measure the boxes of all annotated cells. Raise InputError if there are none.
+
+    Pixels are those of images of `mpp` micrometres per pixel, 0 for each image's own.
+    """
+    sides = _cell_sides(samples, mpp)
+    if not len(sides):
         raise InputError(
             f"no cells in {plural(len(samples), 'training image')}, nothing to train on; lower "
             "--val_fraction or annotate cells"
         )
-    sides = boxes[:, 2:] - boxes[:, :2]
     small, large = np.percentile(np.sqrt(sides.prod(axis=1)), [5, 95])
     length, longest = np.percentile(sides.max(axis=1), [50, 99.9])
     return CellSizes(float(length), float(small), float(large), float(longest))
 
 
-def measure_density(samples: Sequence[ImageCells]) -> float:
-    """Return how many cells have room side by side in a million pixels.
+def _cell_sides(samples: Sequence[ImageCells], mpp: float) -> NDArray[np.float64]:
+    """Return width and height of the boxes of all cells, `(N, 2)`, in pixels of `mpp`."""
+    sides = [
+        (sample.boxes[:, 2:] - sample.boxes[:, :2]) * magnification(sample.mpp, mpp)
+        for sample in samples
+    ]
+    return np.concatenate([np.zeros((0, 2)), *sides])
+
+
+def measure_density(samples: Sequence[ImageCells], mpp: float = 0.0) -> float:
+    """Return how many cells have room side by side in a million pixels, as in `measure_cells`.
 
     With the 25th percentile of the masks' areas: the cells of an image may be all of the smaller
     of two common types.
     """
-    masks = [areas(decode(sample.masks, sample.size)) for sample in samples if sample.masks]
+    masks = [
+        areas(decode(sample.masks, sample.size)) * magnification(sample.mpp, mpp) ** 2
+        for sample in samples
+        if sample.masks
+    ]
     return 1e6 / max(1.0, float(np.percentile(np.concatenate(masks), 25)))
 
 
@@ -147,15 +164,10 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
 
     Returns a line for each chosen value, with the reason.
     """
-    sizes = measure_cells(samples)
+    reasons = _set_resolution(cfg, samples)
+    sizes = measure_cells(samples, cfg.DATA.MPP)
     cfg.DATA.LONGEST_CELL = sizes.longest
-    cfg.DATA.CELLS_PER_MEGAPIXEL = measure_density(samples)
-    reasons: list[str] = []
-    if mpps := [sample.mpp for sample in samples if sample.mpp]:
-        cfg.DATA.MPP = float(f"{np.median(mpps):.6g}")
-        reasons.append(f"{cfg.DATA.MPP:g} µm per pixel: from the annotation file")
-    elif cfg.DATA.MPP:
-        reasons.append(f"{cfg.DATA.MPP:g} µm per pixel (DATA.MPP): the annotation file has none")
+    cfg.DATA.CELLS_PER_MEGAPIXEL = measure_density(samples, cfg.DATA.MPP)
     if not (cfg.INPUT.ZOOM_FROM_DATA or cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA):
         return reasons
     strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
@@ -164,10 +176,32 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
         cfg.INPUT.ZOOM = scale.value
         reasons.append(scale.reason + _keep_former_scale(cfg, scale.value))
     if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
+        # Without a fixed scale, each image is resized whatever its resolution.
+        sizes = sizes if cfg.INPUT.ZOOM else measure_cells(samples)
         anchors = choose_anchors(sizes, _typical_scale(cfg, samples), strides)
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors.sizes
         reasons.append(anchors.reason)
     return reasons
+
+
+def _set_resolution(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
+    """Set the resolution, unless it is given, to one that images have: the median, or below it.
+
+    Returns a line with the reason, none if it is unknown.
+    """
+    mpps = [sample.mpp for sample in samples if sample.mpp]
+    if cfg.DATA.MPP:
+        reason = f"{cfg.DATA.MPP:g} µm per pixel (DATA.MPP)"
+        reason += "" if mpps else ": the annotation file has none"
+    elif mpps:
+        cfg.DATA.MPP = float(f"{statistics.median_low(mpps):.6g}")
+        reason = f"{cfg.DATA.MPP:g} µm per pixel: from the annotation file"
+    else:
+        return []
+    n_scaled = sum(magnification(mpp, cfg.DATA.MPP) != 1 for mpp in mpps)
+    if n_scaled and (cfg.INPUT.ZOOM or cfg.INPUT.ZOOM_FROM_DATA):
+        reason += f"; {n_scaled} of {plural(len(samples), 'training image')} are scaled to it"
+    return [reason]
 
 
 def _keep_former_scale(cfg: CfgNode, chosen: float) -> str:
@@ -195,19 +229,24 @@ def _keep_former_scale(cfg: CfgNode, chosen: float) -> str:
     return f"; the initial weights' {kept:g} is kept, with their anchors"
 
 
-def warn_of_resolutions(samples: Sequence[ImageCells], mpp: float) -> None:
-    """Warn of training images that are known to differ from `mpp`, the run's, or unknown."""
+def warn_of_resolutions(samples: Sequence[ImageCells], mpp: float, scaled: bool = False) -> None:
+    """Warn of images of another resolution than `mpp`, the run's, or of an unknown one.
+
+    `scaled` says that images are scaled to the run's resolution, as with a fixed scale.
+    """
+    n = plural(len(samples), "image")
     known = [sample for sample in samples if sample.mpp]
-    if different := [s for s in known if s.mpp and not is_about(s.mpp, mpp)]:
+    different = [sample for sample in known if magnification(sample.mpp, mpp) != 1]
+    if different and not scaled:
         warn(
-            f"{plural(len(different), 'training image')} of another resolution than {mpp:g} µm "
-            "per pixel, the median, which is the run's; training does not rescale images: "
-            + listed([f"{sample.name} ({sample.mpp:g})" for sample in different])
+            f"{len(different)} of {n} of another resolution than the run's {mpp:g} µm per pixel, "
+            "which the recipe resizes whatever their resolution (INPUT.ZOOM_FROM_DATA True scales "
+            "them to one): " + listed([f"{sample.name} ({sample.mpp:g})" for sample in different])
         )
-    if known and (unknown := [sample.name for sample in samples if not sample.mpp]):
+    if known and mpp and (unknown := [sample.name for sample in samples if not sample.mpp]):
         warn(
-            f"{plural(len(unknown), 'training image')} of unknown resolution, assumed to be the "
-            f"run's {mpp:g} µm per pixel: {listed(unknown)}"
+            f"{len(unknown)} of {n} don't say their resolution, assumed to be the run's {mpp:g} µm "
+            f"per pixel: {listed(unknown)}"
         )
 
 

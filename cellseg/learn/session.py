@@ -369,7 +369,7 @@ def print_training(session: Session, n_processes: int) -> None:
         sep="\n",
         flush=True,
     )
-    warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP)
+    warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP, bool(cfg.INPUT.ZOOM))
     warn_of_classes_without_cells(data)
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
         warn(

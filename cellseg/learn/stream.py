@@ -106,13 +106,17 @@ def repeat_factors(samples: Sequence[ImageCells], threshold: float) -> NDArray[n
     return np.array([max((factor[c] for c in classes), default=1.0) for classes in present])
 
 
-def count_windows(samples: Sequence[ImageCells], scale: float, window: int) -> NDArray[np.float64]:
+def count_windows(
+    samples: Sequence[ImageCells], scales: float | Sequence[float], window: int
+) -> NDArray[np.float64]:
     """Return how many windows fit on the area of n images, `(n,)` of 1 or more.
 
-    `scale` is in network pixels per image pixel, `window` the side in network pixels.
+    `scales` are in network pixels per image pixel, `window` is the side in network pixels. The
+    windows of an image that is lower or narrower are cut to it.
     """
-    areas = np.array([math.prod(sample.size) for sample in samples], np.float64)
-    counts: NDArray[np.float64] = np.maximum(1, areas * (scale / window) ** 2)
+    sizes = np.array([sample.size for sample in samples], np.float64).reshape(-1, 2)
+    factors = np.broadcast_to(scales, len(samples)) / window
+    counts: NDArray[np.float64] = np.maximum(1, sizes * factors[:, None]).prod(axis=1)
     return counts
 
 

@@ -21,7 +21,8 @@ from cellseg.memory import too_large_error, unless_out_of_memory
 from cellseg.network.limits import Limits, choose_limits
 from cellseg.predict.tiles import Tile
 from cellseg.predict.unusual import BrightnessCheck
-from cellseg.predict.views import magnification, plan_views
+from cellseg.predict.views import plan_views
+from cellseg.read.resolution import magnification
 from cellseg.read.window import WindowedImage, open_file_or_array
 from cellseg.view import View, to_tensor
 
@@ -52,7 +53,8 @@ class TileJob:
 
     def limits(self, cfg: CfgNode) -> Limits:
         """Return the limits for the tile, by its area at the resolution of the run's images."""
-        return choose_limits(cfg, math.prod(self.tile.size) * magnification(cfg, self.mpp) ** 2)
+        factor = magnification(self.mpp, cfg.DATA.MPP)
+        return choose_limits(cfg, math.prod(self.tile.size) * factor**2)
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,8 @@ from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.threads import count_threads, split_cores
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, edge_margin, plan_tiles
 from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
-from cellseg.predict.views import magnification
 from cellseg.predictions import Predictions
-from cellseg.read.resolution import MPP_RANGE, is_plausible
+from cellseg.read.resolution import MPP_RANGE, is_plausible, magnification
 from cellseg.read.window import open_file_or_array
 from cellseg.rle import areas, boxes_xyxy, encode
 from cellseg.view import View
@@ -205,7 +204,8 @@ class Predictor:
         `size` is its height and width in pixels, `mpp` its micrometres per pixel, if known.
         """
         test = self.cfg.TEST
-        scales = [cfg.INPUT.ZOOM * magnification(cfg, mpp) for cfg in self.cfgs]  # 0 is not fixed
+        # 0 is not fixed.
+        scales = [cfg.INPUT.ZOOM * magnification(mpp, cfg.DATA.MPP) for cfg in self.cfgs]
         scale = max(scales)
         if not (scale or test.TILE):
             return plan_tiles(size, max(2, *size), 1)  # the whole image
@@ -222,7 +222,7 @@ class Predictor:
 
     def _longest_cell(self, mpp: float | None) -> float:
         """Return the length of the longest expected cells, in pixels of an image of `mpp`."""
-        return max(float(c.DATA.LONGEST_CELL) / magnification(c, mpp) for c in self.cfgs)
+        return max(float(c.DATA.LONGEST_CELL) / magnification(mpp, c.DATA.MPP) for c in self.cfgs)
 
     def choose_part(
         self,

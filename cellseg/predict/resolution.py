@@ -12,9 +12,8 @@ from fvcore.common.config import CfgNode
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
-from cellseg.predict.views import magnification
 from cellseg.read.names import short_name
-from cellseg.read.resolution import is_about
+from cellseg.read.resolution import is_about, magnification
 from cellseg.read.window import WindowedImage, open_image
 
 
@@ -107,7 +106,7 @@ def _kind(
     if not record.mpp:
         return "of unknown resolution, assumed to have the run's (--mpp states it), level 0"
     source = "stated" if stated else opened.resolution and opened.resolution.source
-    factors = sorted({f"{magnification(cfg, record.mpp):.3g}" for cfg in cfgs})
+    factors = sorted({f"{magnification(record.mpp, cfg.DATA.MPP):.3g}" for cfg in cfgs})
     return f"of {record.mpp:.3g} µm ({source}), scale {' and '.join(factors)}, level {record.level}"
 
 

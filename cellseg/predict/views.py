@@ -5,7 +5,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from cellseg.predict.tiles import Tile
-from cellseg.read.resolution import is_about
+from cellseg.read.resolution import magnification
 from cellseg.view import View, resize_shortest_edge
 
 # Flips and quarter turns: (flip_x, flip_y, transpose). TEST.SYMMETRIES takes the first 1 (none),
@@ -20,16 +20,6 @@ ORIENTATIONS = (
     (False, True, True),
     (True, True, True),
 )
-
-
-def magnification(cfg: CfgNode, mpp: float | None) -> float:
-    """Return the factor that brings an image of `mpp` to the resolution of a run's images.
-
-    1 if either is unknown, or they are about the same.
-    """
-    if not (mpp and cfg.DATA.MPP) or is_about(mpp, cfg.DATA.MPP):
-        return 1.0
-    return float(mpp / cfg.DATA.MPP)
 
 
 def plan_views(
@@ -53,7 +43,7 @@ def plan_views(
     """
     inputs = cfg.INPUT
     if inputs.ZOOM or not inputs.MIN_SIZE_TEST:
-        factor = magnification(cfg, mpp)
+        factor = magnification(mpp, cfg.DATA.MPP)
         scale_y = scale_x = (inputs.ZOOM or 1.0) * factor
     else:  # whatever the resolution
         factor = 1.0

@@ -56,6 +56,14 @@ def is_about(mpp: float, other: float) -> bool:
     return max(mpp, other) < _TOLERANCE * min(mpp, other)
 
 
+def magnification(mpp: float | None, run_mpp: float) -> float:
+    """Return the factor that brings an image of `mpp` to the resolution of a run.
+
+    1 if either is unknown (None or 0), or they are about the same.
+    """
+    return 1.0 if not (mpp and run_mpp) or is_about(mpp, run_mpp) else mpp / run_mpp
+
+
 def tiff_resolution(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Resolution | None:
     """Return the resolution of a page of a TIFF, None if it is missing or implausible.
 

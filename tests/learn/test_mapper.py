@@ -15,6 +15,8 @@ from cellseg.errors import InputError
 from cellseg.learn.augment import Augmentations
 from cellseg.learn.mapper import CellMapper, build_stream
 from cellseg.learn.samples import TrainingData, load_training_data
+from cellseg.predict.tiles import Tile
+from cellseg.predict.views import plan_views
 from cellseg.read.window import read_image
 from cellseg.view import View
 from tests.learn.cell_cases import image_of
@@ -118,9 +120,9 @@ def test_images_without_cells_can_be_excluded(data):
 @pytest.mark.parametrize(
     ("options", "counts"),
     [
-        # Windows are 192 px, at scale 1.5 128 image px: 16 and 4 on the area, and 1 at least.
-        (["INPUT.ZOOM", "1.5"], [16, 4, 1]),
-        (["INPUT.ZOOM", "1.5", "INPUT.WINDOW", "384"], [4, 1, 1]),
+        # Windows are 192 px, at scale 1.5 128 image px: 4 x 4, 8 in a row, 1 at least.
+        (["INPUT.ZOOM", "1.5"], [16, 8, 1]),
+        (["INPUT.ZOOM", "1.5", "INPUT.WINDOW", "384"], [4, 4, 1]),
         (["INPUT.ZOOM", "1.5", "INPUT.WINDOWS_BY_AREA", "False"], [1, 1, 1]),
         (["INPUT.ZOOM", "0"], [1, 1, 1]),
     ],
@@ -134,6 +136,37 @@ def test_large_images_have_more_windows(options, counts):
     assert stream.epoch_length == sum(counts)
     for epoch in range(3):
         assert np.bincount(stream.order(epoch)).tolist() == counts
+
+
+def test_images_of_two_resolutions_have_cells_of_one_size(tmp_path, rng):
+    """Of the same field, 24 and 48 pixels wide, and a square cell of 3 and 6 µm."""
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    config.merge_options(
+        cfg,
+        ["INPUT.ZOOM", "2.0", "INPUT.ZOOM_JITTER", "0", "INPUT.WINDOW", "96", "DATA.MPP", "0.25"],
+    )
+    shapes = {}
+    for mpp, factor in ((None, 1), (0.25, 1), (0.26, 1), (0.5, 2), (0.125, 0.5)):
+        image = np.zeros((24, 24, 3), np.uint8)
+        mask = np.zeros((24, 24), bool)
+        mask[8:14, 10:16] = True
+        sample = replace(sample_of(tmp_path, image, [mask]), mpp=mpp)
+        result = CellMapper(cfg)(sample, rng)
+        shapes[mpp] = CellMapper(cfg).shape(sample, rng)
+        assert shapes[mpp] == result["masks"].size == (48 * factor,) * 2
+        left, top, right, bottom = result["boxes"][0].tolist()
+        assert (right - left, bottom - top) == (12 * factor, 12 * factor)
+
+
+def test_a_sample_has_the_scale_of_prediction():
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    cfg.INPUT.ZOOM, cfg.INPUT.ZOOM_JITTER, cfg.DATA.MPP = 1.5, 0.0, 0.25
+    for mpp in (None, 0.1, 0.25, 0.25001, 0.3, 0.5):
+        sample = replace(image_of(size=(40, 60)), mpp=mpp)
+        view = CellMapper(cfg)._draw_view(sample, np.random.default_rng(0))
+        whole = Tile((0, 0, 60, 40), (False,) * 4)
+        (predicted,) = plan_views(whole, (40, 60), cfg, mpp)
+        assert (view.size, view.sharp) == (predicted.size, predicted.sharp)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")  # pycocotools

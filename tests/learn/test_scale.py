@@ -164,6 +164,75 @@ def test_the_runs_resolution_is_that_of_its_images(mpps, run, n_warnings, caplog
         assert n_warnings == 0 or re.search(f"{name}|image2", record.getMessage())
 
 
+def two_resolutions():
+    """Return images of 0.25 and 0.5 µm, with cells of 20 and 10 px, and one of unknown resolution.
+
+    Before, 0.26 µm is about the same as 0.25.
+    """
+    cells = {0.25: 20, 0.26: 20, 0.5: 10, None: 40}
+    return [
+        replace(image_of([(9, 9, 9 + side, 9 + side)], name=f"{mpp}"), mpp=mpp)
+        for mpp, side in cells.items()
+    ]
+
+
+def test_two_resolutions(caplog):
+    """Cells of 20, 20, 20 and 40 px at 0.25 µm: the first of the two middle ones is the run's."""
+    cfg = config.load_recipe("small_fpn", "torchvision")
+    cfg.INPUT.ZOOM = 0.0
+    (first, *_) = set_keys_from_data(cfg, two_resolutions())
+    assert cfg.DATA.MPP == 0.26
+    assert "1 of 4" in first
+    cfg.DATA.MPP = 0.25
+    (first, *_) = set_keys_from_data(cfg, two_resolutions())
+    assert cfg.DATA.MPP == 0.25
+    assert cfg.INPUT.ZOOM == 1.5
+    assert cfg.DATA.LONGEST_CELL == pytest.approx(40 - 0.003 * 20)
+    assert cfg.DATA.CELLS_PER_MEGAPIXEL == pytest.approx(1e6 / 20**2)
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 30
+    warn_of_resolutions(two_resolutions(), cfg.DATA.MPP, scaled=True)
+    (record,) = caplog.records
+    assert "1 of 4 images" in record.getMessage()
+
+
+@pytest.mark.parametrize("given", [0.0, 0.5])
+def test_one_resolution_changes_no_value(given):
+    """Images of one known resolution have the values of those of an unknown one."""
+    known = [replace(sample, mpp=0.5) for sample in two_resolutions()]
+    unknown = [replace(sample, mpp=None) for sample in two_resolutions()]
+    values = []
+    for samples in (known, unknown):
+        cfg = config.load_recipe("small_fpn", "torchvision")
+        cfg.DATA.MPP = given
+        set_keys_from_data(cfg, samples)
+        cfg.DATA.MPP = 0.0
+        values.append(cfg.dump())
+    assert values[0] == values[1]
+
+
+def test_a_given_resolution_is_kept():
+    """At 0.5 µm, cells of 10, 10.4, 10 and, of unknown resolution, 40 px: 10.2 is the median."""
+    cfg = config.load_recipe("small_fpn", "torchvision")
+    config.merge_options(cfg, ["DATA.MPP", "0.5"])
+    set_keys_from_data(cfg, two_resolutions())
+    assert cfg.DATA.MPP == 0.5
+    assert cfg.INPUT.ZOOM == 2.94
+
+
+def test_without_a_scale_images_are_not_brought_to_one_resolution(caplog):
+    """Anchors are of the cells as they are, limits and overlaps of cells at one resolution."""
+    cfg = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision")
+    cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA, cfg.INPUT.CROP.ENABLED = True, False
+    cfg.INPUT.MIN_SIZE_TRAIN = (400,)  # as large as the images are
+    samples = [sample for sample in two_resolutions() if sample.mpp in (0.25, 0.5)]
+    set_keys_from_data(cfg, samples)
+    assert cfg.DATA.LONGEST_CELL == 20
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [10]
+    warn_of_resolutions(samples, cfg.DATA.MPP)
+    (record,) = caplog.records
+    assert "INPUT.ZOOM_FROM_DATA" in record.getMessage()
+
+
 def test_a_resolution_that_only_the_config_knows():
     cfg = config.default_config("torchvision")
     cfg.DATA.MPP = 0.25

@@ -143,10 +143,14 @@ def test_repeat_factors_by_hand():
 
 
 def test_windows_by_hand():
-    """Images of 128 x 256, 10 x 1000 and 1 x 1 px; windows of 64 px at scale 2 are 32 px wide."""
+    """Images of 128 x 256, 10 x 1000 and 1 x 1 px; windows of 64 px at scale 2 are 32 px wide.
+
+    In the second image they are 10 px high, of which 31.25 fit side by side.
+    """
     samples = [image_of([], (), size=size) for size in ((128, 256), (10, 1000), (1, 1))]
-    assert count_windows(samples, 2.0, 64).tolist() == [32, 9.765625, 1]
-    assert count_windows(samples, 0.5, 64).tolist() == [2, 1, 1]
+    assert count_windows(samples, 2.0, 64).tolist() == [32, 31.25, 1]
+    assert count_windows(samples, 0.5, 64).tolist() == [2, 7.8125, 1]
+    assert count_windows(samples, [2.0, 0.5, 3.0], 64).tolist() == [32, 7.8125, 1]
     assert count_windows([], 1.0, 64).tolist() == []
 
 
