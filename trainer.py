@@ -6,7 +6,6 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from cellseg.learn.optimizer import build_optimizer, build_schedule
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.step import TrainingStep
 from cellseg.learn.stream import build_loader
-from cellseg.learn.validation import validate
+from cellseg.learn.validation import choose_max_detections, describe_max_detections, validate
 from cellseg.learn.weights import load_initial_weights
 from cellseg.look.batch import draw_middle
 from cellseg.memory import is_out_of_memory, memory_name
@@ -100,7 +99,7 @@ class Trainer(DefaultTrainer):
         add_picture: Callable[[str, NDArray[np.uint8]], None] | None = None,
         is_last: bool = True,
     ) -> AveragePrecision:
-        """Return the mask AP of the validation set, with at most 100 detections per image.
+        """Return the mask AP of the validation set, of the detections that its cells call for.
 
         `add_picture` receives a name and a picture of ground truth and detections for the first
         few images. Limits that leave out cells are a warning in the last validation of a training:
@@ -113,9 +112,11 @@ class Trainer(DefaultTrainer):
                 picture = draw_middle(image, sample, detections, names)
                 add_picture(f"held out/{sample.name}", picture)
 
+        predictor = Predictor([model], [cfg])
+        cap = choose_max_detections(data, bool(cfg.DATA.FOLDS))
         return validate(
-            partial(Predictor([model], [cfg]).predict, all_tiles=True),
-            lambda eval_images: mask_ap(eval_images, len(names), (100,))[100],
+            lambda image, mpp: predictor.predict(image, mpp=mpp, all_tiles=True),
+            lambda eval_images: mask_ap(eval_images, len(names), (cap,))[cap],
             data,
             data.validation,
             draw,
@@ -144,6 +145,7 @@ class Trainer(DefaultTrainer):
                     (lambda: trainer.test(cfg, trainer.step.eval_network, data, is_last=False))
                     if cfg.DATA.CONTINUES
                     else None,
+                    describe_max_detections(choose_max_detections(data, bool(cfg.DATA.FOLDS))),
                 )
             )
         if rank() == 0:

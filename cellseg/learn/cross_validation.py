@@ -23,6 +23,7 @@ from cellseg.learn import session
 from cellseg.learn.continued import warn_of_other_classes
 from cellseg.learn.samples import TrainingData, load_training_data
 from cellseg.learn.session import Launch, Session
+from cellseg.learn.validation import choose_max_detections, describe_max_detections
 
 _SCORE = "validation/AP50"
 
@@ -100,7 +101,10 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
         if code:
             return code
     names = [category["name"] for category in data.categories]
-    summary = summarise_folds([read_last_scores(run) for run in sessions], names)
+    summary = {
+        "max_detections": choose_max_detections(data, all_images=True),
+        **summarise_folds([read_last_scores(run) for run in sessions], names),
+    }
     write_json(folder / runs.SUMMARY, summary, indent=1)
     print(f"{as_text(summary)}\nwritten to {display_path(folder / runs.SUMMARY)}")
     return 0
@@ -199,5 +203,7 @@ def as_text(summary: dict[str, Any]) -> str:
     rows = {"all classes": summary["AP50"], **summary["classes"]}
     width = max(map(len, rows))
     lines = [f"  {name:{width}}  {Estimate(**row)}" for name, row in rows.items() if row]
-    title = f"AP50 of the final weights over {len(summary['folds'])} folds, mean [95 % interval]:"
-    return "\n".join([title, *lines])
+    title = f"AP50 of the final weights over {len(summary['folds'])} folds, mean [95 % interval]"
+    if "max_detections" in summary:
+        title += f", {describe_max_detections(summary['max_detections'])}"
+    return "\n".join([f"{title}:", *lines])

@@ -44,6 +44,7 @@ class Validation(HookBase):
 
     `patience` consecutive scores without improvement end the training; 0 disables this.
     `score_before` scores it before the first step, to tell at the end what the training changed.
+    `detections` says in the messages which ones AP has.
     The best score is restored from the checkpoint when a run is resumed. The file of the best
     weights may be of a later step, which is repeated then, or deleted.
     """
@@ -56,6 +57,7 @@ class Validation(HookBase):
         period: int,
         patience: int = 0,
         score_before: Callable[[], Scores] | None = None,
+        detections: str = "",
     ) -> None:
         self.score = score
         self.checkpointer = checkpointer
@@ -66,6 +68,7 @@ class Validation(HookBase):
         self.n_without_improvement = 0
         self.score_before = score_before
         self.before: float | None = None
+        self.detections = f" ({detections})" if detections else ""
         self._barrier: Callable[[], None] = lambda: None
 
     def before_train(self) -> None:
@@ -77,7 +80,7 @@ class Validation(HookBase):
             if rank() == 0:
                 ap50 = self.score_before().ap50
                 self.before = ap50 if math.isfinite(ap50) else None
-                _print(f"before the first iteration: validation AP50 {ap50:.3f}")
+                _print(f"before the first iteration: validation AP50 {ap50:.3f}{self.detections}")
             self._barrier()
 
     def after_step(self) -> None:
@@ -116,6 +119,7 @@ class Validation(HookBase):
             self.checkpointer.save_weights(BEST, network, iteration=done, **score)
         _print(
             f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
+            + self.detections
             + (", the best so far" if better else f" (best {self.best:.3f})")
         )
         if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
