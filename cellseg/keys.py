@@ -112,7 +112,8 @@ OWN: dict[str, Any] = {
         # Scale in training and prediction: network pixels per pixel of DATA.MPP. 0 scales to the
         # short side MIN_SIZE_TRAIN or MIN_SIZE_TEST, as Detectron2 does.
         "ZOOM": 0.0,
-        # Compute ZOOM from the sizes of the training cells. Setting only ZOOM turns this off.
+        # Compute ZOOM from the sizes of the training cells, and of WINDOW. Setting only ZOOM turns
+        # this off.
         "ZOOM_FROM_DATA": False,
         # With a ZOOM, side of the training crops in network pixels …
         "WINDOW": 512,

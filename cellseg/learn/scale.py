@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ _LENGTH_FINE, _LENGTH_COARSE = 30, 56
 _COARSE_STRIDE = 16
 _SAME_SCALE = 1.25  # weights trained at a scale are kept at it up to this factor
 _SCALE_RANGE = (0.5, 4.0)  # below, cells vanish; above, only the blur grows
+# The scale is lowered until this percentile of the cells is whole in a training window, if the
+# median cell still has this length.
+_WHOLE, _LEAST_LENGTH = 99, 15
 
 _N_SIZES = 5  # on a single level; Detectron2's number, so that its weights fit
 _MIN_STEP = 1.2  # between anchors of one level: closer ones match the same cells
@@ -111,11 +115,12 @@ def measure_density(samples: Sequence[ImageCells], mpp: float = 0.0) -> float:
     return 1e6 / max(1.0, float(np.percentile(np.concatenate(masks), 25)))
 
 
-def choose_scale(sizes: CellSizes, finest_stride: int) -> Scale:
+def choose_scale(sizes: CellSizes, finest_stride: int, largest: float = math.inf) -> Scale:
     """Choose the scale at which the median cell has a suitable length for the network's features.
 
     `finest_stride` is the smallest stride of the feature maps in network pixels: 4 with a feature
-    pyramid, 16 with a dilated res5.
+    pyramid, 16 with a dilated res5. At the scale `largest`, nearly all cells are whole in a
+    training window; a lower scale than suitable is chosen if the median cell is not too small then.
     """
     length = _LENGTH_COARSE if finest_stride >= _COARSE_STRIDE else _LENGTH_FINE
     ideal = length / sizes.length
@@ -126,6 +131,11 @@ def choose_scale(sizes: CellSizes, finest_stride: int) -> Scale:
     )
     if not _SCALE_RANGE[0] <= ideal <= _SCALE_RANGE[1]:
         reason += f", limited to {_SCALE_RANGE[0]:g} to {_SCALE_RANGE[1]:g}"
+    lower = math.floor(100 * largest) / 100 if largest < value else value
+    if max(_SCALE_RANGE[0], _LEAST_LENGTH / sizes.length) <= lower < value:
+        reason = reason.replace(f"{value:g}", f"{lower:g}", 1)
+        reason += f"; lower than {value:g}, so that {_WHOLE} % of the cells fit in INPUT.WINDOW"
+        value = lower
     return Scale(value, reason)
 
 
@@ -172,7 +182,9 @@ def set_keys_from_data(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]
         return reasons
     strides = [_feature_stride(name, cfg) for name in cfg.MODEL.RPN.IN_FEATURES]
     if cfg.INPUT.ZOOM_FROM_DATA:
-        scale = choose_scale(sizes, min(strides))
+        lengths = _cell_sides(samples, cfg.DATA.MPP).max(axis=1)
+        largest = cfg.INPUT.WINDOW / float(np.percentile(lengths, _WHOLE))
+        scale = choose_scale(sizes, min(strides), largest)
         cfg.INPUT.ZOOM = scale.value
         reasons.append(scale.reason + _keep_former_scale(cfg, scale.value))
     if cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA:
@@ -247,6 +259,27 @@ def warn_of_resolutions(samples: Sequence[ImageCells], mpp: float, scaled: bool 
         warn(
             f"{len(unknown)} of {n} don't say their resolution, assumed to be the run's {mpp:g} µm "
             f"per pixel: {listed(unknown)}"
+        )
+
+
+def warn_of_unsuitable_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> None:
+    """Warn of cells that are longer than the training windows, or small for the anchors."""
+    inputs = cfg.INPUT
+    lengths = _cell_sides(samples, cfg.DATA.MPP if inputs.ZOOM else 0.0).max(axis=1)
+    if inputs.ZOOM and (n := int((lengths * inputs.ZOOM > inputs.WINDOW).sum())):
+        warn(
+            f"{n} of {plural(len(lengths), 'training cell')} ({100 * n / len(lengths):.2g} %) are "
+            f"longer than the training window of {inputs.WINDOW / inputs.ZOOM:.0f} pixels "
+            f"(INPUT.WINDOW {inputs.WINDOW:g} / INPUT.ZOOM {inputs.ZOOM:g}), so never whole in "
+            "training; set a larger INPUT.WINDOW or a lower INPUT.ZOOM"
+        )
+    length = float(np.median(lengths)) * _typical_scale(cfg, samples)
+    smallest = min(itertools.chain.from_iterable(cfg.MODEL.ANCHOR_GENERATOR.SIZES))
+    if not inputs.ZOOM and length < smallest / 2:
+        warn(
+            f"the median cell is {length:.0f} network pixels long in training, less than half of "
+            f"the smallest anchor ({smallest:g}), so most cells may be missed; end the command "
+            "with INPUT.ZOOM_FROM_DATA True, or use --model lite_fpn"
         )
 
 

@@ -26,7 +26,11 @@ from cellseg.learn.mapper import build_stream
 from cellseg.learn.memory import report_memory
 from cellseg.learn.optimizer import set_schedule
 from cellseg.learn.samples import TrainingData, load_training_data, split_data
-from cellseg.learn.scale import set_keys_from_data, warn_of_resolutions
+from cellseg.learn.scale import (
+    set_keys_from_data,
+    warn_of_resolutions,
+    warn_of_unsuitable_scale,
+)
 from cellseg.messages import listed, plural, warn
 from cellseg.read.layout import CLASS_NAMES
 
@@ -370,6 +374,7 @@ def print_training(session: Session, n_processes: int) -> None:
         flush=True,
     )
     warn_of_resolutions(data.train + data.validation, cfg.DATA.MPP, bool(cfg.INPUT.ZOOM))
+    warn_of_unsuitable_scale(cfg, data.train)
     warn_of_classes_without_cells(data)
     if solver.MAX_ITER <= solver.WARMUP_ITERS:
         warn(

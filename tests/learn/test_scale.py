@@ -20,6 +20,7 @@ from cellseg.learn.scale import (
     measure_density,
     set_keys_from_data,
     warn_of_resolutions,
+    warn_of_unsuitable_scale,
 )
 from tests.learn.cell_cases import image_of
 
@@ -81,6 +82,64 @@ def test_scale_has_a_reason():
     assert re.fullmatch(r"scale 1\.15: .* 26 px .* 30 px .* stride 4", reason)
     reason = choose_scale(CellSizes(10.5, 9, 40, 60), 16).reason
     assert re.fullmatch(r"scale 4: .* 10\.5 px .* 56 px .* stride 16, .* 0\.5 to 4", reason)
+
+
+@pytest.mark.parametrize(
+    ("largest", "value"),
+    [
+        (9.0, 2.5),  # all cells fit anyway
+        (2.5, 2.5),
+        (2.4999, 2.49),
+        (1.409, 1.4),  # rounded down, so that they fit
+        (1.25, 1.25),  # 15 px
+        (1.24, 2.5),  # the median cell would be too small
+        (0.01, 2.5),
+    ],
+)
+def test_a_lower_scale_for_large_cells(largest, value):
+    scale = choose_scale(CellSizes(12.0, 9, 88, 300), 4, largest)
+    assert scale.value == value
+    assert scale.reason.startswith(f"scale {value:g}: ")
+    assert ("INPUT.WINDOW" in scale.reason) == (value != 2.5)
+
+
+def test_the_scale_is_not_lowered_below_its_range():
+    assert choose_scale(CellSizes(60.0, 9, 88, 300), 4, 0.45).value == 0.5
+    assert choose_scale(CellSizes(60.0, 9, 88, 300), 16, 0.45).value == 0.93
+    assert choose_scale(CellSizes(60.0, 9, 88, 300), 16, 0.5).value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("large", "zoom", "n"),
+    [
+        (100, 1.92, 0),  # 192 px, as large as the window
+        (120, 1.6, 0),
+        (200, 3.0, 2),  # 0.96 would be needed, where 10 px are 9.6 px
+    ],
+)
+def test_cells_longer_than_the_window(large, zoom, n, caplog):
+    cfg = config.load_recipe("lite_fpn", "torchvision")
+    cells = images(*[(10, 8)] * 98, (large, 9), (7, large))
+    set_keys_from_data(cfg, cells)
+    assert cfg.INPUT.ZOOM == zoom
+    warn_of_unsuitable_scale(cfg, cells)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (n > 0)
+    for message in messages:
+        assert "2 of 100 training cells (2 %)" in message
+        assert "INPUT.WINDOW" in message
+        assert "INPUT.ZOOM" in message
+
+
+@pytest.mark.parametrize(
+    ("side", "zoom", "warns"), [(16, 0.0, False), (15, 0.0, True), (15, 2.0, False)]
+)
+def test_cells_small_for_the_anchors(side, zoom, warns, caplog):
+    """The smallest anchor has 32 px; images of 400 px stay as they are."""
+    cfg = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision")
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.ZOOM = False, (400,), zoom
+    warn_of_unsuitable_scale(cfg, images((side, side), (side, 2), (3, 3)))
+    assert ("INPUT.ZOOM_FROM_DATA" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(
