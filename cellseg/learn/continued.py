@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from fvcore.common.config import CfgNode
 from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.files import display_path
+from cellseg.images import ImageCells
 from cellseg.learn.samples import TrainingData
-from cellseg.messages import plural, warn
+from cellseg.messages import listed, plural, warn
 from cellseg.read.classes import advise_class_names
 
 
@@ -40,11 +42,7 @@ def keep_former_values(cfg: CfgNode, run: Path) -> None:
 
 
 def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
-    """Check the data of a new run against the run that it continues.
-
-    Warns of validation images that the former run was trained on, as AP50 before is too high then.
-    Raises InputError if the classes are others.
-    """
+    """Raise InputError if a new run has other classes than the run that it continues."""
     run = Path(cfg.DATA.CONTINUES)
     record = runs.read_record(run)
     former, names = _class_names(record, data)
@@ -55,12 +53,20 @@ def check_former_run(cfg: CfgNode, data: TrainingData) -> None:
             f"{advise_class_names(former, ()).partition(': ')[2]}, or begin a new run from its "
             f"weights with --model {cfg.RECIPE}"
         )
-    seen = {sample.name for sample in data.validation} & {*map(str, record.get("train") or ())}
-    if seen:
-        warn(
-            f"{display_path(run)} was trained on {len(seen)} of the "
-            f"{plural(len(data.validation), 'validation image')}, so AP50 before is too high"
-        )
+
+
+def warn_of_seen_images(cfg: CfgNode, validation: Sequence[ImageCells]) -> None:
+    """Warn of validation images that the run of the initial weights was trained on."""
+    if not (run := find_former_run(cfg.MODEL.WEIGHTS)):
+        return
+    with contextlib.suppress(InputError):  # no valid record
+        trained = {*map(str, runs.read_record(run).get("train") or ())}
+        if seen := {sample.name for sample in validation} & trained:
+            warn(
+                f"{display_path(run)} was trained on {len(seen)} of the "
+                f"{plural(len(validation), 'validation image')} (by name), so AP50 is too high"
+                f"{' before' if cfg.DATA.CONTINUES else ''}: {listed(sorted(seen))}"
+            )
 
 
 def warn_of_other_classes(cfg: CfgNode, data: TrainingData) -> None:

@@ -20,7 +20,7 @@ from cellseg.config import load_config
 from cellseg.errors import InputError
 from cellseg.files import display_path, write_json
 from cellseg.learn import session
-from cellseg.learn.continued import warn_of_other_classes
+from cellseg.learn.continued import warn_of_other_classes, warn_of_seen_images
 from cellseg.learn.samples import TrainingData, load_training_data
 from cellseg.learn.session import Launch, Session
 from cellseg.learn.validation import choose_max_detections, describe_max_detections
@@ -92,6 +92,8 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
         session.check_checkpoint(run)
     if not resumed:
         warn_of_other_classes(cfg, data)
+        held_out = [sample for fold in sessions.values() for sample in fold.data.validation]
+        warn_of_seen_images(cfg, held_out)
     for number, (run, fold) in enumerate(sessions.items(), 1):
         finished = "" if run in to_train else ": finished"
         print(f"fold {number} of {len(sessions)}{finished}")

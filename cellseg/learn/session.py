@@ -20,7 +20,11 @@ from cellseg.config import config_errors
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
-from cellseg.learn.continued import check_former_run, warn_of_other_classes
+from cellseg.learn.continued import (
+    check_former_run,
+    warn_of_other_classes,
+    warn_of_seen_images,
+)
 from cellseg.learn.hooks import TrainingStopped, log_to_file
 from cellseg.learn.mapper import build_stream
 from cellseg.learn.memory import report_memory
@@ -210,6 +214,7 @@ def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
         check_former_run(cfg, session.data)
     else:
         warn_of_other_classes(cfg, session.data)
+    warn_of_seen_images(cfg, session.data.validation)
     if launch.machine_rank == 0:
         create(session, runs.new_run(root.absolute(), cfg.RECIPE), launch.command)
     return session

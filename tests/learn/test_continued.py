@@ -12,6 +12,7 @@ import pytest
 import annotation
 import train
 from cellseg import config, runs
+from cellseg.learn.continued import warn_of_seen_images
 from cellseg.learn.samples import load_training_data, split_data
 from cellseg.read.corrected_store import (
     Cell,
@@ -142,6 +143,31 @@ def test_other_classes_are_refused(run, cells, tmp_path):
 def test_flags_that_choose_other_validation_images(run):
     for flags in (["--val_fraction", "0.2"], ["--folds", "3"]):
         assert "--val_fraction" in refusal(train.main, ["--weights", str(run), *flags])
+
+
+@pytest.mark.parametrize("key", ["DATA.VAL_FRACTION", "DATA.FOLDS", "DATA.FOLD"])
+def test_keys_that_choose_other_validation_images(run, key):
+    assert key in refusal(train.main, ["--weights", str(run), key, "0"])
+
+
+def test_validation_images_that_the_initial_weights_were_trained_on(run, corrected, caplog):
+    cfg = config.load_config(run / runs.CONFIG)
+    seen = sorted(runs.read_record(run)["train"])
+    everything = load(corrected).train
+    for weights, validation, n in (
+        ("", everything, 0),
+        (run / runs.FINAL, [], 0),
+        (run / runs.FINAL, [s for s in everything if s.name not in seen], 0),
+        (run / runs.FINAL, everything, 3),
+        (run, everything, 3),
+    ):
+        caplog.clear()
+        cfg.MODEL.WEIGHTS = str(weights)
+        warn_of_seen_images(cfg, validation)
+        assert len(caplog.records) == (n > 0)
+        for record in caplog.records:
+            assert "trained on 3 of the 7 validation images" in record.getMessage()
+            assert all(name in record.getMessage() for name in seen)
 
 
 def test_without_validation_images(cells, tiny, tmp_path, capsys):
