@@ -114,17 +114,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     """Build the config from the recipe (or the run to resume), the flags and the options."""
     from cellseg import config
+    from cellseg.files import open_json
     from cellseg.learn import session
     from cellseg.learn.continued import find_former_run, keep_former_values
     from cellseg.learn.weights import choose_initial_weights
     from cellseg.network import check_network
+    from cellseg.read.coco import COCO_REMEDY
 
     begins_anew = run or args.model or args.config_file
     former = None if begins_anew else find_former_run(args.weights)
-    if former and (args.val_fraction or args.folds) and runs.read_record(former)["held_out"]:
+    keys = {*args.options[::2]} & {"DATA.VAL_FRACTION", "DATA.FOLDS", "DATA.FOLD"}
+    splits = args.val_fraction or args.folds or keys
+    if former and splits and runs.read_record(former)["held_out"]:
         raise InputError(
             f"--weights {args.weights}: the run's validation images are used; leave out "
-            "--val_fraction and --folds, or begin a new run with --model"
+            f"{', '.join(['--val_fraction', '--folds', *sorted(keys)])}, or begin a new run with "
+            "--model"
         )
     source = run or former
     path = source / runs.CONFIG if source else args.config_file
@@ -143,12 +148,21 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
         session.check_same_start(run, cfg, original)
     else:
         config.check_unused_keys(cfg)
+    config.check_given_keys(cfg, args.options[::2])
+    held_out = cfg.DATA.VAL_FRACTION or cfg.DATA.FOLDS or cfg.DATA.VAL_IMAGES
+    if args.groups and not held_out:
+        raise InputError(
+            f"--groups {args.groups}: has no effect without validation images; add --val_fraction "
+            "or --folds, or leave it out"
+        )
     session.set_seed(cfg, args.num_machines)
     advice = "" if cfg.RECIPE in FOR_THE_CPU else f"; --model {FOR_THE_CPU[0]} is made for it"
     cfg.MODEL.DEVICE = choose_device(args.device, args.options, cfg.MODEL.DEVICE, advice)
     chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
     session.set_workers(cfg, chosen)
     if not (run or args.show_batch):
+        with open_json(cfg.DATA.ANNOTATIONS, "annotations", COCO_REMEDY):
+            pass  # before weights are downloaded
         choose_initial_weights(cfg, args.weights)
     return cfg
 
@@ -233,7 +247,7 @@ def draw_first_batch(cfg: CfgNode, path: Path) -> int:
     utils.check_outputs({"--show_batch": path}, images)
     stream, classes = build_stream(cfg, run.data), [c["name"] for c in run.data.categories]
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
-    write_png(path, draw_batch(samples, classes, cfg.INPUT.FORMAT))
+    write_png(path, draw_batch(samples, classes, cfg.INPUT.FORMAT), "--show_batch")
     names = ", ".join(sample["name"] for sample in samples)
     print(*run.reasons, f"{utils.display_path(path)}: {names}", sep="\n")
     return 0

@@ -36,6 +36,7 @@ from cellseg.keys import (
     Range,
 )
 from cellseg.limits import CONFIG_BYTES, CONFIG_VALUES
+from cellseg.messages import warn
 from cellseg.runs import check_recipe_name
 
 # An installed package contains the recipes, a checkout has them next to the package.
@@ -335,6 +336,50 @@ def check_unused_keys(cfg: CfgNode) -> None:
     for key, instead in _UNUSED_KEYS.items():
         if own.get(key) != known.get(key):
             raise InputError(f"{key} {own[key]}: has no effect here; {instead}")
+
+
+# Keys that training computes from the cells.
+_FROM_CELLS = ("DATA.LONGEST_CELL", "DATA.CELLS_PER_MEGAPIXEL")
+# Keys that have no effect with a fixed scale, and those that have none without.
+_WITHOUT_SCALE = (
+    "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
+    "INPUT.CROP.ENABLED", "INPUT.CROP.TYPE", "INPUT.CROP.SIZE",
+)  # fmt: skip
+_WITH_SCALE = ("INPUT.WINDOW", "INPUT.WINDOWS_BY_AREA", "INPUT.ZOOM_JITTER")
+# Keys of the validation.
+_VALIDATION = ("TEST.EVAL_PERIOD", "TEST.EVAL_EPOCHS")
+
+
+def check_given_keys(cfg: CfgNode, given: Iterable[str]) -> None:
+    """Check the keys given on the command line of a training for those without effect.
+
+    Raises InputError for the first; a warning for those of a validation that there is not.
+    """
+    has_scale = cfg.INPUT.ZOOM or cfg.INPUT.ZOOM_FROM_DATA
+    for key in given:
+        value = attrgetter(key)(cfg)
+        if key in _FROM_CELLS:
+            raise InputError(
+                f"{key} {value}: train.py computes it from the training cells; leave it out, and "
+                "give it to inference.py"
+            )
+        if key in _WITHOUT_SCALE and has_scale:
+            raise InputError(
+                f"{key} {value}: has no effect with a fixed scale; set INPUT.ZOOM and "
+                "INPUT.WINDOW, or INPUT.ZOOM 0 for images of one size"
+            )
+        if key in _WITH_SCALE and not has_scale:
+            raise InputError(
+                f"{key} {value}: has no effect without a fixed scale; add INPUT.ZOOM_FROM_DATA "
+                "True or an INPUT.ZOOM, or leave it out"
+            )
+        if (
+            key in _VALIDATION
+            and value
+            and not (cfg.DATA.VAL_FRACTION or cfg.DATA.VAL_IMAGES or cfg.DATA.FOLDS)
+        ):
+            warn(f"no validation images (--val_fraction), so {key} has no effect")
 
 
 def check_values(cfg: CfgNode) -> None:

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from cellseg.files import check_own, write_atomic
 
 
-def write_png(path: str | os.PathLike[str], image: NDArray[np.uint8]) -> None:
-    """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically.
+def write_png(
+    path: str | os.PathLike[str], image: NDArray[np.uint8], flag: str = "--output"
+) -> None:
+    """Write an `(H, W, 3)` uint8 RGB picture as PNG, atomically; `flag` names the file.
 
     Raises InputError if the file can't be written, or exists and is of another program.
     """
-    check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture")
+    check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture", flag)
     _, data = cv2.imencode(".png", image[..., ::-1])
     png = data.tobytes()
     with write_atomic(path, "wb") as file:

@@ -168,11 +168,12 @@ def choose_weights(run: Path, name: str | None = None) -> Path:
         if (run / candidate).is_file():
             return run / candidate
     available = ", ".join(sorted(path.name for path in run.glob("*.pth")))
-    hint = (
-        f"--weight_name takes {available}"
-        if available
-        else "no weights are saved yet; train.py --resume"
-    )
+    if not available:
+        hint = "no weights are saved yet; train.py --resume"
+    elif name:
+        hint = f"--weight_name takes {available}"
+    else:
+        hint = f"name a file instead of the folder: {run}/{available}"
     raise InputError(f"{run}: no {' or '.join(candidates)} in it; {hint}")
 
 

@@ -563,3 +563,25 @@ def test_former_runs_have_limits_that_follow_the_area(tmp_path, lists, expected)
     del cfg["ENGINE"]
     file.write_text(cfg.dump())
     assert limits(file) == lists
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ([], []),
+        (["TEST.EVAL_PERIOD", "0"], []),
+        (["TEST.EVAL_PERIOD", "9"], ["TEST.EVAL_PERIOD"]),
+        (["TEST.EVAL_EPOCHS", "9", "SEED", "1"], ["TEST.EVAL_EPOCHS"]),
+        (["TEST.EVAL_PERIOD", "9", "DATA.VAL_FRACTION", "0.1"], []),
+        (["TEST.EVAL_PERIOD", "9", "DATA.FOLDS", "3"], []),
+        (["TEST.EVAL_PERIOD", "9", "DATA.VAL_IMAGES", "['a']"], []),
+        (["INPUT.ZOOM", "0", "INPUT.CROP.SIZE", "[0.5,0.5]", "INPUT.MIN_SIZE_TRAIN", "(9,)"], []),
+        (["INPUT.ZOOM", "2", "INPUT.WINDOW", "99", "DATA.MPP", "0.5"], []),
+    ],
+)
+def test_given_keys(options, warned, caplog):
+    cfg = config.load_recipe("demo", "torchvision")
+    config.merge_options(cfg, options)
+    config.check_given_keys(cfg, options[::2])
+    for key, record in zip(warned, caplog.records, strict=True):
+        assert key in record.getMessage()

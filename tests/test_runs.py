@@ -143,6 +143,15 @@ def test_choice_of_weights(tmp_path):
         runs.choose_weights(run, "x.pth")
 
 
+def test_a_run_with_a_checkpoint_only(tmp_path):
+    run = make(tmp_path, "one")
+    (run / runs.LAST).touch()
+    with pytest.raises(InputError) as caught:
+        runs.choose_weights(run)
+    assert str(run / runs.LAST) in str(caught.value)
+    assert "--" not in str(caught.value)  # no flag of one of the commands
+
+
 def test_record(tmp_path):
     annotations = tmp_path / "annotations.json"
     annotations.write_bytes(b"[1]")

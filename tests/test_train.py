@@ -182,7 +182,13 @@ def detectron2(*case):
         ("--config-file {tiny} --val_fraction 0.4 -b 4", "which has 3 images"),
         ("--config-file {tiny} --groups nowhere.json", "--groups"),
         ("--config-file {tiny} --annotations nowhere.json", "nowhere.json: "),
+        ("--model mask_rcnn_R_50_FPN_3x --annotations nowhere.json", "nowhere.json: "),
         ("--config-file {tiny} --output_dir {tiny}", "choose another --output_dir"),
+        ("--config-file {tiny} DATA.LONGEST_CELL 50", "DATA.LONGEST_CELL 50.0: "),
+        ("--config-file {tiny} DATA.CELLS_PER_MEGAPIXEL 9", "DATA.CELLS_PER_MEGAPIXEL 9.0: "),
+        ("--model demo INPUT.MIN_SIZE_TRAIN (99,)", "INPUT.MIN_SIZE_TRAIN (99,): "),
+        ("--model demo INPUT.CROP.SIZE [0.2,0.2]", "INPUT.CROP.SIZE [0.2, 0.2]: "),
+        ("--config-file {tiny} INPUT.ZOOM 0 INPUT.WINDOW 99", "INPUT.WINDOW 99: "),
         detectron2("--config-file {tiny} MODEL.BACKBONE.NAME x", "config.yaml: "),
         detectron2("--config-file {tiny} MODEL.RESNETS.DEPTH 51", "config.yaml: "),
         ("--config-file {tiny} SOLVER.WARMUP_METHOD x", "SOLVER.WARMUP_METHOD x"),
@@ -251,10 +257,12 @@ def test_weights_of_a_run_with_other_classes_are_a_warning(go, cells, tmp_path, 
     file.write_text(json.dumps(coco))
     assert go("--annotations", file, "--weights", former, "SOLVER.MAX_ITER", 1) == 0
     warning = "its classes are class1, class2, class3, class4, now they are class4, class3, class2"
-    assert warning in capsys.readouterr().err
+    assert warning in (err := capsys.readouterr().err)
+    assert "was trained on" not in err
     words = ["--folds", 2, "SOLVER.MAX_ITER", 1]
     assert go("--annotations", file, "--weights", former, *words) == 0
-    assert warning in capsys.readouterr().err
+    assert warning in (err := capsys.readouterr().err)
+    assert "was trained on 5 of the 5 validation images" in err
     assert go("--weights", former, "SOLVER.MAX_ITER", 1) == 0
     assert "classes are" not in capsys.readouterr().err
 
@@ -452,6 +460,21 @@ def test_show_batch(go, tmp_path, capsys):
         assert min(picture.size) > 100
     assert f"{path}: " in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+@ONE
+def test_show_batch_does_not_replace_other_files(go, tmp_path):
+    path = tmp_path / "note.png"
+    path.write_text("not a picture")
+    with pytest.raises(InputError, match=r"note\.png.* --show_batch"):
+        go("--show-batch", path)
+    assert path.read_text() == "not a picture"
+
+
+@ONE
+def test_groups_without_validation_images(go, tmp_path):
+    with pytest.raises(InputError, match=r"--groups .*--val_fraction"):
+        go("--groups", tmp_path / "groups.csv")
 
 
 @pytest.mark.one_engine

@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from cellseg.errors import InputError
 from cellseg.messages import plural, warn
 
+_PERIODS = 40
+
 _NORMS = (
     torch.nn.modules.batchnorm._BatchNorm,
     torch.nn.modules.instancenorm._InstanceNorm,
@@ -130,8 +132,12 @@ def _rate_and_decay(
 def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
     """Convert lengths in epochs to iterations, for epochs of `epoch_length` samples.
 
-    An epoch need not be a whole number of iterations. The length of the run is rounded up. Raises
-    InputError if a batch has more images than an epoch; windows may come from the same image.
+    An epoch need not be a whole number of iterations. The length of the run is rounded up. A run
+    of a given number of iterations, which may be many epochs, has at most `_PERIODS` validations
+    and checkpoints, unless their periods are given in iterations too.
+
+    Raises InputError if a batch has more images than an epoch; windows may come from the same
+    image.
     """
     solver = cfg.SOLVER
     windows = cfg.INPUT.ZOOM and cfg.INPUT.WINDOWS_BY_AREA
@@ -147,10 +153,11 @@ def set_schedule(cfg: CfgNode, epoch_length: int) -> None:
         solver.MAX_ITER = max(1, math.ceil(solver.EPOCHS * epoch - 1e-6))
     if solver.WARMUP_EPOCHS:
         solver.WARMUP_ITERS = round(solver.WARMUP_EPOCHS * epoch)
+    least = 1 if solver.EPOCHS else math.ceil(solver.MAX_ITER / _PERIODS)
     if solver.CHECKPOINT_EPOCHS:
-        solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_EPOCHS * epoch))
+        solver.CHECKPOINT_PERIOD = max(least, round(solver.CHECKPOINT_EPOCHS * epoch))
     if cfg.TEST.EVAL_EPOCHS:
-        cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
+        cfg.TEST.EVAL_PERIOD = max(least, round(cfg.TEST.EVAL_EPOCHS * epoch))
     key, late = "STEPS", [step for step in solver.STEPS if step >= solver.MAX_ITER]
     if len(solver.STEP_FRACTIONS):
         solver.STEPS = sorted({round(part * solver.MAX_ITER) for part in solver.STEP_FRACTIONS})

@@ -244,6 +244,26 @@ def test_the_backbone_has_its_own_rate(recipe, kind, engine):
                 assert of[id(parameter)] == pytest.approx(factor * step.rate)
 
 
+@pytest.mark.parametrize(
+    ("options", "periods"),
+    [
+        # Epochs of 2 iterations; the recipe validates and saves every 5.
+        (["SOLVER.EPOCHS", "300"], (10, 10)),
+        (["SOLVER.MAX_ITER", "3"], (10, 10)),
+        (["SOLVER.MAX_ITER", "400"], (10, 10)),
+        (["SOLVER.MAX_ITER", "401"], (11, 11)),
+        (["SOLVER.MAX_ITER", "4000"], (100, 100)),
+        (["SOLVER.MAX_ITER", "4000", "TEST.EVAL_PERIOD", "3"], (3, 100)),
+        (["SOLVER.MAX_ITER", "4000", "SOLVER.CHECKPOINT_PERIOD", "4"], (100, 4)),
+    ],
+)
+def test_periods_of_validation_and_checkpoints(options, periods):
+    cfg = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision")
+    config.merge_options(cfg, ["SOLVER.IMS_PER_BATCH", "4", *options])
+    set_schedule(cfg, 8)
+    assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD) == periods
+
+
 def record_rates(cfg, build, n):
     """Return the learning rates of n steps with a schedule."""
     optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
