@@ -23,8 +23,7 @@ def write_png(
     Raises InputError if the file can't be written, or exists and is of another program.
     """
     check_own(Path(path), rb"\x89PNG.{29}" + re.escape(_MARK), "a picture", flag)
-    _, data = cv2.imencode(".png", image[..., ::-1])
-    png = data.tobytes()
+    png = encode_png(image)
     with write_atomic(path, "wb") as file:
         file.write(png[:_HEADER] + _MARK + png[_HEADER:])
 
@@ -35,6 +34,14 @@ def write_jpeg(path: str | os.PathLike[str], image: NDArray[np.uint8], quality: 
     jpeg = encode_jpeg(image, quality)
     with write_atomic(path, "wb") as file:
         file.write(jpeg[:2] + _COMMENT + jpeg[2:])
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """Encode `(H, W, 3)` uint8 RGB as PNG."""
+    # Half the size of the default's, at the same speed.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 2, cv2.IMWRITE_PNG_STRATEGY, 0]
+    _, data = cv2.imencode(".png", image[..., ::-1], options)
+    return data.tobytes()
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS
 from cellseg.network.loop import HookBase
+from cellseg.png import encode_png
 from cellseg.runs import BEST, FINAL, FULL_SCORE, METRICS, check_run_folder, rescale_score
 
 
@@ -211,8 +213,16 @@ class MetricWriter(HookBase):
 
     def add_picture(self, name: str, picture: NDArray[np.uint8]) -> None:
         """Add an `(H, W, 3)` uint8 RGB picture to TensorBoard."""
+        height, width, n_channels = picture.shape
+        image = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=n_channels,
+            encoded_image_string=encode_png(picture),
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
         with self._errors():
-            self._events.add_image(name, picture, self.trainer.iter, dataformats="HWC")
+            self._events.file_writer.add_summary(summary, self.trainer.iter)
 
     def after_train(self) -> None:
         if self._values:  # it stopped within a period

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellseg import runs
@@ -216,6 +218,9 @@ def test_scores_and_pictures_are_written_immediately(tmp_path):
     assert "validation/AP50 b" not in lines[0]  # which has no AP
     pictures = events_of(tmp_path).Images("held out/x")
     assert [(p.step, p.height, p.width) for p in pictures] == [(1, 2, 4), (3, 2, 4)]
+    for written in pictures:
+        shown = np.asarray(Image.open(io.BytesIO(written.encoded_image_string)))
+        np.testing.assert_array_equal(shown, picture)
 
 
 def progress_of(run, bar, seconds):
