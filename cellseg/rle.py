@@ -466,6 +466,18 @@ def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
+def first_and_last(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the column-major positions of the first and the last pixel of each mask, `(N,)` int64.
+
+    Of one without pixels, both are -1.
+    """
+    some = np.diff(mask_runs.offsets) > 0
+    first, last = np.full((2, len(mask_runs)), -1, np.int64)
+    first[some] = mask_runs.starts[mask_runs.offsets[:-1][some]]
+    last[some] = mask_runs.ends[mask_runs.offsets[1:][some] - 1] - 1
+    return first, last
+
+
 def centroids(mask_runs: MaskRuns) -> NDArray[np.float64]:
     """Return the centroid of each mask, `(N, 2)` x and y in pixels; NaN for one without pixels.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from cellseg.overlap import distinct_cells, overlapping_boxes, shared_pixels
 from cellseg.predictions import Predictions
 from cellseg.rle import boxes_xyxy, decode, encode, select_masks
 from tests.predict.test_merge import stack
+from tests.score.scoring_cases import first_and_last
 
 # --- pairs --------------------------------------------------------------------------
 
@@ -181,6 +184,15 @@ def test_of_equal_scores_the_smaller_cell_is_first_and_none_is_hidden():
     assert len(cells(row((0, 10), (1, 5), (5, 9)), [0, 0, 0], [0.8, 0.9, 0.9])) == 2
 
 
+def test_of_equal_scores_and_areas_the_order_of_the_detections_makes_no_difference():
+    # The first and the last share 9 of 11 pixels; the third is the same as one in another place.
+    masks = row((1, 11), (0, 10), (20, 25), (22, 27))
+    for order in itertools.permutations(range(4)):
+        runs = select_masks(masks, np.array(order))
+        found = [order[n] for n, _ in cells(runs, [0] * 4, [0.9] * 4)]
+        assert found == [2, 3, 1]
+
+
 def test_cells_in_a_much_larger_one_stay():
     """A gland, or a mistake, whose score is the highest."""
     for length, n in [(16, 1), (17, 2), (20, 2), (21, 3)]:  # of 4 times 4 and 4 times 5 pixels
@@ -196,7 +208,8 @@ def test_no_detections_and_masks_without_pixels():
 
 def distinct_by_arrays(masks, classes, scores):
     """The two rules, mask by mask, as sets of pixels."""
-    best_first = sorted(range(len(masks)), key=lambda n: (-scores[n], masks[n].sum()))
+    place = [(mask.sum(), *first_and_last(mask)) for mask in masks]
+    best_first = sorted(range(len(masks)), key=lambda n: (-scores[n], *place[n]))
     left = [n for n in best_first if masks[n].any()]
     found = []
     while left:
@@ -212,7 +225,7 @@ def distinct_by_arrays(masks, classes, scores):
         found.append((best, joined if len(by_class) > 1 else scores[best]))
     kept: list[tuple[int, float]] = []
     hidden: list[float] = []
-    found.sort(key=lambda one: (-one[1], -scores[one[0]], masks[one[0]].sum()))
+    found.sort(key=lambda one: (-one[1], -scores[one[0]], *place[one[0]]))
     for cell, score in found:
         area, covered = masks[cell].sum(), np.zeros_like(masks[cell])
         for other, other_score in kept:
@@ -241,13 +254,14 @@ def test_as_with_arrays(seed, n):
     expected, expected_hidden = distinct_by_arrays(masks, classes.tolist(), scores.tolist())
     assert list(zip(index.tolist(), totals.tolist(), strict=True)) == expected
     assert hidden.tolist() == expected_hidden
-    # Distinct cells stay, at any minimum score; those of equal joint scores are sorted by area.
+    # Distinct cells stay, at any minimum score; those of equal joint scores are sorted by area,
+    # then by their first and last pixels.
     for start in range(len(index) + 1):
         some = index[:start]
         again = distinct_cells(stack(masks[some], (12, 15)), classes[some], totals[:start])
-        area = masks[some].sum((1, 2))
-        by_area = sorted(range(start), key=lambda n: (-totals[n], area[n]))
-        assert again[0].tolist() == by_area
+        place = [(mask.sum(), *first_and_last(mask)) for mask in masks[some]]
+        by_place = sorted(range(start), key=lambda n: (-totals[n], *place[n]))
+        assert again[0].tolist() == by_place
         assert again[1].tolist() == totals[:start].tolist()
         assert not len(again[2])
 

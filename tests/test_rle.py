@@ -18,6 +18,7 @@ from cellseg.rle import (
     cut_at_columns,
     decode,
     encode,
+    first_and_last,
     label_map_to_runs,
     subtract_masks,
     unite_masks,
@@ -73,6 +74,9 @@ def test_label_maps_against_pycocotools(labels):
     rles = encode(mask_runs)
     assert rles == [coco_rle(mask) for mask in masks]
     assert areas(mask_runs).tolist() == [mask.sum() for mask in masks]
+    pixels = [np.flatnonzero(mask.T) for mask in masks]
+    ends = [(p[0], p[-1]) if len(p) else (-1, -1) for p in pixels]
+    assert list(zip(*first_and_last(mask_runs), strict=True)) == ends
     boxes = [pycocotools.mask.toBbox(rle).tolist() for rle in rles]
     assert xyxy_to_xywh(boxes_xyxy(mask_runs)).tolist() == boxes
 

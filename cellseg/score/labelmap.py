@@ -92,7 +92,8 @@ def compare_label_maps(
 
     A cell without pixels is in no label map: a detection that others cover is no false positive, a
     ground-truth cell no false negative. Of overlapping ground-truth cells the smaller gets the
-    pixels, of equal ones the first; only cells that those cover as a whole are without pixels.
+    pixels, of equal ones the one with the first pixel, column by column, as `distinct_cells` sorts
+    detections of equal scores; only cells that those cover as a whole are without pixels.
 
     Parameters
     ----------
@@ -108,7 +109,8 @@ def compare_label_maps(
     kept_detections = np.flatnonzero(eval_image.scores >= score_threshold)
     all_gt_areas = rle.areas(eval_image.gt_runs)[counted_gt]
     kept_areas = rle.areas(eval_image.mask_runs)[kept_detections]
-    gt_order = counted_gt[np.argsort(all_gt_areas, kind="stable")]
+    first, last = (each[counted_gt] for each in rle.first_and_last(eval_image.gt_runs))
+    gt_order = counted_gt[np.lexsort((last, first, all_gt_areas))]
     order = kept_detections[OVERLAP_RULES[overlap](eval_image.scores[kept_detections], kept_areas)]
     crowds = {
         k: np.flatnonzero(eval_image.crowd & (eval_image.gt_classes == k))

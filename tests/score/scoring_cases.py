@@ -103,6 +103,12 @@ def random_case(
     ]
 
 
+def first_and_last(mask):
+    """Return column and row of the first and the last pixel of a mask, column by column."""
+    pixels = sorted((x, y) for y, x in np.argwhere(mask).tolist()) or [(-1, -1)]
+    return (*pixels[0], *pixels[-1])
+
+
 def naive_label_maps(truth, results, image, threshold=0.5, overlap="score"):
     """Draw both label maps of an image, mask by mask.
 
@@ -116,9 +122,9 @@ def naive_label_maps(truth, results, image, threshold=0.5, overlap="score"):
     for n, a in enumerate(x for x in truth["annotations"] if x["image_id"] == image["id"]):
         mask = decode(a["segmentation"])
         if not a["iscrowd"]:
-            cells.append((-mask.sum(), -n, mask))
+            cells.append((-mask.sum(), *(-end for end in first_and_last(mask)), -n, mask))
             gt_class[n + 1] = a["category_id"]
-    for _, n, mask in sorted(cells, key=lambda c: c[:2]):
+    for *_, n, mask in sorted(cells, key=lambda c: c[:6]):
         gt_map[mask] = 1 - n
     detections = []
     for n, r in enumerate(x for x in results if x["image_id"] == image["id"]):

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellseg.images import distinct_detections
 from cellseg.read.pairs import pair_by_image
 from cellseg.score.labelmap import OVERLAP_RULES, class_agnostic, compare_label_maps, select_class
 from tests.score.scoring_cases import (
+    decode,
     entry,
     labels_of,
     naive_label_maps,
@@ -84,6 +86,34 @@ def test_which_detection_gets_overlapping_pixels(overlap, areas):
 def test_of_equal_scores_the_first_gets_the_pixels():
     detections = [(1, line(0, 4), 0.7), (1, line(2, 6), 0.7)]
     assert compared([], detections).areas.tolist() == [4, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["score", "smaller"]))
+def test_ground_truth_as_results_in_any_order(seed, overlap):
+    """Rectangles of few areas that overlap: each is its own match, of an IoU of 1."""
+    rng = np.random.default_rng(seed)
+    cells: list[tuple[int, np.ndarray, int]] = []
+    for _ in range(10):
+        y, x = rng.integers(0, 12, 2)
+        height, width = [(5, 5), (3, 5), (5, 3), (1, 1)][rng.integers(4)]
+        mask = rectangle((16, 16), y, x, y + height, x + width)
+        # One cell, if the IoU is a half.
+        if all(2 * (mask & c).sum() < (mask | c).sum() for _, c, _ in cells):
+            cells.append((int(rng.integers(1, 4)), mask, 0))
+    order = rng.permutation(len(cells))
+    truth = truth_of({1: ((16, 16), cells)})
+    detections = [entry(1, cells[n][0], cells[n][1], 0.9) for n in order]
+    (image,) = map(distinct_detections, pair_by_image(truth, detections))
+    assert len(image.classes) == len(cells)
+    ours = compare_label_maps(image, overlap=overlap)
+    assert ours.gt_areas.sum() == ours.areas.sum() == np.any([c for _, c, _ in cells], 0).sum()
+    pairs, iou = ours.matches()
+    assert len(iou) == len(ours.gt_indices) == len(ours.detection_indices) == len(ours.pairs)
+    assert (iou == 1).all()
+    for gt, detection in pairs:
+        same = image.gt_masks[ours.gt_indices[gt]], image.masks[ours.detection_indices[detection]]
+        assert decode(same[0]).tolist() == decode(same[1]).tolist()
 
 
 def test_covered_cells_are_in_no_map():
