@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import unicodedata
+from collections.abc import Container
 from typing import Any
 
 # Control characters such as newline and escape, undecodable bytes, line and paragraph separators.
@@ -43,6 +44,13 @@ def one_line(message: object) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def name_of_total(name: str, others: Container[str]) -> str:
+    """Return the name of a table's row or column of totals, changed if another one has it."""
+    while name in others:
+        name += " (total)"
+    return name
 
 
 def show(value: Any) -> str:

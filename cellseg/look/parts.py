@@ -15,7 +15,7 @@ from cellseg.images import EvalImage, searched_area
 from cellseg.look import plots
 from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.score.composition import composition, composition_rows
-from cellseg.score.summary import MEAN, Scores, difference
+from cellseg.score.summary import Scores, difference
 from cellseg.score.tables import as_text, difference_as_text
 
 _N_EXAMPLES = 10  # of each group
@@ -138,10 +138,10 @@ def cards(content: ReportContent) -> list[dict[str, Any]]:
     for name in _HEADLINES if content.scores else ():
         values = []
         for one in content.scores:
-            row = one.rows.index(MEAN)
-            value = one.metrics[name][row]
+            mean = len(one.classes)  # its row, after those of the classes
+            value = one.metrics[name][mean]
             low, high = (
-                bound[name][row] if name in bound else np.nan for bound in (one.low, one.high)
+                bound[name][mean] if name in bound else np.nan for bound in (one.low, one.high)
             )
             values.append(
                 {

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cellseg.look.overlay import class_colour
 from cellseg.runs import rescale_score
 from cellseg.score.ap import RECALLS
-from cellseg.score.summary import ANY, MEAN, Difference, Scores
+from cellseg.score.summary import Difference, Scores
 from cellseg.text import shorten
 
 # Replaced by the text colour of the page, which is light or dark.
@@ -240,7 +240,7 @@ def f1_by_iou(scores: Scores) -> str:
             if np.isnan(scores.by_threshold.f1[:, r]).all():
                 continue
             style = _of_class(r) if r < len(scores.classes) else {"color": _INK}
-            width = 2.2 if row == ANY else 1.4
+            width = 2.2 if r > len(scores.classes) else 1.4  # any class
             axes.plot(
                 scores.thresholds, scores.by_threshold.f1[:, r], lw=width,
                 ls=_DASHES[r % 4], label=_label(row), **style,
@@ -288,7 +288,7 @@ def counts(scores: Scores) -> str:
 
 def differences(difference: Difference) -> str:
     """Draw B − A of each metric, mean of classes, with 95 % intervals."""
-    row = difference.rows.index(MEAN)
+    row = len(difference.rows) - 2  # the mean of classes
     known = [n for n, v in difference.value.items() if not math.isnan(v[row])]
     with _drawing("differences", (5.2, 1 + 0.24 * len(known))) as (axes, svg):
         for y, name in enumerate(reversed(known)):

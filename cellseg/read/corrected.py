@@ -54,6 +54,7 @@ from cellseg.read.names import comparable_name
 from cellseg.read.window import read_image, wrong_size
 from cellseg.rle import RLE, MaskRuns, areas, encode, select_masks
 from cellseg.runs import file_hash
+from cellseg.text import name_of_total
 
 INDEX = "index.json"
 """In an exported folder: what was written."""
@@ -564,9 +565,10 @@ def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
     rows = [(name, changes[name]) for name in order]
     total = Change(*(sum(getattr(c, key) for _, c in rows) for key in asdict(Change())))
     columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
-    width = max(len(name) for name in (*order, "class", "all"))
+    all_ = name_of_total("all", order)
+    width = max(len(name) for name in (*order, "class", all_))
     print("  ".join([f"{'class':{width}}", *columns]))
-    for name, change in [*rows, ("all", total)]:
+    for name, change in [*rows, (all_, total)]:
         values = [*asdict(change).values(), change.now]
         cells = [f"{v:{len(c)}}" for v, c in zip(values, columns, strict=True)]
         print("  ".join([f"{name:{width}}", *cells]))

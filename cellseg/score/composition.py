@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from cellseg.score.bootstrap import draw_weights, interval
 from cellseg.score.detection import ratio
+from cellseg.text import name_of_total
 
-ALL = "all"  # name of the row of all classes, and of that of all images
+ALL = "all"  # name of the row of all classes, and of that of all images (`name_of_total`)
 
 Floats = NDArray[np.float64]
 
@@ -137,15 +138,16 @@ def composition_rows(
 ) -> list[dict[str, Any]]:
     """Return a composition as rows of a table, of each image and class and then of all images.
 
-    Columns are `image`, `class` ("all" for all), and the fields of `Composition`; totals also
-    have `_low` and `_high`, None in other rows. None where a value is not defined.
+    Columns are `image`, `class` ("all" for all, or "all (total)" if one is called "all"), and the
+    fields of `Composition`; totals also have `_low` and `_high`, None in other rows. None where a
+    value is not defined.
     """
     fields = ("count", "share", "density_per_mm2", "mean_area_px", "mean_area_um2")
     areas = [("area_px", found.area_px), ("area_mm2", found.area_mm2)]
     rows = []
-    for i, image in enumerate([*images, ALL]):
+    for i, image in enumerate([*images, name_of_total(ALL, images)]):
         total = i == len(images)
-        for k, class_ in enumerate([*classes, ALL]):
+        for k, class_ in enumerate([*classes, name_of_total(ALL, classes)]):
             row: dict[str, Any] = {"image": image, "class": class_}
             for name, values in areas:
                 known = values[~np.isnan(values)]

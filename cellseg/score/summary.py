@@ -25,6 +25,7 @@ from cellseg.score.detection import (
 from cellseg.score.labelmap import Comparison, class_agnostic, compare_label_maps, select_class
 from cellseg.score.match import MatchCandidates
 from cellseg.score.panoptic import panoptic
+from cellseg.text import name_of_total
 
 MEAN = "mean of classes"
 ANY = "any class"
@@ -214,7 +215,7 @@ def score(
     low, high = _bounds(samples, gt_counts, _count_tp_images(match_counts, agnostic_counts))
     return Scores(
         classes=list(classes),
-        rows=[*classes, MEAN, ANY],
+        rows=[*classes, name_of_total(MEAN, classes), name_of_total(ANY, classes)],
         eval_images=cells,
         n_detections=n_detections,
         comparisons=comparisons,

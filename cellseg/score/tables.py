@@ -14,6 +14,7 @@ from cellseg.score.bootstrap import FEW
 from cellseg.score.composition import ALL, Composition, Quantity
 from cellseg.score.panoptic import panoptic
 from cellseg.score.summary import ANY, MEAN, Difference, Metrics, Scores
+from cellseg.text import name_of_total
 
 Floats = NDArray[np.float64]
 
@@ -139,7 +140,7 @@ _IMAGES = 20  # rows of single images; files have all
 
 def composition_as_text(found: Composition, images: Sequence[str], classes: Sequence[str]) -> str:
     """Return tables of all images by class, with intervals, and of the first images."""
-    columns = [*classes, ALL]
+    columns = [*classes, name_of_total(ALL, classes)]
     quantities = [(found.count, ".0f"), (found.share, ".4f")]
     titles = ["cells", "share"]
     if np.isnan(found.area_mm2).all():
@@ -285,7 +286,7 @@ def per_image(scores: Scores) -> Iterator[dict[str, Any]]:
         weights[i] = 1
         by_class = scores.match_counts, panoptic(scores.match_counts, weights)
         agnostic = scores.agnostic_counts, panoptic(scores.agnostic_counts, weights)
-        for k, name in enumerate([*scores.classes, ANY]):
+        for k, name in enumerate([*scores.classes, scores.rows[-1]]):
             counts, quality = by_class if k < n_classes else agnostic
             column, some = (k, slice(k, k + 1)) if k < n_classes else (0, slice(None))
             n_gt = int(scores.gt_counts[i, some].sum())
@@ -317,7 +318,7 @@ def _by_row(rows: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
     """Return the classes separate from the two last rows, since a class may have any name."""
     return {
         "classes": dict(zip(rows[:-2], values[:-2], strict=True)),
-        **dict(zip(rows[-2:], values[-2:], strict=True)),
+        **dict(zip((MEAN, ANY), values[-2:], strict=True)),
     }
 
 

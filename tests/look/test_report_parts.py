@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cellseg.look import gallery, plots
+from cellseg.look import gallery, parts, plots
 from cellseg.look.gallery import Side
 from cellseg.outline import trace
 from cellseg.read.coco import class_names
@@ -25,7 +25,7 @@ from cellseg.rle import areas, boxes_xyxy, label_map_to_runs
 from cellseg.score.confusion import confusion_matrix
 from cellseg.score.detection import count_matches
 from cellseg.score.labelmap import compare_label_maps
-from cellseg.score.summary import difference, score
+from cellseg.score.summary import MEAN, difference, score
 from tests.score.scoring_cases import entry, random_case, rectangle, truth_of
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
@@ -302,6 +302,21 @@ def test_plots_of_scores(case):
         assert "mathdefault" not in drawing
         assert "<g id=" not in drawing  # these ids would be repeated in a page
     assert "A: <script>" in texts(plots.precision_recall([scores, scores], "AB"))
+
+
+def test_a_class_with_the_name_of_the_mean(case):
+    """The headlines are means of the classes; the first class has an AP50 of 1, the second of 0."""
+    truth, results = case
+    shown = []
+    for name in ("a", MEAN):
+        categories = [{"id": k, "name": n} for k, n in enumerate((name, "b", "c"), 1)]
+        images = pair_by_image({**truth, "categories": categories}, results)
+        names = [name, "b", "c"]
+        scores = score(images, names, n_resamples=0)
+        content = parts.ReportContent("", [], names, [[i] for i in images], ["r"], True, [scores])
+        shown.append(parts.cards(content))
+    assert shown[0] == shown[1]
+    assert {"name": "AP50@all", "values": [{"value": "0.500", "interval": ""}]} in shown[1]
 
 
 def test_plots_of_nothing():

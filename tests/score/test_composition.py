@@ -112,6 +112,20 @@ def test_rows_of_a_table():
     assert type(by_name["a", "x"]["count"]) is int
 
 
+def test_an_image_and_a_class_with_the_name_of_the_totals():
+    found = of_counts([[3, 1], [0, 2]])
+    for images, classes in ((["all", "b"], ["x", "all"]), (["all", "all (total)"], ["all", "x"])):
+        rows = composition_rows(found, images, classes)
+        counts = {(row["image"], row["class"]): row["count"] for row in rows}
+        assert len(counts) == len(rows) == 9
+        assert [counts["all", name] for name in classes] == [3, 1]
+        assert rows[-1]["count"] == 6
+        assert {row["class"] for row in rows} == {*classes, "all (total)"}
+    text = composition_as_text(found, ["all", "b"], ["x", "all"])
+    names = [line.split("  ")[0] for line in text.split("\n\n")[0].splitlines()[2:]]
+    assert names == ["x", "all", "all (total)"]
+
+
 def test_tables_of_text():
     found = of_counts([[3, 1], [0, 4]], area_px=[1e6, 2e6])
     text = composition_as_text(found, ["a", "b"], ["x", "y"])

@@ -380,6 +380,24 @@ def test_text_shows_every_row():
     assert "intervals" not in as_text(score(*case_by_hand(), n_resamples=0))
 
 
+def test_classes_with_the_names_of_the_other_rows():
+    names = [summary.MEAN, summary.ANY]
+    truth, results = case_by_hand()
+    plain = score(truth, results)
+    truth["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
+    scores = score(truth, results)
+    assert len(set(scores.rows)) == 4
+    assert scores.rows[:2] == names
+    rows, of_plain = list(per_image(scores)), list(per_image(plain))
+    assert len({(row["image_id"], row["class"]) for row in rows}) == len(rows)
+    assert [{**row, "class": ""} for row in rows] == [{**row, "class": ""} for row in of_plain]
+    # The JSON keeps its keys, as it has the classes apart.
+    metrics, expected = as_json(scores)["metrics"], as_json(plain)["metrics"]
+    for name, of_rows in metrics.items():
+        assert list(of_rows["classes"].values()) == list(expected[name]["classes"].values())
+        assert {**of_rows, "classes": 0} == {**expected[name], "classes": 0}
+
+
 def test_json_separates_classes_from_the_other_rows():
     truth, results = case_by_hand()
     truth["categories"][0]["name"] = "any class"
