@@ -161,8 +161,9 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     chosen = args.num_workers is not None or "DATALOADER.NUM_WORKERS" in args.options
     session.set_workers(cfg, chosen)
     if not (run or args.show_batch):
-        with open_json(cfg.DATA.ANNOTATIONS, "annotations", COCO_REMEDY):
-            pass  # before weights are downloaded
+        if args.weights != "none":  # before they are downloaded
+            with open_json(cfg.DATA.ANNOTATIONS, "annotations", COCO_REMEDY):
+                pass
         choose_initial_weights(cfg, args.weights)
     return cfg
 

@@ -138,14 +138,15 @@ def select_proposals(
     kept = []
     for level_boxes, level_logits in zip(boxes, logits, strict=True):
         n, limited = limits.pre_nms.count(level_logits.sigmoid(), PROBABLE_PROPOSAL)
-        if limited:
-            limited_by.append(PRE_NMS)
         best, index = level_logits.topk(n)
         best_boxes = clip_boxes_to_image(level_boxes[index], size)
         sides = best_boxes[:, 2:] - best_boxes[:, :2]
         usable = (sides > min_size).all(1) & torch.isfinite(best)  # NaN is never above
         best, best_boxes = best[usable], best_boxes[usable]
         keep = suppress(best_boxes, best, iou)
+        # Else they are of fewer cells than have room: a large cell has many boxes.
+        if limited and _PRE_NMS_PER_CELL * len(keep) >= n:
+            limited_by.append(PRE_NMS)
         kept.append((best_boxes[keep], best[keep]))
     all_boxes, all_logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
     all_logits, order = all_logits.sort(descending=True, stable=True)

@@ -114,6 +114,24 @@ def test_all_proposals_of_a_crowded_image_are_selected():
     assert selected.limited_by == (PRE_NMS,)
 
 
+@pytest.mark.parametrize(
+    ("n_cells", "limited"),
+    [
+        (1, False),  # 1000 boxes of a cell
+        (124, False),
+        (125, True),  # 8 boxes each: as many cells as have room
+        (1000, True),
+    ],
+)
+def test_many_boxes_of_few_cells_are_not_many_cells(n_cells, limited):
+    """Of 2000 probable boxes the best 1000 are kept, and of these one for each cell."""
+    boxes, logits = grid(n_cells).repeat(2000 // n_cells + 1, 1)[:2000], torch.linspace(4, 3, 2000)
+    limits = Limits(Limit(1000, 1000), Limit(1000, 6000), MANY)
+    selected = select_proposals([boxes], [logits], (600, 1200), limits, 0.7, 0.0)
+    assert len(selected.boxes) == n_cells
+    assert selected.limited_by == ((PRE_NMS,) if limited else ())
+
+
 def test_selected_proposals_by_hand():
     """Clipped to 20 x 30; the second overlaps the first, the fourth is empty, the last is NaN."""
     boxes = torch.tensor(
