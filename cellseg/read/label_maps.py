@@ -216,16 +216,42 @@ def read_class_files(
     """Read a label map per class: the masks of each class, and the warnings."""
     cells: dict[int, MaskRuns] = {}
     warnings: Counter[str] = Counter()
-    seen: set[int | float] = set()
+    former: list[tuple[NDArray[Any], MaskRuns]] = []
     for number, path in class_files.items():
         values, cells[number], n_bad = read_label_map(path, image, size, _RENUMBER_CLASS, skip_bad)
         warnings[_BAD_LABELS] += n_bad
-        ids = set(values.tolist())
-        warnings["labels used in two class files of an image"] += len(ids & seen)
-        warnings["class files without cells"] += not ids
+        # Each class may be numbered from 1, but cells that touch may be one in two classes.
+        shared = [_shared_labels(*each, values, cells[number]) for each in former]
+        warnings["labels used in two class files of an image"] += len(set().union(*shared))
+        warnings["class files without cells"] += not len(values)
         warnings[_MANY_PIECES] += _in_many_pieces(values, cells[number])
-        seen |= ids
+        former.append((values, cells[number]))
     return cells, warnings
+
+
+def _shared_labels(
+    one_values: NDArray[Any], one: MaskRuns, other_values: NDArray[Any], other: MaskRuns
+) -> set[int | float]:
+    """Return the labels that two label maps have for cells that touch or overlap."""
+    shared, first, second = np.intersect1d(one_values, other_values, True, return_indices=True)
+    a, b = boxes_xyxy(one)[first], boxes_xyxy(other)[second]
+    near = ((a[:, :2] <= b[:, 2:]) & (b[:, :2] <= a[:, 2:])).all(axis=1)
+    pairs = zip(shared[near].tolist(), first[near], second[near], strict=True)
+    return {label for label, i, j in pairs if _touch(crop_mask(one, i), crop_mask(other, j))}
+
+
+def _touch(
+    one: tuple[NDArray[np.int64], NDArray[np.bool_]],
+    other: tuple[NDArray[np.int64], NDArray[np.bool_]],
+) -> bool:
+    """Return whether two masks, each a box and the pixels in it, touch or overlap."""
+    left, top, right, bottom = np.stack([one[0], other[0]]).T
+    window = np.zeros((2, bottom.max() - top.min(), right.max() - left.min()), bool)
+    for canvas, (box, pixels) in zip(window, (one, other), strict=True):
+        x, y = box[:2] - (left.min(), top.min())
+        canvas[y : y + len(pixels), x : x + pixels.shape[1]] = pixels
+    grown = scipy.ndimage.binary_dilation(window[0], np.ones((3, 3)))
+    return bool((grown & window[1]).any())
 
 
 def read_joint_label_map(

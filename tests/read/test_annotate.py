@@ -160,6 +160,21 @@ def test_warnings_are_counted(tmp_path):
     )
 
 
+def test_classes_that_are_each_numbered_from_1(tmp_path):
+    """Only cells of one number that touch, at a side or a corner, may be one cell."""
+    one = paint((6, 8), (1, 0, 2, 0, 2), (2, 0, 2, 6, 8), (3, 4, 6, 0, 2), (4, 5, 6, 5, 6))
+    apart = paint((6, 8), (1, 0, 2, 3, 5), (3, 4, 6, 3, 5), (2, 4, 5, 6, 7))
+    side, corner = paint((6, 8), (1, 0, 2, 2, 5)), paint((6, 8), (1, 2, 3, 2, 3))
+    around = paint((6, 8), (2, 3, 6, 3, 8))  # in one box, but the corner of the other cell
+    around[3:, 4:] = 0
+    text = "labels used in two class files of an image"
+    for n, (others, expected) in enumerate(
+        [([apart], 0), ([side], 1), ([corner], 1), ([around], 0), ([side, corner], 2)]
+    ):
+        folder = write_image(tmp_path / str(n), {1: one, **dict(enumerate(others, 2))})
+        assert annotate(folder).warnings[text] == expected, n
+
+
 @pytest.mark.parametrize(("top", "bits"), [(4095, 12), (65535, 16)])
 def test_12_bits_in_16_are_read_as_such_and_said(tmp_path, top, bits):
     folder = write_image(tmp_path / "x", {1: paint((6, 8), (1, 0, 6, 0, 8))})
