@@ -202,12 +202,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.part import describe_parts, warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
+    from cellseg.read.results import RESULTS_FILE
     from cellseg.read.slide_table import is_slide_table
     from cellseg.write.results import (
         check_results_output,
         choose_results,
+        warn_of_replaced,
         write_checked_results,
     )
+    from cellseg.write.sidecars import write_data_folder
     from cellseg.write.slides import predict_table
 
     run, categories, weights, cfgs = find_networks(args)
@@ -236,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(resolution)
     results = choose_results(args.output or run, name)
     check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
+    warn_of_replaced(results, images if args.images else ())
     with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
         job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
         for line in describe_parts(list(job.parts.values())):
@@ -248,6 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_checked_results(
             job, predictor, categories, bool(args.images), args.annotations, args.data, args.zip
         )
+        # Not the default, which may move with this project.
+        is_elsewhere = name == RESULTS_FILE and args.data != utils.DATA
+        write_data_folder(results, args.data if is_elsewhere else None)
     job.close()
     return 0
 

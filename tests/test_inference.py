@@ -968,7 +968,47 @@ def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path)
     for words in (["--images", cells / "test_release"], ["--dataset", "val"], []):
         assert predict(*words, output=path) == 0
     left = sorted(path.name for path in tmp_path.glob("mine*"))
-    assert left == ["mine-classes.json", "mine.json", "mine.zip"]
+    assert left == ["mine-classes.json", "mine-data.json", "mine.json", "mine.zip"]
+
+
+@pytest.mark.one_engine
+def test_the_data_folder_of_the_test_list_is_beside_its_results(predict, cells, tmp_path):
+    out = tmp_path / "out"
+    assert predict() == 0
+    # Images, list and label maps are looked for there.
+    assert export.main([str(out), "--format", "overlay"]) == 0
+    assert evaluate.main([str(out), "--resamples", "0"]) == 0
+    assert check_submission.main([str(out / "test-results.zip"), "--data", str(cells)]) == 0
+    assert predict("--images", next((cells / "test_release").glob("*.tif"))) == 0
+    assert predict("--dataset", "val", output=out / "test-results.json") == 0
+    assert not (out / "test-results-data.json").exists()
+
+
+@pytest.mark.one_engine
+def test_replaced_results_of_other_images_are_named(predict, cells, tmp_path, monkeypatch, capfd):
+    first, second, third = sorted((cells / "test_release").glob("*.tif"))
+    monkeypatch.chdir(cells)
+    warning = "replaces the results of"
+    for images, n_replaced in (
+        ([first, second], 0),
+        ([first.relative_to(cells), second, third], 0),
+        ([third], 2),
+        ([third], 0),
+        ([first], 1),
+    ):
+        assert predict("--images", *images) == 0
+        lines = [line for line in capfd.readouterr().err.splitlines() if warning in line]
+        assert len(lines) == (n_replaced > 0)
+        if lines:
+            assert f"{warning} {n_replaced} other image" in lines[0]
+            assert "--output" in lines[0]
+    (tmp_path / "out" / "images-results-list.json").write_text("[1]")
+    with pytest.raises(InputError):  # it is not this program's
+        predict("--images", first)
+    capfd.readouterr()
+    assert predict("--images", first, output=tmp_path / "new.json") == 0
+    assert predict(output=tmp_path / "new.json") == 0
+    assert f"{warning} 1 other image ({first.name})" in capfd.readouterr().err
 
 
 @pytest.mark.one_engine
@@ -979,6 +1019,7 @@ def test_sidecar_files_of_previous_results_are_removed(predict, cells, tmp_path)
         ("mine.zip", "mine"),
         ("mine-list.json", ["a.tif"]),
         ("mine-classes.json", ["a"]),
+        ("mine-data.json", ["a"]),
         ("mine-truth.json", {"images": [], "annotations": [], "categories": []}),
     ],
 )

@@ -177,14 +177,15 @@ def _open_zip(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path}: a zip that can't be read ({error}); {REMEDY}") from None
 
 
-SIDECARS = ("list", "truth", "classes")
+SIDECARS = ("list", "truth", "classes", "data")
 
 
 def sidecar_path(results: Path, what: str) -> Path:
     """Return the path of a file that inference.py writes next to results, a file or a folder.
 
     `what` is one of `SIDECARS`: "list" for the list of a user's own images, "truth" for the
-    annotations, "classes" for the classes of results that are not in the folder of their run.
+    annotations, "classes" for the classes of results that are not in the folder of their run,
+    "data" for the data folder of their test list.
     """
     file = results_file(results)
     return file.with_name(f"{file.stem}-{what}.json")
@@ -248,20 +249,23 @@ _NUMBERED = re.compile(r"^(class ?\d+|none)$", re.IGNORECASE | re.MULTILINE)
 def find_data_folder(path: Path) -> Path | None:
     """Return the data folder of results or annotations, None if it is not known or not found.
 
-    It is that of the annotations that inference.py wrote next to results of `--dataset val` or
-    `train`, and the folder of `train__annot.json`.
+    inference.py wrote it next to results: with the annotations of `--dataset val` or `train`, or
+    that of the test list. Of `train__annot.json` it is its folder.
     """
     if path.name == ANNOTATIONS:
         return path.parent
     if is_cohort(path):
         return None
     is_sidecar = path.is_file() and path.name.endswith("-truth.json")
-    with contextlib.suppress(OSError, ValueError):
-        with open(path if is_sidecar else sidecar_path(path, "truth"), encoding="utf-8") as file:
-            start = file.read(_INFO)
-        info = json.JSONDecoder().raw_decode(start.partition('{"info": ')[2])[0]
-        if isinstance(folder := info.get("data"), str) and Path(folder).is_dir():
-            return Path(folder)
+    truth = path if is_sidecar else sidecar_path(path, "truth")
+    for file, before in ((truth, '{"info": '), (sidecar_path(path, "data"), "")):
+        with contextlib.suppress(OSError, ValueError):
+            with open(file, encoding="utf-8") as opened:
+                start = opened.read(_INFO)
+            info = json.JSONDecoder().raw_decode(start, start.index(before) + len(before))[0]
+            folder = info.get("data") if isinstance(info, dict) else None
+            if isinstance(folder, str) and Path(folder).is_dir():
+                return Path(folder)
     return None
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import check_own, display_path
+from cellseg.files import check_own, display_path, read_json
+from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.read.coco import data_categories
 from cellseg.read.image_lists import list_entry
-from cellseg.read.names import image_name
-from cellseg.read.results import RESULTS_FILE
+from cellseg.read.names import absolute_path, image_name
+from cellseg.read.results import RESULTS_FILE, sidecar_path
 from cellseg.runs import category_text
 from cellseg.write.sidecars import check_sidecars, write_sidecars
 from cellseg.write.submission import check_submission, write_submission, write_zip
@@ -43,6 +44,21 @@ def check_results_output(results: Path, with_zip: bool) -> None:
         name = re.escape(RESULTS_FILE.encode())
         check_own(results.with_suffix(".zip"), rb"PK\x03\x04.{26}" + name, "a submission")
     check_sidecars(results)
+
+
+def warn_of_replaced(results: Path, images: Sequence[ImageRecord]) -> None:
+    """Warn that results of a user's own images will be replaced by those of other `images`."""
+    try:
+        entries = read_json(sidecar_path(results, "list"), "list of images", "")
+        former = [Path(entry["file_name"]) for entry in entries]
+    except (InputError, LookupError, TypeError):  # there are none, or none that can be used
+        return
+    predicted = {absolute_path(Path(image.file_name)) for image in images}
+    if lost := [path.name for path in former if absolute_path(path) not in predicted]:
+        warn(
+            f"{display_path(results)}: replaces the results of {plural(len(lost), 'other image')} "
+            f"({listed(lost)}); to keep them, choose another --output"
+        )
 
 
 def write_results(

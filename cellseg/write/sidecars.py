@@ -20,6 +20,7 @@ _DESCRIPTION = "Annotations of the predicted images (inference.py)"
 _OWN = {
     "list": rb'\[\n \{\n  "file_name": ',
     "classes": rb'\[\n \{\n  "id": ',
+    "data": rb'\{\n "data": ',
     "truth": re.escape(f'{{"info": {{"description": "{_DESCRIPTION}"'.encode()),
 }
 
@@ -33,6 +34,15 @@ def check_sidecars(results: Path) -> None:
         path = sidecar_path(results, what)
         if not (path.parent / CONFIG).is_file():
             check_own(path, own, "a file next to results")
+
+
+def write_data_folder(results: Path, data: Path | None) -> None:
+    """Write which data folder the test list of results is in; with None, remove that of earlier."""
+    path = sidecar_path(results, "data")
+    if data is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, {"data": str(data.absolute())}, indent=1)
 
 
 def write_sidecars(
