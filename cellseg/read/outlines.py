@@ -56,6 +56,7 @@ _MANY = 5  # pieces of an outline of several cells
 _FAR = 5  # length of such an outline in diameters of a cell
 
 POINTS = "points, lines and outlines of fewer than 3 points"
+REGIONS = "regions around cells, ignored (what is not outlined counts as background everywhere)"
 
 
 def to_ring(where: str, points: Sequence[Sequence[object]]) -> NDArray[np.float64]:
@@ -126,7 +127,7 @@ def fill_outlines(
         )
     outlines = [outline for outline in outlines if outline.polygons]
     is_region = _find_regions(outlines)
-    warnings["regions around cells, ignored"] = int(is_region.sum())
+    warnings[REGIONS] = int(is_region.sum())
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
     outlines, n_split, n_pieces = _split(outlines)
     warnings["outlines of several cells, used as a cell each"] = n_split

@@ -21,7 +21,7 @@ from cellseg.read.fill import fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
-from cellseg.read.outlines import Outline, fill_outlines, to_ring
+from cellseg.read.outlines import REGIONS, Outline, fill_outlines, to_ring
 from cellseg.rle import areas, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal
@@ -449,7 +449,7 @@ def test_a_region_around_the_cells_is_no_cell(path, region, cell):
     for features in ([drawn(5, 5, 90, **region), *cells], [*cells, drawn(0, 0, 100, **region)]):
         n_cells, warnings = large_cells(path, *features)
         assert n_cells == {1: 12}
-        assert warnings == {"regions around cells, ignored": 1}
+        assert warnings == {REGIONS: 1}
 
 
 def test_a_region_around_one_cell_or_cells_of_one_class(path):
@@ -460,7 +460,7 @@ def test_a_region_around_one_cell_or_cells_of_one_class(path):
         path, drawn(5, 5, 90, kind="annotation"), *cells, class_names=["cell"]
     )
     assert n_cells == {1: 12}
-    assert warnings == {"regions around cells, ignored": 1}
+    assert warnings == {REGIONS: 1}
 
 
 def test_large_cells_and_cells_in_cells_are_no_regions(path):
