@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     parser = utils.CommandParser(
         "Generate a small synthetic data set (layout of NYCU HW3), train a small network on it\n"
-        "(3 to 5 minutes on two idle cores, no GPU), predict the test images, evaluate and draw\n"
+        "(2 to 4 minutes on two idle cores, no GPU), predict the test images, evaluate and draw\n"
         "them. Each command is shown as you would type it.",
         "python demo.py --seed 7",
     )
