@@ -23,8 +23,10 @@ from cellseg.read.annotate import (
     annotate_images,
     count_cells,
     find_class_names,
+    read_former_images,
     summarise,
     warn_of_images,
+    warn_of_lost_images,
     with_former_resolution,
 )
 from cellseg.read.classes import UnknownClassError, advise_class_names
@@ -156,6 +158,28 @@ def read_train(
         raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
 
 
+def with_resolution(
+    args: argparse.Namespace, images: Sequence[AnnotatedImage], output: Path
+) -> list[AnnotatedImage]:
+    """Return images with the resolution of --mpp, or with --corrected of the former file.
+
+    Warns of what the former file had and the new one has not.
+    """
+    path = output if output.exists() else args.data / utils.ANNOTATIONS
+    keep = bool(args.corrected)
+    unknown = not args.mpp and any(image.mpp is None for image in images)
+    former = read_former_images(path) if keep or unknown else []
+    if keep:
+        warn_of_lost_images(images, former)
+    if not args.mpp:
+        return with_former_resolution(images, former, path, keep)
+    # Windows may be of another level than the images.
+    return [
+        image if image.mpp and is_corrected(image.file_name) else replace(image, mpp=args.mpp)
+        for image in images
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
@@ -198,15 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else f"{args.data}: no training image, and none of the corrected windows is used; add "
             f"{TRAIN}/, or name a --coco file"
         )
-    if args.mpp:
-        # Windows may be of another level than the images.
-        images = [
-            image if image.mpp and is_corrected(image.file_name) else replace(image, mpp=args.mpp)
-            for image in images
-        ]
-    else:
-        former = output if output.exists() else args.data / utils.ANNOTATIONS
-        images = with_former_resolution(images, former, keep=bool(args.corrected))
+    images = with_resolution(args, images, output)
     coco = build_coco(images, names)
     if corrected:  # all is read
         write_store(args.data, windows, names, stored)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import display_path
-from cellseg.messages import in_images, plural, warn
+from cellseg.messages import in_images, listed, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
 from cellseg.read.cell_checks import SMALL, count_overlap_pixels, remove_copies, scattered
 from cellseg.read.classes import UnknownClassError
@@ -246,26 +246,42 @@ def _with_count(error: InputError, source: Source, count: Callable[[Source], int
     return f"{error} ({n_cells} not used with it)"
 
 
+def read_former_images(path: Path) -> list[dict[str, Any]]:
+    """Return the images of a former annotation file, none if it is missing or, with a warning,
+    damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return list(load_coco(path)["images"])
+    except InputError as error:
+        warn(f"{error}; what it said of the images, if anything, is lost")
+        return []
+
+
+def warn_of_lost_images(images: Sequence[AnnotatedImage], former: Sequence[dict[str, Any]]) -> None:
+    """Warn of images of the former annotation file, but corrected windows, that are gone."""
+    there = {image.file_name for image in images}
+    names = [entry["file_name"] for entry in former]
+    if lost := [name for name in names if name not in there and not is_corrected(name)]:
+        warn(
+            f"images of the former annotation file that are no longer training images: "
+            f"{len(lost)}: {listed(lost)}; if they are those of a COCO file, add it with --coco"
+        )
+
+
 def with_former_resolution(
-    images: Sequence[AnnotatedImage], path: Path, keep: bool
+    images: Sequence[AnnotatedImage], former: Sequence[dict[str, Any]], path: Path, keep: bool
 ) -> list[AnnotatedImage]:
-    """Return images with the micrometres per pixel that they had in a former annotation file.
+    """Return images with the micrometres per pixel of the `former` annotation file, of that path.
 
     With `keep`, those of unknown resolution get the former one of the same image with the same
     size, and it is said. Warns of other resolutions in the file that are lost now, or changed.
     """
-    if not path.is_file() or not (keep or any(image.mpp is None for image in images)):
-        return list(images)
-    try:
-        entries = load_coco(path)["images"]
-    except InputError as error:
-        if keep:
-            warn(f"{error}; the micrometres per pixel in it, if any, are lost")
-        return list(images)
-    former = {entry["file_name"]: entry for entry in entries if entry.get("mpp")}
+    stated = {entry["file_name"]: entry for entry in former if entry.get("mpp")}
     result, kept, lost = [], [], []
     for image in images:
-        if entry := former.get(image.file_name):
+        if entry := stated.get(image.file_name):
             mpp, size = entry["mpp"], (entry["height"], entry["width"])
             if keep and image.mpp is None and image.size == size:
                 image = replace(image, mpp=mpp)

@@ -496,6 +496,25 @@ def test_the_resolution_that_was_stated_is_kept(data, folder, capsys):
     assert "--mpp" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--mpp", "0.25"]])
+def test_training_images_that_are_lost_are_said(data, folder, capsys, flags):
+    """Those of a COCO file, without that flag: only the windows would be left."""
+    argv = ["--data", str(data), "--class_names", *NAMES]
+    assert annotation.main(argv) == 0
+    coco = data / "export.json"
+    (data / "train__annot.json").rename(coco)
+    (data / "train").rename(data / "images")
+    coco.write_text(coco.read_text().replace("train/old", "images/old"))
+    assert annotation.main(["--data", str(data), "--coco", str(coco)]) == 0
+    correct(folder)
+    capsys.readouterr()
+    assert take_back(data, folder, "--coco", coco, *flags) == 0
+    assert "--coco" not in capsys.readouterr().err
+    assert take_back(data, folder, *flags) == 0
+    (said,) = [e for e in capsys.readouterr().err.splitlines() if "--coco" in e]
+    assert ": 1: images/old/image.tif" in said
+
+
 @pytest.mark.parametrize("change", ["size", "stated", "damaged"])
 def test_a_resolution_that_does_not_fit_is_not_kept(data, folder, capsys, change):
     """The image is another one now, or its file says another resolution than --mpp did."""
