@@ -175,6 +175,7 @@ OWN: dict[str, Any] = {
         "MIN_ITER": 0,
         # Lengths in epochs, which set Detectron2's keys in iterations unless 0: MAX_ITER,
         # WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD. Setting only those turns these off.
+        # With a given MAX_ITER, the two periods are at least a 40th of it.
         "EPOCHS": 0.0,
         "WARMUP_EPOCHS": 0.0,
         "CHECKPOINT_EPOCHS": 0.0,

@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 
 import annotation
+import evaluate
+import inference
 import train
 import utils
 from cellseg import config, runs
@@ -298,6 +300,7 @@ def test_weights_that_are_not_finite_are_refused(go, tmp_path):
     ("words", "expected"),
     [
         (["INPUT.ZOOM", "2"], "INPUT.ZOOM 2.0: "),
+        (["DATA.MPP", "0.5"], "DATA.MPP 0.5: "),
         (["MODEL.BACKBONE.FREEZE_AT", "2"], r"last\.pth: .*backbone\..*trained before"),
     ],
 )
@@ -755,6 +758,32 @@ def test_averaged_weights_can_begin(stopped, capsys):
 def test_weights_are_not_a_checkpoint(stopped, run):
     shutil.copy(run / runs.FINAL, stopped / runs.LAST)
     assert "without step, trainer" in refused(stopped)
+
+
+@ONE
+def test_validation_scores_as_inference_and_evaluate_do(go, cells, tmp_path):
+    """For images of two resolutions, at the scale of each."""
+    coco = json.loads((cells / "train__annot.json").read_text())
+    for n, image in enumerate(coco["images"]):
+        image["mpp"] = (0.25, 0.5)[n % 2]
+    file = tmp_path / "mixed.json"
+    file.write_text(json.dumps(coco))
+    words = ["--annotations", file, "--val_fraction", 0.6, "INPUT.ZOOM", 1, "SOLVER.MAX_ITER", 8]
+    assert go(*words, "SOLVER.BASE_LR", 0.005, "SOLVER.IMS_PER_BATCH", 2) == 0
+    run = only_run(tmp_path / "runs")
+    last = json.loads((run / runs.METRICS).read_text().splitlines()[-1])
+    results, scores = tmp_path / "val" / "val-results.json", tmp_path / "scores.json"
+    words = ["--checkpoint", run, "--dataset", "val", "--output", results.parent, "--device", "cpu"]
+    assert inference.main([*map(str, words), "--weight_name", runs.FINAL]) == 0
+    truth = results.with_name("val-results-truth.json")
+    words = [results, "--truth", truth, "--resamples", 0, "--json", scores]
+    assert evaluate.main([str(word) for word in words]) == 0
+    metrics = json.loads(scores.read_text())["metrics"]
+    print(last, metrics)
+    for name in ("AP", "AP50"):
+        value = metrics[f"{name}@100"]["mean of classes"]["value"]
+        assert last[f"validation/{name}"] == pytest.approx(value, abs=1e-6)
+    assert last["validation/AP50"] > 0
 
 
 # --- early stopping

@@ -100,6 +100,7 @@ def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
         ("DATA.FOLDS", "DATA", "FOLDS"),
         ("DATA.FOLD", "DATA", "FOLD"),
         ("INPUT.ZOOM", "INPUT", "ZOOM"),
+        ("DATA.MPP", "DATA", "MPP"),
     ):
         if cfg[section][key] != original[section][key]:
             split = " (SOLVER.ACCUMULATE splits a batch)" if key == "IMS_PER_BATCH" else ""
