@@ -122,20 +122,20 @@ def choose_scale(sizes: CellSizes, finest_stride: int, largest: float = math.inf
     pyramid, 16 with a dilated res5. At the scale `largest`, nearly all cells are whole in a
     training window; a lower scale than suitable is chosen if the median cell is not too small then.
     """
+    low, high = _SCALE_RANGE
     length = _LENGTH_COARSE if finest_stride >= _COARSE_STRIDE else _LENGTH_FINE
     ideal = length / sizes.length
-    value = round(min(max(ideal, _SCALE_RANGE[0]), _SCALE_RANGE[1]), 2)
+    value = suitable = round(min(max(ideal, low), high), 2)
+    if max(low, _LEAST_LENGTH / sizes.length) <= largest < suitable:
+        value = math.floor(100 * largest) / 100
     reason = (
         f"scale {value:g}: the median cell is {sizes.length:g} px long, {length} px suit features "
         f"of stride {finest_stride}"
     )
-    if not _SCALE_RANGE[0] <= ideal <= _SCALE_RANGE[1]:
-        reason += f", limited to {_SCALE_RANGE[0]:g} to {_SCALE_RANGE[1]:g}"
-    lower = math.floor(100 * largest) / 100 if largest < value else value
-    if max(_SCALE_RANGE[0], _LEAST_LENGTH / sizes.length) <= lower < value:
-        reason = reason.replace(f"{value:g}", f"{lower:g}", 1)
-        reason += f"; lower than {value:g}, so that {_WHOLE} % of the cells fit in INPUT.WINDOW"
-        value = lower
+    if not low <= ideal <= high:
+        reason += f", limited to {low:g} to {high:g}"
+    if value < suitable:
+        reason += f"; lower than {suitable:g}, so that {_WHOLE} % of the cells fit in INPUT.WINDOW"
     return Scale(value, reason)
 
 
