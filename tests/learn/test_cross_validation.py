@@ -94,6 +94,13 @@ def test_a_class_may_be_missing_from_folds():
     ]
 
 
+@pytest.mark.parametrize(("cap", "expected"), [(None, "all detections"), (100, "at most 100")])
+def test_the_summary_says_which_detections_ap_has(cap, expected):
+    summary = cross_validation.summarise_folds([{"": 0.5, "a": 0.5}], ["a"])
+    first, *_ = cross_validation.as_text({"max_detections": cap, **summary}).splitlines()
+    assert expected in first
+
+
 def test_no_class_has_a_value():
     summary = cross_validation.summarise_folds([{}, {}], ["a"])
     assert summary["AP50"] is None

@@ -57,6 +57,15 @@ def test_validation_is_periodic_and_at_the_end(tmp_path, period, expected):
     assert done == expected
 
 
+def test_lines_of_the_validation_say_which_detections_ap_has(tmp_path, capsys):
+    run = TrainerStub(2)
+    words = {"score_before": lambda: scores_of(0.25, math.nan), "detections": "all detections"}
+    go([validation(tmp_path, run, [0.3, 0.2], **words)], run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "validation AP50" in line]
+    assert len(lines) == 3
+    assert all("(all detections)" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("patience", "scores", "ends"),
     [
