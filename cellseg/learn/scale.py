@@ -277,7 +277,7 @@ def warn_of_unsuitable_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> Non
     smallest = min(itertools.chain.from_iterable(cfg.MODEL.ANCHOR_GENERATOR.SIZES))
     if not inputs.ZOOM and length < smallest / 2:
         warn(
-            f"the median cell is {length:.0f} network pixels long in training, less than half of "
+            f"the median cell is {length:.3g} network pixels long in training, less than half of "
             f"the smallest anchor ({smallest:g}), so most cells may be missed; end the command "
             "with INPUT.ZOOM_FROM_DATA True, or use --model lite_fpn"
         )
