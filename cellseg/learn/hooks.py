@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from cellseg.distributed import any_process, make_barrier, rank, world_size
