@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import math
 import os
 import re
@@ -302,6 +303,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
         code = 2
     for number in process.SIGNALS:  # all is done
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # else Python looks for garbage in all of torch, up to a second, before it ends
     sys.exit(code)
 
 

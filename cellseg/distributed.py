@@ -221,6 +221,7 @@ def _run_in_process(work: Callable[..., object], args: tuple[Any, ...], n_warnin
         gc.collect()  # objects that refer to a group, such as DistributedDataParallel
         comm._LOCAL_PROCESS_GROUP = None
         distributed.destroy_process_group()
+    gc.freeze()  # the process ends without looking for garbage in all of torch
 
 
 def make_barrier() -> Callable[[], None]:
