@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from bench.tiny import write_tiny
 from cellseg.device import ENGINES, detectron2_problem
 from cellseg.messages import print_warnings
+from tests.forks import forks
 
 print_warnings()  # as the commands do
 
@@ -74,6 +75,13 @@ def pytest_terminal_summary(terminalreporter):
 def engine(request):
     """Each engine in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """Function that runs Python in another process, as `subprocess.run` does."""
+    with forks(tmp_path_factory.mktemp("forked")) as run:
+        yield run
 
 
 # In float32: exact, to compare with others.

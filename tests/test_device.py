@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,8 +69,7 @@ def test_a_group_that_is_not_mounted_has_no_limit(tmp_path):
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch can't register a device in Python",
 )
-def test_training_and_prediction_on_a_simulated_gpu(run, tmp_path):
+def test_training_and_prediction_on_a_simulated_gpu(run, tmp_path, forked):
     # In another process, since torch can't unregister a device.
-    words = [sys.executable, Path(__file__).with_name("pretended_gpu.py"), run, tmp_path]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = forked(Path(__file__).with_name("pretended_gpu.py"), run, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,23 +17,16 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn import download
 from tests.barred import bar
+from tests.forks import forks
 from tests.training import load, same
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
     """A function that runs a command where Detectron2 can't be imported."""
     folder = bar(tmp_path_factory.mktemp("barred"), "detectron2")
-
-    def command(*words):
-        return subprocess.run(
-            [sys.executable, *map(str, words)], cwd=PROJECT, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(folder)}, timeout=300,
-        )  # fmt: skip
-
-    return command
+    with forks(folder, PYTHONPATH=str(folder)) as run:
+        yield run
 
 
 def succeeded(done):

@@ -674,12 +674,12 @@ inference.main()
 
 @pytest.mark.one_engine
 @pytest.mark.parametrize(("n_done", "views"), [(0, []), (4, ["--tta"]), (6, [])])
-def test_killed_and_resumed(run, slide, undisturbed, tmp_path, monkeypatch, capsys, n_done, views):
+def test_killed_and_resumed(
+    run, slide, undisturbed, tmp_path, monkeypatch, capsys, forked, n_done, views
+):
     """Killed in tile `n_done`, or after the last tile while it writes the results."""
     argv = argv_of(run, slide, tmp_path, *views)
-    done = subprocess.run(
-        [sys.executable, "-c", DIE, str(n_done), *argv], cwd=HERE, capture_output=True, text=True
-    )
+    done = forked("-c", DIE, n_done, *argv)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not list(tmp_path.glob("*.json"))
     predicted = count_tiles(monkeypatch)

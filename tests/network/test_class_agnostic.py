@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +15,6 @@ from tests.network.network_cases import CELLS, LIMITS, picture, sample
 from tests.test_former_runs import SAVED
 from tests.training import load
 
-INFERENCE = str(Path(inference.__file__))
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
 AGNOSTIC_BOX = "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
@@ -140,7 +136,7 @@ def test_the_scores_are_products_of_probability_and_objectness(build):
     assert (scores[1.0] < scores[0.0]).all()
 
 
-def test_a_run_with_such_heads(tiny, cells, tmp_path, engine):
+def test_a_run_with_such_heads(tiny, cells, tmp_path, engine, forked):
     """It is trained, initialises class-specific heads, and predicts; a bad power is one line."""
     keys = [word for item in AGNOSTIC.items() for word in item] + [POWER, "0.5"]
     words = ["--config-file", tiny, "--data", cells, "--output_dir", tmp_path, "--device", "cpu"]
@@ -162,8 +158,7 @@ def test_a_run_with_such_heads(tiny, cells, tmp_path, engine):
     words = ["--checkpoint", run, "--data", cells, "--device", "cpu"]
     argv = [str(word) for word in words]
     assert inference.main([*argv, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]) == 0
-    words = [sys.executable, INFERENCE, *argv, POWER, "11"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = forked("inference.py", *argv, POWER, "11")
     assert done.returncode == 2
     message = f"inference.py: error: {POWER} 11.0: a number from 0 to 10 is expected"
     assert done.stderr.splitlines() == [message]
