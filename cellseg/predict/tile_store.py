@@ -207,7 +207,7 @@ def tiles_fingerprint(
         # Tiles of a GPU and a CPU, which round differently, are not mixed in an image.
         keys["MODEL.DEVICE"] = keys["MODEL.DEVICE"].partition(":")[0]
     return {
-        "store": 3,  # version of its format
+        "store": 4,  # version of its format and of the tiles that follow from the rest
         "weights": list(map(file_state, weights)),
         "configs": configs,
         "images": [

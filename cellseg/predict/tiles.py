@@ -280,14 +280,14 @@ def edge_margin(scale: float) -> int:
 def plan_tiles(
     size: tuple[int, int], tile: int, overlap: int, margin: int = EDGE_MARGIN
 ) -> TilePlan:
-    """Distribute tiles evenly over an image.
+    """Distribute as few tiles as cover an image evenly over it, no larger than they need to be.
 
     Parameters
     ----------
     size
         Height and width of the image in pixels.
     tile
-        Side of a tile in pixels. A tile is not larger than the image.
+        Longest side of a tile in pixels.
     overlap
         Minimum overlap of neighbouring tiles in pixels, 1 or more: cells are merged by the
         pixels that two tiles share.
@@ -304,17 +304,21 @@ def plan_tiles(
             f"tiles of {tile} px with an overlap of {overlap} px: expected an overlap of 1 px or "
             "more and less than the tile; choose a larger tile or another overlap"
         )
-    height, width = size
-    tops, lefts = (_tile_starts(length, tile, overlap) for length in size)
-    return TilePlan(size, (min(tile, height), min(tile, width)), tops, lefts, margin=margin)
+    counts = [
+        math.ceil((length - overlap) / (tile - overlap)) if length > tile else 1 for length in size
+    ]
+    sides = [
+        math.ceil((length + (n - 1) * overlap) / n) for length, n in zip(size, counts, strict=True)
+    ]
+    if min(counts) > 1:  # square, so that turned views are of the same shape
+        sides = [max(sides)] * 2
+    tops, lefts = map(_tile_starts, size, sides, counts)
+    return TilePlan(size, (sides[0], sides[1]), tops, lefts, margin=margin)
 
 
-def _tile_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """Return the starts of as few tiles as cover the length, evenly spaced to one pixel."""
-    if length <= tile:
-        return (0,)
-    gaps = math.ceil((length - tile) / (tile - overlap))
-    return tuple(n * (length - tile) // gaps for n in range(gaps + 1))
+def _tile_starts(length: int, side: int, n: int) -> tuple[int, ...]:
+    """Return the starts of `n` tiles that cover the length, evenly spaced to one pixel."""
+    return tuple(k * (length - side) // max(1, n - 1) for k in range(n))
 
 
 def choose_tile_size(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from fractions import Fraction
@@ -117,10 +118,17 @@ def test_the_same_cells_at_every_resolution(tmp_path, write, mpp):
 
 def test_tiles_grow_with_finer_pixels():
     predictor = Predictor([DiscFinder()], [cfg_of()])
-    as_trained = predictor.plan((9000, 9000)).tile_size
-    assert predictor.plan((9000, 9000), 0.25).tile_size == as_trained
-    assert predictor.plan((9000, 9000), 0.125).tile_size == (2 * as_trained[0], 2 * as_trained[1])
-    assert predictor.plan((9000, 9000), 0.5).tile_size == (as_trained[0] / 2, as_trained[1] / 2)
+
+    def largest_tile(mpp=None):
+        """Return the side of the largest image that is one tile."""
+        sides = range(1, 9000)
+        return bisect.bisect(sides, 1, key=lambda side: len(predictor.plan((side, side), mpp)))
+
+    as_trained = largest_tile()
+    assert predictor.plan((as_trained, 9000)).tile_size[0] == as_trained
+    assert largest_tile(0.25) == as_trained
+    assert largest_tile(0.125) == 2 * as_trained
+    assert largest_tile(0.5) == as_trained / 2
 
 
 def test_runs_of_two_resolutions_are_fused(tmp_path):

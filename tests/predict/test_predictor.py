@@ -440,10 +440,13 @@ class Crowd(Oracle):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"TEST__SYMMETRIES": 8}, {"TEST__TILE": 200, "TEST__OVERLAP": 50}]
+    "options", [{}, {"TEST__SYMMETRIES": 8}, {"TEST__TILE": 200, "TEST__OVERLAP": 100}]
 )
 def test_no_cell_of_a_crowded_image_is_left_out(options):
-    """Sixteen times as many as the least limit, in the area of few cells of the training."""
+    """Sixteen times as many as the least limit, in the area of few cells of the training.
+
+    Tiles begin at whole cells, every 100 pixels.
+    """
     keys = {"DATA__CELLS_PER_MEGAPIXEL": 22_000.0}  # with the reserve, 1 in 23 pixels
     keys["TEST__DETECTIONS_PER_IMAGE"] = 0
     image = np.zeros((400, 800, 3), np.uint8)
@@ -490,11 +493,11 @@ def test_cells_longer_than_tiles():
 
 def test_without_a_fixed_scale_the_short_side_decides():
     """Also in tiles."""
-    drawing = draw((120, 200))
-    options = {"INPUT__MIN_SIZE_TEST": 240, "INPUT__MAX_SIZE_TEST": 1000}
+    drawing = draw((165, 220))  # 2 x 3 tiles that overlap by half
+    options = {"INPUT__MIN_SIZE_TEST": 330, "INPUT__MAX_SIZE_TEST": 1000}
     whole = oracle(**options)
     check_all_detected(whole.predict(drawing.image), drawing)
-    assert whole.networks[0].shapes == [(240, 400)]
+    assert whole.networks[0].shapes == [(330, 440)]
     tiles = oracle(**options, TEST__TILE=110)
     check_all_detected(tiles.predict(drawing.image), drawing)
     assert set(tiles.networks[0].shapes) == {(220, 220)}
@@ -559,11 +562,12 @@ def test_tiles_follow_the_largest_scale_and_the_longest_cell():
         oracle_cfg(INPUT__ZOOM=2.0),
         oracle_cfg(INPUT__ZOOM=1.0, DATA__LONGEST_CELL=100.0),
     ]
-    expected = oracle(INPUT__ZOOM=2.0, DATA__LONGEST_CELL=100.0).plan((3000, 2000))
+    size = 5 * 768 - 4 * 131, 3 * 768 - 2 * 131  # of tiles that overlap by 1.25 * 100 + 6 px
+    expected = oracle(INPUT__ZOOM=2.0, DATA__LONGEST_CELL=100.0).plan(size)
     assert expected.tile_size == (768, 768)
     for turn in range(3):
-        assert Predictor([], cfgs[turn:] + cfgs[:turn]).plan((3000, 2000)) == expected
-    assert len(Predictor([], cfgs[:1] * 2).plan((3000, 2000))) == 1
+        assert Predictor([], cfgs[turn:] + cfgs[:turn]).plan(size) == expected
+    assert len(Predictor([], cfgs[:1] * 2).plan(size)) == 1
 
 
 def test_small_images_are_neither_stretched_nor_cut():

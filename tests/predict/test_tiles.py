@@ -23,11 +23,22 @@ def random_boxes(height, width, rng):
 
 
 def test_by_hand():
-    plan = plan_tiles((10, 25), tile=10, overlap=3)
-    # 25 px need 4 tiles of 10 that overlap by 3 or more: 15 px in three gaps of 5.
-    assert [tile.window for tile in plan] == [(x, 0, x + 10, 10) for x in (0, 5, 10, 15)]
+    plan = plan_tiles((10, 31), tile=10, overlap=3)
+    # 4 tiles of 10 px that overlap by 3 are 31 px.
+    assert [tile.window for tile in plan] == [(x, 0, x + 10, 10) for x in (0, 7, 14, 21)]
     first, middle, last = (0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 0)
     assert [tile.inner_edges for tile in plan] == [first, middle, middle, last]
+
+
+def test_tiles_are_no_larger_than_they_need_to_be():
+    plan = plan_tiles((10, 25), tile=10, overlap=3)
+    # 25 px need 4 tiles of 10, but 4 tiles of 9 that overlap by 3 or 4 are enough.
+    assert [tile.window for tile in plan] == [(x, 0, x + 9, 10) for x in (0, 5, 10, 16)]
+    # One pixel more than a tile: two that share the overlap and the pixel of rounding.
+    spans = [(tile.window[1], tile.window[3]) for tile in plan_tiles((101, 9), 100, 20)]
+    assert spans == [(0, 61), (40, 101)]
+    # Square if there are several in both directions: 61 px for 101, and 70 px for 120.
+    assert plan_tiles((101, 120), 100, 20).tile_size == (70, 70)
 
 
 def test_row_by_row():
@@ -52,7 +63,9 @@ def test_tiles_cover_the_image_evenly(height, width, numbers):
     plan = plan_tiles((height, width), tile, overlap)
     tiles = list(plan)
     assert len(tiles) == len(plan)
-    assert {one.size for one in tiles} == {(min(tile, height), min(tile, width))}
+    assert {one.size for one in tiles} == {plan.tile_size}
+    assert max(plan.tile_size) <= tile
+    larger = []  # than needed
     for low, length in ((0, width), (1, height)):
         spans = sorted({(one.window[low], one.window[low + 2]) for one in tiles})
         assert spans[0][0] == 0
@@ -63,15 +76,20 @@ def test_tiles_cover_the_image_evenly(height, width, numbers):
         assert not overlaps or max(overlaps) - min(overlaps) <= 1
         n_fewer = len(spans) - 1
         assert len(spans) == 1 or n_fewer * tile - (n_fewer - 1) * overlap < length
+        shorter = spans[0][1] - 1
+        larger.append(len(spans) * shorter - n_fewer * overlap >= length)
         for one in tiles:
             assert one.inner_edges[low] == (one.window[low] > 0)
             assert one.inner_edges[low + 2] == (one.window[low + 2] < length)
+    # Nor a pixel: shorter ones don't cover the image in one direction.
+    assert larger.count(True) <= (plan.tile_size[0] == plan.tile_size[1])
 
 
 def test_tens_of_thousands_of_pixels():
     plan = plan_tiles((20_000, 20_000), tile=512, overlap=85)
     assert len(plan) == 47**2
-    assert plan[47 * 47 - 1].window == (19_488, 19_488, 20_000, 20_000)
+    # 47 tiles that overlap by 85 px 46 times: (20,000 + 3,910) / 47 = 508.7
+    assert plan[47 * 47 - 1].window == (19_491, 19_491, 20_000, 20_000)
     with pytest.raises(IndexError):
         plan[47 * 47]
 
@@ -125,7 +143,7 @@ def test_short_slivers_are_less_than_half_a_cell():
 @given(radius=st.floats(9, 30), fraction=st.floats(0, 0.95))
 def test_less_than_half_of_a_disc(vertical, radius, fraction):
     """A disc with this fraction of its diameter within the tile, whose edge is at 120."""
-    tile = plan_tiles((200, 200), tile=120, overlap=20)[0]
+    tile = plan_tiles((220, 220), tile=120, overlap=20)[0]
     shown = 2 * radius * fraction
     half_chord = np.sqrt(radius**2 - max(radius - shown, 0) ** 2)
     box = [120 - shown, 60 - half_chord, 120, 60 + half_chord]
