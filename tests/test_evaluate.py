@@ -435,7 +435,14 @@ def test_ground_truth_outside_the_predicted_regions_is_not_counted(
         labels = tifffile.imread(file)
         labels[:, middle - 2 : middle + 2] *= middle < columns
         tifffile.imwrite(file, labels)
+    whole = data / "whole"
+    shutil.copytree(data / "out", whole)
     del listed[0]["regions"]
+    (whole / "images-results-list.json").write_text(json.dumps(listed))
+    words = ["--truth", str(data / "test_masks"), "--resamples", "2"]
+    with pytest.raises(InputError, match="whole: was predicted in other regions than"):
+        evaluate.main(["--compare", str(data / "out"), str(whole), *words])
+    assert evaluate.main(["--compare", str(data / "out"), str(data / "out"), *words]) == 0
     (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
     assert score("--truth", str(data / "test_masks"), results="out")[0] == in_regions
     for bad in ("x", {"size": [6, 40]}, rle(0, 1) | {"size": [6, 41]}, rle(0, 1) | {"counts": "~"}):
@@ -443,6 +450,20 @@ def test_ground_truth_outside_the_predicted_regions_is_not_counted(
         (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
         with pytest.raises(InputError, match=r"images-results-list\.json: .*entry 2: regions"):
             score("--truth", str(data / "test_masks"), results="out")
+
+
+def test_regions_of_an_image_of_another_size_are_one_line(data, score):
+    """Where it has no detections, which would be of another size, too."""
+    (data / "out").mkdir()
+    (data / "out" / "images-results.json").write_text("[]")
+    path = str(data / "test_release" / "a.tif")
+    listed = [{"id": 1, "file_name": path, "height": 6, "width": 40, "regions": rle(0, 9)}]
+    (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
+    truth = truth_of({21: ((6, 39), [])})
+    truth["images"][0]["file_name"] = "a.tif"
+    (data / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(InputError, match=r"a\.tif: 6 x 39 .* 6 x 40"):
+        score("--truth", str(data / "truth.json"), results="out")
 
 
 def test_many_slides_are_scored_as_images_predicted_together(data, score, capsys):

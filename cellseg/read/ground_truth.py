@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,8 +41,10 @@ from cellseg.read.results import (
     check_same_classes,
     find_sidecar_ground_truth,
     iter_results,
+    read_result_categories,
     sidecar_path,
 )
+from cellseg.read.window import wrong_size
 from cellseg.rle import RLE, centroids, decode, select_masks
 
 
@@ -224,8 +227,14 @@ def read_results_with_ground_truth(
             "--truth"
         )
     ground_truth = _read_for([own for own in all_listed if own], source, data)
+    checked: list[object] = []
     for part in parts:
-        check_same_classes(part, ground_truth["categories"], source)
+        categories = None
+        with contextlib.suppress(InputError):  # damaged, which scores don't depend on
+            categories = read_result_categories(part)
+        if categories not in checked:  # those of the slides of a table are equal
+            check_same_classes(part, ground_truth["categories"], source)
+            checked.append(categories)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:
@@ -246,6 +255,7 @@ def read_results_with_ground_truth(
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
         if own and ids is not None:
             _print_pairs(path, own.images, ids, ground_truth, source)
+    _check_same_regions(paths, all_listed, all_ids)
     ground_truth = select_images(ground_truth, predicted[0])
     images = []
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
@@ -257,6 +267,26 @@ def read_results_with_ground_truth(
             of_path = iter_pairs(ground_truth, some, path)
         images.append(checked_for_copies(path, of_path))
     return ground_truth, images
+
+
+def _check_same_regions(
+    paths: Sequence[Path],
+    lists: Sequence[ListedImages | None],
+    all_ids: Sequence[dict[int, int] | None],
+) -> None:
+    """Check that results to compare were predicted in the same regions, if in any."""
+    regions = [
+        {ids[i.id]: i.region_mask for i in own.images if i.id in ids and i.region_mask}
+        if own and ids is not None
+        else {}
+        for own, ids in zip(lists, all_ids, strict=True)
+    ]
+    for path, theirs in zip(paths, regions, strict=True):
+        if theirs != regions[0]:
+            raise InputError(
+                f"{path}: was predicted in other regions than {paths[0]}; compare results of the "
+                "same regions (--regions of inference.py)"
+            )
 
 
 def _read_for(lists: Sequence[ListedImages], source: Path, data: Path) -> COCO:
@@ -365,6 +395,11 @@ def _own_images(ground_truth: COCO, own: ListedImages, ids: dict[int, int]) -> I
         for image in iter_pairs(of_images, renumbered(part, of_part), part):
             record, name = records[own_ids[image.id]]
             if record.region_mask:
+                if record.size != image.size:
+                    raise wrong_size(
+                        record.path, image.size, record.region_mask["size"],
+                        f" as in {own.source}; pass the ground truth of this image",
+                    )  # fmt: skip
                 n_before = len(image.gt_classes)
                 image = _in_regions(image, record.region_mask)
                 n_outside[name] = n_before - len(image.gt_classes)

@@ -92,6 +92,7 @@ class _TiffImage(WindowedImage):
         self._has_other_images = has_other_images(tiff, full)
         self._tiff = tiff
         self._page = page
+        self._may_exceed = True  # whether not all values were looked at to find the bits
         colours = 3 if page.samplesperpixel >= 3 else 1
         self._alpha_channel = next(
             (
@@ -120,7 +121,10 @@ class _TiffImage(WindowedImage):
             with open_tiff(self.path) as full:
                 return full.bits
         with decode_errors(self.path):
-            return bits_in_use(self._parts())
+            parts = iter(self._parts())
+            bits = bits_in_use(parts)
+            self._may_exceed = next(parts, None) is not None
+            return bits
 
     @functools.cached_property
     def _alpha(self) -> Alpha | None:
@@ -148,7 +152,7 @@ class _TiffImage(WindowedImage):
         alpha = None
         if self._alpha_channel and not is_opaque(stored[..., self._alpha_channel[0]]):
             alpha = self._alpha
-        if self.bits and exceeds_range(stored, self.bits):
+        if self.bits and self._may_exceed and exceeds_range(stored, self.bits):
             _warn_of_range(self.path, self.bits)
         return to_rgb(stored, self._page.photometric == WHITE_IS_ZERO, self.bits, alpha)
 
@@ -247,7 +251,10 @@ class _SegmentedImage(_TiffImage):
     def _stored(self, index: int) -> NDArray[Any]:
         """Return a segment of the planes, `(h, w, C)`, by its index in a plane."""
         count = math.prod(self._grid)  # of segments in a plane
-        return _join([self._decode_segment(page, p * count + index) for page, p in self._planes])
+        stored = _join([self._decode_segment(page, p * count + index) for page, p in self._planes])
+        row, column = divmod(index, self._grid[1])
+        high, wide = self._segment_size  # the last ones may be filled up
+        return stored[: self.size[0] - row * high, : self.size[1] - column * wide]
 
     def _decode_segment(self, page: tifffile.TiffPage, index: int) -> NDArray[Any]:
         with self._file_lock:

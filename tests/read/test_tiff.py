@@ -711,3 +711,30 @@ def test_any_size_in_any_strips(tmp_path_factory, height, width, rows, compress)
     options = {"compression": "lzw", "predictor": True} if compress else {}
     tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=rows, **options)
     check(path, pixels)
+
+
+@pytest.mark.parametrize("filled_up_with", [0, 65535])
+def test_bits_in_use_are_those_of_the_image(tmp_path, filled_up_with):
+    """Not of what fills up its last tiles."""
+    pixels = np.full((68, 68, 3), 3000, np.uint16)
+    filled = np.full((128, 128, 3), filled_up_with, np.uint16)
+    filled[:68, :68] = pixels
+    tiles = [filled[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
+    path = tmp_path / "tiled.tif"
+    tifffile.imwrite(
+        path, iter(tiles), shape=pixels.shape, dtype=np.uint16, photometric="rgb", tile=(64, 64)
+    )
+    with open_image(path) as image:
+        assert image.bits == 12
+        assert (image.read_all() == round(255 * 3000 / 4095)).all()
+
+
+def test_a_mark_in_an_image_that_was_looked_at_as_a_whole_is_no_warning(tmp_path, caplog):
+    pixels = np.full((2000, 2000, 3), 3000, np.uint16)
+    pixels[:20, :150] = 60000  # 0.075 % of all, and 4.6 % of the window
+    for name, options in (("stored.tif", {}), ("tiled.tif", {"tile": (256, 256)})):
+        tifffile.imwrite(tmp_path / name, pixels, photometric="rgb", **options)
+        with open_image(tmp_path / name) as image:
+            assert image.read((0, 0, 256, 256))[100, 100].tolist() == [187] * 3
+            assert image.bits == 12
+    assert not caplog.text
