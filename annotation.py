@@ -165,8 +165,8 @@ def with_resolution(
 
     Warns of what the former file had and the new one has not.
     """
-    path = output if output.exists() else args.data / utils.ANNOTATIONS
     keep = bool(args.corrected)
+    path = output if output.exists() or not keep else args.data / utils.ANNOTATIONS
     unknown = not args.mpp and any(image.mpp is None for image in images)
     former = read_former_images(path) if keep or unknown else []
     if keep:

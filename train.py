@@ -152,8 +152,8 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     held_out = cfg.DATA.VAL_FRACTION or cfg.DATA.FOLDS or cfg.DATA.VAL_IMAGES
     if args.groups and not held_out:
         raise InputError(
-            f"--groups {args.groups}: has no effect without validation images; add --val_fraction "
-            "or --folds, or leave it out"
+            f"--groups {args.groups}: has no effect without validation images; "
+            f"{'' if run else 'add --val_fraction or --folds, or '}leave it out"
         )
     session.set_seed(cfg, args.num_machines)
     advice = "" if cfg.RECIPE in FOR_THE_CPU else f"; --model {FOR_THE_CPU[0]} is made for it"

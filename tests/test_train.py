@@ -309,6 +309,29 @@ def test_a_run_is_not_resumed_with_another_scale_or_frozen_layers(go, tmp_path, 
     assert re.search(expected, refused(only_run(tmp_path / "runs"), "SOLVER.MAX_ITER", 2, *words))
 
 
+@ONE
+def test_a_resumed_run_keeps_scale_anchors_and_length(go, tmp_path):
+    """Those of its config, though others would be chosen from the data now."""
+    keys = ["INPUT.ZOOM_FROM_DATA", True, "MODEL.ANCHOR_GENERATOR.FROM_DATA", True]
+    assert go("--epochs", 1, "--batch_size", 2, "INPUT.WINDOW", 64, *keys) == 0
+    run = only_run(tmp_path / "runs")
+    cfg = config.load_config(run / runs.CONFIG)
+    done, chosen = cfg.SOLVER.MAX_ITER, (cfg.INPUT.ZOOM, cfg.MODEL.ANCHOR_GENERATOR.SIZES)
+    cfg.INPUT.ZOOM = 0.77
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[size + 1 for size in level] for level in chosen[1]]
+    cfg.SOLVER.MAX_ITER = done + 1
+    (run / runs.CONFIG).write_text(cfg.dump())
+    assert resume(run) == 0
+    own = config.load_config(run / runs.CONFIG)
+    assert load(run / runs.LAST)["trainer"]["iteration"] == own.SOLVER.MAX_ITER == done + 1
+    assert own.INPUT.ZOOM == 0.77 != chosen[0]
+    assert own.MODEL.ANCHOR_GENERATOR.SIZES == cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    assert own.INPUT.ZOOM_FROM_DATA
+    assert resume(run, "--epochs", 2) == 0
+    assert done == 3  # 5 images in batches of 2, rounded up
+    assert load(run / runs.LAST)["trainer"]["iteration"] == 5
+
+
 # --- the run folder
 
 

@@ -33,6 +33,8 @@ def keep_former_values(cfg: CfgNode, run: Path) -> None:
     Raises InputError if the run has no valid record.
     """
     cfg.INPUT.ZOOM_FROM_DATA = cfg.MODEL.ANCHOR_GENERATOR.FROM_DATA = False
+    if not cfg.INPUT.ZOOM:  # then training doesn't scale images to a resolution
+        cfg.DATA.MPP = 0.0
     cfg.DATA.CONTINUES = str(run.absolute())
     held_out = list(runs.read_record(run)["held_out"])
     if held_out:

@@ -266,7 +266,8 @@ def warn_of_unsuitable_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> Non
     """Warn of cells that are longer than the training windows, or small for the anchors."""
     inputs = cfg.INPUT
     lengths = _cell_sides(samples, cfg.DATA.MPP if inputs.ZOOM else 0.0).max(axis=1)
-    if inputs.ZOOM and (n := int((lengths * inputs.ZOOM > inputs.WINDOW).sum())):
+    n = int((lengths * inputs.ZOOM > inputs.WINDOW).sum())
+    if inputs.ZOOM and 100 * n > (100 - _WHOLE) * len(lengths):
         warn(
             f"{n} of {plural(len(lengths), 'training cell')} ({100 * n / len(lengths):.2g} %) are "
             f"longer than the training window of {inputs.WINDOW / inputs.ZOOM:.0f} pixels "

@@ -16,7 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from cellseg import distributed, runs
-from cellseg.config import config_errors
+from cellseg.config import config_errors, load_config
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, write_atomic
@@ -239,8 +239,17 @@ def create(session: Session, run: Path, command: Sequence[str]) -> None:
 
 
 def resume(run: Path, cfg: CfgNode, launch: Launch, data: TrainingData | None = None) -> Session:
-    """Load the data of a run to resume, `data` as in `prepare`. Raise InputError if changed."""
+    """Load the data of a run to resume, `data` as in `prepare`. Raise InputError if changed.
+
+    Scale, anchors and length are those of the run's config, whatever would be chosen now.
+    """
+    inputs, anchors, own = cfg.INPUT, cfg.MODEL.ANCHOR_GENERATOR, load_config(run / runs.CONFIG)
+    chosen_from_data = inputs.ZOOM_FROM_DATA, anchors.FROM_DATA
+    inputs.ZOOM_FROM_DATA = anchors.FROM_DATA = False
     session = set_processes(prepare(cfg, data, new=False), launch, run)
+    inputs.ZOOM_FROM_DATA, anchors.FROM_DATA = chosen_from_data
+    if cfg.SOLVER.EPOCHS and cfg.SOLVER.EPOCHS == own.SOLVER.EPOCHS:
+        cfg.SOLVER.MAX_ITER = own.SOLVER.MAX_ITER
     check_same_data(run, session)
     cfg.OUTPUT_DIR = str(run.absolute())
     return session

@@ -179,7 +179,8 @@ def figures(content: ReportContent) -> list[tuple[str, str]]:
         title = "Precision and recall at IoU 0.5, all detections"
         figures.append((title, plots.precision_recall(scores, "AB")))
     if has_gt and len(scores) == 1:
-        has_intervals = any(np.isfinite(scores[0].low[name][:-1]).any() for name in plots.BARS)
+        low = scores[0].low
+        has_intervals = any(np.isfinite(low[n][:-1]).any() for n in plots.BARS if n in low)
         figures += [
             (
                 "Scores by class" + (", with 95 % intervals" if has_intervals else ""),

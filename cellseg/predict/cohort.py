@@ -39,6 +39,7 @@ from cellseg.text import printable
 
 MARKER = "done.json"
 _TRACE = "error.txt"
+_MADE_OF_RESULTS = ("report-files", "export")  # folders of report.py and export.py
 _RESULTS = f"{Path(OWN_RESULTS_FILE).stem}*"  # of a slide, also unfinished ones
 
 _COLUMNS = ("path", "folder", "cells", "mm2", "seconds", "error")
@@ -186,6 +187,7 @@ class Cohort:
             if name != slide.name and _image_in(before) == slide.image.path.resolve():
                 _move_files(before, folder)
         names = {slide.name for slide in self._slides}
+        names |= {former.get(str(slide.image.path), slide.name) for slide in self._slides}
         places = [self._output / name for name in former.values() if name not in names]
         if left := [str(place) for place in places if any(place.glob(_RESULTS))]:
             warn(
@@ -322,7 +324,7 @@ def _image_in(folder: Path) -> Path | None:
 
 
 def _move_files(source: Path, target: Path) -> None:
-    """Move the files of a slide's folder into a new one, the marker last.
+    """Move a slide's files, and what was made of them, into a new folder, the marker last.
 
     Folders of other slides may be in the same. What can't be moved is predicted again.
     """
@@ -330,7 +332,9 @@ def _move_files(source: Path, target: Path) -> None:
         return
     with contextlib.suppress(OSError):
         target.mkdir(parents=True, exist_ok=True)
-        files = [path for path in source.iterdir() if path.is_file()]
+        files = [
+            path for path in source.iterdir() if path.is_file() or path.name in _MADE_OF_RESULTS
+        ]
         for path in sorted(files, key=lambda path: path.name == MARKER):
             path.replace(target / path.name)
         source.rmdir()
