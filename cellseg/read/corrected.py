@@ -472,8 +472,11 @@ def _count_changes(
 ) -> int:
     """Count the changes of some cells of two versions of a window.
 
-    These are some of the cells now that are new or differ, and some of those that were deleted.
+    These are some of the cells now that are new or differ, and some of those that were deleted,
+    if not all.
     """
+    if not some_now.any():  # perhaps only the others were exported
+        return 0
     pairs, by_overlap = match_cells(written, now)
     same = {
         b

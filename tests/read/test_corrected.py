@@ -283,6 +283,10 @@ def test_corrections_outside_the_regions_are_said(data, folder, capsys, ids):
     out, lost = warned(features)
     assert "5 cells outside" in out
     assert not lost
+    corners = [np.array(each["geometry"]["coordinates"][0]) for each in features]
+    inside = [each for each, points in zip(features, corners, strict=True) if points.max() <= 12]
+    assert len(inside) == 1
+    assert not warned(inside)[1]  # the others were not exported
     moved = feature_of(features, "moved")
     moved["geometry"] = polygon(15, 4, 21, 10)  # IoU 30 / 42
     assert warned(features)[1] == ["new.png (1)"]
