@@ -165,8 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
     tables = [path for path in (args.table, args.h5ad) if path]
-    once = measured_once() if tables else measure_cells
-    measure = once if args.measurements else None
+    measure = (measured_once() if tables else measure_cells) if args.measurements else None
     geojson = (args.object_type or "")[:-1] or None, measure, args.gzip
     if args.to_correct and (args.format or args.output or tables or args.mpp or any(geojson)):
         parser.error(

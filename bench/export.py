@@ -4,9 +4,9 @@
     python bench/export.py --slides 10 --side 10000 --cells 100000
 
 With `--slides`, a table of as many slides, each with these results, is exported, and scored with
-the same cells as ground truth. Otherwise the
-baseline (pycocotools and OpenCV: decode each whole mask, trace its contours) is timed on a few
-cells of the same image and scaled up: all of them would take days.
+the same cells as ground truth. Otherwise the baseline (pycocotools and OpenCV: decode each whole
+mask, trace its contours) is timed on a few cells of the same image and scaled up: all of them would
+take days.
 """
 
 from __future__ import annotations

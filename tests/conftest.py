@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from bench.tiny import write_tiny
 from cellseg.device import ENGINES, detectron2_problem
 from cellseg.messages import print_warnings
-from tests.forks import forks
+from tests.fork_server import forks
 
 print_warnings()  # as the commands do
 

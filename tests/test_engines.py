@@ -17,7 +17,7 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn import download
 from tests.barred import bar
-from tests.forks import forks
+from tests.fork_server import forks
 from tests.training import load, same
 
 

@@ -1,6 +1,7 @@
 """Scripts in processes forked from one that has loaded the libraries: a start takes seconds.
 
-That process has loaded nothing of this project, so that scripts import all of it themselves.
+That process has loaded nothing of this project, so that scripts import all of it themselves, also
+where a library is barred; `bench/forks.py` forks a process that has loaded the project too.
 """
 
 from __future__ import annotations
