@@ -19,7 +19,7 @@ from cellseg.look.parts import ReportContent
 from cellseg.look.report import OWN, write_report
 from cellseg.messages import plural
 from cellseg.read.cells import is_annotations
-from cellseg.read.ground_truth import find_default_ground_truth
+from cellseg.read.ground_truth import check_annotations, find_default_ground_truth
 from cellseg.read.results import find_newest_results
 
 DESCRIPTION = """\
@@ -69,7 +69,7 @@ def collect_annotations(args: argparse.Namespace) -> ReportContent:
     for flag, name in {"results": "RESULTS", "compare": "--compare", "truth": "--truth"}.items():
         if getattr(args, flag) is not None:
             raise InputError(f"--annotations: can't be combined with {name}; leave out {name}")
-    utils.check_annotations(args.annotations)
+    check_annotations(args.annotations)
     return content.annotations_content(args.annotations, args.data)
 
 
@@ -82,7 +82,7 @@ def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportCo
                 f"{path}, or use them as ground truth with --truth {path}"
             )
     if args.truth:
-        utils.check_annotations(args.truth, " with --truth, or leave it out")
+        check_annotations(args.truth, " with --truth, or leave it out")
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
     if ground_truth_path is None or not (args.truth or ground_truth_path.exists()):
         return content.results_content(paths, args.data, args.score_threshold)

@@ -162,14 +162,6 @@ def choose_data(given: Path | None, source: Path) -> Path:
     return given or find_data_folder(source) or DATA
 
 
-def check_annotations(path: Path, how: str = "") -> None:
-    """Raise InputError if annotations are missing; `how` ends the advice."""
-    if not path.exists():
-        raise InputError(
-            f"{path}: annotations not found; pass a COCO file or a folder of label maps{how}"
-        )
-
-
 def score_results(
     args: argparse.Namespace, paths: Sequence[Path], ground_truth: Path, **how: Any
 ) -> tuple[COCO, list[Scores]]:

@@ -414,6 +414,21 @@ def test_a_folder_with_results_of_own_images(data, score):
         score(results="out")
 
 
+def test_other_class_names_of_many_slides_are_one_warning(data, score, caplog):
+    truth = read_ground_truth(data / "test_masks", data)
+    for name, category in zip(
+        ("Tumour", "stroma", "immune", "dead"), truth["categories"], strict=True
+    ):
+        category["name"] = name
+    (data / "truth.json").write_text(json.dumps(truth))
+    paths = {name: data / "test_release" / f"{name}.tif" for name in "ab"}
+    slides = {name: (path, SIZE, RESULTS[:0]) for name, path in paths.items()}
+    write_cohort(data / "cohort", slides, ["tumour", "stroma", "lymphocyte", "dead"])
+    score("--truth", str(data / "truth.json"), results="cohort")
+    assert caplog.text.count("other names") == 1
+    assert "lymphocyte (immune)" in caplog.text
+
+
 @pytest.mark.parametrize(("columns", "n_outside"), [(22, 1), (23, 0), (3, 2)])
 def test_ground_truth_outside_the_predicted_regions_is_not_counted(
     data, score, caplog, columns, n_outside

@@ -114,7 +114,7 @@ def read_predicted_cells(
         source, images = data / TEST_LIST, _read_test_images(path, data)
     known = coco["categories"] if coco else read_result_categories(path)
     if coco:
-        check_same_classes(path, coco["categories"], truth)
+        check_same_classes([path], coco["categories"], truth)
     categories = _named(known, names)
     outputs = listed.names if listed else name_outputs(source, [i.file_name for i in images], data)
     of_id = {image.id: (image, output) for image, output in zip(images, outputs, strict=True)}

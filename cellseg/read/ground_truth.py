@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -41,11 +40,18 @@ from cellseg.read.results import (
     check_same_classes,
     find_sidecar_ground_truth,
     iter_results,
-    read_result_categories,
     sidecar_path,
 )
 from cellseg.read.window import wrong_size
 from cellseg.rle import RLE, centroids, decode, select_masks
+
+
+def check_annotations(path: Path, how: str = "") -> None:
+    """Raise InputError if annotations are missing; `how` ends the advice."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: annotations not found; pass a COCO file or a folder of label maps{how}"
+        )
 
 
 def read_ground_truth(path: Path, data: Path) -> COCO:
@@ -221,20 +227,9 @@ def read_results_with_ground_truth(
     ]
     for part in parts:
         next(iter_results(part), None)  # a file that can't be read is said before all else
-    if not source.exists():
-        raise InputError(
-            f"{source}: annotations not found; pass a COCO file or a folder of label maps with "
-            "--truth"
-        )
+    check_annotations(source, " with --truth")
     ground_truth = _read_for([own for own in all_listed if own], source, data)
-    checked: list[object] = []
-    for part in parts:
-        categories = None
-        with contextlib.suppress(InputError):  # damaged, which scores don't depend on
-            categories = read_result_categories(part)
-        if categories not in checked:  # those of the slides of a table are equal
-            check_same_classes(part, ground_truth["categories"], source)
-            checked.append(categories)
+    check_same_classes(parts, ground_truth["categories"], source)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:

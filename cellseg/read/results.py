@@ -214,15 +214,29 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
 
 
 def check_same_classes(
-    results: Path, categories: Sequence[Mapping[str, Any]], source: object
+    parts: Sequence[Path], categories: Sequence[Mapping[str, Any]], source: object
 ) -> None:
     """Raise InputError if results know one of the classes of annotations under another id.
 
-    Warns of ids with another name in both, unless one of the names only numbers the class.
+    Warns of ids with another name in both, unless one of the names only numbers the class. Of
+    several results with the same classes, such as the slides of a table, the first is named.
     """
-    theirs: Sequence[Mapping[str, Any]] = ()
-    with contextlib.suppress(InputError):  # damaged, which scores don't depend on
-        theirs = read_result_categories(results) or ()
+    checked: list[object] = []
+    for results in parts:
+        theirs = None
+        with contextlib.suppress(InputError):  # damaged, which scores don't depend on
+            theirs = read_result_categories(results)
+        if theirs is not None and theirs not in checked:
+            _check_classes(results, theirs, categories, source)
+            checked.append(theirs)
+
+
+def _check_classes(
+    results: Path,
+    theirs: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+    source: object,
+) -> None:
     ids = {comparable_name(each["name"]): each["id"] for each in categories}
     names = {each["id"]: each["name"] for each in categories}
     others = []
