@@ -454,7 +454,9 @@ def test_an_unusable_image_is_skipped(predict, own, tmp_path, capsys, damage):
     else:
         tifffile.imwrite(bad, np.zeros((7, 9, 3), np.uint8))
     assert "1 of 3 images" in refusal(predict, "--score_threshold", 0, data=own)
-    assert f" {bad}: " in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f" {bad}: " in printed.err
+    assert "ready to submit" not in printed.out
     image_ids = {entry["image_id"] for entry in results(tmp_path / "out" / "test-results.json")}
     assert image_ids == {1, 3}
     assert (tmp_path / "out" / "test-results.zip").is_file()

@@ -133,7 +133,9 @@ def write_checked_results(
             "--score_threshold, or check that the images look like those of the training"
         )
     elif archive:
-        print(f"valid{', ready to submit' if fits else ''}: {display_path(archive)}")
+        missing = f", without the images that were skipped ({len(job.unusable)})"
+        ready = ", ready to submit" if fits else ""
+        print(f"valid{missing if job.unusable else ready}: {display_path(archive)}")
     if expected is not None and not fits:
         no_zip = "no zip is written without --zip"
         if results.with_suffix(".zip").exists():
