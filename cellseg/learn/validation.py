@@ -91,5 +91,6 @@ def validate(
         if add_picture and number < _N_PICTURES:
             add_picture(sample, image, detections[sample.id])
     if warn:
-        warn_of_limits({sample.name: [detections[sample.id].limited_by] for sample in samples})
+        limited = {sample.name: [detections[sample.id].limited_by] for sample in samples}
+        warn_of_limits(limited, of_training=True)
     return score(pair_predictions(data.coco, detections))

@@ -260,22 +260,27 @@ def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[s
     return n, (DETECTIONS,) if limited else ()
 
 
-def warn_of_limits(limited: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+def warn_of_limits(
+    limited: Mapping[str, Sequence[tuple[str, ...]]], of_training: bool = False
+) -> None:
     """Warn if limits left out boxes that are probably cells.
 
     `limited` are the keys of these limits for each tile, by the name of the image; a tile without
-    such keys is not counted.
+    such keys is not counted. `of_training`: the command is not one that has flags for them.
     """
     tiles = {name: [keys for keys in each if keys] for name, each in limited.items()}
     names = [name for name, each in tiles.items() if each]
     if names:
         n_tiles = sum(map(len, tiles.values()))
         keys = sorted({key for each in tiles.values() for of_tile in each for key in of_tile})
-        larger = " and ".join(keys).replace(DETECTIONS, f"--max_detections ({DETECTIONS})")
+        larger, tile = " and ".join(keys), "TEST.TILE"
+        if not of_training:
+            larger = larger.replace(DETECTIONS, f"--max_detections ({DETECTIONS})")
+            tile = "--tile"
         warn(
             "probably more cells than are kept (or the network has learnt little), in "
             f"{plural(n_tiles, 'tile')} of {plural(len(names), 'image')}: {listed(names)}; those "
-            f"with the lowest scores are left out; use smaller tiles (--tile) or a larger {larger}"
+            f"with the lowest scores are left out; use smaller tiles ({tile}) or a larger {larger}"
         )
 
 

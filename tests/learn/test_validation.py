@@ -116,6 +116,7 @@ def test_limits_that_leave_out_cells(data, caplog, warn):
 
     validate(limited, score, data, data.validation, warn=warn)
     assert ("more cells than are kept" in caplog.text) is warn
+    assert "--" not in caplog.text, "flags of another command"
 
 
 def test_all_cells_of_a_dense_image_count(tmp_path, monkeypatch):
