@@ -180,6 +180,16 @@ def test_weights_that_give_nan(predict, run, tmp_path, capsys, value):
     assert "warning: values of the network are not finite (NaN) in 3 of 3 batches" in err
 
 
+@pytest.mark.parametrize("head", ["rpn", "box_predictor", "mask_head"])
+def test_heads_that_give_nan(predict, run, tmp_path, capsys, head):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    saved = torch.load(copy / runs.BEST, weights_only=True)
+    next(v for name, v in saved["model"].items() if head in name)[:] = float("nan")
+    torch.save(saved, copy / runs.BEST)
+    assert predict(checkpoint=copy) == 0
+    assert "(NaN) in 3 of 3 batches" in capsys.readouterr().err
+
+
 @pytest.mark.one_engine
 def test_images_that_are_almost_black(predict, tmp_path, capsys):
     for name, value in (("black", 0), ("dim", 60), ("bright", 200)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,32 +49,49 @@ class BrightnessCheck:
             )
 
 
+_PROPOSALS = re.compile(r"rpn[._]head$")
+# Of boxes (of a cascade, one for each stage) and masks, in both engines.
+_HEADS = re.compile(r"(box_predictor(\.\d+)?|mask_predictor|mask_head\.predictor)$")
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested lists and tuples."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
 @contextlib.contextmanager
 def warn_of_values_not_finite(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Warn at the end of the block if networks gave proposals of NaN or infinite scores.
+    """Warn at the end of the block if heads of networks gave NaN or infinite values.
 
-    Detections from these are dropped, so cells would be missing without a word.
+    Detections with these are dropped, so cells would be missing without a word.
     """
-    finite: list[torch.Tensor] = []
+    batches: list[list[torch.Tensor]] = []  # whether values are finite, for each call of a head
+    of_thread = threading.local()
+
+    def begin(_module: torch.nn.Module, _inputs: Any) -> None:
+        of_thread.batch = []
+        batches.append(of_thread.batch)
 
     def check(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
-        scores, boxes = outputs  # each a list of tensors, one for each level of the pyramid
-        finite.append(torch.stack([value.isfinite().all() for value in (*scores, *boxes)]).all())
+        finite = [value.isfinite().all() for value in _tensors(outputs)]
+        of_thread.batch.append(torch.stack(finite).all())
 
-    hooks = [
-        module.register_forward_hook(check)
-        for network in networks
-        for name, module in network.named_modules()
-        if name.endswith(("rpn.head", "rpn_head"))
-    ]
+    hooks = []
+    for name, module in (named for network in networks for named in network.named_modules()):
+        if _PROPOSALS.search(name):  # once for each batch, and first
+            hooks.append(module.register_forward_pre_hook(begin))
+        if _PROPOSALS.search(name) or _HEADS.search(name):
+            hooks.append(module.register_forward_hook(check))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    bad = int((~torch.stack(finite)).sum()) if finite else 0
+    bad = sum(not torch.stack(finite).all() for finite in batches if finite)
     if bad:
-        n = plural(len(finite), "batch", "batches")
+        n = plural(len(batches), "batch", "batches")
         warn(
             f"values of the network are not finite (NaN) in {bad} of {n}, so cells are missing "
             "there: the weights are damaged, or too large for --amp; choose others with "
