@@ -98,7 +98,10 @@ def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
 def summary_lines(images: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line for each of a few entries of the list of images, or one for all."""
     if len(images) <= MAX_LINES:
-        return [_line(Path(image["file_name"]).name, image) for image in images]
+        paths = [image["file_name"] for image in images]
+        names = [Path(path).name for path in paths]
+        names = names if len(set(names)) == len(names) else paths
+        return [_line(name, image) for name, image in zip(names, images, strict=True)]
     together: dict[str, Any] = {
         key: sum(numbers[key] for numbers in images)
         for key in ("tissue_px2", "tissue_mm2", "seconds")

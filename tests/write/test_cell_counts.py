@@ -55,3 +55,12 @@ def test_many_cells_are_counted_in_parts(monkeypatch):
         counts.add(1, batch)
     assert counts.of(1).tolist() == [sum(len(batch.distinct(0.5)) for batch in batches())]
     assert np.sum(counts.of(1)) == 3
+
+
+def test_lines_of_images_of_one_name():
+    numbers = {"tissue_px2": 100, "cells": {"a": 2}}
+    paths = ["/data/one/image.tif", "/data/two/image.tif", "/data/other.tif"]
+    lines = summary.summary_lines([{"file_name": path, **numbers} for path in paths])
+    assert [line.partition(":")[0] for line in lines] == paths
+    lines = summary.summary_lines([{"file_name": path, **numbers} for path in paths[1:]])
+    assert [line.partition(":")[0] for line in lines] == ["image.tif", "other.tif"]
