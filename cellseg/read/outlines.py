@@ -56,6 +56,7 @@ _MANY = 5  # pieces of an outline of several cells
 _FAR = 5  # length of such an outline in diameters of a cell
 
 POINTS = "points, lines and outlines of fewer than 3 points"
+AROUND = "outlines around two or more cells, used as cells (remove those that are regions)"
 REGIONS = "regions around cells, ignored (what is not outlined counts as background everywhere)"
 
 
@@ -126,8 +127,9 @@ def fill_outlines(
             "remove the file if the image has no cells"
         )
     outlines = [outline for outline in outlines if outline.polygons]
-    is_region = _find_regions(outlines)
+    is_region, is_around = _find_regions(outlines)
     warnings[REGIONS] = int(is_region.sum())
+    warnings[AROUND] = int((is_around & ~is_region).sum())
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
     outlines, n_split, n_pieces = _split(outlines)
     warnings["outlines of several cells, used as a cell each"] = n_split
@@ -160,13 +162,15 @@ def fill_outlines(
     return cells, warnings
 
 
-def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
+def _find_regions(outlines: Sequence[Outline]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return, for each of N outlines, whether it is a region around cells, as in QuPath.
 
     It is several times as large as the outlines in it, two or more, or one that has a class. It is
     no detection, and has no class, or is an annotation and they are detections.
+
+    The second array says whether it is no detection and around two or more others so much smaller.
     """
-    is_region = np.zeros(len(outlines), bool)
+    is_region, is_around = np.zeros((2, len(outlines)), bool)
     boxes = np.array([outline_box(outline.polygons) for outline in outlines]).reshape(-1, 4)
     extents = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -178,8 +182,6 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
         left, top, right, bottom = boxes[n]
         inside = (centres > (left, top)).all(axis=1) & (centres < (right, bottom)).all(axis=1)
         inside &= _REGION * extents <= extents[n]
-        if has_class[n]:
-            inside &= is_detection if outlines[n].kind == "annotation" else False
         others = np.flatnonzero(inside)
         if not len(others):
             continue
@@ -187,8 +189,12 @@ def _find_regions(outlines: Sequence[Outline]) -> NDArray[np.bool_]:
         for outer, *_ in outlines[n].polygons:
             within |= skimage.measure.points_in_poly(centres[others], outer)
         others = others[within]
-        is_region[n] = len(others) >= 2 or (not has_class[n] and has_class[others].any())
-    return is_region
+        is_around[n] = len(others) >= 2
+        if not has_class[n]:
+            is_region[n] = is_around[n] or has_class[others].any()
+        elif outlines[n].kind == "annotation":
+            is_region[n] = is_detection[others].sum() >= 2
+    return is_region, is_around
 
 
 def _split(outlines: Sequence[Outline]) -> tuple[list[Outline], int, int]:

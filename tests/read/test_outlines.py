@@ -21,7 +21,7 @@ from cellseg.read.fill import fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
-from cellseg.read.outlines import REGIONS, Outline, fill_outlines, to_ring
+from cellseg.read.outlines import AROUND, REGIONS, Outline, fill_outlines, to_ring
 from cellseg.rle import areas, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal
@@ -468,7 +468,10 @@ def test_large_cells_and_cells_in_cells_are_no_regions(path):
     assert large_cells(path, *around)[0] == {1: 1, 2: 1}
     giant = drawn(5, 5, 90, "class2", "annotation")  # drawn as the others are
     cells = [drawn(*corner, 8, "class1", "annotation") for corner in GRID]
-    assert large_cells(path, giant, *cells)[0] == {1: 12, 2: 1}
+    n_cells, warnings = large_cells(path, giant, *cells)
+    assert n_cells == {1: 12, 2: 1}
+    assert warnings == {AROUND: 1}  # it may be meant as a region
+    assert not large_cells(path, giant, cells[0])[1]
     beside = [drawn(5, 50, 45, "class2"), *[drawn(*corner, 8, "class1") for corner in GRID[:4]]]
     assert large_cells(path, *beside)[0] == {1: 4, 2: 1}
 
