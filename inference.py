@@ -202,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.part import describe_parts, warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
+    from cellseg.read.coco import data_categories
     from cellseg.read.results import RESULTS_FILE
     from cellseg.read.slide_table import is_slide_table
     from cellseg.write.results import (
@@ -229,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         return 0
     name, images = list_images(args, weights, cfgs[0].DATA.ROOT)
+    expected = data_categories(args.data) if name == RESULTS_FILE else None
     if args.regions and len(images) > 1:
         raise InputError(
             f"--regions {args.regions}: outlines of one image, but {len(images)} are predicted; "
@@ -250,8 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     job.collect_failures()
     if job.usable:
         write_checked_results(
-            job, predictor, categories, bool(args.images), args.annotations, args.data, args.zip
-        )
+            job, predictor, categories, bool(args.images), args.annotations, args.data, expected,
+            args.zip,
+        )  # fmt: skip
         # Not the default, which may move with this project.
         is_elsewhere = name == RESULTS_FILE and args.data != utils.DATA
         write_data_folder(results, args.data if is_elsewhere else None)

@@ -268,6 +268,26 @@ def test_the_same_weights_twice(predict, run):
 
 
 @pytest.mark.one_engine
+def test_an_annotation_file_that_cannot_be_read_is_refused_before_predicting(
+    predict, own, tmp_path
+):
+    (own / "train__annot.json").write_text("{")
+    assert str(own / "train__annot.json") in refusal(predict, data=own)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.one_engine
+def test_a_submission_without_an_image_is_not_ready(predict, own, tmp_path, capsys):
+    path = own / "test_image_name_to_ids.json"
+    listed = json.loads(path.read_text())
+    listed[0]["height"] += 1
+    path.write_text(json.dumps(listed))
+    assert "1 of 3 images skipped" in refusal(predict, data=own)
+    assert "ready to submit" not in capsys.readouterr().out
+    assert (tmp_path / "out" / "test-results.zip").is_file()
+
+
+@pytest.mark.one_engine
 def test_no_zip_for_the_list_of_other_classes(predict, own, tmp_path, capsys):
     path = own / "train__annot.json"
     coco = json.loads(path.read_text())

@@ -13,7 +13,6 @@ from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
-from cellseg.read.coco import data_categories
 from cellseg.read.image_lists import list_entry
 from cellseg.read.names import absolute_path, image_name
 from cellseg.read.results import RESULTS_FILE, sidecar_path
@@ -105,15 +104,16 @@ def write_checked_results(
     own: bool,
     annotations: Path | None,
     data: Path | None,
+    expected: list[dict[str, Any]] | None,
     with_zip: bool,
 ) -> None:
     """Write results as `write_results` does, zip and check them, and print what they are.
 
-    Those of a test list whose classes are the run's are zipped to submit them, others `with_zip`.
+    Those of a test list whose classes, `expected`, are the run's are zipped to submit them, others
+    `with_zip`.
     """
     results = job.results
     images, ground_truth = write_results(job, predictor, categories, own, annotations, data)
-    expected = data_categories(data) if data and not (own or ground_truth) else None
     fits = expected == list(categories)
     archive = write_zip(results) if fits or with_zip else None
     written = archive or results
