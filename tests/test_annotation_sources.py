@@ -745,6 +745,15 @@ def test_skip_bad_counts_the_cells_of_label_maps_and_outlines(tmp_path, capsys):
     assert "(1 cell " in err
 
 
+def test_skip_bad_counts_no_cells_of_a_file_that_cannot_be_read(tmp_path, capsys):
+    tifffile.imwrite(write_train(tmp_path, "a") / "class1.tif", LABELS)
+    (write_train(tmp_path, "b") / "class1.tif").write_bytes(b"II*\0")
+    assert len(run(tmp_path, "--skip_bad")["images"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "skipped: " in line]
+    assert "class1.tif: " in line
+    assert "0 cells" not in line
+
+
 def test_files_beside_the_folders_are_a_warning(tmp_path, capsys):
     write_train(tmp_path, "a")
     (tmp_path / "train" / "b.tif").write_bytes(b"")

@@ -121,13 +121,20 @@ def read_outlines(path: Path, convention: str | None = None) -> list[Outline]:
 
 
 def count_cells(image: TrainImage) -> int:
-    """Return the number of cells in those of an image's files that can be read."""
+    """Return the number of cells in those of an image's files that can be read.
+
+    Raises InputError if others can't, and these have none.
+    """
     if image.outlines:
         return sum(bool(o.polygons or o.error) for o in read_outlines(image.outlines))
-    n_cells = 0
+    n_cells, unreadable = 0, None
     for path in [*image.class_files.values(), *filter(None, [image.label_map])]:
-        with contextlib.suppress(InputError):
+        try:
             n_cells += count_labels(path)
+        except InputError as error:
+            unreadable = error
+    if unreadable and not n_cells:
+        raise unreadable
     return n_cells
 
 
