@@ -24,7 +24,7 @@ from cellseg.network import ZOO, get_engine
 from cellseg.network.timm_backbone import TIMM_FPN
 from cellseg.network.weights import (
     DAMAGE,
-    describe_not_taken,
+    describe_taken,
     read_weights,
     reason,
     take_weights,
@@ -262,7 +262,5 @@ def load_initial_weights(network: torch.nn.Module, name: str, trusted: str | Non
         state = {key: torch.as_tensor(value) for key, value in data.items()}
         if bad := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
             raise ValueError(f"{bad[0]} is not finite")
-        taken = take_weights(network, state, strict=False)
-    own = network.state_dict()
-    summary = f"{taken} of the network's {len(own)} tensors from {path.name}"
-    return "\n  ".join([summary, *describe_not_taken(own, state)])
+        take_weights(network, state, strict=False)
+    return "\n  ".join(describe_taken(network.state_dict(), state, path.name))

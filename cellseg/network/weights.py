@@ -147,13 +147,18 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return state
 
 
-def describe_not_taken(
-    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+def describe_taken(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], source: str
 ) -> list[str]:
-    """Return a line for each reason why tensors of a file are not in a network, or the reverse.
+    """Return how many tensors of a file a network has, and a line for each reason why not more.
 
-    `own` and `state` are the state dicts of the network and of the file.
+    `own` and `state` are the state dicts of the network and of the file, `source` its name. Their
+    counters of batches, which have no effect, are not counted.
     """
+    own, state = (
+        {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
+        for each in (own, state)
+    )
 
     def size(tensor: torch.Tensor) -> str:
         return " x ".join(map(str, tensor.shape)) or "one number"
@@ -163,7 +168,7 @@ def describe_not_taken(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in state]
     unused = [name for name in state if name not in own]
     parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in missing)
     lines = {
@@ -171,15 +176,19 @@ def describe_not_taken(
         "not in the file, so as initialised": (missing, list(parts)),
         "in the file, but not in the network": (unused, unused),
     }
+    n_taken = len(own) - len(missing) - len(different)
     return [
-        f"{plural(len(names), 'tensor')} {why}: {listed(shown)}"
-        for why, (names, shown) in lines.items()
-        if names
+        f"{n_taken} of the network's {len(own)} tensors from {source}",
+        *(
+            f"{plural(len(names), 'tensor')} {why}: {listed(shown)}"
+            for why, (names, shown) in lines.items()
+            if names
+        ),
     ]
 
 
-def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], strict: bool) -> int:
-    """Load the weights whose name and shape fit a network. Return their number.
+def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], strict: bool) -> None:
+    """Load the weights whose name and shape fit a network.
 
     Raises
     ------
@@ -204,4 +213,3 @@ def take_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], stric
         log.info("%s is not in the initial weights", name)
     for name in state.keys() - matching.keys():
         log.info("%s of the initial weights is not used", name)
-    return len(matching)

@@ -113,7 +113,7 @@ def test_initial_weights_that_fit_are_loaded(tmp_path):
     path = write(tmp_path / "a.pth", {"model": state})
     model = net()
     summary, *reasons = load_initial_weights(model, str(path)).splitlines()
-    assert summary == "5 of the network's 7 tensors from a.pth"
+    assert summary == "4 of the network's 6 tensors from a.pth"
     for part in (": 0.bias (7, expected 3)", ": 1.weight", ": other"):
         assert sum(part in line for line in reasons) == 1
     assert (model[0].weight == 5).all()
