@@ -27,7 +27,7 @@ from cellseg.distributed import any_process, make_barrier, rank, world_size
 from cellseg.errors import InputError
 from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
-from cellseg.messages import HANDLER, LOGGERS
+from cellseg.messages import HANDLER, LOGGERS, warn
 from cellseg.network.loop import HookBase
 from cellseg.png import encode_png
 from cellseg.runs import BEST, FINAL, FULL_SCORE, METRICS, check_run_folder, rescale_score
@@ -119,10 +119,11 @@ class Validation(HookBase):
             network = self.trainer.step.eval_network
             score = {"AP50": ap50, FULL_SCORE: 1.0}
             self.checkpointer.save_weights(BEST, network, iteration=done, **score)
+        highest = self.best if self.before is None else max(self.best, self.before)
         _print(
             f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
             + self.detections
-            + (", the best so far" if better else f" (best {self.best:.3f})")
+            + (", the best so far" if better and ap50 == highest else f" (best {highest:.3f})")
         )
         if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
             best = f" (best {self.best:.3f})" if self.best > ap50 else ""
@@ -130,6 +131,11 @@ class Validation(HookBase):
                 f"AP50 of the same validation images: {self.before:.3f} before, {ap50:.3f} after"
                 + best
             )
+            if self.best < self.before:
+                warn(
+                    "AP50 is lower than before with all weights of this run: inference.py uses the "
+                    "newest run, another one with --checkpoint"
+                )
         if self.should_stop and done < self.trainer.max_iter:
             _print(
                 f"early stopping: AP50 has not improved in the last {self.n_without_improvement} "

@@ -110,6 +110,27 @@ def test_what_a_training_changed(tmp_path, capsys, ends):
     assert [text.partition(": ")[2] for text in lines] == [expected[ends]]
 
 
+@pytest.mark.parametrize(
+    ("scores", "best", "warnings"),
+    [
+        ([0.1, 0.2], [], 1),
+        ([0.5, 0.2], ["iteration 1"], 0),
+        ([0.4, 0.2], ["iteration 1"], 0),  # equal to the one before
+        ([0.1, 0.5], ["iteration 2"], 0),
+    ],
+)
+def test_weights_that_are_worse_than_the_initial_ones(
+    tmp_path, capsys, caplog, scores, best, warnings
+):
+    run = TrainerStub(2)
+    hook = validation(tmp_path, run, scores, score_before=lambda: scores_of(0.4, math.nan))
+    go([hook], run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "so far" in line]
+    assert [line.partition(":")[0] for line in lines] == best
+    assert caplog.text.count("--checkpoint") == warnings
+    assert torch.load(tmp_path / runs.BEST)["AP50"] == pytest.approx(max(scores))
+
+
 def test_a_resumed_run_continues_to_count(tmp_path):
     first = validation(tmp_path, TrainerStub(2), [0.3, 0.2], patience=2)
     go([first], first.trainer)
