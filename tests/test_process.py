@@ -264,3 +264,23 @@ def test_a_started_process_ends_with_a_killed_one(tmp_path):
     assert process.stdout.readline() == "waiting\n"
     process.kill()
     assert ended(process, 30)[0] == -signal.SIGKILL  # at the end of the pipes, which both have
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, "None 3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+    ],
+)
+def test_threads_leave_their_cores_while_they_wait_unless_chosen(
+    tmp_path, monkeypatch, chosen, expected
+):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    code = f"import os\nprint(*map(os.environ.get, {names}))"
+    assert start(tmp_path, code).communicate(timeout=60)[0].split("\n")[0] == expected
