@@ -88,7 +88,7 @@ def write_atomic(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 
 def check_own(path: Path, own: bytes, what: str, flag: str = "--output") -> None:
-    """Raise InputError if writing a file would replace one that this project did not write.
+    """Raise InputError if writing a file would replace a folder, or a file of someone else.
 
     Parameters
     ----------
@@ -99,6 +99,8 @@ def check_own(path: Path, own: bytes, what: str, flag: str = "--output") -> None
     what, flag
         What is written, and the flag that names the file, for the message.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: can't be written (a folder); pass a file with {flag}")
     if not path.is_file():  # to write it is an error if it is something else
         return
     start = file_start(path, 4096)

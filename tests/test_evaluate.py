@@ -571,6 +571,14 @@ def test_inputs_are_not_overwritten(data, flag, name):
     assert (data / name).read_bytes() == before
 
 
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_a_folder_as_output_is_refused_before_scoring(data, flag, monkeypatch):
+    monkeypatch.setattr(utils, "score_results", lambda *_a, **_k: pytest.fail("scored"))
+    argv = [str(data / "results.json"), "--data", str(data), flag, str(data)]
+    with pytest.raises(InputError, match=rf"{data}: can't be written .*{flag}"):
+        evaluate.main(argv)
+
+
 def test_scores_are_replaced_and_files_differ(data):
     argv = [str(data / "results.json"), "--data", str(data), "--resamples", "0"]
     for words in (["--json", "s"], ["--csv", "t"], ["--json", "s", "--csv", "t"]):
