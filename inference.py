@@ -217,10 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, categories, weights, cfgs = find_networks(args)
     if is_slide_table(args.images or ()):
         table = args.images[0]
-        if args.zip or args.regions:
+        if args.zip:
+            raise InputError(f"--images {table}: a table of slides, no submission; leave --zip out")
+        if args.regions:
             raise InputError(
-                f"--images {table}: a table of slides; it is no submission, so leave --zip out, "
-                "and its column regions names the outlines of each slide"
+                f"--images {table}: a table of slides; leave --regions out, and name the outlines "
+                "of each slide in its column regions"
             )
         process.advise("run the same command again to continue")
         predict_table(
