@@ -56,7 +56,7 @@ _MANY = 5  # pieces of an outline of several cells
 _FAR = 5  # length of such an outline in diameters of a cell
 
 POINTS = "points, lines and outlines of fewer than 3 points"
-AROUND = "outlines around two or more cells, used as cells (remove those that are regions)"
+AROUND = "outlines around two or more cells, taken for cells (remove those that are regions)"
 REGIONS = "regions around cells, ignored (what is not outlined counts as background everywhere)"
 
 
@@ -129,7 +129,7 @@ def fill_outlines(
     outlines = [outline for outline in outlines if outline.polygons]
     is_region, is_around = _find_regions(outlines)
     warnings[REGIONS] = int(is_region.sum())
-    warnings[AROUND] = int((is_around & ~is_region).sum())
+    around = [o for o, marked in zip(outlines, is_around & ~is_region, strict=True) if marked]
     outlines = [o for o, region in zip(outlines, is_region, strict=True) if not region]
     outlines, n_split, n_pieces = _split(outlines)
     warnings["outlines of several cells, used as a cell each"] = n_split
@@ -151,6 +151,7 @@ def fill_outlines(
             "(height x width); draw it on that image"
         )
     warnings["outlines outside the image, ignored"] = len(outside)
+    warnings[AROUND] = sum(any(o is each for each in around) for _, o in inside)
 
     check_lengths(path, [outline.polygons for _, outline in inside], size)
     cells = {}
@@ -189,9 +190,9 @@ def _find_regions(outlines: Sequence[Outline]) -> tuple[NDArray[np.bool_], NDArr
         for outer, *_ in outlines[n].polygons:
             within |= skimage.measure.points_in_poly(centres[others], outer)
         others = others[within]
-        is_around[n] = len(others) >= 2
+        is_around[n] = len(np.unique(boxes[others], axis=0)) >= 2  # some occur twice
         if not has_class[n]:
-            is_region[n] = is_around[n] or has_class[others].any()
+            is_region[n] = len(others) >= 2 or has_class[others].any()
         elif outlines[n].kind == "annotation":
             is_region[n] = is_detection[others].sum() >= 2
     return is_region, is_around

@@ -472,6 +472,11 @@ def test_large_cells_and_cells_in_cells_are_no_regions(path):
     assert n_cells == {1: 12, 2: 1}
     assert warnings == {AROUND: 1}  # it may be meant as a region
     assert not large_cells(path, giant, cells[0])[1]
+    assert not large_cells(path, giant, cells[0], cells[0])[1]  # one cell, twice
+    ignored = drawn(5, 5, 90, "Ignore*", "annotation")
+    n_cells, warnings = large_cells(path, ignored, *cells)
+    assert n_cells == {1: 12}
+    assert AROUND not in warnings
     beside = [drawn(5, 50, 45, "class2"), *[drawn(*corner, 8, "class1") for corner in GRID[:4]]]
     assert large_cells(path, *beside)[0] == {1: 4, 2: 1}
 
