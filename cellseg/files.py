@@ -100,7 +100,10 @@ def check_own(path: Path, own: bytes, what: str, flag: str = "--output") -> None
         What is written, and the flag that names the file, for the message.
     """
     if path.is_dir():
-        raise InputError(f"{path}: can't be written (a folder); pass a file with {flag}")
+        raise InputError(
+            f"{path}: can't be written (a folder); move it away, or choose another place with "
+            f"{flag}"
+        )
     if not path.is_file():  # to write it is an error if it is something else
         return
     start = file_start(path, 4096)

@@ -47,7 +47,7 @@ def _check_own_table(path: Path, flag: str) -> None:
     ending = path.suffix.lower()
     if ending == ".csv":
         check_own(path, ",".join(f'"{name}"' for name in _IDENTITY).encode(), _WHAT, flag)
-    elif path.is_file() and path.stat().st_size:
+    elif path.is_file() or path.is_dir():
         with contextlib.suppress(OSError, ValueError, KeyError):  # another format
             if ending == ".parquet":
                 import pyarrow.parquet

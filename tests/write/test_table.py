@@ -302,3 +302,6 @@ def test_only_tables_of_cells_are_replaced(tmp_path):
     with h5py.File(paths[1], "w") as file:
         file["mine"] = 1
     assert "a.h5ad: exists" in refusal(check_tables, *paths)
+    paths[1].unlink()
+    paths[1].mkdir()
+    assert "a.h5ad: can't be written (a folder)" in refusal(check_tables, *paths)
