@@ -119,11 +119,12 @@ class Validation(HookBase):
             network = self.trainer.step.eval_network
             score = {"AP50": ap50, FULL_SCORE: 1.0}
             self.checkpointer.save_weights(BEST, network, iteration=done, **score)
-        highest = self.best if self.before is None else max(self.best, self.before)
+        before = self.best if self.before is None else self.before
+        best = f" (best {self.best:.3f}" + f", before {before:.3f}" * (before > self.best) + ")"
         _print(
             f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
             + self.detections
-            + (", the best so far" if better and ap50 == highest else f" (best {highest:.3f})")
+            + (", the best so far" if better and ap50 >= before else best)
         )
         if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
             best = f" (best {self.best:.3f})" if self.best > ap50 else ""

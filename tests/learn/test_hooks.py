@@ -125,9 +125,13 @@ def test_weights_that_are_worse_than_the_initial_ones(
     run = TrainerStub(2)
     hook = validation(tmp_path, run, scores, score_before=lambda: scores_of(0.4, math.nan))
     go([hook], run)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "so far" in line]
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "so far" in line]
     assert [line.partition(":")[0] for line in lines] == best
     assert caplog.text.count("--checkpoint") == warnings
+    if warnings:
+        assert "iteration 1: validation AP50 0.100" in printed
+        assert "(best 0.200, before 0.400)" in printed
     assert torch.load(tmp_path / runs.BEST)["AP50"] == pytest.approx(max(scores))
 
 
