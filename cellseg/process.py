@@ -74,9 +74,10 @@ def waiting() -> dict[str, str]:
     """Return environment variables for threads that leave their cores to others while they wait.
 
     After each operator, torch's threads (GNU OpenMP) wait for each other. They keep their cores
-    busy for up to some milliseconds, as if nothing else ran there; beside one busy core, a network
-    takes ten times as long. With fewer rounds of that wait it does not, and on idle cores a tenth
-    longer at most (`bench/threads.py`). Empty if the user has chosen how they wait.
+    busy for up to some milliseconds, as if nothing else ran there; if one of two cores is busy, a
+    network takes over 20 times as long as on idle ones. With fewer rounds of that wait it takes
+    twice as long, and on two idle cores a tenth longer at most (`bench/threads.py`). Empty if the
+    user has chosen how they wait.
     """
     chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
     return {} if chosen else {"GOMP_SPINCOUNT": "3000"}
