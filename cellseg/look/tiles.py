@@ -92,10 +92,13 @@ class TileFolder:
         return f"{self._parent.name}/{final.name}"
 
     def remove_former(self) -> None:
-        """Remove the tiles of former pages, after the page was written."""
+        """Remove the tiles of former pages, after the page was written, but no other files."""
         keep = self._hash.hexdigest()[:16]
         for folder in self._parent.glob("*"):
-            if folder.name != keep and re.fullmatch(r"[0-9a-f]{16}|tmp\w+\.part", folder.name):
+            named = re.fullmatch(r"[0-9a-f]{16}|tmp\w+\.part", folder.name)
+            if not named or folder.name == keep:
+                continue
+            if all(path.suffix == ".js" for path in folder.rglob("*") if not path.is_dir()):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

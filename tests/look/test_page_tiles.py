@@ -121,6 +121,13 @@ def test_a_page_keeps_its_tiles_until_the_next_is_complete(tmp_path):
         folder.remove_former()
     assert [path.name for path in parent.iterdir()] == ["mine.txt"]
     (parent / "mine.txt").unlink()
+    other = parent / "0123456789abcdef"
+    (other / "mine").mkdir(parents=True)
+    (other / "mine" / "a.txt").write_text("kept")
+    with TileFolder(page) as folder:
+        folder.remove_former()
+    assert (other / "mine" / "a.txt").is_file()
+    (other / "mine" / "a.txt").unlink()
     with TileFolder(page) as folder:
         folder.remove_former()
     assert not parent.exists()
