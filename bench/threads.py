@@ -4,7 +4,7 @@
 
 The backbone of a recipe, with random weights, takes four windows of 256 px forwards, and forwards
 and backwards, in a process of its own for each way: as torch is by default, as the commands set it
-(`cellseg/process.py`), and with one thread. Each twice, on idle cores and beside a process that
+(`cellseg/device.py`), and with one thread. Each twice, on idle cores and beside a process that
 uses one of them.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cellseg import process
+from cellseg.device import thread_variables
 
 WAYS = {"torch's default": {}, "this project": None, "one thread": {"OMP_NUM_THREADS": "1"}}
 ROUNDS = 7
@@ -45,7 +45,7 @@ def main() -> None:
                 # In a session of its own, as programs of other users are.
                 busy = subprocess.Popen(other, start_new_session=True) if load != "idle" else None
                 try:
-                    values = process.waiting() if variables is None else variables
+                    values = thread_variables() if variables is None else variables
                     result = subprocess.run(
                         command, env=os.environ | values, check=True, capture_output=True, text=True
                     )

@@ -24,6 +24,7 @@ ANY_DEVICE = "auto"
 """`MODEL.DEVICE` of workers that each use their GPU, if they have one."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @functools.cache
@@ -122,9 +123,47 @@ def autocast_dtype(device: str, wanted: bool) -> torch.dtype | None:
 
 def count_cores() -> int:
     """Return the number of CPU cores available to this process."""
+    return min(_count_usable_cores(), _count_allowed_cores())
+
+
+def _count_usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _count_allowed_cores() -> int:
+    """Return the limit of a container's CPU time in cores, rounded up, such as 3 of `--cpus 2.5`.
+
+    Without a limit (Linux control groups) it is very large.
+    """
+    counts = [2**31]
+    for folder in _control_groups("cpu"):
+        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                text = " ".join((folder / name).read_text() for name in names)
+                quota, period = map(int, text.split())
+                counts += [math.ceil(quota / period)] if quota > 0 else []  # -1: none
+    return min(counts)
+
+
+def thread_variables() -> dict[str, str]:
+    """Return environment variables for torch's threads, to be set before it is imported.
+
+    After each operator, torch's threads (GNU OpenMP) wait for each other. They keep their cores
+    busy for up to some milliseconds, as if nothing else ran there; if one of two cores is busy, a
+    network takes over 20 times as long as on idle ones. With fewer rounds of that wait it takes
+    twice as long, and on two idle cores a tenth longer at most (`bench/threads.py`). Torch has a
+    thread for each core, also if a container may use the time of fewer. What the user has set
+    stays.
+    """
+    variables = {}
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        variables["GOMP_SPINCOUNT"] = "3000"
+    allowed = _count_allowed_cores()
+    if "OMP_NUM_THREADS" not in os.environ and allowed < _count_usable_cores():
+        variables["OMP_NUM_THREADS"] = str(allowed)
+    return variables
 
 
 def available_memory() -> float:
@@ -136,28 +175,32 @@ def available_memory() -> float:
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers == "":
-                free += _left_in_groups(_CGROUPS, group, "memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                names = "memory.limit_in_bytes", "memory.usage_in_bytes"
-                free += _left_in_groups(_CGROUPS / "memory", group, *names)
+    for folder in _control_groups("memory"):
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                used = int((folder / usage).read_text())
+                for line in (folder / "memory.stat").read_text().splitlines():
+                    name, _, value = line.partition(" ")
+                    used -= int(value) if name == "inactive_file" else 0  # a cache that makes room
+                free.append(max(0, int((folder / limit).read_text()) - used))
     return min(free)
 
 
-def _left_in_groups(root: Path, group: str, limit: str, usage: str) -> list[int]:
-    """Return the bytes left in a control group and those that contain it, where limited."""
-    left = []
-    folder = root / group.strip("/")
-    for each in (folder, *folder.parents):
-        with contextlib.suppress(OSError, ValueError):  # none, or "max"
-            used = int((each / usage).read_text())
-            for line in (each / "memory.stat").read_text().splitlines():
-                name, _, value = line.partition(" ")
-                used -= int(value) if name == "inactive_file" else 0  # a cache that makes room
-            left.append(max(0, int((each / limit).read_text()) - used))
-        if each == root:
-            break
-    return left
+def _control_groups(controller: str) -> list[Path]:
+    """Return the folders of this process's control groups that may limit a resource.
+
+    They are those of version 2 and of the controller of version 1, each with all that contain it.
+    """
+    folders: list[Path] = []
+    with contextlib.suppress(OSError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            root = _CGROUPS / controller if controllers else _CGROUPS
+            folder = root / group.strip("/")
+            folders += [each for each in (folder, *folder.parents) if each.is_relative_to(root)]
+    return folders

@@ -32,8 +32,8 @@ def prepare() -> None:
 
     Ctrl-C and SIGTERM end it at any moment (see `stop`), unless they are ignored (`nohup`). A
     reader that goes away (`| head -1`) or a terminal that is closed ends the output, not the work.
-    A process that another has started ends with it. Threads wait as `waiting` says. Exits if the
-    working folder was deleted, which libraries fail at.
+    A process that another has started ends with it. The environment gets the variables for
+    torch's threads. Exits if the working folder was deleted, which libraries fail at.
     """
     if _state["pid"] == os.getpid():
         return
@@ -44,7 +44,6 @@ def prepare() -> None:
     noted = int(os.environ.get(_PARENT) or os.getpid())
     parent = os.getppid() if noted == os.getpid() else noted
     _note_process()
-    os.environ.update(waiting())
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_note_process)
     if started_by and ("__mp_main__" in sys.modules or started_by.parent_process()):
@@ -68,19 +67,9 @@ def prepare() -> None:
     except FileNotFoundError:
         say(f"{command_name()}: error: the working folder was deleted; change to another (cd)")
         sys.exit(2)
+    from cellseg.device import thread_variables
 
-
-def waiting() -> dict[str, str]:
-    """Return environment variables for threads that leave their cores to others while they wait.
-
-    After each operator, torch's threads (GNU OpenMP) wait for each other. They keep their cores
-    busy for up to some milliseconds, as if nothing else ran there; if one of two cores is busy, a
-    network takes over 20 times as long as on idle ones. With fewer rounds of that wait it takes
-    twice as long, and on two idle cores a tenth longer at most (`bench/threads.py`). Empty if the
-    user has chosen how they wait.
-    """
-    chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-    return {} if chosen else {"GOMP_SPINCOUNT": "3000"}
+    os.environ.update(thread_variables())
 
 
 def _note_process() -> None:

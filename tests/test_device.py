@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,31 +39,88 @@ def test_available_memory_of_this_machine():
     assert device.available_memory() > 2**20
 
 
-def write_group(folder, limit, used, cached=0, names=("memory.max", "memory.current")):
+# The root of the groups, a line of /proc/self/cgroup, and the files of limits, by version.
+VERSIONS = {
+    2: ("", "0::", ("memory.max", "memory.current")),
+    1: ("memory", "4:memory:", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+}
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Return the root of control groups; its function makes this process one of /job/step."""
+    monkeypatch.setattr(device, "_CGROUPS", tmp_path)
+    own = tmp_path / "own"
+    monkeypatch.setattr(device, "_OWN_CGROUPS", own)
+    own.write_text("")
+    return tmp_path
+
+
+def write_group(folder, limit, used, cached=0, names=VERSIONS[2][2]):
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{value}\n")
     (folder / "memory.stat").write_text(f"anon {used}\ninactive_file {cached}\n")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("outer", "inner", "expected"),
     [
-        (("max", 900, 0), ("max", 500, 0), []),
-        (("max", 900, 0), (2000, 500, 100), [1600]),
-        ((1000, 900, 0), (2000, 500, 0), [1500, 100]),
-        ((1000, 900, 0), (100, 500, 0), [0, 100]),
+        (("max", 900, 0), ("max", 500, 0), None),
+        (("max", 900, 0), (2000, 500, 100), 1600),
+        ((1000, 900, 0), (2000, 500, 0), 100),
+        ((1000, 900, 0), (100, 500, 0), 0),
+        ((3000, 900, 0), (2000, 500, 0), 1500),
     ],
 )
-def test_memory_left_in_control_groups(tmp_path, outer, inner, expected):
-    write_group(tmp_path / "job", *outer)
-    write_group(tmp_path / "job" / "step", *inner)
-    left = device._left_in_groups(tmp_path, "/job/step", "memory.max", "memory.current")
-    assert left == expected
+def test_memory_left_in_control_groups(groups, version, outer, inner, expected):
+    root, line, names = VERSIONS[version]
+    write_group(groups / root / "job", *outer, names=names)
+    write_group(groups / root / "job" / "step", *inner, names=names)
+    (groups / "own").write_text(f"9:name=systemd:/\n{line}/job/step\n")
+    left = device.available_memory()
+    assert left > 2**20 if expected is None else left == expected
 
 
-def test_a_group_that_is_not_mounted_has_no_limit(tmp_path):
-    assert device._left_in_groups(tmp_path, "/job", "memory.max", "memory.current") == []
+@pytest.mark.parametrize("own", ["0::/job\n4:memory:/job\n1:cpu,cpuacct:/job\n", ""])
+def test_a_group_that_is_not_mounted_has_no_limit(groups, monkeypatch, own):
+    (groups / "own").write_text(own)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert device.available_memory() > 2**20
+    assert device.count_cores() == len(os.sched_getaffinity(0))
+    assert "OMP_NUM_THREADS" not in device.thread_variables()
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("max 100000", "250000 100000", 3),  # --cpus 2.5
+        ("100000 100000", "400000 100000", 1),
+        ("10000 100000", "max 100000", 1),  # less than a core
+        ("max 100000", "1600000 100000", 8),
+        ("max 100000", "max 100000", 8),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_cores_of_a_container(groups, monkeypatch, version, outer, inner, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {*range(8)})
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for folder, limit in (("job", outer), ("job/step", inner)):
+        path = groups / ("" if version == 2 else "cpu") / folder
+        path.mkdir(parents=True)
+        quota, period = limit.replace("max", "max" if version == 2 else "-1").split()
+        if version == 2:
+            (path / "cpu.max").write_text(f"{limit}\n")
+        else:
+            (path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+            (path / "cpu.cfs_period_us").write_text(f"{period}\n")
+    (groups / "own").write_text(f"{'0::' if version == 2 else '1:cpu,cpuacct:'}/job/step\n")
+    assert device.count_cores() == expected
+    variables = device.thread_variables()
+    assert variables.get("OMP_NUM_THREADS") == (None if expected == 8 else str(expected))
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "OMP_NUM_THREADS" not in device.thread_variables()
 
 
 @pytest.mark.skipif(
