@@ -59,7 +59,14 @@ PLACES = {
     "exit": "import atexit\natexit.register(wait)",
     "handler": "try:\n    wait()\nexcept BaseException:\n    wait()",
 }
-WAIT = "import time\ndef wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n"
+# In short steps: a signal just before the system call does not end a sleep.
+WAIT = """\
+import time
+def wait():
+    print("waiting", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+"""
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -109,7 +116,7 @@ def test_unfinished_files_are_removed(tmp_path, number):
 
 def test_ignored_signals_stay_ignored():
     """As of nohup, or of a job in the background of a script."""
-    code = WAIT.replace("60", "1") + "wait()"
+    code = WAIT.replace("600", "10") + "wait()"
     for number in SIGNALS:
         script = f'trap \'\' {number.value}; exec "$0" -c "$1"'
         process = subprocess.Popen(
@@ -128,7 +135,7 @@ from cellseg.distributed import launch
 def wait():
     os.write(1, b'waiting\\n')  # in one piece
     for _ in range(600):
-        time.sleep(0.1)  # a signal just before the system call does not end it
+        time.sleep(0.1)
 def main(argv):
     print('starting', flush=True)
     launch(2, wait)
