@@ -48,7 +48,7 @@ VERSIONS = {
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Return the root of control groups; its function makes this process one of /job/step."""
+    """Return a root of control groups; its file `own` has the lines of this process."""
     monkeypatch.setattr(device, "_CGROUPS", tmp_path)
     own = tmp_path / "own"
     monkeypatch.setattr(device, "_OWN_CGROUPS", own)
@@ -56,7 +56,8 @@ def groups(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_group(folder, limit, used, cached=0, names=VERSIONS[2][2]):
+def write_group(folder, names, numbers):
+    limit, used, cached = numbers
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{value}\n")
@@ -76,8 +77,8 @@ def write_group(folder, limit, used, cached=0, names=VERSIONS[2][2]):
 )
 def test_memory_left_in_control_groups(groups, version, outer, inner, expected):
     root, line, names = VERSIONS[version]
-    write_group(groups / root / "job", *outer, names=names)
-    write_group(groups / root / "job" / "step", *inner, names=names)
+    write_group(groups / root / "job", names, outer)
+    write_group(groups / root / "job" / "step", names, inner)
     (groups / "own").write_text(f"9:name=systemd:/\n{line}/job/step\n")
     left = device.available_memory()
     assert left > 2**20 if expected is None else left == expected
@@ -109,10 +110,10 @@ def test_cores_of_a_container(groups, monkeypatch, version, outer, inner, expect
     for folder, limit in (("job", outer), ("job/step", inner)):
         path = groups / ("" if version == 2 else "cpu") / folder
         path.mkdir(parents=True)
-        quota, period = limit.replace("max", "max" if version == 2 else "-1").split()
         if version == 2:
             (path / "cpu.max").write_text(f"{limit}\n")
         else:
+            quota, period = limit.replace("max", "-1").split()
             (path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
             (path / "cpu.cfs_period_us").write_text(f"{period}\n")
     (groups / "own").write_text(f"{'0::' if version == 2 else '1:cpu,cpuacct:'}/job/step\n")
