@@ -232,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         return 0
     name, images = list_images(args, weights, cfgs[0].DATA.ROOT)
-    expected = data_categories(args.data) if name == RESULTS_FILE else None
+    is_test = name == RESULTS_FILE
+    expected = data_categories(args.data) if is_test else None
     if args.regions and len(images) > 1:
         raise InputError(
             f"--regions {args.regions}: outlines of one image, but {len(images)} are predicted; "
@@ -242,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
     print(resolution)
     results = choose_results(args.output or run, name)
-    check_results_output(results, args.zip or (args.dataset == "test" and not args.images))
+    check_results_output(results, args.zip or is_test)
     warn_of_replaced(results, images if args.images else ())
     with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
         job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
@@ -258,8 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.zip,
         )  # fmt: skip
         # Not the default, which may move with this project.
-        is_elsewhere = name == RESULTS_FILE and args.data != utils.DATA
-        write_data_folder(results, args.data if is_elsewhere else None)
+        write_data_folder(results, args.data if is_test and args.data != utils.DATA else None)
     job.close()
     return 0
 

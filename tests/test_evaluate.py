@@ -373,13 +373,15 @@ def test_classes_with_the_ids_of_others_are_not_scored(data, score, form):
         assert score()[0]["metrics"] == scores["metrics"]
 
 
-def test_classes_with_other_names_are_a_warning(data, score, caplog):
+def write_truth(data, *names):
     truth = read_ground_truth(data / "test_masks", data)
-    for name, category in zip(
-        ("Tumour", "stroma", "immune", "dead"), truth["categories"], strict=True
-    ):
+    for name, category in zip(names, truth["categories"], strict=True):
         category["name"] = name
     (data / "truth.json").write_text(json.dumps(truth))
+
+
+def test_classes_with_other_names_are_a_warning(data, score, caplog):
+    write_truth(data, "Tumour", "stroma", "immune", "dead")
     flags = ("--truth", str(data / "truth.json"))
     for names, warned in (
         (["tumour ", "Stroma", "immune", "dead"], ""),
@@ -415,12 +417,7 @@ def test_a_folder_with_results_of_own_images(data, score):
 
 
 def test_other_class_names_of_many_slides_are_one_warning(data, score, caplog):
-    truth = read_ground_truth(data / "test_masks", data)
-    for name, category in zip(
-        ("Tumour", "stroma", "immune", "dead"), truth["categories"], strict=True
-    ):
-        category["name"] = name
-    (data / "truth.json").write_text(json.dumps(truth))
+    write_truth(data, "Tumour", "stroma", "immune", "dead")
     paths = {name: data / "test_release" / f"{name}.tif" for name in "ab"}
     slides = {name: (path, SIZE, RESULTS[:0]) for name, path in paths.items()}
     write_cohort(data / "cohort", slides, ["tumour", "stroma", "lymphocyte", "dead"])

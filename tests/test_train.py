@@ -802,7 +802,6 @@ def test_validation_scores_as_inference_and_evaluate_do(go, cells, tmp_path):
     words = [results, "--truth", truth, "--resamples", 0, "--json", scores]
     assert evaluate.main([str(word) for word in words]) == 0
     metrics = json.loads(scores.read_text())["metrics"]
-    print(last, metrics)
     for name in ("AP", "AP50"):
         value = metrics[f"{name}@100"]["mean of classes"]["value"]
         assert last[f"validation/{name}"] == pytest.approx(value, abs=1e-6)

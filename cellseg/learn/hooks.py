@@ -119,12 +119,15 @@ class Validation(HookBase):
             network = self.trainer.step.eval_network
             score = {"AP50": ap50, FULL_SCORE: 1.0}
             self.checkpointer.save_weights(BEST, network, iteration=done, **score)
-        before = self.best if self.before is None else self.before
-        best = f" (best {self.best:.3f}" + f", before {before:.3f}" * (before > self.best) + ")"
+        before = self.before or 0.0
+        rank = f" (best {self.best:.3f})"
+        if before > self.best:
+            rank = f" (best {self.best:.3f}, before {before:.3f})"
+        elif better:
+            rank = ", the best so far"
         _print(
             f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
-            + self.detections
-            + (", the best so far" if better and ap50 >= before else best)
+            f"{self.detections}{rank}"
         )
         if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
             best = f" (best {self.best:.3f})" if self.best > ap50 else ""
