@@ -137,8 +137,8 @@ class Validation(HookBase):
             )
             if self.best < self.before:
                 warn(
-                    "AP50 is lower than before with all weights of this run; inference.py takes the "
-                    "newest run, so name the former one with --checkpoint"
+                    "AP50 is lower than before with all weights of this run; inference.py takes "
+                    "the newest run, so name the former one with --checkpoint"
                 )
         if self.should_stop and done < self.trainer.max_iter:
             _print(
