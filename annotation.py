@@ -47,12 +47,10 @@ from cellseg.read.layout import (
     CLASS_NAMES,
     TEST_LIST,
     TRAIN,
-    list_loose_files,
-    list_train_folders,
-    read_train_folder,
 )
 from cellseg.read.names import check_class_names
 from cellseg.read.resolution import resolution_text
+from cellseg.read.train_files import ImageFiles, list_train_images
 
 DESCRIPTION = """\
 Read every training image and its label maps, check them, and write one COCO file with
@@ -140,22 +138,25 @@ def read_coco(args: argparse.Namespace) -> tuple[list[str], list[AnnotatedImage]
 
 def read_train(
     args: argparse.Namespace, names: Sequence[str]
-) -> tuple[list[AnnotatedImage], list[str]]:
-    """Read the data folder's train/: images, and a message for each that can't be used."""
-    folders = list_train_folders(args.data)
+) -> tuple[list[AnnotatedImage], list[str], dict[str, list[str]]]:
+    """Read the data folder's train/: images, and a message for each that can't be used.
 
-    def read(folder: Path) -> AnnotatedImage:
-        image = read_train_folder(folder, len(names))
-        return annotate_image(image, names, args.skip_bad, args.outlines)
+    Also returns what isn't used, names of files and images by the reason.
+    """
+    sources, unused = list_train_images(args.data)
 
-    def count(folder: Path) -> int:
-        return count_cells(read_train_folder(folder, len(names)))
+    def read(source: ImageFiles) -> AnnotatedImage:
+        return annotate_image(source.choose(len(names)), names, args.skip_bad, args.outlines)
+
+    def count(source: ImageFiles) -> int:
+        return count_cells(source.choose(len(names)))
 
     try:
-        return annotate_images(folders, read, count, args.jobs, args.skip_bad)
+        images, bad_images = annotate_images(sources, read, count, args.jobs, args.skip_bad)
     except UnknownClassError as error:
-        found = find_class_names(folders, len(names), args.class_names)
+        found = find_class_names(sources, len(names), args.class_names)
         raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
+    return images, bad_images, unused
 
 
 def with_resolution(
@@ -211,8 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             skipped.append(str(error))
     is_train = not args.coco and ((args.data / TRAIN).exists() or not windows)
+    unused: dict[str, list[str]] = {}
     if is_train:
-        images, bad_images = read_train(args, names)
+        images, bad_images, unused = read_train(args, names)
     images = join(images, windows, args.data)
     if not images:
         unusable = plural(len(bad_images), "training image")
@@ -231,13 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sizes := [image.mpp for image in images if image.mpp]:
         print(f"micrometres per pixel: {resolution_text(sizes, len(images))}")
     warn_of_images(images)
-    loose, broken = list_loose_files(args.data) if is_train else ([], [])
-    for files, what in (
-        (loose, "files in train/ that are in no image's folder, ignored"),
-        (broken, "links in train/, left out, as what they link to is missing"),
-    ):
-        if files:
-            warn(f"{what}: {len(files)}: {listed(files)}")
+    for reason, unused_names in unused.items():
+        warn(f"{reason}: {len(unused_names)}: {listed(unused_names)}")
     for line in [*skipped, *bad_images]:
         warn(f"skipped: {line}")
     print(f"wrote {display_path(output)}")

@@ -14,10 +14,10 @@ from cellseg.messages import listed, warn
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes
 from cellseg.read.corrected_store import STORE, STORED, is_corrected
 from cellseg.read.foreign_coco import load_coco_as_written
-from cellseg.read.layout import TRAIN, may_hold_cells
 from cellseg.read.names import check_distinct, is_outside, name_images, relative_name
 from cellseg.read.orientation import turn_note
 from cellseg.read.split import choose_validation, read_groups, split_folds
+from cellseg.read.train_files import list_cell_files
 from cellseg.read.window import image_size
 
 
@@ -128,8 +128,8 @@ def split_data(
 def check_up_to_date(root: Path, annotations: Path) -> None:
     """Raise InputError if the annotations are older than cells in `train/` or corrections."""
     modified = annotations.stat().st_mtime
-    for mask in sorted((root / TRAIN).glob("*/*")):
-        if may_hold_cells(mask.name) and mask.is_file() and mask.stat().st_mtime > modified:
+    for mask in list_cell_files(root):
+        if mask.is_file() and mask.stat().st_mtime > modified:
             raise InputError(f"{annotations}: older than {mask}; run python annotation.py again")
     store = root / STORE / STORED
     if store.is_file() and store.stat().st_mtime > modified:

@@ -29,14 +29,15 @@ from cellseg.read.label_maps import (
     class_name,
     count_labels,
     read_class_files,
-    read_class_table,
+    read_class_texts,
     read_joint_label_map,
 )
-from cellseg.read.layout import CLASS_NAMES, TRAIN, TrainImage, read_train_folder
+from cellseg.read.layout import CLASS_NAMES, TrainImage
 from cellseg.read.names import short_name
 from cellseg.read.orientation import file_orientation, is_jpeg, turn_note
 from cellseg.read.outlines import Outline, fill_outlines
 from cellseg.read.resolution import is_about, resolution_text
+from cellseg.read.train_files import ImageFiles
 from cellseg.read.window import open_image, wrong_size
 from cellseg.rle import MaskRuns, areas, decode
 
@@ -80,10 +81,9 @@ def annotate_image(
     warnings += unusual
     for name in image.ignored:
         warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
-    file_name = f"{TRAIN}/{image.name}/{image.path.name}"
     joint = image.outlines or image.label_map or image.path
     sources = {number: image.class_files.get(number, joint) for number in cells}
-    return _check_cells(file_name, size, cells, warnings, mpp, sources)
+    return _check_cells(image.file_name, size, cells, warnings, mpp, sources)
 
 
 def annotate_without_pixels(
@@ -139,21 +139,21 @@ def count_cells(image: TrainImage) -> int:
 
 
 def find_class_names(
-    folders: Sequence[Path], n_classes: int, given: Sequence[str] | None = None
+    sources: Sequence[ImageFiles], n_classes: int, given: Sequence[str] | None = None
 ) -> set[str]:
     """Return all class names in the outlines and class tables of training images.
 
     Numbers in class tables that stand for a `given` name are that name.
     """
     names: set[str] = set()
-    for folder in folders:
+    for source in sources:
         with contextlib.suppress(InputError):
-            image = read_train_folder(folder, n_classes)
+            image = source.choose(n_classes)
             if image.outlines:
                 names |= {o.class_name or "" for o in read_outlines(image.outlines) if o.polygons}
-            elif image.class_table:
-                class_of, _ = read_class_table(image.class_table, skip_bad=True)
-                names |= {class_name(text, given or ()) for text in class_of.values()}
+            elif image.label_map:
+                texts = read_class_texts(image.label_map, image.class_table)
+                names |= {class_name(text, given or ()) for text in texts}
     return names
 
 

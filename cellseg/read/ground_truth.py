@@ -149,7 +149,7 @@ def _annotate_folder(folder: Path, image: ImageRecord, names: Sequence[str]) -> 
     files = _class_files(folder, len(names))
     if image.size and not image.path.exists():
         return annotate_without_pixels(image.path, files, image.size)
-    return annotate_image(TrainImage(folder.name, image.path, files, ()), names)
+    return annotate_image(TrainImage(image.file_name, image.path, files, ()), names)
 
 
 def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:

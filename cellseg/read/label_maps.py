@@ -1,4 +1,4 @@
-"""Read label maps: TIFF, PNG or NPY files with one value per pixel, 0 for background."""
+"""Read label maps: TIFF, PNG, NPY or MATLAB files, one value per pixel, 0 for background."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cellseg.read.classes import match_classes
 from cellseg.read.csv_table import read_columns
 from cellseg.read.image_formats import PNG_MAGIC, decode_errors
 from cellseg.read.layout import CLASS_COLUMNS
+from cellseg.read.matlab import read_instance_classes, read_instance_map
 from cellseg.read.orientation import turn_note
 from cellseg.read.picture import pixel_chunks
 from cellseg.read.tiff import read_labels
@@ -45,9 +46,9 @@ def read_label_map(
 ) -> tuple[NDArray[Any], MaskRuns, int]:
     """Read a label map: its N labels, rising, their masks, and the number of labels left out.
 
-    TIFF, PNG and NPY are identified by content. `image` is the file of its image, of `size`
-    (height, width). `remedy` is what to do if the background is not 0. With `skip_bad`, labels
-    that are not integers from 0 are left out, unless most are such.
+    TIFF, PNG and NPY are identified by content, MATLAB files by their ending. `image` is the file
+    of its image, of `size` (height, width). `remedy` is what to do if the background is not 0.
+    With `skip_bad`, labels that are not integers from 0 are left out, unless most are such.
 
     Raises
     ------
@@ -83,10 +84,16 @@ def _count(values: NDArray[Any]) -> int:
 
 
 def _read(path: Path) -> NDArray[Any]:
+    if _is_matlab(path):
+        return read_instance_map(path)
     start = file_start(path, 6) or b""
     if start == b"\x93NUMPY":
         return _read_npy(path)
     return _read_png(path) if start.startswith(PNG_MAGIC) else read_labels(path)
+
+
+def _is_matlab(path: Path) -> bool:
+    return path.suffix.lower() == ".mat"
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -265,11 +272,13 @@ def read_joint_label_map(
     """Read one label map of all classes: the masks of each class, and the warnings.
 
     The classes are those of `table`, a CSV file with the columns `label` and `class` (1…K, or a
-    name, matched by `match_classes` with `class_names`), or the only one of `class_names`.
+    name, matched by `match_classes` with `class_names`), else those in a MATLAB file, else the
+    only one of `class_names`.
     """
     values, mask_runs, n_bad = read_label_map(path, image, size, skip_bad=skip_bad)
     warnings = Counter({_BAD_LABELS: n_bad, _MANY_PIECES: int(_in_many_pieces(values, mask_runs))})
-    if table is None:
+    in_file = read_instance_classes(path, values) if not table and _is_matlab(path) else None
+    if table is None and in_file is None:
         if len(class_names) > 1 and len(values):
             raise InputError(
                 f"{path}: no classes for its {plural(len(values), 'cell')}, expected a table "
@@ -277,13 +286,15 @@ def read_joint_label_map(
                 "with --class_names"
             )
         return ({1: mask_runs} if len(values) else {}), warnings
-    class_of, n_unusable = read_class_table(table, skip_bad)
+    class_of, n_unusable = (
+        (in_file or {}, 0) if table is None else read_class_table(table, skip_bad)
+    )
     warnings["rows of class tables that can't be used, ignored"] = n_unusable
     labels = [int(value) for value in values]
     missing = [label for label in labels if label not in class_of]
     if missing and not skip_bad:
         raise InputError(
-            f"{table}: no class for {len(missing)} of {plural(len(labels), 'label')} of "
+            f"{table or path}: no class for {len(missing)} of {plural(len(labels), 'label')} of "
             f"{path.name}, such as {missing[0]}; add them"
         )
     rows_without = len(class_of) - len(labels) + len(missing)
@@ -291,11 +302,22 @@ def read_joint_label_map(
     cells = [
         (f"label {label}", class_name(class_of.get(label, ""), class_names)) for label in labels
     ]
-    numbers, unused = match_classes(table, cells, class_names, skip_bad)
+    numbers, unused = match_classes(table or path, cells, class_names, skip_bad)
     by_number = {n: np.flatnonzero(np.array(numbers) == n) for n in sorted(set(numbers) - {0})}
     return {n: select_masks(mask_runs, of_class) for n, of_class in by_number.items()}, (
         warnings + unused
     )
+
+
+def read_class_texts(label_map: Path, table: Path | None) -> set[str]:
+    """Return the classes of all cells that a table or a MATLAB file gives, as written there.
+
+    Raises InputError if they can't be read.
+    """
+    if table is None and _is_matlab(label_map):
+        labels = label_map_to_runs(read_instance_map(label_map))[0]
+        return set((read_instance_classes(label_map, labels) or {}).values())
+    return set(read_class_table(table, skip_bad=True)[0].values()) if table else set()
 
 
 def class_name(text: str, class_names: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 train/<image>/image.tif           or another image format
 train/<image>/class<K>.tif        a label map per class that occurs, K from 1; or instead
-                                  one file with the cells of all classes, see `_READ`
+                                  one file with the cells of all classes, see `_READ`; other
+                                  layouts of train/ are those of `train_files`
 test/<image>.tif                  or test_release/
 test_image_name_to_ids.json       [{"file_name", "id", "height", "width"}, …]
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.files import file_start
-from cellseg.messages import listed, plural, warn
+from cellseg.messages import plural, warn
 from cellseg.read.csv_table import has_columns
 from cellseg.read.image_formats import MRXS, SUFFIXES
 from cellseg.text import is_printable
@@ -37,7 +38,7 @@ _READ = {
     "outlines": r".*\.(geojson(\.gz)?|xml)",
     "other class file": r"class[0-9]+\..*",
     "maybe outlines": r".*\.json(\.gz)?",
-    "maybe label map": r"(.*[-_ ])?(labels?|labelled|masks?)\.(tiff?|png|npy)",
+    "maybe label map": r"(.*[-_ ])?(labels?|labelled|masks?)\.(tiff?|png|npy)|.*\.mat",
     "class table": r".*\.(csv|tsv)",
 }
 
@@ -55,14 +56,12 @@ _CONVERT = {
     "original one as label.tif or label.png",
     "masks?|labels?|instances?": "a folder with a mask per cell is not read; number the cells in "
     "one label map, label.tif",
-    r".*\.mat": "MATLAB files are not read; save the instance map as label.tif, and the types of "
-    "its cells as classes.csv",
 }
 
 CLASS_COLUMNS = ("label", "class")
 """Columns of a class table."""
 
-_LABEL_MAP_NAMES = "class<K>.tif, label.tif, …_masks.png, .npy of the same names"
+_LABEL_MAP_NAMES = "class<K>.tif, label.tif, …_masks.png, .npy of the same names, .mat"
 _OUTLINE_NAMES = ".geojson, .geojson.gz, .json or .xml"
 
 # Folders and files of operating systems and archives; names in lower case.
@@ -79,8 +78,8 @@ class TrainImage:
 
     Attributes
     ----------
-    name
-        The name of its folder.
+    file_name
+        Its name in annotations, the path relative to the data folder.
     path
         The image.
     class_files
@@ -95,7 +94,7 @@ class TrainImage:
         The CSV file with the class of each label of `label_map`, or None.
     """
 
-    name: str
+    file_name: str
     path: Path
     class_files: dict[int, Path]
     ignored: tuple[str, ...]
@@ -104,69 +103,58 @@ class TrainImage:
     class_table: Path | None = None
 
 
-def list_train_folders(data: str | os.PathLike[str]) -> list[Path]:
-    """List the folders of the training images, `train/<image>/`, by name, without hidden ones.
-
-    Raises InputError if the data folder, `train` or the folders in it are not found.
-    """
-    train = Path(data) / TRAIN
-    list_entries(Path(data), "check the name, or set the data folder with --data")
-    hint = "put the training images there, or set the data folder with --data"
-    entries = list_entries(train, f"{hint}; {_LAYOUT}")
-    folders = [path for path in entries if path.is_dir()]
-    if not folders:
-        files = f" in folders, but {listed([path.name for path in entries])}" if entries else ""
-        broken = next((path for path in entries if not path.exists()), None)
-        hint = f"; what {broken} links to is missing" if broken else ""
-        raise InputError(f"{train}: no training images{files}; {_LAYOUT}{hint}")
-    by_kind = [path.name for path in folders if _matches(_FOLDER_OF_ONE_KIND, path.name)]
-    if len(by_kind) == len(folders) > 1:
-        raise InputError(
-            f"{train}: {listed(by_kind)} hold the files of all images, expected a folder for each "
-            f"image; {_LAYOUT}, or label.tif"
-        )
-    return folders
-
-
-_FOLDER_OF_ONE_KIND = "images?|imgs?|inputs?|masks?|labels?|annotations?|instances?|types?"
-
-
-_LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
-
-
-def list_loose_files(data: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """List the names of the files in `train` that are in no image's folder, and of broken links."""
-    loose = [path for path in list_entries(Path(data) / TRAIN, _LAYOUT) if not path.is_dir()]
-    files = [path.name for path in loose if path.exists()]
-    return files, [path.name for path in loose if not path.exists()]
+LAYOUT = "each has a folder train/<image>/ with image.tif and class1.tif, class2.tif, …"
 
 
 def read_train_folder(folder: str | os.PathLike[str], n_classes: int) -> TrainImage:
-    """Return the files in a training image's folder; names are case-insensitive.
+    """Return the files in a training image's folder, as `choose_files` does.
 
-    Raises InputError if there is not exactly one image; if a class is not in 1…`n_classes` or
-    has two files; if several files contain cells; or if none does, but there are other files,
-    as an image without cells has only its image.
+    Raises InputError also if the folder can't be listed.
     """
     folder = Path(folder)
+    files = [(path.name, path) for path in list_entries(folder, LAYOUT)]
+    return choose_files(folder, f"{TRAIN}/{folder.name}", files, n_classes)
+
+
+def choose_files(
+    place: Path, folder: str, files: Sequence[tuple[str, Path]], n_classes: int
+) -> TrainImage:
+    """Return what each of a training image's files is.
+
+    Parameters
+    ----------
+    place
+        The folder of the image, or the image, for messages.
+    folder
+        The folder that the image is in, relative to the data folder.
+    files
+        The files, each after the name that it has in a folder of its own, such as `image.tif`;
+        case does not matter.
+    n_classes
+        The number of classes, K.
+
+    Raises InputError if there is not exactly one image; if a class is not in 1…K or has two
+    files; if several files contain cells; or if none does, but there are other files, as an image
+    without cells has only its image.
+    """
     found: dict[str, list[Path]] = {kind: [] for kind in (*_READ, "unknown")}
-    for path in list_entries(folder, _LAYOUT):
-        found[_kind(path.name)].append(path)
+    for name, path in files:
+        found[_kind(name)].append(path)
     for path in found["other class file"]:
         # Ignoring a label map would make its cells background.
         name, _, ending = path.name.partition(".")
         lossy = f"{_LOSSY}; save the original one as"
         advice = lossy if ending.lower() in _LOSSY_ENDINGS else "not a label map; save it as"
         raise InputError(f"{path}: {advice} {name}.tif or .png, or move it out of the folder")
-    image, other_images = _choose_image(folder, found["image"], found["unknown"])
-    class_files = select_class_files(found["class"], n_classes)
-    outlines, label_map, unused = _choose_cells(folder, found, class_files)
-    table, other_tables = _choose_table(folder, label_map, found["class table"], n_classes)
+    image, other_images = _choose_image(place, found["image"], found["unknown"])
+    class_files = _choose_class_files(files, n_classes)
+    outlines, label_map, unused = _choose_cells(place, found, class_files)
+    table, other_tables = _choose_table(place, label_map, found["class table"], n_classes)
     ignored = other_images + found["unknown"] + unused + other_tables
     if ignored and not (class_files or outlines or label_map):
         raise _not_read(ignored)
     return TrainImage(
-        folder.name,
+        f"{folder}/{image.name}",
         image,
         dict(sorted(class_files.items())),
         tuple(sorted(path.name for path in ignored)),
@@ -261,9 +249,9 @@ def _choose_image(
     if len(choice) == 1:
         return choice[0], [path for path in images if path not in choice]
     if images:
-        found, remedy = f"{choice[0].name} and {choice[1].name}, expected one image.tif", _LAYOUT
+        found, remedy = f"{choice[0].name} and {choice[1].name}, expected one image.tif", LAYOUT
     else:
-        found, remedy = "no image.tif", _LAYOUT
+        found, remedy = "no image.tif", LAYOUT
         for path in unknown:
             if path.suffix.lower() in SUFFIXES:
                 remedy = f"rename {path.name} to image{path.suffix} if it is the image"
@@ -274,24 +262,28 @@ def _choose_image(
     raise InputError(f"{folder}: {found}; {remedy}")
 
 
-def select_class_files(paths: Sequence[Path], n_classes: int) -> dict[int, Path]:
+def _choose_class_files(files: Sequence[tuple[str, Path]], n_classes: int) -> dict[int, Path]:
     """Return label maps of one class each by their class 1…K.
 
     Raises InputError if the name has no class of these, or a class has two files.
     """
-    files: dict[int, Path] = {}
-    for path in paths:
-        match = _matches(_READ["class"], path.name)
-        if not match or not re.fullmatch("[1-9][0-9]{0,8}", match[1]) or int(match[1]) > n_classes:
+    class_files: dict[int, Path] = {}
+    for name, path in files:
+        match = _matches(_READ["class"], name)
+        if not match:
+            continue
+        if not re.fullmatch("[1-9][0-9]{0,8}", match[1]) or int(match[1]) > n_classes:
             raise InputError(
                 f"{path}: class number out of range, expected class1.tif to "
                 f"class{n_classes}.tif; rename it, or set the class names with --class_names"
             )
         number = int(match[1])
-        if number in files:
-            raise InputError(f"{path}: same class as {files[number].name}; remove one of them")
-        files[number] = path
-    return files
+        if number in class_files:
+            raise InputError(
+                f"{path}: same class as {class_files[number].name}; remove one of them"
+            )
+        class_files[number] = path
+    return class_files
 
 
 def _two_sources(folder: Path, paths: Sequence[Path]) -> InputError:

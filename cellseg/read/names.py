@@ -118,10 +118,10 @@ def image_name(file_name: str) -> str:
 
 
 def short_name(file_name: str) -> str:
-    """Return an image's folder in `train/`, else its file name."""
+    """Return an image's folder for `image.tif` in `train/`, else its file name."""
     path = PurePosixPath(file_name)
-    is_in_folder = path.parts[:1] == ("train",) and len(path.parts) > 2
-    return path.parent.name if is_in_folder else file_name
+    is_in_folder = path.parts[:1] == ("train",) and path.stem.lower() == "image"
+    return path.parent.name if is_in_folder and len(path.parts) > 2 else file_name
 
 
 def name_outputs(source: Path, file_names: Sequence[str], data: Path) -> list[str]:

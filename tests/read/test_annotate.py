@@ -18,7 +18,8 @@ from cellseg.read.annotate import annotate_image
 from cellseg.read.brightness import DARK_TEXT
 from cellseg.read.cell_checks import count_overlap_pixels
 from cellseg.read.coco import build_coco
-from cellseg.read.layout import list_train_folders, read_train_folder
+from cellseg.read.layout import read_train_folder
+from cellseg.read.train_files import list_train_images
 from cellseg.rle import MaskRuns, label_map_to_runs
 from tests.read.refusal import refusal
 
@@ -84,7 +85,7 @@ def check(folders, n_classes=4):
 def test_masks_of_real_tissue_are_those_of_pycocotools():
     if not TISSUE.is_dir():
         pytest.skip(f"no real tissue in {TISSUE}; set CELLSEG_TISSUE")
-    folders = list_train_folders(TISSUE)[::6]
+    folders = [source.place for source in list_train_images(TISSUE)[0][::6]]
     coco = check(folders)
     assert len(coco["annotations"]) > 1000
 

@@ -10,10 +10,9 @@ import pytest
 from cellseg.read.layout import (
     find_test_folder,
     list_images,
-    list_loose_files,
-    list_train_folders,
     read_train_folder,
 )
+from cellseg.read.train_files import list_train_images
 from tests.read.refusal import refusal
 
 
@@ -24,26 +23,10 @@ def fill(folder, *names):
     return folder
 
 
-def test_folders_are_sorted_by_name(tmp_path):
-    for name in ("b", "a", "c10", "c9", ".hidden"):
-        fill(tmp_path / "train" / name)
-    fill(tmp_path / "train", "notes.txt")
-    assert [f.name for f in list_train_folders(tmp_path)] == ["a", "b", "c10", "c9"]
-
-
-def test_a_data_folder_without_training_images(tmp_path):
-    assert "no such folder" in refusal(list_train_folders, tmp_path / "absent")
-    assert f"{tmp_path / 'train'}: no such folder" in refusal(list_train_folders, tmp_path)
-    fill(tmp_path / "train")
-    assert "no training images" in refusal(list_train_folders, tmp_path)
-    (tmp_path / "file").write_text("")
-    assert "not a folder" in refusal(list_train_folders, tmp_path / "file")
-
-
 def test_files_of_a_training_image(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "class4.tif", "class2.tif", "a.txt", "._image.tif")
     image = read_train_folder(folder, 4)
-    assert (image.name, image.path) == ("x", folder / "image.tif")
+    assert (image.file_name, image.path) == ("train/x/image.tif", folder / "image.tif")
     assert list(image.class_files) == [2, 4]
     assert image.class_files[4] == folder / "class4.tif"
     assert image.ignored == ("a.txt",)
@@ -94,14 +77,15 @@ def test_names_with_spaces_of_other_scripts(tmp_path):
     folders = [tmp_path / "train" / name for name in ("3.14\u202fPM", "全角\u3000空白")]
     for folder in folders:
         fill(folder, "image.tif", "class1.tif")
-    assert [f.name for f in list_train_folders(tmp_path)] == [f.name for f in sorted(folders)]
+    listed = [source.place.name for source in list_train_images(tmp_path)[0]]
+    assert listed == [f.name for f in sorted(folders)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the name can't be made")
 def test_a_name_that_is_not_text(tmp_path):
     fill(tmp_path / "train")
     Path(os.fsdecode(os.fsencode(tmp_path / "train") + b"/\xff")).mkdir()
-    assert "can't be printed" in refusal(list_train_folders, tmp_path)
+    assert "can't be printed" in refusal(list_train_images, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["test", "test_release"])
@@ -166,6 +150,7 @@ def test_images_of_a_folder(tmp_path, capsys):
     [
         ("label.png", "label_map"),
         ("image_cp_masks.tif", "label_map"),
+        ("a.mat", "label_map"),
         ("a.geojson.gz", "outlines"),
         ("a.json", "outlines"),
     ],
@@ -177,7 +162,7 @@ def test_files_of_all_classes(tmp_path, name, field):
     assert image.ignored == ()
     # Unless there are label maps of the usual names.
     fill(folder, "class1.png")
-    if name.endswith((".json", ".png", ".tif")):
+    if name.endswith((".json", ".png", ".tif", ".mat")):
         image = read_train_folder(folder, 4)
         assert (getattr(image, field), image.ignored) == (None, (name,))
     else:
@@ -232,7 +217,6 @@ def test_two_files_of_all_classes(tmp_path, names):
         ("RoiSet.zip", "ImageJ"),
         ("cells.geojson.zip", "unpack"),
         ("0012-0034.roi", "ImageJ"),
-        ("image.mat", "MATLAB"),
         ("image.npz", "expected a label map"),
         ("masks.h5", "expected a label map"),
         ("image_outlines.txt", "or outlines"),
@@ -253,42 +237,6 @@ def test_a_folder_of_masks_is_not_no_cells(tmp_path):
     fill(tmp_path / "x", "image.tif")
     fill(tmp_path / "x" / "masks", "1.png")
     assert str(tmp_path / "x" / "masks") in refusal(read_train_folder, tmp_path / "x", 4)
-
-
-def test_by_products_of_systems_and_archives_are_passed_over(tmp_path):
-    names = ("Thumbs.db", "desktop.ini", ".DS_Store", "._image.tif", "Icon\r")
-    folder = fill(tmp_path / "train" / "x", "image.tif", *names)
-    fill(folder / "__MACOSX", "._image.tif")
-    fill(tmp_path / "train" / "__MACOSX" / "x", "._image.tif")
-    fill(tmp_path / "train" / "@eaDir", "a")
-    assert list_train_folders(tmp_path) == [folder]
-    assert read_train_folder(folder, 4).ignored == ()
-    assert list_loose_files(tmp_path) == ([], [])
-
-
-def test_folders_of_another_layout(tmp_path):
-    fill(tmp_path / "train" / "images", "a.tif", "b.tif")
-    assert list_train_folders(tmp_path) == [tmp_path / "train" / "images"]
-    fill(tmp_path / "train" / "Masks", "a.tif", "b.tif")
-    line = refusal(list_train_folders, tmp_path)
-    assert "Masks, images hold the files of all images" in line
-    fill(tmp_path / "flat" / "train", "a.tif", "a_masks.tif")
-    assert "a.tif, a_masks.tif" in refusal(list_train_folders, tmp_path / "flat")
-
-
-def test_files_beside_the_folders(tmp_path):
-    fill(tmp_path / "train" / "x", "image.tif")
-    fill(tmp_path / "train", "y.tif", "Thumbs.db")
-    assert list_loose_files(tmp_path) == (["y.tif"], [])
-
-
-def test_broken_links_to_folders(tmp_path):
-    (tmp_path / "train").mkdir()
-    link = tmp_path / "train" / "x"
-    link.symlink_to(tmp_path / "missing")
-    assert f"{link} links to is missing" in refusal(list_train_folders, tmp_path)
-    fill(tmp_path / "missing", "image.tif")
-    assert list_train_folders(tmp_path) == [link]
 
 
 def test_an_image_of_another_name(tmp_path):
