@@ -61,9 +61,13 @@ The data folder holds train/<image>/image.tif (or .png, .jpg, .bmp) and next to 
   any integer or float type, with 0 for background and one value for each cell
 - label.tif, ..._masks.png or similar: one label map of all cells, with their classes in
   classes.csv (columns label,class), or of a single class of --class_names
-- outlines: one .geojson (or .geojson.gz) file from QuPath, or one .xml file from Aperio
+- a .mat file with the label map inst_map and the classes inst_type, as of CoNSeP, Lizard
+  and HoVer-Net
+- one .geojson (or .geojson.gz) file of outlines from QuPath, or one .xml file from Aperio
   ImageScope (as in MoNuSAC), with the classes of --class_names or those of MoNuSAC
   (Epithelial, Lymphocyte, Neutrophil, Macrophage)
+Or train/images/ holds the images, and train/labels/ such files with the same names; or
+train/ holds all, label maps as <image>_masks.tif. See the README of nycu-hw3-data.
 With --coco, images and cells come from a COCO file of any program.
 """
 

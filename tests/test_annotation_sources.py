@@ -701,6 +701,47 @@ def test_any_value_anywhere_in_a_coco_file(tmp_path_factory, place, change, skip
 # ------------------------------------------------------------------ any folder
 
 
+@pytest.mark.parametrize(
+    ("image", "label_map", "table"),
+    [
+        ("images/{}.tif", "labels/{}.npy", "labels/{}.csv"),
+        ("images/{}.tif", "masks/{}_masks.npy", "annotations/{}_classes.csv"),
+        ("{}.tif", "{}_masks.npy", "{}.csv"),
+    ],
+)
+def test_files_of_one_name_have_the_cells_of_a_folder(tmp_path, capsys, image, label_map, table):
+    """The same annotations as with a folder for each image, but for its name."""
+    text = "label,class\n1,1\n2,2\n3,2\n"
+    for name, labels in {"a": LABELS, "b": LABELS[::-1], "c": 0 * LABELS}.items():
+        folder = write_train(
+            tmp_path / "nycu", name, classes__csv=text if labels.any() else "label,class\n"
+        )
+        np.save(folder / "label.npy", labels)
+        train = tmp_path / "mine" / "train"
+        write_image(train / image.format(name))
+        for path in (label_map, table):
+            (train / path.format(name)).parent.mkdir(exist_ok=True)
+        np.save(train / label_map.format(name), labels)
+        if labels.any():
+            (train / table.format(name)).write_text(text)
+    expected, found = run(tmp_path / "nycu"), run(tmp_path / "mine")
+    names = [each.pop("file_name") for each in found["images"]]
+    assert names == [f"train/{image.format(name)}" for name in "abc"]
+    assert [each.pop("file_name") for each in expected["images"]] == [
+        f"train/{name}/image.tif" for name in "abc"
+    ]
+    assert found == expected
+    assert "left out" not in capsys.readouterr().err
+    (train / label_map.format("b")).unlink()
+    (train / table.format("b")).unlink()
+    write_image(train / image.format("a_HE"))
+    (train / table.format("d")).write_text(text)
+    assert len(run(tmp_path / "mine")["images"]) == 2
+    err = capsys.readouterr().err
+    assert "2: a_HE.tif, b.tif" in err
+    assert f"left out: 1: {table.format('d').split('/')[-1]}" in err
+
+
 def test_all_classes_of_all_images_are_a_ready_flag(tmp_path):
     for name, classes in {"a": ["Fat cell", "Gland"], "b": ["Epithelial", "Ignore*"]}.items():
         features = [

@@ -416,6 +416,37 @@ def test_a_folder_with_results_of_own_images(data, score):
         score(results="out")
 
 
+@pytest.mark.parametrize("are_there", [True, False])
+def test_label_maps_named_as_own_images(data, score, are_there):
+    """Images may have been moved since; the list says their sizes."""
+    scores, _ = score()
+    (data / "gt").mkdir()
+    for name, classes in {"a": {1: [(0, 4), (20, 24)], 2: [(10, 14)]}, "b": {1: [(0, 5)]}}.items():
+        labels, rows = np.zeros(SIZE, np.uint8), ["label,class"]
+        for k, (start, end) in [(k, span) for k, spans in classes.items() for span in spans]:
+            labels[:, start:end] = len(rows)
+            rows.append(f"{len(rows)},{k}")
+        tifffile.imwrite(data / "gt" / f"{name}_mask.tif", labels)
+        (data / "gt" / f"{name}.csv").write_text("\n".join(rows))
+    (data / "out").mkdir()
+    (data / "results.json").rename(data / "out" / "images-results.json")
+    listed = [
+        {"id": n, "file_name": str(data / "own" / f"{name}_image.tif"), "height": 6, "width": 40}
+        for n, name in ((21, "a"), (22, "b"))
+    ]
+    (data / "out" / "images-results-list.json").write_text(json.dumps(listed))
+    (data / "own").mkdir()
+    for name in "ab" if are_there else "":
+        shutil.copy(data / "test_release" / f"{name}.tif", data / "own" / f"{name}_image.tif")
+    by_name, text = score("--truth", str(data / "gt"), results="out")
+    assert by_name["metrics"] == scores["metrics"]
+    assert text.splitlines()[0].endswith("by the names of its files")
+    for path in (data / "gt").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(InputError, match="gt: none of its files "):
+        score("--truth", str(data / "gt"), results="out")
+
+
 def test_other_class_names_of_many_slides_are_one_warning(data, score, caplog):
     write_truth(data, "Tumour", "stroma", "immune", "dead")
     paths = {name: data / "test_release" / f"{name}.tif" for name in "ab"}

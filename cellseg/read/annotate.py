@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -69,32 +69,48 @@ def annotate_image(
             f"{image.path}: {size[0]} x {size[1]} pixels (height x width), expected at most "
             f"{MAX_SIDE} a side; cut it into smaller images"
         )
-    if image.outlines:
-        outlines = read_outlines(image.outlines, convention)
-        cells, unusual = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
-    elif image.label_map:
-        cells, unusual = read_joint_label_map(
-            image.label_map, image.class_table, image.path, size, class_names, skip_bad
-        )
-    else:
-        cells, unusual = read_class_files(image.class_files, image.path, size, skip_bad)
-    warnings += unusual
-    for name in image.ignored:
-        warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
-    joint = image.outlines or image.label_map or image.path
-    sources = {number: image.class_files.get(number, joint) for number in cells}
-    return _check_cells(image.file_name, size, cells, warnings, mpp, sources)
+    cells, unusual = _read_cells(image, size, class_names, skip_bad, convention)
+    sources = _sources(image, cells)
+    return _check_cells(image.file_name, size, cells, warnings + unusual, mpp, sources)
 
 
 def annotate_without_pixels(
-    path: Path, class_files: dict[int, Path], size: tuple[int, int]
+    image: TrainImage, size: tuple[int, int], class_names: Sequence[str]
 ) -> AnnotatedImage:
-    """Read the label maps of an image of a known `size` whose file, `path`, is elsewhere now.
+    """Read the cells of an image of a known `size` whose file is elsewhere now.
 
-    Raises InputError as `read_class_files`.
+    Raises InputError as `annotate_image`.
     """
-    cells, warnings = read_class_files(class_files, path, size)
-    return _check_cells(path.name, size, cells, warnings, None, class_files)
+    cells, warnings = _read_cells(image, size, class_names)
+    return _check_cells(image.file_name, size, cells, warnings, None, _sources(image, cells))
+
+
+def _read_cells(
+    image: TrainImage,
+    size: tuple[int, int],
+    class_names: Sequence[str],
+    skip_bad: bool = False,
+    convention: str | None = None,
+) -> tuple[dict[int, MaskRuns], Counter[str]]:
+    """Read the masks of each class 1…K in an image's files, and warnings."""
+    if image.outlines:
+        outlines = read_outlines(image.outlines, convention)
+        cells, warnings = fill_outlines(image.outlines, outlines, size, class_names, skip_bad)
+    elif image.label_map:
+        cells, warnings = read_joint_label_map(
+            image.label_map, image.class_table, image.path, size, class_names, skip_bad
+        )
+    else:
+        cells, warnings = read_class_files(image.class_files, image.path, size, skip_bad)
+    for name in image.ignored:
+        warnings[f"unexpected files ({Path(name).suffix or 'without ending'}), ignored"] += 1
+    return cells, warnings
+
+
+def _sources(image: TrainImage, classes: Iterable[int]) -> dict[int, Path]:
+    """Return the file with the cells of each class."""
+    joint = image.outlines or image.label_map or image.path
+    return {number: image.class_files.get(number, joint) for number in classes}
 
 
 def _read_pixels(path: Path) -> tuple[tuple[int, int], float | None, Counter[str]]:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import EvalImage, ImageRecord
 from cellseg.messages import in_images, plural, warn
-from cellseg.messages import listed as listed_names
-from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.coco import (
     COCO,
-    AnnotatedImage,
     annotations_by_image,
-    build_coco,
-    data_categories,
     image_records,
     load_coco,
     select_images,
@@ -30,8 +23,8 @@ from cellseg.read.coco import (
 from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
-from cellseg.read.layout import TEST_LIST, TrainImage, list_entries, read_train_folder
-from cellseg.read.names import check_distinct, image_name, path_parts
+from cellseg.read.layout import TEST_LIST
+from cellseg.read.names import check_distinct, path_parts
 from cellseg.read.pairs import iter_pairs, pair_by_name, select_annotated
 from cellseg.read.regions import Regions
 from cellseg.read.results import (
@@ -42,6 +35,7 @@ from cellseg.read.results import (
     iter_results,
     sidecar_path,
 )
+from cellseg.read.truth_folder import read_truth_folder
 from cellseg.read.window import wrong_size
 from cellseg.rle import RLE, centroids, decode, select_masks
 
@@ -50,25 +44,27 @@ def check_annotations(path: Path, how: str = "") -> None:
     """Raise InputError if annotations are missing; `how` ends the advice."""
     if not path.exists():
         raise InputError(
-            f"{path}: annotations not found; pass a COCO file or a folder of label maps{how}"
+            f"{path}: annotations not found; pass a COCO file or a folder of label maps or outlines"
+            f"{how}"
         )
 
 
 def read_ground_truth(path: Path, data: Path) -> COCO:
-    """Read annotations from a COCO file, or from a folder of label maps.
+    """Read annotations from a COCO file, or from a folder of label maps or outlines.
 
     Parameters
     ----------
     path
         A COCO file, or a folder `<image>/class<K>.tif` with a subfolder for each annotated image
-        of the test list, empty if it has no cells, or as in `train/` of a data folder.
+        of the test list, empty if it has no cells, or as in `train/` of a data folder; or a
+        folder with a label map or outlines for each, of the image's name.
     data
-        The data folder, only for label maps: its test list defines the ids, its
+        The data folder, only for a folder: its test list defines the ids, its
         `train__annot.json`, if any, the classes.
 
     Returns
     -------
-    A COCO dict as of `cellseg.read.coco.load_coco`, for label maps of the annotated images.
+    A COCO dict as of `cellseg.read.coco.load_coco`, for a folder of the annotated images.
 
     Raises
     ------
@@ -79,90 +75,7 @@ def read_ground_truth(path: Path, data: Path) -> COCO:
         coco = load_coco_as_written(path)
         check_distinct(path, [image["file_name"] for image in coco["images"]], data)
         return coco
-    return _read_folder(path, data, read_test_list(data), data / TEST_LIST)
-
-
-def _read_folder(
-    folder: Path,
-    data: Path,
-    listed: Sequence[ImageRecord],
-    list_path: Path,
-    unpredicted: Sequence[str] | None = None,
-) -> COCO:
-    """Read a folder of label maps of listed images, whose ids the images get.
-
-    Label maps of other images are an error. If the names of listed images without results are
-    given, theirs are ignored, and those of other images a warning.
-    """
-    images: dict[str, list[str]] = {}
-    for file_name in [*(image.file_name for image in listed), *(unpredicted or ())]:
-        images.setdefault(image_name(file_name), []).append(file_name)
-    records = {image_name(image.file_name): image for image in listed}
-    all_listed = unpredicted is None
-    names = [category["name"] for category in data_categories(data)]
-    remedy = "expected <image>/class<K>.tif for each annotated image, or a COCO file"
-    folders = [path for path in list_entries(folder, remedy) if path.is_dir()]
-    if not folders:
-        raise InputError(f"{folder}: no folder in it, {remedy}; choose another")
-    annotated, ids = [], []
-    others = [each.name for each in folders if each.name not in images]
-    if len(others) == len(folders) and not all_listed:
-        raise InputError(
-            f"{folder}: none of its folders ({listed_names(others)}) has the name of an image in "
-            f"{list_path}; pass the folder of the label maps, {remedy}"
-        )
-    if others and not all_listed:
-        n = plural(len(others), "image")
-        warn(f"{folder}: {n} not in {list_path}, so not scored: {listed_names(others)}")
-        folders = [each for each in folders if each.name in images]
-    for each in tqdm(folders, "reading ground truth", unit="image", leave=False, disable=None):
-        if each.name not in images:
-            raise InputError(
-                f"{each}: no image of this name in {list_path}; remove the folder,"
-                " or set the images' data folder with --data"
-            )
-        if len(images[each.name]) > 1:
-            both = " and ".join(images[each.name])
-            raise InputError(
-                f"{each}: {both} in {list_path} both have this name; rename one of them there and "
-                "its file, or pass a COCO file whose file names tell them apart by their folders"
-            )
-        if (image := records.get(each.name)) is None:
-            continue
-        cells = _annotate_folder(each, image, names)
-        if cells.size != image.size:
-            expected = " x ".join(map(str, image.size or ()))
-            raise InputError(
-                f"{image.path}: {cells.size[0]} x {cells.size[1]} (height x width), expected"
-                f" {expected} as in {list_path}; fix the list"
-            )
-        ids.append(image.id)
-        annotated.append(replace(cells, file_name=image.file_name))
-    warn_of_images(annotated)
-    return build_coco(annotated, names, ids)
-
-
-def _annotate_folder(folder: Path, image: ImageRecord, names: Sequence[str]) -> AnnotatedImage:
-    """Read the label maps of a listed image, or a folder as in `train/`."""
-    if any(path.stem.lower() == "image" for path in folder.iterdir()):
-        return annotate_image(read_train_folder(folder, len(names)), names)
-    files = _class_files(folder, len(names))
-    if image.size and not image.path.exists():
-        return annotate_without_pixels(image.path, files, image.size)
-    return annotate_image(TrainImage(image.file_name, image.path, files, ()), names)
-
-
-def _class_files(folder: Path, n_classes: int) -> dict[int, Path]:
-    files = {}
-    for path in list_entries(folder, "choose another"):
-        match = re.fullmatch(r"class([1-9][0-9]*)\.(tiff?|png|npy)", path.name, re.IGNORECASE)
-        if not match or int(match[1]) > n_classes or int(match[1]) in files:
-            raise InputError(
-                f"{path}: expected one class<K>.tif for each class, K from 1 to {n_classes};"
-                " remove it or rename it"
-            )
-        files[int(match[1])] = path
-    return files
+    return read_truth_folder(path, data, read_test_list(data), data / TEST_LIST)
 
 
 def find_ground_truth(paths: Sequence[Path]) -> Path | None:
@@ -292,7 +205,7 @@ def _read_for(lists: Sequence[ListedImages], source: Path, data: Path) -> COCO:
     records = [replace(image, id=n) for n, image in enumerate(listed.values(), 1)]
     others = {file_name: None for own in lists for file_name in own.others}
     missing = [file_name for file_name in others if file_name not in listed]
-    return _read_folder(source, data, records, lists[0].source, missing)
+    return read_truth_folder(source, data, records, lists[0].source, missing)
 
 
 def _check_same_images(path: Path, ground_truth: COCO, source: Path) -> None:
@@ -445,7 +358,8 @@ def _print_pairs(
         f"{n} by {what}" for n, what in ((same_path, "path"), (by_name, "file name")) if n
     )
     if source.is_dir():  # whose images have the listed paths
-        how = "by the names of its folders"
+        has_folders = any(path.is_dir() for path in source.iterdir())
+        how = f"by the names of its {'folders' if has_folders else 'files'}"
     print(f"{display_path(path)}: {plural(len(ids), 'image')} matched with {source}, {how}")
     if n_unknown := len(listed) - len(ids):
         warn(f"{path}: {plural(n_unknown, 'image')} not in {source}, so not scored")

@@ -11,6 +11,8 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageRecord
+from cellseg.messages import listed, plural, warn
+from cellseg.read.by_name import split_label_maps
 from cellseg.read.coco import image_records, load_coco
 from cellseg.read.layout import TEST, TEST_LIST, find_test_folder, list_images
 from cellseg.read.names import (
@@ -264,14 +266,20 @@ def list_annotated_images(
 def list_image_files(paths: Sequence[Path]) -> list[ImageRecord]:
     """List images, and the images in folders, with the ids 1, 2, …, absolute names, each once.
 
-    Of a slide in several DICOM files, that is the first.
+    Label maps in folders, such as `a_masks.tif` beside `a.tif`, are left out, with a warning. Of a
+    slide in several DICOM files, the first is listed.
 
     Raises InputError if a file is not found, a folder has no image, or a name can't be printed.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += list_images(path)
+            images, label_maps = split_label_maps(list_images(path))
+            files += images
+            if label_maps:
+                n = plural(len(label_maps), "label map")
+                names = listed([each.name for each in label_maps])
+                warn(f"{path}: {n} of images left out, by their names: {names}")
         elif path.exists():
             files.append(path)
         else:
@@ -279,9 +287,9 @@ def list_image_files(paths: Sequence[Path]) -> list[ImageRecord]:
     unique_files: dict[object, Path] = {}
     for path in files:
         unique_files.setdefault(slide_id(path), path)
-    names = [str(absolute_path(path)) for path in unique_files.values()]
-    name_outputs_uniquely("--images", names)  # raises InputError
+    file_names = [str(absolute_path(path)) for path in unique_files.values()]
+    name_outputs_uniquely("--images", file_names)  # raises InputError
     return [
         ImageRecord(n, name, path, None)
-        for n, (name, path) in enumerate(zip(names, unique_files.values(), strict=True), 1)
+        for n, (name, path) in enumerate(zip(file_names, unique_files.values(), strict=True), 1)
     ]

@@ -12,13 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.messages import listed
+from cellseg.read.by_name import (
+    CLASS_FOLDERS,
+    LABEL_MAP_FOLDERS,
+    group_by_name,
+    is_named_as_label_map,
+    joined_name,
+    matches,
+    stem,
+)
 from cellseg.read.layout import (
     LAYOUT,
     TRAIN,
@@ -31,15 +39,9 @@ from cellseg.read.layout import (
 
 # Folders with the files of all images, by name.
 _IMAGES = r"(.*[-_ ])?(images?|imgs?|inputs?)"
-_LABEL_MAPS = r"(.*[-_ ])?(masks?|labels?|annotations?|instances?)"
-_CELLS = rf"{_LABEL_MAPS}|(.*[-_ ])?outlines?"
-_CLASS = r"class[0-9]+"
+_CELLS = rf"{LABEL_MAP_FOLDERS}|{CLASS_FOLDERS}|(.*[-_ ])?outlines?"
 
-_IMAGE = r"(.+?)((?:\.ome)?\.tiff?|\.png|\.jpe?g|\.bmp)"
-_ENDING = r"(?:\.ome)?\.tiff?|\.(?:geojson|json)\.gz|\.[^.]*"
-_LABEL_MAP_MARK = r"[-_ .](?:cp[-_ ])?(?:masks?|labels?|labelled)"
-_MARK = rf"{_LABEL_MAP_MARK}|[-_ .](?:outlines?|annotations?|cells|nuclei|classes|types)"
-_IMAGE_MARK = "[-_ .](?:image|img)"
+_IMAGE = r".+\.(tiff?|png|jpe?g|bmp)"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def list_train_images(
     folders = [path for path in entries if path.is_dir()]
     files = [path for path in entries if not path.is_dir() and path.exists()]
     broken = [path.name for path in entries if not path.exists()]
-    image_folders = [path for path in folders if _matches(_IMAGES, path.name)]
-    cell_folders = [path for path in folders if _matches(f"{_CELLS}|{_CLASS}", path.name)]
+    image_folders = [path for path in folders if matches(_IMAGES, path.name)]
+    cell_folders = [path for path in folders if matches(_CELLS, path.name)]
     if len(image_folders) == 1 and cell_folders and not _is_of_one_image(image_folders[0]):
         folder = image_folders[0]
         cells = [path for each in cell_folders for path in list_entries(each, LAYOUT)]
@@ -96,8 +98,9 @@ def list_train_images(
         sources = [ImageFiles(path, f"{TRAIN}/{path.name}") for path in folders]
         unused = {}
     else:
-        maps = {path for path in files if _matches(f".+(?:{_LABEL_MAP_MARK})", _stem(path))}
-        images = [path for path in files if path not in maps and _matches(_IMAGE, path.name)]
+        images = [
+            path for path in files if matches(_IMAGE, path.name) and not is_named_as_label_map(path)
+        ]
         if not images:
             found = f" in folders, but {listed(_names(files))}" if files else ""
             link = f"; what {train / broken[0]} links to is missing" if broken else ""
@@ -116,8 +119,8 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 def _check_not_by_kind(train: Path, folders: Sequence[Path]) -> None:
     """Raise InputError if none of the folders is an image's, by their names."""
-    form = f"{_IMAGES}|{_CELLS}|{_CLASS}|types?"
-    if all(_matches(form, path.name) and not _is_of_one_image(path) for path in folders):
+    form = f"{_IMAGES}|{_CELLS}|types?"
+    if all(matches(form, path.name) and not _is_of_one_image(path) for path in folders):
         raise InputError(
             f"{train}: {listed(_names(folders))} hold the files of all images, expected one folder "
             f"images/ and others with their cells, such as labels/; or {LAYOUT}"
@@ -133,27 +136,19 @@ def _join(
     used, as it may have cells. Raises InputError if two images have one name, or none has cells.
     """
     images: dict[str, Path] = {}
-    others, lost = [], []
+    others = []
     for path in image_files:
-        name = _without(_IMAGE_MARK, _stem(path))
-        if not _matches(_IMAGE, path.name):
+        name = joined_name(stem(path))
+        if not matches(_IMAGE, path.name):
             others.append(path)
         elif images.setdefault(name, path) != path:
             raise InputError(
                 f"{path}: same name as {images[name].name}, expected one image of a name; if one "
                 "is a label map, add _masks to its name, or move it into a folder labels/"
             )
-    cells: dict[str, list[tuple[str, Path]]] = {name: [] for name in images}
-    for path in cell_files:
-        stem, as_if = _stem(path), _name_in_folder(path)
-        name = stem if stem in images else _without(_IMAGE_MARK, _without(_MARK, stem))
-        if not may_hold_cells(as_if):
-            others.append(path)
-        elif name in images:
-            cells[name].append((as_if, path))
-        else:
-            lost.append(path)
-    without = [path for name, path in images.items() if not cells[name]]
+    cells, lost, not_cells = group_by_name(cell_files, images)
+    others += not_cells
+    without = [path for name, path in images.items() if name not in cells]
     if len(without) == len(images):
         raise InputError(
             f"{place}: no image ({listed(_names(without)) or 'none there'}) has a file of cells of "
@@ -163,7 +158,7 @@ def _join(
     sources = [
         ImageFiles(path, f"{TRAIN}{inside}", ((f"image{path.suffix}", path), *cells[name]))
         for name, path in sorted(images.items())
-        if cells[name]
+        if name in cells
     ]
     return sources, {
         "images without a file of cells, left out (a label map of 0 says that there are none)": (
@@ -177,31 +172,7 @@ def _join(
 def _is_of_one_image(folder: Path) -> bool:
     """Return whether a folder named as those of all images is an image's: it has its `image`."""
     entries = list_entries(folder, LAYOUT)
-    return any(_matches(r"image\.[^.]*", path.name) for path in entries)
-
-
-def _name_in_folder(path: Path) -> str:
-    """Return the name that a file of cells would have in its image's folder."""
-    if path.suffix.lower() not in (".tif", ".tiff", ".png", ".npy", ".mat", ".jpg", ".jpeg"):
-        return path.name
-    of_class = _matches(_CLASS, path.parent.name)
-    is_map = of_class or _matches(_LABEL_MAPS, path.parent.name)
-    if is_map or _matches(f".+{_LABEL_MAP_MARK}", _stem(path)):
-        return f"{path.parent.name if of_class else 'label'}{path.suffix}"
-    return path.name
-
-
-def _stem(path: Path) -> str:
-    """Return a file's name without its ending, which may have two parts, such as `.ome.tif`."""
-    return _without(_ENDING, path.name)
-
-
-def _without(end: str, text: str) -> str:
-    return re.sub(f"(?<=.)(?:{end})$", "", text, flags=re.IGNORECASE)
-
-
-def _matches(form: str, name: str) -> re.Match[str] | None:
-    return re.fullmatch(form, name, re.IGNORECASE)
+    return any(matches(r"image\.[^.]*", path.name) for path in entries)
 
 
 def list_cell_files(data: str | os.PathLike[str]) -> Iterator[Path]:

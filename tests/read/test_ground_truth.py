@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import tifffile
 from PIL import Image
 
@@ -56,6 +57,64 @@ def test_a_folder_of_label_maps(data):
     assert cells == [(11, 2, 4), (11, 2, 6), (11, 4, 1)]
     expected = rectangle((5, 7), 3, 4, 5, 7)
     np.testing.assert_array_equal(decode(truth["annotations"][1]["segmentation"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [("one", "one.tif"), ("one", "one_masks.npy"), ("one", "one.mat"), ("one_img", "one_mask.png")],
+)
+def test_a_label_map_of_the_name_of_each_image(data, name, mask):
+    """Of one class; a label map of 0 for an image without cells."""
+    truth = data / "truth"
+    truth.mkdir()
+    labels = np.zeros((5, 7), np.uint8)
+    labels[:2, :2], labels[3:, 4:] = 4, 9
+    save_label_map(truth / mask, labels)
+    save_label_map(truth / "three.png", np.zeros((3, 8), np.uint8))
+    (data / "train__annot.json").write_text(json.dumps(truth_of({1: ((2, 2), [])}, ["nucleus"])))
+    path = data / "test_image_name_to_ids.json"
+    path.write_text(path.read_text().replace('"one.tif"', f'"{name}.tif"'))
+    (data / "test" / "one.tif").rename(data / "test" / f"{name}.tif")
+    coco = read_ground_truth(truth, data)
+    assert [i["file_name"] for i in coco["images"]] == [f"{name}.tif", "three.tif"]
+    assert [(a["image_id"], a["area"]) for a in coco["annotations"]] == [(11, 4), (11, 6)]
+
+
+def save_label_map(path, labels):
+    if path.suffix == ".npy":
+        np.save(path, labels)
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, {"inst_map": labels})
+    elif path.suffix == ".png":
+        Image.fromarray(labels).save(path)
+    else:
+        tifffile.imwrite(path, labels)
+
+
+def test_files_of_no_image_and_of_two(data):
+    truth = data / "truth"
+    truth.mkdir()
+    (truth / "notes.txt").write_text("")
+    assert "truth: no folder in it" in refusal(read_ground_truth, truth, data)
+    (truth / "four.geojson").write_text("")
+    message = refusal(read_ground_truth, truth, data)
+    assert message.startswith(f"{truth / 'four.geojson'}: no image of this name")
+    (truth / "four.geojson").unlink()
+    save_label_map(truth / "one.tif", np.zeros((5, 7), np.uint8))
+    save_label_map(truth / "one_masks.tif", np.zeros((5, 7), np.uint8))
+    assert "both contain annotations" in refusal(read_ground_truth, truth, data)
+
+
+def test_images_and_label_maps_side_by_side(data):
+    for name in ("one", "three"):
+        save_label_map(data / "test" / f"{name}_masks.png", np.zeros(SIZES[name], np.uint8))
+    assert len(read_ground_truth(data / "test", data)["images"]) == 2
+
+
+def test_files_beside_the_folders_of_images(data, caplog):
+    save_label_map(data / "masks" / "two.png", np.ones((4, 4), np.uint8))
+    assert len(read_ground_truth(data / "masks", data)["images"]) == 2
+    assert "two.png" in caplog.text
 
 
 def test_classes_are_those_of_the_annotation_file(data):

@@ -34,6 +34,18 @@ def test_files_and_folders(tmp_path):
     assert list_entry(listed[0]) == {"file_name": str(single), "id": 1, "height": 4, "width": 6}
 
 
+def test_label_maps_in_a_folder_are_no_images(tmp_path, caplog):
+    kept = ["a.tif", "b_img.png", "c_masks.png", "d mask.tif.png"]
+    for name in [*kept, "a_masks.tif", "b_masks.png", "a_cp_masks.png", "a_1.png"]:
+        write(tmp_path / name)
+    names = [image.path.name for image in list_image_files([tmp_path])]
+    assert names == ["a.tif", "a_1.png", *kept[1:]]
+    assert "3 label maps" in caplog.text
+    assert "a_cp_masks.png, a_masks.tif, b_masks.png" in caplog.text
+    (image,) = list_image_files([tmp_path / "a_masks.tif"])  # the user wants it
+    assert image.path.name == "a_masks.tif"
+
+
 def test_an_image_named_twice_is_listed_once(tmp_path, monkeypatch):
     a, b = write(tmp_path / "a.png"), write(tmp_path / "b.png")
     monkeypatch.chdir(tmp_path)
