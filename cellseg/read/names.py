@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from cellseg.text import is_printable, show
 
 LONGEST_NAME = 200
 """Characters of a class name; tables and legends show them in full."""
+
+IMAGE_FOLDERS = r"(.*[-_ ])?(images?|imgs?|inputs?)"
+"""Names of folders in `train/` with all images."""
 
 
 def is_plain(name: str) -> bool:
@@ -118,10 +122,17 @@ def image_name(file_name: str) -> str:
 
 
 def short_name(file_name: str) -> str:
-    """Return an image's folder for `image.tif` in `train/`, else its file name."""
+    """Return a training image's folder for `image.tif`, its own name in a folder of all images.
+
+    Other names of files stay as they are.
+    """
     path = PurePosixPath(file_name)
-    is_in_folder = path.parts[:1] == ("train",) and path.stem.lower() == "image"
-    return path.parent.name if is_in_folder and len(path.parts) > 2 else file_name
+    if path.parts[:1] != ("train",) or len(path.parts) < 3:
+        return file_name
+    if path.stem.lower() == "image":
+        return path.parent.name
+    in_images = re.fullmatch(IMAGE_FOLDERS, path.parent.name, re.IGNORECASE)
+    return path.name if in_images else file_name
 
 
 def name_outputs(source: Path, file_names: Sequence[str], data: Path) -> list[str]:

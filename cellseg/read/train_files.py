@@ -36,9 +36,9 @@ from cellseg.read.layout import (
     may_hold_cells,
     read_train_folder,
 )
+from cellseg.read.names import IMAGE_FOLDERS
 
-# Folders with the files of all images, by name.
-_IMAGES = r"(.*[-_ ])?(images?|imgs?|inputs?)"
+# Names of folders with the cells of all images.
 _CELLS = rf"{LABEL_MAP_FOLDERS}|{CLASS_FOLDERS}|(.*[-_ ])?outlines?"
 
 _IMAGE = r".+\.(tiff?|png|jpe?g|bmp)"
@@ -85,7 +85,7 @@ def list_train_images(
     folders = [path for path in entries if path.is_dir()]
     files = [path for path in entries if not path.is_dir() and path.exists()]
     broken = [path.name for path in entries if not path.exists()]
-    image_folders = [path for path in folders if matches(_IMAGES, path.name)]
+    image_folders = [path for path in folders if matches(IMAGE_FOLDERS, path.name)]
     cell_folders = [path for path in folders if matches(_CELLS, path.name)]
     if len(image_folders) == 1 and cell_folders and not _is_of_one_image(image_folders[0]):
         folder = image_folders[0]
@@ -119,7 +119,7 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 def _check_not_by_kind(train: Path, folders: Sequence[Path]) -> None:
     """Raise InputError if none of the folders is an image's, by their names."""
-    form = f"{_IMAGES}|{_CELLS}|types?"
+    form = f"{IMAGE_FOLDERS}|{_CELLS}|types?"
     if all(matches(form, path.name) and not _is_of_one_image(path) for path in folders):
         raise InputError(
             f"{train}: {listed(_names(folders))} hold the files of all images, expected one folder "

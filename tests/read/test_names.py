@@ -32,6 +32,13 @@ def test_names_are_unique(file_names):
 def test_short_names():
     names = ["train/a/image.tif", "train/a.png", "a.tif", "corrected/a.png"]
     assert list(map(short_name, names)) == ["a", "train/a.png", "a.tif", "corrected/a.png"]
+    names = [
+        "train/Images/a.tif",
+        "train/tissue images/b.png",
+        "train/c/d.png",
+        "train/e/f/Image.TIF",
+    ]
+    assert list(map(short_name, names)) == ["a.tif", "b.png", "train/c/d.png", "f"]
 
 
 @pytest.mark.parametrize(
