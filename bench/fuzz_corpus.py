@@ -22,6 +22,7 @@ from bench.mutations import (
     mutate_gzip,
     mutate_json,
     mutate_lines,
+    mutate_matlab,
     mutate_npy,
     mutate_pickle,
     mutate_png,
@@ -148,6 +149,7 @@ KINDS = {
     "imagescope": Kind("xml/train/a/a.xml", either(mutate_text), [f"{ANNOTATE} xml"]),
     "label.png": Kind("png/train/a/label.png", either(mutate_png), [f"{ANNOTATE} png"]),
     "label.npy": Kind("npy/train/a/label.npy", either(mutate_npy), [f"{ANNOTATE} npy"]),
+    "label.mat": Kind("mat/train/a/label.mat", either(mutate_matlab), [f"{ANNOTATE} mat"]),
     "classes.csv": Kind("npy/train/a/classes.csv", mutate_text, [f"{ANNOTATE} npy"]),
     "coco": Kind("coco.json", either(mutate_json, 0.85), COCO),
     "test list": Kind(
@@ -236,6 +238,7 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     """Write valid files of every kind; `config` is of a tiny network, `run` a run of it."""
     import numpy as np
     import PIL.Image
+    import scipy.io
     import tifffile
     import torch
     from safetensors.torch import save_file
@@ -322,14 +325,17 @@ def build_corpus(folder: Path, config: Path, run: Path | None = None) -> None:
     xml = f'<Annotation Id="1" Name="class1"><Regions>{region}</Regions></Annotation>'
     rows = [(n, f"class{1 + n % 4}") for n in np.unique(labels)[1:].tolist()]
     table = "label,class\n" + "".join(f"{label},{name}\n" for label, name in rows)
-    png, npy = io.BytesIO(), io.BytesIO()
+    png, npy, mat = io.BytesIO(), io.BytesIO(), io.BytesIO()
     PIL.Image.fromarray(labels).save(png, "PNG")
     np.save(npy, labels)
+    types = [1 + n % 4 for n in np.unique(labels)[1:].tolist()]
+    scipy.io.savemat(mat, {"inst_map": labels, "inst_type": types, "id": np.unique(labels)[1:]})
     for name, files in {
         "geo": {"a.geojson": outlines},
         "gz": {"a.geojson.gz": gzip.compress(outlines)},
         "xml": {"a.xml": f"<Annotations>{xml}</Annotations>".encode()},
         "png": {"label.png": png.getvalue(), "classes.csv": table.encode()},
+        "mat": {"label.mat": mat.getvalue()},
         "npy": {"label.npy": npy.getvalue(), "classes.csv": table.encode()},
     }.items():
         image = folder / name / "train" / "a"

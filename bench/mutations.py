@@ -183,6 +183,21 @@ def mutate_dicom(data: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
+def mutate_matlab(data: bytes, rng: random.Random) -> bytes:
+    """Damage an uncompressed MATLAB file of version 5; then compress its variables, or not."""
+    variables, at = [], 128
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at + 4)
+        variables.append(data[at : at + 8 + length])
+        at += 8 + length
+    which = rng.randrange(len(variables))
+    variables[which] = mutate_bytes(variables[which], rng)
+    if rng.random() < 0.5:
+        packed = [zlib.compress(each) for each in variables]
+        variables = [struct.pack("<II", 15, len(each)) + each for each in packed]
+    return data[:128] + b"".join(variables)
+
+
 def mutate_pickle(data: bytes, rng: random.Random) -> bytes:
     """Change operations of a pickle, or insert some that ask for memory."""
     positions = [position for _, _, position in pickletools.genops(data) if position is not None]
