@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, cut_at_columns, join_runs
+from cellseg.rle import MaskRuns, cut_at_columns, join_runs, ranges
 
 
 def largest_pieces(mask_runs: MaskRuns, which: NDArray[np.bool_] | None = None) -> MaskRuns:
@@ -49,7 +49,7 @@ def label_runs(
     last = np.searchsorted(base + top, following + bottom, side="right")
     n_touching = np.maximum(last - first, 0)
     offsets = np.append(0, np.cumsum(n_touching))
-    touching = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], n_touching)
+    touching = ranges(first, n_touching)
     graph = scipy.sparse.csr_array(
         (np.ones(len(touching), bool), touching, offsets), shape=(len(mask), len(mask))
     )

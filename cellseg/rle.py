@@ -400,8 +400,7 @@ def cut_at_columns(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], ...]:
     column, top = np.divmod(mask_runs.starts, height)
     n_columns = (mask_runs.ends - 1) // height - column + 1
     owner = np.repeat(np.arange(len(mask)), n_columns)
-    column = column[owner] + np.arange(len(owner))
-    column -= np.repeat(np.cumsum(n_columns) - n_columns, n_columns)
+    column = ranges(column, n_columns)
     top = np.maximum(mask_runs.starts[owner] - column * height, 0)
     bottom = np.minimum(mask_runs.ends[owner] - column * height, height)
     return mask[owner], column, top, bottom

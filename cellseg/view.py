@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
-from cellseg.rle import MaskRuns, cut_at_columns
+from cellseg.rle import MaskRuns, cut_at_columns, ranges
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class View:
         # One piece per column of the view.
         n_pieces = np.where(end > start, last - first, 0)
         piece = np.repeat(np.arange(len(mask)), n_pieces)
-        column = np.arange(len(piece)) + (first - np.cumsum(n_pieces) + n_pieces)[piece]
+        column = ranges(first, n_pieces)
         start, end = start[piece], end[piece]
         if self.flip_x:
             column = width - 1 - column

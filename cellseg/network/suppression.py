@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms, nms
 
 from cellseg.overlap import kept_greedily
+from cellseg.rle import ranges
 
 # Pairs per box that are near enough along x, near enough, and found. With more, as of boxes that
 # mostly suppress each other, comparing all pairs is faster.
@@ -82,7 +83,7 @@ def _overlapping(
     if counts.sum() > most_along:
         return None
     left = np.repeat(np.arange(len(boxes)), counts)
-    right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
+    right = ranges(np.arange(1, len(boxes) + 1), counts)
     y, reach_y = centre[by_place, 1], reach[by_place, 1]
     near = np.flatnonzero(np.abs(y[left] - y[right]) <= reach_y[left])
     if len(near) > most_near:

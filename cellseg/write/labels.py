@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
-from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
+from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode, ranges
 
 _STRIP = 1 << 20  # pixels of a strip: 4 MB painted at a time
 _SOFTWARE = "cellseg"
@@ -199,9 +199,7 @@ def paint_strips(
         part = np.cumsum(length) // _STRIP
         for some in np.split(pieces, np.flatnonzero(np.diff(part)) + 1):
             length = bottom[some] - top[some]
-            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-            at = (np.repeat(top[some] - begin, length) + within) * width
-            at += np.repeat(column[some], length)
+            at = ranges(top[some] - begin, length) * width + np.repeat(column[some], length)
             labels.reshape(-1)[at] = np.repeat(mask[some] + 1, length)
         yield labels
 
@@ -212,8 +210,7 @@ def _cut(mask_runs: MaskRuns, rows: int) -> tuple[NDArray[np.int64], ...]:
     first = top // rows
     n_strips = (bottom - 1) // rows - first + 1
     owner = np.repeat(np.arange(len(mask)), n_strips)
-    strip = first[owner] + np.arange(len(owner))
-    strip -= np.repeat(np.cumsum(n_strips) - n_strips, n_strips)
+    strip = ranges(first, n_strips)
     top = np.maximum(top[owner], strip * rows)
     bottom = np.minimum(bottom[owner], (strip + 1) * rows)
     return strip, column[owner], top, bottom, mask[owner]
