@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -197,15 +196,14 @@ def write_overlay(
     Raises InputError if the image can't be read or has another size than its cells, or a
     picture can't be written.
     """
-    height, width = image.size
     whole = max(image.size) <= WINDOW
     with open_image_of_size(image.path, image.size, image.level) as pixels:
         if 0 < max_side < max(image.size):
             picture = draw_reduced(pixels, image.masks, image.classes, names, max_side)
             write_jpeg(folder / f"{image.name}.jpg", picture)
             return
-        for top, left in itertools.product(range(0, height, WINDOW), range(0, width, WINDOW)):
-            window = left, top, min(left + WINDOW, width), min(top + WINDOW, height)
+        for window in pixels.windows(WINDOW):
+            left, top = window[:2]
             here = np.flatnonzero(reach_into(image.boxes, window))
             mask_runs = decode([image.masks[n] for n in here], image.size)
             picture = draw_overlay(
@@ -236,9 +234,9 @@ def draw_reduced(
     height, width = image.size
     small = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     step = max(1, WINDOW // factor) * factor
-    for top, left in itertools.product(range(0, height, step), range(0, width, step)):
-        part = image.read((left, top, min(left + step, width), min(top + step, height)))
-        x, y = left // factor, top // factor
+    for window in image.windows(step):
+        part = image.read(window)
+        x, y = window[0] // factor, window[1] // factor
         small[y : y + step // factor, x : x + step // factor] = reduce_pixels(part, factor)
     for cell, polygons in enumerate(trace_masks(masks, image.size)):
         # In 16ths of a pixel, whose middle is 0 for OpenCV.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ class WindowedImage(abc.ABC):
         """Read the whole level. Raises InputError if `read` does."""
         height, width = self.size
         return self.read((0, 0, width, height))
+
+    def windows(self, side: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield windows of that many pixels a side, smaller at the right and bottom edge.
+
+        They cover the level without overlap, row by row.
+        """
+        height, width = self.size
+        for top, left in itertools.product(range(0, height, side), range(0, width, side)):
+            yield left, top, min(left + side, width), min(top + side, height)
 
     @abc.abstractmethod
     def close(self) -> None:

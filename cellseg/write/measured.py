@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,7 +159,7 @@ def _measure_stains(
     """Return mean and standard deviation of the stains in each cell, `(N, 2)`, window by window."""
     sums = np.zeros((2, len(mask_runs), len(STAINS)))  # of the values, and of their squares
     with open_image_of_size(image.path, image.size, image.level) as pixels:
-        for window in _windows(image.size):
+        for window in pixels.windows(_WINDOW):
             here = np.flatnonzero(reach_into(boxes, window))
             if not len(here):
                 continue
@@ -169,9 +169,3 @@ def _measure_stains(
     n_pixels = areas(mask_runs)[:, None].astype(float)
     means, squares = sums / np.where(n_pixels > 0, n_pixels, np.nan)
     return means, np.sqrt(np.maximum(squares - means**2, 0))
-
-
-def _windows(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    height, width = size
-    for top, left in itertools.product(range(0, height, _WINDOW), range(0, width, _WINDOW)):
-        yield left, top, min(left + _WINDOW, width), min(top + _WINDOW, height)

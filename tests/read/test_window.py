@@ -774,3 +774,17 @@ def test_larger_values_than_in_most_of_a_large_image_give_a_warning(tmp_path, re
             assert (image.read((7 * 1024, 3 * 1024, 7 * 1024 + 9, 3 * 1024 + 9)) == 255).all()
     assert len(warnings) == 1
     assert str(path) in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "count"), [((5, 7), 3, 6), ((4, 4), 4, 1), ((1, 1), 9, 1)]
+)
+def test_windows_cover_each_pixel_once_row_by_row(size, side, count):
+    seen = np.zeros(size, np.int64)
+    corners = []
+    for left, top, right, bottom in from_array(np.zeros(size, np.uint8)).windows(side):
+        seen[top:bottom, left:right] += 1
+        corners.append((top, left))
+    assert (seen == 1).all()
+    assert len(corners) == count
+    assert corners == sorted(corners)
