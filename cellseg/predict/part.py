@@ -147,9 +147,9 @@ def describe_parts(parts: Sequence[ImagePart]) -> list[str]:
         inside = sum(regions.area for _, regions in drawn)
         whole = sum(math.prod(part.plan.size) for part, _ in drawn)
         lines.append(f"regions: {plural(count, 'outline')}, {inside / whole:.2g} of the image")
-    if searched := [part for part in parts if part.tissue]:
-        kept, whole = (sum(getattr(p.plan, a) for p in searched) for a in ("area", "grid_area"))
-        n_skipped, n = (sum(getattr(p.plan, a) for p in searched) for a in ("n_skipped", "n_grid"))
+    if plans := [part.plan for part in parts if part.tissue]:
+        kept, whole = sum(plan.area for plan in plans), sum(plan.grid_area for plan in plans)
+        n_skipped, n = sum(plan.n_skipped for plan in plans), sum(plan.n_grid for plan in plans)
         lines.append(
             f"tissue: {n_skipped} of {plural(n, 'tile')} skipped and the others trimmed to it, "
             f"{1 - kept / whole:.0%} of their area (--all_tiles predicts everything)"

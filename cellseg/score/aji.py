@@ -49,7 +49,7 @@ def _best_pair_per_gt(comparison: Comparison) -> NDArray[np.int64]:
     """Return the index of the pair of highest IoU of each ground-truth cell with a pair."""
     order = np.lexsort((comparison.pairs[:, 1], -comparison.iou, comparison.pairs[:, 0]))
     gt = comparison.pairs[order, 0]
-    best: NDArray[np.int64] = order[np.append(True, gt[1:] != gt[:-1])[: len(order)]]
+    best: NDArray[np.int64] = order[np.diff(gt, prepend=-1) > 0]
     return best
 
 
@@ -61,7 +61,7 @@ def _assignment_pairs(comparison: Comparison) -> NDArray[np.int64]:
     graph = coo_array((np.ones(len(gt)), (gt, n_gt + detection)), shape=(n_gt + n_detections,) * 2)
     group = connected_components(graph, directed=False)[1][gt]
     order = np.argsort(group, kind="stable")
-    bounds = np.flatnonzero(np.append(True, np.diff(group[order]) != 0))
+    bounds = np.flatnonzero(np.diff(group[order], prepend=-1))
     iou = comparison.iou
     chosen = []
     for pairs in np.split(order, bounds[1:]):
