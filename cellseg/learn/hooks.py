@@ -119,31 +119,34 @@ class Validation(HookBase):
             network = self.trainer.step.eval_network
             score = {"AP50": ap50, FULL_SCORE: 1.0}
             self.checkpointer.save_weights(BEST, network, iteration=done, **score)
-        before = self.before or 0.0
-        rank = f" (best {self.best:.3f})"
-        if before > self.best:
-            rank = f" (best {self.best:.3f}, before {before:.3f})"
-        elif better:
-            rank = ", the best so far"
-        _print(
-            f"iteration {done}: validation AP50 {ap50:.3f}, AP {values.get('AP', 0.0):.3f}"
-            f"{self.detections}{rank}"
-        )
+        self._print_score(done, ap50, values.get("AP", 0.0), better)
         if self.before is not None and (self.should_stop or done == self.trainer.max_iter):
-            best = f" (best {self.best:.3f})" if self.best > ap50 else ""
-            _print(
-                f"AP50 of the same validation images: {self.before:.3f} before, {ap50:.3f} after"
-                + best
-            )
-            if self.best < self.before:
-                warn(
-                    "AP50 is lower than before with all weights of this run; inference.py takes "
-                    "the newest run, so name the former one with --checkpoint"
-                )
+            self._print_change(self.before, ap50)
         if self.should_stop and done < self.trainer.max_iter:
             _print(
                 f"early stopping: AP50 has not improved in the last {self.n_without_improvement} "
                 "validations (TEST.PATIENCE); the best weights are kept"
+            )
+
+    def _print_score(self, done: int, ap50: float, ap: float, is_best: bool) -> None:
+        """Print the score of an iteration, and the best one, or that before the first iteration."""
+        before, others = self.before or 0.0, f" (best {self.best:.3f})"
+        if before > self.best:
+            others = f" (best {self.best:.3f}, before {before:.3f})"
+        elif is_best:
+            others = ", the best so far"
+        _print(
+            f"iteration {done}: validation AP50 {ap50:.3f}, AP {ap:.3f}{self.detections}{others}"
+        )
+
+    def _print_change(self, before: float, after: float) -> None:
+        """Print what the training changed, and warn if all weights are worse than the first."""
+        best = f" (best {self.best:.3f})" if self.best > after else ""
+        _print(f"AP50 of the same validation images: {before:.3f} before, {after:.3f} after{best}")
+        if self.best < before:
+            warn(
+                "AP50 is lower than before with all weights of this run; inference.py takes "
+                "the newest run, so name the former one with --checkpoint"
             )
 
     def state_dict(self) -> dict[str, Any]:
