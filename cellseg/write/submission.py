@@ -131,25 +131,13 @@ def check_submission(
     path = results_file(path)
     entries, count = iter_results(path), 0
     empty = {image["id"] for image in images}
-    check, copies, with_boxes = BoxCheck(), CopyCheck(), False
+    check, copies, with_boxes = BoxCheck(), CopyCheck(), False  # as entry 0
     while block := list(itertools.islice(entries, _BLOCK)):
         eval_images = pair_by_image(expected, block, path, count)
         empty -= {eval_image.id for eval_image in eval_images if eval_image.masks}
         copies.add(eval_image for eval_image in eval_images if eval_image.masks)
-        for index, entry in enumerate(block, count):
-            with_boxes = "bbox" in entry if index == 0 else with_boxes
-            if ("bbox" in entry) != with_boxes:
-                has = ("has no", "has a")
-                raise InputError(
-                    f"{path}: entry {index} {has['bbox' in entry]} bbox, but entry 0 "
-                    f"{has[with_boxes]} bbox; pycocotools' COCO.loadRes reads all entries as the "
-                    "first: write the bbox of every entry or of none"
-                )
-            if with_boxes and not _is_box(entry["bbox"]):
-                raise InputError(
-                    f"{path}: entry {index}: bbox {show(entry['bbox'])}, expected four finite "
-                    "numbers x, y, width, height; write it again with inference.py"
-                )
+        with_boxes = with_boxes if count else "bbox" in block[0]
+        _check_boxes(path, block, count, with_boxes)
         boxes = [entry["bbox"] for entry in block] if with_boxes else []
         for eval_image in eval_images:
             if len(eval_image.entries):
@@ -157,6 +145,33 @@ def check_submission(
         count += len(block)
     if check.problem:
         raise InputError(f"{path}: {check.problem}")
+    _check_file(path)
+    copies.warn(path)
+    return count, sorted(empty)
+
+
+def _check_boxes(path: Path, block: Sequence[Any], first: int, with_boxes: bool) -> None:
+    """Raise InputError if an entry has a bad box, or none, or one in a file without boxes.
+
+    `first` is the index of the block's first entry in the file.
+    """
+    for index, entry in enumerate(block, first):
+        if ("bbox" in entry) != with_boxes:
+            has = ("has no", "has a")
+            raise InputError(
+                f"{path}: entry {index} {has['bbox' in entry]} bbox, but entry 0 "
+                f"{has[with_boxes]} bbox; pycocotools' COCO.loadRes reads all entries as the "
+                "first: write the bbox of every entry or of none"
+            )
+        if with_boxes and not _is_box(entry["bbox"]):
+            raise InputError(
+                f"{path}: entry {index}: bbox {show(entry['bbox'])}, expected four finite "
+                "numbers x, y, width, height; write it again with inference.py"
+            )
+
+
+def _check_file(path: Path) -> None:
+    """Raise InputError for a zip with other files, or a byte order mark, which Python refuses."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             # macOS adds a file of metadata.
@@ -176,8 +191,6 @@ def check_submission(
             f"{path}: begins with a byte order mark (UTF-8 BOM), which Python's json.load and "
             "so pycocotools' COCO.loadRes refuse; save it as UTF-8 without BOM"
         )
-    copies.warn(path)
-    return count, sorted(empty)
 
 
 def _has_mark(path: Path) -> bool:
