@@ -32,49 +32,60 @@ def as_text(scores: Scores) -> str:
         f"{plural(int(scores.gt_counts.sum()), 'ground-truth cell')}, "
         f"{plural(sum(n_detections), 'detection')}{without}"
     ]
-    for cap in _caps(scores):
-        names = [f"{name}@{_cap(cap)}" for name in ("AP", "AP50", "AP75")]
-        title = "all detections" if cap is None else f"at most {cap} per image and class"
-        if n_capped := _n_capped(scores, cap):
-            title += (
-                f": fewer than the cells of a class in {plural(n_capped, 'image')}, where up to "
-                f"{scores.gt_counts.max()} are"
-            )
-        rows = [
-            [row, *(_number(scores.metrics[name][r]) for name in names)]
-            for r, row in enumerate(scores.rows[:-1])
-        ]
-        parts.append(_table(f"AP of masks, {title}", ["", "AP", "AP50", "AP75"], rows))
+    parts += [_ap_table(scores, cap) for cap in _caps(scores)]
+    parts.append(_label_map_table(scores))
+    if _n_samples(scores):
+        parts.append(_interval_table(scores))
+    parts.append(_confusion_table(scores))
+    if scores.sizes:
+        parts.append(_size_table(scores))
+    parts.append(_f1_table(scores))
+    return "\n\n".join(parts)
 
+
+def _ap_table(scores: Scores, cap: int | None) -> str:
+    names = [f"{name}@{_cap(cap)}" for name in ("AP", "AP50", "AP75")]
+    title = "all detections" if cap is None else f"at most {cap} per image and class"
+    if n_capped := _n_capped(scores, cap):
+        title += (
+            f": fewer than the cells of a class in {plural(n_capped, 'image')}, where up to "
+            f"{scores.gt_counts.max()} are"
+        )
+    rows = [
+        [row, *(_number(scores.metrics[name][r]) for name in names)]
+        for r, row in enumerate(scores.rows[:-1])
+    ]
+    return _table(f"AP of masks, {title}", ["", "AP", "AP50", "AP75"], rows)
+
+
+def _label_map_table(scores: Scores) -> str:
     names = ["PQ", "DQ", "SQ", "pooled PQ", "AJI", "AJI+", "F1", "precision", "recall"]
     rows = [
         [row, *(_number(scores.metrics[name][r]) for name in names), *counts]
         for r, (row, counts) in enumerate(zip(scores.rows, _count_columns(scores), strict=True))
     ]
     kept = {"score": "higher score", "smaller": "smaller area", "larger": "larger area"}
-    parts.append(
-        _table(
-            f"Label maps: each detected cell once, with a score of {scores.score_threshold:g} or "
-            f"more; overlapping pixels go to the {kept[scores.overlap]}",
-            ["", *names, "GT cells", "detections", "error", "|error|/image"],
-            rows,
-        )
+    title = (
+        f"Label maps: each detected cell once, with a score of {scores.score_threshold:g} or "
+        f"more; overlapping pixels go to the {kept[scores.overlap]}"
     )
-    if _n_samples(scores):
-        parts.append(_interval_table(scores))
-    parts.append(_confusion_table(scores))
-    if scores.sizes:
-        rows = [
-            [f"{b.low}–{b.high} pixels", _number(b.ap.ap), _number(b.ap.ap50), str(b.n_gt)]
-            for b in scores.sizes
-        ]
-        title = "AP by ground-truth area, all detections"
-        parts.append(_table(title, ["", "AP", "AP50", "GT cells"], rows))
+    return _table(title, ["", *names, "GT cells", "detections", "error", "|error|/image"], rows)
+
+
+def _size_table(scores: Scores) -> str:
+    rows = [
+        [f"{b.low}–{b.high} pixels", _number(b.ap.ap), _number(b.ap.ap50), str(b.n_gt)]
+        for b in scores.sizes
+    ]
+    title = "AP by ground-truth area, all detections"
+    return _table(title, ["", "AP", "AP50", "GT cells"], rows)
+
+
+def _f1_table(scores: Scores) -> str:
     f1 = scores.by_threshold.f1
     rows = [[row, *map(_number, f1[:, r])] for r, row in enumerate(scores.rows)]
     header = ["", *(f"{t:.2f}" for t in scores.thresholds)]
-    parts.append(_table("F1 by IoU threshold", header, rows))
-    return "\n\n".join(parts)
+    return _table("F1 by IoU threshold", header, rows)
 
 
 def _n_capped(scores: Scores, cap: int | None) -> int:
