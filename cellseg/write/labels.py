@@ -66,25 +66,7 @@ def write_labels(
         If a mask isn't an RLE of this size.
     """
     folder = Path(folder)
-    for image in sorted(folder.glob("image.*")):
-        raise InputError(
-            f"{folder}: holds {image.name}, so its class files belong to a data set; "
-            "choose another --output"
-        )
-    try:
-        former = [path for path in folder.iterdir() if _CLASS_FILE.fullmatch(path.name)]
-    except FileNotFoundError:
-        former = []
-    except OSError as error:
-        raise InputError(
-            f"{folder}: can't be written ({error.strerror}); choose another --output"
-        ) from None
-    for path in former:
-        if not _is_own(path):
-            raise InputError(
-                f"{path}: exists, but was not written by this program, so it isn't replaced; "
-                "move it away, or choose another place with --output"
-            )
+    former = _former_class_files(folder)
     classes = np.asarray(classes)
     n_hidden, first_id = 0, 1
     written = set()
@@ -113,6 +95,30 @@ def write_labels(
             f"({error.strerror}); choose another --output"
         ) from error
     return n_hidden
+
+
+def _former_class_files(folder: Path) -> list[Path]:
+    """Return the class files of an earlier export; raise InputError if others are there."""
+    for image in sorted(folder.glob("image.*")):
+        raise InputError(
+            f"{folder}: holds {image.name}, so its class files belong to a data set; "
+            "choose another --output"
+        )
+    try:
+        former = [path for path in folder.iterdir() if _CLASS_FILE.fullmatch(path.name)]
+    except FileNotFoundError:
+        former = []
+    except OSError as error:
+        raise InputError(
+            f"{folder}: can't be written ({error.strerror}); choose another --output"
+        ) from None
+    for path in former:
+        if not _is_own(path):
+            raise InputError(
+                f"{path}: exists, but was not written by this program, so it isn't replaced; "
+                "move it away, or choose another place with --output"
+            )
+    return former
 
 
 def _is_own(path: Path) -> bool:
