@@ -168,8 +168,6 @@ def score(
         Whether to show a progress bar of the resamples, if stderr is a terminal.
     """
     n_classes = len(classes)
-    bar = {"leave": False, "disable": None if progress else True}
-
     cells, n_detections, candidates, comparisons = [], [], [], []
     for eval_image in eval_images:
         n_detections.append(len(eval_image.scores))
@@ -183,35 +181,11 @@ def score(
     match_counts = count_matches(comparisons, n_classes)
     agnostic_counts = count_matches(agnostic, 1)
     gt_counts = _count([c.gt_classes for c in comparisons], n_classes)
-    ajis = np.full((2, len(cells), n_classes + 1), np.nan)
-    for i, comparison in enumerate(comparisons):
-        parts = [*(select_class(comparison, k) for k in range(n_classes)), comparison]
-        ajis[0, i] = [aji(part) for part in parts]
-        ajis[1, i] = [aji_plus(part) for part in parts]
-
-    def metrics(weights: NDArray[np.int64], desc: str = "") -> Metrics:
-        sets = tqdm(weights, desc=desc, unit="set", **bar) if desc else weights
-        result = _ap_metrics(by_cap, sets)
-        one, each = panoptic(agnostic_counts, weights), panoptic(match_counts, weights)
-        for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
-            metric_name = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
-            result[metric_name] = _with_mean(getattr(each, name), getattr(one, name))
-        n_gt = weights @ gt_counts
-        has_gt = np.append(n_gt, n_gt.sum(axis=-1, keepdims=True), axis=-1) > 0
-        for name, values in zip(("AJI", "AJI+"), ajis, strict=True):
-            # An image with false positives only counts as 0, but such a class has no score.
-            mean = np.where(has_gt, mean_over_images(values, weights), np.nan)
-            result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
-        f_each = detection_scores(match_counts, weights)
-        f_one = detection_scores(agnostic_counts, weights)
-        for name in ("F1", "precision", "recall"):
-            attribute = name.lower()
-            result[name] = _with_mean(getattr(f_each, attribute), getattr(f_one, attribute))
-        return result
-
+    ajis = _aji_by_image(comparisons, n_classes)
+    basis = _Basis(by_cap, gt_counts, match_counts, agnostic_counts, ajis)
     unit_weights = np.ones((1, len(cells)), np.int64)
     n_sets = n_resamples if len(cells) > 1 else 0
-    samples = metrics(draw_weights(len(cells), n_sets, seed), "intervals")
+    samples = _metrics(basis, draw_weights(len(cells), n_sets, seed), progress)
     low, high = _bounds(samples, gt_counts, _count_tp_images(match_counts, agnostic_counts))
     return Scores(
         classes=list(classes),
@@ -220,7 +194,7 @@ def score(
         n_detections=n_detections,
         comparisons=comparisons,
         images=[_image_score(comparison) for comparison in comparisons],
-        metrics={name: values[0] for name, values in metrics(unit_weights).items()},
+        metrics={name: values[0] for name, values in _metrics(basis, unit_weights).items()},
         samples=samples,
         low=low,
         high=high,
@@ -242,6 +216,60 @@ def score(
         score_threshold=score_threshold,
         overlap=overlap,
     )
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What the metrics are computed from, whatever the weights of the images.
+
+    Attributes
+    ----------
+    by_cap
+        The ranked detections of each class, by maximum of detections.
+    gt_counts, match_counts, agnostic_counts
+        As in `Scores`.
+    ajis
+        `(2, I, K + 1)`: `Scores.aji` and `Scores.aji_plus`.
+    """
+
+    by_cap: dict[int | None, list[ap.RankedDetections]]
+    gt_counts: NDArray[np.int64]
+    match_counts: MatchCounts
+    agnostic_counts: MatchCounts
+    ajis: NDArray[np.float64]
+
+
+def _metrics(basis: _Basis, weights: NDArray[np.int64], progress: bool = False) -> Metrics:
+    """Return the metrics, `(B, K + 2)` by name, of B sets of images; `weights` are `(B, I)`."""
+    hidden = None if progress else True  # None: unless stderr is a terminal
+    sets = tqdm(weights, desc="intervals", unit="set", leave=False, disable=hidden)
+    result = _ap_metrics(basis.by_cap, sets)
+    each, one = panoptic(basis.match_counts, weights), panoptic(basis.agnostic_counts, weights)
+    for name in ("pq", "dq", "sq", "pooled_pq", "pooled_dq", "pooled_sq"):
+        metric_name = name.replace("_", " ").replace(name[-2:], name[-2:].upper())
+        result[metric_name] = _with_mean(getattr(each, name), getattr(one, name))
+    n_gt = weights @ basis.gt_counts
+    has_gt = np.append(n_gt, n_gt.sum(axis=-1, keepdims=True), axis=-1) > 0
+    for name, values in zip(("AJI", "AJI+"), basis.ajis, strict=True):
+        # An image with false positives only counts as 0, but such a class has no score.
+        mean = np.where(has_gt, mean_over_images(values, weights), np.nan)
+        result[name] = _with_mean(mean[..., :-1], mean[..., -1:])
+    f_each = detection_scores(basis.match_counts, weights)
+    f_one = detection_scores(basis.agnostic_counts, weights)
+    for name in ("F1", "precision", "recall"):
+        attribute = name.lower()
+        result[name] = _with_mean(getattr(f_each, attribute), getattr(f_one, attribute))
+    return result
+
+
+def _aji_by_image(comparisons: Sequence[Comparison], n_classes: int) -> NDArray[np.float64]:
+    """Return AJI and AJI+ of each image, by class and class-agnostic, `(2, I, K + 1)`."""
+    ajis = np.full((2, len(comparisons), n_classes + 1), np.nan)
+    for i, comparison in enumerate(comparisons):
+        parts = [*(select_class(comparison, k) for k in range(n_classes)), comparison]
+        ajis[0, i] = [aji(part) for part in parts]
+        ajis[1, i] = [aji_plus(part) for part in parts]
+    return ajis
 
 
 def count_without_pixels(scores: Scores) -> tuple[int, int]:
