@@ -31,6 +31,7 @@ from cellseg.read.cells import (
 from cellseg.read.results import find_newest_results, is_cohort
 from cellseg.score.tables import composition_as_text
 from cellseg.write.correction import write_most_uncertain
+from cellseg.write.geojson import GeoJSONOptions
 from cellseg.write.measured import measure_cells, measured_once
 from cellseg.write.table import check_tables, summary_path, write_tables
 
@@ -166,8 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     tables = [path for path in (args.table, args.h5ad) if path]
     measure = (measured_once() if tables else measure_cells) if args.measurements else None
-    geojson = (args.object_type or "")[:-1] or None, measure, args.gzip
-    if args.to_correct and (args.format or args.output or tables or args.mpp or any(geojson)):
+    object_type = args.object_type and args.object_type.removesuffix("s")
+    geojson = GeoJSONOptions(object_type, measure, args.gzip)
+    others = args.format, args.output, tables, args.mpp, geojson != GeoJSONOptions()
+    if args.to_correct and any(others):
         parser.error(
             "--to_correct: leave out --format, --output, --table, --h5ad, --mpp, --as, "
             "--measurements and --gzip"
@@ -212,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
         with progress(name) as bar:
             place, n_hidden = write_format(
-                name, some, names, output, bar.update, *geojson, max_side=args.max_side
+                name, some, names, output, bar.update, geojson, args.max_side
             )
         note = f", {n_hidden} of them hidden under others" if n_hidden else ""
         print(f"{name}: {counts}{note}: {display_path(place)}")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
-from cellseg.look.overlay import WINDOW, class_colour, write_overlay
+from cellseg.look.overlay import class_colour, write_overlay
 from cellseg.messages import listed, plural, warn
 from cellseg.write.coco import write_coco
-from cellseg.write.geojson import export_geojson
+from cellseg.write.geojson import GeoJSONOptions, export_geojson
 from cellseg.write.label_studio import write_label_studio
 from cellseg.write.labels import write_labels
-from cellseg.write.measured import Measure, warn_of_unreadable
+from cellseg.write.measured import warn_of_unreadable
 
 FORMATS = ("geojson", "labels", "overlay", "coco", "label-studio", "label-studio-brush")
 DEFAULT_FORMATS = FORMATS[:3]
@@ -41,10 +41,8 @@ def write_format(
     names: Sequence[str],
     output: Path,
     progress: Callable[[int], object],
-    object_type: str | None = None,
-    measure: Measure | None = None,
-    use_gzip: bool = False,
-    max_side: int = WINDOW,
+    geojson: GeoJSONOptions,
+    max_side: int,
 ) -> tuple[Path, int]:
     """Write the cells of all images in one format.
 
@@ -60,9 +58,8 @@ def write_format(
         The folder of all formats.
     progress
         Called with the number of cells that were written since the last call.
-    object_type, measure, use_gzip
-        For GeoJSON: "annotation" or "detection", by default detections of results; what returns
-        the table's columns, `measure_cells` or the like, to write them too; `.geojson.gz`.
+    geojson
+        For GeoJSON: how it is written.
     max_side
         For overlays: the longest side in pixels, 0 for full size.
 
@@ -89,10 +86,8 @@ def write_format(
     unreadable: list[InputError] = []
     for image in images:
         if name == "geojson":
-            path = folder / f"{image.name}.geojson{'.gz' * use_gzip}"
-            kind = object_type or ("annotation" if image.scores is None else "detection")
             n_hidden += len(image.masks) - export_geojson(
-                path, image, names, colours, kind, measure, progress, unreadable
+                folder, image, names, colours, geojson, progress, unreadable
             )
             continue
         if name == "labels":

@@ -14,6 +14,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,24 +115,43 @@ def cell_features(
         }
 
 
+@dataclass(frozen=True)
+class GeoJSONOptions:
+    """How the cells of images are written.
+
+    Attributes
+    ----------
+    object_type
+        As for `cell_features`; None for detections of results, and annotations otherwise.
+    measure
+        `measure_cells` or the like, to write the columns of the table too; None for no more than
+        the score.
+    use_gzip
+        Whether to compress the file, and end its name in `.gz`.
+    """
+
+    object_type: str | None = None
+    measure: Measure | None = None
+    use_gzip: bool = False
+
+
 def export_geojson(
-    path: Path,
+    folder: Path,
     image: ImageCells,
     names: Sequence[str],
     colours: Sequence[Colour],
-    object_type: str,
-    measure: Measure | None = None,
-    progress: Callable[[int], object] = lambda _: None,
-    unreadable: list[InputError] | None = None,
+    options: GeoJSONOptions,
+    progress: Callable[[int], object],
+    unreadable: list[InputError],
 ) -> int:
     """Write the cells of an image in the pixels of its full resolution; return their number.
 
-    Parameters are those of `cell_features` and of `measure`, which is `measure_cells` or the like,
-    or None for no measurements; `progress` is called with the number of cells that were written.
+    The file is `<image>.geojson` in the folder. `progress` is called with the number of cells that
+    were written, and `unreadable` is as for `measure_cells`.
     """
     measured = None
-    if measure:
-        measured = measurements(measure(image, names, unreadable=unreadable))
+    if options.measure:
+        measured = measurements(options.measure(image, names, unreadable=unreadable))
     features = cell_features(
         image.name,
         image.size,
@@ -140,7 +160,7 @@ def export_geojson(
         names,
         colours,
         image.scores,
-        object_type,
+        options.object_type or ("annotation" if image.scores is None else "detection"),
         scale_to_full_resolution(image),
         measurements=measured,
     )
@@ -150,6 +170,7 @@ def export_geojson(
             progress(1)
             yield feature
 
+    path = folder / f"{image.name}.geojson{'.gz' * options.use_gzip}"
     return write_geojson(path, counted())
 
 
