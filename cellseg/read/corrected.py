@@ -557,24 +557,14 @@ def _is_region(masks: MaskRuns, n: int, cells: NDArray[np.int64]) -> bool:
 
 def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
     """Print what was changed, by class, and how the windows were used."""
-    changes, counts = tally.changes, tally.counts
+    counts = tally.counts
     parts = [plural(n_windows, "corrected window")]
     if counts["whole"]:
         parts.append(f"{counts['whole']} of them without a region: looked through as a whole")
     if counts["unchanged"]:
         parts.append(f"{counts['unchanged']} unchanged: not looked through, so not used")
     print("; ".join(parts))
-    order = [*(name for name in names if name in changes), *sorted({*changes} - {*names})]
-    rows = [(name, changes[name]) for name in order]
-    total = Change(*(sum(getattr(c, key) for _, c in rows) for key in asdict(Change())))
-    columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
-    all_ = name_of_total("all", order)
-    width = max(len(name) for name in (*order, "class", all_))
-    print("  ".join([f"{'class':{width}}", *columns]))
-    for name, change in [*rows, (all_, total)]:
-        values = [*asdict(change).values(), change.now]
-        cells = [f"{v:{len(c)}}" for v, c in zip(values, columns, strict=True)]
-        print("  ".join([f"{name:{width}}", *cells]))
+    _print_table(names, tally.changes)
     if counts["by overlap"]:
         n = plural(counts["by overlap"], "cell")
         print(
@@ -611,3 +601,18 @@ def _print_changes(names: Sequence[str], tally: _Tally, n_windows: int) -> None:
     ):
         if windows:
             warn(f"{text}: {len(windows)}: {listed(windows)}")
+
+
+def _print_table(names: Sequence[str], changes: Mapping[str, Change]) -> None:
+    """Print the changes of each class, the known ones first, and of all cells."""
+    order = [*(name for name in names if name in changes), *sorted({*changes} - {*names})]
+    rows = [(name, changes[name]) for name in order]
+    total = Change(*(sum(getattr(c, key) for _, c in rows) for key in asdict(Change())))
+    columns = ("written", "moved", "renamed from", "renamed to", "added", "deleted", "now")
+    all_ = name_of_total("all", order)
+    width = max(len(name) for name in (*order, "class", all_))
+    print("  ".join([f"{'class':{width}}", *columns]))
+    for name, change in [*rows, (all_, total)]:
+        values = [*asdict(change).values(), change.now]
+        cells = [f"{v:{len(c)}}" for v, c in zip(values, columns, strict=True)]
+        print("  ".join([f"{name:{width}}", *cells]))
