@@ -298,8 +298,8 @@ def common_categories(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return list(categories[0])
 
 
-def find_annotations(runs: Sequence[Path], path: Path | None = None) -> Path:
-    """Return the annotations that runs were trained with: `path`, by default their own.
+def find_annotations(runs: Sequence[Path], path: Path | None) -> Path:
+    """Return the annotations that runs were trained with: `path`, or their own if that is None.
 
     Raises InputError if they are not found, or are not those of every run.
     """

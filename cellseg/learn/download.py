@@ -22,7 +22,7 @@ CheckFile = Callable[[Path], None]
 """Raises InputError if a downloaded file is not the expected one."""
 
 
-def cache_path(url: str, server: bool = True) -> Path:
+def cache_path(url: str, server: bool) -> Path:
     """Return the path of a URL's file in the cache `$FVCORE_CACHE`, by default of iopath.
 
     `server` tells whether its name is part of the path. Raises InputError if the URL names no file,

@@ -183,9 +183,7 @@ def draw_comparison(
     return _with_legend(both, entries)
 
 
-def write_overlay(
-    image: ImageCells, names: Sequence[str], folder: Path, max_side: int = WINDOW
-) -> None:
+def write_overlay(image: ImageCells, names: Sequence[str], folder: Path, max_side: int) -> None:
     """Draw an image with its cells and write the picture as `<folder>/<image>.png`.
 
     An image of more than `max_side` pixels a side is reduced, and written as

@@ -161,7 +161,7 @@ class Workers:
 
 @contextlib.contextmanager
 def connect(
-    weights: Sequence[Path], cfgs: Sequence[CfgNode], n: int = 1, scheduler: str | None = None
+    weights: Sequence[Path], cfgs: Sequence[CfgNode], n: int, scheduler: str | None
 ) -> Iterator[tuple[Predictor, PredictTiles]]:
     """Return what plans and merges tiles, and what predicts them: this process, or workers.
 
@@ -208,8 +208,8 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
         "silence_logs": logging.CRITICAL,
     }  # fmt: skip
     workers = {
-        number: {"cls": distributed.Nanny, "options": options | {"env": environment}}
-        for number, environment in enumerate(environments)
+        number: {"cls": distributed.Nanny, "options": options | {"env": variables}}
+        for number, variables in enumerate(environments)
     }
     scheduler = {
         "cls": distributed.Scheduler,

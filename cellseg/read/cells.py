@@ -215,7 +215,7 @@ def select_by_score(images: Iterable[ImageCells], threshold: float) -> tuple[lis
     return selected, n_below
 
 
-def with_resolution(images: Sequence[ImageCells], mpp: float | None = None) -> list[ImageCells]:
+def with_resolution(images: Sequence[ImageCells], mpp: float | None) -> list[ImageCells]:
     """Return images with the micrometres per pixel of their level.
 
     That is `mpp` at full resolution, if given, else what the annotations or the list say, else the

@@ -45,7 +45,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return image.size
 
 
-def open_image_of_size(path: Path, size: tuple[int, int], level: int = 0) -> WindowedImage:
+def open_image_of_size(path: Path, size: tuple[int, int], level: int) -> WindowedImage:
     """Open an image as `open_image` does, and check its height and width in pixels.
 
     Raises InputError if `open_image` does or the image has another size.

@@ -119,7 +119,7 @@ def write_windows(
     names: Sequence[str],
     colours: Sequence[Colour],
     threshold: float,
-    held_out: Container[str] = (),
+    held_out: Container[str],
 ) -> int:
     """Write windows as PNG and GeoJSON, a COCO file and the index of all, and what to do with them.
 

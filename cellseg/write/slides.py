@@ -30,11 +30,11 @@ def predict_table(
     cfgs: Sequence[CfgNode],
     categories: Sequence[dict[str, Any]],
     *,
-    mpp: float | None = None,
-    level: int | None = None,
-    all_tiles: bool = False,
-    workers: int = 1,
-    scheduler: str | None = None,
+    mpp: float | None,
+    level: int | None,
+    all_tiles: bool,
+    workers: int,
+    scheduler: str | None,
 ) -> None:
     """Predict the slides of a table that are not done, each into a folder in `output`.
 
