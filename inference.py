@@ -194,6 +194,32 @@ def list_images(
     return f"{args.dataset}-results.json", listed
 
 
+def predict_slides(
+    args: argparse.Namespace,
+    run: Path,
+    categories: Sequence[dict[str, Any]],
+    weights: Sequence[Path],
+    cfgs: Sequence[CfgNode],
+) -> None:
+    """Predict the slides of a table with the networks of `find_networks`."""
+    from cellseg.write.slides import predict_table
+
+    table = args.images[0]
+    if args.zip:
+        raise InputError(f"--images {table}: a table of slides, no submission; leave --zip out")
+    if args.regions:
+        raise InputError(
+            f"--images {table}: a table of slides; leave --regions out, and name the outlines "
+            "of each slide in its column regions"
+        )
+    process.advise("run the same command again to continue")
+    predict_table(
+        table, args.output or run / table.stem, weights, cfgs, categories,
+        mpp=args.mpp, level=args.level, all_tiles=args.all_tiles, workers=args.workers,
+        scheduler=args.scheduler,
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write and check the results. Return the exit code."""
     args = parse(argv)
@@ -212,24 +238,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_checked_results,
     )
     from cellseg.write.sidecars import write_data_folder
-    from cellseg.write.slides import predict_table
 
     run, categories, weights, cfgs = find_networks(args)
     if is_slide_table(args.images or ()):
-        table = args.images[0]
-        if args.zip:
-            raise InputError(f"--images {table}: a table of slides, no submission; leave --zip out")
-        if args.regions:
-            raise InputError(
-                f"--images {table}: a table of slides; leave --regions out, and name the outlines "
-                "of each slide in its column regions"
-            )
-        process.advise("run the same command again to continue")
-        predict_table(
-            table, args.output or run / table.stem, weights, cfgs, categories,
-            mpp=args.mpp, level=args.level, all_tiles=args.all_tiles, workers=args.workers,
-            scheduler=args.scheduler,
-        )  # fmt: skip
+        predict_slides(args, run, categories, weights, cfgs)
         return 0
     name, images = list_images(args, weights, cfgs[0].DATA.ROOT)
     is_test = name == RESULTS_FILE
