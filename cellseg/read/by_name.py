@@ -83,7 +83,7 @@ def is_named_as_label_map(path: Path) -> bool:
 
 def split_label_maps(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Split images from label maps of others of them, by their names."""
-    named = [path for path in images if is_named_as_label_map(path)]
+    named = {path for path in images if is_named_as_label_map(path)}
     names = {joined_name(stem(path)) for path in images if path not in named}
-    maps = [path for path in named if joined_name(_without(_MARK, stem(path))) in names]
-    return [path for path in images if path not in maps], maps
+    maps = {path for path in named if joined_name(_without(_MARK, stem(path))) in names}
+    return [path for path in images if path not in maps], sorted(maps)

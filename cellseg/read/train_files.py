@@ -105,7 +105,7 @@ def list_train_images(
             found = f" in folders, but {listed(_names(files))}" if files else ""
             link = f"; what {train / broken[0]} links to is missing" if broken else ""
             raise InputError(f"{train}: no training images{found}; {LAYOUT}{link}")
-        cells = [path for path in files if path not in images]
+        cells = sorted({*files} - {*images})
         sources, unused = _join(train, images, cells)
         files = []
     unused["files in train/ that are in no image's folder, ignored"] = _names(files)
