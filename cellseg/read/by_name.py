@@ -55,7 +55,7 @@ def _name_in_folder(path: Path, is_map: bool) -> str:
     """Return the name that a file of cells, maybe a label map, has in a folder of its image."""
     folder = path.parent.name
     if path.suffix.lower() not in (".tif", ".tiff", ".png", ".npy", ".mat"):
-        return path.name
+        return f"cells{path.name[len(stem(path)) :]}"
     if matches(CLASS_FOLDERS, folder):
         return f"{folder}{path.suffix}"
     is_map = is_map or bool(matches(LABEL_MAP_FOLDERS, folder)) or is_named_as_label_map(path)

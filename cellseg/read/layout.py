@@ -38,7 +38,8 @@ _READ = {
     "outlines": r".*\.(geojson(\.gz)?|xml)",
     "other class file": r"class[0-9]+\..*",
     "maybe outlines": r".*\.json(\.gz)?",
-    "maybe label map": r"(.*[-_ ])?(labels?|labelled|masks?)\.(tiff?|png|npy)|.*\.mat",
+    "maybe label map": r"(.*[-_ ])?(labels?|labelled|masks?)\.(tiff?|png|npy)",
+    "maybe MATLAB": r".*\.mat",
     "class table": r".*\.(csv|tsv)",
 }
 
@@ -171,25 +172,29 @@ def _choose_cells(
 
     Neither is used besides `class_files`. Raises InputError if several files contain cells.
     """
-    outlines, label_maps, json_files = (
-        found[kind] for kind in ("outlines", "maybe label map", "maybe outlines")
+    outlines, label_maps, json_files, matlab = (
+        found[kind] for kind in ("outlines", "maybe label map", "maybe outlines", "maybe MATLAB")
     )
     unused: list[Path] = []
-    if len(outlines) + len(class_files) + len(label_maps) > 1:
+    if len(outlines) + len(class_files) + len(label_maps) + len(matlab) > 1:
         # XML is also metadata of many programs.
         unused = [path for path in outlines if not _may_be_outlines(path)]
         outlines = [path for path in outlines if path not in unused]
     certain = [*outlines[:2], *class_files.values()]
-    maybe = label_maps or json_files  # JSON beside a label map may be settings
+    # JSON beside a label map may be settings, and a MATLAB file what the others were made from.
+    maybe = label_maps or json_files or matlab
     if outlines and len(certain) > 1:
         raise _two_sources(folder, certain)
     if certain:
-        return (outlines[0] if outlines else None), None, unused + label_maps + json_files
+        others = label_maps + json_files + matlab
+        return (outlines[0] if outlines else None), None, unused + others
     if len(maybe) > 1:
         raise _two_sources(folder, maybe)
     if label_maps:
-        return None, label_maps[0], unused + json_files
-    return (json_files[0] if json_files else None), None, unused
+        return None, label_maps[0], unused + json_files + matlab
+    if json_files:
+        return json_files[0], None, unused + matlab
+    return None, (matlab[0] if matlab else None), unused
 
 
 def _choose_table(
@@ -287,23 +292,32 @@ def _choose_class_files(files: Sequence[tuple[str, Path]], n_classes: int) -> di
 
 
 def _two_sources(folder: Path, paths: Sequence[Path]) -> InputError:
+    names = [path.name for path in paths]
+    if paths[0].parent != paths[1].parent:
+        names = [f"{path.parent.name}/{path.name}" for path in paths]
     return InputError(
-        f"{folder}: {paths[0].name} and {paths[1].name} both contain annotations; remove one of "
-        "them"
+        f"{folder}: {names[0]} and {names[1]} both contain annotations; remove one of them"
     )
 
 
 def _not_read(paths: Sequence[Path]) -> InputError:
     """Return the error for a folder whose cells, if any, are in files of other types."""
-    for path in paths:
-        for form, advice in _CONVERT.items():
-            if _matches(form, path.name):
-                return InputError(f"{path}: {advice}")
+    if advice := how_to_convert(paths):
+        return InputError(advice)
     return InputError(
         f"{paths[0]}: unknown, and no other file has the image's cells; expected a label map "
         f"({_LABEL_MAP_NAMES}) or outlines ({_OUTLINE_NAMES}); convert or rename it, or move it "
         "out of the folder if the image has no cells"
     )
+
+
+def how_to_convert(paths: Sequence[Path]) -> str:
+    """Return how to convert the first of some files that hold cells in another form, or ""."""
+    for path in paths:
+        for form, advice in _CONVERT.items():
+            if _matches(form, path.name):
+                return f"{path}: {advice}"
+    return ""
 
 
 def find_test_folder(data: str | os.PathLike[str]) -> Path:

@@ -32,6 +32,7 @@ from cellseg.read.layout import (
     TRAIN,
     TrainImage,
     choose_files,
+    how_to_convert,
     list_entries,
     may_hold_cells,
     read_train_folder,
@@ -87,14 +88,20 @@ def list_train_images(
     broken = [path.name for path in entries if not path.exists()]
     image_folders = [path for path in folders if matches(IMAGE_FOLDERS, path.name)]
     cell_folders = [path for path in folders if matches(_CELLS, path.name)]
-    if len(image_folders) == 1 and cell_folders and not _is_of_one_image(image_folders[0]):
+    if (image_folders or cell_folders) and not any(map(_is_of_one_image, folders)):
+        if len(image_folders) != 1 or not cell_folders:
+            raise InputError(
+                f"{train}: {listed(_names(folders))} hold no image.tif, expected one folder "
+                "images/ with all images and others with their cells, such as labels/; or "
+                f"{LAYOUT}"
+            )
         folder = image_folders[0]
         cells = [path for each in cell_folders for path in list_entries(each, LAYOUT)]
         sources, unused = _join(folder, list_entries(folder, LAYOUT), cells, f"/{folder.name}")
-        others = {*folders} - {folder, *cell_folders}
-        unused["folders in train/ beside those of images and cells, ignored"] = _names(others)
+        unused["folders in train/ beside those of images and cells, ignored"] = _names(
+            {*folders} - {folder, *cell_folders}
+        )
     elif folders:
-        _check_not_by_kind(train, folders)
         sources = [ImageFiles(path, f"{TRAIN}/{path.name}") for path in folders]
         unused = {}
     else:
@@ -115,16 +122,6 @@ def list_train_images(
 
 def _names(paths: Iterable[Path]) -> list[str]:
     return sorted(path.name for path in paths)
-
-
-def _check_not_by_kind(train: Path, folders: Sequence[Path]) -> None:
-    """Raise InputError if none of the folders is an image's, by their names."""
-    form = f"{IMAGE_FOLDERS}|{_CELLS}|types?"
-    if all(matches(form, path.name) and not _is_of_one_image(path) for path in folders):
-        raise InputError(
-            f"{train}: {listed(_names(folders))} hold the files of all images, expected one folder "
-            f"images/ and others with their cells, such as labels/; or {LAYOUT}"
-        )
 
 
 def _join(
@@ -153,7 +150,8 @@ def _join(
         raise InputError(
             f"{place}: no image ({listed(_names(without)) or 'none there'}) has a file of cells of "
             f"its name ({listed(_names(lost + others)) or 'none there'}), expected <image>.tif and "
-            f"<image>_masks.tif, or images/<image>.tif and labels/<image>.tif; rename them"
+            f"<image>_masks.tif, or images/<image>.tif and labels/<image>.tif; "
+            f"{how_to_convert(others + lost) or 'rename them'}"
         )
     sources = [
         ImageFiles(path, f"{TRAIN}{inside}", ((f"image{path.suffix}", path), *cells[name]))
@@ -170,9 +168,16 @@ def _join(
 
 
 def _is_of_one_image(folder: Path) -> bool:
-    """Return whether a folder named as those of all images is an image's: it has its `image`."""
-    entries = list_entries(folder, LAYOUT)
-    return any(matches(r"image\.[^.]*", path.name) for path in entries)
+    """Return whether a folder is an image's: it has its `image`.
+
+    A folder named as those of all images, which may have one of this name, has its cells too.
+    """
+    names = [path.name for path in list_entries(folder, LAYOUT)]
+    cells = [name for name in names if may_hold_cells(name)]
+    if not any(matches(r"image\.[^.]*", name) for name in {*names} - {*cells}):
+        return False
+    is_named_otherwise = not matches(f"{IMAGE_FOLDERS}|{_CELLS}|types?", folder.name)
+    return is_named_otherwise or any(not matches(r".*\.(csv|tsv)", name) for name in cells)
 
 
 def list_cell_files(data: str | os.PathLike[str]) -> Iterator[Path]:

@@ -204,6 +204,15 @@ def test_a_table_of_something_else_beside_a_single_class(tmp_path):
     assert read_train_folder(folder, 1).class_table == folder / "measurements.csv"
 
 
+@pytest.mark.parametrize("name", ["label.tif", "cells.json", "cells.geojson", "class1.tif"])
+def test_what_a_matlab_file_was_converted_to_is_used(tmp_path, name):
+    folder = fill(tmp_path / "a", "image.tif", "a.mat", name)
+    image = read_train_folder(folder, 4)
+    used = [image.label_map, image.outlines, *image.class_files.values()]
+    assert [path for path in used if path] == [folder / name]
+    assert image.ignored == ("a.mat",)
+
+
 @pytest.mark.parametrize("names", [("label.tif", "a_masks.png"), ("a.json", "b.json")])
 def test_two_files_of_all_classes(tmp_path, names):
     folder = fill(tmp_path / "x", "image.tif", *names)

@@ -134,7 +134,9 @@ def test_a_label_map_and_its_table(tmp_path):
 def test_two_files_of_the_same_cells(tmp_path):
     fill(tmp_path / "train", "images/a.png", "labels/a.png", "masks/a.png")
     (source,), _ = list_train_images(tmp_path)
-    assert "both contain annotations" in refusal(source.choose, 4)
+    line = refusal(source.choose, 4)
+    assert "labels/a.png" in line
+    assert "masks/a.png" in line
 
 
 def test_what_has_no_other_is_named(tmp_path):
@@ -160,7 +162,17 @@ def test_names_that_do_not_fit(tmp_path):
     assert "same name" in refusal(list_train_images, tmp_path)
 
 
-@pytest.mark.parametrize("names", [["images"], ["Masks"], ["images", "types"], ["imgs", "inputs"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["images"],
+        ["Masks"],
+        ["images", "types"],
+        ["imgs", "inputs"],
+        ["images1", "images2", "labels"],
+        ["images", "gt"],
+    ],
+)
 def test_folders_of_all_images_without_cells_or_images(tmp_path, names):
     fill(tmp_path / "train", *[f"{name}/a.tif" for name in names])
     line = refusal(list_train_images, tmp_path)
@@ -174,6 +186,44 @@ def test_images_whose_folders_are_named_as_those_of_all(tmp_path):
         "train/image/image.tif": [],
         "train/labels/image.tif": [(1, "labels/class1.tif")],
     }
+
+
+@pytest.mark.parametrize(
+    "names", [["image.png"], ["image.png", "b.png"], ["image.tif", "image.csv"], ["image.geojson"]]
+)
+def test_an_image_named_image_in_the_folder_of_all(tmp_path, names):
+    """Its label map is not an image."""
+    images = {f"{name.partition('.')[0]}.png" for name in names}
+    fill(tmp_path / "train", *[f"images/{name}" for name in images])
+    fill(tmp_path / "train", *[f"labels/{name}" for name in names])
+    found, unused = listed(tmp_path)
+    assert list(found) == sorted(f"train/images/{name}" for name in images)
+    files = sorted(path for cells in found.values() for _, path in cells)
+    assert files == sorted(f"labels/{name}" for name in names)
+    assert unused == {}
+
+
+def test_folders_of_all_images_beside_those_of_single_ones(tmp_path):
+    """What was made from the training images must not replace them."""
+    fill(tmp_path / "train", "a/image.tif", "a/class1.tif", "b/image.tif", "b/class1.tif")
+    fill(tmp_path / "train", "images/a.png", "masks/a.png")
+    sources, _ = list_train_images(tmp_path)
+    assert [source.place.name for source in sources] == ["a", "b", "images", "masks"]
+    assert "images: no image.tif" in refusal(sources[2].choose, 4)
+
+
+def test_an_image_named_as_a_class(tmp_path):
+    names = ["images/class1.png", "labels/class1.png", "labels/class1.csv"]
+    fill(tmp_path / "train", *names)
+    assert listed(tmp_path)[0] == {"train/images/class1.png": [(0, names[1]), (1, names[2])]}
+
+
+@pytest.mark.parametrize("name", ["a_seg.npy", "a.zip"])
+def test_cells_in_files_of_other_types(tmp_path, name):
+    fill(tmp_path / "train", "images/a.png", f"labels/{name}")
+    line = refusal(list_train_images, tmp_path)
+    assert name in line
+    assert "not read" in line
 
 
 # ------------------------------------------------------------------ side by side
