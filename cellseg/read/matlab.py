@@ -112,7 +112,11 @@ def read_instance_classes(path: Path, labels: NDArray[Any]) -> dict[int, str] | 
             f"{path}: {len(classes)} classes in {name} for {len(ids)} {ids_name or 'label'}s, "
             "expected one each; fix it"
         )
-    return {int(n): str(int(k)) for n, k in zip(ids, classes, strict=True)}
+    class_of: dict[int, str] = {}
+    for n, k in zip(ids, classes, strict=True):
+        if class_of.setdefault(int(n), str(int(k))) != str(int(k)):
+            raise InputError(f"{path}: label {int(n)} of {ids_name} has two classes; fix it")
+    return class_of
 
 
 def _integers(path: Path, name: str, variable: _Variable) -> NDArray[Any]:

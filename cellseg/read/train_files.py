@@ -130,7 +130,8 @@ def _join(
     """Join images and the files of their cells by their names; what isn't used, by the reason.
 
     `inside` is the folder of the images after `train`. An image without a file of cells isn't
-    used, as it may have cells. Raises InputError if two images have one name, or none has cells.
+    used, as it may have cells. Raises InputError if there are no images, two have one name, or none
+    has cells.
     """
     images: dict[str, Path] = {}
     others = []
@@ -143,13 +144,18 @@ def _join(
                 f"{path}: same name as {images[name].name}, expected one image of a name; if one "
                 "is a label map, add _masks to its name, or move it into a folder labels/"
             )
+    if not images:
+        raise InputError(
+            f"{place}: no images, but {listed(_names(others)) or 'nothing'}, expected .tif, .png, "
+            ".jpg or .bmp files, not in folders; save them so"
+        )
     cells, lost, not_cells = group_by_name(cell_files, images)
     others += not_cells
     without = [path for name, path in images.items() if name not in cells]
     if len(without) == len(images):
         raise InputError(
-            f"{place}: no image ({listed(_names(without)) or 'none there'}) has a file of cells of "
-            f"its name ({listed(_names(lost + others)) or 'none there'}), expected <image>.tif and "
+            f"{place}: no image ({listed(_names(without))}) has a file of cells of its name "
+            f"({listed(_names(lost + others)) or 'none there'}), expected <image>.tif and "
             f"<image>_masks.tif, or images/<image>.tif and labels/<image>.tif; "
             f"{how_to_convert(others + lost) or 'rename them'}"
         )

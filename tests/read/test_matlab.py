@@ -64,6 +64,13 @@ def test_types_of_label_maps(folder, dtype):
     assert cells == {1: [9] if dtype is bool else [2, 6, 1]}
 
 
+def test_an_id_that_occurs_twice(folder):
+    write(folder, inst_map=LABELS, id=[3, 5, 9, 9], **{"class": [2, 1, 2, 2]})
+    assert cells_of(folder)[0] == {1: [6], 2: [2, 1]}
+    write(folder, inst_map=LABELS, id=[3, 5, 9, 9], **{"class": [2, 1, 2, 1]})
+    assert "label 9 of id has two classes" in refusal(cells_of, folder)
+
+
 def test_classes_that_are_missing_or_unknown(folder):
     write(folder, inst_map=LABELS)
     assert "classes.csv" in refusal(cells_of, folder)

@@ -153,6 +153,15 @@ def test_what_has_no_other_is_named(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("names", [["images.npy"], ["a/b.png"], []])
+def test_no_image_in_the_folder_of_all(tmp_path, names):
+    fill(tmp_path / "train", "labels/a.png", *[f"images/{name}" for name in names])
+    (tmp_path / "train" / "images").mkdir(exist_ok=True)
+    line = refusal(list_train_images, tmp_path)
+    assert "images: no images" in line
+    assert all(name.partition("/")[0] in line for name in names)
+
+
 def test_names_that_do_not_fit(tmp_path):
     fill(tmp_path / "train", "images/a_HE.png", "labels/a_cells.png")
     line = refusal(list_train_images, tmp_path)
