@@ -54,10 +54,12 @@ def group_by_name(
 def _name_in_folder(path: Path, is_map: bool) -> str:
     """Return the name that a file of cells, maybe a label map, has in a folder of its image."""
     folder = path.parent.name
-    if path.suffix.lower() not in (".tif", ".tiff", ".png", ".npy", ".mat"):
-        return f"cells{path.name[len(stem(path)) :]}"
+    may_be_map = path.suffix.lower() in (".tif", ".tiff", ".png", ".npy", ".mat")
+    ending = path.suffix if may_be_map else path.name[len(stem(path)) :]
     if matches(CLASS_FOLDERS, folder):
-        return f"{folder}{path.suffix}"
+        return f"{folder}{ending}"
+    if not may_be_map:
+        return f"cells{ending}"
     is_map = is_map or bool(matches(LABEL_MAP_FOLDERS, folder)) or is_named_as_label_map(path)
     return f"label{path.suffix}" if is_map else path.name
 

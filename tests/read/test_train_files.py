@@ -124,6 +124,16 @@ def test_a_folder_for_each_class(tmp_path):
     assert "class3/a.png: same class as a.npy" in refusal(source.choose, 4)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.csv"])
+def test_a_class_in_another_format_is_not_ignored(tmp_path, name):
+    """Its cells would be background."""
+    fill(tmp_path / "train", "images/a.png", "class2/a.ome.tif", "class1/notes.txt")
+    assert listed(tmp_path)[0] == {"train/images/a.png": [(2, "class2/a.ome.tif")]}
+    fill(tmp_path / "train", f"class1/{name}")
+    (source,), _ = list_train_images(tmp_path)
+    assert f"class1/{name}: " in refusal(source.choose, 4)
+
+
 def test_a_label_map_and_its_table(tmp_path):
     fill(tmp_path / "train", "images/a.png", "labels/a.png", "labels/a_classes.csv")
     assert listed(tmp_path)[0] == {
