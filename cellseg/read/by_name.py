@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
@@ -23,9 +24,9 @@ _IMAGE_MARK = "[-_ .](?:image|img)"
 def joined_name(stem: str) -> str:
     """Return the part of an image's name without extension that the names of its cells begin with.
 
-    It is all but an `_image` or `_img` at the end, and `.ome`.
+    It is all but an `_image` or `_img` at the end, `.ome`, and the ending in `a.png.geojson`.
     """
-    return _without(_IMAGE_MARK, _without(r"\.ome", stem))
+    return _without(_IMAGE_MARK, _without(r"\.(?:ome|tiff?|png|jpe?g|bmp)", stem))
 
 
 def group_by_name(
@@ -70,6 +71,8 @@ def stem(path: Path) -> str:
 
 
 def _without(end: str, text: str) -> str:
+    """Return a text without an end; é is one letter, though some systems store names with two."""
+    text = unicodedata.normalize("NFC", text)
     return re.sub(f"(?<=.)(?:{end})$", "", text, flags=re.IGNORECASE)
 
 

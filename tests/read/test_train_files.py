@@ -92,6 +92,8 @@ def test_broken_links_to_folders(tmp_path):
         ("images", "masks", ["a.b.ome.tif", "a.b_cp_masks.npy"]),
         ("images", "annotations", ["a.bmp", "a.geojson.gz"]),
         ("images", "outlines", ["a.tiff", "a.xml"]),
+        ("images", "outlines", ["a.png", "a.png.geojson"]),
+        ("images", "labels", ["caf\u00e9.png", "cafe\u0301.tif"]),  # as macOS stores it
         ("images", "mask", ["image_1.tif", "image_1.mask.tif"]),
     ],
 )
