@@ -31,24 +31,9 @@ _MAGIC = b"MATLAB 5.0"
 _HEADER = 128  # bytes
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
 _NUMBERS = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-}
-_KINDS = {
-    1: "cell",
-    2: "struct",
-    3: "object",
-    4: "char",
-    5: "sparse",
-}  # of matrices; 6 to 15 numbers
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"
+}  # fmt: skip
+_KINDS = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse"}  # matrices; else numbers
 _COMPLEX = 0x800
 _ORDERS: dict[bytes, Literal["<", ">"]] = {b"IM": "<", b"MI": ">"}  # of bytes
 _START = 1024  # bytes of a variable that its size, type and name fit into
