@@ -732,6 +732,11 @@ def test_files_of_one_name_have_the_cells_of_a_folder(tmp_path, capsys, image, l
     ]
     assert found == expected
     assert "left out" not in capsys.readouterr().err
+    (train / table.format("a")).unlink()
+    advised = train / f"{label_map.format('a').removesuffix('.npy')}.csv"
+    assert advised.name in refusal(run, tmp_path / "mine")
+    advised.write_text(text)
+    assert run(tmp_path / "mine")["annotations"] == expected["annotations"]
     (train / label_map.format("b")).unlink()
     (train / table.format("b")).unlink()
     write_image(train / image.format("a_HE"))

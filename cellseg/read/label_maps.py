@@ -282,8 +282,8 @@ def read_joint_label_map(
         if len(class_names) > 1 and len(values):
             raise InputError(
                 f"{path}: no classes for its {plural(len(values), 'cell')}, expected a table "
-                "beside it, classes.csv with the columns label,class, or a single class, named "
-                "with --class_names"
+                f"beside it, {path.stem}.csv (classes.csv in an image's folder) with the columns "
+                "label,class, or a single class, named with --class_names"
             )
         return ({1: mask_runs} if len(values) else {}), warnings
     class_of, n_unusable = (
