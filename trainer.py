@@ -203,7 +203,7 @@ class Trainer(DefaultTrainer):
                     f"{memory} is too small for {n_images} images at once; split the batch "
                     "with SOLVER.ACCUMULATE 2 or more, or lower --batch_size (and --lr with it)"
                 ) from None
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # else an error in a worker
                 raise
             raise InputError(
                 "a data loading worker was killed, perhaps out of memory or of shared memory in a "

@@ -914,6 +914,17 @@ def test_a_killed_worker_is_one_line(go, monkeypatch):
         go("SOLVER.MAX_ITER", 1)
 
 
+@pytest.mark.one_engine
+def test_an_error_in_a_worker_is_not_called_a_killed_one(go, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n… shapes differ")
+        yield
+
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(wrong))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        go("SOLVER.MAX_ITER", 1)
+
+
 def test_a_note_on_random_frozen_layers(go, capsys):
     words = ["--weights", "none", "SOLVER.MAX_ITER", 1]
     assert go(*words) == 0

@@ -7,6 +7,9 @@ import pickle
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
+
+from cellseg.errors import InputError
 
 _ALIGNMENT = 16  # bytes; a view of a buffer must start at a multiple of its type's size
 
@@ -16,6 +19,9 @@ class PackedBatch:
 
     Sent to the training process and pinned tensor by tensor, a hundred for 16 images, a batch would
     hold up the training, since Python runs one thread at a time.
+
+    In a worker the buffer is in shared memory. Raises InputError if that is too small: later, the
+    thread that sends the batch would lose it, and the training would wait forever.
     """
 
     def __init__(self, samples: Any) -> None:
@@ -23,8 +29,19 @@ class PackedBatch:
         packer.dump(samples)
         self._content = packer.file.getvalue()
         self._buffer = torch.empty(packer.n_bytes, dtype=torch.uint8)
+        if get_worker_info():
+            self._share()
         for tensor, (start, dtype, shape) in packer.tensors:
             _view(self._buffer, start, dtype, shape).copy_(tensor)
+
+    def _share(self) -> None:
+        try:
+            self._buffer.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise InputError(
+                f"a batch of {self._buffer.nbytes:,} bytes has no room in shared memory ({error}); "
+                "make that larger (docker run --shm-size 2g), or add --num_workers 0"
+            ) from None
 
     def pin_memory(self) -> PackedBatch:
         """Move to page-locked memory; `DataLoader` calls this."""

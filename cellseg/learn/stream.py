@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -206,7 +207,7 @@ def build_loader(
     Raises
     ------
     InputError
-        If the batch can't be split evenly.
+        If the batch can't be split evenly, or the workers can't be started.
     """
     if batch_size % world_size:
         raise InputError(
@@ -226,7 +227,14 @@ def build_loader(
         pin_memory=pin_memory,
         worker_init_fn=_init_worker,
     )
-    packed = iter(loader)  # starts the workers
+    try:
+        if num_workers:
+            multiprocessing.Lock()  # without semaphores, torch would end with a traceback
+        packed = iter(loader)  # starts the workers
+    except OSError as error:  # no shared memory (/dev/shm), too many processes or open files
+        raise InputError(
+            f"the data loading workers can't be started ({error}); add --num_workers 0"
+        ) from None
     return (batch.unpack() for batch in packed)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import resource
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from cellseg.errors import InputError
 from cellseg.learn.packed import PackedBatch
 from tests.bitmasks import from_bitmasks, to_full
 
@@ -54,3 +57,20 @@ def test_samples_from_a_worker():
     first, second = PackedBatch(data[2:]).unpack()
     images = first["image"], second["image"]
     assert len({image.untyped_storage().data_ptr() for image in images}) == 1
+
+
+def limit_files(_number):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # shared memory is a file
+
+
+def test_a_batch_without_room_in_shared_memory_is_an_error():
+    data = [torch.zeros(1 << 20, dtype=torch.uint8)]
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        data,  # type: ignore[arg-type]
+        num_workers=1,
+        collate_fn=PackedBatch,
+        worker_init_fn=limit_files,
+        timeout=20,
+    )
+    with pytest.raises(InputError, match=r"1,048,576 bytes .* shared memory .*--num_workers 0"):
+        next(iter(loader))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import multiprocessing
 import os
 import signal
 import time
@@ -305,3 +307,13 @@ def broken(_sample, _rng):
 def test_errors_of_an_image_are_raised(num_workers):
     with pytest.raises(InputError, match=r"x\.tif: not an image"):
         batches(SampleStream(images(3), broken, 0), 0, 1, num_workers=num_workers)
+
+
+def test_workers_that_can_not_be_started(monkeypatch):
+    def no_semaphores():
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(multiprocessing, "Lock", no_semaphores)
+    with pytest.raises(InputError, match=r"Read-only file system.* --num_workers 0"):
+        batches(stream_of(3), 0, 1, num_workers=1)
+    assert batches(stream_of(3), 0, 1)
