@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import stat
 import sys
 import tempfile
@@ -323,3 +324,8 @@ def display_path(path: str | os.PathLike[str]) -> str:
         return printable(str(path.relative_to(Path.cwd())))
     except (ValueError, OSError):  # not below it, or the current folder was deleted
         return printable(str(path))
+
+
+def shell_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as `display_path` does, quoted where a shell needs it."""
+    return shlex.quote(display_path(path))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cellseg import files
 from cellseg.errors import InputError
-from cellseg.files import read_json, safe_name, write_atomic, write_json
+from cellseg.files import read_json, safe_name, shell_path, write_atomic, write_json
 
 root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -267,3 +267,10 @@ def test_any_name_becomes_one_safe_part_of_a_path(name, other):
 def test_errors_are_one_line():
     assert str(InputError("a\n  b\tc")) == "a b c"
     assert json.dumps(str(InputError(ValueError("x\ny")))) == '"x y"'
+
+
+@pytest.mark.parametrize("name", ["a b", "ü (1)", "it's $HOME", "100%"])
+def test_shell_path_is_one_word_of_a_shell(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert subprocess.check_output(["sh", "-c", f"printf %s {shell_path(name)}"], text=True) == name
+    assert shell_path(tmp_path / "runs" / "20250401-120000") == "runs/20250401-120000"

@@ -19,7 +19,7 @@ from cellseg import distributed, runs
 from cellseg.config import config_errors, load_config
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
-from cellseg.files import display_path, remove_unfinished, write_atomic
+from cellseg.files import display_path, remove_unfinished, shell_path, write_atomic
 from cellseg.learn.continued import (
     check_former_run,
     warn_of_other_classes,
@@ -301,7 +301,7 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 raise TrainingStopped(trainer.max_iter)
         except TrainingStopped as stop:
             if first:
-                folder = display_path(run.parent if in_folds else run)
+                folder = shell_path(run.parent if in_folds else run)
                 print(
                     f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; resume "
                     f"with: python train.py --resume {folder}"
@@ -321,7 +321,7 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                     f"{run / name}: was removed while the run was trained, so it can't be used; "
                     "restore it, or train again"
                 )
-        print(f"finished; predict with: python inference.py --checkpoint {display_path(run)}")
+        print(f"finished; predict with: python inference.py --checkpoint {shell_path(run)}")
     return 0
 
 

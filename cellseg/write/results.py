@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.files import check_own, display_path, read_json
+from cellseg.files import check_own, display_path, read_json, shell_path
 from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
@@ -147,6 +147,6 @@ def write_checked_results(
         )
     if ground_truth:
         print(
-            f"evaluate with: python evaluate.py {display_path(written)} "
-            f"--truth {display_path(ground_truth)}"
+            f"evaluate with: python evaluate.py {shell_path(written)} "
+            f"--truth {shell_path(ground_truth)}"
         )
