@@ -25,7 +25,7 @@ from cellseg.read.json_list import NotAListError, json_items
 from cellseg.read.layout import ANNOTATIONS
 from cellseg.read.names import comparable_name, name_outputs_uniquely
 from cellseg.runs import RECORD, are_categories, read_record
-from cellseg.text import json_type
+from cellseg.text import json_type, one_line
 
 RESULTS_FILE = "test-results.json"
 OWN_RESULTS_FILE = "images-results.json"  # of the user's own images
@@ -264,7 +264,8 @@ def find_data_folder(path: Path) -> Path | None:
     """Return the data folder of results or annotations, None if it is not known or not found.
 
     inference.py wrote it next to results: with the annotations of `--dataset val` or `train`, or
-    that of the test list. Of `train__annot.json` it is its folder.
+    that of the test list. Of `train__annot.json` it is its folder. Warns if that of a test list is
+    not there any more.
     """
     if path.name == ANNOTATIONS:
         return path.parent
@@ -280,6 +281,11 @@ def find_data_folder(path: Path) -> Path | None:
             folder = info.get("data") if isinstance(info, dict) else None
             if isinstance(folder, str) and Path(folder).is_dir():
                 return Path(folder)
+            if isinstance(folder, str) and file != truth:
+                warn(
+                    f"{path}: the data folder that was predicted, {one_line(folder)}, is not there "
+                    "any more; name the one with its images and ids with --data"
+                )
     return None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cellseg.errors import InputError
 from cellseg.read.pairs import select_annotated
-from cellseg.read.results import find_newest_results, read_results
+from cellseg.read.results import find_data_folder, find_newest_results, read_results
 from tests.read.refusal import refusal
 
 ENTRIES = [{"image_id": 1, "category_id": 1, "score": 0.5}]
@@ -113,3 +113,15 @@ def test_the_newest_run(tmp_path):
 def test_only_annotated_keeps_invalid_entries_for_the_check():
     kept = [None, {"image_id": [1]}, {}, {"image_id": 1}]
     assert [*select_annotated([{"image_id": 2}, *kept], {"images": [{"id": 1}]})] == kept
+
+
+def test_a_data_folder_that_is_not_there_any_more_gives_a_warning(folder, tmp_path, caplog):
+    results, data = folder / "test-results.json", tmp_path / "data"
+    (folder / "test-results-data.json").write_text(json.dumps({"data": str(data)}))
+    assert find_data_folder(results) is None
+    assert str(data) in caplog.text
+    assert "--data" in caplog.text
+    caplog.clear()
+    data.mkdir()
+    assert find_data_folder(results) == data
+    assert not caplog.text
