@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cellseg.errors import InputError
-from cellseg.learn.samples import load_training_data, split_data
+from cellseg.learn.samples import check_up_to_date, load_training_data, split_data
 from tests.read.refusal import refusal
 
 
@@ -129,3 +130,21 @@ def test_an_image_that_is_a_folder(cells, tmp_path):
     image.mkdir()
     with pytest.raises(InputError, match=r"image\.tif: not found"):
         load_training_data(str(own), str(own / "train__annot.json"))
+
+
+@pytest.mark.parametrize("name", ["train/x/class1.tif", "corrected/annotations.json"])
+def test_annotations_and_files_from_the_future(tmp_path, name, caplog):
+    annotations, cells, now = tmp_path / "a.json", tmp_path / name, time.time()
+    annotations.touch()
+    cells.parent.mkdir(parents=True)
+    cells.touch()
+    os.utime(annotations, (now - 9, now - 9))
+    os.utime(cells, (now - 99, now - 99))
+    check_up_to_date(tmp_path, annotations)
+    os.utime(cells, (now - 1, now - 1))
+    with pytest.raises(InputError, match=r"a\.json: older than"):
+        check_up_to_date(tmp_path, annotations)
+    assert not caplog.text
+    os.utime(cells, (now + 9999, now + 9999))
+    check_up_to_date(tmp_path, annotations)
+    assert f"1: {cells};" in caplog.text
