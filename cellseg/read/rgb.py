@@ -110,6 +110,16 @@ def find_alpha(
     return None if bits is None else Alpha(channel, bits, is_premultiplied)
 
 
+def is_transparency(channel: NDArray[Any]) -> bool:
+    """Return whether values are those of an alpha channel: opaque or transparent, rarely between.
+
+    Those of another channel, such as a fluorescent dye's, are mostly between. 0 and 1 are
+    transparent.
+    """
+    shown = channel[channel > 1]
+    return shown.size == 0 or 2 * int(np.count_nonzero(shown == shown.max())) > shown.size
+
+
 @functools.cache
 def _to_8_bit(bits: int) -> NDArray[np.uint8]:
     """Return the 8-bit value of each 16-bit one, `round(255 v / (2^bits - 1))`, at most 255."""

@@ -24,7 +24,15 @@ from cellseg.limits import check_image_memory
 from cellseg.messages import warn
 from cellseg.read.image_formats import decode_errors
 from cellseg.read.resolution import tiff_resolution
-from cellseg.read.rgb import Alpha, bits_in_use, exceeds_range, find_alpha, is_opaque, to_rgb
+from cellseg.read.rgb import (
+    Alpha,
+    bits_in_use,
+    exceeds_range,
+    find_alpha,
+    is_opaque,
+    is_transparency,
+    to_rgb,
+)
 from cellseg.read.slide import SlideImage, slide_format
 from cellseg.read.tiff import (
     WHITE_IS_ZERO,
@@ -93,7 +101,7 @@ class _TiffImage(WindowedImage):
         self._tiff = tiff
         self._page = page
         self._may_exceed = True  # whether not all values were looked at to find the bits
-        colours = 3 if page.samplesperpixel >= 3 else 1
+        self._n_colours = colours = 3 if page.samplesperpixel >= 3 else 1
         self._alpha_channel = next(
             (
                 (channel, kind == _ASSOCIATED)
@@ -139,7 +147,20 @@ class _TiffImage(WindowedImage):
     @property
     def notes(self) -> list[str]:
         other = "files of several images, of which one is read; save each as a file of its own"
-        return super().notes + [other] * self._has_other_images
+        further = "images with channels besides grey or RGB, not used or taken as transparency"
+        notes = super().notes + [other] * self._has_other_images
+        return notes + [further] * self._has_further_channels()
+
+    def _has_further_channels(self) -> bool:
+        """Return whether there are other channels than colours and alpha, by a part's values."""
+        if self._page.samplesperpixel <= self._n_colours:
+            return False
+        with decode_errors(self.path):
+            part = next(iter(self._parts()))
+        unread = self._page.planarconfig == 2 and self._page.samplesperpixel > len(self._planes)
+        return unread or not all(
+            is_transparency(part[..., n]) for n in range(self._n_colours, part.shape[2])
+        )
 
     def close(self) -> None:
         self._tiff.close()

@@ -738,3 +738,44 @@ def test_a_mark_in_an_image_that_was_looked_at_as_a_whole_is_no_warning(tmp_path
             assert image.read((0, 0, 256, 256))[100, 100].tolist() == [187] * 3
             assert image.bits == 12
     assert not caplog.text
+
+
+CELLS = np.random.default_rng(0).integers(0, 256, (60, 50), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["unspecified", "unassalpha"])
+@pytest.mark.parametrize(
+    ("channel", "is_noted"),
+    [
+        (np.full_like(CELLS, 255), False),
+        (np.zeros_like(CELLS), False),
+        (CELLS % 2, False),
+        (np.where(CELLS > 99, 255, 0), False),
+        (np.where(CELLS > 99, 255, np.where(CELLS > 80, 128, 0)), False),  # smooth edges
+        (CELLS, True),
+        (np.where(CELLS > 200, CELLS - 99, 0), True),
+    ],
+    ids=["opaque", "none", "0 and 1", "sharp", "smooth", "dye", "dye on black"],
+)
+@pytest.mark.parametrize("colours", [1, 3])
+def test_channels_that_are_not_read_are_noted(tmp_path, kind, channel, is_noted, colours):
+    pixels = np.stack([CELLS] * colours + [channel.astype(np.uint8)], axis=-1)
+    for how in ({}, {"compression": "zlib", "tile": (32, 32)}):
+        photometric = "rgb" if colours == 3 else "minisblack"
+        tifffile.imwrite(
+            tmp_path / "x.tif", pixels, photometric=photometric, planarconfig="contig",
+            extrasamples=[kind], **how,
+        )  # fmt: skip
+        with open_image(tmp_path / "x.tif") as image:
+            assert any("channels besides" in note for note in image.notes) == is_noted
+
+
+def test_separate_planes_that_are_not_read_are_noted(tmp_path):
+    for n, colours in ((2, 1), (3, 3), (4, 3)):
+        path, extra = tmp_path / f"{n}.tif", ["unspecified"] * (n - colours)
+        tifffile.imwrite(
+            path, np.stack([CELLS] * n), photometric="rgb" if colours == 3 else "minisblack",
+            planarconfig="separate", extrasamples=extra,
+        )  # fmt: skip
+        with open_image(path) as image:
+            assert any("channels besides" in note for note in image.notes) == (n > colours)
