@@ -43,11 +43,7 @@ from cellseg.read.corrected_store import (
 )
 from cellseg.read.foreign_coco import CocoImage, read_coco_images
 from cellseg.read.image_lists import read_test_list
-from cellseg.read.layout import (
-    CLASS_NAMES,
-    TEST_LIST,
-    TRAIN,
-)
+from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TRAIN
 from cellseg.read.names import check_class_names
 from cellseg.read.resolution import resolution_text
 from cellseg.read.train_files import ImageFiles, list_train_images

@@ -21,6 +21,8 @@ from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.train_files import list_cell_files
 from cellseg.read.window import image_size
 
+_AHEAD = 60  # seconds that the clock of another computer may be ahead
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -146,9 +148,6 @@ def check_up_to_date(root: Path, annotations: Path) -> None:
             f"{len(from_future)}: {listed(from_future)}; check the clock, touch them, and run "
             "python annotation.py again"
         )
-
-
-_AHEAD = 60  # seconds
 
 
 def _check_image(image: ImageCells, annotations: Path) -> None:

@@ -4,8 +4,8 @@
 `id` if there is one, else of the labels: CoNSeP (Graham et al. 2019, doi
 10.1016/j.media.2019.101563) and Lizard (Graham et al. 2021, arXiv:2108.11195).
 
-The format is that of MATLAB's versions 5 to 7 (MathWorks, MAT-File Format). Damaged files crash
-`scipy.io.loadmat`, and it writes to memory before it knows how much is there.
+The format is that of MATLAB's versions 5 to 7 (MathWorks, MAT-File Format). It is not read by
+`scipy.io.loadmat`, which some damaged files crash.
 """
 
 from __future__ import annotations

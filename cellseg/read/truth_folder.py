@@ -53,11 +53,9 @@ def read_truth_folder(
     entries = list_entries(folder, _REMEDY)
     in_folders = any(path.is_dir() for path in entries)
     images: dict[str, list[str]] = {}
-    records = {}
     for file_name in [*(image.file_name for image in listed), *(unpredicted or ())]:
         images.setdefault(_name(file_name, in_folders), []).append(file_name)
-    for image in listed:
-        records[_name(image.file_name, in_folders)] = image
+    records = {_name(image.file_name, in_folders): image for image in listed}
     if in_folders:
         all_cells = [_ImageCells(path.name, path) for path in entries if path.is_dir()]
         loose, _, _ = group_by_name([path for path in entries if not path.is_dir()], images, True)
