@@ -44,6 +44,7 @@ from cellseg.read.corrected_store import (
 from cellseg.read.foreign_coco import CocoImage, read_coco_images
 from cellseg.read.image_lists import read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TRAIN
+from cellseg.read.merge_classes import merge_classes
 from cellseg.read.names import check_class_names
 from cellseg.read.resolution import resolution_text
 from cellseg.read.train_files import ImageFiles, list_train_images
@@ -71,6 +72,7 @@ EXAMPLES = """\
 python annotation.py
 python annotation.py --data ~/tissue --output annotations.json --skip_bad
 python annotation.py --data ~/lymph --class_names lymphocyte other
+python annotation.py --merge_classes cell class1 class2 class3 class4
 python annotation.py --data ~/tissue --coco ~/tissue/export.json
 """
 
@@ -88,6 +90,11 @@ def get_parser() -> utils.CommandParser:
         "--class_names", nargs="+", metavar="NAME",
         help="class names, in the order of class1.tif, class2.tif and so on; the annotation file "
         "then defines the classes (default: class1 class2 class3 class4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge_classes", nargs="+", action="append", default=[], metavar=("NEW", "OLD"),
+        help="merge one or more classes of the files, OLD, into the class NEW; may be given "
+        "several times (default: every class stays)",
     )  # fmt: skip
     parser.add_argument(
         "--coco", type=Path, metavar="FILE",
@@ -126,6 +133,7 @@ def get_parser() -> utils.CommandParser:
 def read_coco(args: argparse.Namespace) -> tuple[list[str], list[AnnotatedImage], list[str]]:
     """Read the COCO file: class names, images, and a message for each that can't be used."""
     names, sources, unused = read_coco_images(args.coco, args.data, args.skip_bad, args.outlines)
+    merge_classes(names, args.merge_classes)  # a wrong name is said before images are read
 
     def count(image: CocoImage) -> int:
         return len(image.masks) + image.n_crowds
@@ -139,9 +147,10 @@ def read_coco(args: argparse.Namespace) -> tuple[list[str], list[AnnotatedImage]
 def read_train(
     args: argparse.Namespace, names: Sequence[str]
 ) -> tuple[list[AnnotatedImage], list[str], dict[str, list[str]]]:
-    """Read the data folder's train/: images, and a message for each that can't be used.
+    """Read the data folder's train/, whose classes have these names.
 
-    Also returns what isn't used, names of files and images by the reason.
+    Returns the images, a message for each that can't be used, and what else isn't used: names of
+    files and images by the reason.
     """
     sources, unused = list_train_images(args.data)
 
@@ -154,8 +163,9 @@ def read_train(
     try:
         images, bad_images = annotate_images(sources, read, count, args.jobs, args.skip_bad)
     except UnknownClassError as error:
-        found = find_class_names(sources, len(names), args.class_names)
-        raise InputError(f"{error}; {advise_class_names(args.class_names, found)}") from None
+        given = names if args.class_names or args.corrected else None
+        found = find_class_names(sources, len(names), given)
+        raise InputError(f"{error}; {advise_class_names(given, found)}") from None
     return images, bad_images, unused
 
 
@@ -193,14 +203,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_class_names("--class_names", args.class_names or CLASS_NAMES)
     images: list[AnnotatedImage] = []
     bad_images: list[str] = []
+    names = args.class_names
     if args.coco:
-        args.class_names, images, bad_images = read_coco(args)
+        names, images, bad_images = read_coco(args)
+    merge = None
+    if args.merge_classes:
+        merge = merge_classes(names or CLASS_NAMES, args.merge_classes)
+        names = merge.names
     corrected: list[Corrected] = []
     if args.corrected:
-        args.class_names, corrected = take_back(
-            args.corrected, args.data, args.class_names, args.skip_bad
-        )
-    names = args.class_names or list(CLASS_NAMES)
+        names, corrected = take_back(args.corrected, args.data, names, args.skip_bad)
+    names = names or list(CLASS_NAMES)
     stored = load_store(args.data, names)
     windows = add_windows(stored, corrected, args.data)
     skipped = []
@@ -214,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_train = not args.coco and ((args.data / TRAIN).exists() or not windows)
     unused: dict[str, list[str]] = {}
     if is_train:
-        images, bad_images, unused = read_train(args, names)
+        images, bad_images, unused = read_train(args, merge.file_names if merge else names)
+    if merge:
+        images = [merge.apply(image) for image in images]
     images = join(images, windows, args.data)
     if not images:
         unusable = plural(len(bad_images), "training image")

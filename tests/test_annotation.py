@@ -147,10 +147,10 @@ def test_help_teaches(capsys):
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "python annotation.py --data" in out
-    flags = ["data", "output", "class_names", "coco", "mpp", "outlines", "jobs", "skip_bad"]
-    for flag in flags:
+    flags = ["data", "output", "class_names", "merge_classes", "coco", "mpp", "outlines", "jobs"]
+    for flag in [*flags, "skip_bad"]:
         assert f"--{flag}" in out
-    assert out.count("(default: ") == 8
+    assert out.count("(default: ") == 9
 
 
 def truncate(folder):

@@ -723,6 +723,20 @@ def test_classes_with_the_names_of_regions_and_ignored_cells(data, folder, name,
     assert "ignored" not in capsys.readouterr().out
 
 
+def test_the_classes_of_windows_are_those_after_merging(data, folder):
+    old = data / "train" / "old"
+    (old / "class1.tif").rename(old / "class3.tif")
+    correct(folder)
+    names = ["--class_names", "alpha 1", "beta", "alpha 2"]
+    assert take_back(data, folder, *names, "--merge_classes", "alpha", "alpha 1", "alpha 2") == 0
+    found = cells_of(data, "corrected/new.png")
+    assert boxes(found["alpha"]) == [(4, 4, 10, 10), (14, 4, 22, 10), (50, 20, 56, 26)]
+    assert boxes(found["beta"]) == [(14, 20, 20, 26), (24, 4, 30, 10), (35, 20, 41, 26)]
+    assert boxes(cells_of(data, "train/old/image.tif")["alpha"]) == [
+        (4, 4, 10, 10), (30, 10, 36, 16), (50, 30, 56, 36),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("written", "read"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_letters_with_accents_are_one_character_or_two(data, results, tmp_path, written, read):
     """macOS may decompose them: in GeoJSON, in COCO, in the flags and in what was stored."""

@@ -1,0 +1,179 @@
+"""annotation.py --merge_classes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import tifffile
+
+import annotation
+from cellseg.read.merge_classes import merge_classes
+from tests.read.refusal import refusal
+from tests.score.scoring_cases import decode
+
+SIZE = (12, 20)
+# The cell of each class is a square of a side of its number, in a column of its own.
+CORNERS = {1: (0, 0), 2: (0, 2), 3: (0, 6), 4: (0, 10)}
+
+
+def square(number):
+    row, column = CORNERS[number]
+    labels = np.zeros(SIZE, np.uint8)
+    labels[row : row + number, column : column + number] = 1
+    return labels
+
+
+def write_train(data, maps, name="a"):
+    folder = data / "train" / name
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "image.tif", np.full((*SIZE, 3), 200, np.uint8), photometric="rgb")
+    for number, labels in maps.items():
+        tifffile.imwrite(folder / f"class{number}.tif", labels)
+    return data
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_train(tmp_path / "data", {number: square(number) for number in CORNERS})
+
+
+def run(data, *more):
+    output = data / "out.json"
+    assert annotation.main(["--data", str(data), "--output", str(output), *more]) == 0
+    return json.loads(output.read_text())
+
+
+def cells(coco):
+    """Return the area of each cell, with the name of its class, in order."""
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    return [(names[a["category_id"]], a["area"]) for a in coco["annotations"]]
+
+
+def class_names(coco):
+    assert [c["id"] for c in coco["categories"]] == [*range(1, len(coco["categories"]) + 1)]
+    return [c["name"] for c in coco["categories"]]
+
+
+def test_a_class_takes_the_place_of_the_first_that_it_is_merged_from(data):
+    coco = run(data, "--merge_classes", "even", "class4", "class2")
+    assert class_names(coco) == ["class1", "even", "class3"]
+    assert cells(coco) == [("class1", 1), ("even", 4), ("even", 16), ("class3", 9)]
+    masks = [decode(a["segmentation"]) for a in coco["annotations"]]
+    for mask, number in zip(masks, (1, 2, 4, 3), strict=True):
+        np.testing.assert_array_equal(mask, square(number))
+
+
+def test_several_merges(data, capsys):
+    names = ["--class_names", "a", "b c", "d", "e"]
+    coco = run(
+        data, *names, "--merge-classes", "late", "E", " d ", "--merge_classes", "A", "a", "b c"
+    )
+    assert cells(coco) == [("A", 1), ("A", 4), ("late", 9), ("late", 16)]
+    assert "2 late       1          2" in capsys.readouterr().out
+
+
+def test_all_in_one(data):
+    coco = run(data, "--merge_classes", "cell", *(f"class{n}" for n in CORNERS))
+    assert class_names(coco) == ["cell"]
+    assert [area for _, area in cells(coco)] == [1, 4, 9, 16]
+
+
+def test_a_class_of_another_name(data):
+    coco = run(data, "--merge_classes", "tumour", "class3")
+    assert class_names(coco) == ["class1", "class2", "tumour", "class4"]
+    assert cells(coco) == [("class1", 1), ("class2", 4), ("tumour", 9), ("class4", 16)]
+
+
+def test_old_and_new_names_may_be_exchanged(data):
+    swap = ["--merge_classes", "class2", "class1", "--merge_classes", "class1", "class2"]
+    coco = run(data, *swap)
+    assert class_names(coco) == ["class2", "class1", "class3", "class4"]
+    assert cells(coco)[:2] == [("class2", 1), ("class1", 4)]
+
+
+def test_a_cell_in_two_merged_classes_is_one(tmp_path, capsys):
+    data = write_train(tmp_path, {1: square(3), 2: square(3) + 2 * square(2), 3: square(3)})
+    coco = run(data, "--merge_classes", "x", "class1", "class3")
+    # The second class has other cells, at the same place and beside it.
+    assert Counter(name for name, _ in cells(coco)) == {"x": 1, "class2": 2}
+    warned = capsys.readouterr().err
+    assert "cells in two of the classes that were merged, used once: 1, in 1 image: a" in warned
+
+
+def test_images_without_cells_and_with_some_classes(tmp_path):
+    write_train(tmp_path, {}, "empty")
+    write_train(tmp_path, {2: square(2)}, "some")
+    write_train(tmp_path, {4: square(4), 3: 0 * square(3)}, "others")
+    coco = run(tmp_path, "--merge_classes", "x", "class1", "class3", "class4")
+    by_image = Counter(a["image_id"] for a in coco["annotations"])
+    ids = {i["file_name"].split("/")[1]: i["id"] for i in coco["images"]}
+    assert set(ids) == {"empty", "others", "some"}
+    assert by_image == {ids["some"]: 1, ids["others"]: 1}
+    assert sorted(cells(coco)) == [("class2", 4), ("x", 16)]
+
+
+def test_a_coco_file(data):
+    run(data)
+    coco = run(
+        data, "--coco", str((data / "out.json").rename(data / "theirs.json")),
+        "--merge_classes", "x", "class2", "class3",
+    )  # fmt: skip
+    assert cells(coco) == [("class1", 1), ("x", 4), ("x", 9), ("class4", 16)]
+
+
+def test_classes_of_outlines(tmp_path):
+    write_train(tmp_path, {})
+    features = []
+    for x, height, name in ((0, 1, "Plasma"), (4, 2, "Tumour"), (8, 3, "lymphocyte")):
+        ring = [[x, 0], [x + 2, 0], [x + 2, height], [x, height], [x, 0]]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"classification": {"name": name}},
+            }
+        )
+    (tmp_path / "train" / "a" / "cells.geojson").write_text(json.dumps(features))
+    names = ["--class_names", "Lymphocyte", "Tumour", "Plasma"]
+    coco = run(tmp_path, *names, "--merge_classes", "Immune", "Lymphocyte", "Plasma")
+    assert class_names(coco) == ["Immune", "Tumour"]
+    assert sorted(cells(coco)) == [("Immune", 2), ("Immune", 6), ("Tumour", 4)]
+
+
+@pytest.mark.parametrize(
+    ("merges", "found"),
+    [
+        ([["x"]], "x: "),
+        ([["x", "class9"]], '"class9"'),
+        ([["x", "class1", "class1"]], "class1"),
+        ([["x", "class1"], ["y", "class2", "CLASS1"]], "y: class1"),
+        ([["class3", "class1", "class2"]], "class3"),
+        ([["x", "class1"], ["X", "class2"]], "'X'"),
+        ([[" ", "class1"]], "empty"),
+        ([["a\nb", "class1"]], "a\\nb"),
+    ],
+)
+def test_merges_that_are_wrong(data, merges, found):
+    words = [word for merge in merges for word in ("--merge_classes", *merge)]
+    message = refusal(run, data, *words)
+    assert message.startswith("--merge_classes")
+    assert found in message
+    assert not (data / "out.json").exists()
+
+
+def test_wrong_merges_of_a_coco_file_are_found_before_images_are_read(data):
+    run(data)
+    (data / "out.json").rename(data / "theirs.json")
+    (data / "train" / "a" / "image.tif").write_bytes(b"")
+    merge = ["--merge_classes", "x", "tumour"]
+    message = refusal(run, data, "--coco", str(data / "theirs.json"), *merge)
+    assert '"tumour"' in message
+
+
+def test_no_merges_change_nothing():
+    merge = merge_classes(["b", "a"], [])
+    assert merge.names == merge.file_names == ["b", "a"]
+    assert merge.numbers == {1: 1, 2: 2}
