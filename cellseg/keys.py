@@ -134,6 +134,10 @@ OWN: dict[str, Any] = {
         "BLUR": 0.0,
         # The densities of haematoxylin and eosin are multiplied by 1 - this to 1 + this.
         "STAIN_JITTER": 0.0,
+        # … and those in red, green and blue, the stains' colours, by 1 - this to 1 + this.
+        "STAIN_COLOUR_JITTER": 0.0,
+        # Red, green and blue are multiplied by 1 - this to 1, as in other light.
+        "LIGHT_JITTER": 0.0,
         # Probability that cells of another image are pasted into a sample.
         "COPY_PASTE": 0.0,
     },
@@ -367,6 +371,8 @@ TRAINING_RANGES: dict[str, Allowed] = {
     "INPUT.CONTRAST": _FACTORS,
     "INPUT.BLUR": _NOT_NEGATIVE,
     "INPUT.STAIN_JITTER": _FRACTION,
+    "INPUT.STAIN_COLOUR_JITTER": _FRACTION,
+    "INPUT.LIGHT_JITTER": _FRACTION,
     "INPUT.COPY_PASTE": _FRACTION,
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.LR_SCHEDULER_NAME": SCHEDULERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # Optical density of one unit of each stain in red, green, blue (Ruifrok & Johnston).
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
@@ -16,15 +16,19 @@ _STAINS = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
 _DENSITIES = -np.log(np.arange(1, 257) / 256).astype(np.float32)
 
 
-def scale_stains(image: NDArray[np.uint8], haematoxylin: float, eosin: float) -> NDArray[np.uint8]:
+def scale_stains(
+    image: NDArray[np.uint8], haematoxylin: ArrayLike, eosin: ArrayLike
+) -> NDArray[np.uint8]:
     """Return an image with the optical density of each stain multiplied by a factor.
 
     Colour deconvolution (Ruifrok & Johnston 2001). Factors of 1 change no pixel; white stays
-    white. `image` is `(h, w, 3)` uint8 RGB, the factors are 0 or more.
+    white. `image` is `(h, w, 3)` uint8 RGB; the factors are 0 or more, one of a stain, or three of
+    its density in red, green and blue, which change its colour.
     """
     # Unmixing, scaling and mixing are one linear map. As identity plus a change, factors of 1
     # cause no rounding.
-    change = np.linalg.inv(_STAINS) @ np.diag([haematoxylin - 1, eosin - 1, 0]) @ _STAINS
+    factors = np.stack([np.broadcast_to(factor, 3) for factor in (haematoxylin, eosin, 1.0)])
+    change = np.linalg.inv(_STAINS) @ ((factors - 1) * _STAINS)
     mix = (np.eye(3) + change).astype(np.float32)
     densities = cv2.transform(cv2.LUT(image, _DENSITIES), -mix.T)
     light: NDArray[np.float32] = np.asarray(cv2.exp(densities))

@@ -250,6 +250,8 @@ def test_bad_options(options, expected):
         ("INPUT.BRIGHTNESS", "(1.1,0.9) (1.1,)", "two numbers, the lower one first"),
         ("INPUT.CONTRAST", "(-0.1,1.0) (0.1,1e999) ('a','b')", "two numbers"),
         ("INPUT.STAIN_JITTER", "1.5", "from 0 to 1 "),
+        ("INPUT.STAIN_COLOUR_JITTER", "-0.1 nan", "from 0 to 1 "),
+        ("INPUT.LIGHT_JITTER", "1.1", "from 0 to 1 "),
         ("INPUT.BLUR", "inf", "0 or more"),
         ("INPUT.MIN_SIZE_TRAIN", "() (1.5,)", "one or more numbers .a whole number"),
         ("INPUT.MAX_SIZE_TRAIN", "0", "a positive number"),

@@ -199,13 +199,31 @@ class QuarterTurn(FlipOrRotation):
 
 @dataclass(frozen=True)
 class StainJitter(Colour):
-    """Multiplies the densities of haematoxylin and eosin by factors from 1 ± `amount`."""
+    """Multiplies the densities of haematoxylin and eosin by factors from 1 ± `amount`.
+
+    Those in red, green and blue also by factors of their own from 1 ± `colour`.
+    """
+
+    amount: float
+    colour: float = 0.0
+
+    def apply_colours(self, image: Image, rng: Generator) -> Image:
+        factors = rng.uniform(1 - self.amount, 1 + self.amount, (2, 1))
+        if self.colour:
+            factors = factors * rng.uniform(1 - self.colour, 1 + self.colour, (2, 3))
+        return scale_stains(image, *factors)
+
+
+@dataclass(frozen=True)
+class LightJitter(Colour):
+    """Multiplies red, green and blue by factors of their own from 1 - `amount` to 1."""
 
     amount: float
 
     def apply_colours(self, image: Image, rng: Generator) -> Image:
-        haematoxylin, eosin = rng.uniform(1 - self.amount, 1 + self.amount, 2).tolist()
-        return scale_stains(image, haematoxylin, eosin)
+        factors = rng.uniform(1 - self.amount, 1, 3)
+        table = np.rint(np.arange(256)[:, None] * factors).astype(np.uint8)
+        return np.asarray(cv2.LUT(image, table[None]))
 
 
 @dataclass(frozen=True)
@@ -300,10 +318,12 @@ def _build_flips_and_rotations(inputs: CfgNode) -> list[FlipOrRotation]:
 
 
 def _build_colours(inputs: CfgNode) -> list[Colour]:
-    """Build the colour changes in the order of the light: stain, lens, camera."""
+    """Build the colour changes in the order of the light: stain, lamp, lens, camera."""
     colours: list[Colour] = []
-    if inputs.STAIN_JITTER:
-        colours.append(StainJitter(inputs.STAIN_JITTER))
+    if inputs.STAIN_JITTER or inputs.STAIN_COLOUR_JITTER:
+        colours.append(StainJitter(inputs.STAIN_JITTER, inputs.STAIN_COLOUR_JITTER))
+    if inputs.LIGHT_JITTER:
+        colours.append(LightJitter(inputs.LIGHT_JITTER))
     if inputs.BLUR:
         colours.append(Blur(inputs.BLUR))
     if tuple(inputs.BRIGHTNESS) != (1, 1):

@@ -21,6 +21,7 @@ from cellseg.learn.augment import (
     Contrast,
     FixedScaleCrop,
     Flip,
+    LightJitter,
     QuarterTurn,
     ShortestEdgeCrop,
     StainJitter,
@@ -311,9 +312,10 @@ def test_factors_of_one_change_no_colour(image):
     np.testing.assert_array_equal(StainJitter(0.0).apply_colours(image, rng_of()), image)
 
 
-def tissue(haematoxylin, eosin):
+def tissue(haematoxylin, eosin, haematoxylin_colour=HAEMATOXYLIN, eosin_colour=EOSIN):
     """Return the light that passes through these densities, by the Beer-Lambert law."""
-    density = np.multiply.outer(haematoxylin, HAEMATOXYLIN) + np.multiply.outer(eosin, EOSIN)
+    density = np.multiply.outer(haematoxylin, haematoxylin_colour)
+    density += np.multiply.outer(eosin, eosin_colour)
     return np.rint(256 * np.exp(-density) - 1).astype(np.uint8)
 
 
@@ -326,10 +328,24 @@ def test_stains_are_scaled_as_their_densities(haematoxylin, eosin):
     assert np.abs(result - tissue(h * haematoxylin, e * eosin)).max() <= 2
 
 
+FACTORS = st.tuples(*[st.floats(0, 1.4)] * 3)
+
+
+@given(FACTORS, FACTORS)
+@settings(max_examples=60, deadline=None)
+def test_stains_of_other_colours(haematoxylin, eosin):
+    """The amounts of the stains stay, what they absorb of each colour does not."""
+    h, e = np.meshgrid(np.linspace(0, 0.9, 7), np.linspace(0, 0.9, 7))
+    result = scale_stains(tissue(h, e), haematoxylin, eosin).astype(int)
+    colours = np.multiply(haematoxylin, HAEMATOXYLIN), np.multiply(eosin, EOSIN)
+    assert np.abs(result - tissue(h, e, *colours)).max() <= 3
+
+
 def test_white_stays_white():
     white = np.full((2, 3, 3), 255, np.uint8)
-    for _ in range(20):
-        np.testing.assert_array_equal(StainJitter(0.9).apply_colours(white, rng_of()), white)
+    for seed in range(20):
+        result = StainJitter(0.9, 0.9).apply_colours(white, rng_of(seed))
+        np.testing.assert_array_equal(result, white)
 
 
 def test_stains_are_separated_as_by_an_exact_inverse():
@@ -351,6 +367,32 @@ def test_stains_are_drawn_independently():
     assert density.min(0) == pytest.approx([0.8, 0.8], abs=0.03)
     assert density.max(0) == pytest.approx([1.2, 1.2], abs=0.03)
     assert abs(np.asarray(np.corrcoef(density.T))[0, 1]) < 0.25  # 5 sigma
+
+
+def test_the_colours_of_stains_are_drawn_independently():
+    """One pixel is stained by haematoxylin only, the other by eosin only."""
+    image = tissue(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    rng = rng_of()
+    results = np.array([StainJitter(0.0, 0.3).apply_colours(image, rng)[0] for _ in range(400)])
+    density = -np.log((results + 1) / 256) / [HAEMATOXYLIN, EOSIN]
+    factors = density.reshape(400, 6)[:, [0, 1, 2, 4]]  # eosin is too pale in red and blue
+    assert factors.min(0) == pytest.approx([0.7] * 4, abs=0.03)
+    assert factors.max(0) == pytest.approx([1.3] * 4, abs=0.03)
+    correlations = np.corrcoef(factors.T) - np.eye(4)
+    assert np.abs(correlations).max() < 0.25  # 5 sigma
+
+
+def test_light_dims_each_colour_by_a_factor_of_its_own():
+    image = np.array([[[200, 200, 200], [100, 100, 100], [0, 0, 0]]], np.uint8)
+    rng = rng_of()
+    results = np.array([LightJitter(0.3).apply_colours(image, rng)[0] for _ in range(400)])
+    factors = results[:, 0] / 200
+    assert factors.min(0) == pytest.approx([0.7] * 3, abs=0.02)
+    assert factors.max(0) == pytest.approx([1.0] * 3, abs=0.02)
+    assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.25
+    assert np.abs(results[:, 1] - 100 * factors).max() <= 0.8  # both are rounded
+    assert not results[:, 2].any()
+    np.testing.assert_array_equal(LightJitter(0.0).apply_colours(image, rng), image)
 
 
 def blurred_dot(sigma_max, seed):
@@ -404,12 +446,15 @@ def test_augmentations_are_built_from_the_config():
     sizes = {"MIN_SIZE_TRAIN": (100, 200), "MIN_SIZE_TRAIN_SAMPLING": "range"}
     flips = {"RANDOM_FLIP": "both", "QUARTER_TURNS": True, "MAX_SIZE_TRAIN": 500}
     colours = {"BRIGHTNESS": (0.9, 1.1), "CONTRAST": (0.8, 1.0), "BLUR": 0.5, "STAIN_JITTER": 0.2}
+    colours |= {"LIGHT_JITTER": 0.1}
     built = build_augmentations(config(**crop, **sizes, **flips, **colours))
     assert built.crop == ShortestEdgeCrop("absolute", (144, 100), (100, 200), "range", 500)
     assert built.flips_and_rotations[0] == Flip(True, True)
     assert isinstance(built.flips_and_rotations[1], QuarterTurn)
-    expected = [StainJitter(0.2), Blur(0.5), Brightness(0.9, 1.1), Contrast(0.8, 1.0)]
-    assert built.colours == expected
+    stain, light, lens = StainJitter(0.2, 0.0), LightJitter(0.1), Blur(0.5)
+    assert built.colours == [stain, light, lens, Brightness(0.9, 1.1), Contrast(0.8, 1.0)]
+    built = build_augmentations(config(STAIN_COLOUR_JITTER=0.3))
+    assert built.colours == [StainJitter(0.0, 0.3)]
     fixed = {"ZOOM": 2.0, "ZOOM_JITTER": 0.1, "WINDOW": 256}
     built = build_augmentations(config(**fixed, RANDOM_FLIP="vertical"))
     assert built.crop == FixedScaleCrop(2.0, 0.1, 256)
