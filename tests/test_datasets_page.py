@@ -73,7 +73,7 @@ def consep():
         write("CoNSeP/" + name.format("Overlay") + ".png", picture())
         cells = {"inst_map": label_map(A, B, C, dtype=float), "inst_type": [[7.0], [1.0], [4.0]]}
         write("CoNSeP/" + name.format("Labels") + ".mat", cells)
-    return {"train_1": {("endothelial", A), ("other", B), ("malignant-epithelial", C)}}
+    return {"train_1": {("spindle-shaped", A), ("other", B), ("epithelial", C)}}
 
 
 def cryonuseg():
