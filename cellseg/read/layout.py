@@ -274,21 +274,29 @@ def _choose_class_files(files: Sequence[tuple[str, Path]], n_classes: int) -> di
     """
     class_files: dict[int, Path] = {}
     for name, path in files:
-        match = _matches(_READ["class"], name)
-        if not match:
+        number = class_number(name, n_classes)
+        if number is None:
             continue
-        if not re.fullmatch("[1-9][0-9]{0,8}", match[1]) or int(match[1]) > n_classes:
+        if not number:
             raise InputError(
                 f"{path}: class number out of range, expected class1.tif to "
                 f"class{n_classes}.tif; rename it, or set the class names with --class_names"
             )
-        number = int(match[1])
         if number in class_files:
             raise InputError(
                 f"{path}: same class as {class_files[number].name}; remove one of them"
             )
         class_files[number] = path
     return class_files
+
+
+def class_number(name: str, n_classes: int) -> int | None:
+    """Return the class 1…K of a label map of one class, 0 if it has none, None for other names."""
+    match = _matches(_READ["class"], name)
+    if not match:
+        return None
+    number = int(match[1]) if re.fullmatch("[1-9][0-9]{0,8}", match[1]) else 0
+    return number if number <= n_classes else 0
 
 
 def _two_sources(folder: Path, paths: Sequence[Path]) -> InputError:
