@@ -19,7 +19,7 @@ from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.images import ImageCells
 from cellseg.look.formats import DEFAULT_FORMATS, FORMATS, FORMATS_HELP, write_format
-from cellseg.look.overlay import WINDOW, class_colour
+from cellseg.look.overlay import WINDOW
 from cellseg.messages import plural
 from cellseg.read.cells import (
     is_annotations,
@@ -183,9 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names, images = read_cells(args, source)
     if args.to_correct:
         threshold = 0.5 if args.score_threshold is None else args.score_threshold
-        colours = [class_colour(k) for k in range(len(names))]
         count = args.count or 10
-        write_most_uncertain(args.to_correct, source, images, names, colours, threshold, count)
+        write_most_uncertain(args.to_correct, source, images, names, threshold, count)
         return 0
     formats = list(dict.fromkeys(args.format or ([] if tables else DEFAULT_FORMATS)))
     drawn = [image for image in images if args.format or max(image.size) <= WINDOW]

@@ -32,7 +32,6 @@ from bench.learning import printed_as_errors, score
 from cellseg import runs
 from cellseg.files import write_json
 from cellseg.learn.cross_validation import estimate
-from cellseg.look.overlay import class_colour
 from cellseg.read.annotate import annotate_image
 from cellseg.read.cells import read_predicted_cells
 from cellseg.read.coco import annotations_by_image, class_names
@@ -85,7 +84,6 @@ def correct(folder: Path, ground_truth: Path, windows: Collection[str] | None = 
             [cell.mask for cell in now],
             np.array([cell.class_ for cell in now], np.int64),
             names,
-            [class_colour(k) for k in range(len(names))],
             object_type="annotation",
             ids=[kept.get(n) or str(uuid.uuid4()) for n in range(len(now))],
         )

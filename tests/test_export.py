@@ -20,9 +20,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import annotation
 import export
 import utils
+from cellseg.colours import class_colour
 from cellseg.look import overlay
 from cellseg.look.formats import FORMATS
-from cellseg.look.overlay import class_colour
 from cellseg.read.cells import read_annotated_cells, read_predicted_cells
 from cellseg.read.window import read_image
 from cellseg.rle import crop_runs, encode, label_map_to_runs

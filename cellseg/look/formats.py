@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
-from cellseg.look.overlay import class_colour, write_overlay
+from cellseg.look.overlay import write_overlay
 from cellseg.messages import listed, plural, warn
 from cellseg.write.coco import write_coco
 from cellseg.write.geojson import GeoJSONOptions, export_geojson
@@ -82,12 +82,11 @@ def write_format(
         return path, 0
     folder, n_hidden = output / name, 0
     before = _files(folder)
-    colours = [class_colour(k) for k in range(len(names))]
     unreadable: list[InputError] = []
     for image in images:
         if name == "geojson":
             n_hidden += len(image.masks) - export_geojson(
-                folder, image, names, colours, geojson, progress, unreadable
+                folder, image, names, geojson, progress, unreadable
             )
             continue
         if name == "labels":

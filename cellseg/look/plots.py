@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from cellseg.look.overlay import class_colour
+from cellseg.colours import class_colour
 from cellseg.runs import rescale_score
 from cellseg.score.ap import RECALLS
 from cellseg.score.summary import Difference, Scores

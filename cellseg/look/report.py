@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg import rle
+from cellseg.colours import class_colour
 from cellseg.files import write_atomic
 from cellseg.images import EvalImage
 from cellseg.look import gallery, parts
 from cellseg.look.gallery import Example
-from cellseg.look.overlay import class_colour
 from cellseg.look.parts import ReportContent
 from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace

@@ -27,7 +27,7 @@ from cellseg.read.window import open_image_of_size
 from cellseg.rle import MaskRuns, crop_runs, decode, encode, select_masks
 from cellseg.runs import RECORD, file_hash, read_record
 from cellseg.write.coco import write_coco
-from cellseg.write.geojson import Colour, cell_features, write_geojson
+from cellseg.write.geojson import cell_features, write_geojson
 
 COCO_FILE = "coco.json"
 """The cells of all windows, for tools that don't open GeoJSON."""
@@ -84,7 +84,6 @@ def write_most_uncertain(
     source: Path,
     images: Sequence[ImageCells],
     names: Sequence[str],
-    colours: Sequence[Colour],
     threshold: float,
     count: int,
 ) -> None:
@@ -102,7 +101,7 @@ def write_most_uncertain(
     held_out = read_record(run)["held_out"] if (run / RECORD).is_file() else []
     ranked = rank_windows(images)
     chosen = ranked[:count]
-    n_cells = write_windows(folder, chosen, names, colours, threshold, held_out)
+    n_cells = write_windows(folder, chosen, names, threshold, held_out)
     for window in chosen:
         left, top, right, bottom = window.box
         print(
@@ -117,7 +116,6 @@ def write_windows(
     folder: Path,
     windows: Sequence[Window],
     names: Sequence[str],
-    colours: Sequence[Colour],
     threshold: float,
     held_out: Container[str],
 ) -> int:
@@ -131,8 +129,8 @@ def write_windows(
         Where to write. Files of an earlier export there are replaced.
     windows
         The windows.
-    names, colours
-        K class names, and K colours as red, green, blue of 0…255.
+    names
+        The K class names.
     threshold
         Minimum score of the cells that are written.
     held_out
@@ -160,9 +158,7 @@ def write_windows(
             pixels = opened.read(window.box)
         masks, classes, scores = _cut_cells(window, threshold)
         rles = encode(masks)
-        features = list(
-            cell_features(name, masks.size, rles, classes, names, colours, scores, "annotation")
-        )
+        features = list(cell_features(name, masks.size, rles, classes, names, scores, "annotation"))
         geojson = folder / f"{name}.geojson"
         write_png(folder / f"{name}.png", pixels)
         write_geojson(geojson, features)

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
+from cellseg.colours import class_colour
 from cellseg.errors import InputError
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
@@ -30,7 +31,6 @@ from cellseg.write.ids import cell_ids
 from cellseg.write.measured import Measure, measurements
 
 Feature = dict[str, Any]
-Colour = tuple[int, int, int]
 
 
 def cell_features(
@@ -39,7 +39,6 @@ def cell_features(
     masks: Sequence[RLE],
     classes: NDArray[Any],
     names: Sequence[str],
-    colours: Sequence[Colour],
     scores: NDArray[Any] | None = None,
     object_type: str = "detection",
     scale: tuple[float, float] = (1, 1),
@@ -58,8 +57,8 @@ def cell_features(
         N compressed RLEs. Empty masks give no feature.
     classes
         `(N,)` integers, 0…K−1.
-    names, colours
-        K class names, and K colours as red, green, blue of 0…255.
+    names
+        The K class names.
     scores
         `(N,)` in 0…1, the measurement "score", or None.
     object_type
@@ -82,7 +81,7 @@ def cell_features(
         If a mask isn't an RLE of this size.
     """
     classifications = [
-        {"name": name, "color": list(colour)} for name, colour in zip(names, colours, strict=True)
+        {"name": name, "color": list(class_colour(k))} for k, name in enumerate(names)
     ]
     ids = cell_ids(image, masks) if ids is None else ids
     for index, polygons in enumerate(trace_masks(masks, size)):
@@ -139,7 +138,6 @@ def export_geojson(
     folder: Path,
     image: ImageCells,
     names: Sequence[str],
-    colours: Sequence[Colour],
     options: GeoJSONOptions,
     progress: Callable[[int], object],
     unreadable: list[InputError],
@@ -158,7 +156,6 @@ def export_geojson(
         image.masks,
         image.classes,
         names,
-        colours,
         image.scores,
         options.object_type or ("annotation" if image.scores is None else "detection"),
         scale_to_full_resolution(image),

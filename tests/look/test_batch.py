@@ -7,8 +7,9 @@ import torch
 from pycocotools import mask as coco_mask
 
 from cellseg.cellmasks import CellMasks
+from cellseg.colours import class_colour
 from cellseg.look.batch import draw_batch, draw_middle
-from cellseg.look.overlay import class_colour, draw_comparison
+from cellseg.look.overlay import draw_comparison
 from cellseg.predictions import Predictions
 from tests.learn.cell_cases import image_of
 

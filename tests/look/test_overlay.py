@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
+from cellseg.colours import CLASS_COLOURS, class_colour
 from cellseg.errors import InputError
 from cellseg.look.overlay import (
-    CLASS_COLOURS,
-    class_colour,
     draw_comparison,
     draw_outlines,
     draw_overlay,

@@ -26,8 +26,6 @@ from cellseg.rle import areas, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal
 
-COLOURS = [(0, 0, 0)] * 4
-
 
 def masks_of(mask_runs):
     masks = np.zeros((len(mask_runs), mask_runs.size[1], mask_runs.size[0]), int)
@@ -150,7 +148,7 @@ def test_exported_masks_are_read_back_exactly(tmp_path_factory, labels):
     values, mask_runs = label_map_to_runs(labels)
     masks = encode(mask_runs)
     classes = values.astype(np.int64) - 1
-    features = cell_features("a", labels.shape, masks, classes, CLASS_NAMES, COLOURS)
+    features = cell_features("a", labels.shape, masks, classes, CLASS_NAMES)
     write_geojson(path, features)
     cells, warnings = fill_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
     assert sorted(cells) == values.tolist()

@@ -21,7 +21,6 @@ from cellseg.write.ids import cell_ids
 from tests.read.refusal import refusal
 
 NAMES = ["epithelial", "Zellkern – 細胞"]
-COLOURS = [(0, 158, 115), (240, 228, 66)]
 
 
 def features_of(labels, classes=None, **more):
@@ -30,7 +29,7 @@ def features_of(labels, classes=None, **more):
     if classes is None:
         classes = np.zeros(len(masks), np.int64)
     size = (len(labels), len(labels[0]))
-    return list(cell_features("a.tif", size, masks, classes, NAMES, COLOURS, **more))
+    return list(cell_features("a.tif", size, masks, classes, NAMES, **more))
 
 
 def drawn(shape, size):
@@ -69,7 +68,7 @@ def test_ids_differ_within_an_image_and_between_images_but_not_between_runs():
     first, second = features_of([[1, 2]]), features_of([[1, 2]])
     assert first == second
     _, runs = label_map_to_runs(np.array([[1, 2]]))
-    other = cell_features("b.tif", (1, 2), encode(runs), np.zeros(2, int), NAMES, COLOURS)
+    other = cell_features("b.tif", (1, 2), encode(runs), np.zeros(2, int), NAMES)
     assert len({f["id"] for f in [*first, *other]}) == 4
 
 
@@ -92,7 +91,7 @@ def test_given_ids_and_measurements():
 
 def test_a_mask_with_no_pixel_gives_no_feature():
     masks = [{"size": [1, 2], "counts": "2"}, {"size": [1, 2], "counts": "02"}]
-    features = list(cell_features("a", (1, 2), masks, np.array([0, 1]), NAMES, COLOURS))
+    features = list(cell_features("a", (1, 2), masks, np.array([0, 1]), NAMES))
     assert [f["properties"]["classification"]["name"] for f in features] == [NAMES[1]]
 
 
@@ -106,7 +105,7 @@ def test_blocks_do_not_matter(monkeypatch):
 def test_a_mask_of_another_size():
     masks = [{"size": [2, 2], "counts": "4"}]
     with pytest.raises(ValueError, match="size"):
-        list(cell_features("a", (1, 2), masks, np.array([0]), NAMES, COLOURS))
+        list(cell_features("a", (1, 2), masks, np.array([0]), NAMES))
 
 
 @settings(deadline=None)
