@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import utils
 from cellseg import process
@@ -21,7 +21,8 @@ from cellseg.files import display_path
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from cellseg.images import ImageRecord
+    from cellseg.predict.networks import Networks
+    from cellseg.read.image_lists import ImageSet
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,20 +142,14 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     return cfg
 
 
-def find_networks(
-    args: argparse.Namespace,
-) -> tuple[Path, list[dict[str, Any]], list[Path], list[CfgNode]]:
-    """Return the first run's folder, the classes, and weights and config of each network.
-
-    Sets the device that was left out.
-    """
+def find_networks(args: argparse.Namespace) -> Networks:
+    """Return the networks of the runs. Sets the device that was left out."""
     from cellseg import runs
     from cellseg.device import choose_device
-    from cellseg.predict.networks import check_networks
+    from cellseg.predict.networks import Networks, check_networks
 
     checkpoints = args.checkpoint or [runs.find_newest_run(utils.RUNS)]
-    folders = [runs.resolve_run_folder(path) for path in checkpoints]
-    categories = runs.common_categories(folders)
+    categories = runs.common_categories([runs.resolve_run_folder(path) for path in checkpoints])
     if not args.scheduler:
         args.device = choose_device(args.device, args.options)
     weights = [runs.find_weights(path, args.weight_name) for path in checkpoints]
@@ -164,44 +159,35 @@ def find_networks(
     cfgs = [configure(args, path.parent) for path in weights]
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
-    check_networks(weights, cfgs, len(categories))
-    return folders[0], categories, weights, cfgs
+    networks = Networks(weights, cfgs, categories)
+    check_networks(networks)
+    return networks
 
 
-def list_images(
-    args: argparse.Namespace, weights: Sequence[Path], own_data: str
-) -> tuple[str, list[ImageRecord]]:
-    """Return the name of the results file, and the images to predict.
-
-    Sets the data folder and the annotations that were left out; `own_data` is the runs' folder of
-    data.
-    """
+def list_images(args: argparse.Namespace, networks: Networks) -> ImageSet:
+    """List the images to predict: the user's own, the test list, or the runs' annotated ones."""
     from cellseg import runs
     from cellseg.read import image_lists
+    from cellseg.read.coco import data_categories
+    from cellseg.read.image_lists import ImageSet
     from cellseg.read.results import OWN_RESULTS_FILE, RESULTS_FILE
 
     if args.images:
-        return OWN_RESULTS_FILE, image_lists.list_image_files(args.images)
+        return ImageSet(OWN_RESULTS_FILE, image_lists.list_image_files(args.images))
     if args.dataset == "test":
-        args.data = args.data or utils.DATA
-        return RESULTS_FILE, image_lists.read_test_list(args.data)
-    folders = [path.parent for path in weights]
-    validation = runs.common_validation(folders) if args.dataset == "val" else None
-    args.annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
-    args.annotations = runs.find_annotations(folders, args.annotations)
-    args.data = args.data or Path(own_data)
-    listed = image_lists.list_annotated_images(args.data, args.annotations, validation)
-    return f"{args.dataset}-results.json", listed
+        data = args.data or utils.DATA
+        listed = image_lists.read_test_list(data)
+        return ImageSet(RESULTS_FILE, listed, data, categories=data_categories(data))
+    validation = runs.common_validation(networks.runs) if args.dataset == "val" else None
+    annotations = args.annotations or (args.data and args.data / utils.ANNOTATIONS)
+    annotations = runs.find_annotations(networks.runs, annotations)
+    data = args.data or Path(networks.cfgs[0].DATA.ROOT)
+    listed = image_lists.list_annotated_images(data, annotations, validation)
+    return ImageSet(f"{args.dataset}-results.json", listed, data, annotations)
 
 
-def predict_slides(
-    args: argparse.Namespace,
-    run: Path,
-    categories: Sequence[dict[str, Any]],
-    weights: Sequence[Path],
-    cfgs: Sequence[CfgNode],
-) -> None:
-    """Predict the slides of a table with the networks of `find_networks`."""
+def predict_slides(args: argparse.Namespace, networks: Networks) -> None:
+    """Predict the slides of a table."""
     from cellseg.write.slides import predict_table
 
     table = args.images[0]
@@ -214,9 +200,8 @@ def predict_slides(
         )
     process.advise("run the same command again to continue")
     predict_table(
-        table, args.output or run / table.stem, weights, cfgs, categories,
-        mpp=args.mpp, level=args.level, all_tiles=args.all_tiles, workers=args.workers,
-        scheduler=args.scheduler,
+        table, args.output or networks.runs[0] / table.stem, networks, mpp=args.mpp,
+        level=args.level, all_tiles=args.all_tiles, workers=args.workers, scheduler=args.scheduler,
     )  # fmt: skip
 
 
@@ -228,8 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.predict.part import describe_parts, warn_of_empty_parts
     from cellseg.predict.resolution import set_resolution
     from cellseg.predict.workers import connect
-    from cellseg.read.coco import data_categories
-    from cellseg.read.results import RESULTS_FILE
     from cellseg.read.slide_table import is_slide_table
     from cellseg.write.results import (
         check_results_output,
@@ -239,26 +222,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from cellseg.write.sidecars import write_data_folder
 
-    run, categories, weights, cfgs = find_networks(args)
+    networks = find_networks(args)
     if is_slide_table(args.images or ()):
-        predict_slides(args, run, categories, weights, cfgs)
+        predict_slides(args, networks)
         return 0
-    name, images = list_images(args, weights, cfgs[0].DATA.ROOT)
-    is_test = name == RESULTS_FILE
-    expected = data_categories(args.data) if is_test else None
-    if args.regions and len(images) > 1:
+    listed = list_images(args, networks)
+    if args.regions and len(listed.images) > 1:
         raise InputError(
-            f"--regions {args.regions}: outlines of one image, but {len(images)} are predicted; "
-            "pass one image with --images"
+            f"--regions {args.regions}: outlines of one image, but {len(listed.images)} are "
+            "predicted; pass one image with --images"
         )
-    images = [replace(image, regions=args.regions or image.regions) for image in images]
-    images, resolution = set_resolution(images, cfgs, args.mpp, args.level)
+    images = [replace(image, regions=args.regions or image.regions) for image in listed.images]
+    images, resolution = set_resolution(images, networks.cfgs, args.mpp, args.level)
     print(resolution)
-    results = choose_results(args.output or run, name)
-    check_results_output(results, args.zip or is_test)
-    warn_of_replaced(results, images if args.images else ())
-    with connect(weights, cfgs, args.workers, args.scheduler) as (predictor, predict):
-        job = PredictionJob.begin(predictor, weights, images, results, args.all_tiles)
+    results = choose_results(args.output or networks.runs[0], listed.results_name)
+    check_results_output(results, args.zip or listed.is_test)
+    warn_of_replaced(results, images if listed.is_own else ())
+    with connect(networks, args.workers, args.scheduler) as (predictor, predict):
+        job = PredictionJob.begin(predictor, networks.weights, images, results, args.all_tiles)
         for line in describe_parts(list(job.parts.values())):
             print(line)
         warn_of_empty_parts(job.parts.values())
@@ -266,12 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         job.run(predict)
     job.collect_failures()
     if job.usable:
-        write_checked_results(
-            job, predictor, categories, bool(args.images), args.annotations, args.data, expected,
-            args.zip,
-        )  # fmt: skip
+        write_checked_results(job, predictor, networks.categories, listed, args.zip)
         # Not the default, which may move with this project.
-        write_data_folder(results, args.data if is_test and args.data != utils.DATA else None)
+        is_elsewhere = listed.is_test and listed.data != utils.DATA
+        write_data_folder(results, listed.data if is_elsewhere else None)
     job.close()
     return 0
 

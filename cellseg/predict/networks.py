@@ -1,10 +1,12 @@
-"""Check the networks of runs before they are loaded and their detections fused."""
+"""The networks of runs, and their checks before they are loaded and their detections fused."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -14,12 +16,35 @@ from cellseg.messages import warn
 from cellseg.runs import CONFIG, RECORD
 
 
-def check_networks(weights: Sequence[Path], cfgs: Sequence[CfgNode], n_classes: int) -> None:
-    """Raise InputError if a run's network has other than `n_classes`, those of its record.
+@dataclass(frozen=True)
+class Networks:
+    """Trained networks of the same classes, whose detections are fused.
+
+    Attributes
+    ----------
+    weights, cfgs
+        Weights file, in the folder of its run, and config of each.
+    categories
+        The K classes, as in a COCO file.
+    """
+
+    weights: Sequence[Path]
+    cfgs: Sequence[CfgNode]
+    categories: Sequence[dict[str, Any]]
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run folder of each."""
+        return [path.parent for path in self.weights]
+
+
+def check_networks(networks: Networks) -> None:
+    """Raise InputError if a run's network has other classes than its record.
 
     Warns of scores that can't be compared, and of tiles that cut many cells.
     """
-    for path, cfg in zip(weights, cfgs, strict=True):
+    cfgs, n_classes = networks.cfgs, len(networks.categories)
+    for path, cfg in zip(networks.weights, cfgs, strict=True):
         if (n := cfg.MODEL.ROI_HEADS.NUM_CLASSES) != n_classes:
             raise InputError(
                 f"{display_path(path.parent / RECORD)}: {n_classes} classes, but the network of "

@@ -36,6 +36,7 @@ from cellseg.files import read_json
 from cellseg.messages import collect_warnings, plural, warn
 from cellseg.predict.inputs import TileJob
 from cellseg.predict.job import PendingTile, PredictTiles, predict_here
+from cellseg.predict.networks import Networks
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import file_state
 from cellseg.predict.unusual import BrightnessCheck
@@ -161,13 +162,14 @@ class Workers:
 
 @contextlib.contextmanager
 def connect(
-    weights: Sequence[Path], cfgs: Sequence[CfgNode], n: int, scheduler: str | None
+    networks: Networks, n: int, scheduler: str | None
 ) -> Iterator[tuple[Predictor, PredictTiles]]:
     """Return what plans and merges tiles, and what predicts them: this process, or workers.
 
     `n` is the number of workers on this machine. Raises InputError as `Predictor.load`,
     `local_workers` and `cluster_workers` do.
     """
+    weights, cfgs = networks.weights, networks.cfgs
     if n == 1 and not scheduler:
         predictor = Predictor.load(weights, cfgs)
         yield predictor, predict_here(predictor)

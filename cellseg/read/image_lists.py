@@ -36,6 +36,41 @@ _NO_LIST = (
 )
 
 
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to predict into one results file.
+
+    Attributes
+    ----------
+    results_name
+        Name of that file.
+    images
+        The images.
+    data
+        The data folder, None for a user's own images.
+    annotations
+        The COCO file that the ids refer to, None for the test list and for a user's own images.
+    categories
+        The classes of the data folder, for the test list only.
+    """
+
+    results_name: str
+    images: list[ImageRecord]
+    data: Path | None = None
+    annotations: Path | None = None
+    categories: list[dict[str, Any]] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether they are a user's own images."""
+        return self.data is None
+
+    @property
+    def is_test(self) -> bool:
+        """Whether they are those of the test list."""
+        return self.categories is not None
+
+
 def read_size(image: ImageRecord) -> tuple[int, int]:
     """Return an image's height and width, from the file's header if they aren't listed.
 

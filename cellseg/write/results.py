@@ -13,7 +13,7 @@ from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
-from cellseg.read.image_lists import list_entry
+from cellseg.read.image_lists import ImageSet, list_entry
 from cellseg.read.names import absolute_path, image_name
 from cellseg.read.results import RESULTS_FILE, sidecar_path
 from cellseg.runs import category_text
@@ -101,19 +101,17 @@ def write_checked_results(
     job: PredictionJob,
     predictor: Predictor,
     categories: Sequence[dict[str, Any]],
-    own: bool,
-    annotations: Path | None,
-    data: Path | None,
-    expected: list[dict[str, Any]] | None,
+    predicted: ImageSet,
     with_zip: bool,
 ) -> None:
     """Write results as `write_results` does, zip and check them, and print what they are.
 
-    Those of a test list whose classes, `expected`, are the run's are zipped to submit them, others
-    `with_zip`.
+    Those of a test list whose classes are the run's are zipped to submit them, others `with_zip`.
     """
-    results = job.results
-    images, ground_truth = write_results(job, predictor, categories, own, annotations, data)
+    results, own, expected = job.results, predicted.is_own, predicted.categories
+    images, ground_truth = write_results(
+        job, predictor, categories, own, predicted.annotations, predicted.data
+    )
     fits = expected == list(categories)
     archive = write_zip(results) if fits or with_zip else None
     written = archive or results
@@ -141,7 +139,7 @@ def write_checked_results(
         if results.with_suffix(".zip").exists():
             no_zip += f", and {display_path(results.with_suffix('.zip'))} has earlier results"
         warn(
-            f"the run's classes ({category_text(categories)}) are not those of {data} "
+            f"the run's classes ({category_text(categories)}) are not those of {predicted.data} "
             f"({category_text(expected)}), so "
             + ("the server may refuse the zip" if archive else no_zip)
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.predict.cohort import Cohort, Outcome
 from cellseg.predict.job import PredictionJob
+from cellseg.predict.networks import Networks
 from cellseg.predict.part import warn_of_empty_parts
 from cellseg.predict.resolution import set_resolution
 from cellseg.predict.tile_store import results_fingerprint
@@ -26,9 +25,7 @@ from cellseg.write.summary import summary_lines
 def predict_table(
     table: Path,
     output: Path,
-    weights: Sequence[Path],
-    cfgs: Sequence[CfgNode],
-    categories: Sequence[dict[str, Any]],
+    networks: Networks,
     *,
     mpp: float | None,
     level: int | None,
@@ -44,10 +41,8 @@ def predict_table(
         As for `cellseg.read.slide_table.read_slide_table`.
     output
         Folder of the slides' folders and of the manifest: see `cellseg.predict.cohort`.
-    weights, cfgs
-        Weights file and config of each network.
-    categories
-        Classes of the runs, as in a COCO file.
+    networks
+        The networks.
     mpp, level, all_tiles
         As for `set_resolution` and `PredictionJob.begin`; the `mpp` of a row counts more.
     workers, scheduler
@@ -60,6 +55,7 @@ def predict_table(
     """
     if output.suffix.lower() == ".json" or (output.exists() and not output.is_dir()):
         raise InputError(f"--output {output}: a folder is expected for a table of slides")
+    cfgs, categories = networks.cfgs, networks.categories
     printed: set[str] = set()
 
     def begin(image: ImageRecord, results: Path) -> PredictionJob:
@@ -68,7 +64,7 @@ def predict_table(
         if resolution not in printed:
             printed.add(resolution)
             tqdm.write(resolution)
-        job = PredictionJob.begin(predictor, weights, images, results, all_tiles)
+        job = PredictionJob.begin(predictor, networks.weights, images, results, all_tiles)
         warn_of_empty_parts(job.parts.values())
         return job
 
@@ -82,7 +78,7 @@ def predict_table(
         return [fingerprint, categories, None if image.mpp else mpp, level, all_tiles]
 
     slides = read_slide_table(table)
-    fingerprint = results_fingerprint(weights, cfgs)
-    with connect(weights, cfgs, workers, scheduler) as (predictor, predict):
+    fingerprint = results_fingerprint(networks.weights, cfgs)
+    with connect(networks, workers, scheduler) as (predictor, predict):
         cohort = Cohort(slides, output, made_from, begin, write)
         cohort.run(predict, in_background=workers > 1 or bool(scheduler))
