@@ -2,7 +2,8 @@
 
 In the order of the data flow:
 
-- `networks` checks runs that are fused; `resolution` chooses the level of an image and its scale;
+- `networks` are those of the runs, and their checks; `resolution` chooses the level of an image and
+  its scale;
 - `tiles` splits an image into tiles, `part` chooses those with tissue or in regions, `views` lists
   the scales, flips and rotations of a tile, `inputs` reads and resizes them;
 - `predictor` runs the networks on the views, while it reads the next tiles and encodes the

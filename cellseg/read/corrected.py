@@ -391,16 +391,10 @@ class _Reader:
             for outline, text in zip(outlines, class_text, strict=True)
         ]
         is_region = _find_regions(masks, class_text, is_cell, np.array(may_be_region, bool))
-        no_class, others = [], Counter[str]()
-        for outline, text, cell, region in zip(
-            outlines, class_text, is_cell, is_region, strict=True
-        ):
-            if cell or region or is_ignored(text):
-                continue
-            if text:
-                others[text] += 1
-            else:
-                no_class.append(outline.where)
+        is_left_out = np.array([is_ignored(text) for text in class_text], bool)
+        unclear = np.flatnonzero(~(is_cell | is_region | is_left_out))
+        others = Counter(class_text[n] for n in unclear if class_text[n])
+        no_class = [outlines[n].where for n in unclear if not class_text[n]]
         self.tally.unknown.update(others)
         if no_class:
             problems.append(
@@ -423,11 +417,7 @@ class _Reader:
         is_cell &= ~is_region
         area = areas(masks)
         self.tally.ignored["empty"][path.name] += int((is_cell & (area == 0)).sum())
-        ignored = [
-            encoded[n]
-            for n, text in enumerate(class_text)
-            if is_ignored(text) and not is_region[n] and not is_cell[n]
-        ]
+        ignored = [encoded[n] for n in np.flatnonzero(is_left_out & ~is_region & ~is_cell)]
         cells = [
             Cell(outlines[n].id or "", class_of[n] - 1, encoded[n])
             for n in np.flatnonzero(is_cell & (area > 0)).tolist()
