@@ -44,6 +44,7 @@ from cellseg.predictions import Predictions
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+    from distributed.deploy.spec import SpecCluster
 
 _BLOCK = 16  # tiles of a task: neighbours share reads, and what a task costs besides
 _ATTEMPTS = 3  # workers that may end with a block before its tiles count as failed
@@ -187,15 +188,13 @@ def connect(
 def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterator[Workers]:
     """Start workers on this machine, one for each GPU, or on "cpu" with their part of the cores.
 
-    Raises InputError if there are too few GPUs.
+    Raises InputError if there are too few GPUs, or they can't be started.
     """
     environments = _environments(n, device)
     # If this process is stopped, the one that tracks semaphores would warn of theirs.
     with environment({"PYTHONWARNINGS": "ignore"}):
         resource_tracker.ensure_running()
     dask, distributed = _import_dask()
-    from distributed.deploy.spec import SpecCluster
-
     config: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": _ATTEMPTS - 1,
         "distributed.scheduler.worker-ttl": None,  # a busy machine is slow, not dead
@@ -219,7 +218,7 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
     }
     with (
         dask.config.set(config),
-        SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL) as cluster,
+        _start(workers, scheduler) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         # All at once, before times are taken. Errors are those of the first tiles.
@@ -229,6 +228,28 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
         ]
         client.gather(loading, errors="skip")
         yield Workers(client, load)
+
+
+def _start(workers: Mapping[int, Any], scheduler: Mapping[str, Any]) -> SpecCluster:
+    """Start a scheduler and workers on this machine.
+
+    Raises InputError if the system refuses: no shared memory (/dev/shm), too many processes or open
+    files.
+    """
+    from distributed.deploy.spec import SpecCluster
+
+    try:
+        return SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if not cause:
+            raise
+        raise InputError(
+            f"--workers {len(workers)}: they can't be started ({cause}); leave it out, or make "
+            "/dev/shm writable and allow more open files (ulimit -n)"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import multiprocessing.synchronize
 import os
 import pickle
 import signal
@@ -172,6 +173,24 @@ def test_workers_that_are_always_killed(monkeypatch):
     assert key == ("a", 0)
     assert isinstance(error, InputError)
     assert str(error).startswith("a: 1 worker ended")
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "message"),
+    [
+        (OSError, InputError, "^--workers 2: .*no semaphores"),
+        (ValueError, RuntimeError, "failed to start"),
+    ],
+)
+def test_workers_that_the_system_refuses(monkeypatch, cause, error, message):
+    """As with a read-only /dev/shm; a bug stays one."""
+
+    def refuse(*_, **__):
+        raise cause("no semaphores")
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
+    with pytest.raises(error, match=message), local_workers(2, "cpu", FakePredictor):
+        pass
 
 
 def test_each_worker_needs_a_gpu(monkeypatch):
