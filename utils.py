@@ -281,8 +281,8 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
     try:
         try:
             code = main(None)
-            sys.stdout.flush()
         finally:
+            sys.stdout.flush()  # after --help too
             if HANDLER.count:
                 print(f"{plural(HANDLER.count, 'warning')} (see above)", file=sys.stderr)
     except InputError as error:

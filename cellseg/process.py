@@ -98,7 +98,7 @@ def stop(number: int, _frame: object = None) -> None:
         _kill_children()
         try:
             sys.stdout.flush()
-        except (OSError, ValueError, RuntimeError):  # closed, or in use
+        except Exception:  # noqa: BLE001 closed, full, or in use
             pass
         say(stopped_message())
     _end()
@@ -153,18 +153,28 @@ def _kill_children() -> None:
 
 
 class _Output(io.FileIO):
-    """A file descriptor that drops what nobody can read any more."""
+    """The descriptor of a standard stream, which drops what nobody can read any more.
+
+    Other errors, as of a full disk, are an InputError: an OSError would be taken for one of the
+    file that is read or written meanwhile. What is written after it is dropped.
+    """
 
     def write(self, data: object) -> int:
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            return super().write(data)  # type: ignore[arg-type]
+            if error.errno in (errno.EPIPE, errno.EIO):
+                return super().write(data)  # type: ignore[arg-type]
+            from cellseg.errors import InputError
+
+            name = "output" if self.fileno() == 1 else "error"
+            raise InputError(
+                f"the standard {name} can't be written ({error.strerror}); make room or send it "
+                "elsewhere, then run it again (a training goes on with --resume)"
+            ) from None
 
 
 def _lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:

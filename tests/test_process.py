@@ -192,14 +192,33 @@ utils.run_command(main)
     assert path.read_text() == "done"
 
 
-def test_output_on_a_full_disk_is_an_error(tmp_path):
+OUTPUTS = {
+    "text": "print(1)",
+    "help": "utils.CommandParser('x', 'y').parse_args(['--help'])",
+    "while writing": "with write_atomic(sys.argv[1]):\n        print(1, flush=True)",
+    "before an error": "print(1)\n    raise InputError('other')",
+}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_output_on_a_full_disk_is_an_error(tmp_path, monkeypatch, output, unbuffered):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    code = "import utils\ndef main(argv):\n    print(1)\n    return 0\nutils.run_command(main)"
+    code = f"""
+import sys, utils
+from cellseg.errors import InputError
+from cellseg.files import write_atomic
+def main(argv):
+    {OUTPUTS[output]}
+    return 0
+utils.run_command(main)
+"""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "w") as full:
-        returned, err = ended(start(tmp_path, code, stdout=full))
+        returned, err = ended(start(tmp_path, code, tmp_path / "file", stdout=full))
     assert returned == 2
-    assert err.startswith("it.py: error: ")
+    assert err.startswith("it.py: error: the standard output can't be written (")
     assert err.count("\n") == 1
 
 
