@@ -514,6 +514,21 @@ def test_no_validation_without_validation_images(go, tmp_path, capsys):
 
 
 @pytest.mark.one_engine
+def test_the_warmup_of_a_recipe_is_shortened_for_a_short_run(go, tiny, tmp_path, capsys):
+    """The user has chosen the number of epochs, not that of iterations to warm up."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"_BASE_: {tiny}\nSOLVER: {{WARMUP_EPOCHS: 20.0}}")  # 50 iterations
+    assert go("--epochs", 1, model=("--config-file", recipe)) == 0
+    run = only_run(tmp_path / "runs")
+    out, err = capsys.readouterr()
+    assert "SOLVER.WARMUP_ITERS 0 instead of 50, as the run has only 3 iterations" in out
+    assert "warm-up" not in err
+    cfg = config.load_config(run / runs.CONFIG)
+    session.prepare(cfg)  # as --resume does
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (3, 0)
+
+
+@pytest.mark.one_engine
 def test_groups_are_not_split(go, cells, tmp_path):
     names = sorted(path.name for path in (cells / "train").iterdir())
     groups = tmp_path / "groups.csv"

@@ -127,7 +127,7 @@ def _begin_fold(
     cfg.DATA.FOLD = number
     # Before the folder: there may be too many folds.
     fold = session.set_processes(session.prepare(cfg, data, new=False), launch)
-    session.check_warmup(cfg)
+    session.limit_warmup(fold, launch.command)
     run.mkdir(exist_ok=True)
     session.create(fold, run, launch.command)
     return fold

@@ -196,21 +196,32 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
     return Session(cfg, data, reasons, new)
 
 
-def check_warmup(cfg: CfgNode) -> None:
-    """Raise InputError if the warm-up of a new run is longer than the run."""
-    n, warmup = cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS
-    if warmup > n:
+def limit_warmup(session: Session, command: Sequence[str]) -> None:
+    """Shorten a warm-up that is longer than a new run.
+
+    Raise InputError if it is in the command.
+    """
+    solver = session.cfg.SOLVER
+    n, warmup = solver.MAX_ITER, solver.WARMUP_ITERS
+    if warmup <= n:
+        return
+    if {"SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS"}.intersection(command):
         raise InputError(
             f"SOLVER.WARMUP_ITERS {warmup}: the warm-up is longer than the run of "
             f"{plural(n, 'iteration')}, which would never reach its learning rate; end the command "
             f"with SOLVER.WARMUP_ITERS {n // 10}, or train longer (--epochs)"
         )
+    solver.WARMUP_ITERS, solver.WARMUP_EPOCHS = n // 10, 0.0
+    session.reasons.append(
+        f"SOLVER.WARMUP_ITERS {n // 10} instead of {warmup}, as the run has only "
+        f"{plural(n, 'iteration')}"
+    )
 
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and create its folder below `root`."""
     session = set_processes(prepare(cfg), launch)
-    check_warmup(cfg)
+    limit_warmup(session, launch.command)
     if cfg.DATA.CONTINUES:
         check_former_run(cfg, session.data)
     else:
