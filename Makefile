@@ -6,6 +6,10 @@ VENV       ?= .venv
 DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
 export DETECTRON2
 
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): a folder without spaces is expected, as make has no names with spaces)
+endif
+
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help

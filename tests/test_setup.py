@@ -59,6 +59,16 @@ def make(venv, *words):
     return run("make", *words, f"VENV={venv}", f"DETECTRON2={NOWHERE[0]}")
 
 
+@pytest.mark.parametrize("venv", ["my env", "", " "])
+def test_a_folder_that_make_can_not_name_is_one_line(tmp_path, venv):
+    done = make(tmp_path / venv if venv.strip() else venv, "setup")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "VENV=" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_only_setup_tries_to_build_detectron2_again(tmp_path):
     (tmp_path / ".requirements").touch()
     ready = str(tmp_path / ".ready")
