@@ -107,8 +107,10 @@ def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     imagej = tiff.imagej_metadata or {}
     count = max(len(pages), int(imagej.get("images", 1)))
     if count > 1 and not (count == len(pages) == 3 == _count_channels(tiff)):
+        advice = "convert these channels to RGB (in ImageJ, Image > Type > RGB Color), or "
         raise InputError(
-            f"{path}: a stack of {count} images, expected one; save it as a separate file"
+            f"{path}: a stack of {count} images, expected one; "
+            f"{advice if _count_channels(tiff) > 1 else ''}save it as a separate file"
         )
     for page in pages:
         check_directory(tiff, page)

@@ -605,7 +605,10 @@ def test_other_stacks_are_no_images(tmp_path, options, count):
     path = tmp_path / "stack.tif"
     pixels = np.stack([GREY] * count)
     tifffile.imwrite(path, pixels, photometric="minisblack", **options)
-    assert f"a stack of {count} images" in refusal(path)
+    message = refusal(path)
+    assert f"a stack of {count} images" in message
+    is_channels = options.get("metadata", {}).get("axes") == "CYX"
+    assert ("Image > Type > RGB Color" in message) == is_channels
 
 
 def test_a_stack_in_one_directory_is_no_image(tmp_path):
