@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json and args.csv and args.json.absolute() == args.csv.absolute():
         parser.error(f"--json and --csv: both are {args.json}; choose two files")
     paths = args.compare or [args.results or find_newest_results(utils.RUNS)]
-    args.data = utils.choose_data(args.data, paths[0])
+    has_own_ids = args.truth is not None and args.truth.is_file()
+    args.data = utils.choose_data(args.data, paths[0], needed=not has_own_ids)
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)
     if ground_truth_path is None:
         own = next(filter(has_list, paths))

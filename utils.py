@@ -156,11 +156,14 @@ def add_process_flags(group: argparse._ArgumentGroup) -> None:
 # fmt: on
 
 
-def choose_data(given: Path | None, source: Path) -> Path:
-    """Return the data folder for results or annotations: `given`, else their own, else ours."""
+def choose_data(given: Path | None, source: Path, needed: bool = True) -> Path:
+    """Return the data folder for results or annotations: `given`, else their own, else ours.
+
+    Warns if their own is `needed` and not there any more.
+    """
     from cellseg.read.results import find_data_folder
 
-    return given or find_data_folder(source) or DATA
+    return given or find_data_folder(source, needed) or DATA
 
 
 def score_results(

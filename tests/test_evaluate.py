@@ -218,6 +218,22 @@ def test_ground_truth_as_coco_and_results_as_zip_agree(score, data):
     assert other["metrics"] == scores["metrics"]
 
 
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_missing_data_folder_is_a_warning_only_where_it_is_needed(
+    data, monkeypatch, capsys, form
+):
+    """A folder has no ids, so they are those of the test list."""
+    monkeypatch.setattr(utils, "DATA", data)
+    (data / "results-data.json").write_text(json.dumps({"data": str(data / "gone")}))
+    truth = data / "test_masks"
+    if form == "file":
+        truth = data / "truth.json"
+        truth.write_text(json.dumps(read_ground_truth(data / "test_masks", data)))
+    words = [data / "results.json", "--truth", truth, "--resamples", 0]
+    assert evaluate.main([*map(str, words)]) == 0
+    assert (str(data / "gone") in capsys.readouterr().err) == (form == "folder")
+
+
 def test_cells_of_images_without_results_are_false_negatives(score, data):
     (data / "some.json").write_text(json.dumps(RESULTS[:2]))
     scores, _ = score(results="some.json")

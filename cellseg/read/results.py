@@ -260,12 +260,12 @@ def _check_classes(
 _NUMBERED = re.compile(r"^(class ?\d+|none)$", re.IGNORECASE | re.MULTILINE)
 
 
-def find_data_folder(path: Path) -> Path | None:
+def find_data_folder(path: Path, needed: bool = True) -> Path | None:
     """Return the data folder of results or annotations, None if it is not known or not found.
 
     inference.py wrote it next to results: with the annotations of `--dataset val` or `train`, or
     that of the test list. Of `train__annot.json` it is its folder. Warns if that of a test list is
-    not there any more.
+    `needed` and not there any more.
     """
     if path.name == ANNOTATIONS:
         return path.parent
@@ -281,7 +281,7 @@ def find_data_folder(path: Path) -> Path | None:
             folder = info.get("data") if isinstance(info, dict) else None
             if isinstance(folder, str) and Path(folder).is_dir():
                 return Path(folder)
-            if isinstance(folder, str) and file != truth:
+            if isinstance(folder, str) and file != truth and needed:
                 warn(
                     f"{path}: the data folder that was predicted, {one_line(folder)}, is not there "
                     "any more; name the one with its images and ids with --data"
