@@ -241,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     images = with_resolution(args, images, output)
     coco = build_coco(images, names)
+    if merge:
+        coco["info"] |= merge.record()
     if corrected:  # all is read
         write_store(args.data, windows, names, stored)
     write_json(output, coco)

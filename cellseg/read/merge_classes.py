@@ -1,19 +1,28 @@
-"""Merge classes of annotated cells, as `annotation.py --merge_classes` does."""
+"""Merge classes of annotated cells, as `annotation.py --merge_classes` does.
+
+The annotation file records it, so that other label maps of the data set can be read likewise.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.read.cell_checks import remove_copies
-from cellseg.read.coco import AnnotatedImage
+from cellseg.read.coco import COCO_REMEDY, AnnotatedImage, class_names, load_coco
+from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, comparable_name
 from cellseg.rle import concatenate
 from cellseg.text import show
 
 FLAG = "--merge_classes"
+
+RECORD = "merged_classes"
+"""Key in the `info` of an annotation file."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,18 @@ class ClassMerge:
     names: list[str]
     numbers: dict[int, int]
 
+    def __str__(self) -> str:
+        """Return the new classes, each with the classes of the files if it has other ones."""
+        texts = []
+        for n, name in enumerate(self.names, 1):
+            old = [self.file_names[k - 1] for k, number in self.numbers.items() if number == n]
+            texts.append(name if old == [name] else f"{name} ({', '.join(old)})")
+        return ", ".join(texts)
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry of an annotation file's `info`, which `read_merge` reads."""
+        return {RECORD: {"file_names": self.file_names, "numbers": [*self.numbers.values()]}}
+
     def apply(self, image: AnnotatedImage) -> AnnotatedImage:
         """Return an image with merged classes; a cell that was in two of them is in it once."""
         cells = {}
@@ -41,7 +62,7 @@ class ClassMerge:
         for new in sorted({self.numbers[old] for old in image.cells}):
             parts = [image.cells[old] for old in image.cells if self.numbers[old] == new]
             joined = concatenate(image.size, parts)
-            cells[new] = remove_copies(joined)
+            cells[new] = remove_copies(joined) if len(parts) > 1 else joined
             n_copies = len(joined) - len(cells[new])
             warnings["cells in two of the classes that were merged, used once"] += n_copies
         return replace(image, cells=cells, warnings=+warnings)
@@ -89,3 +110,32 @@ def merge_classes(file_names: Sequence[str], groups: Sequence[Sequence[str]]) ->
     check_class_names(FLAG, names)
     numbers = {n: kept.index(target) + 1 for n, target in enumerate(targets, 1)}
     return ClassMerge(list(file_names), names, numbers)
+
+
+def read_merge(data: Path) -> ClassMerge:
+    """Return the classes in a data folder's files, and what they became in its annotation file.
+
+    Without that file, they are those of NYCU HW3. Raises InputError if it can't be read, or its
+    record of a merge is not one of its classes.
+    """
+    path = data / ANNOTATIONS
+    if not path.exists():
+        return merge_classes(CLASS_NAMES, [])
+    coco = load_coco(path)
+    names = class_names(coco)
+    info = coco.get("info")
+    record = info.get(RECORD) if isinstance(info, dict) else None
+    if record is None:
+        return merge_classes(names, [])
+    match record:
+        case {"file_names": [*file_names], "numbers": [*numbers]} if (
+            all(isinstance(name, str) for name in file_names)
+            and all(type(number) is int for number in numbers)
+            and len(file_names) == len(numbers)
+            and {*numbers} == {*range(1, len(names) + 1)}
+        ):
+            return ClassMerge(file_names, names, dict(enumerate(numbers, 1)))
+    raise InputError(
+        f'{path}: "{RECORD}" of "info" is {show(record)}, expected the classes in the files and '
+        f'the number of each in "categories"; {COCO_REMEDY}'
+    )

@@ -9,13 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cellseg.errors import InputError
+from cellseg.files import display_path
 from cellseg.images import ImageRecord
 from cellseg.messages import listed as listed_names
 from cellseg.messages import plural, warn
 from cellseg.read.annotate import annotate_image, annotate_without_pixels, warn_of_images
 from cellseg.read.by_name import group_by_name, joined_name
-from cellseg.read.coco import COCO, AnnotatedImage, build_coco, data_categories
+from cellseg.read.coco import COCO, AnnotatedImage, build_coco
 from cellseg.read.layout import TrainImage, class_number, list_entries
+from cellseg.read.merge_classes import read_merge
 from cellseg.read.names import image_name
 from cellseg.read.train_files import ImageFiles
 
@@ -64,7 +66,9 @@ def read_truth_folder(
             )
         n = plural(len(others), "image")
         warn(f"{folder}: {n} not in {list_path}, so not scored: {other_names}")
-    names = [category["name"] for category in data_categories(data)]
+    merge = read_merge(data)
+    if merge.names != merge.file_names:
+        print(f"{display_path(folder)}: classes merged as in the annotation file: {merge}")
     records = {_name(image.file_name, in_folders): image for image in listed}
     annotated, ids = [], []
     bar = {"unit": "image", "leave": False, "disable": None}
@@ -77,10 +81,11 @@ def read_truth_folder(
                 " their folders"
             )
         if image := records.get(name):
-            annotated.append(_annotate(source, image, names, list_path))
+            cells = _annotate(source, image, merge.file_names, list_path)
+            annotated.append(merge.apply(cells))
             ids.append(image.id)
     warn_of_images(annotated)
-    return build_coco(annotated, names, ids)
+    return build_coco(annotated, merge.names, ids)
 
 
 def _name(file_name: str, in_folders: bool) -> str:

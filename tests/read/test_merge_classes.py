@@ -10,9 +10,11 @@ import pytest
 import tifffile
 
 import annotation
+import evaluate
+from cellseg.read.ground_truth import read_ground_truth
 from cellseg.read.merge_classes import merge_classes
 from tests.read.refusal import refusal
-from tests.score.scoring_cases import decode
+from tests.score.scoring_cases import decode, rle
 
 SIZE = (12, 20)
 # The cell of each class is a square of a side of its number, in a column of its own.
@@ -177,3 +179,67 @@ def test_no_merges_change_nothing():
     merge = merge_classes(["b", "a"], [])
     assert merge.names == merge.file_names == ["b", "a"]
     assert merge.numbers == {1: 1, 2: 2}
+
+
+@pytest.fixture
+def merged(data):
+    """A data folder with merged classes, and ground truth of one test image as in its training."""
+    merge = ["--merge_classes", "even", "class4", "class2", "--merge_classes", "last", "class3"]
+    assert annotation.main(["--data", str(data), *merge]) == 0
+    (data / "test").mkdir()
+    image = np.full((*SIZE, 3), 200, np.uint8)
+    tifffile.imwrite(data / "test" / "t.tif", image, photometric="rgb")
+    entry = {"file_name": "t.tif", "id": 7, "height": SIZE[0], "width": SIZE[1]}
+    (data / "test_image_name_to_ids.json").write_text(json.dumps([entry]))
+    (data / "test_masks" / "t").mkdir(parents=True)
+    for number in (2, 3, 4):
+        tifffile.imwrite(data / "test_masks" / "t" / f"class{number}.tif", square(number))
+    return data
+
+
+def test_ground_truth_in_a_folder_is_merged_as_the_training_images(merged, capsys):
+    coco = read_ground_truth(merged / "test_masks", merged)
+    assert class_names(coco) == ["class1", "even", "last"]
+    assert cells(coco) == [("even", 4), ("even", 16), ("last", 9)]
+    assert "class1, even (class2, class4), last (class3)" in capsys.readouterr().out
+
+
+def test_results_with_merged_classes_are_scored(merged):
+    """The ground truth as results: class 2 twice, class 3 once."""
+    results = [
+        {"image_id": 7, "category_id": k, "score": 0.9, "bbox": box, "segmentation": rle(mask)}
+        for k, mask, box in (
+            (2, square(2), [2, 0, 2, 2]),
+            (2, square(4), [10, 0, 4, 4]),
+            (3, square(3), [6, 0, 3, 3]),
+        )
+    ]
+    (merged / "results.json").write_text(json.dumps(results))
+    scores = merged / "scores.json"
+    words = [merged / "results.json", "--data", merged, "--json", scores, "--resamples", 0]
+    assert evaluate.main([*map(str, words)]) == 0
+    metrics = json.loads(scores.read_text())["metrics"]
+    for name in ("AP50@100", "PQ", "F1"):
+        assert metrics[name]["mean of classes"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        "even",
+        {"file_names": ["a"], "numbers": [1, 2]},
+        {"file_names": ["a", "b", "c"], "numbers": [1, 2, 2]},
+        {"file_names": ["a", "b", "c"], "numbers": [1, [2], 3]},
+        {"file_names": ["a", "b", "c"], "numbers": [1, 2, 4]},
+        {"file_names": ["a", 5, "c"], "numbers": [1, 2, 3]},
+    ],
+)
+def test_a_damaged_record_of_merges(merged, record):
+    path = merged / "train__annot.json"
+    coco = json.loads(path.read_text())
+    coco["info"]["merged_classes"] = record
+    path.write_text(json.dumps(coco))
+    message = refusal(read_ground_truth, merged / "test_masks", merged)
+    assert message.startswith(f"{path}: ")
+    assert "merged_classes" in message
