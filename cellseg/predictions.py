@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.errors import InputError
 from cellseg.messages import plural
 from cellseg.overlap import distinct_cells
 from cellseg.rle import RLE, decode
@@ -91,7 +92,13 @@ class Predictions:
         -------
         Cells with pixels, best score first; those mostly under others of higher scores are left
         out.
+
+        Raises
+        ------
+        InputError
+            If the threshold is not from 0 to 1.
         """
+        check_score_threshold(score_threshold)
         index, scores, _ = distinct_cells(
             decode(self.masks, self.size), self.classes, self.scores.astype(np.float64)
         )
@@ -109,3 +116,9 @@ class Predictions:
             for k, count in zip(classes, counts, strict=True)
         )
         return f"Predictions({what} in {height} x {width} px{of_class and ': ' + of_class})"
+
+
+def check_score_threshold(value: object) -> None:
+    """Raise InputError unless a `score_threshold` is a number from 0 to 1."""
+    if not (isinstance(value, Real) and 0 <= float(value) <= 1):
+        raise InputError(f"score_threshold {value!r}: a number from 0 to 1 is expected")

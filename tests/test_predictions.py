@@ -109,7 +109,9 @@ def test_score_threshold(run, cells):
     assert few.masks == every[every.scores >= threshold].masks
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan")])
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan"), "0.5", None])
 def test_invalid_score_threshold(threshold, run):
-    with pytest.raises(InputError, match=f"score_threshold {threshold}: .*0 to 1"):
+    with pytest.raises(InputError, match=f"score_threshold {threshold!r}: .*0 to 1"):
         Predictor.from_run(run).predict(np.zeros((9, 9, 3), np.uint8), score_threshold=threshold)
+    with pytest.raises(InputError, match=f"score_threshold {threshold!r}: .*0 to 1"):
+        Predictions.empty((9, 9)).distinct(threshold)

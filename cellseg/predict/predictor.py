@@ -45,7 +45,7 @@ from cellseg.predict.part import ImagePart, choose_part
 from cellseg.predict.threads import count_threads, split_cores
 from cellseg.predict.tiles import Tile, TilePlan, choose_tile_size, edge_margin, plan_tiles
 from cellseg.predict.unusual import BrightnessCheck, warn_of_values_not_finite
-from cellseg.predictions import Predictions
+from cellseg.predictions import Predictions, check_score_threshold
 from cellseg.read.resolution import MPP_RANGE, is_plausible, magnification
 from cellseg.read.window import open_file_or_array
 from cellseg.rle import areas, boxes_xyxy, encode
@@ -175,8 +175,7 @@ class Predictor:
         TypeError
             If the image is neither a file nor an array.
         """
-        if not 0 <= score_threshold <= 1:
-            raise InputError(f"score_threshold {score_threshold}: a number from 0 to 1 is expected")
+        check_score_threshold(score_threshold)
         if mpp is not None and not is_plausible(mpp):
             raise InputError(f"mpp {mpp}: {MPP_RANGE} is expected")
         if not isinstance(image, str | os.PathLike | np.ndarray):

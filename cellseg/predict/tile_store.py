@@ -161,8 +161,11 @@ def _count_lines(path: Path) -> int:
 
 
 def _close(file: IO[bytes], unlock: Callable[[], object]) -> None:
-    file.close()
-    unlock()
+    try:
+        with contextlib.suppress(OSError):  # a full disk, which append has said
+            file.close()
+    finally:
+        unlock()
 
 
 def lock_folder(folder: Path) -> Callable[[], object]:

@@ -130,17 +130,21 @@ def _read_pixels(path: Path) -> NDArray[Any]:
 def _check_jpeg(path: Path) -> None:
     """Raise InputError for a JPEG with damaged or missing pixels, for which decoders invent others.
 
-    Some cameras leave a few bytes between the pixels and the end.
+    Some cameras fill a few bytes between the pixels and the end. What a changed byte leaves there
+    differs.
     """
     if simplejpeg is None:
         return
     with _pillow(path, JPEG_MAGIC) as picture:  # checks the memory
         colours = {"L": "GRAY", "CMYK": "CMYK"}.get(picture.mode, "RGB")
+    data = path.read_bytes()
     try:
-        simplejpeg.decode_jpeg(path.read_bytes(), colours)
+        simplejpeg.decode_jpeg(data, colours)
     except ValueError as error:
         surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
-        if "Corrupt JPEG data" in str(error) and not (surplus and int(surplus[1]) <= 64):
+        n, end = int(surplus[1]) if surplus else 0, data.rfind(b"\xff\xd9")
+        is_filled = 0 < n <= 64 and len({*data[end - n : end]}) == 1
+        if "Corrupt JPEG data" in str(error) and not is_filled:
             raise InputError(
                 f"{path}: damaged, its pixels are not complete ({error}); copy or export it again"
             ) from None

@@ -133,13 +133,14 @@ def from_array(array: NDArray[Any]) -> WindowedImage:
     ----------
     array
         `(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 or uint16: grey, RGB, RGB and alpha, on white.
-        It is not copied.
+        It is not copied if its bytes are in this machine's order.
 
     Raises
     ------
     ValueError
         If it has another shape or type, or no pixels.
     """
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not shaped or array.size == 0 or array.dtype not in (np.uint8, np.uint16):
         raise ValueError(

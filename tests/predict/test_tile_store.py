@@ -280,6 +280,32 @@ def test_a_damaged_fingerprint_clears_the_store(tile_store, reopen, text):
     assert reopen().done() == {(0, 0)}  # the fingerprint is restored
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from cellseg.predict.tile_store import TileStore
+from cellseg.predictions import Predictions
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = TileStore(Path(sys.argv[1]), {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    for n in range(3):
+        store.append(("a", n), Predictions.empty((5, 7)))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_full_disk_is_said_once(tmp_path):
+    folder = tmp_path / "parts"
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, folder], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "OSError\n", "")
+    store = TileStore(folder, {})  # is not locked
+    assert len(store.done()) <= 1
+
+
 def test_remove(tile_store):
     store(tile_store, [((0, 0), cells())])
     (tile_store.folder / ".made-from.json.abcdefgh.part").touch()  # of a killed process

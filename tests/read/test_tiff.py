@@ -435,11 +435,12 @@ def test_jpegs_with_damaged_pixels(tmp_path, options):
     data = jpeg(path, **options)
     with PIL.Image.open(path) as picture:
         pixels = np.array(picture.convert("RGB"))
-    for valid in (data, data + bytes(3), data[:-2] + bytes(3) + data[-2:]):
+    for valid in (data, data + bytes(3), data[:-2] + bytes(30) + data[-2:]):
         path.write_bytes(valid)
         check(path, pixels)
     damaged = [without_the_middle(data), with_height(data, 64), with_height(data, -48)]
-    for invalid in (*damaged, data[: len(data) // 2] + b"\xff\xd9"):
+    damaged += [data[: len(data) // 2] + b"\xff\xd9", data[:-2] + bytes(range(1, 30)) + data[-2:]]
+    for invalid in damaged:
         path.write_bytes(invalid)
         assert "damaged" in refusal(read_image, path)
 

@@ -186,6 +186,12 @@ def test_changes_of_a_window_have_no_effect(tmp_path):
             check(image, (0, 0, WIDTH, HEIGHT), RGB)
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_arrays_of_any_byte_order(order):
+    with from_array(DEEP.astype(order)) as image, from_array(DEEP) as expected:
+        check(image, (0, 0, *image.size[::-1]), expected.read((0, 0, *image.size[::-1])))
+
+
 @pytest.mark.parametrize(
     "array", [RGB.astype(np.float32), RGB.astype(int), RGB[:, :, :2], RGB[None], RGB[:0], RGB[0, 0]]
 )
