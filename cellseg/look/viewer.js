@@ -300,7 +300,8 @@ function drawDensity(image, box, n) {
   }
   byId("density").textContent = grid.about;
   context.imageSmoothingEnabled = false;
-  context.drawImage(grid.map, 0, 0, grid.columns * grid.step, grid.rows * grid.step);
+  const [height, width] = image.size; // the last squares may reach over the edge
+  context.drawImage(grid.map, 0, 0, width / grid.step, height / grid.step, 0, 0, width, height);
 }
 
 /** Draw the whole image small, with a frame around what is in view, unless all of it is. */
@@ -430,7 +431,8 @@ function densityAt(x, y) {
   const { step, columns, rows, counts } = grids.get(side);
   const column = Math.floor((x - view.x) / view.scale / step), row = Math.floor((y - view.y) / view.scale / step);
   if (column < 0 || row < 0 || column >= columns || row >= rows) return "";
-  const square = areaOf(image, [0, 0, step, step]);
+  const [bottom, right] = [row + 1, column + 1].map((end, axis) => Math.min(end * step, image.size[axis]));
+  const square = areaOf(image, [column * step, row * step, right, bottom]);
   return shownClasses().map((k) => [k, counts[k][row * columns + column]]).filter(([, n]) => n)
     .map(([k, n]) => `${classes[k]}: ${n}, ${Math.round(n / square).toLocaleString("en")} per ${areaUnit(image)}`).join("\n");
 }

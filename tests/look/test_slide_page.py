@@ -147,6 +147,43 @@ def test_far_out_densities_near_outlines(show, scored):
     assert mode(driver) == "density"
 
 
+def at(driver, x, y):
+    """What is said of a place of the fitted image, and the colour with alpha there."""
+    _, _, width, height = stage(driver)
+    scale = min(width / SIZE[1], height / SIZE[0])
+    place = width / 2 + (x - SIZE[1] / 2) * scale, height / 2 + (y - SIZE[0] / 2) * scale
+    return driver.execute_script(
+        """
+        const [x, y] = arguments, canvas = document.getElementById("canvas");
+        const { left, top } = canvas.getBoundingClientRect();
+        const where = { clientX: left + x, clientY: top + y, bubbles: true, pointerId: 9 };
+        canvas.dispatchEvent(new PointerEvent("pointermove", where));
+        const pen = canvas.getContext("2d");
+        return [document.getElementById("tip").textContent, [...pen.getImageData(x, y, 1, 1).data]];
+        """,
+        *place,
+    )
+
+
+def test_squares_at_the_edge_end_with_the_image(driver, scored):
+    browser.show(driver, scored, (900, 1400))  # with room below the image
+    browser.wait_until_ready(driver)
+    act(driver, "")
+    (step,) = numbers(r"squares of ([\d.]+) µm", text(driver, "density"))
+    step /= MPP
+    top = SIZE[0] // step * step
+    assert top < SIZE[0]  # not a whole number of squares
+    cells = Counter((x // step, k) for k, x, y in kept(scored) if y >= top)
+    (column, class_), n = cells.most_common(1)[0]
+    said, colour = at(driver, (column + 0.5) * step, SIZE[0] - 2)
+    density = n / (step * (SIZE[0] - top) * MPP**2 / 1e6)
+    name = NAMES[class_ - 1]
+    assert f"{name}: {n}, {density:,.0f} per mm²" in said.splitlines()
+    assert colour[3] == 255
+    _, beyond = at(driver, (column + 0.5) * step, SIZE[0] + 4)
+    assert beyond[3] == 0
+
+
 def test_only_tiles_in_view_are_loaded(driver, scored):
     driver.get("about:blank")
     driver.get_log("performance")
