@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellseg.errors import InputError
-from cellseg.files import file_start
+from cellseg.files import file_start, find_in_another_case
 from cellseg.messages import plural, warn
 from cellseg.read.csv_table import has_columns
 from cellseg.read.image_formats import MRXS, SUFFIXES
@@ -335,8 +335,10 @@ def find_test_folder(data: str | os.PathLike[str]) -> Path:
     """
     found = [path for name in TEST if (path := Path(data) / name).is_dir()]
     if not found:
+        rename = "".join(_advise_to_rename(Path(data) / name) for name in TEST)
         raise InputError(
-            f"{data}: no test/ or test_release/ folder; put the test images into one of them"
+            f"{data}: no test/ or test_release/ folder; {rename}put the test images into one of "
+            "them"
         )
     contents = [
         {(p.name, p.stat().st_size) for p in list_entries(path, "") if p.is_file()}
@@ -381,6 +383,12 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
+def _advise_to_rename(missing: Path) -> str:
+    """Return the advice to rename what has the path of a missing folder in another case, if any."""
+    other = find_in_another_case(missing)
+    return f"rename {other} to {missing}, or " if other else ""
+
+
 def list_entries(folder: Path, remedy: str) -> list[Path]:
     """List the files and folders in a folder, by name.
 
@@ -394,7 +402,7 @@ def list_entries(folder: Path, remedy: str) -> list[Path]:
             if not path.name.startswith(".") and not _is_by_product(path.name.lower())
         )
     except FileNotFoundError:
-        raise InputError(f"{folder}: no such folder; {remedy}") from None
+        raise InputError(f"{folder}: no such folder; {_advise_to_rename(folder)}{remedy}") from None
     except NotADirectoryError:
         raise InputError(f"{folder}: not a folder; {remedy}") from None
     except OSError as error:

@@ -113,6 +113,18 @@ def test_no_test_folder(tmp_path):
     assert "no test/ or test_release/" in refusal(find_test_folder, tmp_path)
 
 
+def test_folders_in_another_case_are_named(tmp_path):
+    if (tmp_path.parent / tmp_path.name.upper()).exists():
+        pytest.skip("the file system ignores case")
+    for name in ("Train", "TEST"):
+        (tmp_path / name).mkdir()
+    for read, name, there in (
+        (list_train_images, "train", "Train"),
+        (find_test_folder, "test", "TEST"),
+    ):
+        assert f"rename {tmp_path / there} to {tmp_path / name}, " in refusal(read, tmp_path)
+
+
 def test_images_of_a_folder(tmp_path, capsys):
     """Whatever is left out is named, except hidden files and a slide's own folder."""
     files = ("b.PNG", "a.tif", "c.txt", ".d.tif", "e.jpeg", "f.lif", "g.mrxs", "h.SVS")
