@@ -35,7 +35,8 @@ from cellseg.learn.cross_validation import estimate
 from cellseg.read.annotate import annotate_image
 from cellseg.read.cells import read_predicted_cells
 from cellseg.read.coco import annotations_by_image, class_names
-from cellseg.read.corrected import INDEX, load_index, match_cells
+from cellseg.read.corrected import INDEX, load_index
+from cellseg.read.corrected_changes import match_cells
 from cellseg.read.corrected_store import Cell
 from cellseg.read.layout import read_train_folder
 from cellseg.rle import concatenate, crop_runs, encode, select_masks
