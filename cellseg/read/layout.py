@@ -56,7 +56,7 @@ _CONVERT = {
     rf"(.*[-_ ])?(labels?|labelled|masks?)\.({'|'.join(_LOSSY_ENDINGS)})": f"{_LOSSY}; save the "
     "original one as label.tif or label.png",
     "masks?|labels?|instances?": "a folder with a mask per cell is not read; number the cells in "
-    "one label map, label.tif",
+    "one label map, label.tif, as docs/datasets.md does",
 }
 
 CLASS_COLUMNS = ("label", "class")
@@ -256,13 +256,13 @@ def _choose_image(
     if images:
         found, remedy = f"{choice[0].name} and {choice[1].name}, expected one image.tif", LAYOUT
     else:
-        found, remedy = "no image.tif", LAYOUT
+        found, remedy = "no image.tif", how_to_convert(unknown) or LAYOUT
         for path in unknown:
-            if path.suffix.lower() in SUFFIXES:
+            if _kind(f"image{path.suffix}") == "image":
                 remedy = f"rename {path.name} to image{path.suffix} if it is the image"
                 break
-            if path.stem.lower() == "image":
-                remedy = f"{path.name} is not read, save it as TIFF or PNG"
+            if path.stem.lower() == "image" or path.suffix.lower() in SUFFIXES:
+                remedy = f"{path.name} is not read, save it as image.tif or image.png"
                 break
     raise InputError(f"{folder}: {found}; {remedy}")
 

@@ -265,6 +265,22 @@ def test_an_image_of_another_name(tmp_path):
     assert "rename x.png to image.png" in refusal(read_train_folder, folder, 4)
 
 
+@pytest.mark.parametrize("name", ["x.svs", "image.svs", "image.webp"])
+def test_images_that_are_not_read_are_not_to_be_renamed(tmp_path, name):
+    line = refusal(read_train_folder, fill(tmp_path / "x", name, "cells.xml"), 4)
+    assert name in line
+    assert "rename" not in line
+
+
+def test_a_folder_of_images_and_one_of_masks_for_each_image(tmp_path):
+    folder = fill(tmp_path / "0a", "readme.md")
+    fill(folder / "images", "0a.png")
+    fill(folder / "masks", "1.png", "2.png")
+    line = refusal(read_train_folder, folder, 4)
+    assert "no image.tif" in line
+    assert str(folder / "masks") in line
+
+
 def test_a_tiff_is_the_image_and_others_are_previews(tmp_path):
     folder = fill(tmp_path / "x", "image.tif", "image.png", "class1.tif")
     image = read_train_folder(folder, 4)

@@ -293,6 +293,17 @@ def test_a_label_map_of_one_bit_has_one_cell(tmp_path):
     assert np.array_equal(labels, LABELS > 40)
 
 
+def test_a_thumbnail_as_large_as_the_image_of_a_small_slide(tmp_path):
+    """As an SVS has: the image in tiles, then the thumbnail in strips."""
+    path = tmp_path / "a.svs"
+    thumbnail = 255 - RGB
+    with tifffile.TiffWriter(path) as tiff:
+        for pixels, how in ((RGB, {"tile": (16, 16)}), (thumbnail, {"rowsperstrip": 8})):
+            description = "Aperio Image Library v11.2.1\r\n|MPP = 0.25"
+            tiff.write(pixels, photometric="rgb", metadata=None, description=description, **how)
+    assert (read_image(path) == RGB).all()
+
+
 def test_thumbnails_in_the_file_are_ignored(tmp_path):
     path = tmp_path / "pyramid.tif"
     with tifffile.TiffWriter(path) as tiff:
