@@ -125,9 +125,9 @@ def add_scoring(
         help="results file (JSON), zip that contains test-results.json, or folder with results or "
         "of a table of slides (default: the newest run's)")
     add("--truth", type=Path, metavar="TRUTH",
-        help="ground truth: COCO annotation file, or folder with <image>/class<K>.tif, or a label "
-        "map or outlines named as the image, for the images of the test list or of your own "
-        "(default: the annotations that inference.py wrote "
+        help="ground truth: COCO annotation file, or folder with <image>/class<K>.tif, with label "
+        "maps or outlines named as the images, or as train/ of a data folder, for the images of "
+        "the test list or of your own (default: the annotations that inference.py wrote "
         f"next to RESULTS, else {ground_truth_default})")
     add_data(parser, data_use, of_results=True)
     add_limits(parser)

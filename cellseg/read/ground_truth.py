@@ -24,7 +24,7 @@ from cellseg.read.copies import checked_for_copies
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST
-from cellseg.read.names import check_distinct, path_parts
+from cellseg.read.names import check_distinct, image_name, path_parts
 from cellseg.read.pairs import iter_pairs, pair_by_name, select_annotated
 from cellseg.read.regions import Regions
 from cellseg.read.results import (
@@ -358,7 +358,7 @@ def _print_pairs(
         f"{n} by {what}" for n, what in ((same_path, "path"), (by_name, "file name")) if n
     )
     if source.is_dir():  # whose images have the listed paths
-        has_folders = any(path.is_dir() for path in source.iterdir())
+        has_folders = any((source / image_name(image.file_name)).is_dir() for image in listed)
         how = f"by the names of its {'folders' if has_folders else 'files'}"
     print(f"{display_path(path)}: {plural(len(ids), 'image')} matched with {source}, {how}")
     if n_unknown := len(listed) - len(ids):

@@ -86,9 +86,8 @@ def list_train_images(
     folders = [path for path in entries if path.is_dir()]
     files = [path for path in entries if not path.is_dir() and path.exists()]
     broken = [path.name for path in entries if not path.exists()]
-    image_folders = [path for path in folders if matches(IMAGE_FOLDERS, path.name)]
-    cell_folders = [path for path in folders if matches(_CELLS, path.name)]
-    if (image_folders or cell_folders) and not any(map(_is_of_one_image, folders)):
+    image_folders, cell_folders = find_shared_folders(folders)
+    if image_folders or cell_folders:
         if len(image_folders) != 1 or not cell_folders:
             raise InputError(
                 f"{train}: {listed(_names(folders))} hold no image.tif, expected one folder "
@@ -118,6 +117,18 @@ def list_train_images(
     unused["files in train/ that are in no image's folder, ignored"] = _names(files)
     unused["links in train/, left out, as what they link to is missing"] = broken
     return sources, {reason: names for reason, names in unused.items() if names}
+
+
+def find_shared_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the folders with all images, and those with their cells, by their names.
+
+    None if any folder is that of one image. Raises InputError if one can't be listed.
+    """
+    images = [path for path in folders if matches(IMAGE_FOLDERS, path.name)]
+    cells = [path for path in folders if matches(_CELLS, path.name)]
+    if (images or cells) and any(map(_is_of_one_image, folders)):
+        return [], []
+    return images, cells
 
 
 def _names(paths: Iterable[Path]) -> list[str]:

@@ -19,7 +19,7 @@ from cellseg.read.coco import COCO, AnnotatedImage, build_coco
 from cellseg.read.layout import TrainImage, class_number, list_entries
 from cellseg.read.merge_classes import read_merge
 from cellseg.read.names import image_name
-from cellseg.read.train_files import ImageFiles
+from cellseg.read.train_files import ImageFiles, find_shared_folders
 
 _REMEDY = (
     "expected <image>/class<K>.tif for each annotated image, or a label map or outlines of its "
@@ -40,10 +40,16 @@ def read_truth_folder(
     theirs are ignored, and those of other images a warning. The classes are those of the data
     folder. Raises InputError as `annotate_image`, and if the files don't fit the list.
     """
+    file_names = [*(image.file_name for image in listed), *(unpredicted or ())]
     entries = list_entries(folder, _REMEDY)
+    folders = [path for path in entries if path.is_dir()]
+    if {path.name for path in folders}.isdisjoint(map(image_name, file_names)):
+        # As in train/: labels/ beside images/, or class1/, class2/, …
+        _, shared = find_shared_folders(folders)
+        entries = [path for each in shared for path in list_entries(each, _REMEDY)] or entries
     in_folders = any(path.is_dir() for path in entries)
     images: dict[str, list[str]] = {}
-    for file_name in [*(image.file_name for image in listed), *(unpredicted or ())]:
+    for file_name in file_names:
         images.setdefault(_name(file_name, in_folders), []).append(file_name)
     if in_folders:
         sources, others = _find_folders(folder, entries, images)

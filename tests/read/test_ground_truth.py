@@ -111,6 +111,40 @@ def test_images_and_label_maps_side_by_side(data):
     assert len(read_ground_truth(data / "test", data)["images"]) == 2
 
 
+@pytest.mark.parametrize("form", ["labels", "classes", "classes alone"])
+def test_folders_with_the_files_of_all_images(data, form):
+    """As in `train/`; the image `three` has no cells."""
+    expected = read_ground_truth(data / "masks", data)
+    truth = data / "truth"
+    for name, size in (("one", (5, 7)), ("three", (3, 8))):
+        maps = {k: np.zeros(size, np.uint8) for k in (2, 4)}
+        for k in maps:
+            if (path := data / "masks" / name / f"class{k}.tif").exists():
+                maps[k] = tifffile.imread(path).astype(np.uint8)
+            if form != "labels":
+                (truth / f"class{k}").mkdir(parents=True, exist_ok=True)
+                save_label_map(truth / f"class{k}" / f"{name}.png", maps[k])
+        if form != "classes alone":
+            (truth / "images").mkdir(parents=True, exist_ok=True)
+            save_label_map(truth / "images" / f"{name}.png", np.zeros((*size, 3), np.uint8))
+        if form == "labels":
+            (truth / "labels").mkdir(exist_ok=True)
+            save_label_map(truth / "labels" / f"{name}.tif", np.maximum(*maps.values()))
+            rows = ["label,class", *(f"{n},{k}" for k in maps for n in np.unique(maps[k])[1:])]
+            (truth / "labels" / f"{name}.csv").write_text("\n".join(rows))
+    assert read_ground_truth(truth, data) == expected
+
+
+def test_images_named_as_folders_of_all_images(data):
+    """The folder `masks` is that of the image of this name."""
+    path = data / "test_image_name_to_ids.json"
+    path.write_text(path.read_text().replace('"one.tif"', '"masks.tif"'))
+    (data / "test" / "one.tif").rename(data / "test" / "masks.tif")
+    (data / "masks" / "one").rename(data / "masks" / "masks")
+    images = read_ground_truth(data / "masks", data)["images"]
+    assert [image["file_name"] for image in images] == ["masks.tif", "three.tif"]
+
+
 def test_files_beside_the_folders_of_images(data, caplog):
     save_label_map(data / "masks" / "two.png", np.ones((4, 4), np.uint8))
     assert len(read_ground_truth(data / "masks", data)["images"]) == 2
