@@ -8,6 +8,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from cellseg.read.corrected_store import (
 from cellseg.read.foreign_coco import CocoImage, read_coco_images
 from cellseg.read.image_lists import read_test_list
 from cellseg.read.layout import CLASS_NAMES, TEST_LIST, TRAIN
-from cellseg.read.merge_classes import merge_classes
+from cellseg.read.merge_classes import merge_classes, read_merge
 from cellseg.read.names import check_class_names
 from cellseg.read.resolution import resolution_text
 from cellseg.read.train_files import ImageFiles, list_train_images
@@ -169,6 +170,17 @@ def read_train(
     return images, bad_images, unused
 
 
+def check_former_merge(data: Path) -> None:
+    """Raise InputError if classes are merged in the former annotation file, and now not."""
+    flags = ""
+    with contextlib.suppress(InputError):  # a damaged file is written anew
+        flags = read_merge(data).flags
+    if flags:
+        raise InputError(
+            f"--corrected: classes are merged in {data / utils.ANNOTATIONS}; repeat {flags}"
+        )
+
+
 def with_resolution(
     args: argparse.Namespace, images: Sequence[AnnotatedImage], output: Path
 ) -> list[AnnotatedImage]:
@@ -207,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.coco:
         names, images, bad_images = read_coco(args)
     merge = None
+    if args.corrected and not args.merge_classes:
+        check_former_merge(args.data)
     if args.merge_classes:
         merge = merge_classes(names or CLASS_NAMES, args.merge_classes)
         names = merge.names

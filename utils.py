@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import math
@@ -289,18 +290,23 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> None:
             if HANDLER.count:
                 print(f"{plural(HANDLER.count, 'warning')} (see above)", file=sys.stderr)
     except InputError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+        _print_error(f"{command}: error: {error}")
         code = 2
     except KeyboardInterrupt:
         process.say(process.stopped_message())
         code = process.STOPPED
     except OSError as error:
-        print(f"{command}: error: {one_line(_os_error_message(error))}", file=sys.stderr)
+        _print_error(f"{command}: error: {one_line(_os_error_message(error))}")
         code = 2
     for number in process.SIGNALS:  # all is done
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # else Python looks for garbage in all of torch, up to a second, before it ends
     sys.exit(code)
+
+
+def _print_error(line: str) -> None:
+    with contextlib.suppress(InputError, OSError):  # nobody can be told
+        print(line, file=sys.stderr)
 
 
 def _os_error_message(error: OSError) -> str:

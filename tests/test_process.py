@@ -222,6 +222,20 @@ utils.run_command(main)
     assert err.count("\n") == 1
 
 
+def test_an_error_that_can_not_be_written_keeps_its_exit_code(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    code = """
+import utils
+from cellseg.errors import InputError
+def main(argv):
+    raise InputError("x")
+utils.run_command(main)
+"""
+    with open("/dev/full", "w") as full:
+        assert ended(start(tmp_path, code, stderr=full))[0] == 2
+
+
 COMMANDS = sorted(
     path.name for path in HERE.glob("*.py") if "run_command(main)" in path.read_text()
 )

@@ -17,7 +17,13 @@ from cellseg.errors import InputError
 from cellseg.files import display_path
 from cellseg.messages import in_images, listed, plural, warn
 from cellseg.read.brightness import DARK_TEXT, count_bright, is_dark
-from cellseg.read.cell_checks import SMALL, count_overlap_pixels, remove_copies, scattered
+from cellseg.read.cell_checks import (
+    OVERLAP_TEXT,
+    SMALL,
+    count_overlap_pixels,
+    remove_copies,
+    scattered,
+)
 from cellseg.read.classes import UnknownClassError
 from cellseg.read.coco import MAX_SIDE, AnnotatedImage, load_coco, split_by_class
 from cellseg.read.convention import CENTRES, EDGES, move_outlines
@@ -215,7 +221,7 @@ def _check_cells(
                 "cells saved with 8 bits?); save them again"
             )
         warnings["cells with pieces far apart (one label for several?)"] += reused
-    warnings["pixels in two cells"] += count_overlap_pixels(list(different.values()))
+    warnings[OVERLAP_TEXT] += count_overlap_pixels(list(different.values()))
     warnings["images without cells"] += not any(map(len, different.values()))
     return AnnotatedImage(file_name, size, different, +warnings, mpp)
 

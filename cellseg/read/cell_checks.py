@@ -14,6 +14,9 @@ from cellseg.rle import MaskRuns, areas, boxes_xyxy, cut_at_columns, select_mask
 SMALL = 10
 """Area in pixels; cells this small are probably slips. The smallest of NYCU HW3 has 11."""
 
+OVERLAP_TEXT = "pixels in two cells"
+"""What `count_overlap_pixels` counts, in warnings."""
+
 _FAR = 5
 """Length of a scattered mask in diameters of a cell; it is below 4 for CoNSeP's cells in pieces."""
 

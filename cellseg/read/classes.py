@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cellseg.errors import InputError
@@ -25,12 +25,29 @@ def is_ignored(name: str) -> bool:
     return name == "ambiguous" or name.endswith("*")
 
 
+class ClassNames(tuple[str, ...]):
+    """K class names, with other names that files may use.
+
+    `aliases` are the class 1…K of each of these, as of `comparable_name`.
+    """
+
+    aliases: Mapping[str, int]
+
+    def __new__(cls, names: Iterable[str], aliases: Mapping[str, int]) -> ClassNames:
+        """Return the names with the aliases."""
+        self = super().__new__(cls, names)
+        self.aliases = aliases
+        return self
+
+
 def class_numbers(class_names: Sequence[str]) -> dict[str, int]:
     """Return the class 1…K of each name that outlines may use, without case and outer spaces.
 
     MoNuSAC's names stand for NYCU HW3's classes, and no name for a single class.
     """
     numbers = {comparable_name(name): n for n, name in enumerate(class_names, 1)}
+    if isinstance(class_names, ClassNames):
+        numbers = {**class_names.aliases, **numbers}
     if tuple(class_names) == CLASS_NAMES:
         numbers |= {name: n for n, name in enumerate(MONUSAC, 1)}
     if len(class_names) == 1:

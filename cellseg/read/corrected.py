@@ -64,7 +64,7 @@ _REMEDY = "expected the folder that export.py --to_correct wrote"
 
 def take_back(
     folders: Sequence[Path], data: Path, names: Sequence[str] | None, skip_bad: bool = False
-) -> tuple[list[str], list[Corrected]]:
+) -> tuple[Sequence[str], list[Corrected]]:
     """Read the corrected windows of exported folders.
 
     Prints what was changed. Windows that were not changed at all, file and all, were not looked
@@ -137,7 +137,7 @@ def take_back(
         os.path.realpath(Path(window.source.path).parent) in tests for window in corrected
     )
     print_changes(names, tally, len(corrected))
-    return list(names), corrected
+    return names, corrected
 
 
 def load_index(path: Path) -> COCO:
@@ -327,11 +327,11 @@ class _Reader:
     @cached_property
     def _written(self) -> dict[int, list[Cell]]:
         """The cells that were written, by the id of the window."""
-        ours = {comparable_name(name): n for n, name in enumerate(self.names)}
+        ours = class_numbers(self.names)
         theirs = {c["id"]: comparable_name(c["name"]) for c in self.index["categories"]}
         return {
             id_: [
-                Cell(a["cell"], ours.get(theirs[a["category_id"]], -1), a["segmentation"])
+                Cell(a["cell"], ours.get(theirs[a["category_id"]], 0) - 1, a["segmentation"])
                 for a in annotations
             ]
             for id_, annotations in annotations_by_image(self.index).items()

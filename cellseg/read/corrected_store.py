@@ -25,7 +25,7 @@ from cellseg.errors import InputError
 from cellseg.files import check_own, display_path, write_json
 from cellseg.messages import listed, warn
 from cellseg.png import write_png
-from cellseg.read.classes import advise_class_names
+from cellseg.read.classes import advise_class_names, class_numbers
 from cellseg.read.coco import (
     AnnotatedImage,
     annotations_by_image,
@@ -282,7 +282,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
         pixels_of = [read_image(data / image["file_name"]) for image in coco["images"]]
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from None
-    numbers = {comparable_name(name): n for n, name in enumerate(names)}
+    numbers = class_numbers(names)
     theirs = {c["id"]: c["name"] for c in coco["categories"]}
     of_image = annotations_by_image(coco)
     used = {theirs[a["category_id"]] for a in coco["annotations"]}
@@ -306,7 +306,7 @@ def load_store(data: Path, names: Sequence[str]) -> list[Corrected]:
         if pixels.shape[:2] != size:
             raise wrong_size(data / image["file_name"], pixels.shape, size, f"; {remedy}")
         cells = [
-            Cell("", numbers[comparable_name(theirs[a["category_id"]])], a["segmentation"])
+            Cell("", numbers[comparable_name(theirs[a["category_id"]])] - 1, a["segmentation"])
             for a in of_image[image["id"]]
         ]
         name = Path(image["file_name"]).stem

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.errors import InputError
-from cellseg.read.cell_checks import remove_copies
+from cellseg.read.cell_checks import OVERLAP_TEXT, count_overlap_pixels, remove_copies
+from cellseg.read.classes import ClassNames
 from cellseg.read.coco import COCO_REMEDY, AnnotatedImage, class_names, load_coco
 from cellseg.read.layout import ANNOTATIONS, CLASS_NAMES
 from cellseg.read.names import check_class_names, comparable_name
@@ -39,32 +40,58 @@ class ClassMerge:
         The class afterwards, from 1, of each class 1…K.
     """
 
-    file_names: list[str]
-    names: list[str]
+    file_names: ClassNames
+    names: ClassNames
     numbers: dict[int, int]
+
+    @classmethod
+    def of(
+        cls, file_names: Sequence[str], names: Sequence[str], numbers: Sequence[int]
+    ) -> ClassMerge:
+        """Return a merge of which files may use the names before and afterwards."""
+        old = {comparable_name(name): k for name, k in zip(file_names, numbers, strict=True)}
+        new = {comparable_name(name): numbers.index(k) + 1 for k, name in enumerate(names, 1)}
+        if len(names) == 1:
+            new[""] = 1  # cells of a single class need no name
+        by_number = dict(enumerate(numbers, 1))
+        return cls(ClassNames(file_names, new), ClassNames(names, old), by_number)
+
+    @property
+    def flags(self) -> str:
+        """The flags that merge the classes, ready for a shell."""
+        return " ".join(
+            shlex.join([FLAG, name, *old])
+            for n, name in enumerate(self.names, 1)
+            if (old := self._old_names(n)) != [name]
+        )
+
+    def _old_names(self, number: int) -> list[str]:
+        return [self.file_names[old - 1] for old, new in self.numbers.items() if new == number]
 
     def __str__(self) -> str:
         """Return the new classes, each with the classes of the files if it has other ones."""
         texts = []
         for n, name in enumerate(self.names, 1):
-            old = [self.file_names[k - 1] for k, number in self.numbers.items() if number == n]
+            old = self._old_names(n)
             texts.append(name if old == [name] else f"{name} ({', '.join(old)})")
         return ", ".join(texts)
 
     def record(self) -> dict[str, Any]:
         """Return the entry of an annotation file's `info`, which `read_merge` reads."""
-        return {RECORD: {"file_names": self.file_names, "numbers": [*self.numbers.values()]}}
+        return {RECORD: {"file_names": [*self.file_names], "numbers": [*self.numbers.values()]}}
 
     def apply(self, image: AnnotatedImage) -> AnnotatedImage:
         """Return an image with merged classes; a cell that was in two of them is in it once."""
-        cells = {}
+        cells, n_copies = {}, 0
         warnings = image.warnings.copy()
         for new in sorted({self.numbers[old] for old in image.cells}):
             parts = [image.cells[old] for old in image.cells if self.numbers[old] == new]
             joined = concatenate(image.size, parts)
             cells[new] = remove_copies(joined) if len(parts) > 1 else joined
-            n_copies = len(joined) - len(cells[new])
-            warnings["cells in two of the classes that were merged, used once"] += n_copies
+            n_copies += len(joined) - len(cells[new])
+        if n_copies:
+            warnings["cells in two of the classes that were merged, used once"] = n_copies
+            warnings[OVERLAP_TEXT] = count_overlap_pixels(list(cells.values()))
         return replace(image, cells=cells, warnings=+warnings)
 
 
@@ -87,7 +114,7 @@ def merge_classes(file_names: Sequence[str], groups: Sequence[Sequence[str]]) ->
             if n is None:
                 raise InputError(
                     f"{FLAG} {new}: no class {show(old)}, expected some of {', '.join(file_names)};"
-                    " fix it, or name the classes in the files with --class_names"
+                    " fix it, or without --coco name the classes in the files with --class_names"
                 )
             if n in group_of:
                 raise InputError(
@@ -95,12 +122,13 @@ def merge_classes(file_names: Sequence[str], groups: Sequence[Sequence[str]]) ->
                     "one only; name it once"
                 )
             group_of[n] = group
-    for new, *_ in groups:
+    for group, (new, *_) in enumerate(groups):
         n = old_numbers.get(comparable_name(new))
-        if n is not None and n not in group_of:
+        if n is not None and group_of.get(n) != group:
+            # Files, as of corrected windows, may have names before and afterwards.
             raise InputError(
-                f"{FLAG} {new}: {file_names[n]} is a class of its own; name it among those to "
-                "merge, or choose another new name"
+                f"{FLAG} {new}: {file_names[n]} is another class in the files; name it among those "
+                "to merge, or choose another new name"
             )
     # A class is merged into the first one of its group.
     first = {group: n for n, group in sorted(group_of.items(), reverse=True)}
@@ -108,8 +136,7 @@ def merge_classes(file_names: Sequence[str], groups: Sequence[Sequence[str]]) ->
     kept = sorted(set(targets))
     names = [groups[group_of[n]][0] if n in group_of else file_names[n] for n in kept]
     check_class_names(FLAG, names)
-    numbers = {n: kept.index(target) + 1 for n, target in enumerate(targets, 1)}
-    return ClassMerge(list(file_names), names, numbers)
+    return ClassMerge.of(file_names, names, [kept.index(target) + 1 for target in targets])
 
 
 def read_merge(data: Path) -> ClassMerge:
@@ -134,7 +161,7 @@ def read_merge(data: Path) -> ClassMerge:
             and len(file_names) == len(numbers)
             and {*numbers} == {*range(1, len(names) + 1)}
         ):
-            return ClassMerge(file_names, names, dict(enumerate(numbers, 1)))
+            return ClassMerge.of(file_names, names, numbers)
     raise InputError(
         f'{path}: "{RECORD}" of "info" is {show(record)}, expected the classes in the files and '
         f'the number of each in "categories"; {COCO_REMEDY}'

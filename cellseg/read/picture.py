@@ -142,8 +142,9 @@ def _check_jpeg(path: Path) -> None:
         simplejpeg.decode_jpeg(data, colours)
     except ValueError as error:
         surplus = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
-        n, end = int(surplus[1]) if surplus else 0, data.rfind(b"\xff\xd9")
-        is_filled = 0 < n <= 64 and len({*data[end - n : end]}) == 1
+        n = int(surplus[1]) if surplus else 0
+        # Other pictures may follow, each with its end.
+        is_filled = 0 < n <= 64 and re.search(rb"(.)\1{%d}\xff\xd9" % (n - 1), data, re.DOTALL)
         if "Corrupt JPEG data" in str(error) and not is_filled:
             raise InputError(
                 f"{path}: damaged, its pixels are not complete ({error}); copy or export it again"

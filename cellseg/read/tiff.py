@@ -103,7 +103,9 @@ def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     # Thumbnails and reduced levels of a pyramid are allowed, also as the first page.
     page = next((page for page in tiff.pages if not page.is_reduced), tiff.pages[0])
     page = max((p for p in tiff.pages if _is_enlarged(p, page)), key=_area, default=page)
-    pages = [p for p in tiff.pages if p is page or _is_another(p, page)]
+    pages = [p for p in tiff.pages if p is page or (not p.is_reduced and p.shape == page.shape)]
+    if tiff.is_svs:  # the thumbnail of a small slide may have its size, but no tiles
+        pages = [p for p in pages if p.is_tiled == page.is_tiled]
     imagej = tiff.imagej_metadata or {}
     count = max(len(pages), int(imagej.get("images", 1)))
     if count > 1 and not (count == len(pages) == 3 == _count_channels(tiff)):
@@ -118,15 +120,6 @@ def main_pages(path: Path, tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     if following:
         raise ValueError("the list of its pages is cut off")
     return pages
-
-
-def _is_another(page: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
-    """Return whether a page is an image of another's kind, and not a thumbnail of it.
-
-    That of a small slide may have its size, but no tiles.
-    """
-    same_kind = page.shape == other.shape and page.is_tiled == other.is_tiled
-    return bool(same_kind and not page.is_reduced)
 
 
 def _area(page: tifffile.TiffPage) -> int:

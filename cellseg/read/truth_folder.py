@@ -76,7 +76,7 @@ def read_truth_folder(
     if merge.names != merge.file_names:
         print(f"{display_path(folder)}: classes merged as in the annotation file: {merge}")
     records = {_name(image.file_name, in_folders): image for image in listed}
-    annotated, ids = [], []
+    annotated, ids, used = [], [], {0}
     bar = {"unit": "image", "leave": False, "disable": None}
     for name, source in tqdm(sources.items(), "reading ground truth", **bar):
         if len(images[name]) > 1:
@@ -89,8 +89,14 @@ def read_truth_folder(
         if image := records.get(name):
             cells = _annotate(source, image, merge.file_names, list_path)
             annotated.append(merge.apply(cells))
+            used |= {number for number, masks in cells.cells.items() if len(masks)}
             ids.append(image.id)
     warn_of_images(annotated)
+    if max(used) <= len(merge.names) < len(merge.file_names):
+        warn(
+            f"{folder}: of the classes {', '.join(merge.file_names)} only the first "
+            f"{len(merge.names)} occur; if they are merged already, pass a COCO file of them"
+        )
     return build_coco(annotated, merge.names, ids)
 
 

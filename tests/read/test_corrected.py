@@ -737,6 +737,43 @@ def test_the_classes_of_windows_are_those_after_merging(data, folder):
     ]  # fmt: skip
 
 
+def test_windows_that_were_corrected_before_classes_were_merged(data, folder):
+    """Exported, and stored, with the former names."""
+    old = data / "train" / "old"
+    correct(folder)
+    assert take_back(data, folder) == 0
+    before = cells_of(data, "corrected/new.png")
+    (old / "class1.tif").rename(old / "class2.tif")
+    names = [
+        "--class_names",
+        *NAMES,
+        "--merge_classes",
+        "Beta",
+        "beta",
+        "--merge_classes",
+        "A",
+        "alpha",
+    ]
+    for again in ([], ["--corrected", str(folder)]):
+        assert annotation.main(["--data", str(data), *names, *again]) == 0
+        after = cells_of(data, "corrected/new.png")
+        assert {name: boxes(masks) for name, masks in after.items()} == {
+            "A": boxes(before["alpha"]), "Beta": boxes(before["beta"]),
+        }  # fmt: skip
+        assert [*cells_of(data, "train/old/image.tif")] == ["Beta"]
+
+
+def test_a_merge_is_not_forgotten(data, folder):
+    merge = ["--class_names", "alpha", "a2", "beta", "--merge_classes", "alpha", "alpha", "a2"]
+    assert annotation.main(["--data", str(data), *merge]) == 0
+    former = (data / "train__annot.json").read_bytes()
+    correct(folder)
+    message = refusal(take_back, data, folder)
+    assert "repeat --merge_classes alpha alpha a2" in message
+    assert (data / "train__annot.json").read_bytes() == former
+    assert take_back(data, folder, *merge) == 0
+
+
 @pytest.mark.parametrize(("written", "read"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_letters_with_accents_are_one_character_or_two(data, results, tmp_path, written, read):
     """macOS may decompose them: in GeoJSON, in COCO, in the flags and in what was stored."""

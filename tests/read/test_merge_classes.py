@@ -89,13 +89,6 @@ def test_a_class_of_another_name(data):
     assert cells(coco) == [("class1", 1), ("class2", 4), ("tumour", 9), ("class4", 16)]
 
 
-def test_old_and_new_names_may_be_exchanged(data):
-    swap = ["--merge_classes", "class2", "class1", "--merge_classes", "class1", "class2"]
-    coco = run(data, *swap)
-    assert class_names(coco) == ["class2", "class1", "class3", "class4"]
-    assert cells(coco)[:2] == [("class2", 1), ("class1", 4)]
-
-
 def test_a_cell_in_two_merged_classes_is_one(tmp_path, capsys):
     data = write_train(tmp_path, {1: square(3), 2: square(3) + 2 * square(2), 3: square(3)})
     coco = run(data, "--merge_classes", "x", "class1", "class3")
@@ -103,6 +96,10 @@ def test_a_cell_in_two_merged_classes_is_one(tmp_path, capsys):
     assert Counter(name for name, _ in cells(coco)) == {"x": 1, "class2": 2}
     warned = capsys.readouterr().err
     assert "cells in two of the classes that were merged, used once: 1, in 1 image: a" in warned
+    assert "pixels in two cells: 9, " in warned
+    (data / "train" / "a" / "class2.tif").unlink()
+    run(data, "--merge_classes", "x", "class1", "class3")
+    assert "pixels in two cells" not in capsys.readouterr().err
 
 
 def test_images_without_cells_and_with_some_classes(tmp_path):
@@ -153,6 +150,7 @@ def test_classes_of_outlines(tmp_path):
         ([["x", "class1", "class1"]], "class1"),
         ([["x", "class1"], ["y", "class2", "CLASS1"]], "y: class1"),
         ([["class3", "class1", "class2"]], "class3"),
+        ([["class2", "class1"], ["class1", "class2"]], "class2"),
         ([["x", "class1"], ["X", "class2"]], "'X'"),
         ([[" ", "class1"]], "empty"),
         ([["a\nb", "class1"]], "a\\nb"),
@@ -177,8 +175,9 @@ def test_wrong_merges_of_a_coco_file_are_found_before_images_are_read(data):
 
 def test_no_merges_change_nothing():
     merge = merge_classes(["b", "a"], [])
-    assert merge.names == merge.file_names == ["b", "a"]
+    assert [*merge.names] == [*merge.file_names] == ["b", "a"]
     assert merge.numbers == {1: 1, 2: 2}
+    assert not merge.flags
 
 
 @pytest.fixture
@@ -221,6 +220,26 @@ def test_results_with_merged_classes_are_scored(merged):
     metrics = json.loads(scores.read_text())["metrics"]
     for name in ("AP50@100", "PQ", "F1"):
         assert metrics[name]["mean of classes"]["value"] == 1
+
+
+def test_ground_truth_that_may_be_merged_already(merged, caplog):
+    read_ground_truth(merged / "test_masks", merged)
+    assert "merged already" not in caplog.text
+    (merged / "test_masks" / "t" / "class4.tif").unlink()
+    read_ground_truth(merged / "test_masks", merged)
+    assert "merged already" in caplog.text
+
+
+def test_outlines_may_have_names_after_merging(merged):
+    ring = [[[2, 0], [4, 0], [4, 2], [2, 2], [2, 0]]]
+    for path in (merged / "test_masks" / "t").iterdir():
+        path.unlink()
+    for name, expected in (("even", "even"), ("class4", "even"), ("LAST", "last")):
+        feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": ring}}
+        feature["properties"] = {"classification": {"name": name}}
+        (merged / "truth").mkdir(exist_ok=True)
+        (merged / "truth" / "t.geojson").write_text(json.dumps([feature]))
+        assert cells(read_ground_truth(merged / "truth", merged)) == [(expected, 4)]
 
 
 @pytest.mark.parametrize(

@@ -446,7 +446,8 @@ def test_jpegs_with_damaged_pixels(tmp_path, options):
     data = jpeg(path, **options)
     with PIL.Image.open(path) as picture:
         pixels = np.array(picture.convert("RGB"))
-    for valid in (data, data + bytes(3), data[:-2] + bytes(30) + data[-2:]):
+    filled = data[:-2] + bytes(30) + data[-2:]
+    for valid in (data, data + bytes(3), filled, filled + data):
         path.write_bytes(valid)
         check(path, pixels)
     damaged = [without_the_middle(data), with_height(data, 64), with_height(data, -48)]
