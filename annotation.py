@@ -8,7 +8,7 @@ if __name__ in ("__main__", "__mp_main__"):  # before imports that take seconds
     process.prepare()
 
 import argparse
-import contextlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,15 +170,17 @@ def read_train(
     return images, bad_images, unused
 
 
-def check_former_merge(data: Path) -> None:
+def check_former_merge(args: argparse.Namespace) -> None:
     """Raise InputError if classes are merged in the former annotation file, and now not."""
-    flags = ""
-    with contextlib.suppress(InputError):  # a damaged file is written anew
-        flags = read_merge(data).flags
-    if flags:
-        raise InputError(
-            f"--corrected: classes are merged in {data / utils.ANNOTATIONS}; repeat {flags}"
-        )
+    try:
+        merge = read_merge(args.data)
+    except InputError:  # a damaged file is written anew
+        return
+    if flags := merge.flags:
+        if not args.coco and merge.file_names != CLASS_NAMES:
+            flags = f"{shlex.join(['--class_names', *merge.file_names])} {flags}"
+        path = args.data / utils.ANNOTATIONS
+        raise InputError(f"--corrected: classes are merged in {path}; repeat {flags}")
 
 
 def with_resolution(
@@ -220,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names, images, bad_images = read_coco(args)
     merge = None
     if args.corrected and not args.merge_classes:
-        check_former_merge(args.data)
+        check_former_merge(args)
     if args.merge_classes:
         merge = merge_classes(names or CLASS_NAMES, args.merge_classes)
         names = merge.names

@@ -769,7 +769,7 @@ def test_a_merge_is_not_forgotten(data, folder):
     former = (data / "train__annot.json").read_bytes()
     correct(folder)
     message = refusal(take_back, data, folder)
-    assert "repeat --merge_classes alpha alpha a2" in message
+    assert "repeat --class_names alpha a2 beta --merge_classes alpha alpha a2" in message
     assert (data / "train__annot.json").read_bytes() == former
     assert take_back(data, folder, *merge) == 0
 
