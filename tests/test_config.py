@@ -24,6 +24,7 @@ MODELS = {  # millions of parameters, frozen ones included
     "demo": 5,
     "small_fpn": 6,
     "lite_fpn": 5,
+    "lite_fpn_stains": 5,
     "mask_rcnn_R_50_DC5_3x": 172,
     "mask_rcnn_R_101_DC5_3x": 191,
     "mask_rcnn_R_50_FPN_3x": 44,
