@@ -221,11 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.coco:
         names, images, bad_images = read_coco(args)
     merge = None
-    if args.corrected and not args.merge_classes:
-        check_former_merge(args)
     if args.merge_classes:
         merge = merge_classes(names or CLASS_NAMES, args.merge_classes)
         names = merge.names
+    elif args.corrected:
+        check_former_merge(args)
     corrected: list[Corrected] = []
     if args.corrected:
         names, corrected = take_back(args.corrected, args.data, names, args.skip_bad)

@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 
 from bench.learning import printed_as_errors, score, summarise
-from bench.tissue import Image, compressed, lit, noisy
+from bench.tissue import Image, compressed, lit, noisy, stained
 from cellseg.files import write_json
 from cellseg.read.image_lists import read_test_list
 from cellseg.read.layout import TEST_LIST
@@ -53,12 +53,6 @@ def restained(
     return restain
 
 
-def gamma(exponent: float) -> Callable[[Image], Image]:
-    """Return a function that raises intensities from 0 to 1 to a power."""
-    table = (255 * (np.arange(256) / 255) ** exponent).round().astype(np.uint8)
-    return lambda image: cv2.LUT(image, table)
-
-
 def blurred(sigma: float) -> Callable[[Image], Image]:
     """Return a function that blurs with a Gaussian of `sigma` pixels."""
     return lambda image: cv2.GaussianBlur(image, (0, 0), sigma)
@@ -82,8 +76,8 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
     "grey light 0.8": lit(0.8, 0.8, 0.8),
     "yellow light": lit(0.98, 0.95, 0.82),
     "blue light": lit(0.85, 0.93, 1),
-    "gamma 0.7": gamma(0.7),
-    "gamma 1.4": gamma(1.4),
+    "gamma 0.7": stained(0.7),
+    "gamma 1.4": stained(1.4),
     "blur 1 px": blurred(1),
     "blur 2 px": blurred(2),
     "sharpened": sharpened,
