@@ -16,6 +16,7 @@ from cellseg.files import check_own, display_path, write_csv, write_json
 from cellseg.read.ground_truth import find_default_ground_truth
 from cellseg.read.image_lists import has_list
 from cellseg.read.results import MANIFEST, find_newest_results, is_cohort, results_file
+from cellseg.score.centroid import RADIUS
 from cellseg.score.labelmap import OVERLAP_RULES
 from cellseg.score.summary import difference
 from cellseg.score.tables import as_json, as_text, difference_as_json, difference_as_text, per_image
@@ -30,7 +31,10 @@ PQ = DQ x SQ        panoptic quality, detection times segmentation quality, as i
                     2020: the mean over images with ground-truth cells of the class;
                     "pooled" counts the cells of all images together
 AJI, AJI+           aggregated Jaccard index, the mean over images
-F1, precision, recall, counts, and the confusion matrix of the classes
+F1, precision, recall, counts, and the confusion matrix of the classes: of cells that match with
+                    an IoU above 0.5
+centroid F1         F_d (of any class) and F_c (of each) of HoVer-Net: of cells that match with
+                    centroids at most 12 pixels apart, or --radius
 
 All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
 class, become one with a joint score, and a cell mostly under others of higher scores is left
@@ -69,6 +73,11 @@ def get_parser() -> utils.CommandParser:
         help="not for AP: which cell gets the pixels where two overlap: higher score, smaller "
         "or larger (default: score)",
     )  # fmt: skip
+    parser.add_argument(
+        "--radius", type=utils.distance, default=RADIUS, metavar="PX",
+        help="largest distance of centroids that match, in pixels, at most 100 (default: 12, as in "
+        "publications on images of 0.25 µm per pixel)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE",
@@ -106,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.csv:
         check_own(args.csv, rb"image_id,file_name,class,", "a table of scores", "--csv")
     _, scores = utils.score_results(
-        args, paths, ground_truth_path, overlap=args.overlap, with_masks=False
+        args, paths, ground_truth_path, overlap=args.overlap, radius=args.radius, with_masks=False
     )
     names = [display_path(path) for path in paths]
     # Files first: nothing may read what is printed.

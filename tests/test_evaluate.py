@@ -162,6 +162,23 @@ def test_overlap(score, rule, sq):
     assert f"go to the {'higher score' if rule == 'score' else rule + ' area'}\n" in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "of_classes", "of_any"),
+    [
+        # In the second image, the cell of class 1 and the detection of class 2 are 2.5 px apart.
+        ([], [2 / (2 + 2 + 1), 2 / (2 + 2)], 6 / (6 + 1)),
+        (["--radius", "2.5"], [2 / (2 + 2 + 1), 2 / (2 + 2)], 6 / (6 + 1)),
+        (["--radius", "2"], [2 / (2 + 2), 2 / (2 + 1)], 4 / (4 + 2 + 1)),
+    ],
+)
+def test_detection_by_centroid(score, flags, of_classes, of_any):
+    scores, text = score(*flags)
+    assert values(scores, "centroid F1") == pytest.approx(of_classes)
+    assert scores["metrics"]["centroid F1"]["any class"]["value"] == pytest.approx(of_any)
+    assert scores["centroid_radius"] == float(flags[1] if flags else 12)
+    assert "centroid F1" in text
+
+
 def test_resamples_and_seed(score):
     scores, text = score("--resamples", "0")
     assert scores["metrics"]["F1"]["any class"]["low"] is None
@@ -663,6 +680,9 @@ def test_a_file_that_can_not_be_written(data):
         (["--resamples", "-1"], "--resamples: '-1'"),
         (["--resamples", "1.5"], "--resamples: '1.5'"),
         (["--seed", "x"], "--seed: 'x'"),
+        (["--radius", "0"], "--radius: '0'"),
+        (["--radius", "nan"], "--radius: 'nan'"),
+        (["--radius", "101"], "--radius: '101'"),
         (["--overlap", "both"], "--overlap: invalid choice: 'both'"),
         (["--compare", "a"], "--compare: expected 2 arguments"),
         (["r.json", "--compare", "a", "b"], "--compare takes two results"),

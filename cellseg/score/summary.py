@@ -14,6 +14,7 @@ from cellseg.images import EvalImage, distinct_detections, without_masks
 from cellseg.score import ap
 from cellseg.score.aji import aji, aji_plus, mean_over_images
 from cellseg.score.bootstrap import draw_weights, interval
+from cellseg.score.centroid import RADIUS, centroid_f1, count_by_centroid
 from cellseg.score.confusion import confusion_matrix
 from cellseg.score.detection import (
     DetectionScores,
@@ -81,7 +82,8 @@ class Scores:
         `(K + 2,)` float64 by name: "AP@100", "AP50@100", "AP75@100" for each maximum of
         detections, "AP@all" for all; "PQ", "DQ", "SQ" as in MoNuSAC; "pooled PQ", "pooled
         DQ", "pooled SQ"; "AJI", "AJI+", the mean over images with ground truth or detections;
-        "F1", "precision", "recall" at IoU 0.5. NaN for a class without ground truth.
+        "F1", "precision", "recall" at IoU 0.5; "centroid F1", see `cellseg.score.centroid`. NaN for
+        a class without ground truth.
     samples
         `(B, K + 2)` by name: the metrics of B bootstrap resamples of the images.
     low, high
@@ -106,6 +108,8 @@ class Scores:
         `(I, K + 1)` float64 of each image: by class, and class-agnostic.
     score_threshold, overlap
         Parameters of the label maps.
+    radius
+        Largest distance of matching centroids, in pixels.
     """
 
     classes: list[str]
@@ -132,6 +136,7 @@ class Scores:
     aji_plus: NDArray[np.float64]
     score_threshold: float
     overlap: str
+    radius: float
 
 
 def score(
@@ -141,6 +146,7 @@ def score(
     with_masks: bool = True,
     score_threshold: float = 0.5,
     overlap: str = "score",
+    radius: float = RADIUS,
     max_detections: Sequence[int | None] = (100, None),
     n_resamples: int = 1000,
     seed: int = 0,
@@ -159,6 +165,8 @@ def score(
         Whether the images of the scores have masks, for pictures.
     score_threshold, overlap
         Parameters of `cellseg.score.labelmap.compare_label_maps`; AP uses all detections.
+    radius
+        Largest distance of the centroids of a pair, in pixels, for "centroid F1".
     max_detections
         Maxima of detections per image and class, for AP; None for all.
     n_resamples, seed
@@ -168,12 +176,14 @@ def score(
         Whether to show a progress bar of the resamples, if stderr is a terminal.
     """
     n_classes = len(classes)
-    cells, n_detections, candidates, comparisons = [], [], [], []
+    cells, n_detections, candidates, comparisons, by_centroid = [], [], [], [], []
     for eval_image in eval_images:
         n_detections.append(len(eval_image.scores))
         candidates += ap.find_match_candidates([eval_image], n_classes)
         distinct = distinct_detections(eval_image)
-        comparisons.append(compare_label_maps(distinct, score_threshold, overlap))
+        comparison = compare_label_maps(distinct, score_threshold, overlap)
+        comparisons.append(comparison)
+        by_centroid.append(count_by_centroid(distinct, comparison, n_classes, radius))
         cells.append(distinct if with_masks else without_masks(distinct))
     rankings = ap.rank_detections(candidates, n_classes)
     by_cap = {cap: [ap.limit_detections(r, cap) for r in rankings] for cap in max_detections}
@@ -182,7 +192,8 @@ def score(
     agnostic_counts = count_matches(agnostic, 1)
     gt_counts = _count([c.gt_classes for c in comparisons], n_classes)
     ajis = _aji_by_image(comparisons, n_classes)
-    basis = _Basis(by_cap, gt_counts, match_counts, agnostic_counts, ajis)
+    centroid_counts = np.reshape(by_centroid, (-1, n_classes + 1, n_classes + 1)).astype(np.int64)
+    basis = _Basis(by_cap, gt_counts, match_counts, agnostic_counts, ajis, centroid_counts)
     unit_weights = np.ones((1, len(cells)), np.int64)
     n_sets = n_resamples if len(cells) > 1 else 0
     samples = _metrics(basis, draw_weights(len(cells), n_sets, seed), progress)
@@ -215,6 +226,7 @@ def score(
         aji_plus=ajis[1],
         score_threshold=score_threshold,
         overlap=overlap,
+        radius=radius,
     )
 
 
@@ -230,6 +242,8 @@ class _Basis:
         As in `Scores`.
     ajis
         `(2, I, K + 1)`: `Scores.aji` and `Scores.aji_plus`.
+    centroid_counts
+        `(I, K + 1, K + 1)`, see `cellseg.score.centroid`.
     """
 
     by_cap: dict[int | None, list[ap.RankedDetections]]
@@ -237,6 +251,7 @@ class _Basis:
     match_counts: MatchCounts
     agnostic_counts: MatchCounts
     ajis: NDArray[np.float64]
+    centroid_counts: NDArray[np.int64]
 
 
 def _metrics(basis: _Basis, weights: NDArray[np.int64], progress: bool = False) -> Metrics:
@@ -259,6 +274,8 @@ def _metrics(basis: _Basis, weights: NDArray[np.int64], progress: bool = False) 
     for name in ("F1", "precision", "recall"):
         attribute = name.lower()
         result[name] = _with_mean(getattr(f_each, attribute), getattr(f_one, attribute))
+    by_centroid = centroid_f1(basis.centroid_counts, weights)
+    result["centroid F1"] = _with_mean(by_centroid[..., :-1], by_centroid[..., -1:])
     return result
 
 

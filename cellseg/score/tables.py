@@ -19,7 +19,7 @@ from cellseg.text import name_of_total
 Floats = NDArray[np.float64]
 
 # Metrics with intervals in the text; the JSON has the intervals of all.
-HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1")
+HEADLINES = ("PQ", "DQ", "SQ", "AJI", "AJI+", "F1", "centroid F1")
 
 
 def as_text(scores: Scores) -> str:
@@ -59,7 +59,8 @@ def _ap_table(scores: Scores, cap: int | None) -> str:
 
 
 def _label_map_table(scores: Scores) -> str:
-    names = ["PQ", "DQ", "SQ", "pooled PQ", "AJI", "AJI+", "F1", "precision", "recall"]
+    names = ["PQ", "DQ", "SQ", "pooled PQ", "AJI", "AJI+"]
+    names += ["F1", "precision", "recall", "centroid F1"]
     rows = [
         [row, *(_number(scores.metrics[name][r]) for name in names), *counts]
         for r, (row, counts) in enumerate(zip(scores.rows, _count_columns(scores), strict=True))
@@ -240,6 +241,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         "classes": scores.classes,
         "score_threshold": scores.score_threshold,
         "overlap": scores.overlap,
+        "centroid_radius": scores.radius,
         "resamples": _n_samples(scores),
         "metrics": {
             name: _bounded(scores.rows, values, scores.low[name], scores.high[name])

@@ -1,0 +1,124 @@
+"""Detection scores by centroid, against dense assignment, loops and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from cellseg.read.pairs import pair_by_image
+from cellseg.score.centroid import centroid_f1, count_by_centroid, match_centroids
+from cellseg.score.labelmap import compare_label_maps
+from tests.score.scoring_cases import entry, labels_of, naive_label_maps, random_case, truth_of
+
+SIZE = (1, 60)
+
+
+def line(start, end):
+    mask = np.zeros(SIZE, bool)
+    mask[:, start:end] = True
+    return mask
+
+
+def counts_of(truth, results, n_classes, radius=12.0):
+    counts = []
+    for eval_image in pair_by_image(truth, results):
+        comparison = compare_label_maps(eval_image)
+        counts.append(count_by_centroid(eval_image, comparison, n_classes, radius))
+    return np.array(counts)
+
+
+def f1_of(counts):
+    return centroid_f1(counts, np.ones(len(counts), np.int64)).tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 25), st.integers(0, 25))
+def test_pairs_are_as_many_and_as_near_as_possible(seed, n, m):
+    rng = np.random.default_rng(seed)
+    # Half pixels: equal distances, coinciding centroids and those exactly at the radius occur.
+    gt, detected = (rng.integers(0, 60, (count, 2)) / 2 for count in (n, m))
+    radius = float(rng.choice([0.5, 1, 5, 12]))
+    distances = np.hypot(*(gt[:, None] - detected[None]).transpose(2, 0, 1))
+    rows, columns = linear_sum_assignment(np.where(distances <= radius, distances, 1e6))
+    is_near = distances[rows, columns] <= radius
+    pairs = match_centroids(gt, detected, radius)
+    assert all(len(set(column.tolist())) == len(pairs) for column in pairs.T)
+    assert len(pairs) == is_near.sum()
+    assert (distances[tuple(pairs.T)] <= radius).all()
+    expected = distances[rows, columns][is_near].sum()
+    np.testing.assert_allclose(distances[tuple(pairs.T)].sum(), expected)
+
+
+def test_a_chain_of_cells_is_paired_whole():
+    # The nearest pair, the second cell with the first detection, would leave two cells alone.
+    gt, detected = np.array([[0.0, 0], [10, 0]]), np.array([[9.0, 0], [20, 0]])
+    assert match_centroids(gt, detected, 12).tolist() == [[0, 0], [1, 1]]
+    assert match_centroids(gt, detected, 9).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(("distance", "matches"), [(0, 1), (12, 1), (13, 0)])
+def test_the_largest_distance_matches(distance, matches):
+    truth = truth_of({1: (SIZE, [(1, line(20, 23), 0)])}, ["a"])
+    results = [entry(1, 1, line(20 + distance, 23 + distance), 0.9)]
+    expected = [[matches, 1 - matches], [1 - matches, 0]]
+    assert counts_of(truth, results, 1).tolist() == [expected]
+
+
+def test_by_hand():
+    # Two pairs of class a, one of a with b, one of b; a missed b; two false a. No pair overlaps.
+    truth = truth_of(
+        {
+            3: (SIZE, [(1, line(0, 1), 0), (1, line(20, 21), 0), (2, line(40, 41), 0)]),
+            4: (SIZE, [(1, line(0, 1), 0), (2, line(30, 31), 0)]),
+        },
+        ["a", "b", "c"],
+    )
+    results = [
+        entry(3, 1, line(1, 2), 0.9),
+        entry(3, 2, line(22, 23), 0.9),
+        entry(3, 2, line(38, 39), 0.9),
+        entry(4, 1, line(2, 3), 0.9),
+        entry(4, 1, line(50, 51), 0.9),
+        entry(4, 1, line(55, 56), 0.6),
+        entry(4, 2, line(31, 32), 0.4),  # below the score threshold
+    ]
+    counts = counts_of(truth, results, 3)
+    matrix = [[2, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [2, 0, 0, 0]]
+    assert counts.sum(axis=0).tolist() == matrix
+    a, b, c, total = f1_of(counts)
+    assert a == 4 / (4 + 2 * 1 + 2)  # 1 of a taken for b, 2 false
+    assert b == 2 / (2 + 2 * 1 + 1)
+    assert np.isnan(c)
+    assert total == 8 / (8 + 2 + 1)
+    # As often as an image is in the set.
+    assert centroid_f1(counts, np.array([[1, 0], [0, 2]]))[:, 3].tolist() == [1, 4 / (4 + 4 + 2)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_counts_each_cell_of_the_label_maps_once(seed):
+    truth, results = random_case(np.random.default_rng(seed), crowds=False)
+    counts = counts_of(truth, results, 3, radius=0.5)
+    for i, image in enumerate(sorted(truth["images"], key=lambda image: image["id"])):
+        gt_map, pred_map, gt_class, pred_class = naive_label_maps(truth, results, image)
+        of_gt = np.bincount([gt_class[t] - 1 for t in labels_of(gt_map)], minlength=3)
+        detected = np.bincount([pred_class[f] - 1 for f in labels_of(pred_map)], minlength=3)
+        assert counts[i, :3].sum(axis=1).tolist() == of_gt.tolist()
+        assert counts[i, :, :3].sum(axis=0).tolist() == detected.tolist()
+
+
+def test_a_detection_in_a_crowd_is_not_false():
+    truth = truth_of({1: (SIZE, [(1, line(0, 20), 1), (1, line(30, 31), 0)])}, ["a"])
+    results = [entry(1, 1, line(2, 6), 0.9), entry(1, 1, line(31, 32), 0.8)]
+    assert counts_of(truth, results, 1).tolist() == [[[1, 0], [0, 0]]]
+
+
+def test_nothing_is_not_zero():
+    assert np.isnan(f1_of(np.zeros((2, 3, 3), np.int64))).all()
+    assert np.isnan(f1_of(np.zeros((0, 3, 3), np.int64))).all()
+    missed = counts_of(truth_of({1: (SIZE, [(2, line(0, 1), 0)])}, ["a", "b"]), [], 2)
+    assert np.isnan(f1_of(missed)[0])
+    assert f1_of(missed)[1:] == [0, 0]
+    false = counts_of(truth_of({1: (SIZE, [])}, ["a"]), [entry(1, 1, line(0, 1), 0.9)], 1)
+    assert np.isnan(f1_of(false)).all()
