@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
@@ -22,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from cellseg.device import detectron2_problem
 from cellseg.errors import InputError
 from cellseg.messages import HANDLER, print_warnings
-from cellseg.process import SIGNALS, prepare
+from cellseg.process import SIGNALS, is_repeated, prepare
 
 _OTHER_PROCESS_ENDED = "--processes: another process failed; see its message"
 
@@ -119,7 +120,7 @@ def launch(
                 signals.pass_on()
             launched.result()
     except ProcessRaisedException as error:
-        if signals.received:
+        if signals.received is not None:
             raise KeyboardInterrupt from None
         lost = "gloo" in str(error) and any(sign in str(error) for sign in _CONNECTION_LOST)
         if lost or _OTHER_PROCESS_ENDED in str(error):
@@ -129,7 +130,7 @@ def launch(
             raise
         raise InputError(message.strip()) from None
     except ProcessExitedException as error:
-        if signals.received:
+        if signals.received is not None:
             raise KeyboardInterrupt from None
         raise _process_ended_error(str(error)) from None
     finally:
@@ -153,26 +154,29 @@ class _ForwardSignals:
     """Context in which Ctrl-C and SIGTERM are passed on to the processes of a launch.
 
     A terminal sends Ctrl-C to all of them, a scheduler SIGTERM to the first; they listen only to
-    this process. A training stops after its step; a second signal is handled as before.
+    this process. A training stops after its step; a second request is handled as before.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received: float | None = None  # when, in seconds of `time.monotonic`
         self._told: set[int | None] = set()
         self._former: dict[int, Any] = {}
 
     def pass_on(self) -> None:
         """Pass a signal that was received on to processes that have started since."""
-        if self.received:
+        if self.received is not None:
             for process in multiprocessing.active_children():
                 if process.pid not in self._told:
                     self._told.add(process.pid)
                     process.terminate()
 
-    def _forward(self, *_: object) -> None:
-        self.received = True
-        self._restore()
-        self.pass_on()
+    def _forward(self, number: int, _frame: object) -> None:
+        if self.received is None:
+            self.received = time.monotonic()
+            self.pass_on()
+        elif not is_repeated(number, self.received):
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         while self._former:

@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,11 +117,18 @@ def _end() -> NoReturn:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it has, which may be killed at any moment."""
-    import time
-
     while os.getppid() == _state["parent"]:
         time.sleep(0.5)
     _end()
+
+
+def is_repeated(number: int, first: float) -> bool:
+    """Return whether a signal is part of the request whose first one came at `first`.
+
+    `timeout` sends SIGTERM to its child, and at once to all of the child's group. `first` is in
+    seconds of `time.monotonic`.
+    """
+    return bool(number == signal.SIGTERM and time.monotonic() - first < 1)
 
 
 def advise(text: str) -> None:

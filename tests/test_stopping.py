@@ -123,10 +123,29 @@ def test_a_killed_run_is_resumed(killed, uninterrupted, moment):
         assert same(load(run / name), load(uninterrupted / name)), name
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_in_a_terminal(tiny, cells, tmp_path, workers):
-    """It is sent to the whole process group, data loading workers included."""
-    argv = words(tiny, cells, tmp_path, "--num_workers", workers)
+def press_ctrl_c(group):
+    """Signal as a terminal does: the whole process group, data loading workers included."""
+    os.killpg(group, signal.SIGINT)
+
+
+def time_out(group):
+    """Signal as `timeout` does: its child, and then the whole process group."""
+    os.kill(group, signal.SIGTERM)
+    time.sleep(0.1)
+    os.killpg(group, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("stop", "workers", "processes"),
+    [
+        (press_ctrl_c, 0, 1),
+        (press_ctrl_c, 1, 1),
+        (time_out, 1, 1),
+        pytest.param(time_out, 0, 2, marks=pytest.mark.detectron2),
+    ],
+)
+def test_stopped_from_outside(tiny, cells, tmp_path, stop, workers, processes):
+    argv = words(tiny, cells, tmp_path, "--num_workers", workers, "--processes", processes)
     argv += ["SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "2"]
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "train.py"), *argv], cwd=tmp_path, text=True,
@@ -137,7 +156,7 @@ def test_ctrl_c_in_a_terminal(tiny, cells, tmp_path, workers):
         while not list(tmp_path.glob(f"*/*/{runs.LAST}")) and time.monotonic() < limit:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        stop(process.pid)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -30,6 +30,7 @@ from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS, warn
 from cellseg.network.loop import HookBase
 from cellseg.png import encode_png
+from cellseg.process import is_repeated
 from cellseg.runs import BEST, FINAL, FULL_SCORE, METRICS, check_run_folder, rescale_score
 
 
@@ -320,12 +321,13 @@ def _duration(seconds: float) -> str:
 class StopOnSignal(HookBase):
     """On Ctrl-C or SIGTERM, saves a checkpoint after the current step and stops.
 
-    A second signal stops immediately, without a checkpoint.
+    A second request stops immediately, without a checkpoint.
     """
 
     def __init__(self, checkpointer: RunCheckpointer) -> None:
         self.checkpointer = checkpointer
         self.stop_requested = False
+        self._requested = 0.0  # when, in seconds of `time.monotonic`
         self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
@@ -339,11 +341,14 @@ class StopOnSignal(HookBase):
             return  # a data loading worker, which ends with this process
         if self.stop_requested and world_size() > 1:
             return  # the process that started this one decides
+        if self.stop_requested and is_repeated(number, self._requested):
+            return
         if self.stop_requested:
             stop = self._former[signal.Signals(number)]
             if callable(stop):
                 stop(number, frame)
             raise KeyboardInterrupt
+        self._requested = time.monotonic()
         self.stop_requested = True
         if rank() == 0:
             with contextlib.suppress(RuntimeError):  # the signal came while it was printing

@@ -240,4 +240,6 @@ def build_loader(
 
 def _init_worker(_number: int) -> None:
     cv2.setNumThreads(0)  # torch limits its own threads
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the main process
+    # The main process decides; `timeout` and schedulers signal all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
