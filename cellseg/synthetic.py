@@ -16,12 +16,13 @@ vectors of Ruifrok & Johnston (Analytical and Quantitative Cytology and Histolog
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -399,7 +400,55 @@ def write_dataset(
     InputError
         If `folder` holds something else, is a file, or can't be written.
     """
-    folder = Path(folder).absolute()
+    arguments = {
+        "n_train": n_train,
+        "n_test": n_test,
+        "seed": seed,
+        "sizes": [list(size) for size in sizes],
+        "cells_per_megapixel": cells_per_megapixel,
+        "scale": scale,
+        "n_empty": n_empty,
+    }
+    listed = []
+    parts = [("train", i) for i in range(n_train)] + [("test", i) for i in range(n_test)]
+    with _new_folder(Path(folder).absolute()) as new:
+        (new / "train").mkdir()
+        (new / "test_release").mkdir()
+        for part, i in tqdm(parts, desc="drawing tissue", unit="image", disable=None):
+            # A separate random stream for each image: more images don't change the first ones.
+            rng = np.random.default_rng([seed, part == "test", i])
+            name = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+            height, width = sizes[i % len(sizes)]
+            mix = list(MIX)
+            if part == "train" and i % 3 == 2:
+                mix[(NEUTROPHIL, MACROPHAGE)[i // 3 % 2]] = 0
+            empty = part == "train" and i >= n_train - n_empty
+            density = 0 if empty else cells_per_megapixel
+            image, labels = draw_tissue(height, width, rng, density, scale, mix)
+            masks = new / ("train" if part == "train" else "test_masks") / name
+            masks.mkdir(parents=True)
+            if part == "train":
+                _write_image(masks / "image.tif", image)
+            else:
+                _write_image(new / "test_release" / f"{name}.tif", image)
+                listed.append((f"{name}.tif", height, width))
+            for number, label_map in enumerate(labels, 1):
+                if label_map.any():
+                    tifffile.imwrite(masks / f"class{number}.tif", label_map.astype(np.float64))
+        test_list = [
+            {"file_name": name, "id": i, "height": height, "width": width}
+            for i, (name, height, width) in enumerate(sorted(listed), 1)
+        ]
+        (new / "test_image_name_to_ids.json").write_text(json.dumps(test_list, indent=1) + "\n")
+        (new / MARKER).write_text(json.dumps(arguments, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Make a temporary folder, which replaces `folder` when the block ends without an error.
+
+    Raises InputError as `write_dataset`.
+    """
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: a file, expected a folder; choose another or delete it")
@@ -410,73 +459,17 @@ def write_dataset(
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            new_folder = Path(temporary) / "new"
-            new_folder.mkdir()
-            _write_parts(
-                new_folder, n_train, n_test, seed, sizes, cells_per_megapixel, scale, n_empty
-            )
+            new = Path(temporary) / "new"
+            new.mkdir()
+            yield new
             if folder.exists():
                 folder.rename(Path(temporary) / "former")
-            new_folder.rename(folder)
+            new.rename(folder)
     except OSError as error:
         raise InputError(
             f"{folder}: the data set can't be written there ({error.strerror or error}); "
             "make room or choose another place"
         ) from error
-
-
-def _write_parts(
-    folder: Path,
-    n_train: int,
-    n_test: int,
-    seed: int,
-    sizes: Sequence[tuple[int, int]],
-    cells_per_megapixel: float,
-    scale: float,
-    n_empty: int,
-) -> None:
-    listed = []
-    (folder / "train").mkdir()
-    (folder / "test_release").mkdir()
-    parts = [("train", i) for i in range(n_train)] + [("test", i) for i in range(n_test)]
-    for part, i in tqdm(parts, desc="drawing tissue", unit="image", disable=None):
-        # A separate random stream for each image: more images don't change the first ones.
-        rng = np.random.default_rng([seed, part == "test", i])
-        name = str(uuid.UUID(bytes=rng.bytes(16), version=4))
-        height, width = sizes[i % len(sizes)]
-        mix = list(MIX)
-        if part == "train" and i % 3 == 2:
-            mix[(NEUTROPHIL, MACROPHAGE)[i // 3 % 2]] = 0
-        empty = part == "train" and i >= n_train - n_empty
-        density = 0 if empty else cells_per_megapixel
-        image, labels = draw_tissue(height, width, rng, density, scale, mix)
-        if part == "train":
-            masks = folder / "train" / name
-            masks.mkdir()
-            _write_image(masks / "image.tif", image)
-        else:
-            masks = folder / "test_masks" / name
-            masks.mkdir(parents=True)
-            _write_image(folder / "test_release" / f"{name}.tif", image)
-            listed.append((f"{name}.tif", height, width))
-        for number, label_map in enumerate(labels, 1):
-            if label_map.any():
-                tifffile.imwrite(masks / f"class{number}.tif", label_map.astype(np.float64))
-    test_list = [
-        {"file_name": name, "id": i, "height": height, "width": width}
-        for i, (name, height, width) in enumerate(sorted(listed), 1)
-    ]
-    (folder / "test_image_name_to_ids.json").write_text(json.dumps(test_list, indent=1) + "\n")
-    arguments = {
-        "n_train": n_train,
-        "n_test": n_test,
-        "seed": seed,
-        "sizes": [list(size) for size in sizes],
-        "cells_per_megapixel": cells_per_megapixel,
-        "scale": scale,
-        "n_empty": n_empty,
-    }
-    (folder / MARKER).write_text(json.dumps(arguments, indent=1) + "\n")
 
 
 def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
