@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 import torch
@@ -13,45 +15,34 @@ MAX_CELLS = 20  # pasted into a sample
 _EDGE_SIGMA = 1.0  # pixels, of the Gaussian that softens the edges of pasted cells
 
 
-def paste(
-    image: NDArray[np.uint8],
-    masks: CellMasks,
-    classes: NDArray[np.int64],
-    donor_image: NDArray[np.uint8],
-    donor_masks: CellMasks,
-    donor_classes: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
-    """Paste some cells of a donor into a sample, at their positions in the donor.
+class Drawn(NamedTuple):
+    """A drawn view of a sample: `(h, w, 3)` uint8, N masks of this size, `(N,)` int64 classes."""
+
+    image: NDArray[np.uint8]
+    masks: CellMasks
+    classes: NDArray[np.int64]
+
+
+def paste(sample: Drawn, donor: Drawn, rng: np.random.Generator) -> Drawn:
+    """Paste some cells of a donor, of any size, into a sample, at their positions in the donor.
 
     Up to `MAX_CELLS` are drawn among those not cut by a border of the two images. A cell is
     skipped if it would overlap a pasted one, or cover more than half of a cell of the sample.
 
-    Parameters
-    ----------
-    image, masks, classes
-        The sample: `(h, w, 3)` uint8, N masks of this size, `(N,)` int64.
-    donor_image, donor_masks, donor_classes
-        The donor in the same form, of any size.
-    rng
-        Source of all random numbers.
-
-    Returns
-    -------
-    image, masks, classes
-        Copies. The N cells come first, without the pixels that are now covered, then the pasted
-        cells.
+    Returns a copy. The N cells of the sample come first, without the pixels that are now covered,
+    then the pasted cells.
     """
+    masks = sample.masks
     covered = torch.zeros(masks.size, dtype=torch.bool)
-    candidates = _sample_cells(donor_masks, masks.size, rng)
-    pasted = [n for n in candidates if _try_to_cover(covered, donor_masks, n, masks)]
-    boxes = _boxes(donor_masks)
+    candidates = _sample_cells(donor.masks, masks.size, rng)
+    pasted = [n for n in candidates if _try_to_cover(covered, donor.masks, n, masks)]
+    boxes = _boxes(donor.masks)
     corners = [(boxes[n][0], boxes[n][1]) for n in pasted]
-    new = CellMasks.from_crops(masks.size, corners, [donor_masks.crop(n) for n in pasted])
-    return (
-        _blend(image, donor_image, covered.numpy()),
+    new = CellMasks.from_crops(masks.size, corners, [donor.masks.crop(n) for n in pasted])
+    return Drawn(
+        _blend(sample.image, donor.image, covered.numpy()),
         CellMasks.cat([_remove_covered(masks, covered), new]),
-        np.concatenate([classes, donor_classes[pasted]]),
+        np.concatenate([sample.classes, donor.classes[pasted]]),
     )
 
 

@@ -10,11 +10,10 @@ import torch
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
-from cellseg.cellmasks import CellMasks
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
-from cellseg.learn.copy_paste import paste
+from cellseg.learn.copy_paste import Drawn, paste
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.stream import SampleStream, choose_crop_centre, count_windows, repeat_factors
 from cellseg.read.resolution import magnification
@@ -52,16 +51,17 @@ class CellMapper:
         `image`, `(3, h, w)` uint8 in the config's channel order; `boxes`, `(N, 4)` float32 XYXY
         in its pixels; `classes`, `(N,)` int64; `masks`, `CellMasks`; and the sample's `name`.
         """
-        image, masks, classes = self._load_view(sample, rng)
+        drawn = self._load_view(sample, rng)
         if self.donors and rng.random() < self.copy_paste:
             donor = self.donors[int(rng.integers(len(self.donors)))]
-            image, masks, classes = paste(image, masks, classes, *self._load_view(donor, rng), rng)
+            drawn = paste(drawn, self._load_view(donor, rng), rng)
+        image = self.augmentations.apply_colours(drawn.image, rng)
         return {
             "name": sample.name,
-            "image": to_tensor(self.augmentations.apply_colours(image, rng), self.image_format),
-            "boxes": masks.boxes,  # may be smaller than the cropped boxes
-            "classes": torch.from_numpy(classes),
-            "masks": masks,
+            "image": to_tensor(image, self.image_format),
+            "boxes": drawn.masks.boxes,  # may be smaller than the cropped boxes
+            "classes": torch.from_numpy(drawn.classes),
+            "masks": drawn.masks,
         }
 
     def shape(self, sample: ImageCells, rng: np.random.Generator) -> tuple[int, int]:
@@ -73,16 +73,14 @@ class CellMapper:
         factor = magnification(sample.mpp, self.mpp)
         return self.augmentations.sample_view(sample.size, rng, centre, factor)
 
-    def _load_view(
-        self, sample: ImageCells, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], CellMasks, NDArray[np.int64]]:
-        """Draw a view of a sample. Return its image, its masks and their classes."""
+    def _load_view(self, sample: ImageCells, rng: np.random.Generator) -> Drawn:
+        """Draw a view of a sample."""
         image = self._read(sample)
         view = self._draw_view(sample, rng)
         if sample.name not in self._mask_runs:
             self._mask_runs[sample.name] = decode(sample.masks, sample.size)
         kept, masks = view.apply_masks(self._mask_runs[sample.name])
-        return view.apply_image(image), masks, sample.classes[kept]
+        return Drawn(view.apply_image(image), masks, sample.classes[kept])
 
     def _read(self, sample: ImageCells) -> NDArray[np.uint8]:
         """Return the image of a sample, and keep it while there is room."""

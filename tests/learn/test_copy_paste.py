@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellseg.learn.copy_paste import MAX_CELLS, paste
+from cellseg.learn.copy_paste import MAX_CELLS, Drawn, paste
 from tests.bitmasks import from_bitmasks
 
 
@@ -35,8 +35,9 @@ def grey(size, level):
 def paste_masks(masks, donor, seed=0):
     """Paste from grey level 200 into 50; the sample has class 0, the donor class 1."""
     classes, donor_classes = np.zeros(len(masks), np.int64), np.ones(len(donor), np.int64)
-    sample, other = (grey(masks.size, 50), masks, classes), (grey(donor.size, 200), donor)
-    return paste(*sample, *other, donor_classes, np.random.default_rng(seed))
+    sample = Drawn(grey(masks.size, 50), masks, classes)
+    other = Drawn(grey(donor.size, 200), donor, donor_classes)
+    return paste(sample, other, np.random.default_rng(seed))
 
 
 SIZE = (20, 30)
@@ -122,7 +123,8 @@ def test_the_inputs_are_not_changed():
     sample, donor = masks_of(SIZE, (5, 9, 8, 12)), masks_of(SIZE, (4, 12, 10, 20))
     image, before = grey(SIZE, 50), drawn(sample)
     classes = np.zeros(1, np.int64)
-    paste(image, sample, classes, grey(SIZE, 200), donor, classes, np.random.default_rng(0))
+    other = Drawn(grey(SIZE, 200), donor, classes)
+    paste(Drawn(image, sample, classes), other, np.random.default_rng(0))
     np.testing.assert_array_equal(image, grey(SIZE, 50))
     np.testing.assert_array_equal(drawn(sample), before)
     np.testing.assert_array_equal(drawn(donor), drawn(masks_of(SIZE, (4, 12, 10, 20))))
