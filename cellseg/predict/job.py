@@ -108,10 +108,9 @@ class PredictionJob:
                 unusable[number] = str(error)
                 continue
             plan = predictor.plan(size, image.mpp)
+            whole = ImagePart(image.path, image.level, image.mpp, plan)
             try:
-                parts[number] = predictor.choose_part(
-                    image.path, image.level, image.mpp, plan, image.regions, all_tiles
-                )
+                parts[number] = predictor.choose_part(whole, image.regions, all_tiles)
             except InputError as error:
                 unusable[number] = str(error)
         plans = [part.plan for part in parts.values()]

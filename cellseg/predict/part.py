@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +83,14 @@ class ImagePart:
 
 
 def choose_part(
-    image: Path | NDArray[Any],
-    level: int,
-    mpp: float | None,
-    plan: TilePlan,
-    margin: int,
-    regions: Path | None = None,
-    all_tiles: bool = False,
+    whole: ImagePart, margin: int, regions: Path | None = None, all_tiles: bool = False
 ) -> ImagePart:
     """Choose the tiles of an image to predict.
 
     Parameters
     ----------
-    image, level, mpp
-        The image, as in `ImagePart`.
-    plan
-        All its tiles.
+    whole
+        The image with all its tiles.
     margin
         Length in pixels that nearly no cell exceeds, by which tissue and regions are widened.
     regions
@@ -111,6 +103,7 @@ def choose_part(
     InputError
         If the regions can't be read or are those of another image.
     """
+    image, level, plan = whole.image, whole.level, whole.plan
     drawn = None
     if regions is not None:
         full = plan.size
@@ -121,7 +114,7 @@ def choose_part(
     tissue = None
     if len(plan) > FEW_TILES and not all_tiles:
         try:
-            tissue = find_tissue(image, level, mpp)
+            tissue = find_tissue(image, level, whole.mpp)
         except InputError as error:  # perhaps of a level that isn't needed
             warn(f"{error}; so all tiles are predicted")
     masks = []
@@ -131,12 +124,12 @@ def choose_part(
         if masks:  # of the level in which the tissue was found, with its rounding
             masks.append(drawn.coarse(masks[0].step, masks[0].pixels.shape))
         else:
-            step = choose_step(plan.size, mpp)
+            step = choose_step(plan.size, whole.mpp)
             masks.append(drawn.coarse((step, step)))
     if masks:
         pixels = np.logical_and.reduce([mask.pixels for mask in masks])
         plan = plan.restricted_to(CoarseMask(plan.size, masks[0].step, pixels), margin)
-    return ImagePart(image, level, mpp, plan, drawn, tissue)
+    return replace(whole, plan=plan, regions=drawn, tissue=tissue)
 
 
 def describe_parts(parts: Sequence[ImagePart]) -> list[str]:

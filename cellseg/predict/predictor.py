@@ -187,8 +187,8 @@ class Predictor:
             image = Path(image)
         with open_file_or_array(image, level) as opened:
             size, mpp = opened.size, float(mpp) if mpp else opened.mpp
-        plan, drawn = self.plan(size, mpp), None if regions is None else Path(regions)
-        part = self.choose_part(image, level, mpp, plan, drawn, all_tiles)
+        whole = ImagePart(image, level, mpp, self.plan(size, mpp))
+        part = self.choose_part(whole, None if regions is None else Path(regions), all_tiles)
         limits: list[tuple[str, ...]] = []
         with contextlib.closing(self.predict_tiles(part.jobs())) as results:
             tiles = note_limits(limits, map(require_predictions, results))
@@ -224,18 +224,12 @@ class Predictor:
         return max(float(c.DATA.LONGEST_CELL) / magnification(mpp, c.DATA.MPP) for c in self.cfgs)
 
     def choose_part(
-        self,
-        image: Path | NDArray[Any],
-        level: int,
-        mpp: float | None,
-        plan: TilePlan,
-        regions: Path | None = None,
-        all_tiles: bool = False,
+        self, whole: ImagePart, regions: Path | None = None, all_tiles: bool = False
     ) -> ImagePart:
-        """Choose which tiles of an image's plan to predict; see `cellseg.predict.part`."""
-        _, overlap = choose_tile_size(self._longest_cell(mpp), margin=plan.margin)
-        margin = max(overlap, self.cfg.TEST.OVERLAP)
-        return choose_part(image, level, mpp, plan, margin, regions, all_tiles)
+        """Choose which tiles of an image to predict; see `cellseg.predict.part`."""
+        longest = self._longest_cell(whole.mpp)
+        _, overlap = choose_tile_size(longest, margin=whole.plan.margin)
+        return choose_part(whole, max(overlap, self.cfg.TEST.OVERLAP), regions, all_tiles)
 
     def merge(
         self, plan: TilePlan, tile_predictions: Iterable[Predictions]

@@ -16,7 +16,7 @@ from cellseg.errors import InputError
 from cellseg.images import ImageRecord
 from cellseg.network import Detections
 from cellseg.predict.job import ImageClock, PredictionJob
-from cellseg.predict.part import describe_parts, warn_of_empty_parts
+from cellseg.predict.part import ImagePart, describe_parts, warn_of_empty_parts
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.tile_store import tiles_fingerprint
 from cellseg.rle import centroids, decode
@@ -92,7 +92,7 @@ def test_tiles_without_tissue_are_skipped_and_no_cell():
     assert found(cells) == found(every.predict(image, all_tiles=True)) == sorted(CENTRES)
     (network,), (other,) = some.networks, every.networks
     assert network.pixels < 0.4 * other.pixels
-    part = some.choose_part(image, 0, None, some.plan(SIZE))
+    part = some.choose_part(ImagePart(image, 0, None, some.plan(SIZE)))
     assert 300 * 270 < part.tissue_area() < 1.1 * (320 * 270 + 16 * 16)
     (line,) = describe_parts([part])
     assert "tissue: " in line
@@ -103,7 +103,7 @@ def test_images_of_few_tiles_and_without_background_are_predicted_as_a_whole():
     image = draw()
     for predict, pixels in ((predictor(600), image), (predictor(), 255 - image)):
         plan = predict.plan(SIZE)
-        part = predict.choose_part(pixels, 0, None, plan)
+        part = predict.choose_part(ImagePart(pixels, 0, None, plan))
         assert part.plan == plan
         assert "--all_tiles" not in " ".join(describe_parts([part]))
 
@@ -119,7 +119,7 @@ def test_cells_in_regions_are_those_with_their_centroid_there(tmp_path, tile):
     assert len(expected) == 3 * 3
     (network,) = predict.networks
     assert network.pixels < 300**2
-    part = predict.choose_part(draw(), 0, None, predict.plan(SIZE), path)
+    part = predict.choose_part(ImagePart(draw(), 0, None, predict.plan(SIZE)), path)
     assert part.tissue_area() == 91 * 111  # the other region has none
     assert "regions: 1 outline" in describe_parts([part])[0]
 
@@ -140,7 +140,7 @@ def test_no_tissue(caplog):
     image = np.full((*SIZE, 3), GLASS, np.uint8)
     predict = predictor()
     assert len(predict.predict(image)) == 0
-    part = predict.choose_part(image, 0, None, predict.plan(SIZE))
+    part = predict.choose_part(ImagePart(image, 0, None, predict.plan(SIZE)))
     assert part.tissue_area() == len(part.plan) == 0
     warn_of_empty_parts([part])
     assert "no tissue" in caplog.text
