@@ -31,6 +31,7 @@ from cellseg.predict.cohort import Cohort, Outcome
 from cellseg.predict.job import PredictionJob
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.workers import local_workers
+from cellseg.read.image_lists import ImageSet
 from cellseg.read.slide_table import read_slide_table
 from cellseg.write.results import write_results
 
@@ -83,7 +84,7 @@ def simulate(folder: Path, n: int, n_workers: int, seconds: float) -> None:
         return PredictionJob.begin(predictor, [], [image], results, all_tiles=True)
 
     def write(job: PredictionJob) -> Outcome:
-        (listed,), _ = write_results(job, predictor, CATEGORIES, own=True)
+        (listed,), _ = write_results(job, predictor, CATEGORIES, ImageSet("", []))
         memory.append(megabytes())
         return Outcome(sum(listed["cells"].values()), None, "")
 

@@ -36,6 +36,7 @@ from cellseg.images import ImageRecord
 from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predictions import Predictions
+from cellseg.read.image_lists import ImageSet
 from cellseg.read.windowed_image import WindowedImage
 from cellseg.write.results import write_results
 from cellseg.write.submission import check_submission
@@ -122,7 +123,7 @@ def measure(folder: Path, side: int, n_cells: int) -> tuple[Any, ...]:
     plan = job.parts[0].plan
     job.run(predict_here(Predictor([FakeNetwork(plan, step, exists)], [cfg])))
     steps.append(next(lap))
-    listed, _ = write_results(job, predictor, CATEGORIES, own=True)
+    listed, _ = write_results(job, predictor, CATEGORIES, ImageSet("", []))
     seconds, peak = next(lap)
     steps += [(TimedJob.merging, peak), (seconds - TimedJob.merging, peak)]
     count, _ = check_submission(job.results, listed, range(1, 5))

@@ -64,9 +64,7 @@ def write_results(
     job: PredictionJob,
     predictor: Predictor,
     categories: Sequence[dict[str, Any]],
-    own: bool,
-    annotations: Path | None = None,
-    data: Path | None = None,
+    predicted: ImageSet,
 ) -> tuple[list[dict[str, Any]], Path | None]:
     """Merge the tiles of a job, and write its results and their sidecar files.
 
@@ -76,10 +74,8 @@ def write_results(
         The job, whose tiles are predicted, and what merges them.
     categories
         Id and name of each class.
-    own
-        Whether they are the user's own images, whose list gets their numbers.
-    annotations, data
-        As for `write_sidecars`.
+    predicted
+        What the images are; the list of a user's own gets their numbers.
 
     Returns
     -------
@@ -91,10 +87,10 @@ def write_results(
             writer.add(image.id, cells)
             counts.add(image.id, cells)
     images = [list_entry(image) for image in job.usable]
-    if own:
+    if predicted.is_own:
         numbers = summarise(job, counts)
         images = [entry | more for entry, more in zip(images, numbers, strict=True)]
-    return images, write_sidecars(job.results, images, categories, own, annotations, data)
+    return images, write_sidecars(job.results, images, categories, predicted)
 
 
 def write_checked_results(
@@ -109,9 +105,7 @@ def write_checked_results(
     Those of a test list whose classes are the run's are zipped to submit them, others `with_zip`.
     """
     results, own, expected = job.results, predicted.is_own, predicted.categories
-    images, ground_truth = write_results(
-        job, predictor, categories, own, predicted.annotations, predicted.data
-    )
+    images, ground_truth = write_results(job, predictor, categories, predicted)
     fits = expected == list(categories)
     archive = write_zip(results) if fits or with_zip else None
     written = archive or results

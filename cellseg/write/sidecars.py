@@ -11,6 +11,7 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.files import check_own, write_json
 from cellseg.read.coco import load_coco, select_images
+from cellseg.read.image_lists import ImageSet
 from cellseg.read.results import sidecar_path
 from cellseg.runs import CONFIG, read_record
 
@@ -49,13 +50,13 @@ def write_sidecars(
     results: Path,
     images: Sequence[dict[str, Any]],
     categories: Sequence[dict[str, Any]],
-    own: bool,
-    annotations: Path | None,
-    data: Path | None = None,
+    predicted: ImageSet,
 ) -> Path | None:
     """Write the sidecar files of results and remove those of earlier results.
 
-    Raises InputError as `check_sidecars`.
+    The list of a user's own images is written. Annotations are written of these images only, with
+    the folder that the file names are relative to, so that scoring ignores the others and doesn't
+    mistake the ids for those of the test list. Raises InputError as `check_sidecars`.
 
     Parameters
     ----------
@@ -66,20 +67,15 @@ def write_sidecars(
     categories
         The classes of the results. They are written if neither the annotations nor the record of
         a run in the same folder have them.
-    own
-        Whether they are the user's own images; then this list is written.
-    annotations
-        The COCO file that the image ids refer to; then its annotations of `images` are
-        written, so that scoring ignores its other images and doesn't mistake the ids for those
-        of the test list.
-    data
-        The folder that these annotations' file names are relative to; it is written with them.
+    predicted
+        What the images are.
 
     Returns
     -------
-    The path of these annotations, or None.
+    The path of the annotations, or None.
     """
     check_sidecars(results)
+    own, annotations, data = predicted.is_own, predicted.annotations, predicted.data
     known = annotations is not None
     with contextlib.suppress(InputError):  # no run
         known = known or read_record(results.parent)["categories"] == list(categories)

@@ -16,6 +16,8 @@ from cellseg.predict.part import warn_of_empty_parts
 from cellseg.predict.resolution import set_resolution
 from cellseg.predict.tile_store import results_fingerprint
 from cellseg.predict.workers import connect
+from cellseg.read.image_lists import ImageSet
+from cellseg.read.results import OWN_RESULTS_FILE
 from cellseg.read.slide_table import read_slide_table
 from cellseg.write.results import check_results_output, write_results
 from cellseg.write.submission import check_submission
@@ -69,7 +71,8 @@ def predict_table(
         return job
 
     def write(job: PredictionJob) -> Outcome:
-        (listed,), _ = write_results(job, predictor, categories, own=True)
+        predicted = ImageSet(OWN_RESULTS_FILE, list(job.images))
+        (listed,), _ = write_results(job, predictor, categories, predicted)
         check_submission(job.results, [listed], [category["id"] for category in categories])
         (line,) = summary_lines([listed])
         return Outcome(sum(listed["cells"].values()), listed.get("tissue_mm2"), line)

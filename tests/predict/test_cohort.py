@@ -23,6 +23,7 @@ from cellseg.predict.job import PredictionJob, predict_here
 from cellseg.predict.predictor import Predictor
 from cellseg.predict.workers import Workers
 from cellseg.predictions import Predictions
+from cellseg.read.image_lists import ImageSet
 from cellseg.read.results import OWN_RESULTS_FILE
 from cellseg.read.slide_table import Slide
 from cellseg.write.sidecars import write_sidecars
@@ -92,7 +93,7 @@ class Lab:
             for _, tile in job.store.entries():
                 writer.add(1, tile)
         listed = {"file_name": job.images[0].file_name, "id": 1, "height": 20, "width": 52}
-        write_sidecars(job.results, [listed], [{"id": 1, "name": "cell"}], True, None)
+        write_sidecars(job.results, [listed], [{"id": 1, "name": "cell"}], ImageSet("", []))
         return Outcome(writer.count, 0.5, "one line")
 
     def run(self, predict=None, **keywords):
