@@ -31,6 +31,7 @@ import train
 from bench.learning import printed_as_errors, score
 from cellseg import runs
 from cellseg.files import write_json
+from cellseg.images import ImageCells
 from cellseg.learn.cross_validation import estimate
 from cellseg.read.annotate import annotate_image
 from cellseg.read.cells import read_predicted_cells
@@ -39,7 +40,7 @@ from cellseg.read.corrected import INDEX, load_index
 from cellseg.read.corrected_changes import match_cells
 from cellseg.read.corrected_store import Cell
 from cellseg.read.layout import read_train_folder
-from cellseg.rle import concatenate, crop_runs, encode, select_masks
+from cellseg.rle import boxes_xyxy, concatenate, crop_runs, decode, encode, select_masks
 from cellseg.write.correction import Window, rank_windows
 from cellseg.write.geojson import cell_features, write_geojson
 
@@ -79,15 +80,20 @@ def correct(folder: Path, ground_truth: Path, windows: Collection[str] | None = 
         entries = of_image[image["id"]]
         written = [Cell(a["cell"], a["category_id"] - 1, a["segmentation"]) for a in entries]
         kept = {b: written[a].id for a, b in match_cells(written, now)[0]}
-        features = cell_features(
-            name,
-            (image["height"], image["width"]),
-            [cell.mask for cell in now],
-            np.array([cell.class_ for cell in now], np.int64),
-            names,
-            object_type="annotation",
-            ids=[kept.get(n) or str(uuid.uuid4()) for n in range(len(now))],
+        size = image["height"], image["width"]
+        masks = [cell.mask for cell in now]
+        cells = ImageCells(
+            id=image["id"],
+            file_name=image["file_name"],
+            path=folder / image["file_name"],
+            size=size,
+            name=name,
+            masks=masks,
+            classes=np.array([cell.class_ for cell in now], np.int64),
+            boxes=boxes_xyxy(decode(masks, size)),
         )
+        ids = [kept.get(n) or str(uuid.uuid4()) for n in range(len(now))]
+        features = cell_features(cells, names, "annotation", ids=ids)
         write_geojson(folder / f"{name}.geojson", features)
         n_cells += len(now)
     return n_cells

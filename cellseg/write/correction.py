@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.errors import InputError
@@ -24,7 +23,7 @@ from cellseg.read.corrected import INDEX, load_index
 from cellseg.read.corrected_store import Source, unused_name
 from cellseg.read.names import absolute_path, image_name
 from cellseg.read.window import open_image_of_size
-from cellseg.rle import MaskRuns, crop_runs, decode, encode, select_masks
+from cellseg.rle import boxes_xyxy, crop_runs, decode, encode, select_masks
 from cellseg.runs import RECORD, file_hash, read_record
 from cellseg.write.coco import write_coco
 from cellseg.write.geojson import cell_features, write_geojson
@@ -156,14 +155,13 @@ def write_windows(
         name = unused_name(stem, used)
         with open_image_of_size(image.path, image.size, image.level) as opened:
             pixels = opened.read(window.box)
-        masks, classes, scores = _cut_cells(window, threshold)
-        rles = encode(masks)
-        features = list(cell_features(name, masks.size, rles, classes, names, scores, "annotation"))
+        cells = _cut_cells(window, name, threshold)
+        features = list(cell_features(cells, names, "annotation"))
         geojson = folder / f"{name}.geojson"
         write_png(folder / f"{name}.png", pixels)
         write_geojson(geojson, features)
-        cells = split_by_class(masks, classes)
-        annotated.append(AnnotatedImage(f"{name}.png", masks.size, cells, Counter(), image.mpp))
+        by_class = split_by_class(decode(cells.masks, cells.size), cells.classes)
+        annotated.append(AnnotatedImage(f"{name}.png", cells.size, by_class, Counter(), image.mpp))
         ids += [feature["id"] for feature in features]
         source = Source(
             image.file_name,
@@ -189,17 +187,24 @@ def write_windows(
     return len(ids)
 
 
-def _cut_cells(
-    window: Window, threshold: float
-) -> tuple[MaskRuns, NDArray[np.int64], NDArray[np.float64]]:
-    """Return masks, classes and scores of a window's cells with a minimum score, by class."""
+def _cut_cells(window: Window, name: str, threshold: float) -> ImageCells:
+    """Return a window as an image of that name, with its cells of a minimum score, by class."""
     image = window.image
     assert image.scores is not None
     here = np.flatnonzero(reach_into(image.boxes, window.box) & (image.scores >= threshold))
     here = here[np.argsort(image.classes[here], kind="stable")]
     masks = crop_runs(decode([image.masks[n] for n in here], image.size), window.box)
     some = np.flatnonzero(np.diff(masks.offsets) > 0)
-    return select_masks(masks, some), image.classes[here[some]], image.scores[here[some]]
+    kept = select_masks(masks, some)
+    return replace(
+        image,
+        name=name,
+        size=kept.size,
+        masks=encode(kept),
+        classes=image.classes[here[some]],
+        boxes=boxes_xyxy(kept),
+        scores=image.scores[here[some]],
+    )
 
 
 def _prepare(folder: Path) -> None:

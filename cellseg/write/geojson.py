@@ -18,15 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from numpy.typing import NDArray
-
 from cellseg.colours import class_colour
 from cellseg.errors import InputError
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
 from cellseg.outline import trace_masks
 from cellseg.read.cells import scale_to_full_resolution
-from cellseg.rle import RLE
 from cellseg.write.ids import cell_ids
 from cellseg.write.measured import Measure, measurements
 
@@ -34,12 +31,8 @@ Feature = dict[str, Any]
 
 
 def cell_features(
-    image: str,
-    size: tuple[int, int],
-    masks: Sequence[RLE],
-    classes: NDArray[Any],
+    image: ImageCells,
     names: Sequence[str],
-    scores: NDArray[Any] | None = None,
     object_type: str = "detection",
     scale: tuple[float, float] = (1, 1),
     ids: Sequence[str] | None = None,
@@ -50,17 +43,9 @@ def cell_features(
     Parameters
     ----------
     image
-        The image's name, for the ids.
-    size
-        Height and width of the image in pixels.
-    masks
-        N compressed RLEs. Empty masks give no feature.
-    classes
-        `(N,)` integers, 0…K−1.
+        The image with its N cells. Empty masks give no feature, scores the measurement "score".
     names
         The K class names.
-    scores
-        `(N,)` in 0…1, the measurement "score", or None.
     object_type
         QuPath's type: "detection" is light, "annotation" can be edited.
     scale
@@ -83,13 +68,14 @@ def cell_features(
     classifications = [
         {"name": name, "color": list(class_colour(k))} for k, name in enumerate(names)
     ]
-    ids = cell_ids(image, masks) if ids is None else ids
-    for index, polygons in enumerate(trace_masks(masks, size)):
+    ids = cell_ids(image.name, image.masks) if ids is None else ids
+    scores = image.scores
+    for index, polygons in enumerate(trace_masks(image.masks, image.size)):
         if not polygons:
             continue
         properties: dict[str, Any] = {
             "objectType": object_type,
-            "classification": classifications[classes[index]],
+            "classification": classifications[image.classes[index]],
         }
         measured = {} if scores is None else {"score": round(float(scores[index]), 6)}
         if measurements is not None:
@@ -150,17 +136,9 @@ def export_geojson(
     measured = None
     if options.measure:
         measured = measurements(options.measure(image, names, unreadable=unreadable))
-    features = cell_features(
-        image.name,
-        image.size,
-        image.masks,
-        image.classes,
-        names,
-        image.scores,
-        options.object_type or ("annotation" if image.scores is None else "detection"),
-        scale_to_full_resolution(image),
-        measurements=measured,
-    )
+    object_type = options.object_type or ("annotation" if image.scores is None else "detection")
+    scale = scale_to_full_resolution(image)
+    features = cell_features(image, names, object_type, scale, measurements=measured)
 
     def counted() -> Iterator[Feature]:
         for feature in features:

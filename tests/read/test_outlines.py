@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from cellseg.images import ImageCells
 from cellseg.read.fill import fill_polygons
 from cellseg.read.geojson import read_geojson
 from cellseg.read.imagescope import read_imagescope
 from cellseg.read.layout import CLASS_NAMES
 from cellseg.read.outlines import AROUND, REGIONS, Outline, fill_outlines, to_ring
-from cellseg.rle import areas, encode, label_map_to_runs
+from cellseg.rle import areas, boxes_xyxy, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from tests.read.refusal import refusal
 
@@ -148,8 +149,11 @@ def test_exported_masks_are_read_back_exactly(tmp_path_factory, labels):
     values, mask_runs = label_map_to_runs(labels)
     masks = encode(mask_runs)
     classes = values.astype(np.int64) - 1
-    features = cell_features("a", labels.shape, masks, classes, CLASS_NAMES)
-    write_geojson(path, features)
+    image = ImageCells(
+        id=1, file_name="a", path=path, size=labels.shape, name="a", masks=masks, classes=classes,
+        boxes=boxes_xyxy(mask_runs),
+    )  # fmt: skip
+    write_geojson(path, cell_features(image, CLASS_NAMES))
     cells, warnings = fill_outlines(path, read_geojson(path), labels.shape, CLASS_NAMES)
     assert sorted(cells) == values.tolist()
     assert [rle for number in sorted(cells) for rle in encode(cells[number])] == masks

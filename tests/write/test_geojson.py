@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import cellseg.outline
-from cellseg.rle import encode, label_map_to_runs
+from cellseg.images import ImageCells
+from cellseg.rle import boxes_xyxy, encode, label_map_to_runs
 from cellseg.write.geojson import cell_features, write_geojson
 from cellseg.write.ids import cell_ids
 from tests.read.refusal import refusal
@@ -23,13 +25,25 @@ from tests.read.refusal import refusal
 NAMES = ["epithelial", "Zellkern – 細胞"]
 
 
-def features_of(labels, classes=None, **more):
+def image_of(labels, name="a.tif", **more):
+    """Return an image whose cells have class 0, unless other fields are given."""
     _, runs = label_map_to_runs(np.asarray(labels))
-    masks = encode(runs)
-    if classes is None:
-        classes = np.zeros(len(masks), np.int64)
-    size = (len(labels), len(labels[0]))
-    return list(cell_features("a.tif", size, masks, classes, NAMES, **more))
+    fields = {
+        "id": 1,
+        "file_name": name,
+        "path": Path(name),
+        "size": runs.size,
+        "name": name,
+        "masks": encode(runs),
+        "classes": np.zeros(len(runs), np.int64),
+        "boxes": boxes_xyxy(runs),
+    }
+    return ImageCells(**fields | more)
+
+
+def features_of(labels, classes=None, scores=None, **more):
+    fields = {"scores": scores} | ({} if classes is None else {"classes": classes})
+    return list(cell_features(image_of(labels, **fields), NAMES, **more))
 
 
 def drawn(shape, size):
@@ -67,8 +81,7 @@ def test_pieces_and_holes_are_kept():
 def test_ids_differ_within_an_image_and_between_images_but_not_between_runs():
     first, second = features_of([[1, 2]]), features_of([[1, 2]])
     assert first == second
-    _, runs = label_map_to_runs(np.array([[1, 2]]))
-    other = cell_features("b.tif", (1, 2), encode(runs), np.zeros(2, int), NAMES)
+    other = cell_features(image_of([[1, 2]], "b.tif"), NAMES)
     assert len({f["id"] for f in [*first, *other]}) == 4
 
 
@@ -91,7 +104,8 @@ def test_given_ids_and_measurements():
 
 def test_a_mask_with_no_pixel_gives_no_feature():
     masks = [{"size": [1, 2], "counts": "2"}, {"size": [1, 2], "counts": "02"}]
-    features = list(cell_features("a", (1, 2), masks, np.array([0, 1]), NAMES))
+    image = image_of([[1, 2]], masks=masks, classes=np.array([0, 1]))
+    features = list(cell_features(image, NAMES))
     assert [f["properties"]["classification"]["name"] for f in features] == [NAMES[1]]
 
 
@@ -105,7 +119,7 @@ def test_blocks_do_not_matter(monkeypatch):
 def test_a_mask_of_another_size():
     masks = [{"size": [2, 2], "counts": "4"}]
     with pytest.raises(ValueError, match="size"):
-        list(cell_features("a", (1, 2), masks, np.array([0]), NAMES))
+        list(cell_features(image_of([[0, 1]], masks=masks), NAMES))
 
 
 @settings(deadline=None)
