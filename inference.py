@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cellseg.read.image_lists import ImageSet
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; flags left out are None and mean the value in the run's config."""
+def get_parser() -> utils.CommandParser:
+    """Build the argument parser; flags left out are None, for the value in the run's config."""
     parser = utils.CommandParser(
         "Predict the test images with the newest finished run, and write test-results.json and\n"
         "the zip to submit into the run's folder. The results are then checked. --images predicts\n"
@@ -93,6 +93,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config keys, such as INPUT.MIN_SIZE_TEST 800")
     # fmt: on
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, and check which flags go together."""
+    parser = get_parser()
     args = parser.parse_with_keys(argv)
     if args.images and args.dataset != "test":
         parser.error("--images and --dataset: give one of them")
@@ -117,7 +123,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def configure(args: argparse.Namespace, run: Path) -> CfgNode:
     """Return a run's config with the values of the flags."""
     from cellseg import runs
-    from cellseg.config import load_config, merge_options
+    from cellseg.config import load_config, merge_options, set_given
     from cellseg.device import ANY_DEVICE
 
     cfg = load_config(run / runs.CONFIG, args.engine)
@@ -135,8 +141,7 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
         counts = {"mirror": 2, "flips": 4, "turns": 8}
         flags["TEST.SYMMETRIES"] = max(counts.get(view, 1) for view in views)
         flags["TEST.SCALES"] = (0.8, 1.0, 1.25) if "scales" in views else (1.0,)
-    given = [pair for pair in flags.items() if pair[1] is not None]
-    cfg.merge_from_list([word for pair in given for word in pair])
+    set_given(cfg, flags)
     merge_options(cfg, args.options)
     cfg.MODEL.DEVICE = args.device or ANY_DEVICE
     return cfg

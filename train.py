@@ -27,8 +27,8 @@ DEFAULT_RECIPE = "mask_rcnn_R_50_DC5_3x"
 FOR_THE_CPU = ("lite_fpn", "small_fpn", "demo")
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; flags left out are None, for the recipe's value."""
+def get_parser() -> utils.CommandParser:
+    """Build the argument parser; flags left out are None, for the recipe's value."""
     parser = utils.CommandParser(
         "Train a Mask R-CNN on the images annotated with annotation.py. Write checkpoints, curves\n"
         "and config to tensorboard/<model>/<time>/. Flags that are left out have the recipe's\n"
@@ -84,6 +84,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config keys of Detectron2 or this project, such as SOLVER.WARMUP_ITERS 200")
     # fmt: on
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, and check which flags go together."""
+    parser = get_parser()
     args = parser.parse_with_keys(argv)
     utils.check_process_flags(parser, args)
     fixed_flags = {  # that a resumed run can't change
@@ -123,14 +129,8 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
 
     begins_anew = run or args.model or args.config_file
     former = None if begins_anew else find_former_run(args.weights)
-    keys = {*args.options[::2]} & {"DATA.VAL_FRACTION", "DATA.FOLDS", "DATA.FOLD"}
-    splits = args.val_fraction or args.folds or keys
-    if former and splits and runs.read_record(former)["held_out"]:
-        raise InputError(
-            f"--weights {args.weights}: the run's validation images are used; leave out "
-            f"{', '.join(['--val_fraction', '--folds', *sorted(keys)])}, or begin a new run with "
-            "--model"
-        )
+    if former:
+        check_split_is_kept(former, args)
     source = run or former
     path = source / runs.CONFIG if source else args.config_file
     recipe = args.model or DEFAULT_RECIPE
@@ -168,28 +168,32 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     return cfg
 
 
+def check_split_is_kept(former: Path, args: argparse.Namespace) -> None:
+    """Raise InputError if flags split the images otherwise than the run that is continued."""
+    keys = {*args.options[::2]} & {"DATA.VAL_FRACTION", "DATA.FOLDS", "DATA.FOLD"}
+    splits = args.val_fraction or args.folds or keys
+    if splits and runs.read_record(former)["held_out"]:
+        raise InputError(
+            f"--weights {args.weights}: the run's validation images are used; leave out "
+            f"{', '.join(['--val_fraction', '--folds', *sorted(keys)])}, or begin a new run with "
+            "--model"
+        )
+
+
 def set_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Set the values of the flags that were given, and the data."""
-    from cellseg.config import set_value
+    from cellseg.config import set_given
+    from cellseg.keys import FLAGS
 
     if args.val_fraction is not None or args.folds:
         cfg.DATA.VAL_IMAGES = []
-    flags = {
-        "SOLVER.EPOCHS": args.epochs,
-        "SOLVER.IMS_PER_BATCH": args.batch_size,
-        "SOLVER.BASE_LR": args.lr,
-        "SOLVER.OPTIMIZER": args.optimizer,
-        "SOLVER.LR_SCHEDULER_NAME": args.scheduler,
-        "SEED": args.seed,
-        "DATALOADER.NUM_WORKERS": args.num_workers,
-        "DATA.VAL_FRACTION": args.val_fraction,
+    flags = {key: getattr(args, flag.removeprefix("--"), None) for key, flag in FLAGS.items()}
+    flags |= {
         "DATA.FOLDS": args.folds,
         "DATA.FOLD": 0 if args.folds else None,
         "DATA.GROUPS": args.groups and str(args.groups.absolute()),
     }
-    for key, value in flags.items():
-        if value is not None:
-            set_value(cfg, key, value)
+    set_given(cfg, flags)
     # A run that is resumed, or repeated from its config, keeps its data by default.
     if args.data or not cfg.DATA.ROOT:
         cfg.DATA.ROOT = str((args.data or utils.DATA).absolute())

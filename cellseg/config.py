@@ -263,6 +263,13 @@ def set_value(cfg: CfgNode, key: str, value: object) -> None:
         cfg.merge_from_list([setter, type(attrgetter(setter)(cfg))()])
 
 
+def set_given(cfg: CfgNode, values: Mapping[str, object]) -> None:
+    """Set keys as `set_value` does, but those with None, of flags that were left out."""
+    for key, value in values.items():
+        if value is not None:
+            set_value(cfg, key, value)
+
+
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     """Set the KEY VALUE pairs from the end of a command line.
 
