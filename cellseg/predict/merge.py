@@ -101,19 +101,20 @@ def merge_tiles(
     ValueError
         If predictions are not of their tile's size, or not one for each tile.
     """
+    rule = _SameCell(iou, ios, across_classes)
     pending, relations = _Pieces.empty(plan.size), _Relations.empty()
     together: Ints = np.zeros((0, 2), np.int64)  # pairs of pieces for the same batch
     for index, (tile, predictions) in enumerate(zip(plan, tile_predictions, strict=True)):
         if predictions.size != tile.size:
             raise ValueError(f"predictions of {predictions.size}, expected the tile's {tile.size}")
         if tile.size == plan.size:  # the only tile: nothing is cut, or detected twice
-            masks, scores, classes = predictions.masks, predictions.scores, predictions.classes
-            kept = _nms(decode(masks, tile.size), scores, classes, iou, ios, across_classes)
+            mask_runs = decode(predictions.masks, tile.size)
+            kept = _nms(mask_runs, predictions.scores, predictions.classes, rule)
             if len(kept):
                 yield predictions[kept]
             continue
         new = _Pieces.from_tile(tile, predictions, plan.size)
-        new = new[_nms(new.mask_runs, new.scores, new.classes, iou, ios, across_classes)]
+        new = new[_nms(new.mask_runs, new.scores, new.classes, rule)]
         new = new[~(tile.shows_less_than_half(new.boxes) & plan.some_tile_contains(new.boxes))]
         n_before = len(pending)
         pending = pending.concatenated(new)
@@ -125,9 +126,24 @@ def merge_tiles(
         waiting = np.isin(group, group[shown_later])
         if not waiting.all():
             ready = relations.restricted_to(~waiting)
-            yield _resolve(pending[~waiting], ready, iou, ios, across_classes)
+            yield _resolve(pending[~waiting], ready, rule)
         pending, relations = pending[waiting], relations.restricted_to(waiting)
         together = (np.cumsum(waiting) - 1)[together[waiting[together].all(1)]]
+
+
+@dataclass(frozen=True)
+class _SameCell:
+    """When two masks are of the same cell: the parameters of `merge_tiles`."""
+
+    iou: float
+    ios: float
+    across_classes: bool
+
+    def among(self, mask_runs: MaskRuns, classes: Ints, pairs: Ints) -> Ints:
+        """Return the `(P, 2)` pairs of masks that are of the same cell, among those given."""
+        pairs = pairs[(classes[pairs[:, 0]] == classes[pairs[:, 1]]) | self.across_classes]
+        boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
+        return pairs[same_cell(mask_runs, boxes, area, pairs, self.iou, self.ios)]
 
 
 @dataclass(frozen=True)
@@ -270,27 +286,22 @@ def _local_iou(pieces: _Pieces, pairs: Ints, shared: Ints) -> NDArray[np.float64
     return shared / (in_both - shared)
 
 
-def _resolve(
-    pieces: _Pieces, relations: _Relations, iou: float, ios: float, across_classes: bool
-) -> Predictions:
+def _resolve(pieces: _Pieces, relations: _Relations, rule: _SameCell) -> Predictions:
     """Return the cells of pieces that no later tile can change."""
     keep = np.ones(len(pieces), bool)
     keep[relations.pairs[relations.superseded, 0]] = False
     pieces, relations = pieces[keep], relations.restricted_to(keep)
 
     links = relations.pairs[relations.agrees]
-    same = (pieces.classes[links[:, 0]] == pieces.classes[links[:, 1]]) | across_classes
+    same = (pieces.classes[links[:, 0]] == pieces.classes[links[:, 1]]) | rule.across_classes
     alone = np.ones(len(pieces), bool)
     alone[links[same]] = False
     group = _connected_groups(len(pieces), links[same | alone[links].any(1)])
     cells = _join(pieces, group)
 
     pairs = np.unique(np.sort(group[relations.pairs], axis=1), axis=0)
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    pairs = pairs[(cells.classes[pairs[:, 0]] == cells.classes[pairs[:, 1]]) | across_classes]
-    tight, area = boxes_xyxy(cells.mask_runs), areas(cells.mask_runs)
-    pairs = pairs[same_cell(cells.mask_runs, tight, area, pairs, iou, ios)]
-    order = _best_first(tight, area, cells.scores, cells.classes)
+    pairs = rule.among(cells.mask_runs, cells.classes, pairs[pairs[:, 0] != pairs[:, 1]])
+    order = _best_first(cells.mask_runs, cells.scores, cells.classes)
     whole_first = order[np.argsort(cells.cut[order], kind="stable")]
     order = order[_suppress_in_order(whole_first, pairs)[order]]
     return Predictions(
@@ -324,30 +335,17 @@ def _join(pieces: _Pieces, group: Ints) -> _Pieces:
     )
 
 
-def _nms(
-    mask_runs: MaskRuns,
-    scores: NDArray[np.float32],
-    classes: Ints,
-    iou: float,
-    ios: float,
-    across_classes: bool,
-) -> Ints:
+def _nms(mask_runs: MaskRuns, scores: NDArray[np.float32], classes: Ints, rule: _SameCell) -> Ints:
     """Return the indices that greedy mask NMS keeps, best score first; empty masks are dropped."""
-    boxes, area = boxes_xyxy(mask_runs), areas(mask_runs)
-    pairs = overlapping_boxes(boxes)
-    pairs = pairs[(classes[pairs[:, 0]] == classes[pairs[:, 1]]) | across_classes]
-    pairs = pairs[same_cell(mask_runs, boxes, area, pairs, iou, ios)]
-    order = _best_first(boxes, area, scores, classes)
-    keep = _suppress_in_order(order, pairs) & (area > 0)
+    pairs = rule.among(mask_runs, classes, overlapping_boxes(boxes_xyxy(mask_runs)))
+    order = _best_first(mask_runs, scores, classes)
+    keep = _suppress_in_order(order, pairs) & (areas(mask_runs) > 0)
     return order[keep[order]]
 
 
-def _best_first(boxes: Ints, area: Ints, scores: NDArray[np.float32], classes: Ints) -> Ints:
-    """Return the order by score; ties by area, box and class, independent of the input order.
-
-    `boxes` `(N, 4)` and `area` `(N,)` are those of the masks.
-    """
-    order: Ints = np.lexsort((classes, *boxes.T, -area, -scores))
+def _best_first(mask_runs: MaskRuns, scores: NDArray[np.float32], classes: Ints) -> Ints:
+    """Return the order by score; ties by area, box and class, independent of the input order."""
+    order: Ints = np.lexsort((classes, *boxes_xyxy(mask_runs).T, -areas(mask_runs), -scores))
     return order
 
 
