@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from cellseg.read.layout import may_hold_cells
+from cellseg.read.names import matches
 
 LABEL_MAP_FOLDERS = r"(.*[-_ ])?(masks?|labels?|annotations?|instances?)"
 """Names of folders with the label maps of all images."""
@@ -74,11 +75,6 @@ def _without(end: str, text: str) -> str:
     """Return a text without an end; é is one letter, though some systems store names with two."""
     text = unicodedata.normalize("NFC", text)
     return re.sub(f"(?<=.)(?:{end})$", "", text, flags=re.IGNORECASE)
-
-
-def matches(form: str, name: str) -> re.Match[str] | None:
-    """Match a name with a form as a whole, in any case."""
-    return re.fullmatch(form, name, re.IGNORECASE)
 
 
 def is_named_as_label_map(path: Path) -> bool:

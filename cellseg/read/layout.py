@@ -21,6 +21,7 @@ from cellseg.files import file_start, find_in_another_case
 from cellseg.messages import plural, warn
 from cellseg.read.csv_table import has_columns
 from cellseg.read.image_formats import MRXS, SUFFIXES
+from cellseg.read.names import matches
 from cellseg.text import is_printable
 
 TRAIN = "train"
@@ -237,12 +238,7 @@ def may_hold_cells(name: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    matches = (kind for kind, form in _READ.items() if _matches(form, name))
-    return next(matches, "unknown")
-
-
-def _matches(form: str, name: str) -> re.Match[str] | None:
-    return re.fullmatch(form, name, re.IGNORECASE)
+    return next((kind for kind, form in _READ.items() if matches(form, name)), "unknown")
 
 
 def _choose_image(
@@ -292,7 +288,7 @@ def _choose_class_files(files: Sequence[tuple[str, Path]], n_classes: int) -> di
 
 def class_number(name: str, n_classes: int) -> int | None:
     """Return the class 1…K of a label map of one class, 0 if it has none, None for other names."""
-    match = _matches(_READ["class"], name)
+    match = matches(_READ["class"], name)
     if not match:
         return None
     number = int(match[1]) if re.fullmatch("[1-9][0-9]{0,8}", match[1]) else 0
@@ -323,7 +319,7 @@ def how_to_convert(paths: Sequence[Path]) -> str:
     """Return how to convert the first of some files that hold cells in another form, or ""."""
     for path in paths:
         for form, advice in _CONVERT.items():
-            if _matches(form, path.name):
+            if matches(form, path.name):
                 return f"{path}: {advice}"
     return ""
 

@@ -19,6 +19,11 @@ IMAGE_FOLDERS = r"(.*[-_ ])?(images?|imgs?|inputs?)"
 """Names of folders in `train/` with all images."""
 
 
+def matches(form: str, name: str) -> re.Match[str] | None:
+    """Match a name with a form as a whole, in any case."""
+    return re.fullmatch(form, name, re.IGNORECASE)
+
+
 def is_plain(name: str) -> bool:
     """Return whether a name has no folder in it, on any operating system."""
     return name == PurePosixPath(name).name == PureWindowsPath(name).name and "\0" not in name
@@ -131,8 +136,7 @@ def short_name(file_name: str) -> str:
         return file_name
     if path.stem.lower() == "image":
         return path.parent.name
-    in_images = re.fullmatch(IMAGE_FOLDERS, path.parent.name, re.IGNORECASE)
-    return path.name if in_images else file_name
+    return path.name if matches(IMAGE_FOLDERS, path.parent.name) else file_name
 
 
 def name_outputs(source: Path, file_names: Sequence[str], data: Path) -> list[str]:

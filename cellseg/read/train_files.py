@@ -24,7 +24,6 @@ from cellseg.read.by_name import (
     group_by_name,
     is_named_as_label_map,
     joined_name,
-    matches,
     stem,
 )
 from cellseg.read.layout import (
@@ -37,7 +36,7 @@ from cellseg.read.layout import (
     may_hold_cells,
     read_train_folder,
 )
-from cellseg.read.names import IMAGE_FOLDERS
+from cellseg.read.names import IMAGE_FOLDERS, matches
 
 # Names of folders with the cells of all images.
 _CELLS = rf"{LABEL_MAP_FOLDERS}|{CLASS_FOLDERS}|(.*[-_ ])?outlines?"
