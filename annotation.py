@@ -205,6 +205,18 @@ def with_resolution(
     ]
 
 
+def check_test_list(args: argparse.Namespace) -> list[str]:
+    """Check the test list, if there is one; with --skip_bad, return what is wrong with it."""
+    try:
+        if (args.data / TEST_LIST).exists():
+            read_test_list(args.data)
+    except InputError as error:
+        if not args.skip_bad:
+            raise
+        return [str(error)]
+    return []
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = get_parser()
@@ -232,14 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = names or list(CLASS_NAMES)
     stored = load_store(args.data, names)
     windows = add_windows(stored, corrected, args.data)
-    skipped = []
-    if (args.data / TEST_LIST).exists():
-        try:
-            read_test_list(args.data)
-        except InputError as error:
-            if not args.skip_bad:
-                raise
-            skipped.append(str(error))
+    skipped = check_test_list(args)
     is_train = not args.coco and ((args.data / TRAIN).exists() or not windows)
     unused: dict[str, list[str]] = {}
     if is_train:
