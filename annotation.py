@@ -83,51 +83,36 @@ def get_parser() -> utils.CommandParser:
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
     utils.add_data(parser)
     utils.add_limits(parser)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE",
-        help=f"annotation file to write (default: {utils.ANNOTATIONS} in the data folder)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--class_names", nargs="+", metavar="NAME",
+    # fmt: off
+    add = parser.add_argument
+    add("--output", type=Path, metavar="FILE",
+        help=f"annotation file to write (default: {utils.ANNOTATIONS} in the data folder)")
+    add("--class_names", nargs="+", metavar="NAME",
         help="class names, in the order of class1.tif, class2.tif and so on; the annotation file "
-        "then defines the classes (default: class1 class2 class3 class4)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--merge_classes", nargs="+", action="append", default=[], metavar=("NEW", "OLD"),
+        "then defines the classes (default: class1 class2 class3 class4)")
+    add("--merge_classes", nargs="+", action="append", default=[], metavar=("NEW", "OLD"),
         help="merge one or more classes of the files, OLD, into the class NEW; may be given "
-        "several times (default: every class stays)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--coco", type=Path, metavar="FILE",
+        "several times (default: every class stays)")
+    add("--coco", type=Path, metavar="FILE",
         help="read images, classes and cells from this COCO file with polygons or RLE, whose "
-        "file_name is relative to the data folder (default: read the folder's train/)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--corrected", nargs="+", type=Path, metavar="DIR",
+        "file_name is relative to the data folder (default: read the folder's train/)")
+    add("--corrected", nargs="+", type=Path, metavar="DIR",
         help="add what was corrected in the folders of windows that export.py wrote to the data "
         "folder, and say what was changed; or a COCO file in such a folder, from CVAT: see "
-        "docs/correct.md",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mpp", type=utils.micrometres, metavar="MICROMETRES",
+        "docs/correct.md")
+    add("--mpp", type=utils.micrometres, metavar="MICROMETRES",
         help="micrometres per pixel of all images, except corrected windows that have theirs "
         "(default: as the files or the COCO file say, with --corrected else as in the former "
-        "annotation file, else unknown)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--outlines", choices=CONVENTIONS,
+        "annotation file, else unknown)")
+    add("--outlines", choices=CONVENTIONS,
         help="where outlines run: along the pixels' edges, or through their centres (default: "
-        "GeoJSON and COCO edges, unless a COCO file's areas fit centres; XML centres)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--jobs", type=utils.positive_int, default=count_cores(), metavar="N",
-        help="images to read in parallel, 1 or more (default: number of CPU cores, %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--skip_bad", action="store_true",
+        "GeoJSON and COCO edges, unless a COCO file's areas fit centres; XML centres)")
+    add("--jobs", type=utils.positive_int, default=count_cores(), metavar="N",
+        help="images to read in parallel, 1 or more (default: number of CPU cores, %(default)s)")
+    add("--skip_bad", action="store_true",
         help="leave out images, and single outlines and COCO annotations, that can't be used, and "
-        "list them (default: stop at the first and write nothing, no corrected windows either)",
-    )  # fmt: skip
+        "list them (default: stop at the first and write nothing, no corrected windows either)")
+    # fmt: on
     return parser
 
 

@@ -27,13 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "image's size, and that boxes (x, y, width, height) and masks (column by column) agree.",
         "python check_submission.py tensorboard/demo/20250401-120000/test-results.zip",
     )
-    parser.add_argument("submission", type=Path, metavar="FILE", help="the zip or the JSON file")
+    # fmt: off
+    add = parser.add_argument
+    add("submission", type=Path, metavar="FILE", help="the zip or the JSON file")
     utils.add_data(parser, " with the test list")
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE",
+    add("--annotations", type=Path, metavar="FILE",
         help=f"annotation file that defines the classes (default: {utils.ANNOTATIONS} in --data; "
-        f"without it, {len(CLASS_NAMES)} classes)",
-    )  # fmt: skip
+        f"without it, {len(CLASS_NAMES)} classes)")
+    # fmt: on
     args = parser.parse_args(argv)
 
     category_ids = [c["id"] for c in data_categories(args.data, args.annotations)]

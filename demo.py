@@ -40,18 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "them. Each command is shown as you would type it.",
         "python demo.py --seed 7",
     )
-    parser.add_argument(
-        "--seed", type=utils.non_negative_int, default=42, metavar="N",
-        help="random seed of the data and the training (42)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
-        help="output folder (demo)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--engine", default="auto", metavar="NAME",
-        help="detectron2, torchvision or auto: Detectron2 if available (auto)",
-    )  # fmt: skip
+    # fmt: off
+    add = parser.add_argument
+    add("--seed", type=utils.non_negative_int, default=42, metavar="N",
+        help="random seed of the data and the training (42)")
+    add("--output", type=Path, default=utils.PROJECT / "demo", metavar="DIR",
+        help="output folder (demo)")
+    add("--engine", default="auto", metavar="NAME",
+        help="detectron2, torchvision or auto: Detectron2 if available (auto)")
+    # fmt: on
     args = parser.parse_args(argv)
     began = time.monotonic()
 

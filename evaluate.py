@@ -64,27 +64,22 @@ def get_parser() -> utils.CommandParser:
         ground_truth_default="test_masks in the data folder",
         threshold="not for AP: minimum score of detected cells, 0 to 1",
     )
-    parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("A", "B"),
-        help="compare two results: A, B, and B minus A with 95 %% intervals",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overlap", choices=OVERLAP_RULES, default="score",
+    # fmt: off
+    add = parser.add_argument
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"),
+        help="compare two results: A, B, and B minus A with 95 %% intervals")
+    add("--overlap", choices=OVERLAP_RULES, default="score",
         help="not for AP: which cell gets the pixels where two overlap: higher score, smaller "
-        "or larger (default: score)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--radius", type=utils.distance, default=RADIUS, metavar="PX",
+        "or larger (default: score)")
+    add("--radius", type=utils.distance, default=RADIUS, metavar="PX",
         help="largest distance of centroids that match, in pixels, at most 100 (default: 12, as in "
-        "publications on images of 0.25 µm per pixel)",
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores as JSON")
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE",
+        "publications on images of 0.25 µm per pixel)")
+    add("--json", type=Path, metavar="FILE", help="write all scores as JSON")
+    add("--csv", type=Path, metavar="FILE",
         help="write one row per image and class as CSV: true, found, hits, misses and false_alarms "
         "are ground-truth cells, detections, true positives, false negatives and false positives; "
-        "error is detections minus ground-truth cells; a quality without cells is empty",
-    )  # fmt: skip
+        "error is detections minus ground-truth cells; a quality without cells is empty")
+    # fmt: on
     return parser
 
 

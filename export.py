@@ -55,71 +55,46 @@ python export.py predicted/images-results.json --to_correct fix/ --count 5
 def get_parser() -> utils.CommandParser:
     """Build the argument parser."""
     parser = utils.CommandParser(DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "source", nargs="?", type=Path, metavar="RESULTS_OR_ANNOTATIONS",
+    # fmt: off
+    add = parser.add_argument
+    add("source", nargs="?", type=Path, metavar="RESULTS_OR_ANNOTATIONS",
         help="results file, zip, folder with results or of a table of slides, or a COCO "
-        "annotation file (default: the newest run's test-results.json)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, metavar="FORMAT",
+        "annotation file (default: the newest run's test-results.json)")
+    add("--format", nargs="+", choices=FORMATS, metavar="FORMAT",
         help="formats to write: " + ", ".join(FORMATS) + " (default: the first three; none with "
-        "--table or --h5ad)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="write the table of cells, .csv or .parquet"
-    )
-    parser.add_argument(
-        "--h5ad", type=Path, metavar="FILE", help="write it as AnnData, for scanpy and squidpy"
-    )
-    parser.add_argument(
-        "--mpp", type=utils.micrometres, metavar="MICROMETRES",
-        help="micrometres per pixel at full resolution (default: as the results or files say)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--to_correct", type=Path, metavar="DIR",
+        "--table or --h5ad)")
+    add("--table", type=Path, metavar="FILE", help="write the table of cells, .csv or .parquet")
+    add("--h5ad", type=Path, metavar="FILE", help="write it as AnnData, for scanpy and squidpy")
+    add("--mpp", type=utils.micrometres, metavar="MICROMETRES",
+        help="micrometres per pixel at full resolution (default: as the results or files say)")
+    add("--to_correct", type=Path, metavar="DIR",
         help="instead of the formats, write the images, or windows of large ones, whose cells "
         "are the most uncertain, with editable outlines, to correct them in QuPath and train "
-        "again: see docs/correct.md",
-    )  # fmt: skip
-    parser.add_argument(
-        "--count", type=utils.positive_int, metavar="N",
-        help="number of windows for --to_correct (default: 10)",
-    )  # fmt: skip
+        "again: see docs/correct.md")
+    add("--count", type=utils.positive_int, metavar="N",
+        help="number of windows for --to_correct (default: 10)")
     utils.add_data(
         parser, ": the test list defines the images of results, overlays need images", True
     )
     utils.add_limits(parser)
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE",
+    add("--annotations", type=Path, metavar="FILE",
         help="the COCO file that the results refer to; its images without detections count as "
         "images without cells (default: the file that inference.py wrote next to results of "
-        "other images than the test list's, else that list)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR",
-        help="output folder (default: export, next to the results or annotations)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--as", dest="object_type", choices=("annotations", "detections"),
-        help="what cells are in QuPath (default: detections of results, annotations otherwise)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--measurements", action="store_true", help="write the table's columns into GeoJSON too"
-    )
-    parser.add_argument("--gzip", action="store_true", help="write .geojson.gz, which QuPath opens")
-    parser.add_argument(
-        "--max_side", type=utils.non_negative_int, default=WINDOW, metavar="PX",
-        help=f"longest side of overlays; larger images are reduced, 0: full size ({WINDOW})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--score_threshold", type=utils.fraction, metavar="S",
-        help="minimum score of predicted cells, 0 to 1 (default: 0.5)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--class_names", nargs="+", metavar="NAME",
+        "other images than the test list's, else that list)")
+    add("--output", type=Path, metavar="DIR",
+        help="output folder (default: export, next to the results or annotations)")
+    add("--as", dest="object_type", choices=("annotations", "detections"),
+        help="what cells are in QuPath (default: detections of results, annotations otherwise)")
+    add("--measurements", action="store_true", help="write the table's columns into GeoJSON too")
+    add("--gzip", action="store_true", help="write .geojson.gz, which QuPath opens")
+    add("--max_side", type=utils.non_negative_int, default=WINDOW, metavar="PX",
+        help=f"longest side of overlays; larger images are reduced, 0: full size ({WINDOW})")
+    add("--score_threshold", type=utils.fraction, metavar="S",
+        help="minimum score of predicted cells, 0 to 1 (default: 0.5)")
+    add("--class_names", nargs="+", metavar="NAME",
         help="class names of results, in the order of the category ids (default: those of "
-        "--annotations, else of the run, else class1 class2 class3 class4)",
-    )  # fmt: skip
+        "--annotations, else of the run, else class1 class2 class3 class4)")
+    # fmt: on
     return parser
 
 

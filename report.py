@@ -50,17 +50,14 @@ def get_parser() -> utils.CommandParser:
         threshold="minimum score of cells, 0 to 1, which the page's slider changes, but not in the "
         "plots",
     )
-    parser.add_argument(
-        "--compare", type=Path, metavar="B", help="second results to compare with RESULTS, A"
-    )
-    parser.add_argument(
-        "--annotations", type=Path, metavar="TRUTH",
-        help="show annotations without results; a file or folder as for --truth",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE.html",
-        help="the page (default: report.html next to the results or annotations)",
-    )  # fmt: skip
+    # fmt: off
+    add = parser.add_argument
+    add("--compare", type=Path, metavar="B", help="second results to compare with RESULTS, A")
+    add("--annotations", type=Path, metavar="TRUTH",
+        help="show annotations without results; a file or folder as for --truth")
+    add("--output", type=Path, metavar="FILE.html",
+        help="the page (default: report.html next to the results or annotations)")
+    # fmt: on
     return parser
 
 
