@@ -36,60 +36,59 @@ def get_parser() -> utils.CommandParser:
         "python inference.py --images slides.csv --output cohort/ --workers 4",
     )
     # fmt: off
-    network = parser.add_argument_group("network").add_argument
-    network("--checkpoint", type=Path, nargs="+", metavar="RUN",
-            help="run folder, or weights in it (the newest finished run); several are fused")
-    network("--weight_name", metavar="FILE",
-            help="weights file in that folder (model_best.pth if it exists, else model_final.pth)")
-    network("--engine", default="auto", metavar="NAME", help="detectron2, torchvision (the run's)")
-    network("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
-    tiles = parser.add_argument_group("tiles and views")
-    tiles.add_argument("--tta", nargs="*", metavar="VIEWS",
-        choices=("mirror", "flips", "turns", "scales"),
+    add = parser.add_argument_group("network").add_argument
+    add("--checkpoint", type=Path, nargs="+", metavar="RUN",
+        help="run folder, or weights in it (the newest finished run); several are fused")
+    add("--weight_name", metavar="FILE",
+        help="weights file in that folder (model_best.pth if it exists, else model_final.pth)")
+    add("--engine", default="auto", metavar="NAME", help="detectron2, torchvision (the run's)")
+    add("--device", metavar="NAME", help="cuda, cpu (CUDA if there is a GPU)")
+    add = parser.add_argument_group("tiles and views").add_argument
+    add("--tta", nargs="*", metavar="VIEWS", choices=("mirror", "flips", "turns", "scales"),
         help="fuse several views of each tile: mirror (2), flips (the default, 4), turns (8), "
         "scales (times 3)")
-    tiles.add_argument("--tile", type=utils.positive_int, metavar="PIXELS",
+    add("--tile", type=utils.positive_int, metavar="PIXELS",
         help="tile size in pixels (a few times the largest cells; without INPUT.ZOOM no tiles)")
-    tiles.add_argument("--overlap", type=utils.positive_int, metavar="PIXELS",
+    add("--overlap", type=utils.positive_int, metavar="PIXELS",
         help="overlap of tiles in pixels (a little more than the largest cells)")
-    tiles.add_argument("--across_classes", action="store_true",
+    add("--across_classes", action="store_true",
         help="class-agnostic suppression of overlapping cells")
-    tiles.add_argument("--batch", type=utils.positive_int, metavar="N", help="views at once (1)")
-    tiles.add_argument("--amp", action="store_true",
+    add("--batch", type=utils.positive_int, metavar="N", help="views at once (1)")
+    add("--amp", action="store_true",
         help="mixed precision on a GPU (a CPU uses bfloat16 wherever it is fast)")
-    tiles.add_argument("--workers", "--num_gpus", "--processes", type=utils.positive_int,
-        default=1, metavar="N",
+    add("--workers", "--num_gpus", "--processes", type=utils.positive_int, default=1, metavar="N",
         help="processes on this machine that predict tiles, on GPUs one each (1)")
-    tiles.add_argument("--scheduler", metavar="ADDRESS",
+    add("--scheduler", metavar="ADDRESS",
         help="predict on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786")
     for former in ("--num_machines", "--machine_rank", "--dist_url"):
-        tiles.add_argument(former, help=argparse.SUPPRESS)
+        add(former, help=argparse.SUPPRESS)
     images = parser.add_argument_group("images")
-    images.add_argument("--data", type=Path, metavar="DIR",
+    add = images.add_argument
+    add("--data", type=Path, metavar="DIR",
         help="data folder (nycu-hw3-data next to this script; for train and val the run's own)")
     utils.add_limits(images)
-    images.add_argument("--dataset", choices=("test", "train", "val"), default="test",
+    add("--dataset", choices=("test", "train", "val"), default="test",
         help="the test list, all annotated images, or the run's validation images (test)")
-    images.add_argument("--annotations", type=Path, metavar="FILE",
+    add("--annotations", type=Path, metavar="FILE",
         help="the run's annotation file for train and val, where it is now (the run's own path)")
-    images.add_argument("--images", type=Path, nargs="+", metavar="PATH",
+    add("--images", type=Path, nargs="+", metavar="PATH",
         help="images, folders of images, or a CSV table of slides, to predict instead")
-    images.add_argument("--mpp", type=utils.micrometres, metavar="MICROMETRES",
+    add("--mpp", type=utils.micrometres, metavar="MICROMETRES",
         help="micrometres per pixel at full resolution (as the files say, else as in training)")
-    images.add_argument("--level", type=utils.non_negative_int, metavar="N",
+    add("--level", type=utils.non_negative_int, metavar="N",
         help="pyramid level for --images (the one that suits the run's micrometres per pixel)")
-    images.add_argument("--regions", type=Path, metavar="FILE",
+    add("--regions", type=Path, metavar="FILE",
         help="predict inside these outlines of the image only (GeoJSON, full-resolution pixels)")
-    images.add_argument("--all_tiles", action="store_true",
+    add("--all_tiles", action="store_true",
         help="predict tiles without tissue too (of more than a few tiles, only those with some)")
-    results = parser.add_argument_group("results").add_argument
-    results("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
-    results("--zip", action="store_true",
-            help="write a zip in any case (only of the test list with the data folder's classes)")
-    results("--score_threshold", type=utils.fraction, metavar="S",
-            help="minimum score, 0 to 1 (0.01 or the recipe's: AP counts low scores too)")
-    results("--max_detections", type=utils.positive_int, metavar="N",
-            help="maximum detections per image, or per tile (room for all cells of the area)")
+    add = parser.add_argument_group("results").add_argument
+    add("--output", type=Path, metavar="PATH", help="a .json file or folder (the run's folder)")
+    add("--zip", action="store_true",
+        help="write a zip in any case (only of the test list with the data folder's classes)")
+    add("--score_threshold", type=utils.fraction, metavar="S",
+        help="minimum score, 0 to 1 (0.01 or the recipe's: AP counts low scores too)")
+    add("--max_detections", type=utils.positive_int, metavar="N",
+        help="maximum detections per image, or per tile (room for all cells of the area)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config keys, such as INPUT.MIN_SIZE_TEST 800")
     # fmt: on

@@ -76,10 +76,11 @@ def get_parser() -> utils.CommandParser:
         help="WarmupCosineLR or WarmupMultiStepLR (WarmupCosineLR)")
     add("--seed", type=int, metavar="N", help="random seed; -1 for a random one (42)")
     where = parser.add_argument_group("where")
-    where.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda if available)")
-    where.add_argument("--num_workers", type=int, metavar="N", help="data loading workers (4)")
+    add = where.add_argument
+    add("--device", metavar="NAME", help="cuda, cuda:1, cpu (cuda if available)")
+    add("--num_workers", type=int, metavar="N", help="data loading workers (4)")
     utils.add_process_flags(where)
-    where.add_argument("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
+    add("--output_dir", type=Path, default=utils.RUNS, metavar="DIR",
         help="folder of the runs (tensorboard)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config keys of Detectron2 or this project, such as SOLVER.WARMUP_ITERS 200")
