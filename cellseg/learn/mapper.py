@@ -10,14 +10,13 @@ import torch
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 
-from cellseg.errors import InputError
 from cellseg.images import ImageCells
 from cellseg.learn.augment import build_augmentations
 from cellseg.learn.copy_paste import Drawn, paste
 from cellseg.learn.samples import TrainingData
 from cellseg.learn.stream import SampleStream, choose_crop_centre, count_windows, repeat_factors
 from cellseg.read.resolution import magnification
-from cellseg.read.window import read_image
+from cellseg.read.window import read_image, wrong_size
 from cellseg.rle import MaskRuns, decode
 from cellseg.view import View, to_tensor
 
@@ -88,10 +87,8 @@ class CellMapper:
             return self._images[sample.name]
         image = read_image(sample.path)
         if image.shape[:2] != sample.size:
-            raise InputError(
-                f"{sample.path}: {image.shape[0]} x {image.shape[1]} pixels, expected "
-                f"{sample.size[0]} x {sample.size[1]} from the annotations; run annotation.py again"
-            )
+            rest = " from the annotations; run annotation.py again"
+            raise wrong_size(sample.path, image.shape, sample.size, rest)
         if image.nbytes <= self._room:
             image.flags.writeable = False
             self._images[sample.name] = image

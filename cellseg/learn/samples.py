@@ -19,7 +19,7 @@ from cellseg.read.names import check_distinct, is_outside, name_images, relative
 from cellseg.read.orientation import turn_note
 from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.train_files import list_cell_files
-from cellseg.read.window import image_size
+from cellseg.read.window import image_size, wrong_size
 
 _AHEAD = 60  # seconds that the clock of another computer may be ahead
 
@@ -159,8 +159,6 @@ def _check_image(image: ImageCells, annotations: Path) -> None:
             "--data, or run python annotation.py again"
         )
     if (size := image_size(path)) != image.size:
-        raise InputError(
-            f"{path}: {size[0]} x {size[1]} pixels (height x width), expected {image.size[0]} x "
-            f"{image.size[1]} from {annotations}{turn_note(path, size, image.size)}; run python "
-            "annotation.py again"
-        )
+        turned = turn_note(path, size, image.size)
+        rest = f" from {annotations}{turned}; run python annotation.py again"
+        raise wrong_size(path, size, image.size, rest)
