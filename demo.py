@@ -19,7 +19,7 @@ import report
 import train
 import utils
 from cellseg import runs, synthetic
-from cellseg.files import read_json
+from cellseg.files import display_path, read_json
 from cellseg.images import distinct_detections
 from cellseg.look.overlay import draw_comparison
 from cellseg.png import write_png
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
 
     data = args.output / "data"
-    print(f"# 44 synthetic images with their masks: {utils.display_path(data)}")
+    print(f"# 44 synthetic images with their masks: {display_path(data)}")
     synthetic.write_dataset(data, seed=args.seed)
     data_flag = ["--data", str(data)]
     _run_command("annotation", annotation.main, data_flag)
@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ap50 = metrics["AP50@100"]["mean of classes"]["value"]
     print(
         f"\n# done in {time.monotonic() - began:.0f} s: AP50 {ap50:.3f} on the test images\n"
-        f"# pictures, ground truth left, detections right: {utils.display_path(pictures)}\n"
-        f"# page, open it in any browser: {utils.display_path(page)}"
+        f"# pictures, ground truth left, detections right: {display_path(pictures)}\n"
+        f"# page, open it in any browser: {display_path(page)}"
     )
     return 0
 
 
 def _run_command(name: str, command: Callable[[Sequence[str]], int], argv: list[str]) -> None:
-    shown = shlex.join(utils.display_path(word) if "/" in word else word for word in argv)
+    shown = shlex.join(display_path(word) if "/" in word else word for word in argv)
     print(f"\n$ python {name}.py {shown}")
     if code := command(argv):
         raise SystemExit(code)

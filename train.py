@@ -17,6 +17,7 @@ import utils
 from cellseg import runs
 from cellseg.device import choose_device
 from cellseg.errors import InputError
+from cellseg.files import display_path
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -255,7 +256,7 @@ def draw_first_batch(cfg: CfgNode, path: Path) -> int:
     samples = [stream[position] for position in range(cfg.SOLVER.IMS_PER_BATCH)]
     write_png(path, draw_batch(samples, classes, cfg.INPUT.FORMAT), "--show_batch")
     names = ", ".join(sample["name"] for sample in samples)
-    print(*run.reasons, f"{utils.display_path(path)}: {names}", sep="\n")
+    print(*run.reasons, f"{display_path(path)}: {names}", sep="\n")
     return 0
 
 

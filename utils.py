@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cellseg import process
 from cellseg.errors import InputError
-from cellseg.files import display_path as display_path
+from cellseg.files import display_path
 from cellseg.limits import IMAGE_GB, allow_image_gb
 from cellseg.messages import HANDLER, plural, print_warnings, warn
 from cellseg.text import one_line

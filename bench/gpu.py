@@ -50,7 +50,7 @@ from cellseg import runs
 from cellseg.config import merge_options
 from cellseg.device import choose_device, choose_engine, count_cores, detectron2_problem
 from cellseg.errors import InputError
-from cellseg.files import read_json, write_atomic
+from cellseg.files import display_path, read_json, write_atomic
 from cellseg.images import ImageRecord
 from cellseg.learn.optimizer import build_optimizer
 from cellseg.learn.samples import TrainingData
@@ -605,7 +605,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with write_atomic(path) as file:
         file.write(as_markdown(args, command, rows))
     print(
-        f"{machine(args.device)}; written to {utils.display_path(path)}\n{as_text([HEAD, *rows])}"
+        f"{machine(args.device)}; written to {display_path(path)}\n{as_text([HEAD, *rows])}"
     )
     return int(any(row.here.startswith("failed") for row in rows))
 

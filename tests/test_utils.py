@@ -16,6 +16,7 @@ import pytest
 import utils
 from cellseg import process
 from cellseg.errors import InputError
+from cellseg.files import display_path
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -217,12 +218,12 @@ def test_help_needs_no_torch(command):
 
 def test_display_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert utils.display_path(tmp_path / "a" / "b") == "a/b"
-    assert utils.display_path("a") == "a"
-    assert utils.display_path(tmp_path.parent) == str(tmp_path.parent)
+    assert display_path(tmp_path / "a" / "b") == "a/b"
+    assert display_path("a") == "a"
+    assert display_path(tmp_path.parent) == str(tmp_path.parent)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert utils.display_path(tmp_path) == str(tmp_path)
-    assert utils.display_path("a") == "a"
+    assert display_path(tmp_path) == str(tmp_path)
+    assert display_path("a") == "a"
