@@ -604,9 +604,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = args.output / "table.md"
     with write_atomic(path) as file:
         file.write(as_markdown(args, command, rows))
-    print(
-        f"{machine(args.device)}; written to {display_path(path)}\n{as_text([HEAD, *rows])}"
-    )
+    print(f"{machine(args.device)}; written to {display_path(path)}\n{as_text([HEAD, *rows])}")
     return int(any(row.here.startswith("failed") for row in rows))
 
 

@@ -105,43 +105,37 @@ def locked_run(run: Path) -> Iterator[None]:
         unlock()
 
 
-def find_newest_run(root: Path, recipe: str = "*", finished: bool = True) -> Path:
-    """Return the newest run in `root`, the folder of runs (`tensorboard/`).
+def find_newest_run(root: Path, recipe: str = "*") -> Path:
+    """Return the finished run in `root`, the folder of runs (`tensorboard/`), that ended last.
 
-    Parameters
-    ----------
-    recipe
-        Recipe of the run; "*" for any.
-    finished
-        Whether to return the finished run that ended last, or the unfinished run or
-        cross-validation that started last.
-
-    Raises
-    ------
-    InputError
-        If there is none.
+    `recipe` is that of the run; "*" for any. Raises InputError if there is none.
     """
+    runs = _list_runs(root, recipe)
+    if done := [run for run in runs if (run / FINAL).is_file()]:
+        return max(done, key=lambda run: ((run / FINAL).stat().st_mtime, run.name))
+    hint = (
+        f"{len(runs)} are not finished: resume with python train.py --resume, or choose one "
+        "with --checkpoint"
+        if runs
+        else "train first: python train.py"
+    )
+    raise InputError(f"{root}: no finished run in it; {hint}")
 
-    def matches(folder: Path) -> bool:
-        return recipe in ("*", folder.parent.name)
 
-    runs = [config.parent for config in root.glob(f"*/*/{CONFIG}") if matches(config.parent)]
-    unfinished = [run for run in runs if not (run / FINAL).is_file()]
-    if finished:
-        if done := [run for run in runs if run not in unfinished]:
-            return max(done, key=lambda run: ((run / FINAL).stat().st_mtime, run.name))
-        hint = (
-            f"{len(runs)} are not finished: resume with python train.py --resume, or choose one "
-            "with --checkpoint"
-            if runs
-            else "train first: python train.py"
-        )
-        raise InputError(f"{root}: no finished run in it; {hint}")
-    folders = {config.parents[1] for config in root.glob(f"*/*/fold*/{CONFIG}")}
-    unfinished += [f for f in folders if matches(f) and not (f / SUMMARY).is_file()]
+def find_unfinished_run(root: Path, recipe: str = "*") -> Path:
+    """Return the unfinished run or cross-validation that started last; see `find_newest_run`."""
+    unfinished = [run for run in _list_runs(root, recipe) if not (run / FINAL).is_file()]
+    folders = {fold.parent for fold in _list_runs(root, recipe, "*/*/fold*")}
+    unfinished += [folder for folder in folders if not (folder / SUMMARY).is_file()]
     if not unfinished:
         raise InputError(f"{root}: no unfinished run to resume; start a new one without --resume")
     return max(unfinished, key=lambda run: run.name)
+
+
+def _list_runs(root: Path, recipe: str, folders: str = "*/*") -> list[Path]:
+    """Return the runs in `root` of a recipe, "*" for any, in folders of this form."""
+    runs = [config.parent for config in root.glob(f"{folders}/{CONFIG}")]
+    return [run for run in runs if recipe in ("*", run.relative_to(root).parts[0])]
 
 
 def list_fold_runs(folder: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def test_newest_unfinished_run_by_its_start(tmp_path):
     make(tmp_path, "20250103-000000", finished_at=9000)
     make(tmp_path, "20250101-000000", runs.LAST)
     last = make(tmp_path, "20250102-000000", runs.LAST)
-    assert runs.find_newest_run(tmp_path, finished=False) == last
+    assert runs.find_unfinished_run(tmp_path) == last
 
 
 def test_unfinished_cross_validation(tmp_path):
@@ -60,12 +60,12 @@ def test_unfinished_cross_validation(tmp_path):
     folder = tmp_path / "model" / "20250102-000000"
     for fold in ("fold1", "fold2"):
         make(folder.parent, fold, runs.FINAL, recipe=folder.name)
-    assert runs.find_newest_run(tmp_path, finished=False) == folder  # without a summary yet
-    assert runs.find_newest_run(tmp_path, "model", finished=False) == folder
+    assert runs.find_unfinished_run(tmp_path) == folder  # without a summary yet
+    assert runs.find_unfinished_run(tmp_path, "model") == folder
     with pytest.raises(InputError, match="no unfinished run"):
-        runs.find_newest_run(tmp_path, folder.name, finished=False)
+        runs.find_unfinished_run(tmp_path, folder.name)
     (folder / runs.SUMMARY).touch()
-    assert runs.find_newest_run(tmp_path, finished=False).name == "20250101-000000"
+    assert runs.find_unfinished_run(tmp_path).name == "20250101-000000"
 
 
 def test_newest_run_of_a_recipe(tmp_path):
@@ -81,7 +81,7 @@ def test_no_run(tmp_path):
     with pytest.raises(InputError, match=r"no finished run in it; train first: python train\.py"):
         runs.find_newest_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no unfinished run"):
-        runs.find_newest_run(tmp_path, finished=False)
+        runs.find_unfinished_run(tmp_path)
     make(tmp_path, "20250101-000000")
     with pytest.raises(InputError, match="1 are not finished"):
         runs.find_newest_run(tmp_path)

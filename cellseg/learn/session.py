@@ -72,7 +72,7 @@ BuildTrainer = Callable[[CfgNode, TrainingData], Any]  # returns a `DefaultTrain
 def find_run(name: str, root: Path, recipe: str | None) -> Path:
     """Return the folder of the run or cross-validation that `--resume` names."""
     if name == "newest":
-        return runs.find_newest_run(root, recipe or "*", finished=False)
+        return runs.find_unfinished_run(root, recipe or "*")
     return Path(name) if runs.list_fold_runs(Path(name)) else runs.resolve_run_folder(Path(name))
 
 
