@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 from numbers import Integral, Real
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from cellseg.images import EvalImage, ImageRecord
 from cellseg.predictions import Predictions
 from cellseg.read.coco import COCO, annotations_by_image, contiguous_classes
 from cellseg.read.names import path_parts
-from cellseg.rle import RLE, MaskRuns, decode
+from cellseg.rle import decode
 from cellseg.text import show
 
 
@@ -84,14 +84,13 @@ def iter_pairs(
                 f"{source}: entry {first + of_image.indices[int(at)]}: segmentation: {problem};"
                 " the file is damaged or was not written by inference.py: write it again"
             ) from None
-        yield _eval_image(
-            image,
-            annotations[image["id"]],
-            classes,
-            (masks, mask_runs),
-            np.array(of_image.classes, np.int64),
-            np.array(of_image.scores, np.float64),
-            np.array(of_image.indices, np.int64),
+        yield replace(
+            _without_detections(image, annotations[image["id"]], classes),
+            masks=masks,
+            mask_runs=mask_runs,
+            classes=np.array(of_image.classes, np.int64),
+            scores=np.array(of_image.scores, np.float64),
+            entries=np.array(of_image.indices, np.int64),
         )
 
 
@@ -114,46 +113,41 @@ def pair_predictions(ground_truth: COCO, predictions: Mapping[int, Predictions])
     annotations = annotations_by_image(ground_truth)
     images = {image["id"]: image for image in ground_truth["images"]}
     return [
-        _eval_image(
-            images[id_],
-            annotations[id_],
-            classes,
-            (each.masks, decode(each.masks, each.size)),
-            each.classes,
-            each.scores.astype(np.float64),
-            np.arange(len(each)),
+        replace(
+            _without_detections(images[id_], annotations[id_], classes),
+            masks=each.masks,
+            mask_runs=decode(each.masks, each.size),
+            classes=each.classes,
+            scores=each.scores.astype(np.float64),
+            entries=np.arange(len(each)),
         )
         for id_, each in sorted(predictions.items())
     ]
 
 
-def _eval_image(
-    image: dict[str, Any],
-    annotations: list[dict[str, Any]],
-    class_of: dict[int, int],
-    masks_and_runs: tuple[Sequence[RLE], MaskRuns],
-    classes: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    entries: NDArray[np.int64],
+def _without_detections(
+    image: dict[str, Any], annotations: list[dict[str, Any]], class_of: dict[int, int]
 ) -> EvalImage:
-    masks, mask_runs = masks_and_runs
+    """Return an image of a COCO dict with its ground truth; `class_of` are classes by id."""
+    size = int(image["height"]), int(image["width"])
     gt_masks = [annotation["segmentation"] for annotation in annotations]
+    none: NDArray[np.int64] = np.zeros(0, np.int64)
     return EvalImage(
         id=image["id"],
         file_name=image["file_name"],
         path=Path(image["file_name"]),
-        size=mask_runs.size,
+        size=size,
         mpp=image.get("mpp"),
         name=image["file_name"],
         gt_masks=gt_masks,
-        gt_runs=decode(gt_masks, mask_runs.size),
+        gt_runs=decode(gt_masks, size),
         gt_classes=np.array([class_of[a["category_id"]] for a in annotations], np.int64),
         crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool),
-        masks=masks,
-        mask_runs=mask_runs,
-        classes=classes,
-        scores=scores,
-        entries=entries,
+        masks=[],
+        mask_runs=decode([], size),
+        classes=none,
+        scores=np.zeros(0),
+        entries=none,
     )
 
 
