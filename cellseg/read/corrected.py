@@ -221,35 +221,33 @@ def _coco_outlines(
         what = plural(len(foreign), "image")
         warn(f"{path}: {what} of no window in {INDEX}, ignored: {listed(foreign)}")
     of_image = annotations_by_image(coco)
-    files = {}
-    for image in index["images"]:
-        other = by_name.get(image["file_name"])
-        if other is None:
-            continue
-        problem: InputError | None = None
-        cells, left_out = [], []
-        classes = Counter(a["category_id"] for a in of_image[other["id"]])
+
+    def read(image: dict[str, Any], other: dict[str, Any]) -> _File:
+        """Read a window. Raises InputError if its cells can't be used."""
+        annotations = [(a["category_id"], a["segmentation"]) for a in of_image[other["id"]]]
+        classes = Counter(k for k, _ in annotations)
         bad = {theirs[k]: n for k, n in classes.items() if not numbered[k] and k not in ignored}
         unknown.update(bad)
         if (other["height"], other["width"]) != (image["height"], image["width"]):
-            problem = InputError(
+            raise InputError(
                 f"{path}: {other['file_name']} has {other['height']} x {other['width']} pixels "
                 f"(height x width), expected {image['height']} x {image['width']}; export the "
                 "windows that export.py wrote"
             )
-        elif other["id"] in broken:
-            problem = broken[other["id"]]
-        elif bad:
-            problem = UnknownClassError(
-                f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}"
-            )
-        else:
-            for a in of_image[other["id"]]:
-                if a["category_id"] in ignored:
-                    left_out.append(a["segmentation"])
-                else:
-                    cells.append(Cell("", numbered[a["category_id"]] - 1, a["segmentation"]))
-        files[image["file_name"]] = _File(path, cells, left_out, problem)
+        if other["id"] in broken:
+            raise broken[other["id"]]
+        if bad:
+            raise UnknownClassError(f"{path}: {other['file_name']}: {_unknown_classes(bad, names)}")
+        cells = [Cell("", numbered[k] - 1, mask) for k, mask in annotations if k not in ignored]
+        return _File(path, cells, [mask for k, mask in annotations if k in ignored])
+
+    files = {}
+    for image in index["images"]:
+        if other := by_name.get(image["file_name"]):
+            try:
+                files[image["file_name"]] = read(image, other)
+            except InputError as error:
+                files[image["file_name"]] = _File(path, problem=error)
     return files
 
 
