@@ -22,7 +22,7 @@ from cellseg.colours import class_colour
 from cellseg.files import write_atomic
 from cellseg.images import EvalImage
 from cellseg.look import gallery, parts
-from cellseg.look.gallery import Example
+from cellseg.look.gallery import Example, MatchedDetections
 from cellseg.look.parts import ReportContent
 from cellseg.look.tiles import TileFolder, n_levels, tile_sizes, write_cells, write_pyramid
 from cellseg.outline import trace
@@ -63,13 +63,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> Writte
         [gallery.match_detections(one) for one in image]
         for image in tqdm(images, desc="matching", unit="image", leave=False, disable=None)
     ]
-    index = [gallery.image_data(*pair) for pair in zip(images, matches, strict=True)]
-    if not content.results:
-        first = [image[0] for image in images]
-        matched = [of_image[0] for of_image in matches]
-        unusual = gallery.unusual_cells(first, matched, len(content.classes))
-        for entry, cells in zip(index, unusual, strict=True):
-            entry["unusual"] = cells
+    index = _index(content, matches)
     groups = parts.examples(content, matches)
     examples = [example for _, some in groups for example in some]
 
@@ -115,6 +109,21 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> Writte
         tiles.remove_former()
     n_slides = sum(_is_slide(image[0]) for image in images)
     return Written(n_reduced, n_slides, path.parent / folder if folder else None)
+
+
+def _index(
+    content: ReportContent, matches: Sequence[Sequence[MatchedDetections]]
+) -> list[dict[str, Any]]:
+    """Return what the page has of all images: tables, sorting, and without results odd cells."""
+    images = content.images
+    index = [gallery.image_data(*pair) for pair in zip(images, matches, strict=True)]
+    if not content.results:
+        first = [image[0] for image in images]
+        matched = [of_image[0] for of_image in matches]
+        unusual = gallery.unusual_cells(first, matched, len(content.classes))
+        for entry, cells in zip(index, unusual, strict=True):
+            entry["unusual"] = cells
+    return index
 
 
 def _is_slide(image: EvalImage) -> bool:
