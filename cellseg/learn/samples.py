@@ -11,13 +11,13 @@ from typing import Any
 
 from cellseg.errors import InputError
 from cellseg.images import ImageCells
+from cellseg.learn.split import choose_validation, read_groups, split_folds
 from cellseg.messages import listed, warn
 from cellseg.read.coco import annotated_cells, class_names, contiguous_classes
 from cellseg.read.corrected_store import STORE, STORED, is_corrected
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.names import check_distinct, is_outside, name_images, relative_name
 from cellseg.read.orientation import turn_note
-from cellseg.read.split import choose_validation, read_groups, split_folds
 from cellseg.read.train_files import list_cell_files
 from cellseg.read.window import image_size, wrong_size
 

@@ -12,7 +12,7 @@ from cellseg import runs
 from cellseg.errors import InputError
 from cellseg.learn import cross_validation
 from cellseg.learn.samples import TrainingData, split_data
-from cellseg.read.split import split_folds
+from cellseg.learn.split import split_folds
 from tests.learn.cell_cases import image_of
 
 

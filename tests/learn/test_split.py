@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellseg.read.split import choose_validation, read_groups, split_folds
+from cellseg.learn.split import choose_validation, read_groups, split_folds
 from tests.read.refusal import refusal
 
 NAMES = [f"image {n:02}" for n in range(20)]
