@@ -133,18 +133,8 @@ def local_weights(name: str, trusted: str | None = None, again: bool = False) ->
     """
     if name.startswith(_PIP):
         return _packaged_weights(name.removeprefix(_PIP))
-    url = _url(name)
-    if url is None:
-        path = Path(name)
-        if not path.is_file():
-            found = "a folder, but not of a run" if path.is_dir() else "not found"
-            raise InputError(
-                f"--weights {name}: {found}; imagenet, coco, none, a run, a path or a URL is "
-                "expected"
-            )
-        if trusted is not None:
-            check_pickle(path, trusted)
-        return path
+    if (url := _url(name)) is None:
+        return _given_file(name, trusted)
     is_zoo = url.startswith(ZOO[1])
     path = cache_path(url, server=not is_zoo)  # the zoo as Detectron2 caches it
     sums = _sums(trusted or "")
@@ -169,6 +159,19 @@ def local_weights(name: str, trusted: str | None = None, again: bool = False) ->
     if again or problem or not path.is_file():
         download(url, path, check)
     if trusted is not None and (sums or not is_zoo):
+        check_pickle(path, trusted)
+    return path
+
+
+def _given_file(name: str, trusted: str | None) -> Path:
+    """Return the file of a path, after the checks of `local_weights`."""
+    path = Path(name)
+    if not path.is_file():
+        found = "a folder, but not of a run" if path.is_dir() else "not found"
+        raise InputError(
+            f"--weights {name}: {found}; imagenet, coco, none, a run, a path or a URL is expected"
+        )
+    if trusted is not None:
         check_pickle(path, trusted)
     return path
 
