@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode
+from cellseg.rle import RLE, Ints, MaskRuns, cut_at_columns, decode
 
 # A ring is a (V, 2) int64 array of x, y; a polygon its outer ring, then its holes.
-Ring = NDArray[np.int64]
+Ring = Ints
 Polygon = list[Ring]
-Ints = NDArray[np.int64]
 
 _BLOCK = 2048  # masks that are traced at once
 
@@ -147,7 +145,7 @@ class _Edges:
         return np.searchsorted(self._keys, self._key(mask, y, True, column), side="right") - 1
 
 
-def _successors(edges: _Edges, vertical: NDArray[np.int64]) -> NDArray[np.int64]:
+def _successors(edges: _Edges, vertical: Ints) -> Ints:
     """Return the horizontal edge after each, one vertical edge later.
 
     `vertical` has the corners in pairs: the two ends of each vertical edge.
@@ -170,7 +168,7 @@ class _Rings:
     longest ring and no Python loop over points.
     """
 
-    def __init__(self, successor: NDArray[np.int64]) -> None:
+    def __init__(self, successor: Ints) -> None:
         n = len(successor)
         smallest = np.arange(n)
         jump = successor
@@ -193,9 +191,7 @@ class _Rings:
         self.order[self.bounds[self.of] + place] = np.arange(n)
 
 
-def _outer_rings(
-    mask_runs: MaskRuns, corners: _Corners, edges: _Edges, ring: _Rings
-) -> NDArray[np.int64]:
+def _outer_rings(mask_runs: MaskRuns, corners: _Corners, edges: _Edges, ring: _Rings) -> Ints:
     """Return for each ring the outer ring of its piece: itself, unless it is a hole."""
     left = edges.left[ring.first]
     outer = np.arange(len(ring.first))

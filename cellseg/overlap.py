@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, areas, boxes_xyxy, first_and_last, ranges
+from cellseg.rle import Ints, MaskRuns, areas, boxes_xyxy, first_and_last, ranges
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 

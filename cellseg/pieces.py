@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
-from cellseg.rle import MaskRuns, cut_at_columns, join_runs, ranges
+from cellseg.rle import Ints, MaskRuns, cut_at_columns, join_runs, ranges
 
 
 def largest_pieces(mask_runs: MaskRuns, which: NDArray[np.bool_] | None = None) -> MaskRuns:
@@ -31,12 +31,8 @@ def largest_pieces(mask_runs: MaskRuns, which: NDArray[np.bool_] | None = None) 
 
 
 def label_runs(
-    size: tuple[int, int],
-    mask: NDArray[np.int64],
-    column: NDArray[np.int64],
-    top: NDArray[np.int64],
-    bottom: NDArray[np.int64],
-) -> tuple[int, NDArray[np.int64]]:
+    size: tuple[int, int], mask: Ints, column: Ints, top: Ints, bottom: Ints
+) -> tuple[int, Ints]:
     """Return the number of connected pieces of masks, and the piece of each run.
 
     The runs are those of `cut_at_columns`; they are connected if they touch, also at corners.

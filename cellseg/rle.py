@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RLE = dict[str, Any]
+Ints = NDArray[np.int64]
 
 
 class PackedMasks(Sequence[RLE]):
@@ -62,9 +63,9 @@ class MaskRuns:
     """
 
     size: tuple[int, int]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    starts: Ints
+    ends: Ints
+    offsets: Ints
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -152,9 +153,7 @@ def encode(mask_runs: MaskRuns) -> list[RLE]:
     ]
 
 
-def _compress(
-    counts: NDArray[np.int64], bounds: NDArray[np.int64]
-) -> tuple[str, NDArray[np.int64]]:
+def _compress(counts: Ints, bounds: Ints) -> tuple[str, Ints]:
     """Return the counts of all masks as one string, and the end of each mask's part."""
     # From the fourth count of a mask on, the difference to the count two before it.
     index = np.arange(len(counts)) - np.repeat(bounds[:-1], np.diff(bounds))
@@ -166,9 +165,7 @@ def _compress(
     return text, np.append(0, ends)[bounds[1:]]
 
 
-def five_bit_digits(
-    numbers: NDArray[np.int64], last_bits: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def five_bit_digits(numbers: Ints, last_bits: int) -> tuple[Ints, Ints]:
     """Write integers in digits of five bits, lowest first, plus 32 if another one follows.
 
     `last_bits` are those of a number's last digit that hold the number: 5, or 4 if the fifth is its
@@ -243,11 +240,7 @@ def _decode_block(texts: Sequence[bytes], size: tuple[int, int], first: int) -> 
 
 
 def join_runs(
-    size: tuple[int, int],
-    n_masks: int,
-    owner: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    size: tuple[int, int], n_masks: int, owner: Ints, starts: Ints, ends: Ints
 ) -> MaskRuns:
     """Build `MaskRuns` from pieces that may touch or be empty.
 
@@ -263,11 +256,7 @@ def join_runs(
 
 
 def unite_runs(
-    size: tuple[int, int],
-    n_masks: int,
-    owner: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    size: tuple[int, int], n_masks: int, owner: Ints, starts: Ints, ends: Ints
 ) -> MaskRuns:
     """Build `MaskRuns` as `join_runs` does, from pieces in any order that may overlap."""
     offset = owner * (size[0] * size[1] + 1)  # positions of all masks one after the other
@@ -280,7 +269,7 @@ def unite_runs(
     return join_runs(size, n_masks, owner[first], starts[first], reach[last] - offset[first])
 
 
-def unite_masks(mask_runs: MaskRuns, groups: NDArray[np.int64], n_groups: int) -> MaskRuns:
+def unite_masks(mask_runs: MaskRuns, groups: Ints, n_groups: int) -> MaskRuns:
     """Return the union of the masks of each group; `groups`, `(N,)`, are 0 to `n_groups` - 1."""
     owner = np.repeat(groups, np.diff(mask_runs.offsets))
     return unite_runs(mask_runs.size, n_groups, owner, mask_runs.starts, mask_runs.ends)
@@ -302,9 +291,7 @@ def subtract_masks(masks: MaskRuns, others: MaskRuns) -> MaskRuns:
     return join_runs(masks.size, len(masks), owner, starts, edge[1:][left] - owner * length)
 
 
-def _decompress(
-    chars: NDArray[np.uint8], n_chars: NDArray[np.int64], first: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _decompress(chars: NDArray[np.uint8], n_chars: Ints, first: int) -> tuple[Ints, Ints]:
     """Return the counts of all masks from their joined text.
 
     Returns
@@ -357,7 +344,7 @@ def _decompress(
     return sums, n_pairs
 
 
-def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[Ints, NDArray[np.bool_]]:
     """Return one mask within its tight box.
 
     Returns
@@ -386,7 +373,7 @@ def crop_mask(mask_runs: MaskRuns, index: int) -> tuple[NDArray[np.int64], NDArr
     return box, np.cumsum(change[:-1], dtype=np.int8).astype(bool).reshape(width, height).T
 
 
-def cut_at_columns(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], ...]:
+def cut_at_columns(mask_runs: MaskRuns) -> tuple[Ints, ...]:
     """Split runs that continue from the end of one column into the next.
 
     Returns
@@ -444,7 +431,7 @@ def concatenate(size: tuple[int, int], parts: Sequence[MaskRuns]) -> MaskRuns:
     )
 
 
-def select_masks(mask_runs: MaskRuns, masks: NDArray[np.int64]) -> MaskRuns:
+def select_masks(mask_runs: MaskRuns, masks: Ints) -> MaskRuns:
     """Return the masks at the indices `masks`."""
     n_runs = np.diff(mask_runs.offsets)[masks]
     run = ranges(mask_runs.offsets[masks], n_runs)
@@ -452,20 +439,20 @@ def select_masks(mask_runs: MaskRuns, masks: NDArray[np.int64]) -> MaskRuns:
     return MaskRuns(mask_runs.size, mask_runs.starts[run], mask_runs.ends[run], offsets)
 
 
-def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(starts: Ints, lengths: Ints) -> Ints:
     """Concatenate the ranges `starts[i]` … `starts[i] + lengths[i]`."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    joined: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    joined: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
     return joined
 
 
-def areas(mask_runs: MaskRuns) -> NDArray[np.int64]:
+def areas(mask_runs: MaskRuns) -> Ints:
     """Return the number of pixels of each mask, `(N,)` int64."""
     return _sum(mask_runs.ends - mask_runs.starts, mask_runs.offsets)
 
 
-def first_and_last(mask_runs: MaskRuns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def first_and_last(mask_runs: MaskRuns) -> tuple[Ints, Ints]:
     """Return the column-major positions of the first and the last pixel of each mask, `(N,)` int64.
 
     Of one without pixels, both are -1.
@@ -492,14 +479,12 @@ def centroids(mask_runs: MaskRuns) -> NDArray[np.float64]:
     return mean
 
 
-def _sum(
-    values: NDArray[np.int64] | NDArray[np.bool_], offsets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    total: NDArray[np.int64] = np.append(0, np.cumsum(values))
+def _sum(values: Ints | NDArray[np.bool_], offsets: Ints) -> Ints:
+    total: Ints = np.append(0, np.cumsum(values))
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def boxes_xyxy(mask_runs: MaskRuns) -> NDArray[np.int64]:
+def boxes_xyxy(mask_runs: MaskRuns) -> Ints:
     """Return the tight box of each mask, `(N, 4)` int64 XYXY in pixels, right, bottom exclusive.
 
     A mask without pixels has the box 0, 0, 0, 0.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.cellmasks import CellMasks
-from cellseg.rle import MaskRuns, cut_at_columns, ranges
+from cellseg.rle import Ints, MaskRuns, cut_at_columns, ranges
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class View:
         flipped = [axis for axis, flip in ((1, self.flip_y), (2, self.flip_x)) if flip]
         return grids.flip(flipped)
 
-    def apply_masks(self, mask_runs: MaskRuns) -> tuple[NDArray[np.int64], CellMasks]:
+    def apply_masks(self, mask_runs: MaskRuns) -> tuple[Ints, CellMasks]:
         """Return the cell masks in the view.
 
         Equal to resizing each full mask by nearest neighbour, where output pixel i has the
@@ -134,7 +134,7 @@ class View:
         return kept, draw(self.shape, owner, column, start, end)
 
 
-def _first_output_pixel(source: int, output: int) -> NDArray[np.int64]:
+def _first_output_pixel(source: int, output: int) -> Ints:
     """`(source + 1,)`: the first output pixel that has each source pixel or a later one."""
     taken = (2 * np.arange(output) + 1) * source // (2 * output)
     return np.searchsorted(taken, np.arange(source + 1))

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
-from cellseg.rle import RLE, MaskRuns, encode, join_runs
+from cellseg.rle import RLE, Ints, MaskRuns, encode, join_runs
 
 # Pixels sampled at once, padding of smaller masks included: bounds memory.
 _CHUNK = 1 << 17
@@ -59,7 +58,7 @@ def sample_masks(
     return join_runs(size, len(masks), owner, starts, ends)
 
 
-def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
+def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> Ints:
     """Return the `(N, 4)` XYXY pixels that Detectron2 samples: each box and a margin of one.
 
     Clipped to the image, so empty for a box outside.
@@ -70,7 +69,7 @@ def _windows(boxes: torch.Tensor, size: tuple[int, int]) -> NDArray[np.int64]:
     return torch.cat([low, high], 1).numpy().astype(np.int64)
 
 
-def _chunks(windows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _chunks(windows: Ints) -> Iterator[Ints]:
     """Yield the indices of windows with pixels, in groups of similar size."""
     extent = windows[:, 2:] - windows[:, :2]
     longest = extent.max(1, initial=0)
@@ -88,11 +87,11 @@ def _chunks(windows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 def _sample(
     masks: torch.Tensor,
     boxes: torch.Tensor,
-    windows: NDArray[np.int64],
-    owner: NDArray[np.int64],
+    windows: Ints,
+    owner: Ints,
     height: int,
     threshold: float,
-) -> NDArray[np.int64]:
+) -> Ints:
     """Sample masks at the pixel centres of their windows, as `mask_ops._do_paste_mask` does.
 
     Returns

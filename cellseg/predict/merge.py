@@ -37,6 +37,7 @@ from cellseg.overlap import (
 from cellseg.predict.tiles import Tile, TilePlan
 from cellseg.predictions import Predictions
 from cellseg.rle import (
+    Ints,
     MaskRuns,
     areas,
     boxes_xyxy,
@@ -49,7 +50,6 @@ from cellseg.rle import (
     unite_masks,
 )
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 # Fraction of a cut piece that a whole cell must cover to replace it. Low, since a network

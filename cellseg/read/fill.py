@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.limits import check_outline_length
-from cellseg.rle import MaskRuns, concatenate, ranges, subtract_masks, unite_masks, unite_runs
+from cellseg.rle import Ints, MaskRuns, concatenate, ranges, subtract_masks, unite_masks, unite_runs
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Polygon = list[Floats]
 

@@ -13,12 +13,11 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import check_own, to_json, write_atomic
 from cellseg.images import ImageCells
-from cellseg.rle import MaskRuns, crop_mask, decode
+from cellseg.rle import Ints, MaskRuns, crop_mask, decode
 from cellseg.write.coco import task_names
 from cellseg.write.ids import cell_ids
 from cellseg.write.polygons import traced_rings
@@ -165,9 +164,7 @@ def brush_rle(mask_runs: MaskRuns, index: int) -> list[int]:
     return list(int(text, 2).to_bytes(len(text) // 8, "big"))
 
 
-def _limit(
-    lengths: NDArray[np.int64], values: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _limit(lengths: Ints, values: Ints) -> tuple[Ints, Ints]:
     """Split runs of more than 2^16 values, and leave out those of none."""
     most = 1 << _SIZES[-1]
     n_parts = -(-lengths // most)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cellseg.errors import InputError
 from cellseg.files import write_atomic
-from cellseg.rle import RLE, MaskRuns, cut_at_columns, decode, ranges
+from cellseg.rle import RLE, Ints, MaskRuns, cut_at_columns, decode, ranges
 
 _STRIP = 1 << 20  # pixels of a strip: 4 MB painted at a time
 _SOFTWARE = "cellseg"
@@ -141,9 +141,7 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _write_tiff(
-    path: Path, mask_runs: MaskRuns, best_first: NDArray[np.int64], first_id: int
-) -> int:
+def _write_tiff(path: Path, mask_runs: MaskRuns, best_first: Ints, first_id: int) -> int:
     """Write one label map; return the number of masks that have a pixel in it."""
     height, width = mask_runs.size
     rows = max(1, min(height, _STRIP // width))
@@ -174,9 +172,7 @@ def _write_tiff(
     return int(seen[1:].sum())
 
 
-def paint_strips(
-    mask_runs: MaskRuns, best_first: NDArray[np.int64], rows: int
-) -> Iterator[NDArray[np.int32]]:
+def paint_strips(mask_runs: MaskRuns, best_first: Ints, rows: int) -> Iterator[NDArray[np.int32]]:
     """Yield strips of the label map of masks: `(rows, W)` int32, the last one lower if need be.
 
     Parameters
@@ -210,7 +206,7 @@ def paint_strips(
         yield labels
 
 
-def _cut(mask_runs: MaskRuns, rows: int) -> tuple[NDArray[np.int64], ...]:
+def _cut(mask_runs: MaskRuns, rows: int) -> tuple[Ints, ...]:
     """Cut runs at columns and strips; return strip, column, top, bottom and mask of each."""
     mask, column, top, bottom = cut_at_columns(mask_runs)
     first = top // rows
