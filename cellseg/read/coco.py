@@ -230,7 +230,7 @@ def load_coco(path: str | os.PathLike[str]) -> COCO:
 
 
 def check_coco(
-    path: str | os.PathLike[str],
+    path: object,
     coco: Any,
     unusable: list[tuple[Any, InputError]] | None = None,
 ) -> COCO:
@@ -321,7 +321,7 @@ def _check_annotation(
     annotation["iscrowd"] = int(bool(crowd))
 
 
-def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> None:
+def _check_ids(path: object, key: str, entries: list[Any]) -> None:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
             raise InputError(
@@ -331,7 +331,7 @@ def _check_ids(path: str | os.PathLike[str], key: str, entries: list[Any]) -> No
     _check_unique(path, f"id in {key}", [entry["id"] for entry in entries])
 
 
-def _check_unique(path: str | os.PathLike[str], what: str, values: list[Any]) -> None:
+def _check_unique(path: object, what: str, values: list[Any]) -> None:
     if len(set(values)) < len(values):
         seen: set[Any] = set()
         twice = next(v for v in values if v in seen or seen.add(v))  # type: ignore[func-returns-value]
@@ -355,9 +355,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -1e100 < value < 1e100  # not NaN
 
 
-def _normalise(
-    path: str | os.PathLike[str], image: dict[str, Any], annotations: list[dict[str, Any]]
-) -> None:
+def _normalise(path: object, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
     """Replace the masks of an image by compressed RLEs, and set their areas and boxes."""
     size = (image["height"], image["width"])
     for annotation in annotations:
@@ -379,7 +377,7 @@ def _normalise(
 
 
 def _normalise_usable(
-    path: str | os.PathLike[str],
+    path: object,
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
     unusable: list[tuple[Any, InputError]] | None,
@@ -439,7 +437,7 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
     )
 
 
-def check_polygons(path: str | os.PathLike[str], annotations: list[dict[str, Any]]) -> None:
+def check_polygons(path: object, annotations: list[dict[str, Any]]) -> None:
     """Raise InputError if the polygons of a file are too long to be filled; others pass."""
     length, n_points = 0.0, 0
     for annotation in annotations:

@@ -6,7 +6,6 @@ its pixels (QuPath, pycocotools); through centres (OpenCV's `findContours`), it 
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +42,7 @@ def move_outlines(
 
 
 def settle_polygons(
-    path: str | os.PathLike[str],
+    path: object,
     annotations: Sequence[dict[str, Any]],
     sizes: dict[int, Size],
     convention: str | None = None,
@@ -82,7 +81,7 @@ def settle_polygons(
 
 
 def run_through_centres(
-    path: str | os.PathLike[str], annotations: Sequence[dict[str, Any]], sizes: dict[int, Size]
+    path: object, annotations: Sequence[dict[str, Any]], sizes: dict[int, Size]
 ) -> bool:
     """Return whether `settle_polygons` would find that polygons run through centres."""
     polygons = [a for a in annotations if _is_usable(a, sizes)]
@@ -90,7 +89,7 @@ def run_through_centres(
 
 
 def _find_convention(
-    path: str | os.PathLike[str], polygons: list[dict[str, Any]], sizes: dict[int, Size]
+    path: object, polygons: list[dict[str, Any]], sizes: dict[int, Size]
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the polygons that run through centres, by their stated areas, and what was found.
 
@@ -113,7 +112,7 @@ def _find_convention(
 
 
 def _fill_through_centres(
-    path: str | os.PathLike[str], polygons: list[dict[str, Any]], sizes: dict[int, Size]
+    path: object, polygons: list[dict[str, Any]], sizes: dict[int, Size]
 ) -> list[tuple[list[dict[str, Any]], MaskRuns]]:
     """Return the annotations of each image, and their masks."""
     check_polygons(path, polygons)
