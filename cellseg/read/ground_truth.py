@@ -149,10 +149,12 @@ def read_results_with_ground_truth(
                 _check_same_images(path, ground_truth, source)
     annotated = {image["id"] for image in ground_truth["images"]}
     all_ids = [
-        _pair_with_list(ground_truth, source, path, own, only_annotated) if own else None
+        _pair_with_list(ground_truth, source, path, own, only_annotated)
+        if own
+        else {id_: id_ for id_ in annotated}
         for path, own in zip(paths, all_listed, strict=True)
     ]
-    predicted = [annotated if ids is None else set(ids.values()) for ids in all_ids]
+    predicted = [set(ids.values()) for ids in all_ids]
     for path, theirs in zip(paths, predicted, strict=True):
         if not_in_both := theirs ^ predicted[0]:
             name = next(i["file_name"] for i in ground_truth["images"] if i["id"] in not_in_both)
@@ -161,13 +163,13 @@ def read_results_with_ground_truth(
                 "of the same images, or set the annotations of those in both with --truth"
             )
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
-        if own and ids is not None:
+        if own:
             _print_pairs(path, own.images, ids, ground_truth, source)
     _check_same_regions(paths, all_listed, all_ids)
     ground_truth = select_images(ground_truth, predicted[0])
     images = []
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
-        if own and ids is not None:
+        if own:
             of_path = _own_images(ground_truth, own, ids)
         else:
             some = iter_results(path)
@@ -180,12 +182,12 @@ def read_results_with_ground_truth(
 def _check_same_regions(
     paths: Sequence[Path],
     lists: Sequence[ListedImages | None],
-    all_ids: Sequence[dict[int, int] | None],
+    all_ids: Sequence[dict[int, int]],
 ) -> None:
     """Check that results to compare were predicted in the same regions, if in any."""
     regions = [
         {ids[i.id]: i.region_mask for i in own.images if i.id in ids and i.region_mask}
-        if own and ids is not None
+        if own
         else {}
         for own, ids in zip(lists, all_ids, strict=True)
     ]
