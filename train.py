@@ -17,7 +17,7 @@ import utils
 from cellseg import runs
 from cellseg.device import choose_device
 from cellseg.errors import InputError
-from cellseg.files import display_path
+from cellseg.files import display_path, open_json
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -122,7 +122,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     """Build the config from the recipe (or the run to resume), the flags and the options."""
     from cellseg import config
-    from cellseg.files import open_json
     from cellseg.learn import session
     from cellseg.learn.continued import find_former_run, keep_former_values
     from cellseg.learn.weights import choose_initial_weights
@@ -189,6 +188,7 @@ def set_flags(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     if args.val_fraction is not None or args.folds:
         cfg.DATA.VAL_IMAGES = []
+    # Of the flags, --batch is of inference.py.
     flags = {key: getattr(args, flag.removeprefix("--"), None) for key, flag in FLAGS.items()}
     flags |= {
         "DATA.FOLDS": args.folds,
