@@ -10,8 +10,8 @@ from pathlib import Path
 from cellseg.read.layout import may_hold_cells
 from cellseg.read.names import matches
 
-LABEL_MAP_FOLDERS = r"(.*[-_ ])?(masks?|labels?|annotations?|instances?)"
-"""Names of folders with the label maps of all images."""
+LABEL_MAP_FOLDERS = r"(.*[-_ ])?(masks?|labels?|annotations?|instances?)( modify)?"
+"""Names of folders with the label maps of all images; of NuInsSeg's, also the corrected ones."""
 
 CLASS_FOLDERS = r"class[0-9]+"
 """Names of folders with the label maps of one class of all images."""

@@ -121,10 +121,17 @@ def list_train_images(
 def find_shared_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the folders with all images, and those with their cells, by their names.
 
-    None if any folder is that of one image. Raises InputError if one can't be listed.
+    Folders of cells are replaced by their corrected versions, such as `label masks` by
+    `label masks modify`. None if any folder is that of one image. Raises InputError if one can't
+    be listed.
     """
     images = [path for path in folders if matches(IMAGE_FOLDERS, path.name)]
-    cells = [path for path in folders if matches(_CELLS, path.name)]
+    names = {path.name.lower() for path in folders}
+    cells = [
+        path
+        for path in folders
+        if matches(_CELLS, path.name) and f"{path.name.lower()} modify" not in names
+    ]
     if (images or cells) and any(map(_is_of_one_image, folders)):
         return [], []
     return images, cells

@@ -88,6 +88,7 @@ def test_broken_links_to_folders(tmp_path):
         ("images", "labels", ["a.tif", "a.tif"]),
         ("Images", "Labels", ["a.png", "a.mat"]),  # CoNSeP, Lizard
         ("tissue images", "label masks", ["a.png", "a.tif"]),  # NuInsSeg
+        ("tissue images", "label masks modify", ["a.png", "a.tif"]),
         ("img", "masks", ["a_img.jpg", "a_masks.png"]),
         ("images", "masks", ["a.b.ome.tif", "a.b_cp_masks.npy"]),
         ("images", "annotations", ["a.bmp", "a.geojson.gz"]),
@@ -101,6 +102,18 @@ def test_images_and_cells_in_two_folders(tmp_path, images, cells, files):
     image, mask = files
     fill(tmp_path / "train", f"{images}/{image}", f"{cells}/{mask}")
     assert listed(tmp_path) == ({f"train/{images}/{image}": [(0, f"{cells}/{mask}")]}, {})
+
+
+def test_modified_label_masks_replace_those_that_they_were_made_from(tmp_path):
+    """In NuInsSeg's `label masks`, where cells overlap there are other numbers."""
+    folders = {
+        "tissue images": "png", "label masks": "tif", "Label Masks Modify": "tif",
+        "stacked mask": "mat", "overlay": "png",
+    }  # fmt: skip
+    fill(tmp_path / "train", *[f"{folder}/a.{ending}" for folder, ending in folders.items()])
+    found, unused = listed(tmp_path)
+    assert found == {"train/tissue images/a.png": [(0, "Label Masks Modify/a.tif")]}
+    assert [*unused.values()] == [["label masks", "overlay"]]
 
 
 def test_images_of_similar_names(tmp_path):
