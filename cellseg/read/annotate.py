@@ -40,7 +40,7 @@ from cellseg.read.label_maps import (
 )
 from cellseg.read.layout import CLASS_NAMES, TrainImage
 from cellseg.read.names import short_name
-from cellseg.read.orientation import file_orientation, is_jpeg, turn_note
+from cellseg.read.orientation import turn_note
 from cellseg.read.outlines import Outline, fill_outlines
 from cellseg.read.resolution import is_about, resolution_text
 from cellseg.read.train_files import ImageFiles
@@ -124,9 +124,6 @@ def _read_pixels(path: Path) -> tuple[tuple[int, int], float | None, Counter[str
     with open_image(path) as opened:
         n_bright = count_bright(opened.read_all())
         warnings = Counter(opened.notes)
-    warnings["images turned by their EXIF orientation, as their masks must be"] += (
-        is_jpeg(path) and file_orientation(path) > 1
-    )
     warnings[DARK_TEXT] += is_dark(n_bright, math.prod(opened.size))
     return opened.size, opened.mpp, warnings
 

@@ -1,4 +1,4 @@
-"""EXIF orientation: what turns JPEGs on reading, and the reason for a size that does not fit."""
+"""EXIF orientation: what turns JPEGs, but no other images, on reading; it explains other sizes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 import PIL.Image
 
 from cellseg.files import file_start
-from cellseg.read.image_formats import JPEG_MAGIC
+from cellseg.read.image_formats import JPEG_MAGIC, PNG_MAGIC
 
-_TAG = 274
+TAG = 274
+AS_STORED = "images not turned by their orientation tag, so that masks are of the image as stored"
 TURNED = (5, 6, 7, 8)  # these swap height and width
 
 
 def exif_orientation(picture: PIL.Image.Image) -> int:
     """Return the EXIF orientation of a picture, 1 to 8: 1 if there is none."""
-    value = picture.getexif().get(_TAG, 1)
+    value = picture.getexif().get(TAG, 1)
     return value if value in range(1, 9) else 1
 
 
@@ -31,6 +32,16 @@ def file_orientation(path: Path) -> int:
 def is_jpeg(path: Path) -> bool:
     """Return whether a file is a JPEG, whatever its name: these are turned on reading."""
     return file_start(path, 2) == JPEG_MAGIC
+
+
+def orientation_notes(path: Path) -> list[str]:
+    """Return what `WindowedImage.notes` says of a PNG, JPEG or BMP with an orientation."""
+    if is_jpeg(path):
+        note = "images turned by their EXIF orientation, so that masks are of the turned image"
+        return [note] * (file_orientation(path) > 1)
+    # Pillow would decode the pixels of a PNG to look for it after them.
+    has_exif = file_start(path, 4) == PNG_MAGIC and b"eXIf" in path.read_bytes()
+    return [AS_STORED] * (has_exif and file_orientation(path) > 1)
 
 
 def turn_note(path: Path, size: tuple[int, ...], other: tuple[int, ...]) -> str:

@@ -31,7 +31,7 @@ from cellseg.read.image_formats import (
     decode_errors,
     file_magic,
 )
-from cellseg.read.orientation import TURNED, exif_orientation
+from cellseg.read.orientation import TURNED, exif_orientation, orientation_notes
 from cellseg.read.resolution import Resolution, picture_resolution
 from cellseg.read.windowed_image import ArrayImage, WindowedImage
 
@@ -72,6 +72,10 @@ class PictureImage(WindowedImage):
     @property
     def bits(self) -> int | None:
         return self._pixels.bits if self._header.is_deep else None
+
+    @property
+    def notes(self) -> list[str]:
+        return super().notes + orientation_notes(self.path)
 
     def close(self) -> None:
         self.__dict__.pop("_pixels", None)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cellseg.limits import check_image_memory
 from cellseg.messages import warn
 from cellseg.read.image_formats import decode_errors
+from cellseg.read.orientation import AS_STORED, TAG
 from cellseg.read.resolution import tiff_resolution
 from cellseg.read.rgb import (
     Alpha,
@@ -149,6 +150,7 @@ class _TiffImage(WindowedImage):
         other = "files of several images, of which one is read; save each as a file of its own"
         further = "images with channels besides grey or RGB, not used or taken as transparency"
         notes = super().notes + [other] * self._has_other_images
+        notes += [AS_STORED] * (self._page.tags.valueof(TAG, 1) in range(2, 9))
         return notes + [further] * self._has_further_channels()
 
     def _has_further_channels(self) -> bool:

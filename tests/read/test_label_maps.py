@@ -411,6 +411,13 @@ def test_exif_of_a_tiff_is_not_applied(tmp_path):
     assert warned(folder, "EXIF") == 0
 
 
+@pytest.mark.parametrize("name", ["image.jpg", "image.png", "image.tif"])
+def test_half_a_turn_is_a_warning(tmp_path, name):
+    """No size says if masks were drawn on the image as stored, or as some viewers show it."""
+    folder = write_folder(tmp_path / "x", name, exif=3, class1__tif=GRID)
+    assert warned(folder, "turned") == 1
+
+
 def test_exif_does_not_explain_other_sizes(tmp_path):
     folder = write_folder(tmp_path / "x", "image.jpg", exif=6, class1__tif=GRID[:-1])
     assert "EXIF" not in refusal(annotate, folder)

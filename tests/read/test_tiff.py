@@ -249,6 +249,43 @@ def test_an_unknown_exif_orientation_is_ignored(tmp_path):
     assert image_size(tmp_path / "photo.jpg") == read_image(tmp_path / "photo.jpg").shape[:2]
 
 
+@pytest.mark.parametrize("orientation", range(10))
+def test_other_images_with_an_orientation_are_read_as_stored_and_noted(tmp_path, orientation):
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    PIL.Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    *before, pixels, end = png_chunks((tmp_path / "a.png").read_bytes())
+    at = [chunk[4:8] for chunk in before].index(b"eXIf")
+    late = [*before[:at], *before[at + 1 :], pixels, before[at], end]
+    (tmp_path / "late.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(late))
+    tags = {"extratags": [(274, "H", 1, orientation)]}
+    for name, options in (("a", {}), ("tiled", {"tile": (16, 16), "compression": "zlib"})):
+        tifffile.imwrite(tmp_path / f"{name}.tif", RGB, photometric="rgb", **tags, **options)
+    for name in ("a.png", "late.png", "a.tif", "tiled.tif"):
+        check(tmp_path / name, RGB)
+        with open_image(tmp_path / name) as image:
+            is_noted = any("as stored" in note for note in image.notes)
+        assert is_noted == (orientation in range(2, 9)), name
+
+
+def png_chunks(data):
+    chunks, at = [], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at:end])
+        at = end
+    return chunks
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_a_turned_jpeg_is_noted(tmp_path, orientation):
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    PIL.Image.fromarray(RGB).save(tmp_path / "photo.jpg", exif=exif)
+    with open_image(tmp_path / "photo.jpg") as image:
+        assert [("turned" in note) for note in image.notes] == [True] * (orientation == 3)
+
+
 def test_a_png_with_a_long_text(tmp_path):
     text = PIL.PngImagePlugin.PngInfo()
     text.add_text("history", "x" * 2_000_000, zip=True)
