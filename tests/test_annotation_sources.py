@@ -116,6 +116,32 @@ def test_imagescope_xml(tmp_path, capsys):
     assert "3 class3       1          1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("attribute", "mpp"),
+    [
+        ('MicronsPerPixel="0.252000"', 0.252),
+        ("SlideWidth='9'\n MicronsPerPixel = '0,5'", 0.5),
+        ('MicronsPerPixel="0.000000"', None),
+        ('MicronsPerPixel="353"', None),
+        ('MicronsPerPixel=""', None),
+        ('Note="MicronsPerPixel"', None),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_resolution_that_imagescope_says(tmp_path, attribute, mpp, encoding):
+    """It counts if the image doesn't say it, and nobody states it."""
+    text = XML.replace("<Annotations>", f"<Annotations {attribute}>")
+    for name in "ab":
+        write_train(tmp_path, name)
+        (tmp_path / "train" / name / "cells.xml").write_text(text, encoding)
+    tifffile.imwrite(
+        tmp_path / "train" / "b" / "image.tif", np.full((4, 6, 3), 200, np.uint8),
+        photometric="rgb", resolution=(10_000, 10_000), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    assert [image.get("mpp") for image in run(tmp_path)["images"]] == [mpp, 1.0]
+    assert [image["mpp"] for image in run(tmp_path, "--mpp", "0.3")["images"]] == [0.3, 0.3]
+
+
 def test_class_names_of_outlines(tmp_path):
     write_train(tmp_path, image__xml=XML)
     coco = run(tmp_path, "--class_names", "other", "NEUTROPHIL")

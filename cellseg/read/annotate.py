@@ -30,7 +30,7 @@ from cellseg.read.convention import CENTRES, EDGES, move_outlines
 from cellseg.read.corrected_store import is_corrected
 from cellseg.read.foreign_coco import CocoImage, check_inside
 from cellseg.read.geojson import read_geojson
-from cellseg.read.imagescope import read_imagescope
+from cellseg.read.imagescope import read_imagescope, read_mpp
 from cellseg.read.label_maps import (
     class_name,
     count_labels,
@@ -76,6 +76,8 @@ def annotate_image(
             f"{MAX_SIDE} a side; cut it into smaller images"
         )
     cells, unusual = _read_cells(image, size, class_names, skip_bad, convention)
+    if mpp is None and image.outlines:
+        mpp = read_mpp(image.outlines)
     sources = _sources(image, cells)
     return _check_cells(image.file_name, size, cells, warnings + unusual, mpp, sources)
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
-from cellseg.files import check_ordinary
+from cellseg.files import check_ordinary, file_start
 from cellseg.limits import XML_DEPTH, XML_TOKEN
 from cellseg.read.outlines import POINTS, Outline, to_ring
+from cellseg.read.resolution import imagescope_mpp
 from cellseg.text import show
 
 _CHUNK = 1 << 16  # bytes parsed at a time
@@ -50,6 +51,15 @@ def read_imagescope(path: Path) -> list[Outline]:
         # ValueError and LookupError: an encoding that Python can't decode.
         raise InputError(f"{path}: not XML ({error}); {_REMEDY}") from None
     return reader.outlines
+
+
+def read_mpp(path: Path) -> float | None:
+    """Return the micrometres per pixel that a file of outlines says its image has, None if none.
+
+    Only ImageScope's has an element `Annotations`, whose attribute it is.
+    """
+    start = file_start(path, _CHUNK) or b""
+    return imagescope_mpp(start.replace(b"\0", b"").decode("latin-1"))  # also UTF-16
 
 
 _RECTANGLE, _ELLIPSE = "1", "2"  # a region's Type; outlines have 0

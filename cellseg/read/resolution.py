@@ -103,6 +103,14 @@ def slide_resolution(properties: Mapping[str, str]) -> Resolution | None:
     return _resolution(x, y, "OpenSlide's mpp-x") or _of_magnification(power)
 
 
+def imagescope_mpp(start: str) -> float | None:
+    """Return the micrometres per pixel at the start of ImageScope's XML, None if it is missing
+    or implausible.
+    """
+    mpp = _number(start, r"<Annotations\b[^>]*\bMicronsPerPixel\s*=\s*[\"']\s*")
+    return mpp if is_plausible(mpp) else None
+
+
 def _resolution(x: float, y: float, source: str) -> Resolution | None:
     return Resolution(x, y, source) if is_plausible(x) and is_plausible(y) else None
 
