@@ -153,15 +153,24 @@ def _annotate(
 
 def _choose(source: ImageFiles, image: ImageRecord, n_classes: int) -> TrainImage:
     """Return what the files of a listed image's cells are. A folder may have the image, too."""
-    if source.files is not None:
-        files = (("image.tif", image.path), *source.files)
-        return replace(source, files=files).choose(n_classes)
-    entries = list_entries(source.place, "choose another")
-    if any(path.stem.lower() == "image" for path in entries):
-        return source.choose(n_classes)
+    files = source.files
+    if files is None:
+        entries = list_entries(source.place, "choose another")
+        if any(path.stem.lower() == "image" for path in entries):
+            return source.choose(n_classes)
+        numbers = [class_number(path.name, n_classes) for path in entries]
+        if not entries or any(number is not None for number in numbers):
+            return _choose_class_maps(entries, numbers, image, n_classes)
+        files = tuple((path.name, path) for path in entries)
+    return replace(source, files=(("image.tif", image.path), *files)).choose(n_classes)
+
+
+def _choose_class_maps(
+    entries: Sequence[Path], numbers: Sequence[int | None], image: ImageRecord, n_classes: int
+) -> TrainImage:
+    """Return the label maps of a folder with nothing else, by the class of each."""
     class_files: dict[int, Path] = {}
-    for path in entries:
-        number = class_number(path.name, n_classes)
+    for path, number in zip(entries, numbers, strict=True):
         if not number or number in class_files:
             raise InputError(
                 f"{path}: expected one class<K>.tif for each class, K from 1 to {n_classes};"

@@ -135,6 +135,45 @@ def test_folders_with_the_files_of_all_images(data, form):
     assert read_ground_truth(truth, data) == expected
 
 
+@pytest.mark.parametrize("form", ["label.tif", "one_masks.png", "a.mat", "a.geojson"])
+def test_a_folder_for_each_image_without_the_image(data, form):
+    """Its cells may be in all the forms that training folders may have them in."""
+    expected = read_ground_truth(data / "masks", data)
+    folder = data / "truth" / "one"
+    folder.mkdir(parents=True)
+    (data / "truth" / "three").mkdir()
+    maps = {k: tifffile.imread(data / "masks" / "one" / f"class{k}.tif") for k in (2, 4)}
+    labels = np.maximum(*maps.values()).astype(np.uint16)
+    class_of = {int(n): k for k in maps for n in np.unique(maps[k])[1:]}
+    path = folder / form
+    if path.suffix == ".mat":
+        classes = [[class_of.get(n, 0)] for n in range(1, 10)]
+        scipy.io.savemat(path, {"inst_map": labels, "inst_type": classes})
+    elif path.suffix == ".geojson":
+        cells = ((0, 0, 2, 2, "class2"), (4, 3, 7, 5, "class2"), (3, 2, 4, 3, "class4"))
+        path.write_text(json.dumps([feature(*cell) for cell in cells]))
+    else:
+        save_label_map(path, labels)
+        rows = [f"{n},{k}" for n, k in class_of.items()]
+        (folder / "classes.csv").write_text("\n".join(["label,class", *rows]))
+    assert read_ground_truth(data / "truth", data) == expected
+
+
+def feature(x0, y0, x1, y1, name):
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": name}},
+    }
+
+
+def test_a_folder_of_an_image_with_files_that_are_not_of_cells(data):
+    (data / "masks" / "three" / "notes.txt").write_text("")
+    message = refusal(read_ground_truth, data / "masks", data)
+    assert message.startswith(f"{data / 'masks' / 'three' / 'notes.txt'}: ")
+
+
 def test_images_named_as_folders_of_all_images(data):
     """The folder `masks` is that of the image of this name."""
     path = data / "test_image_name_to_ids.json"
