@@ -258,6 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     warn_of_images(images)
     for reason, unused_names in unused.items():
         warn(f"{reason}: {len(unused_names)}: {listed(unused_names)}")
+    if merge and output.absolute() != (args.data / utils.ANNOTATIONS).absolute():
+        warn(
+            f"{output}: the merged classes are in this file only, but folders of ground truth "
+            f"(--truth DIR) are merged as {args.data / utils.ANNOTATIONS} says; leave out "
+            "--output, or pass COCO files"
+        )
     for line in [*skipped, *bad_images]:
         warn(f"skipped: {line}")
     print(f"wrote {display_path(output)}")

@@ -142,7 +142,8 @@ def read_results_with_ground_truth(
         next(iter_results(part), None)  # a file that can't be read is said before all else
     check_annotations(source, " with --truth")
     ground_truth = _read_for([own for own in all_listed if own], source, data)
-    check_same_classes(parts, ground_truth["categories"], source)
+    class_ids = (annotation["category_id"] for annotation in ground_truth["annotations"])
+    check_same_classes(parts, ground_truth["categories"], source, class_ids)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:

@@ -10,8 +10,8 @@ import re
 import sys
 import zipfile
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -214,13 +214,18 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
 
 
 def check_same_classes(
-    parts: Sequence[Path], categories: Sequence[Mapping[str, Any]], source: object
+    parts: Sequence[Path],
+    categories: Sequence[Mapping[str, Any]],
+    source: object,
+    class_ids: Iterable[int] = (),
 ) -> None:
     """Raise InputError if results know one of the classes of annotations under another id.
 
-    Warns of ids with another name in both, unless one of the names only numbers the class. Of
-    several results with the same classes, such as the slides of a table, the first is named.
+    Warns of ids with another name in both, unless one of the names only numbers the class, and of
+    those of ground-truth cells, `class_ids`, that results don't have. Of several results with the
+    same classes, such as the slides of a table, the first is named.
     """
+    n_cells = Counter(class_ids)
     checked: list[object] = []
     for results in parts:
         theirs = None
@@ -228,6 +233,7 @@ def check_same_classes(
             theirs = read_result_categories(results)
         if theirs is not None and theirs not in checked:
             _check_classes(results, theirs, categories, source)
+            _warn_of_lost_classes(results, theirs, categories, source, n_cells)
             checked.append(theirs)
 
 
@@ -254,6 +260,26 @@ def _check_classes(
         warn(
             f"{results}: classes that have other names in {source}: {len(others)}: "
             f"{listed(others)}; if they are others, number them in the same order in both"
+        )
+
+
+def _warn_of_lost_classes(
+    results: Path,
+    theirs: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+    source: object,
+    n_cells: Mapping[int, int],
+) -> None:
+    """Warn of ground-truth cells, `n_cells` of each id, of classes that results don't have."""
+    lost = {each["id"]: each["name"] for each in categories if n_cells.get(each["id"])}
+    for each in theirs:
+        lost.pop(each["id"], None)
+    if lost:
+        n = plural(sum(n_cells[id_] for id_ in lost), "cell")
+        warn(
+            f"{source}: {n} of classes that {results} doesn't have, all false negatives: "
+            f"{listed([*lost.values()])}; if its classes were merged, {ANNOTATIONS} in the data "
+            "folder has to say so (--merge_classes of annotation.py), or pass a COCO file of them"
         )
 
 

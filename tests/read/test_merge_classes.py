@@ -12,6 +12,7 @@ import tifffile
 import annotation
 import evaluate
 from cellseg.read.ground_truth import read_ground_truth
+from cellseg.read.layout import CLASS_NAMES
 from cellseg.read.merge_classes import merge_classes
 from tests.read.refusal import refusal
 from tests.score.scoring_cases import decode, rle
@@ -228,6 +229,28 @@ def test_ground_truth_that_may_be_merged_already(merged, caplog):
     (merged / "test_masks" / "t" / "class4.tif").unlink()
     read_ground_truth(merged / "test_masks", merged)
     assert "merged already" in caplog.text
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_merge_that_the_data_folder_does_not_know(merged, caplog, elsewhere):
+    """Folders of ground truth can't be merged then, and cells of further classes are lost."""
+    (merged / "train__annot.json").unlink()
+    output = merged / ("out.json" if elsewhere else "train__annot.json")
+    words = ["--data", merged, "--output", output, "--merge_classes", "all", *CLASS_NAMES]
+    assert annotation.main([*map(str, words)]) == 0
+    assert ("train__annot.json" in caplog.text) == elsewhere
+    caplog.clear()
+    results = merged / "results" / "test-results.json"
+    results.parent.mkdir()
+    entry = {"image_id": 7, "category_id": 1, "score": 0.9, "bbox": [2, 0, 2, 2]}
+    results.write_text(json.dumps([entry | {"segmentation": rle(square(2))}]))
+    results.with_name("test-results-classes.json").write_text('[{"id": 1, "name": "all"}]')
+    assert evaluate.main([str(results), "--data", str(merged), "--resamples", "0"]) == 0
+    lost = "3 cells of classes that"
+    assert [lost in text for text in caplog.messages if "false negatives" in text] == (
+        [True] if elsewhere else []
+    )
+    assert ("class2, class3, class4" in caplog.text) == elsewhere
 
 
 def test_outlines_may_have_names_after_merging(merged):
