@@ -551,6 +551,39 @@ def test_coordinates_from_0_to_1(tmp_path, capsys):
     assert len(run(tmp_path, *write_coco(tmp_path, value))["annotations"]) == 1
 
 
+@pytest.mark.parametrize("n_fractions", [1, 2, 3])
+def test_coordinates_from_0_to_1_in_one_image(tmp_path, capsys, n_fractions):
+    """Others are in pixels, so that nothing is scaled; cells are not lost without the cause."""
+    sides = (60, 90)
+    images: list[dict[str, object]] = []
+    cells: list[dict[str, object]] = []
+    for image_id, name in ((1, "a.tif"), (2, "b.tif")):
+        write_image(tmp_path / name, sides)
+        images.append({"id": image_id, "file_name": name, "height": 60, "width": 90})
+        for n in range(3):
+            part = np.array(box(20 * n, 5, 9)).reshape(-1, 2)
+            if image_id == 2 and n < n_fractions:
+                part = part / sides[::-1]
+            cells.append(
+                {"id": len(cells) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+                | {"segmentation": [part.ravel().tolist()]}
+            )
+    value = {"images": images, "categories": [{"id": 1, "name": "c"}], "annotations": cells}
+    arguments = write_coco(tmp_path, value)
+    if n_fractions == 3:
+        message = refused(tmp_path, *arguments)
+        assert message.startswith(f"{tmp_path / 'theirs.json'}: annotation 4: coordinates from 0")
+        assert "multiply them by the image's width and height" in message
+        arguments.append("--skip_bad")
+    capsys.readouterr()
+    assert len(run(tmp_path, *arguments)["annotations"]) == 6 - n_fractions
+    err = capsys.readouterr().err
+    where = f": {n_fractions}, in 1 image: b.tif" if n_fractions < 3 else "(b.tif: 3 cells, none of"
+    assert "coordinates from 0 to 1" in err
+    assert "multiply them by the image's width and height" in err
+    assert where in err
+
+
 DEGENERATE = {
     "a point": [[5, 5]],
     "two points": [[5, 5, 9, 9]],

@@ -217,6 +217,10 @@ class EmptyMaskError(InputError):
     """A mask has no pixel."""
 
 
+class FractionsError(EmptyMaskError):
+    """A polygon has no pixel, as its coordinates are probably fractions of the image."""
+
+
 class UnknownReferenceError(InputError):
     """An annotation has an image or a category that is not in the file."""
 
@@ -424,6 +428,11 @@ def _compressed(where: str, mask: Any, size: tuple[int, int]) -> dict[str, Any]:
                 "that image"
             )
         rle = pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, *size))
+        if are_fractions(mask) and not pycocotools.mask.area(rle):
+            raise FractionsError(
+                f"{where}: coordinates from 0 to 1, which are no pixel; multiply them by the "
+                "image's width and height if they are fractions of it, or remove it"
+            )
         return {"size": list(size), "counts": rle["counts"].decode("ascii")}
     if mask is None or mask == []:
         raise InputError(
@@ -459,6 +468,13 @@ def to_points(part: Sequence[float]) -> NDArray[np.float64]:
 def is_numbers(part: Any) -> bool:
     """Return whether a value is a list of finite numbers."""
     return isinstance(part, list) and all(map(_is_number, part))
+
+
+def are_fractions(parts: Sequence[Sequence[float]]) -> bool:
+    """Return whether polygons seem to be in fractions of their images, not in pixels."""
+    return all(0 <= value <= 1 for part in parts for value in part) and any(
+        0 < value < 1 for part in parts for value in part
+    )
 
 
 def is_degenerate(part: Any) -> bool:

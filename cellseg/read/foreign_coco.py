@@ -22,8 +22,10 @@ from cellseg.read.coco import (
     COCO,
     COCO_REMEDY,
     EmptyMaskError,
+    FractionsError,
     UnknownReferenceError,
     annotated_cells,
+    are_fractions,
     check_coco,
     class_names,
     is_degenerate,
@@ -104,8 +106,9 @@ def read_coco_images(
             bad.setdefault(image_id, error)
         else:
             warnings[image_id][_kind(error)] += 1
+    file_names = {image["id"]: image["file_name"] for image in coco["images"]}
     skipped += [
-        f"{error} ({plural(before[image_id], 'cell')}, none of them usable)"
+        f"{error} ({file_names[image_id]}: {plural(before[image_id], 'cell')}, none of them usable)"
         for image_id, error in bad.items()
     ]
     if stray:
@@ -145,6 +148,11 @@ def _check_folder(path: Path, data: Path, file_names: Sequence[str]) -> None:
 
 def _kind(error: InputError) -> str:
     """Return a warning for cells that can't be used because of an error."""
+    if isinstance(error, FractionsError):
+        return (
+            "cells with coordinates from 0 to 1 beside others in pixels, left out (multiply them "
+            "by the image's width and height)"
+        )
     if isinstance(error, EmptyMaskError):
         return "cells without a pixel, left out"
     if isinstance(error, UnknownReferenceError):
@@ -240,7 +248,7 @@ def _repair_polygons(
         if isinstance(annotation.get("segmentation"), list)
         and _is_in(sizes, annotation.get("image_id"))
     ]
-    if _are_fractions([part for _, parts in polygons for part in parts]):
+    if are_fractions([part for _, parts in polygons for part in parts]):
         for annotation, parts in polygons:
             for part in parts:
                 height, width = sizes[annotation["image_id"]]
@@ -318,13 +326,6 @@ def check_inside(file_name: str) -> None:
         raise InputError(
             f"{file_name}: outside the data folder; write the COCO file's file_name relative to it"
         )
-
-
-def _are_fractions(parts: list[list[float]]) -> bool:
-    """Return whether all polygons of a file are in fractions of their images."""
-    return all(0 <= value <= 1 for part in parts for value in part) and any(
-        0 < value < 1 for part in parts for value in part
-    )
 
 
 def _mark_single_cells(coco: COCO, warnings: Warnings) -> None:
