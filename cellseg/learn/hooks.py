@@ -29,6 +29,7 @@ from cellseg.learn.checkpoint import RunCheckpointer, take_number
 from cellseg.learn.validation import Scores
 from cellseg.messages import HANDLER, LOGGERS, warn
 from cellseg.network.loop import HookBase
+from cellseg.network.weights import reason
 from cellseg.png import encode_png
 from cellseg.process import is_repeated
 from cellseg.runs import BEST, FINAL, FULL_SCORE, METRICS, check_run_folder, rescale_score
@@ -181,6 +182,13 @@ class CheckpointSaver(HookBase):
             self.checkpointer.save_last()
 
 
+def _cut_unfinished_line(path: Path) -> None:
+    """Remove the end of a file of lines that was killed while it wrote one."""
+    lines = path.read_bytes() if path.exists() else b""
+    if not lines.endswith(b"\n"):
+        path.write_bytes(lines[: lines.rfind(b"\n") + 1])
+
+
 class MetricWriter(HookBase):
     """Writes medians over `period` steps, and the learning rate, to TensorBoard and as JSON lines.
 
@@ -196,6 +204,7 @@ class MetricWriter(HookBase):
     def before_train(self) -> None:
         # Steps after the last checkpoint of a killed run are repeated, and their events replaced.
         start = self.trainer.start_iter
+        _cut_unfinished_line(self.folder / METRICS)
         self._events = self._open.enter_context(SummaryWriter(str(self.folder), purge_step=start))
         self._lines = self._open.enter_context((self.folder / METRICS).open("a", encoding="utf-8"))
 
@@ -366,13 +375,30 @@ class StopOnSignal(HookBase):
             signal.signal(number, handler)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that ends with a warning where it can't be written, as on a full disk."""
+
+    def handleError(self, _record: object) -> None:
+        if self.level <= logging.CRITICAL:
+            self.setLevel(logging.CRITICAL + 1)
+            error = sys.exc_info()[1]  # that is being handled
+            assert isinstance(error, Exception)
+            warn(f"{self.baseFilename}: the log can't be written ({reason(error)}); it ends here")
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # what is still in the buffer
+            self.handleError(None)
+
+
 def log_to_file(path: Path) -> Callable[[], None]:
     """Log Detectron2 and this project to a file, and warnings also to the terminal.
 
     Returns a function that restores the loggers and closes the file.
     """
     # Detectron2's own handlers would print every layer of the network.
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _LogFile(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in LOGGERS]
     former = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]

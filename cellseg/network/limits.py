@@ -226,7 +226,7 @@ def select_detections(
     finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)
     boxes, scores = boxes[finite], probs[finite]
     if foreground_power:
-        foreground = scores.sum(1, keepdim=True)
+        foreground = scores.sum(1, keepdim=True).clamp(max=1)  # more with USE_SIGMOID_CE
         scores = scores ** (1 - foreground_power) * foreground**foreground_power
     if objectness_power:
         objectness = logits[finite, None].float().sigmoid()

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cellseg import runs
 from cellseg.learn import hooks
 from cellseg.learn.checkpoint import RunCheckpointer
 from cellseg.learn.hooks import CheckpointSaver, MetricWriter, ProgressBar, Validation
+from cellseg.messages import warn
 from tests.training import TrainerStub, scores_of
 
 
@@ -234,6 +236,31 @@ def test_events_of_a_resumed_run_replace_those_after_the_checkpoint(tmp_path):
         go([hook], hook.trainer)
     steps = [event.step for event in events_of(tmp_path).Scalars("total_loss")]
     assert steps == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lines", ["", '{"iteration": 0}\n', '{"iteration": 0}\n{"iter', '{"iter'])
+def test_a_line_that_a_killed_run_has_begun_is_removed(tmp_path, lines):
+    (tmp_path / runs.METRICS).write_text(lines)
+    run = TrainerStub(3, start_iter=1)
+    hook = Losses(tmp_path, 1)
+    hook.trainer = run
+    go([hook], run)
+    expected = [0, 1, 2] if "\n" in lines else [1, 2]
+    assert [line["iteration"] for line in lines_of(tmp_path)] == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is not there")
+def test_a_log_on_a_full_disk_ends_with_a_warning(capsys):
+    path = Path("/dev/full")
+    stop = hooks.log_to_file(path)
+    warn("something")
+    warn("something else")
+    stop()
+    err = capsys.readouterr().err
+    assert err.count("/dev/full") == 1
+    assert "something else" in err
+    assert "Traceback" not in err
+    assert "Logging error" not in err
 
 
 def test_scores_and_pictures_are_written_immediately(tmp_path):

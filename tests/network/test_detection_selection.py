@@ -148,6 +148,12 @@ def test_the_foreground_raises_uncertain_classes(power, expected):
         assert scores.tolist() == pytest.approx([s * objectness for s in expected], abs=0.001)
 
 
+def test_classes_that_do_not_exclude_each_other_have_scores_of_at_most_1():
+    boxes, probs = torch.tensor([[[1.0, 1, 5, 5]]]), torch.tensor([[0.81, 0.9]])
+    scores = select(boxes, probs, torch.zeros(1), foreground_power=0.5).scores
+    assert scores.tolist() == pytest.approx([math.sqrt(0.9), 0.9])
+
+
 def random_proposals(n, k, seed):
     """Return boxes that overlap, some of them empty, with probabilities and logits."""
     generator = torch.Generator().manual_seed(seed)
