@@ -71,9 +71,9 @@ def get_parser() -> utils.CommandParser:
     add("--overlap", choices=OVERLAP_RULES, default="score",
         help="not for AP: which cell gets the pixels where two overlap: higher score, smaller "
         "or larger (default: score)")
-    add("--radius", type=utils.distance, default=RADIUS, metavar="PX",
-        help="largest distance of centroids that match, in pixels, at most 100 (default: 12, as in "
-        "publications on images of 0.25 µm per pixel)")
+    add("--radius", type=utils.positive_float, default=RADIUS, metavar="PX",
+        help="largest distance of centroids that match, in pixels (default: 12, as in publications "
+        "on images of 0.25 µm per pixel)")
     add("--json", type=Path, metavar="FILE", help="write all scores as JSON")
     add("--csv", type=Path, metavar="FILE",
         help="write one row per image and class as CSV: true, found, hits, misses and false_alarms "

@@ -243,11 +243,6 @@ def positive_float(text: str) -> float:
     return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
-def distance(text: str) -> float:
-    """Parse the value of a flag, a distance between cells in pixels, which are near each other."""
-    return _number(text, lambda value: 0 < value <= 100, "a number above 0, at most 100")
-
-
 def micrometres(text: str) -> float:
     """Parse the value of a flag, micrometres per pixel."""
     from cellseg.read.resolution import MPP_RANGE, is_plausible
