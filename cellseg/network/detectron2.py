@@ -25,6 +25,7 @@ from cellseg.network.limits import (
     Proposals,
     box_chunks,
     detection_selection,
+    limited_by,
     mask_chunks,
     select_proposals,
 )
@@ -385,7 +386,7 @@ class CellRCNN(GeneralizedRCNN):  # type: ignore[misc]
                 cells.scores,
                 cells.classes,
                 torch.cat([instances.pred_masks[:, 0] for instances in masked])[mask_of],
-                limited_by=of_image.limited_by + cells.limited_by,
+                limited_by=limited_by(of_image, cells),
                 mask_scale=scale,
             )
             for cells, of_image, (_, mask_of), masked in zip(

@@ -260,6 +260,17 @@ def count_detections(scores: torch.Tensor, limits: Limits) -> tuple[int, tuple[s
     return n, (DETECTIONS,) if limited else ()
 
 
+def limited_by(proposals: Proposals, cells: BoxDetections) -> tuple[str, ...]:
+    """Return the config keys of the limits that left out boxes that are probably cells.
+
+    Where none of the best proposals becomes a probable cell, those left out would not either:
+    an empty image may have many.
+    """
+    if proposals.limited_by and (cells.scores >= PROBABLE_DETECTION).any():
+        return proposals.limited_by + cells.limited_by
+    return cells.limited_by
+
+
 def warn_of_limits(
     limited: Mapping[str, Sequence[tuple[str, ...]]], of_training: bool = False
 ) -> None:

@@ -38,6 +38,7 @@ from cellseg.network.limits import (
     Proposals,
     box_chunks,
     detection_selection,
+    limited_by,
     mask_chunks,
     select_proposals,
 )
@@ -257,7 +258,7 @@ class CellHeads(RoIHeads):  # type: ignore[misc]
                 cells.scores,
                 cells.classes,
                 mask[mask_of],
-                limited_by=of_image.limited_by + cells.limited_by,
+                limited_by=limited_by(of_image, cells),
                 mask_scale=self.mask_scale,
             )
             for cells, mask, (_, mask_of), of_image in zip(

@@ -175,6 +175,21 @@ def test_fixed_limits_select_the_proposals_of_detectron2(pre, post):
     assert torch.equal(selected.logits, expected.objectness_logits)
 
 
+@pytest.mark.parametrize(("threshold", "expected"), [(0.05, (POST_NMS,)), (0.95, ())])
+def test_an_image_without_cells_reaches_no_limit_of_proposals(tiny, engine, threshold, expected):
+    """With random weights, all proposals and detections are about as probable as not."""
+    from cellseg.config import load_config
+
+    cfg = load_config(tiny, engine)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+    torch.manual_seed(0)
+    network: Any = build_network(cfg).eval()
+    (cells,) = network.detect([picture(64, 64)], Limits(MANY, Limit(2, 2), MANY))
+    assert bool(len(cells)) == bool(expected)
+    assert cells.limited_by == expected
+
+
 def test_limited_detections():
     scores = torch.tensor([0.9, 0.8, 0.3, 0.05])
     for most, expected in ((2, (2, (DETECTIONS,))), (3, (3, ())), (4, (4, ()))):
