@@ -16,7 +16,7 @@ from cellseg.rle import Ints, MaskRuns, areas, boxes_xyxy, first_and_last, range
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_SAME_CELL = 0.5  # minimum mask IoU of detections of one cell
+SAME_CELL = 0.5  # minimum mask IoU of detections of one cell
 _LEAST_VISIBLE = 0.5  # of a cell's pixels, outside of cells with higher scores …
 _MOST_LARGER = 4  # … that are at most this many times as large: others may contain cells
 
@@ -76,7 +76,7 @@ def distinct_cells(mask_runs: MaskRuns, classes: Ints, scores: Floats) -> Distin
     first, last = first_and_last(mask_runs)
     order = np.lexsort((last, first, area, -scores))
     pairs = overlapping_boxes(boxes)
-    owner = _assign_to_best(order, pairs[same_cell(mask_runs, boxes, area, pairs, _SAME_CELL)])
+    owner = _assign_to_best(order, pairs[same_cell(mask_runs, boxes, area, pairs, SAME_CELL)])
     totals = _join_classes(owner, classes, scores)
 
     is_cell = (owner == np.arange(len(owner))) & (area > 0)

@@ -194,6 +194,40 @@ def test_resamples_and_seed(score):
     assert any(other["metrics"] != scores["metrics"] for other in others)
 
 
+@pytest.mark.parametrize(
+    ("spans", "n_repeated"),
+    [
+        ([], 0),
+        ([(0, 10), (10, 20)], 0),  # neighbours
+        ([(0, 10), (5, 14)], 0),  # 5 / 14
+        ([(0, 10), (0, 5)], 2),  # 1 / 2
+        ([(0, 10), (2, 10), (1, 9), (20, 21)], 3),
+    ],
+)
+def test_cells_that_are_annotated_twice_are_said(data, capsys, spans, n_repeated):
+    """Also in two classes, which the ground truth as results does not have; crowds don't count."""
+    images = {}
+    for id in (21, 22):
+        masks = [np.zeros(SIZE, bool) for _ in spans]
+        for mask, (start, end) in zip(masks, spans, strict=True):
+            mask[:, start:end] = True
+        cells = [(1 + n % 2, mask, 0) for n, mask in enumerate(masks)]
+        images[id] = (SIZE, cells if id == 22 else [(1, mask, 1) for mask in masks])
+    (data / "truth.json").write_text(json.dumps(truth_of(images)))
+    own = [entry(22, 1 + n % 2, start, end, 1.0) for n, (start, end) in enumerate(spans)]
+    (data / "results.json").write_text(json.dumps(own))
+    flags = ["--data", str(data), "--truth", str(data / "truth.json")]
+    results = str(data / "results.json")
+    assert evaluate.main([results, *flags, "--json", str(data / "s.json")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "truth.json: cells" in line]
+    assert len(said) == bool(n_repeated)
+    assert all(f": {n_repeated}, in 1 image: " in line for line in said)
+    pq = json.loads((data / "s.json").read_text())["metrics"]["PQ"]["any class"]["value"]
+    assert (pq == 1) == (bool(spans) and not n_repeated)
+    assert evaluate.main(["--compare", results, results, *flags]) == 0
+    assert capsys.readouterr().err.count("truth.json: cells") == bool(n_repeated)
+
+
 def test_cells_without_a_pixel_of_their_own_are_said(data, capsys):
     """Detections in one of more than four times their area; annotations under smaller ones."""
     spans = [(0, 20, 1, 0.9), (2, 4, 2, 0.8), (8, 10, 2, 0.7), (12, 14, 2, 0.4)]

@@ -1,4 +1,4 @@
-"""Detections that occur twice in results."""
+"""Detections that occur twice in results, and cells that ground truth has twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from cellseg.images import EvalImage
 from cellseg.messages import in_images, warn
+from cellseg.overlap import SAME_CELL, overlapping_boxes, same_cell
 from cellseg.read.names import short_name
+from cellseg.rle import areas, boxes_xyxy
 
 
 class CopyCheck:
@@ -53,3 +55,25 @@ def checked_for_copies(source: object, images: Iterable[EvalImage]) -> Iterator[
         check.add([image])
         yield image
     check.warn(source)
+
+
+def checked_for_repeated_cells(source: object, images: Iterable[EvalImage]) -> Iterator[EvalImage]:
+    """Yield all images, then warn of cells of the ground truth `source` that are one cell twice.
+
+    They are those that `distinct_cells` would join if they were detections.
+    """
+    n_repeated: dict[str, int] = {}
+    for image in images:
+        boxes = boxes_xyxy(image.gt_runs)
+        pairs = overlapping_boxes(boxes)
+        pairs = pairs[~image.crowd[pairs].any(1)]
+        same = same_cell(image.gt_runs, boxes, areas(image.gt_runs), pairs, SAME_CELL)
+        n_repeated[image.name] = len(np.unique(pairs[same]))
+        yield image
+    if n := sum(n_repeated.values()):
+        where = in_images([short_name(name) for name, each in n_repeated.items() if each])
+        warn(
+            f"{source}: cells that overlap another with an IoU of {SAME_CELL} or more, as "
+            f"detections of one cell do: {n}, {where}; PQ, AJI and F1 would be below 1 even for "
+            "these cells as results; remove those that were annotated twice"
+        )

@@ -20,7 +20,7 @@ from cellseg.read.coco import (
     load_coco,
     select_images,
 )
-from cellseg.read.copies import checked_for_copies
+from cellseg.read.copies import checked_for_copies, checked_for_repeated_cells
 from cellseg.read.foreign_coco import load_coco_as_written
 from cellseg.read.image_lists import ListedImages, has_list, read_listed_images, read_test_list
 from cellseg.read.layout import TEST_LIST
@@ -122,8 +122,8 @@ def read_results_with_ground_truth(
     -------
     The ground truth of the predicted images, or of all where these are unknown; and for each of
     `paths` these images by ascending id of the ground truth, one at a time, and of many slides one
-    slide at a time; at the end they warn of detections that occur twice. Those of a user's own
-    have the path, level, resolution and tissue of the list next to the results.
+    slide at a time; at the end they warn of detections and cells that occur twice. Those of a
+    user's own have the path, level, resolution and tissue of the list next to the results.
 
     Raises
     ------
@@ -177,6 +177,7 @@ def read_results_with_ground_truth(
             some = select_annotated(some, ground_truth) if only_annotated else some
             of_path = iter_pairs(ground_truth, some, path)
         images.append(checked_for_copies(path, of_path))
+    images[0] = checked_for_repeated_cells(source, images[0])  # the others have the same
     return ground_truth, images
 
 
