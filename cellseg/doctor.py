@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cellseg import process
 from cellseg.device import detectron2_problem
-from cellseg.process import prepare
+from cellseg.errors import InputError
 from cellseg.runs import package_versions
 from cellseg.text import first_line
 
@@ -134,5 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    prepare()
-    sys.exit(main())
+    process.prepare()
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()  # after --help too
+    except InputError as error:  # of an output that can't be written
+        process.say(f"{process.command_name()}: error: {error}")
+        code = 2
+    sys.exit(code)

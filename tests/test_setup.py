@@ -139,3 +139,15 @@ def test_doctor_with_a_missing_package(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "package_versions", lambda: versions)
     assert doctor.main([]) == 2
     assert "NO  numpy missing\n     run make setup" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--help"]])
+def test_doctor_on_a_full_disk(flags):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    command = [sys.executable, "-m", "cellseg.doctor", *flags]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+    assert done.returncode == 2
+    assert "error: the standard output can't be written (" in done.stderr
+    assert done.stderr.count("\n") == 1
