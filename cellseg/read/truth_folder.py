@@ -57,18 +57,19 @@ def read_truth_folder(
         image_paths = {image.path.resolve() for image in listed}
         files = [path for path in entries if path.resolve() not in image_paths]
         sources, others = _find_files(folder, files, images)
+    meant = None if sources else _find_meant(folder, set(map(image_name, file_names)), listed)
     if others and unpredicted is None:
+        remedy = "remove it, or set the images' data folder with --data"
         raise InputError(
-            f"{others[0]}: no image of this name in {list_path}; remove it, or set the images'"
-            " data folder with --data"
+            f"{others[0]}: no image of this name in {list_path}; {_pass(meant) or remedy}"
         )
     if others:
         other_names = listed_names([path.name for path in others])
         if not sources:
             what = "folders" if in_folders else "files"
             raise InputError(
-                f"{folder}: none of its {what} ({other_names}) has the name of an image "
-                f"in {list_path}; pass the folder of the ground truth, {_REMEDY}"
+                f"{folder}: none of its {what} ({other_names}) has the name of an image in "
+                f"{list_path}; {_pass(meant) or f'pass the folder of the ground truth, {_REMEDY}'}"
             )
         n = plural(len(others), "image")
         warn(f"{folder}: {n} not in {list_path}, so not scored: {other_names}")
@@ -98,6 +99,23 @@ def read_truth_folder(
             f"{len(merge.names)} occur; if they are merged already, pass a COCO file of them"
         )
     return build_coco(annotated, merge.names, ids)
+
+
+def _find_meant(folder: Path, names: set[str], listed: Sequence[ImageRecord]) -> Path | None:
+    """Return the folder above or in a folder that has entries of images' names, if it is one."""
+    if folder.resolve().name in names:
+        return folder.resolve().parent
+    images = {image.path.resolve() for image in listed}
+    meant = {
+        path.parent
+        for path in folder.glob("*/*")
+        if image_name(path.name) in names and path.resolve() not in images
+    }
+    return meant.pop() if len(meant) == 1 else None
+
+
+def _pass(meant: Path | None) -> str:
+    return f"pass {display_path(meant)}, which seems to be meant" if meant else ""
 
 
 def _name(file_name: str, in_folders: bool) -> str:

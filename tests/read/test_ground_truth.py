@@ -248,6 +248,37 @@ def test_a_folder_that_cannot_be_listed(data, name):
         (data / name).chmod(0o755)
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("true", "true/cells"),  # too high
+        ("true/cells/one", "true/cells"),  # too low
+        ("false", None),  # two folders that may be meant
+        ("test", None),  # the images themselves
+    ],
+)
+def test_a_folder_one_level_too_high_or_too_low(data, given, expected, own):
+    (data / "true").mkdir()
+    (data / "masks").rename(data / "true" / "cells")
+    for name in ("a", "b"):
+        shutil.copytree(data / "true" / "cells", data / "false" / name)
+    if own:
+        (data / "test_image_name_to_ids.json").rename(data / "own-list.json")
+        listed = json.loads((data / "own-list.json").read_text())
+        write(
+            data / "own-list.json",
+            [{**each, "file_name": str(data / "test" / each["file_name"])} for each in listed],
+        )
+        write(data / "own.json", [])
+        arguments = ([data / "own.json"], data / given, data)
+        message = refusal(read_results_with_ground_truth, *arguments)
+    else:
+        message = refusal(read_ground_truth, data / given, data)
+    assert ("seems to be meant" in message) == bool(expected)
+    assert not expected or f"; pass {data / expected}, " in message
+
+
 def test_an_empty_folder(data):
     (data / "empty").mkdir()
     assert "empty: no folder in it" in refusal(read_ground_truth, data / "empty", data)
