@@ -1057,6 +1057,24 @@ def test_a_fold_that_was_deleted_is_trained_again(go, tmp_path):
 
 
 @pytest.mark.one_engine
+@pytest.mark.parametrize("given", [[], ["DATA.MPP", 0.4]])
+def test_a_fold_that_was_deleted_has_its_own_resolution_again(go, cells, tmp_path, given):
+    """Unless one was given for all folds. With two, no image is in the training of both."""
+    coco = json.loads((cells / "train__annot.json").read_text())
+    for n, image in enumerate(coco["images"]):
+        image["mpp"] = 0.2 + n / 10
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+    words = ["--annotations", tmp_path / "annotations.json", "--folds", 2, "SOLVER.MAX_ITER", 1]
+    assert go(*words, *given) == 0
+    folder = folder_of_folds(tmp_path / "runs")
+    before = [config.load_config(run / runs.CONFIG) for run in runs.list_fold_runs(folder)]
+    assert (before[0].DATA.MPP == before[1].DATA.MPP) == bool(given)
+    shutil.rmtree(folder / "fold2")
+    assert resume(folder) == 0
+    assert [config.load_config(run / runs.CONFIG) for run in runs.list_fold_runs(folder)] == before
+
+
+@pytest.mark.one_engine
 def test_a_single_fold(go, tmp_path):
     words = ["DATA.FOLDS", 2, "DATA.FOLD", 2, "SOLVER.MAX_ITER", 1]
     assert go(*words) == 0

@@ -22,6 +22,7 @@ from cellseg.files import display_path, write_json
 from cellseg.learn import session
 from cellseg.learn.continued import warn_of_other_classes, warn_of_seen_images
 from cellseg.learn.samples import TrainingData, load_training_data
+from cellseg.learn.scale import median_resolution
 from cellseg.learn.session import Launch, Session
 from cellseg.learn.validation import choose_max_detections, describe_max_detections
 
@@ -83,6 +84,9 @@ def _train_folds(folder: Path, cfg: CfgNode, resumed: dict[Path, CfgNode], launc
     data = load_training_data(cfg.DATA.ROOT, cfg.DATA.ANNOTATIONS)
     # All are prepared before the first is trained: they use the same data, and --resume finds them.
     existing = {run: session.resume(run, of_fold, launch, data) for run, of_fold in resumed.items()}
+    own = [f.cfg.DATA.MPP == median_resolution(f.data.train) for f in existing.values()]
+    if own and all(own):  # not given, so that a further fold has its own, too
+        cfg.DATA.MPP = 0.0
     sessions: dict[Path, Session] = {}
     for number in range(1, cfg.DATA.FOLDS + 1):
         run = folder / f"fold{number}"

@@ -206,7 +206,7 @@ def _set_resolution(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
         reason = f"{cfg.DATA.MPP:g} µm per pixel (DATA.MPP)"
         reason += "" if mpps else ": the annotation file has none"
     elif mpps:
-        cfg.DATA.MPP = float(f"{statistics.median_low(mpps):.6g}")
+        cfg.DATA.MPP = median_resolution(samples)
         reason = f"{cfg.DATA.MPP:g} µm per pixel: from the annotation file"
     else:
         return []
@@ -214,6 +214,12 @@ def _set_resolution(cfg: CfgNode, samples: Sequence[ImageCells]) -> list[str]:
     if n_scaled and (cfg.INPUT.ZOOM or cfg.INPUT.ZOOM_FROM_DATA):
         reason += f"; {n_scaled} of {plural(len(samples), 'training image')} are scaled to it"
     return [reason]
+
+
+def median_resolution(samples: Sequence[ImageCells]) -> float:
+    """Return the resolution of images, as `DATA.MPP` is chosen; 0 if none is known."""
+    mpps = [sample.mpp for sample in samples if sample.mpp]
+    return float(f"{statistics.median_low(mpps or [0.0]):.6g}")
 
 
 def _keep_former_scale(cfg: CfgNode, chosen: float) -> str:
