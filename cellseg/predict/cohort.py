@@ -1,10 +1,10 @@
 """Predict many slides, each into a folder of its own, with a list of what was done.
 
 A folder gets the results and then a marker, `done.json`, which says of which image they are and
-what they were made from; a slide with such a marker is left out the next time. Results of another
-image are never replaced. `manifest.csv` lists all slides in their order. A slide that fails costs
-no other. With workers, several slides are under way, and one that is predicted is merged and
-written while the next are predicted.
+what they were made from; a slide with such a marker is left out the next time, also if its file was
+moved. Results of another image are never replaced. `manifest.csv` lists all slides in their order.
+A slide that fails costs no other. With workers, several slides are under way, and one that is
+predicted is merged and written while the next are predicted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.files import display_path, read_json, write_atomic, write_csv, write_json
+from cellseg.files import display_path, exists, read_json, write_atomic, write_csv, write_json
 from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.inputs import TileJob
@@ -63,7 +63,7 @@ class _Open:
     slide: Slide
     folder: Path
     job: PredictionJob
-    made_from: str
+    made_from: dict[str, str]
     n_left: int
     began: float = field(default_factory=time.monotonic)
 
@@ -146,17 +146,22 @@ class Cohort:
         remove_lock(self._output)
         self._unlock()
 
-    def _choose(self) -> list[tuple[Slide, str]]:
+    def _choose(self) -> list[tuple[Slide, dict[str, str]]]:
         """Return the slides that are not done, and what their results depend on."""
         self._follow_names()
-        todo = []
+        todo, moved = [], []
         for slide in self._slides:
             folder, made_from = self._output / slide.name, self._fingerprint(slide)
             marker = _read_marker(folder)
             if slide.problem:
                 self._fail(slide, slide.problem)
-            elif marker.get("made_from") == made_from:
+            elif marker.get("made_from") == made_from["made_from"]:
                 self._note(slide, **marker["outcome"])
+            elif marker.get("unplaced") == made_from["unplaced"] and not exists(marker["image"]):
+                with self._guard(slide):
+                    _follow_file(folder, marker | made_from, slide.image)
+                    self._note(slide, **marker["outcome"])
+                moved.append(f"{marker['image']} to {slide.image.path}")
             elif (other := _image_in(folder)) and other != slide.image.path.resolve():
                 self._fail(
                     slide,
@@ -165,6 +170,8 @@ class Cohort:
                 )
             else:
                 todo.append((slide, made_from))
+        if moved:
+            print(f"{plural(len(moved), 'slide')} moved since the prediction: {listed(moved)}")
         if n_done := sum(not row["error"] for row in self._rows.values()):
             print(f"{plural(n_done, 'slide')} already done")
         return todo
@@ -196,7 +203,7 @@ class Cohort:
             )
 
     def _groups(
-        self, todo: Sequence[tuple[Slide, str]], bar: tqdm[Any]
+        self, todo: Sequence[tuple[Slide, dict[str, str]]], bar: tqdm[Any]
     ) -> Iterator[list[tuple[tuple[_Open, TileKey], TileJob]]]:
         """Open slides, and yield the pending tiles of each."""
         for number, (slide, made_from) in enumerate(todo, 1):
@@ -238,7 +245,7 @@ class Cohort:
             seconds = round(time.monotonic() - opened.began, 1)
             row = {"cells": outcome.cells, "mm2": outcome.mm2, "seconds": seconds}
             size = (folder / OWN_RESULTS_FILE).stat().st_size
-            marker = {"image": str(slide.image.path), "made_from": opened.made_from}
+            marker = {"image": str(slide.image.path), **opened.made_from}
             write_json(folder / MARKER, marker | {"outcome": row, "bytes": size}, indent=1)
             (folder / _TRACE).unlink(missing_ok=True)
             tqdm.write(f"{outcome.line}; {seconds:.3g} s: {display_path(folder)}")
@@ -285,12 +292,18 @@ class Cohort:
             write_csv(self._output / MANIFEST, _COLUMNS, rows)
             self._written = time.monotonic()
 
-    def _fingerprint(self, slide: Slide) -> str:
-        """Return a hash of all that the results depend on, without opening the slide."""
+    def _fingerprint(self, slide: Slide) -> dict[str, str]:
+        """Return hashes of all that the results depend on, without opening the slide.
+
+        `unplaced` stays the same if the slide's or the regions' file is moved.
+        """
         image = slide.image
-        files = [file_state(path) for path in (image.path, image.regions) if path]
-        text = json.dumps([self._made_from(image), files, image.level, image.mpp])
-        return hashlib.sha256(text.encode()).hexdigest()
+        states = [file_state(path) for path in (image.path, image.regions) if path]
+        hashes = {}
+        for name, files in ("made_from", states), ("unplaced", [state[1:3] for state in states]):
+            text = json.dumps([self._made_from(image), files, image.level, image.mpp])
+            hashes[name] = hashlib.sha256(text.encode()).hexdigest()
+        return hashes
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
@@ -307,6 +320,14 @@ def _read_marker(folder: Path) -> dict[str, Any]:
         ):
             return marker
     return {}
+
+
+def _follow_file(folder: Path, marker: dict[str, Any], image: ImageRecord) -> None:
+    """Write where a slide's file is now into the list of its results and the marker."""
+    list_path = sidecar_path(folder / OWN_RESULTS_FILE, "list")
+    (listed_image,) = read_json(list_path, "list", "predict again")
+    write_json(list_path, [listed_image | {"file_name": image.file_name}], indent=1)
+    write_json(folder / MARKER, marker | {"image": str(image.path)}, indent=1)
 
 
 def _image_in(folder: Path) -> Path | None:

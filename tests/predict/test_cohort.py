@@ -204,6 +204,40 @@ def test_results_of_another_slide_are_not_replaced(lab, is_former):
     assert lab.run() == ["s"] * 3
 
 
+@pytest.mark.parametrize("change", ["", "time", "size", "run"])
+def test_the_results_of_a_slide_follow_its_file(lab, change, capsys):
+    """Those of a file of another size or time, or of another run, may be of another slide."""
+    lab.names, lab.files = ["s", "b"], {"s": "x/s"}
+    lab.run()
+    written = results_of(lab, "s")
+    (lab.folder / "x").rename(lab.folder / "y")
+    lab.files = {"s": "y/s"}
+    path = lab.folder / "y" / "s.png"
+    if change == "time":
+        os.utime(path, (1, 1))
+    elif change == "size":
+        stat = path.stat()
+        path.write_bytes(path.read_bytes() + b"x")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "run":
+        lab.made_from = "another run"
+    if change:
+        with pytest.raises(InputError, match=r"^1 of 2 slides failed"):
+            lab.run()
+        return
+    assert lab.run() == []
+    assert "2 slides already done" in (out := capsys.readouterr().out)
+    assert f"1 slide moved since the prediction: {lab.folder / 'x/s.png'} to {path}" in out
+    assert lab.manifest()[0]["path"] == str(path)
+    listed = json.loads((lab.folder / "out" / "s" / "images-results-list.json").read_text())
+    assert [image["file_name"] for image in listed] == [str(path)]
+    assert results_of(lab, "s") == written
+    assert lab.run() == []
+    assert "moved" not in capsys.readouterr().out
+    os.utime(path, (1, 1))
+    assert lab.run() == ["s"] * 3
+
+
 def test_results_without_a_marker_are_not_replaced_by_another_slides(lab):
     lab.names, lab.files = ["s"], {"s": "x/s"}
     lab.run()
