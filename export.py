@@ -28,6 +28,7 @@ from cellseg.read.cells import (
     select_by_score,
     with_resolution,
 )
+from cellseg.read.image_lists import warn_of_changed_images
 from cellseg.read.results import find_newest_results, is_cohort
 from cellseg.score.tables import composition_as_text
 from cellseg.write.correction import write_most_uncertain
@@ -114,6 +115,7 @@ def read_cells(args: argparse.Namespace, source: Path) -> tuple[list[str], list[
                     f"--{flag}: for the results of one slide, but {source} holds many; choose one"
                 )
     names, images = read_predicted_cells(source, args.data, args.annotations, args.class_names)
+    warn_of_changed_images(source)
     threshold = 0.5 if args.score_threshold is None else args.score_threshold
     # Those of many slides are selected as they are read, since not all may fit into memory.
     images, n_below = select_by_score(images, -math.inf if args.to_correct else threshold)

@@ -20,6 +20,7 @@ from cellseg.look.report import OWN, write_report
 from cellseg.messages import plural
 from cellseg.read.cells import is_annotations
 from cellseg.read.ground_truth import check_annotations, find_default_ground_truth
+from cellseg.read.image_lists import warn_of_changed_images
 from cellseg.read.results import find_newest_results
 
 DESCRIPTION = """\
@@ -78,6 +79,8 @@ def collect_results(args: argparse.Namespace, paths: Sequence[Path]) -> ReportCo
                 f"{path}: annotations, expected results; show annotations with --annotations "
                 f"{path}, or use them as ground truth with --truth {path}"
             )
+    for path in paths:
+        warn_of_changed_images(path)
     if args.truth:
         check_annotations(args.truth, " with --truth, or leave it out")
     ground_truth_path = args.truth or find_default_ground_truth(paths, args.data)

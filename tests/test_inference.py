@@ -379,6 +379,27 @@ def test_the_classes_are_beside_the_results(predict, run, tmp_path):
 
 
 @pytest.mark.one_engine
+def test_images_that_changed_after_the_prediction(predict, tmp_path, monkeypatch, caplog):
+    """A copy, which has another time, has not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((30, 40), 120, np.uint8)).save(name)
+    assert predict("--images", "a.png", "b.png", "--score_threshold", 0) == 0
+    commands = [(report, ["out"]), (export, ["out", "--table", "cells.csv"])]
+
+    def warnings():
+        caplog.clear()
+        assert [command.main(words) for command, words in commands] == [0, 0]
+        return [line for line in caplog.messages if "changed since" in line]
+
+    os.utime("a.png", (2e9, 2e9))
+    assert warnings() == []
+    Image.fromarray(np.eye(30, 40) > 0).save("b.png")
+    assert len(warnings()) == 2
+    assert all(f": 1: {tmp_path / 'b.png'}; " in line for line in warnings())
+
+
+@pytest.mark.one_engine
 def test_own_results_without_their_list(predict, cells, tmp_path):
     """Their ids are not those of the test list."""
     image = next((cells / "test_release").glob("*.tif"))

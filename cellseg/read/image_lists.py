@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 from cellseg.errors import InputError
 from cellseg.files import read_json
 from cellseg.images import ImageRecord
-from cellseg.messages import listed, plural, warn
+from cellseg.messages import collect_warnings, listed, plural, warn
 from cellseg.read.by_name import split_label_maps
 from cellseg.read.coco import image_records, load_coco
 from cellseg.read.layout import TEST, TEST_LIST, find_test_folder, list_images
@@ -149,6 +150,7 @@ def _check_own_entry(where: str, entry: dict[str, Any]) -> None:
         ("level", lambda n: type(n) is int and n >= 0, "an integer of 0 or more"),
         ("mpp", is_plausible, MPP_RANGE),
         ("tissue_px2", lambda n: type(n) in (int, float) and n >= 0, "a number of 0 or more"),
+        ("bytes", lambda n: type(n) is int and n >= 0, "an integer of 0 or more"),
         ("regions", lambda mask: _is_mask(mask, size), "a mask of the image's size"),
     ):
         if key in entry and not is_valid(entry[key]):
@@ -274,6 +276,27 @@ def read_listed_images(path: Path) -> ListedImages | None:
         slides.names.append(name)
         slides.parts.append((folder, {images[0].id: id_}))
     return slides
+
+
+def warn_of_changed_images(path: Path) -> None:
+    """Warn if files of a user's own images have another size than when they were predicted.
+
+    `path` is as for `read_listed_images`. Their times say less, as copies have new ones.
+    """
+    with collect_warnings():  # what reads the results says them
+        listed_images = read_listed_images(path)
+    changed = []
+    for part, _ in listed_images.parts if listed_images else ():
+        for entry in read_json(sidecar_path(part, "list"), "list of images", AGAIN):
+            with contextlib.suppress(OSError):
+                n_bytes = Path(entry["file_name"]).stat().st_size
+                if n_bytes != entry.get("bytes", n_bytes):
+                    changed.append(entry["file_name"])
+    if changed:
+        warn(
+            f"{path}: images whose files have changed since they were predicted, so that the cells "
+            f"may be elsewhere in them: {len(changed)}: {listed(changed)}; predict them again"
+        )
 
 
 def list_annotated_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,9 @@ def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
 
     Returns
     -------
-    Each has `tissue_px2`, `cells` by class, `seconds`, the mask of its `regions` if not all of it
-    was predicted, and where the resolution is known
-    `tissue_mm2`, and where there is some tissue, `cells_per_mm2` by class and `seconds_per_mm2`.
+    Each has `tissue_px2`, `cells` by class, `seconds`, the `bytes` of its file, the mask of its
+    `regions` if not all of it was predicted, and where the resolution is known `tissue_mm2`, and
+    where there is some tissue, `cells_per_mm2` by class and `seconds_per_mm2`.
     """
     usable = [(n, image) for n, image in enumerate(job.images) if n not in job.unusable]
     names = counts.class_names
@@ -74,12 +75,14 @@ def summarise(job: PredictionJob, counts: CellCounts) -> list[dict[str, Any]]:
     areas = [job.parts[n].tissue_area() for n, _ in usable]
     found = composition(classes, len(names), areas, [image.mpp for _, image in usable])
     images = []
-    for i, (n, _) in enumerate(usable):
+    for i, (n, image) in enumerate(usable):
         mm2, took = found.area_mm2[i], job.seconds(n)
         numbers: dict[str, Any] = {
             "tissue_px2": round(areas[i]),
             "cells": dict(zip(names, by_class[i].tolist(), strict=True)),
         }
+        with contextlib.suppress(OSError):
+            numbers["bytes"] = image.path.stat().st_size
         if regions := job.parts[n].regions:
             numbers["regions"] = encode(regions.mask)[0]
         if took is not None:
