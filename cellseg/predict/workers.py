@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _BLOCK = 16  # tiles of a task: neighbours share reads, and what a task costs besides
 _ATTEMPTS = 3  # workers that may end with a block before its tiles count as failed
 _CONNECT_SECONDS = 10
+_FILES, _FILES_OF_WORKER = 24, 12  # open in this process: up to 44 with 2 workers, 66 with 4
 _POLL_SECONDS = 30
 
 
@@ -188,9 +189,10 @@ def connect(
 def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterator[Workers]:
     """Start workers on this machine, one for each GPU, or on "cpu" with their part of the cores.
 
-    Raises InputError if there are too few GPUs, or they can't be started.
+    Raises InputError if there are too few GPUs or open files, or they can't be started.
     """
     environments = _environments(n, device)
+    _check_open_files(n)
     # If this process is stopped, the one that tracks semaphores would warn of theirs.
     with environment({"PYTHONWARNINGS": "ignore"}):
         resource_tracker.ensure_running()
@@ -228,6 +230,22 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
         ]
         client.gather(loading, errors="skip")
         yield Workers(client, load)
+
+
+def _check_open_files(n: int) -> None:
+    """Raise InputError if this process may open too few files for `n` workers.
+
+    Some of them start then, and Dask waits for the others for ever.
+    """
+    with contextlib.suppress(ImportError):  # of Windows
+        import resource
+
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= allowed < (needed := _FILES + _FILES_OF_WORKER * n):
+            raise InputError(
+                f"--workers {n}: only {allowed} open files are allowed, expected {needed} or more; "
+                f"allow them with ulimit -n {needed}, or use fewer workers"
+            )
 
 
 def _start(workers: Mapping[int, Any], scheduler: Mapping[str, Any]) -> SpecCluster:

@@ -7,6 +7,7 @@ import importlib
 import multiprocessing.synchronize
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -258,3 +259,16 @@ def test_stopping_is_one_line_and_no_worker_is_left(tmp_path, number, to_all, wh
     err = process.communicate(timeout=60)[1]
     assert (process.returncode, err) == (130, "it.py: interrupted\n")
     assert is_gone(process.pid)
+
+
+@pytest.mark.parametrize("allowed", [16, 40])
+def test_too_few_open_files(allowed):
+    """With so few, Dask may wait for workers that can't start."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        message = rf"--workers 2: only {allowed} .* ulimit -n"
+        with pytest.raises(InputError, match=message), local_workers(2, "cpu", FakePredictor):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
