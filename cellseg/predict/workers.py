@@ -192,7 +192,7 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
     Raises InputError if there are too few GPUs or open files, or they can't be started.
     """
     environments = _environments(n, device)
-    _check_open_files(n)
+    _allow_open_files(n)
     # If this process is stopped, the one that tracks semaphores would warn of theirs.
     with environment({"PYTHONWARNINGS": "ignore"}):
         resource_tracker.ensure_running()
@@ -232,20 +232,24 @@ def local_workers(n: int, device: str, load: Callable[[], Predictor]) -> Iterato
         yield Workers(client, load)
 
 
-def _check_open_files(n: int) -> None:
-    """Raise InputError if this process may open too few files for `n` workers.
+def _allow_open_files(n: int) -> None:
+    """Let this process open enough files for `n` workers. Raise InputError if the system does not.
 
-    Some of them start then, and Dask waits for the others for ever.
+    Some of them would start then, and Dask wait for the others for ever.
     """
     with contextlib.suppress(ImportError):  # of Windows
         import resource
 
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= allowed < (needed := _FILES + _FILES_OF_WORKER * n):
+        allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = _FILES + _FILES_OF_WORKER * n
+        if not 0 <= allowed < needed:  # below 0: any number
+            return
+        if 0 <= most < needed:
             raise InputError(
-                f"--workers {n}: only {allowed} open files are allowed, expected {needed} or more; "
+                f"--workers {n}: only {most} open files are allowed, expected {needed} or more; "
                 f"allow them with ulimit -n {needed}, or use fewer workers"
             )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def _start(workers: Mapping[int, Any], scheduler: Mapping[str, Any]) -> SpecCluster:

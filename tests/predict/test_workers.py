@@ -262,13 +262,23 @@ def test_stopping_is_one_line_and_no_worker_is_left(tmp_path, number, to_all, wh
 
 
 @pytest.mark.parametrize("allowed", [16, 40])
-def test_too_few_open_files(allowed):
+def test_too_few_open_files(monkeypatch, allowed):
     """With so few, Dask may wait for workers that can't start."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    try:
-        message = rf"--workers 2: only {allowed} .* ulimit -n"
-        with pytest.raises(InputError, match=message), local_workers(2, "cpu", FakePredictor):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    message = rf"--workers 2: only {allowed} .* ulimit -n"
+    with pytest.raises(InputError, match=message), local_workers(2, "cpu", FakePredictor):
+        pass
+
+
+def test_more_open_files_are_allowed_if_the_system_lets(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no semaphores")
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
+    allowed = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 100))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: allowed.append(limits))
+    with pytest.raises(InputError, match="no semaphores"), local_workers(2, "cpu", FakePredictor):
+        pass
+    ((soft, hard),) = allowed
+    assert 44 <= soft <= hard == 100  # two workers use 44
