@@ -11,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cellseg.compiler import without_compiler
 from cellseg.network.depthwise import DepthwiseConv2d, replace_depthwise
 
-layers = pytest.importorskip("timm.layers")
+
+@pytest.fixture(scope="module")
+def layers():
+    """timm's layers, imported for these tests only."""
+    with without_compiler():
+        return pytest.importorskip("timm.layers")
 
 
 def gradients(conv, x, upstream):
@@ -34,7 +40,7 @@ def gradients(conv, x, upstream):
     bias=st.booleans(),
     stored=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
-def test_values_and_gradients_are_torchs(seed, size, kernel, stride, same, bias, stored):
+def test_values_and_gradients_are_torchs(layers, seed, size, kernel, stride, same, bias, stored):
     torch.manual_seed(seed)
     kind = layers.Conv2dSame if same else nn.Conv2d
     padding = 0 if same else (kernel[0] // 2, kernel[1] // 2)
@@ -49,7 +55,7 @@ def test_values_and_gradients_are_torchs(seed, size, kernel, stride, same, bias,
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2), (7, 1)])
-def test_mixed_precision(kernel, stride):
+def test_mixed_precision(layers, kernel, stride):
     torch.manual_seed(0)
     theirs = layers.Conv2dSame(8, 8, kernel, stride, groups=8, bias=False)
     ours = DepthwiseConv2d(copy.deepcopy(theirs), True)
@@ -63,7 +69,7 @@ def test_mixed_precision(kernel, stride):
         assert (a - b).norm() < 0.01 * b.norm()
 
 
-def test_only_depthwise_convolutions_are_replaced():
+def test_only_depthwise_convolutions_are_replaced(layers):
     inner = nn.Sequential(layers.Conv2dSame(8, 8, 5, groups=8))
     body = nn.Sequential(
         nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3, groups=4),

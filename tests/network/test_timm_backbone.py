@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from cellseg.learn.weights import load_initial_weights
 from cellseg.network import build_network, check_network
 from tests.network.network_cases import LIMITS, picture, sample
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # Detectron2's
+    pytest.mark.skipif(find_spec("timm") is None, reason="needs timm"),  # imported by few tests
+]
 
-timm = pytest.importorskip("timm")
 
 FAMILIES = {  # channels of the four stages, number of parameters
     "convnextv2_atto": ([40, 80, 160, 320], 3_386_760),
@@ -135,6 +138,7 @@ def test_the_weights_of_timms_whole_network(build, name, tmp_path):
     """With these, the features are those of timm's network."""
     from safetensors.torch import save_file
 
+    timm = pytest.importorskip("timm")
     torch.manual_seed(1)
     whole = timm.create_model(name).eval()
     path = tmp_path / "model.safetensors"
