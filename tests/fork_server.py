@@ -11,19 +11,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-_SERVER = """\
-import gc, importlib, json, os, runpy, sys
-for name in (
+LIBRARIES = (
     "torch", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "detectron2.engine",
     "detectron2.modeling", "scipy.stats", "cv2", "tifffile", "matplotlib.figure",
-):
+)  # fmt: skip
+
+_SERVER = """\
+import gc, importlib, json, os, runpy, sys
+for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
     except ImportError:
@@ -51,14 +53,15 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def forks(folder: Path, **environment: str) -> Iterator[Run]:
+def forks(folder: Path, libraries: Sequence[str] = LIBRARIES, **environment: str) -> Iterator[Run]:
     """Yield a function that runs Python with arguments, as `subprocess.run` does with its output.
 
     The working folder is the project's, or `cwd`. What is printed goes through files in `folder`.
+    `libraries` are loaded already, those that can be imported.
     """
     files = folder / "stdout", folder / "stderr"
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVER], env=os.environ | environment,
+        [sys.executable, "-c", _SERVER, *libraries], env=os.environ | environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as server:  # fmt: skip
         requests, codes = server.stdin, server.stdout

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
 from cellseg.device import detectron2_problem
+from tests.fork_server import forks
 
 
-def run(code: str) -> None:
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function that runs code where of the libraries only torch is loaded."""
+    with forks(tmp_path_factory.mktemp("compiler"), ["torch"]) as forked:
+
+        def run(code: str) -> None:
+            done = forked("-c", textwrap.dedent(code))
+            assert done.returncode == 0, done.stderr
+
+        yield run
 
 
 @pytest.mark.parametrize("engine", ["detectron2", "torchvision"])
-def test_the_engines_leave_the_compiler_out(engine):
+def test_the_engines_leave_the_compiler_out(run, engine):
     """Detectron2's convolutions and timm too. It is there when wanted, also for torchvision."""
     if engine == "detectron2" and detectron2_problem():
         pytest.skip("needs Detectron2")
@@ -38,7 +45,7 @@ def test_the_engines_leave_the_compiler_out(engine):
     """)
 
 
-def test_a_compiler_that_is_there_stays():
+def test_a_compiler_that_is_there_stays(run):
     run("""
         import sys
         import torch._dynamo
@@ -49,7 +56,7 @@ def test_a_compiler_that_is_there_stays():
     """)
 
 
-def test_an_error_in_the_block_leaves_no_placeholder():
+def test_an_error_in_the_block_leaves_no_placeholder(run):
     run("""
         import sys
         from cellseg.compiler import without_compiler

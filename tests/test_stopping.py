@@ -189,9 +189,8 @@ def test_stopped_while_processes_are_started(tiny, cells, tmp_path, moment):
     assert is_gone(process.pid)
 
 
-def test_exit_code_and_line_of_bad_input(tmp_path):
-    argv = [sys.executable, str(PROJECT / "train.py"), "--lr", "-1"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+def test_exit_code_and_line_of_bad_input(forked, tmp_path):
+    done = forked(PROJECT / "train.py", "--lr", "-1", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("train.py: error: --lr (SOLVER.BASE_LR) -1.0: ")
     assert done.stderr.count("\n") == 1
