@@ -31,9 +31,11 @@ def rehearse(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Detectron2's
 @pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
-def test_all_parts_on_the_cpu(rehearse, cells, capsys):
+def test_all_parts_on_the_cpu(rehearse, cells, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "PROFILED", 1)
     parts = ["tests", "training", "prediction", "learning", "slide"]
-    code, rows, text = rehearse("--parts", *parts, "--data", cells, "--profile", "--cells", 20)
+    words = ["--data", cells, "--profile", "--cells", 20, "--minutes", 0.01]
+    code, rows, text = rehearse("--parts", *parts, *words)
     out, err = capsys.readouterr()
     assert code == 0, text
     assert re.match(r"## \d{4}-\d\d-\d\d, CPU\n\npython 3\.\d+\.\d+, torch 2\.", text)
@@ -110,7 +112,7 @@ def test_too_little_memory_for_the_baseline(rehearse, monkeypatch):
 
     monkeypatch.setattr(gpu, "train_detectron2", fail)
     monkeypatch.setattr(gpu, "train_here", lambda *_: gpu.Pace(3.0, 0.25, 0.8, "1.0 GiB"))
-    code, rows, _ = rehearse("--parts", "training")
+    code, rows, _ = rehearse("--parts", "training", "--minutes", 0.01)
     assert code == 0
     assert [row[1:4] for row in rows[:5]] == [
         ["–", "3.00", ""], ["–", "25.0%", ""], ["–", "4.00", ""], ["–", "80%", ""],
