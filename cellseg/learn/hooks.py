@@ -185,7 +185,7 @@ class CheckpointSaver(HookBase):
 def _cut_unfinished_line(path: Path) -> None:
     """Remove the end of a file of lines that was killed while it wrote one."""
     lines = path.read_bytes() if path.exists() else b""
-    if not lines.endswith(b"\n"):
+    if lines and not lines.endswith(b"\n"):
         path.write_bytes(lines[: lines.rfind(b"\n") + 1])
 
 
