@@ -12,6 +12,7 @@ import difflib
 import io
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +26,7 @@ from cellseg.errors import InputError
 from cellseg.files import check_ordinary
 from cellseg.keys import (
     CROP_SIZES,
+    DETECTRON2_RANGES,
     FLAGS,
     NETWORK_RANGES,
     OWN,
@@ -400,6 +402,8 @@ def check_values(cfg: CfgNode) -> None:
     inputs, solver, data = cfg.INPUT, cfg.SOLVER, cfg.DATA
     if solver.WEIGHT_DECAY_BIAS is not None:  # of no type
         _check_ranges(cfg, {"SOLVER.WEIGHT_DECAY_BIAS": Range(0)})
+    if solver.CLIP_GRADIENTS.NORM_TYPE != math.inf:  # the largest gradient
+        _check_ranges(cfg, {"SOLVER.CLIP_GRADIENTS.NORM_TYPE": Range(0, above=True)})
     if not inputs.ZOOM and inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
         _check_ranges(cfg, {"INPUT.MIN_SIZE_TRAIN": SIDE_RANGE}, "MIN_SIZE_TRAIN_SAMPLING range")
     if not inputs.ZOOM and inputs.CROP.ENABLED:  # with a ZOOM, crops are of INPUT.WINDOW
@@ -420,6 +424,8 @@ def check_values(cfg: CfgNode) -> None:
 def check_prediction_values(cfg: CfgNode) -> None:
     """Raise InputError if a key that prediction reads is out of its range in `cellseg.keys`."""
     _check_ranges(cfg, NETWORK_RANGES)
+    if cfg.ENGINE == "detectron2":
+        _check_ranges(cfg, DETECTRON2_RANGES)
     _check_ranges(cfg, PREDICTION_RANGES)
 
 

@@ -277,10 +277,25 @@ class Numbers:
         return f"a list of {count}{order}{numbers}{last} ({self.each} each)"
 
 
+@dataclass(frozen=True)
+class PerFeature:
+    """`Numbers` for all feature maps, or a list of them for each."""
+
+    numbers: Numbers
+
+    def __contains__(self, values: Any) -> bool:
+        nested = any(isinstance(value, list | tuple) for value in values)
+        lists = values if nested else [values]
+        return all(isinstance(each, list | tuple) and each in self.numbers for each in lists)
+
+    def __str__(self) -> str:
+        return f"{self.numbers}, or one for each of MODEL.RPN.IN_FEATURES"
+
+
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adagrad")
 SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
 
-Allowed = Range | Numbers | tuple[Any, ...]  # a tuple lists all allowed values
+Allowed = Range | Numbers | PerFeature | tuple[Any, ...]  # a tuple lists all allowed values
 
 _FRACTION = Range(0, 1)
 _POSITIVE = Range(0, above=True)
@@ -303,6 +318,8 @@ NETWORK_RANGES: dict[str, Allowed] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
     "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
+    "MODEL.ANCHOR_GENERATOR.SIZES": PerFeature(Numbers(_POSITIVE, 1)),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": PerFeature(Numbers(_POSITIVE, 1)),
     "MODEL.RPN.IOU_THRESHOLDS": Numbers(_FRACTION, 2, 2, ordered=True),
     "MODEL.RPN.NMS_THRESH": _FRACTION,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
@@ -324,6 +341,15 @@ NETWORK_RANGES: dict[str, Allowed] = {
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": _LAYERS,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": _LAYERS,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": _CHANNELS,
+}
+
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+
+# More keys of the network, of Detectron2 only.
+DETECTRON2_RANGES: dict[str, Allowed] = {
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": Numbers(_POSITIVE, 4, 4),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
 }
 
 # Keys that prediction reads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -286,6 +287,13 @@ def test_bad_options(options, expected):
         ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "() ('x',)", "numbers .a positive number"),
         ("MODEL.ROI_MASK_HEAD.BOX_SCALE", "0.9 4.1 nan", "from 1 to 4 "),
         ("MODEL.ROI_MASK_HEAD.CONV_DIM", "0 1000000000", "1 to 100000 "),
+        (
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            "[] [[]] [[8],[]] [[8],9] [[-8],[8]] [0] [['a']]",
+            "one or more numbers .a positive number each., or one for each of MODEL.RPN.IN_FEATU",
+        ),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[] [[0.0]]", "one or more numbers .a positive"),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0 -1 nan", "a positive number"),
     ],
 )
 def test_values_out_of_range(name, values, expected):
@@ -296,6 +304,33 @@ def test_values_out_of_range(name, values, expected):
         start = re.escape(f"{name} {config.flatten(cfg)[key]}: ")
         with pytest.raises(InputError, match=f"^{start}.*{expected}"):
             config.check_values(cfg)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    ("check", "key", "value", "expected"),
+    [
+        (config.check_values, "RPN.BBOX_REG_WEIGHTS", "(1,1,1)", "a list of four numbers"),
+        (config.check_values, "RPN.BBOX_REG_LOSS_TYPE", "foo", "one of smooth_l1, giou"),
+        (config.check_values, "ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "gious", "did you mean giou?"),
+        (check_network, "RPN.CONV_DIMS", "[0]", "1 or more, or -1"),
+        (check_network, "RPN.CONV_DIMS", "[-1,8,-2]", "1 or more, or -1"),
+    ],
+)
+def test_values_of_detectron2_out_of_range(check, key, value, expected):
+    cfg = config.load_recipe("demo", "detectron2")
+    config.merge_options(cfg, [f"MODEL.{key}", value])
+    with pytest.raises(InputError, match=f"^MODEL.{key} .*{re.escape(expected)}"):
+        check(cfg)
+
+
+def test_values_with_several_forms(engine):
+    cfg = config.load_recipe("demo", engine)
+    for sizes in ([8, 16.5], [[8, 16]], [[8], (16, 32)]):
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+        config.check_values(cfg)
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE = math.inf  # the largest gradient
+    config.check_values(cfg)
 
 
 @pytest.mark.parametrize(

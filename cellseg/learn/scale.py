@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -281,7 +280,7 @@ def warn_of_unsuitable_scale(cfg: CfgNode, samples: Sequence[ImageCells]) -> Non
             "training; set a larger INPUT.WINDOW or a lower INPUT.ZOOM"
         )
     length = float(np.median(lengths)) * _typical_scale(cfg, samples)
-    smallest = min(itertools.chain.from_iterable(cfg.MODEL.ANCHOR_GENERATOR.SIZES))
+    smallest = np.hstack(cfg.MODEL.ANCHOR_GENERATOR.SIZES).min()  # of lists, or a single one
     if not inputs.ZOOM and length < smallest / 2:
         warn(
             f"the median cell is {length:.3g} network pixels long in training, less than half of "

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cellseg.compiler import without_compiler
 from cellseg.errors import InputError
+from cellseg.keys import Range
 from cellseg.network.auxiliary import AuxiliaryHead, build_auxiliary_head
 from cellseg.network.engines import Detections, distinct_masks, enlarge_boxes
 from cellseg.network.limits import (
@@ -470,13 +471,18 @@ def _instances(sample: dict[str, Any]) -> Instances:
 
 
 def check(cfg: CfgNode) -> None:
-    """Raise InputError for another proposal generator than the RPN, if timm lacks the network, or
-    if the heads can't enlarge boxes.
+    """Raise InputError for another proposal generator than the RPN, if its head has layers without
+    channels, if timm lacks the network, or if the heads can't enlarge boxes.
 
     Detectron2 checks other keys when it builds.
     """
     if (generator := cfg.MODEL.PROPOSAL_GENERATOR.NAME) != "RPN":
         raise InputError(f"MODEL.PROPOSAL_GENERATOR.NAME {generator}: RPN is expected")
+    if not all(dim == -1 or dim in Range(1, whole=True) for dim in cfg.MODEL.RPN.CONV_DIMS):
+        raise InputError(
+            f"MODEL.RPN.CONV_DIMS {cfg.MODEL.RPN.CONV_DIMS}: numbers of channels of 1 or more, or "
+            "-1 for that of the features, are expected"
+        )
     scale, heads = cfg.MODEL.ROI_MASK_HEAD.BOX_SCALE, cfg.MODEL.ROI_HEADS.NAME
     if scale != 1 and heads == "Res5ROIHeads":
         raise InputError(

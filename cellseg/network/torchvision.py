@@ -421,6 +421,8 @@ def _build_rpn(model: CfgNode, backbone: Backbone) -> _ProposalNetwork:
 def _per_level(model: CfgNode, key: str, n_levels: int) -> list[Sequence[float]]:
     """Return the anchors' sizes or ratios for each level; a single list is used for all."""
     lists = list(model.ANCHOR_GENERATOR[key])
+    if lists and not isinstance(lists[0], list | tuple):
+        lists = [lists]
     if len(lists) not in (1, n_levels):
         raise InputError(
             f"MODEL.ANCHOR_GENERATOR.{key} {lists}: one list, or one for each of the {n_levels} "

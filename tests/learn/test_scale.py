@@ -138,8 +138,11 @@ def test_cells_small_for_the_anchors(side, zoom, warns, caplog):
     """The smallest anchor has 32 px; images of 400 px stay as they are."""
     cfg = config.load_recipe("mask_rcnn_R_50_FPN_3x", "torchvision")
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.ZOOM = False, (400,), zoom
-    warn_of_unsuitable_scale(cfg, images((side, side), (side, 2), (3, 3)))
-    assert ("INPUT.ZOOM_FROM_DATA" in caplog.text) == warns
+    for sizes in (cfg.MODEL.ANCHOR_GENERATOR.SIZES, [[64, 32, 512]], [64, 32, 512]):
+        caplog.clear()
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+        warn_of_unsuitable_scale(cfg, images((side, side), (side, 2), (3, 3)))
+        assert ("INPUT.ZOOM_FROM_DATA" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

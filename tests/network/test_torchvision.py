@@ -20,6 +20,7 @@ from cellseg.network.limits import choose_limits
 from cellseg.network.resnet import ResNet
 from cellseg.network.torchvision import build_network, check, initial_weights
 from tests.network.network_cases import LIMITS, picture, sample
+from tests.training import same
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # Detectron2's
 
@@ -468,6 +469,22 @@ def test_features_and_anchors_that_do_not_fit(load):
         build_network(load("fpn", f"{anchors}.SIZES", [[8], [16]]))
     with pytest.raises(InputError, match=r"\[3, 3, 3, 3, 6\] anchors .* p2, p3, "):
         build_network(load("fpn", f"{anchors}.SIZES", [[8], [16], [32], [64], [64, 128]]))
+
+
+def test_one_list_of_anchor_sizes_is_for_all_features(load):
+    one, *others = [
+        list(
+            build_network(
+                load("fpn", "MODEL.ANCHOR_GENERATOR.SIZES", sizes)
+            ).rpn.anchor_generator.buffers()
+        )
+        for sizes in ([8, 16], [[8, 16]], [[8, 16]] * 5)
+    ]
+    assert [len(boxes) for boxes in one] == [2 * 3] * 5  # of three shapes
+    for boxes in one:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        assert areas.tolist() == pytest.approx([8**2] * 3 + [16**2] * 3)
+    assert all(same(one, other) for other in others)
 
 
 @pytest.mark.parametrize(
