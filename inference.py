@@ -90,7 +90,7 @@ def get_parser() -> utils.CommandParser:
     add("--max_detections", type=utils.positive_int, metavar="N",
         help="maximum detections per image, or per tile (room for all cells of the area)")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config keys, such as INPUT.MIN_SIZE_TEST 800")
+        help="config keys, such as TEST.MASK_IOU 0.4")
     # fmt: on
     return parser
 
@@ -148,7 +148,7 @@ def configure(args: argparse.Namespace, run: Path) -> CfgNode:
 
 def find_networks(args: argparse.Namespace) -> Networks:
     """Return the networks of the runs. Sets the device that was left out."""
-    from cellseg import runs
+    from cellseg import config, runs
     from cellseg.device import choose_device
     from cellseg.predict.networks import Networks, check_networks
 
@@ -161,6 +161,7 @@ def find_networks(args: argparse.Namespace) -> Networks:
         raise InputError("--checkpoint: names the same weights twice; name each run once")
     print("weights: " + ", ".join(map(display_path, weights)))
     cfgs = [configure(args, path.parent) for path in weights]
+    config.check_prediction_keys(cfgs, args.options[::2])
     if args.overlap and not (cfgs[0].TEST.TILE or any(cfg.INPUT.ZOOM for cfg in cfgs)):
         raise InputError("--overlap: runs without INPUT.ZOOM predict whole images; pass --tile too")
     networks = Networks(weights, cfgs, categories)

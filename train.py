@@ -147,7 +147,7 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     check_network(cfg)
     if run:
         session.check_same_start(run, cfg, original)
-    else:
+    if not source:
         config.check_unused_keys(cfg)
     config.check_given_keys(cfg, args.options[::2])
     held_out = cfg.DATA.VAL_FRACTION or cfg.DATA.FOLDS or cfg.DATA.VAL_IMAGES

@@ -336,15 +336,32 @@ _UNUSED_KEYS = {
     "MODEL.ROI_HEADS.IOU_LABELS": "use MODEL.ROI_HEADS.IOU_THRESHOLDS",
     "VIS_PERIOD": "--show_batch draws a batch, and TensorBoard has held-out images",
     "DATALOADER.SAMPLER_TRAIN": "use DATALOADER.REPEAT_THRESHOLD or INPUT.CROP_ON_CLASS",
+    "SOLVER.REFERENCE_WORLD_SIZE": "use --batch_size, --lr and --processes",
+    "SOLVER.NUM_DECAYS": "use SOLVER.STEPS or SOLVER.STEP_FRACTIONS",
+    "CUDNN_BENCHMARK": "cuDNN chooses its algorithms by rules",
+    "FLOAT32_PRECISION": "use SOLVER.AMP.ENABLED",
+}
+# The same for keys that most config files for Detectron2 set.
+_UNUSED_IF_GIVEN = {
+    "OUTPUT_DIR": "use --output_dir",
+    "DATASETS.TRAIN": "use --data or --annotations",
+    "DATASETS.TEST": "use --val_fraction",
+    "INPUT.MASK_FORMAT": "masks are bit masks",
 }
 
 
-def check_unused_keys(cfg: CfgNode) -> None:
-    """Raise InputError if a new run sets a key that has no effect."""
+def check_unused_keys(cfg: CfgNode, given: Sequence[str] | None = None) -> None:
+    """Raise InputError if a key has no effect: any of a new run, or one that was `given`."""
     own, known = flatten(cfg), flatten(default_config(cfg.ENGINE))
-    for key, instead in _UNUSED_KEYS.items():
-        if own.get(key) != known.get(key):
-            raise InputError(f"{key} {own[key]}: has no effect here; {instead}")
+    for key in own if given is None else given:
+        if key in _UNUSED_KEYS and own[key] != known[key]:
+            raise InputError(f"{key} {own[key]}: has no effect here; {_UNUSED_KEYS[key]}")
+        if key in _UNUSED_IF_GIVEN and given is not None:
+            raise InputError(f"{key} {own[key]}: has no effect here; {_UNUSED_IF_GIVEN[key]}")
+        if key == "SOLVER.NESTEROV" and own[key] and cfg.SOLVER.OPTIMIZER != "SGD":
+            raise InputError(
+                f"{key} {own[key]}: has no effect with {cfg.SOLVER.OPTIMIZER}; use --optimizer SGD"
+            )
 
 
 # Keys that training computes from the cells.
@@ -360,11 +377,12 @@ _WITH_SCALE = ("INPUT.WINDOW", "INPUT.WINDOWS_BY_AREA", "INPUT.ZOOM_JITTER")
 _VALIDATION = ("TEST.EVAL_PERIOD", "TEST.EVAL_EPOCHS")
 
 
-def check_given_keys(cfg: CfgNode, given: Iterable[str]) -> None:
+def check_given_keys(cfg: CfgNode, given: Sequence[str]) -> None:
     """Check the keys given on the command line of a training for those without effect.
 
     Raises InputError for the first; a warning for those of a validation that there is not.
     """
+    check_unused_keys(cfg, given)
     has_scale = cfg.INPUT.ZOOM or cfg.INPUT.ZOOM_FROM_DATA
     for key in given:
         value = attrgetter(key)(cfg)
@@ -389,6 +407,30 @@ def check_given_keys(cfg: CfgNode, given: Iterable[str]) -> None:
             and not (cfg.DATA.VAL_FRACTION or cfg.DATA.VAL_IMAGES or cfg.DATA.FOLDS)
         ):
             warn(f"no validation images (--val_fraction), so {key} has no effect")
+
+
+def check_prediction_keys(cfgs: Sequence[CfgNode], given: Sequence[str]) -> None:
+    """Raise InputError if keys given on the command line of a prediction have no effect on it.
+
+    `cfgs` are those of one or more networks.
+    """
+    of_training = [
+        key
+        for key in given
+        if key in TRAINING_RANGES
+        or key == "MODEL.WEIGHTS"
+        or not (key in PREDICTION_RANGES or key.startswith(("MODEL.", "TEST.")))
+    ]
+    if of_training:
+        raise InputError(
+            f"{', '.join(of_training)}: only for training, to be left out here; the weights are "
+            "chosen with --checkpoint, the images with --data or --images"
+        )
+    check_unused_keys(cfgs[0], given)
+    for key in given:
+        if key in _WITHOUT_SCALE and all(cfg.INPUT.ZOOM for cfg in cfgs):
+            value = attrgetter(key)(cfgs[0])
+            raise InputError(f"{key} {value}: has no effect with a fixed scale; use INPUT.ZOOM")
 
 
 def check_values(cfg: CfgNode) -> None:

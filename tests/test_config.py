@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,11 @@ def scheduled(n_images, *options):
         ("MODEL.RPN.IOU_LABELS", "[-1, 0, 1]", r"RPN\.IOU_THRESHOLDS"),
         ("MODEL.ROI_HEADS.IOU_LABELS", "[1, 0]", r"ROI_HEADS\.IOU_THRESHOLDS"),
         ("VIS_PERIOD", "1", "TensorBoard"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", "8", "--processes"),
+        ("SOLVER.NUM_DECAYS", "7", r"SOLVER\.STEPS"),
+        ("SOLVER.NESTEROV", "True", "with AdamW; use --optimizer SGD"),
+        ("CUDNN_BENCHMARK", "True", "cuDNN"),
+        ("FLOAT32_PRECISION", "medium", r"SOLVER\.AMP"),
     ],
 )
 def test_keys_without_effect(key, value, instead):
@@ -390,6 +396,57 @@ def test_keys_without_effect(key, value, instead):
     config.merge_options(cfg, [key, value])
     with pytest.raises(InputError, match=f"{key} {re.escape(value)}: has no effect .*{instead}"):
         config.check_unused_keys(cfg)
+    config.check_given_keys(cfg, ["SEED"])  # of a run of an earlier version
+    with pytest.raises(InputError, match=f"^{key} "):
+        config.check_given_keys(cfg, [key, "SEED"])
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("OUTPUT_DIR", "./output", "--output_dir"),
+        ("DATASETS.TRAIN", "('a',)", "--data"),
+        ("DATASETS.TEST", "('a',)", "--val_fraction"),
+        ("INPUT.MASK_FORMAT", "polygon", "bit masks"),
+    ],
+)
+def test_keys_that_every_config_for_detectron2_has(key, value, instead):
+    cfg = config.load_recipe("demo", "detectron2")
+    config.merge_options(cfg, [key, value])
+    config.check_unused_keys(cfg)
+    with pytest.raises(InputError, match=f"{key} {re.escape(value)}: has no effect .*{instead}"):
+        config.check_given_keys(cfg, [key])
+
+
+def test_nesterov_momentum(engine):
+    cfg = config.load_recipe("demo", engine)
+    config.merge_options(cfg, ["SOLVER.NESTEROV", "True", "SOLVER.OPTIMIZER", "SGD"])
+    config.check_unused_keys(cfg)
+    config.check_given_keys(cfg, ["SOLVER.NESTEROV"])
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (
+            "SEED SOLVER.MAX_ITER TEST.TILE TEST.EVAL_PERIOD",
+            "SEED, SOLVER.MAX_ITER, TEST.EVAL_PERIOD",
+        ),
+        ("MODEL.WEIGHTS DATA.ROOT INPUT.WINDOW", "MODEL.WEIGHTS, DATA.ROOT, INPUT.WINDOW"),
+        ("OUTPUT_DIR", "OUTPUT_DIR"),
+        ("INPUT.MIN_SIZE_TEST", "INPUT.MIN_SIZE_TEST 1000"),
+        ("TEST.TILE MODEL.DEVICE DATA.MPP INPUT.ZOOM MODEL.RPN.NMS_THRESH TEST.LARGEST_PIECE", ""),
+    ],
+)
+def test_keys_given_to_a_prediction(given, named):
+    cfg = config.load_recipe("demo", "torchvision")
+    cfg.INPUT.ZOOM = 2.0
+    expectation = pytest.raises(InputError, match=f"^{named}: ") if named else nullcontext()
+    with expectation:
+        config.check_prediction_keys([cfg], given.split())
+    resized = config.load_recipe("mask_rcnn_R_50_DC5_3x", "torchvision")
+    config.check_prediction_keys([cfg, resized], ["INPUT.MIN_SIZE_TEST"])
 
 
 def test_epochs_of_the_default_recipe():
