@@ -97,6 +97,13 @@ def test_options_that_are_not_text(run):
             Predictor.from_run(run, options=wrong)
 
 
+@pytest.mark.one_engine
+@pytest.mark.parametrize("device", ["auto", "foo", "cuda:99"])
+def test_a_device_that_is_not_available_is_named(run, device):
+    with pytest.raises(InputError, match=f"{device}: not available .*cpu always works"):
+        Predictor.from_run(run, device=device)
+
+
 def test_score_threshold(run, cells):
     predictor = Predictor.from_run(run)
     image = next(cells.glob("test_release/*.tif"))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cellseg import runs
 from cellseg.config import check_prediction_values, config_errors, load_config, merge_options
-from cellseg.device import autocast_dtype
+from cellseg.device import autocast_dtype, choose_device
 from cellseg.errors import InputError
 from cellseg.memory import memory_name, too_large_error, unless_out_of_memory
 from cellseg.messages import warn
@@ -116,12 +116,13 @@ class Predictor:
         Raises
         ------
         InputError
-            If no run is given, one is not found or damaged, a key or value is unknown, or the
-            classes differ.
+            If no run is given, one is not found or damaged, a key or value is unknown, the classes
+            differ, or the device is not available.
         """
         paths = [run] if isinstance(run, str | os.PathLike) else list(run)
         if not paths:
             raise InputError("no run given; pass a run folder, or a list of one or more")
+        device = choose_device(device)
         files = [runs.find_weights(Path(path), weights) for path in paths]
         categories = runs.common_categories([file.parent for file in files])
         cfgs = [load_config(file.parent / runs.CONFIG) for file in files]
