@@ -183,6 +183,7 @@ def detectron2(*case):
         ("--config-file {tiny} -b 6", "--batch_size 6: larger than the training set, which has 5"),
         ("--config-file {tiny} --val_fraction 0.4 -b 4", "which has 3 images"),
         ("--config-file {tiny} --groups nowhere.json", "--groups"),
+        ("--config-file {tiny} DATA.VAL_IMAGES ['nope','no']", "DATA.VAL_IMAGES: no, nope: not "),
         ("--config-file {tiny} --annotations nowhere.json", "nowhere.json: "),
         ("--model mask_rcnn_R_50_FPN_3x --annotations nowhere.json", "nowhere.json: "),
         ("--config-file {tiny} --output_dir {tiny}", "choose another --output_dir"),
@@ -301,10 +302,17 @@ def test_weights_that_are_not_finite_are_refused(go, tmp_path):
     [
         (["INPUT.ZOOM", "2"], "INPUT.ZOOM 2.0: "),
         (["DATA.MPP", "0.5"], "DATA.MPP 0.5: "),
+        (["INPUT.FORMAT", "RGB"], "INPUT.FORMAT RGB: .* started with BGR"),
+        (["MODEL.PIXEL_MEAN", "[1,2,3]"], r"MODEL.PIXEL_MEAN \[1, 2, 3\]: "),
+        (["MODEL.PIXEL_STD", "[1,2,3]"], r"MODEL.PIXEL_STD \[1, 2, 3\]: "),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", "[[9,33]]"], r"GENERATOR.SIZES .* with \[\[16, 32\]\]"),
+        (["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.3,1.0,3.0]]"], "ASPECT_RATIOS .* with "),
         (["MODEL.BACKBONE.FREEZE_AT", "2"], r"last\.pth: .*backbone\..*trained before"),
     ],
 )
-def test_a_run_is_not_resumed_with_another_scale_or_frozen_layers(go, tmp_path, words, expected):
+def test_a_run_is_not_resumed_with_other_inputs_anchors_or_frozen_layers(
+    go, tmp_path, words, expected
+):
     assert go("SOLVER.MAX_ITER", 1) == 0
     assert re.search(expected, refused(only_run(tmp_path / "runs"), "SOLVER.MAX_ITER", 2, *words))
 
@@ -695,6 +703,42 @@ def test_a_finished_run_can_be_made_longer(run, tmp_path):
     shutil.copytree(run, copy)
     assert resume(copy, "SOLVER.MAX_ITER", 5) == 0
     assert load(copy / runs.FINAL)["iteration"] == 5
+
+
+@pytest.mark.one_engine
+def test_a_finished_run_that_is_not_trained_keeps_its_config(run, tmp_path, capsys):
+    copy = Path(shutil.copytree(run, tmp_path / "tiny" / "copy"))
+    before = {path: path.read_bytes() for path in copy.glob("*") if path.name != "log.txt"}
+    assert resume(copy, "--lr", 0.5, "TEST.MASK_IOU", 0.3) == 0
+    assert "nothing to do: 4 iterations done" in capsys.readouterr().out
+    for words in (["SOLVER.MAX_ITER", 3], ["--epochs", 0.5]):  # of 3 images in batches of 2
+        assert f"--resume {copy}: 4 iterations already done, but" in refused(copy, *words)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.one_engine
+def test_epochs_that_give_no_more_iterations_keep_the_config(go, tmp_path, capsys):
+    """The 4 iterations of SOLVER.MIN_ITER are more than those of 2 epochs of 2."""
+    assert go("--val_fraction", 0.2, "SOLVER.EPOCHS", 1.0, "SOLVER.MIN_ITER", 4) == 0
+    run = only_run(tmp_path / "runs")
+    before = (run / runs.CONFIG).read_text()
+    assert resume(run, "--epochs", 2) == 0
+    assert "nothing to do: 4 iterations done" in capsys.readouterr().out
+    line = refused(run, "--epochs", 1.5)
+    assert "4 iterations already done, but the run now ends after 3" in line
+    assert (run / runs.CONFIG).read_text() == before
+
+
+def test_final_weights_that_were_deleted_are_written_again(go, tmp_path, capsys):
+    assert go("SOLVER.MAX_ITER", 2, "SOLVER.EMA", 0.5) == 0
+    run = only_run(tmp_path / "runs")
+    final = load(run / runs.FINAL)
+    (run / runs.FINAL).unlink()
+    assert "2 iterations already done" in refused(run, "SOLVER.MAX_ITER", 1)
+    assert not (run / runs.FINAL).exists()
+    assert resume(run) == 0
+    assert same(load(run / runs.FINAL), final)
+    assert runs.FINAL in capsys.readouterr().out
 
 
 @pytest.mark.one_engine

@@ -102,9 +102,8 @@ def split_data(
     group_of = read_groups(Path(groups), names + corrected) if groups else None
     if missing := sorted({*val_images} - {*names}):
         raise InputError(
-            f"{missing[0]}: a validation image of the run that is not in the annotations"
-            f"{f', as {len(missing) - 1} more' if missing[1:] else ''}; restore it, or begin a new "
-            "run with --model"
+            f"DATA.VAL_IMAGES: {listed(missing)}: not in the annotations; correct the names, or if "
+            "a run goes on, restore the images or begin a new run with --model"
         )
     if val_images:
         validation = {*val_images}

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cellseg.config import config_errors, load_config
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
 from cellseg.files import display_path, remove_unfinished, shell_path, write_atomic
+from cellseg.keys import FLAGS
 from cellseg.learn.continued import (
     check_former_run,
     warn_of_other_classes,
@@ -93,21 +95,18 @@ def set_workers(cfg: CfgNode, chosen: bool) -> None:
 
 
 def check_same_start(run: Path, cfg: CfgNode, original: CfgNode) -> None:
-    """Raise InputError if a resumed run would have another optimizer, batch size, fold or scale."""
-    for name, section, key in (
-        ("--optimizer", "SOLVER", "OPTIMIZER"),
-        ("--batch_size", "SOLVER", "IMS_PER_BATCH"),
-        ("DATA.FOLDS", "DATA", "FOLDS"),
-        ("DATA.FOLD", "DATA", "FOLD"),
-        ("INPUT.ZOOM", "INPUT", "ZOOM"),
-        ("DATA.MPP", "DATA", "MPP"),
-    ):
-        if cfg[section][key] != original[section][key]:
-            split = " (SOLVER.ACCUMULATE splits a batch)" if key == "IMS_PER_BATCH" else ""
+    """Raise InputError if a resumed run would have another optimizer, batch, fold or inputs."""
+    for key in (
+        "SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH", "DATA.FOLDS", "DATA.FOLD", "DATA.MPP",
+        "INPUT.ZOOM", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD",
+        "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    ):  # fmt: skip
+        value, former = attrgetter(key)(cfg), attrgetter(key)(original)
+        if value != former:
+            split = " (SOLVER.ACCUMULATE splits a batch)" if key == "SOLVER.IMS_PER_BATCH" else ""
             raise InputError(
-                f"{name} {cfg[section][key]}: {display_path(run)} was started with "
-                f"{original[section][key]}; leave it out{split}, or start a new run without "
-                "--resume"
+                f"{FLAGS.get(key, key)} {value}: {display_path(run)} was started "
+                f"with {former}; leave it out{split}, or start a new run without --resume"
             )
 
 
@@ -305,6 +304,10 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
         try:
             trainer = _start(session, build_trainer)
             if trainer.start_iter >= trainer.max_iter:
+                if first and not (run / runs.FINAL).is_file():
+                    network, done = trainer.step.eval_network, trainer.start_iter
+                    trainer.checkpointer.save_weights(runs.FINAL, network, iteration=done)
+                    print(f"{display_path(run / runs.FINAL)}: missing, written from {runs.LAST}")
                 print(f"nothing to do: {plural(trainer.start_iter, 'iteration')} done, as planned")
                 return 0
             trainer.train()
@@ -348,13 +351,9 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
         with config_errors(run / runs.CONFIG):
             trainer = build_trainer(cfg, session.data)
         trainer.resume_or_load(resume=not session.new)
-        if trainer.start_iter >= trainer.max_iter and not (run / runs.FINAL).is_file():
-            raise InputError(
-                f"--resume {display_path(run)}: {plural(trainer.start_iter, 'iteration')} already "
-                f"done, but the run now ends after {trainer.max_iter}; raise --epochs, "
-                "SOLVER.MAX_ITER or TEST.PATIENCE, or predict with the existing weights"
-            )
-        if first and not session.new:  # only after the checkpoint was found to fit
+        if trainer.start_iter >= trainer.max_iter:
+            check_length(run, cfg, trainer.start_iter, trainer.max_iter)
+        elif first and not session.new:  # only after the checkpoint was found to fit
             _write_config(cfg)
         if first:
             print_parameter_count(trainer.step.network)
@@ -373,6 +372,17 @@ def check_checkpoint(run: Path) -> None:
         raise InputError(
             f"{display_path(run / runs.LAST)}: no such file, so the run, which is finished, can't "
             f"go on; restore it, or begin a new run with --weights {display_path(run)}"
+        )
+
+
+def check_length(run: Path, cfg: CfgNode, done: int, end: int) -> None:
+    """Raise InputError if a run without iterations left gets another length."""
+    length = attrgetter("SOLVER.MAX_ITER", "TEST.PATIENCE")
+    if length(cfg) != length(load_config(run / runs.CONFIG)):
+        raise InputError(
+            f"--resume {display_path(run)}: {plural(done, 'iteration')} already done, but the run "
+            f"now ends after {end}; raise --epochs, SOLVER.MAX_ITER or "
+            "TEST.PATIENCE, or predict with the existing weights"
         )
 
 
