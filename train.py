@@ -169,6 +169,19 @@ def setup(args: argparse.Namespace, run: Path | None = None) -> CfgNode:
     return cfg
 
 
+def name_source(args: argparse.Namespace, folder: Path | None) -> str:
+    """Return what the network is chosen with, for messages: flags and keys, or the run resumed."""
+    model = None if folder else args.model  # --resume --model NAME only says which run
+    given = [("--config_file", args.config_file), ("--model", model)]
+    given += [
+        pair
+        for pair in zip(args.options[::2], args.options[1::2], strict=False)
+        if pair[0].startswith("MODEL.")
+    ]
+    words = " ".join(f"{name} {value}" for name, value in given if value)
+    return words or (f"the config of {display_path(folder)}" if folder else "the config")
+
+
 def check_split_is_kept(former: Path, args: argparse.Namespace) -> None:
     """Raise InputError if flags split the images otherwise than the run that is continued."""
     keys = {*args.options[::2]} & {"DATA.VAL_FRACTION", "DATA.FOLDS", "DATA.FOLD"}
@@ -211,10 +224,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cellseg.learn import cross_validation, session
 
     command = [Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]
-    launch = session.Launch(
-        command, train, args.processes, args.num_machines, args.machine_rank, args.dist_url
-    )
     folder = session.find_run(args.resume, args.output_dir, args.model) if args.resume else None
+    launch = session.Launch(
+        command, train, args.processes, args.num_machines, args.machine_rank, args.dist_url,
+        name_source(args, folder),
+    )  # fmt: skip
     folds = runs.list_fold_runs(folder) if folder else []
     resumed: list[Path | None] = [*folds] or [folder]
     cfgs = [setup(args, run) for run in resumed]

@@ -192,8 +192,22 @@ def detectron2(*case):
         ("--model demo INPUT.MIN_SIZE_TRAIN (99,)", "INPUT.MIN_SIZE_TRAIN (99,): "),
         ("--model demo INPUT.CROP.SIZE [0.2,0.2]", "INPUT.CROP.SIZE [0.2, 0.2]: "),
         ("--config-file {tiny} INPUT.ZOOM 0 INPUT.WINDOW 99", "INPUT.WINDOW 99: "),
-        detectron2("--config-file {tiny} MODEL.BACKBONE.NAME x", "config.yaml: "),
-        detectron2("--config-file {tiny} MODEL.RESNETS.DEPTH 51", "config.yaml: "),
+        detectron2(
+            "--config-file {tiny} SEED 1 MODEL.BACKBONE.NAME x", "yaml MODEL.BACKBONE.NAME x: "
+        ),
+        detectron2(
+            "--config-file {tiny} MODEL.RESNETS.DEPTH 51", "tiny.yaml MODEL.RESNETS.DEPTH 51: "
+        ),
+        detectron2(
+            "--folds 2 --config-file {tiny} MODEL.BACKBONE.NAME x", "MODEL.BACKBONE.NAME x: "
+        ),
+        detectron2(
+            "-m small_fpn --weights none MODEL.FPN.NORM x", "--model small_fpn MODEL.FPN.NORM x: "
+        ),
+        (
+            "--config-file {tiny} INPUT.ZOOM_FROM_DATA True MODEL.RPN.IN_FEATURES []",
+            "FEATURES []: the",
+        ),
         ("--config-file {tiny} SOLVER.WARMUP_METHOD x", "SOLVER.WARMUP_METHOD x"),
         ("--config-file {tiny} INPUT.BRIGHTNESS (1,)", "INPUT.BRIGHTNESS (1,): "),
         ("--config-file {tiny} INPUT.RANDOM_FLIP x", "INPUT.RANDOM_FLIP x: one of none"),
@@ -783,6 +797,14 @@ def test_damaged_files_of_a_run(stopped, name):
     path = stopped / name
     path.write_bytes(path.read_bytes()[:1000] + b"\n}")
     assert str(path) in refused(stopped)
+
+
+def test_a_network_that_can_not_be_built(stopped, engine):
+    assert refused(stopped, "MODEL.RESNETS.NORM", "x").startswith("MODEL.RESNETS.NORM ")
+    path = stopped / runs.CONFIG
+    path.write_text(path.read_text().replace("NORM: BN", "NORM: x"))
+    named = "MODEL.RESNETS.NORM " if engine == "torchvision" else f"the config of {stopped}: "
+    assert refused(stopped).startswith(named)
 
 
 def test_a_checkpoint_of_another_network(stopped):

@@ -130,7 +130,8 @@ def _begin_fold(
     cfg = cfg.clone()
     cfg.DATA.FOLD = number
     # Before the folder: there may be too many folds.
-    fold = session.set_processes(session.prepare(cfg, data, new=False), launch)
+    fold = session.prepare(cfg, data, new=False, source=launch.source)
+    fold = session.set_processes(fold, launch)
     session.limit_warmup(fold, launch.command)
     run.mkdir(exist_ok=True)
     session.create(fold, run, launch.command)

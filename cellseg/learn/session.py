@@ -53,6 +53,7 @@ class Session:
     data: TrainingData  # split
     reasons: list[str]  # for the config values chosen from the data, one line each
     new: bool  # whether the run folder is deleted if nothing can be built from the config
+    source: str  # what the config is from, for messages
     processes: int = 1  # on this machine
 
 
@@ -66,6 +67,7 @@ class Launch:
     machines: int = 1
     machine_rank: int = 0  # rank 0 writes the run
     dist_url: str = "auto"  # address of machine 0
+    source: str = "the config"  # what it is from, for messages
 
 
 BuildTrainer = Callable[[CfgNode, TrainingData], Any]  # returns a `DefaultTrainer`
@@ -166,10 +168,13 @@ def choose_processes(cfg: CfgNode, machines: int = 1) -> int:
     return max(n for n in numbers if n == 1 or (batch % n == 0 and batch // n >= least))
 
 
-def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) -> Session:
+def prepare(
+    cfg: CfgNode, data: TrainingData | None = None, new: bool = True, source: str = "the config"
+) -> Session:
     """Split the data by a config, and set the config values that depend on them.
 
-    `data` are all images of the config's annotation file, which is loaded by default.
+    `data` are all images of the config's annotation file, which is loaded by default. `source` is
+    what the config is from, for messages.
     """
     data_cfg = cfg.DATA
     data = data or load_training_data(data_cfg.ROOT, data_cfg.ANNOTATIONS)
@@ -189,10 +194,10 @@ def prepare(cfg: CfgNode, data: TrainingData | None = None, new: bool = True) ->
             f"{plural(n_classes, 'class', 'classes')}"
         )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = n_classes
-    with config_errors("the config"):
+    with config_errors(source):
         reasons = set_keys_from_data(cfg, data.train)
     set_schedule(cfg, build_stream(cfg, data).epoch_length)
-    return Session(cfg, data, reasons, new)
+    return Session(cfg, data, reasons, new, source)
 
 
 def limit_warmup(session: Session, command: Sequence[str]) -> None:
@@ -219,7 +224,7 @@ def limit_warmup(session: Session, command: Sequence[str]) -> None:
 
 def begin(root: Path, cfg: CfgNode, launch: Launch) -> Session:
     """Load the data of a new run, and create its folder below `root`."""
-    session = set_processes(prepare(cfg), launch)
+    session = set_processes(prepare(cfg, source=launch.source), launch)
     limit_warmup(session, launch.command)
     if cfg.DATA.CONTINUES:
         check_former_run(cfg, session.data)
@@ -256,7 +261,7 @@ def resume(run: Path, cfg: CfgNode, launch: Launch, data: TrainingData | None = 
     inputs, anchors, own = cfg.INPUT, cfg.MODEL.ANCHOR_GENERATOR, load_config(run / runs.CONFIG)
     chosen_from_data = inputs.ZOOM_FROM_DATA, anchors.FROM_DATA
     inputs.ZOOM_FROM_DATA = anchors.FROM_DATA = False
-    session = set_processes(prepare(cfg, data, new=False), launch, run)
+    session = set_processes(prepare(cfg, data, new=False, source=launch.source), launch, run)
     inputs.ZOOM_FROM_DATA, anchors.FROM_DATA = chosen_from_data
     if cfg.SOLVER.EPOCHS and cfg.SOLVER.EPOCHS == own.SOLVER.EPOCHS:
         cfg.SOLVER.MAX_ITER = own.SOLVER.MAX_ITER
@@ -348,7 +353,7 @@ def _start(session: Session, build_trainer: BuildTrainer) -> Any:
         if first and (run / runs.METRICS).is_file() and not (run / runs.LAST).is_file():
             warn(f"{display_path(run)}: without a checkpoint ({runs.LAST}), so it starts anew")
     try:
-        with config_errors(run / runs.CONFIG):
+        with config_errors(session.source):
             trainer = build_trainer(cfg, session.data)
         trainer.resume_or_load(resume=not session.new)
         if trainer.start_iter >= trainer.max_iter:
