@@ -34,7 +34,8 @@ AJI, AJI+           aggregated Jaccard index, the mean over images
 F1, precision, recall, counts, and the confusion matrix of the classes: of cells that match with
                     an IoU above 0.5
 centroid F1         F_d (of any class) and F_c (of each) of HoVer-Net: of cells that match with
-                    centroids at most 12 pixels apart, or --radius
+                    centroids at most 12 pixels apart, or --radius; in an image of more than some
+                    4,000 cells, part by part
 
 All but AP use label maps, in which a pixel belongs to one cell. Detections of one cell, of any
 class, become one with a joint score, and a cell mostly under others of higher scores is left

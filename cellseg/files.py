@@ -31,6 +31,8 @@ if sys.platform != "win32":
 
 LOCK = "in-use-by"  # name of the file in a folder that `lock_file` locks
 
+_SAMPLE = 1 << 16  # bytes
+
 _reading_umask = threading.Lock()  # it is 0 meanwhile
 
 
@@ -233,6 +235,24 @@ def file_start(path: Path, length: int) -> bytes | None:
     with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
         return file.read(length)
     return None
+
+
+def sample_hash(path: Path) -> str:
+    """Return a hash of the beginning, the middle and the end of a file, "" if it can't be read.
+
+    It tells most files of one size apart, whatever their size.
+    """
+    sample = hashlib.sha256()
+    try:
+        check_ordinary(path)
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for start in (0, size // 2, size - _SAMPLE):
+                file.seek(max(0, start))
+                sample.update(file.read(_SAMPLE))
+    except (OSError, InputError):
+        return ""
+    return sample.hexdigest()
 
 
 def exists(path: Path) -> bool:

@@ -447,6 +447,24 @@ def write_truth(data, *names):
     (data / "truth.json").write_text(json.dumps(truth))
 
 
+@pytest.mark.parametrize("change", ["", "crowd", "not scored"])
+def test_cells_of_classes_that_results_do_not_have_are_a_warning(data, score, caplog, change):
+    """Of the images that are scored; crowd regions are no cells."""
+    truth = read_ground_truth(data / "test_masks", data)
+    (cell,) = (each for each in truth["annotations"] if each["category_id"] == 2)  # in a.tif
+    cell["iscrowd"] = int(change == "crowd")
+    (data / "truth.json").write_text(json.dumps(truth))
+    name = "b" if change == "not scored" else "a"
+    listed = {"id": 1, "file_name": f"{name}.tif", "height": 6, "width": 40}
+    (data / "own.json").write_text("[]")
+    (data / "own-list.json").write_text(json.dumps([listed]))
+    (data / "own-classes.json").write_text('[{"id": 1, "name": "class1"}]')
+    score("--truth", str(data / "truth.json"), results="own.json")
+    lost = [text for text in caplog.messages if "all false negatives: class2" in text]
+    assert len(lost) == (not change)
+    assert all("1 cell of classes" in text for text in lost)
+
+
 def test_classes_with_other_names_are_a_warning(data, score, caplog):
     write_truth(data, "Tumour", "stroma", "immune", "dead")
     flags = ("--truth", str(data / "truth.json"))

@@ -24,7 +24,15 @@ from typing import Any
 from tqdm import tqdm
 
 from cellseg.errors import InputError
-from cellseg.files import display_path, exists, read_json, write_atomic, write_csv, write_json
+from cellseg.files import (
+    display_path,
+    exists,
+    read_json,
+    sample_hash,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from cellseg.images import ImageRecord
 from cellseg.messages import listed, plural, warn
 from cellseg.predict.inputs import TileJob
@@ -298,9 +306,13 @@ class Cohort:
         `unplaced` stays the same if the slide's or the regions' file is moved.
         """
         image = slide.image
-        states = [file_state(path) for path in (image.path, image.regions) if path]
+        paths = [path for path in (image.path, image.regions) if path]
+        states = [file_state(path) for path in paths]
+        contents = [
+            [*state[1:3], sample_hash(path)] for state, path in zip(states, paths, strict=True)
+        ]
         hashes = {}
-        for name, files in ("made_from", states), ("unplaced", [state[1:3] for state in states]):
+        for name, files in ("made_from", states), ("unplaced", contents):
             text = json.dumps([self._made_from(image), files, image.level, image.mpp])
             hashes[name] = hashlib.sha256(text.encode()).hexdigest()
         return hashes

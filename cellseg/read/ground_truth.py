@@ -34,6 +34,7 @@ from cellseg.read.results import (
     find_sidecar_ground_truth,
     iter_results,
     sidecar_path,
+    warn_of_lost_classes,
 )
 from cellseg.read.truth_folder import read_truth_folder
 from cellseg.read.window import wrong_size
@@ -142,8 +143,7 @@ def read_results_with_ground_truth(
         next(iter_results(part), None)  # a file that can't be read is said before all else
     check_annotations(source, " with --truth")
     ground_truth = _read_for([own for own in all_listed if own], source, data)
-    class_ids = (annotation["category_id"] for annotation in ground_truth["annotations"])
-    check_same_classes(parts, ground_truth["categories"], source, class_ids)
+    check_same_classes(parts, ground_truth["categories"], source)
     if len(paths) > 1:
         for path, own in zip(paths, all_listed, strict=True):
             if not own:
@@ -168,6 +168,7 @@ def read_results_with_ground_truth(
             _print_pairs(path, own.images, ids, ground_truth, source)
     _check_same_regions(paths, all_listed, all_ids)
     ground_truth = select_images(ground_truth, predicted[0])
+    warn_of_lost_classes(parts, ground_truth, source)
     images = []
     for path, own, ids in zip(paths, all_listed, all_ids, strict=True):
         if own:

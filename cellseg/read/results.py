@@ -214,26 +214,26 @@ def read_result_categories(results: Path) -> list[dict[str, Any]] | None:
 
 
 def check_same_classes(
-    parts: Sequence[Path],
-    categories: Sequence[Mapping[str, Any]],
-    source: object,
-    class_ids: Iterable[int] = (),
+    parts: Sequence[Path], categories: Sequence[Mapping[str, Any]], source: object
 ) -> None:
     """Raise InputError if results know one of the classes of annotations under another id.
 
-    Warns of ids with another name in both, unless one of the names only numbers the class, and of
-    those of ground-truth cells, `class_ids`, that results don't have. Of several results with the
-    same classes, such as the slides of a table, the first is named.
+    Warns of ids with another name in both, unless one of the names only numbers the class. Of
+    several results with the same classes, such as the slides of a table, the first is named.
     """
-    n_cells = Counter(class_ids)
+    for results, theirs in _distinct_classes(parts):
+        _check_classes(results, theirs, categories, source)
+
+
+def _distinct_classes(parts: Iterable[Path]) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Yield the first of the results with each list of classes, and these, where they are known."""
     checked: list[object] = []
     for results in parts:
         theirs = None
         with contextlib.suppress(InputError):  # damaged, which scores don't depend on
             theirs = read_result_categories(results)
         if theirs is not None and theirs not in checked:
-            _check_classes(results, theirs, categories, source)
-            _warn_of_lost_classes(results, theirs, categories, source, n_cells)
+            yield results, theirs
             checked.append(theirs)
 
 
@@ -263,24 +263,26 @@ def _check_classes(
         )
 
 
-def _warn_of_lost_classes(
-    results: Path,
-    theirs: Sequence[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-    source: object,
-    n_cells: Mapping[int, int],
+def warn_of_lost_classes(
+    parts: Sequence[Path], ground_truth: Mapping[str, Any], source: object
 ) -> None:
-    """Warn of ground-truth cells, `n_cells` of each id, of classes that results don't have."""
-    lost = {each["id"]: each["name"] for each in categories if n_cells.get(each["id"])}
-    for each in theirs:
-        lost.pop(each["id"], None)
-    if lost:
-        n = plural(sum(n_cells[id_] for id_ in lost), "cell")
-        warn(
-            f"{source}: {n} of classes that {results} doesn't have, all false negatives: "
-            f"{listed([*lost.values()])}; if its classes were merged, {ANNOTATIONS} in the data "
-            "folder has to say so (--merge_classes of annotation.py), or pass a COCO file of them"
-        )
+    """Warn of ground-truth cells of classes that results don't have."""
+    cells = (each for each in ground_truth["annotations"] if not each["iscrowd"])
+    n_cells = Counter(each["category_id"] for each in cells)
+    for results, theirs in _distinct_classes(parts):
+        known = {each["id"] for each in theirs}
+        lost = {
+            each["name"]: n
+            for each in ground_truth["categories"]
+            if (n := n_cells[each["id"]]) and each["id"] not in known
+        }
+        if lost:
+            warn(
+                f"{source}: {plural(sum(lost.values()), 'cell')} of classes that {results} doesn't "
+                f"have, all false negatives: {listed([*lost])}; if its classes were merged, "
+                f"{ANNOTATIONS} in the data folder has to say so (--merge_classes of "
+                "annotation.py), or pass a COCO file of them"
+            )
 
 
 _NUMBERED = re.compile(r"^(class ?\d+|none)$", re.IGNORECASE | re.MULTILINE)

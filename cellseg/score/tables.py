@@ -68,7 +68,8 @@ def _label_map_table(scores: Scores) -> str:
     kept = {"score": "higher score", "smaller": "smaller area", "larger": "larger area"}
     title = (
         f"Label maps: each detected cell once, with a score of {scores.score_threshold:g} or "
-        f"more; overlapping pixels go to the {kept[scores.overlap]}"
+        f"more; centroids match up to {scores.radius:g} pixels apart; overlapping pixels go to the "
+        f"{kept[scores.overlap]}"
     )
     return _table(title, ["", *names, "GT cells", "detections", "error", "|error|/image"], rows)
 

@@ -204,9 +204,9 @@ def test_results_of_another_slide_are_not_replaced(lab, is_former):
     assert lab.run() == ["s"] * 3
 
 
-@pytest.mark.parametrize("change", ["", "time", "size", "run"])
+@pytest.mark.parametrize("change", ["", "time", "size", "content", "run"])
 def test_the_results_of_a_slide_follow_its_file(lab, change, capsys):
-    """Those of a file of another size or time, or of another run, may be of another slide."""
+    """Those of another file, or of another run, may be of another slide."""
     lab.names, lab.files = ["s", "b"], {"s": "x/s"}
     lab.run()
     written = results_of(lab, "s")
@@ -218,6 +218,11 @@ def test_the_results_of_a_slide_follow_its_file(lab, change, capsys):
     elif change == "size":
         stat = path.stat()
         path.write_bytes(path.read_bytes() + b"x")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "content":  # as of uncompressed images from an archive
+        stat, written_bytes = path.stat(), bytearray(path.read_bytes())
+        written_bytes[-1] ^= 1
+        path.write_bytes(written_bytes)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     elif change == "run":
         lab.made_from = "another run"

@@ -281,4 +281,4 @@ def test_more_open_files_are_allowed_if_the_system_lets(monkeypatch):
     with pytest.raises(InputError, match="no semaphores"), local_workers(2, "cpu", FakePredictor):
         pass
     ((soft, hard),) = allowed
-    assert 44 <= soft <= hard == 100  # two workers use 44
+    assert 56 <= soft <= hard == 100  # two workers use 56

@@ -77,6 +77,15 @@ def test_parts_of_a_large_image_are_paired_by_themselves(seed, axis):
     assert sorted(map(tuple, pairs.tolist())) == sorted(expected)
 
 
+def test_no_cell_is_lost_where_a_large_image_is_cut(monkeypatch):
+    """Each detection is nearest to its own cell, some of them beyond the cut."""
+    monkeypatch.setattr("cellseg.score.centroid._MAX_DISTANCES", 1000)
+    gt = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), axis=-1).reshape(-1, 2) * 20
+    detected = gt + np.random.default_rng(0).uniform(-5, 5, gt.shape)
+    pairs = match_centroids(gt, detected, 12)
+    assert sorted(map(tuple, pairs.tolist())) == [(n, n) for n in range(400)]
+
+
 def test_many_cells_at_one_place_are_paired_as_well(monkeypatch):
     monkeypatch.setattr("cellseg.score.centroid._MAX_DISTANCES", 10)
     same = np.zeros((9, 2))
