@@ -185,6 +185,8 @@ def test_stopped_while_processes_are_started(tiny, cells, tmp_path, moment):
         process.kill()
     assert process.returncode == 130, err
     assert err.count("interrupted") == 1
+    (run,) = tmp_path.glob("tiny/*")
+    assert err.endswith(f"python train.py --resume {run}\n")
     assert "Traceback" not in err
     assert is_gone(process.pid)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from cellseg import distributed, runs
+from cellseg import distributed, process, runs
 from cellseg.config import config_errors, load_config
 from cellseg.device import count_cores, detectron2_problem
 from cellseg.errors import InputError
@@ -289,6 +289,8 @@ def _train_in_processes(session: Session, launch: Launch) -> int:
     cfg.freeze()
     n_processes = session.processes * launch.machines
     print_training(session, n_processes)
+    if not launch.machine_rank:
+        process.advise(_how_to_resume(Path(cfg.OUTPUT_DIR)))
     if n_processes == 1:
         return launch.train(session)
     distributed.launch(
@@ -320,10 +322,9 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 raise TrainingStopped(trainer.max_iter)
         except TrainingStopped as stop:
             if first:
-                folder = shell_path(run.parent if in_folds else run)
                 print(
-                    f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; resume "
-                    f"with: python train.py --resume {folder}"
+                    f"stopped after iteration {stop} of {session.cfg.SOLVER.MAX_ITER}; "
+                    f"{_how_to_resume(run)}"
                 )
             return 130
     if first:
@@ -342,6 +343,11 @@ def train(session: Session, build_trainer: BuildTrainer) -> int:
                 )
         print(f"finished; predict with: python inference.py --checkpoint {shell_path(run)}")
     return 0
+
+
+def _how_to_resume(run: Path) -> str:
+    folder = run.parent if run in runs.list_fold_runs(run.parent) else run
+    return f"resume with: python train.py --resume {shell_path(folder)}"
 
 
 def _start(session: Session, build_trainer: BuildTrainer) -> Any:
