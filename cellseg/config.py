@@ -356,7 +356,7 @@ def check_unused_keys(cfg: CfgNode, given: Sequence[str] | None = None) -> None:
     for key in own if given is None else given:
         if key in _UNUSED_KEYS and own[key] != known[key]:
             raise InputError(f"{key} {own[key]}: has no effect here; {_UNUSED_KEYS[key]}")
-        if key in _UNUSED_IF_GIVEN and given is not None:
+        if key in _UNUSED_IF_GIVEN and given is not None and own[key] != "bitmask":
             raise InputError(f"{key} {own[key]}: has no effect here; {_UNUSED_IF_GIVEN[key]}")
         if key == "SOLVER.NESTEROV" and own[key] and cfg.SOLVER.OPTIMIZER != "SGD":
             raise InputError(
@@ -410,27 +410,30 @@ def check_given_keys(cfg: CfgNode, given: Sequence[str]) -> None:
 
 
 def check_prediction_keys(cfgs: Sequence[CfgNode], given: Sequence[str]) -> None:
-    """Raise InputError if keys given on the command line of a prediction have no effect on it.
+    """Check the keys given on the command line of a prediction for those without effect.
 
-    `cfgs` are those of one or more networks.
+    `cfgs` are those of one or more networks. Raises InputError for the first that was meant to
+    change the prediction; a warning for those of training.
     """
+    check_unused_keys(cfgs[0], given)
+    for key in given:
+        value = attrgetter(key)(cfgs[0])
+        if key == "MODEL.WEIGHTS":
+            raise InputError(f"{key} {value}: are initial weights; choose a run with --checkpoint")
+        if key in _WITHOUT_SCALE and all(cfg.INPUT.ZOOM for cfg in cfgs):
+            raise InputError(f"{key} {value}: has no effect with a fixed scale; use INPUT.ZOOM")
     of_training = [
         key
         for key in given
         if key in TRAINING_RANGES
-        or key == "MODEL.WEIGHTS"
-        or not (key in PREDICTION_RANGES or key.startswith(("MODEL.", "TEST.")))
+        or not (
+            key in PREDICTION_RANGES
+            or key == "DATA.ROOT"  # of --dataset train
+            or key.startswith(("MODEL.", "TEST."))
+        )
     ]
     if of_training:
-        raise InputError(
-            f"{', '.join(of_training)}: only for training, to be left out here; the weights are "
-            "chosen with --checkpoint, the images with --data or --images"
-        )
-    check_unused_keys(cfgs[0], given)
-    for key in given:
-        if key in _WITHOUT_SCALE and all(cfg.INPUT.ZOOM for cfg in cfgs):
-            value = attrgetter(key)(cfgs[0])
-            raise InputError(f"{key} {value}: has no effect with a fixed scale; use INPUT.ZOOM")
+        warn(f"keys of training, which have no effect here: {', '.join(of_training)}")
 
 
 def check_values(cfg: CfgNode) -> None:

@@ -599,7 +599,7 @@ def test_no_usable_image_leaves_the_previous_results(predict, own, tmp_path):
         (["--weight_name", "x.pth"], "--weight_name takes last.pth"),
         (["MODEL.NONSENSE", 1], "MODEL.NONSENSE"),
         (["MODEL.MASK_ON", "False"], "MODEL.MASK_ON False"),
-        (["TEST.TILE", 40, "SEED", 1, "SOLVER.MAX_ITER", 4], "SEED, SOLVER.MAX_ITER: "),
+        (["TEST.TILE", 40, "MODEL.WEIGHTS", "x.pth"], "MODEL.WEIGHTS x.pth: "),
         (["INPUT.ZOOM", 2, "INPUT.MIN_SIZE_TEST", 64], "INPUT.MIN_SIZE_TEST 64: "),
         (["INPUT.MIN_SIZE_TEST", "big"], "INPUT.MIN_SIZE_TEST big: "),
         (["INPUT.MIN_SIZE_TEST", 64, "--data", "x"], "--data: "),
