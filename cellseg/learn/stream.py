@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -240,6 +242,16 @@ def build_loader(
 
 def _init_worker(_number: int) -> None:
     cv2.setNumThreads(0)  # torch limits its own threads
-    # The main process decides; `timeout` and schedulers signal all.
+    # Ctrl-C is handled by the main process, and SIGTERM is obeyed only if that has sent it: a
+    # terminal, `timeout` and schedulers signal all processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_if_told_by, args=[os.getppid()], daemon=True).start()
+
+
+def _end_if_told_by(parent: int) -> None:
+    """End this process when a SIGTERM of its parent comes."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 
@@ -297,6 +298,27 @@ def test_workers_use_one_thread_and_ignore_ctrl_c():
     assert os.getpid() not in processes
     assert {sample["threads"] for sample in loaded} == {(1, 1)}
     assert {sample["interrupt"] for sample in loaded} == {signal.SIG_IGN}
+
+
+@few_cores
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
+def test_workers_end_when_their_process_tells_them_and_for_nobody_else():
+    """`timeout` signals all processes, but the main one decides."""
+    loader = build_loader(SampleStream(images(7), tensors, 3), 0, 4, 0, 1, 2, False)
+
+    def workers():
+        loaded = itertools.chain(*itertools.islice(loader, 8))
+        return {sample["process"] for sample in loaded}
+
+    pids = workers()
+    subprocess.run(["kill", *map(str, pids)], check=True)
+    assert workers() == pids
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + 20
+    while left := pids & {child.pid for child in multiprocessing.active_children()}:
+        assert time.monotonic() < limit, left
+        time.sleep(0.05)
 
 
 def broken(_sample, _rng):
